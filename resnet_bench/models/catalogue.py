@@ -1,0 +1,133 @@
+"""The table of networks by name, and what may be said about each in a recipe."""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+from torch import nn
+
+from resnet_bench.errors import UserError
+from resnet_bench.models import resnet_he, resnet_projected
+from resnet_bench.models.cifar100_resnet import cifar100_resnet
+from resnet_bench.models.resnet9 import resnet9
+from resnet_bench.models.resnet18_3x3 import resnet18_3x3
+from resnet_bench.models.resnet34_biased import resnet34_biased
+
+Options = Mapping[str, bool | int | float | str]
+
+TORCHVISION = "torchvision:"
+
+
+@dataclass(frozen=True)
+class Option:
+    """What an option of a network may be: in words, and as a test."""
+
+    description: str
+    accepts: Callable[[object], bool]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A constructor, called as `constructor(num_classes, **options)`, and its options."""
+
+    constructor: Callable[..., nn.Module]
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+
+
+DROPOUT = Option("a number from 0 up to, but not including, 1", _is_rate)
+PRETRAINED = Option("true or false", lambda value: isinstance(value, bool))
+
+NETWORKS: Mapping[str, Network] = {
+    "resnet9": Network(resnet9, {"dropout": DROPOUT}),
+    "resnet34_biased": Network(resnet34_biased),
+    "cifar100_resnet": Network(cifar100_resnet, {"dropout": DROPOUT}),
+    "resnet18": Network(resnet_projected.resnet18),
+    "resnet34": Network(resnet_projected.resnet34),
+    "resnet50": Network(resnet_projected.resnet50),
+    "resnet101": Network(resnet_projected.resnet101),
+    "resnet152": Network(resnet_projected.resnet152),
+    "resnet18_3x3": Network(resnet18_3x3),
+    "he_resnet20": Network(resnet_he.he_resnet20),
+    "he_resnet32": Network(resnet_he.he_resnet32),
+    "he_resnet44": Network(resnet_he.he_resnet44),
+    "he_resnet56": Network(resnet_he.he_resnet56),
+    "he_resnet110": Network(resnet_he.he_resnet110),
+    "plain20": Network(resnet_he.plain20),
+    "plain32": Network(resnet_he.plain32),
+    "plain44": Network(resnet_he.plain44),
+    "plain56": Network(resnet_he.plain56),
+}
+
+
+def names() -> list[str]:
+    """Names of the suite's own networks; beside them, `torchvision:NAME` names each of torchvision's."""
+    return list(NETWORKS)
+
+
+def validate(name: str, options: Options | None = None) -> None:
+    """Check a network's name and options without building it.
+
+    Args:
+        name: One of `names()`, or `torchvision:NAME`.
+        options: The network's options by name.
+
+    Raises:
+        UserError: There is no such network, or it has no such option, or the option may not have this value.
+    """
+    known = _find(name).options
+    for option, value in (options or {}).items():
+        if option not in known:
+            valid = f"its options are: {', '.join(known)}" if known else "it has no options"
+            raise UserError(f"the network {name} has no option {option!r}; {valid}")
+        if not known[option].accepts(value):
+            raise UserError(f"the option {option} of the network {name} is {known[option].description}, not {value!r}")
+
+
+def build(name: str, *, num_classes: int, options: Options | None = None) -> nn.Module:
+    """Build a network, its weights drawn from torch's global random generator.
+
+    Args:
+        name: One of `names()`, or `torchvision:NAME` for a classifier of `torchvision.models`.
+        num_classes: Outputs of the last layer.
+        options: Options of the network: `dropout` for `resnet9` and `cifar100_resnet`, `pretrained` for
+            torchvision's.
+
+    Returns:
+        A network that maps images `[N, 3, H, W]` to logits `[N, num_classes]`, in training mode.
+
+    Raises:
+        UserError: As `validate`; or pretrained weights could not be had.
+    """
+    validate(name, options)
+    return _find(name).constructor(num_classes, **(options or {}))
+
+
+def _find(name: str) -> Network:
+    if name in NETWORKS:
+        return NETWORKS[name]
+    # Importing torchvision takes seconds, which the suite's own networks need not cost.
+    from resnet_bench.models.torchvision_classifiers import classifier_names, torchvision_classifier
+
+    classifier = name.removeprefix(TORCHVISION)
+    if name.startswith(TORCHVISION) and classifier in classifier_names():
+        return Network(partial(torchvision_classifier, classifier), {"pretrained": PRETRAINED})
+    raise UserError(_no_such_network(name, classifier_names()))
+
+
+def _no_such_network(name: str, classifier_names: Iterable[str]) -> str:
+    """The sentence for an unknown name; the nearest one may have a prefix more or less than it."""
+    own = {network: network for network in NETWORKS}
+    torchvision = {classifier: TORCHVISION + classifier for classifier in classifier_names}
+    # Where a bare name is in both, the later one counts: it stays on the side of the prefix that was typed.
+    full_names = own | torchvision if name.startswith(TORCHVISION) else torchvision | own
+    nearest = difflib.get_close_matches(name.removeprefix(TORCHVISION).lower(), full_names, n=1)
+    suggestion = f"; did you mean {full_names[nearest[0]]}?" if nearest else ""
+    return (
+        f"there is no network {name!r}{suggestion} (there are: {', '.join(NETWORKS)}, "
+        f"and {TORCHVISION}NAME for every classifier of torchvision.models)"
+    )

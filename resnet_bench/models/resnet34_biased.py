@@ -1,0 +1,84 @@
+"""ResNet-34 at 224 pixels for CIFAR-10, as in the DigitalOcean tutorial that builds it from scratch.
+
+The ResNet-34 of He et al. (2015), but for one habit: every convolution keeps its bias, the projections
+included. BatchNorm subtracts a channel's mean right after, so the biases cost 8,512 parameters and change no
+output in training; the weight decay still moves them.
+"""
+
+from torch import Tensor, nn
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut: `relu(conv2(conv1(x)) + shortcut(x))`.
+
+    The shortcut is the identity where the block keeps the shape of its input, and otherwise a biased 1x1
+    convolution with BatchNorm.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+        self.conv2 = nn.Sequential(
+            nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1),
+            nn.BatchNorm2d(out_channels),
+        )
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride),
+                nn.BatchNorm2d(out_channels),
+            )
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[N, in_channels, H, W]` to `[N, out_channels, H / stride, W / stride]`."""
+        out: Tensor = self.relu(self.conv2(self.conv1(x)) + self.downsample(x))
+        return out
+
+
+class BiasedResNet34(nn.Module):
+    """The network of the tutorial; the comments give the shape of the map after each line."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(
+            nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3),
+            nn.BatchNorm2d(64),
+            nn.ReLU(inplace=True),
+        )  # 64 x 112 x 112
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)  # 64 x 56 x 56
+        self.layer0 = _stage(64, 64, blocks=3, stride=1)
+        self.layer1 = _stage(64, 128, blocks=4, stride=2)  # 128 x 28 x 28
+        self.layer2 = _stage(128, 256, blocks=6, stride=2)  # 256 x 14 x 14
+        self.layer3 = _stage(256, 512, blocks=3, stride=2)  # 512 x 7 x 7
+        self.avgpool = nn.AvgPool2d(7, stride=1)  # 512 x 1 x 1
+        self.fc = nn.Linear(512, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `[N, num_classes]` of normalised images `[N, 3, 224, 224]`."""
+        x = self.maxpool(self.conv1(images))
+        x = self.layer0(x)
+        x = self.layer1(x)
+        x = self.layer2(x)
+        x = self.layer3(x)
+        logits: Tensor = self.fc(self.avgpool(x).flatten(1))
+        return logits
+
+
+def _stage(in_channels: int, out_channels: int, *, blocks: int, stride: int) -> nn.Sequential:
+    first = ResidualBlock(in_channels, out_channels, stride)
+    rest = [ResidualBlock(out_channels, out_channels) for _ in range(blocks - 1)]
+    return nn.Sequential(first, *rest)
+
+
+def resnet34_biased(num_classes: int = 10) -> BiasedResNet34:
+    """ResNet-34 with biased convolutions for 224-pixel images: 21,298,314 parameters with 10 classes.
+
+    Args:
+        num_classes: Outputs of the last layer.
+    """
+    return BiasedResNet34(num_classes)

@@ -1,0 +1,15 @@
+"""Fixtures that every test may ask for."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data_folder() -> Path:
+    """The folder with real CIFAR that RESNET_BENCH_TEST_DATA names; the test skips where there is none."""
+    folder = os.environ.get("RESNET_BENCH_TEST_DATA")
+    if not folder:
+        pytest.skip("set RESNET_BENCH_TEST_DATA to a folder with CIFAR to run this test")
+    return Path(folder).resolve()
