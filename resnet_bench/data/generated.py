@@ -1,0 +1,69 @@
+"""Images made on the spot, for trying the software and testing it where there is no CIFAR."""
+
+import numpy as np
+import numpy.typing as npt
+
+from resnet_bench.data.catalog import DatasetInfo
+from resnet_bench.data.content import Content, SplitArrays, in_canonical_order
+from resnet_bench.data.random_streams import RandomStream
+
+_CELL = 4
+_CONTRAST = 40
+_NOISE = 48
+_LARGEST_SHIFT = 2
+_IMAGES_AT_ONCE = 2000
+
+
+def generate_content(info: DatasetInfo, train_size: int, test_size: int, seed: int) -> Content:
+    """Images with a class-dependent pattern each, in canonical order; the classes are equally frequent.
+
+    A class is a coarse pattern of coloured cells, the same seen in a mirror so that flipping does not change the
+    class; an image is the pattern of its class, shifted by up to 2 pixels, lighter or darker, under strong noise.
+    Only integers are computed, so that every machine makes the same images.
+
+    Args:
+        info: The dataset whose number of classes and image size they have.
+        train_size: Number of training images.
+        test_size: Number of test images.
+        seed: Another seed gives other patterns and other noise.
+    """
+    patterns = _patterns(info, seed)
+    return Content(
+        in_canonical_order(_split(patterns, train_size, RandomStream(seed, f"generated/{info.name}/train"))),
+        in_canonical_order(_split(patterns, test_size, RandomStream(seed, f"generated/{info.name}/test"))),
+    )
+
+
+def _patterns(info: DatasetInfo, seed: int) -> npt.NDArray[np.int16]:
+    """Every shifted pattern of every class, int16 `[classes, shifts, 3, H, W]` around 128."""
+    cells = info.image_size // _CELL
+    stream = RandomStream(seed, f"generated/{info.name}/patterns")
+    shape = (info.num_classes, 3, cells, cells // 2)
+    signs = 2 * stream.bits("cells", 0, int(np.prod(shape))).reshape(shape) - 1
+    mirrored = np.concatenate((signs, signs[..., ::-1]), axis=-1)
+    patterns = (128 + _CONTRAST * mirrored.repeat(_CELL, axis=-2).repeat(_CELL, axis=-1)).astype(np.int16)
+    reach = range(-_LARGEST_SHIFT, _LARGEST_SHIFT + 1)
+    return np.stack([np.roll(patterns, (down, right), axis=(-2, -1)) for down in reach for right in reach], axis=1)
+
+
+def _split(patterns: npt.NDArray[np.int16], size: int, stream: RandomStream) -> SplitArrays:
+    labels = np.arange(size, dtype=np.int64) % len(patterns)
+    images = np.empty((size, *patterns.shape[2:]), dtype=np.uint8)
+    for chunk, start in enumerate(range(0, size, _IMAGES_AT_ONCE)):
+        part = labels[start : start + _IMAGES_AT_ONCE]
+        images[start : start + _IMAGES_AT_ONCE] = _draw(patterns, part, stream, chunk)
+    return SplitArrays(images, labels)
+
+
+def _draw(
+    patterns: npt.NDArray[np.int16], labels: npt.NDArray[np.int64], stream: RandomStream, chunk: int
+) -> npt.NDArray[np.uint8]:
+    """One image a label: uint8 `[N, 3, H, W]`."""
+    count = len(labels)
+    shifts = stream.integers("shift", chunk, count, patterns.shape[1])
+    images = patterns[labels, shifts]
+    images += (stream.integers("brightness", chunk, count, 2 * _CONTRAST + 1) - _CONTRAST)[:, None, None, None]
+    # A byte of noise a pixel: eight come out of one 64-bit number, in the same order on every machine.
+    noise = stream.raw("noise", chunk, images.size // 8).astype("<u8").view(np.uint8).reshape(images.shape)
+    images += (noise.astype(np.int16) - 128) * _NOISE // 64
+    return images.clip(0, 255).astype(np.uint8)

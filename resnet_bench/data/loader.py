@@ -1,0 +1,279 @@
+"""How images reach the model: the whole split on the device, a batch of it in one indexing operation."""
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from resnet_bench.data.dataset import Split
+from resnet_bench.data.random_streams import RandomStream
+
+_BYTES_AT_ONCE_ON_ACCELERATORS = 64 * 2**20
+"""On an accelerator several batches are prepared together, so that small ones do not wait for kernel launches."""
+
+_IMAGES_PADDED_AT_ONCE = 5000
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to an image before it is normalised, in this order: crop, flip, resize.
+
+    Attributes:
+        crop_padding: Pixels added on every side before a window of the original size is cut out at random; 0 for none.
+        padding_mode: What the added pixels are: black, or the image mirrored at its border.
+        flip: Whether every other image, by chance, is mirrored left to right.
+        resize: Height and width in pixels of the images that the model gets, by bilinear interpolation that equals
+            Pillow's; None keeps the original size.
+    """
+
+    crop_padding: int = 0
+    padding_mode: Literal["zeros", "reflect"] = "zeros"
+    flip: bool = False
+    resize: int | None = None
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random choices of one epoch, each int64 `[N]`; entry i is for the i-th image that the model sees.
+
+    Attributes:
+        order: Index of the image in the split.
+        top: First row of the window in the padded image, from 0 to twice the padding.
+        left: First column of the window in the padded image, before flipping.
+        flip: 1 where the window is mirrored left to right.
+    """
+
+    order: Tensor
+    top: Tensor
+    left: Tensor
+    flip: Tensor
+
+
+class ResidentLoader:
+    """Batches of a split that lives on the device as uint8.
+
+    Every image is padded once, in both orientations if flips are asked for; the windows of all crops are a strided
+    view of that, and a batch is one indexing operation into it, equal to the last bit to torchvision's RandomCrop
+    and RandomHorizontalFlip for the same choices. Normalisation is ToTensor's and Normalize's arithmetic in their
+    order, in float32.
+
+    The choices are a function of seed, stream, epoch and position: an epoch can be started anywhere, any number of
+    times, and nothing about the loader need be saved to resume. They are made on the CPU, alike for all devices,
+    for a whole epoch at once, so that the device is never waited for within one.
+
+    Args:
+        split: The images. On the CPU, and without crop or flip, they are used in place.
+        batch_size: Images a batch; the last batch of an epoch holds the rest.
+        mean: Mean of each channel, of pixels between 0 and 1.
+        std: Standard deviation of each channel, likewise.
+        device: Where the images live and the batches appear.
+        augmentation: What happens to each image; nothing by default.
+        shuffle: Whether every epoch has a random order of its own, rather than the split's.
+        seed: The run's seed, from 0 to 2**64 - 1.
+        stream: What the loader is for; loaders of different streams choose independently.
+        drop_last: Whether a last batch that is not full is left out.
+        dtype: Type of the normalised images.
+        memory_format: Memory layout of the normalised images.
+
+    Attributes:
+        num_images: Number of images in the split.
+
+    Raises:
+        ValueError: A batch has no image, the seed is out of range, or reflected padding is as large as the image.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str = "cpu",
+        augmentation: Augmentation | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        stream: str = "train",
+        drop_last: bool = False,
+        dtype: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"a batch has at least one image; {batch_size} were asked for")
+        self.num_images = len(split)
+        self._batch_size = batch_size
+        self._num_used = self.num_images - self.num_images % batch_size if drop_last else self.num_images
+        self._device = torch.device(device)
+        # Other accelerators share the CPU's memory or copy a strided view before they index it.
+        self._home = self._device if self._device.type == "cuda" else torch.device("cpu")
+        self._augmentation = augmentation or Augmentation()
+        self._shuffle = shuffle
+        self._stream = RandomStream(seed, stream)
+        self._dtype = dtype
+        self._memory_format = memory_format
+        self._mean = torch.tensor(mean, dtype=torch.float32, device=self._device).view(-1, 1, 1)
+        self._std = torch.tensor(std, dtype=torch.float32, device=self._device).view(-1, 1, 1)
+        self._labels = split.labels.to(self._home)
+        height, width = split.images.shape[-2:]
+        padded = _padded_orientations(split.images, self._augmentation).to(self._home)
+        self._windows = padded.unfold(3, height, 1).unfold(4, width, 1)
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return math.ceil(self._num_used / self._batch_size)
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch on the device: normalised images `[B, 3, H, W]` and labels int64 `[B]`.
+
+        Args:
+            epoch: Epoch, counted from 0.
+            start_batch: The first batch wanted; the ones before it are neither made nor drawn differently.
+
+        Raises:
+            ValueError: The epoch has fewer batches than `start_batch`.
+        """
+        if not 0 <= start_batch <= len(self):
+            raise ValueError(f"an epoch has {len(self)} batches and cannot start at batch {start_batch}")
+        return self._batches(epoch, start_batch)
+
+    def raw_batch(self, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
+        """A batch before normalisation: uint8 `[B, 3, H, W]`, cropped, flipped and resized, and labels int64 `[B]`."""
+        if not 0 <= batch < len(self):
+            raise ValueError(f"an epoch has {len(self)} batches, and there is no batch {batch}")
+        start = batch * self._batch_size
+        return self._gather(self._indices(epoch), start, min(start + self._batch_size, self._num_used))
+
+    def draws(self, epoch: int) -> Draws:
+        """The random choices of an epoch, on the CPU; choices that the augmentation does not need are 0."""
+        size = self.num_images
+        padding = self._augmentation.crop_padding
+        none = torch.zeros(size, dtype=torch.int64)
+        order = torch.from_numpy(self._stream.permutation(epoch, size)) if self._shuffle else torch.arange(size)
+        if padding:
+            top = torch.from_numpy(self._stream.integers("top", epoch, size, below=2 * padding + 1))
+            left = torch.from_numpy(self._stream.integers("left", epoch, size, below=2 * padding + 1))
+        else:
+            top = left = none
+        flip = torch.from_numpy(self._stream.bits("flip", epoch, size)) if self._augmentation.flip else none
+        return Draws(order, top, left, flip)
+
+    def _batches(self, epoch: int, start_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        indices = self._indices(epoch)
+        step = self._batches_at_once() * self._batch_size
+        for start in range(start_batch * self._batch_size, self._num_used, step):
+            raw, labels = self._gather(indices, start, min(start + step, self._num_used))
+            images = self._normalised(raw.to(self._device))
+            labels = labels.to(self._device)
+            for first in range(0, len(labels), self._batch_size):
+                yield images[first : first + self._batch_size], labels[first : first + self._batch_size]
+
+    def _batches_at_once(self) -> int:
+        if self._device.type == "cpu":
+            return 1
+        channels, height, width = self._windows.shape[2], *self._windows.shape[-2:]
+        size = self._augmentation.resize
+        pixels = size * size if size else height * width
+        batch_bytes = self._batch_size * channels * pixels * self._dtype.itemsize
+        return max(1, _BYTES_AT_ONCE_ON_ACCELERATORS // batch_bytes)
+
+    def _indices(self, epoch: int) -> Draws | None:
+        """The choices of an epoch where the images are, or nothing if the images are used as they lie."""
+        if not self._shuffle and not self._augmentation.crop_padding and not self._augmentation.flip:
+            return None
+        draws = self.draws(epoch)
+        # A window of the mirrored image lies as far from its right border as its original does from the left one.
+        mirrored_left = 2 * self._augmentation.crop_padding - draws.left
+        left = torch.where(draws.flip == 1, mirrored_left, draws.left)
+        return Draws(*(choice.to(self._home) for choice in (draws.order, draws.top, left, draws.flip)))
+
+    def _gather(self, indices: Draws | None, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Images from position `start` to before `stop` of an epoch, uint8, and their labels."""
+        if indices is None:
+            images, labels = self._windows[start:stop, 0, :, 0, 0], self._labels[start:stop]
+        else:
+            order, top, left, flip = (
+                choice[start:stop] for choice in (indices.order, indices.top, indices.left, indices.flip)
+            )
+            images, labels = self._windows[order, flip, :, top, left], self._labels[order]
+        if self._augmentation.resize:
+            images = _resized(images, self._augmentation.resize)
+        return images, labels
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        pixels = images.contiguous(memory_format=self._memory_format).float()
+        return pixels.div_(255).sub_(self._mean).div_(self._std).to(self._dtype)
+
+
+def _padded_orientations(images: Tensor, augmentation: Augmentation) -> Tensor:
+    """Padded images as they are and, if flips are asked for, mirrored: uint8 `[N, 1 or 2, 3, H + 2p, W + 2p]`."""
+    padding = augmentation.crop_padding
+    if not padding and not augmentation.flip:
+        return images.unsqueeze(1)
+    count, channels, height, width = images.shape
+    if augmentation.padding_mode == "reflect" and padding >= min(height, width):
+        raise ValueError(f"an image of {height}x{width} pixels cannot be padded by {padding} reflected ones")
+    shape = (count, 1 + augmentation.flip, channels, height + 2 * padding, width + 2 * padding)
+    orientations = torch.empty(shape, dtype=torch.uint8)
+    widths = ((0, 0), (0, 0), (padding, padding), (padding, padding))
+    for start in range(0, count, _IMAGES_PADDED_AT_ONCE):
+        part = slice(start, start + _IMAGES_PADDED_AT_ONCE)
+        if augmentation.padding_mode == "reflect":
+            padded = torch.from_numpy(np.pad(images[part].numpy(), widths, mode="reflect"))
+        else:
+            padded = F.pad(images[part], (padding, padding, padding, padding))
+        orientations[part, 0] = padded
+        if augmentation.flip:
+            orientations[part, 1] = padded.flip(-1)
+    return orientations
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    """Bilinear interpolation of square uint8 images, equal to Pillow's to the last bit."""
+    if images.device.type == "cpu" and _integer_kernel_is_exact(images.shape[-1], size):
+        return _resized_by_integer_kernel(images, size)
+    return _resized_by_matrices(images, size)
+
+
+def _resized_by_integer_kernel(images: Tensor, size: int) -> Tensor:
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+
+
+def _resized_by_matrices(images: Tensor, size: int) -> Tensor:
+    """Pillow's two passes as matrix products, on any device with float64.
+
+    Pillow weighs pixels with multiples of 2**-22; in float64 such products and sums are exact in any order.
+    """
+    weights, half = _pillow_weights(images.shape[-1], size, images.device)
+    # Converting to an integer cuts the fraction off, so that adding a half first rounds as Pillow does.
+    rows = F.linear(images.double(), weights, half).to(torch.uint8)
+    columns = F.linear(rows.mT.double(), weights, half).to(torch.uint8)
+    return columns.mT.contiguous()
+
+
+@functools.cache
+def _integer_kernel_is_exact(old: int, new: int) -> bool:
+    """Whether torch's CPU kernel, ten times as fast, equals Pillow; seen from 32 to 224 and not for all sizes."""
+    noise = torch.randint(0, 256, (16, 3, old, old), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.equal(_resized_by_integer_kernel(noise, new), _resized_by_matrices(noise, new))
+
+
+@functools.cache
+def _pillow_weights(old: int, new: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Weights of old pixels in new ones as in Pillow's `Resample.c`, float64 `[new, old]`, and halves `[new]`."""
+    scale = old / new
+    reach = max(scale, 1.0)
+    centres = (np.arange(new)[:, None] + 0.5) * scale
+    pixels = np.arange(old)[None]
+    # Pillow looks at these pixels only; with its own rounding at the ends, not all that the triangle covers.
+    first = np.maximum((centres - reach + 0.5).astype(np.int64), 0)
+    last = np.minimum((centres + reach + 0.5).astype(np.int64), old)
+    triangle = np.maximum(1 - np.abs((pixels - centres + 0.5) / reach), 0) * ((first <= pixels) & (pixels < last))
+    weights = triangle / triangle.sum(axis=1, keepdims=True)
+    rounded = torch.from_numpy(np.floor(weights * 2**22 + 0.5) / 2**22)
+    return rounded.to(device), torch.full((new,), 0.5, dtype=torch.float64, device=device)

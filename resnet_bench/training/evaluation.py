@@ -1,0 +1,97 @@
+"""Measures a network on one split: the source's way, and the plain way beside it."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from resnet_bench.data import ResidentLoader
+from resnet_bench.execution import Execution
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A split's accuracy (a fraction) and loss (nats), averaged over images and over batches."""
+
+    accuracy_over_images: float
+    accuracy_over_batches: float
+    loss_over_images: float
+    loss_over_batches: float
+    images: int
+    probabilities: npt.NDArray[np.float32] | None = None
+    """Shape [N, classes] in the loader's order, where they were asked for."""
+    labels: npt.NDArray[np.int64] | None = None
+
+    def averaged(self, averaging: str) -> tuple[float, float]:
+        """Accuracy and loss by a recipe's ``evaluation.averaging``."""
+        if averaging == "batches":
+            return self.accuracy_over_batches, self.loss_over_batches
+        return self.accuracy_over_images, self.loss_over_images
+
+
+@torch.no_grad()
+def measure(
+    network: nn.Module,
+    loader: ResidentLoader,
+    execution: Execution,
+    *,
+    mode: str,
+    epoch: int = 0,
+    keep_probabilities: bool = False,
+) -> Measured:
+    """Run a split through the network once; nothing of the network is changed.
+
+    Args:
+        network: On the execution's device; its outputs are logits [B, classes].
+        loader: Gives images [B, 3, H, W] and labels [B].
+        execution: Precision of the forward pass. Losses are computed in fp32.
+        mode: ``eval`` or ``batch_statistics`` (see :class:`~resnet_bench.benchmark.Evaluation`).
+        epoch: Which epoch of the loader's random stream to take, where it shuffles.
+        keep_probabilities: Also return softmax outputs and labels.
+    """
+    losses, correct, sizes, probabilities, labels_seen = [], [], [], [], []
+    with _prepared(network, mode):
+        for images, labels in loader.epoch(epoch):
+            with execution.autocast():
+                outputs = network(images)
+            outputs = outputs.float()
+            losses.append(F.cross_entropy(outputs, labels))
+            correct.append((outputs.argmax(1) == labels).sum())
+            sizes.append(len(labels))
+            if keep_probabilities:
+                probabilities.append(outputs.softmax(1))
+                labels_seen.append(labels)
+
+    # Everything stays on the device until here, so that the host waits once.
+    batch_losses = torch.stack(losses).cpu().double().numpy()
+    batch_correct = torch.stack(correct).cpu().double().numpy()
+    batch_sizes = np.array(sizes, dtype=np.float64)
+    images_seen = int(batch_sizes.sum())
+    return Measured(
+        accuracy_over_images=float(batch_correct.sum() / images_seen),
+        accuracy_over_batches=float((batch_correct / batch_sizes).mean()),
+        loss_over_images=float((batch_losses * batch_sizes).sum() / images_seen),
+        loss_over_batches=float(batch_losses.mean()),
+        images=images_seen,
+        probabilities=torch.cat(probabilities).cpu().numpy() if keep_probabilities else None,
+        labels=torch.cat(labels_seen).cpu().numpy() if keep_probabilities else None,
+    )
+
+
+@contextlib.contextmanager
+def _prepared(network: nn.Module, mode: str) -> Iterator[None]:
+    """Put the network into the mode, and afterwards back as it was, running statistics included."""
+    was_training = network.training
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()] if mode == "batch_statistics" else []
+    network.train(mode == "batch_statistics")
+    try:
+        yield
+    finally:
+        network.train(was_training)
+        for buffer, before in buffers:
+            buffer.copy_(before)

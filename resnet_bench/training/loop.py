@@ -1,0 +1,444 @@
+"""The training loop, from a recipe to a trained network, as a generator of events.
+
+To watch a run, iterate over it; to stop it, stop iterating. What a step measures stays on the device and is
+read once a chunk of steps, so that watching costs nothing.
+"""
+
+import hashlib
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resnet_bench import models
+from resnet_bench.benchmark import Recipe, SplitName
+from resnet_bench.data import Dataset, ResidentLoader
+from resnet_bench.errors import UserError
+from resnet_bench.execution import Execution
+from resnet_bench.training.errors import Diverged, OutOfMemory
+from resnet_bench.training.evaluation import Measured, measure
+from resnet_bench.training.events import (
+    EpochEnded,
+    Evaluated,
+    Event,
+    Finished,
+    Predictions,
+    Started,
+    State,
+    Steps,
+)
+from resnet_bench.training.images import evaluation_loader, splits_of, train_loader
+from resnet_bench.training.optimizers import build_optimizer
+from resnet_bench.training.schedules import build_schedule
+
+STEPS_BETWEEN_READS = 50
+"""On a GPU the host waits for the device this often; on a CPU reading costs nothing and is done every step."""
+
+PLAIN_EVALUATION_BATCH = 500
+
+SEPARATE_PASS_EPOCHS = 1_000_000
+"""Added to the epoch when the training images are gone through once more to measure the accuracy on them, so that
+order and augmentation are drawn anew."""
+
+
+def train(
+    recipe: Recipe, execution: Execution, seed: int, dataset: Dataset, *, resume: State | None = None
+) -> Iterator[Event]:
+    """Train a recipe once.
+
+    Args:
+        recipe: What to train; with the seed it decides the result.
+        execution: How: device, precision and the like; it decides speed and rounding.
+        seed: Initialisation, order, augmentation and dropout depend on it and on nothing else.
+        dataset: The images of ``recipe.data.dataset``.
+        resume: A snapshot that an earlier run's event gave; training goes on behind it, and on the same
+            machine with the same execution ends with the same bits.
+
+    Yields:
+        ``Started``; ``Steps`` as they are done; at the end of each epoch ``Evaluated`` for each split and
+        then ``EpochEnded``; at last ``Finished``. Any event with a ``snapshot`` can be resumed behind, as
+        long as the generator has not been advanced further.
+
+    Raises:
+        Diverged: The loss is no longer finite.
+        OutOfMemory: The device has too little memory for the batch size.
+        UserError: The dataset has too few images, or the snapshot belongs to another recipe or seed.
+    """
+    with execution.applied():
+        try:
+            yield from _Run(recipe, execution, seed, dataset, resume).events()
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(execution.device_name, recipe.training.batch_size) from error
+
+
+class _Clock:
+    """Seconds of device time spent between ``start`` and ``stop``, added up."""
+
+    def __init__(self, execution: Execution) -> None:
+        self._execution = execution
+        self._started = 0.0
+
+    def start(self) -> None:
+        self._execution.synchronize()
+        self._started = time.perf_counter()
+
+    def stop(self) -> float:
+        self._execution.synchronize()
+        return time.perf_counter() - self._started
+
+
+class _Run:
+    """The state of one run, and the events that it passes through."""
+
+    def __init__(self, recipe: Recipe, execution: Execution, seed: int, dataset: Dataset, resume: State | None) -> None:
+        self.recipe, self.execution, self.seed = recipe, execution, seed
+        self.device = torch.device(execution.device)
+        self.clock = _Clock(execution)
+        self.clock.start()
+
+        if execution.device_type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self.splits = splits_of(recipe, dataset)
+        self.network = self._build_network()
+        self.has_dropout = any(
+            isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in self.network.modules()
+        )
+        self.optimizer = build_optimizer(recipe.optimizer, self.network.parameters(), fused=True)
+        self.schedule = build_schedule(recipe, self.optimizer)
+        self.forward = self._compiled() if execution.compile else self.network
+        self.train_loader = train_loader(recipe, self.splits["train"], execution, seed)
+        self.source_loaders = {name: self._source_loader(name) for name in self._evaluated_splits()}
+
+        self.epoch, self.step_in_epoch, self.step = 1, 0, 0
+        self.train_seconds = self.epoch_seconds = self.evaluation_seconds = 0.0
+        self.loss_sum, self.last_loss, self.correct, self.images = 0.0, math.nan, 0, 0
+        self.final_test: tuple[Evaluated, Measured] | None = None
+        if resume is not None:
+            self._restore(resume)
+        self.setup_seconds = self.clock.stop()
+
+    # --- the paragraph that this module is about -------------------------------------------------
+
+    def events(self) -> Iterator[Event]:
+        """The whole run, event by event."""
+        training, evaluation = self.recipe.training, self.recipe.evaluation
+        yield self._started_event()
+        if evaluation.before_training and self.step == 0:
+            for split in evaluation.splits:
+                yield self._evaluate(split, 0)
+
+        for epoch in range(self.epoch, training.epochs + 1):
+            self.epoch = epoch
+            yield from self._train_epoch()
+
+            evaluated: list[Evaluated] = []
+            if epoch % evaluation.every == 0 or epoch == training.epochs:
+                for split in evaluation.splits:
+                    evaluated.append(self._evaluate(split, epoch))
+                    yield evaluated[-1]
+            accuracy = self._train_accuracy()
+            self.schedule.after_epoch(evaluated[0].loss if evaluated else None)
+            yield self._end_epoch(accuracy)
+
+        if evaluation.test_at_end and self.final_test is None:
+            yield self._evaluate("test", training.epochs)
+        yield self._finished_event()
+
+    def _train_epoch(self) -> Iterator[Steps]:
+        """Train what is left of the current epoch."""
+        self.network.train()
+        if self.step_in_epoch == 0:
+            self.schedule.start_epoch(self.epoch)
+            self.epoch_seconds = 0.0
+            self.loss_sum, self.correct, self.images = 0.0, 0, 0
+
+        chunk = _Chunk()
+        self.clock.start()
+        for images, labels in self.train_loader.epoch(self.epoch, start_batch=self.step_in_epoch):
+            chunk.add(*self._step(images, labels), len(labels))
+            self.step += 1
+            self.step_in_epoch += 1
+            if self._should_read(len(chunk.losses)):
+                yield self._read(chunk)
+                chunk = _Chunk()
+                self.clock.start()
+        if chunk.losses:
+            yield self._read(chunk)
+
+    def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float]:
+        """One optimizer step: the loss, how many images were classified correctly, and the learning rate."""
+        training = self.recipe.training
+        if self.has_dropout:
+            torch.manual_seed(_derived_seed(self.seed, "dropout", self.step))
+        with self.execution.autocast():
+            outputs = self.forward(images)
+        outputs = outputs.float()
+        loss = F.cross_entropy(outputs, labels, label_smoothing=training.label_smoothing)
+        torch.autograd.backward(loss)
+        if training.clip_value is not None:
+            nn.utils.clip_grad_value_(self.network.parameters(), training.clip_value)
+        if training.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), training.clip_norm)
+        learning_rate = float(self.optimizer.param_groups[0]["lr"])
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.after_step()
+        return loss.detach(), (outputs.detach().argmax(1) == labels).sum(), learning_rate
+
+    def _should_read(self, unread_steps: int) -> bool:
+        return self.execution.device_type == "cpu" or unread_steps == STEPS_BETWEEN_READS
+
+    def _read(self, chunk: "_Chunk") -> Steps:
+        """Bring a chunk's measurements to the host; the training clock stands still from here on."""
+        losses = torch.stack(chunk.losses).cpu().tolist()
+        correct = int(torch.stack(chunk.correct).sum().cpu())
+        seconds = self.clock.stop()
+        first_step = self.step - len(losses) + 1
+        for i, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                raise Diverged(first_step + i, chunk.learning_rates[i], loss)
+            self.loss_sum += loss * chunk.sizes[i]
+        self.last_loss = losses[-1]
+        self.correct += correct
+        self.images += sum(chunk.sizes)
+        self.epoch_seconds += seconds
+        self.train_seconds += seconds
+        return Steps(
+            epoch=self.epoch,
+            first_step=first_step,
+            losses=losses,
+            learning_rates=chunk.learning_rates,
+            images=sum(chunk.sizes),
+            correct=correct,
+            seconds=seconds,
+            snapshot=self.snapshot,
+        )
+
+    # --- evaluation ------------------------------------------------------------------------------
+
+    def _evaluate(self, split: SplitName, epoch: int) -> Evaluated:
+        """Measure a split both ways; one pass serves both where the source's way is the plain one."""
+        recipe = self.recipe.evaluation
+        is_final_test = split == "test" and epoch == self.recipe.training.epochs
+        self.clock.start()
+        if recipe.mode == "eval":
+            plain_loader = self.source_loaders[split]
+            if recipe.shuffle:
+                plain_loader = self._plain_loader(split, recipe.batch_size)
+            plain = source = measure(
+                self.forward, plain_loader, self.execution, mode="eval", keep_probabilities=is_final_test
+            )
+        else:
+            self._seed_dropout(f"evaluation/{split}", epoch)
+            source = measure(self.forward, self.source_loaders[split], self.execution, mode=recipe.mode, epoch=epoch)
+            plain_loader = self._plain_loader(split, PLAIN_EVALUATION_BATCH)
+            plain = measure(self.forward, plain_loader, self.execution, mode="eval", keep_probabilities=is_final_test)
+        seconds = self.clock.stop()
+        self.evaluation_seconds += seconds
+        accuracy, loss = source.averaged(recipe.averaging)
+        event = Evaluated(
+            epoch=epoch,
+            step=self.step,
+            split=split,
+            accuracy=accuracy,
+            loss=loss,
+            accuracy_plain=plain.accuracy_over_images,
+            loss_plain=plain.loss_over_images,
+            images=plain.images,
+            seconds=seconds,
+        )
+        if is_final_test:
+            self.final_test = (event, plain)
+        return event
+
+    def _train_accuracy(self) -> float:
+        """Accuracy on the training images as the source reports it, a fraction."""
+        if self.recipe.training.train_accuracy == "running":
+            return self.correct / self.images
+        recipe = self.recipe.evaluation
+        self._seed_dropout("evaluation/train", self.epoch)
+        self.clock.start()
+        epoch = SEPARATE_PASS_EPOCHS + self.epoch
+        measured = measure(self.forward, self.train_loader, self.execution, mode=recipe.mode, epoch=epoch)
+        self.evaluation_seconds += self.clock.stop()
+        return measured.averaged(recipe.averaging)[0]
+
+    def _seed_dropout(self, purpose: str, epoch: int) -> None:
+        if self.has_dropout:
+            torch.manual_seed(_derived_seed(self.seed, f"dropout/{purpose}", epoch))
+
+    # --- setting up ------------------------------------------------------------------------------
+
+    def _build_network(self) -> nn.Module:
+        # Built on the CPU whatever the device, so that a seed gives the same weights everywhere.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_derived_seed(self.seed, "initialisation", 0))
+            network = models.build(
+                self.recipe.model.name, num_classes=self.recipe.num_outputs, options=self.recipe.model.options
+            )
+        return network.to(self.device).to(memory_format=self.execution.memory_format)
+
+    def _compiled(self) -> nn.Module:
+        """The network compiled, with the compilation done: it is set-up, not training."""
+        compiled: nn.Module = torch.compile(self.network)  # type: ignore[assignment]  # torch types it as a function
+        size = self.recipe.image_size
+        last = self.recipe.data.num_train % self.recipe.training.batch_size
+        before = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        for batch in {self.recipe.training.batch_size, last} - {0}:
+            images = torch.randn(batch, 3, size, size, device=self.device)
+            images = images.to(memory_format=self.execution.memory_format)
+            with self.execution.autocast():
+                outputs = compiled(images)
+            outputs.float().sum().backward()
+        self.network.zero_grad(set_to_none=True)
+        self.network.load_state_dict(before)
+        return compiled
+
+    def _source_loader(self, split: SplitName) -> ResidentLoader:
+        """A split in the batches and the order that the source evaluates it in."""
+        evaluation = self.recipe.evaluation
+        return evaluation_loader(
+            self.recipe,
+            self.splits[split],
+            self.execution,
+            batch_size=evaluation.batch_size,
+            shuffled_by=(self.seed, f"evaluation/{split}") if evaluation.shuffle else None,
+        )
+
+    def _plain_loader(self, split: SplitName, batch_size: int) -> ResidentLoader:
+        return evaluation_loader(self.recipe, self.splits[split], self.execution, batch_size=batch_size)
+
+    def _evaluated_splits(self) -> list[SplitName]:
+        names: list[SplitName] = list(self.recipe.evaluation.splits)
+        if self.recipe.evaluation.test_at_end and "test" not in names:
+            names.append("test")
+        return names
+
+    # --- events and snapshots --------------------------------------------------------------------
+
+    def _started_event(self) -> Started:
+        size = self.recipe.image_size
+        return Started(
+            parameters=models.count_parameters(self.network),
+            macs=models.count_macs(self.network, (3, size, size)),
+            steps_per_epoch=self.recipe.steps_per_epoch,
+            epochs=self.recipe.training.epochs,
+            train_images=self.recipe.data.num_train,
+            step=self.step,
+            setup_seconds=self.setup_seconds,
+        )
+
+    def _end_epoch(self, accuracy: float) -> EpochEnded:
+        mean = self.loss_sum / self.images
+        ended = EpochEnded(
+            epoch=self.epoch,
+            step=self.step,
+            loss=mean if self.recipe.training.reported_loss == "mean" else self.last_loss,
+            loss_mean=mean,
+            accuracy=accuracy,
+            seconds=self.epoch_seconds,
+            train_seconds=self.train_seconds,
+            images_per_second=self.images / self.epoch_seconds,
+            peak_memory_bytes=_peak_memory(self.device),
+            snapshot=self.snapshot,
+        )
+        self.epoch += 1
+        self.step_in_epoch = 0
+        return ended
+
+    def _finished_event(self) -> Finished:
+        metrics: dict[str, float] = {}
+        predictions = None
+        if self.final_test is not None:
+            test, plain = self.final_test
+            metrics = {"test/accuracy": test.accuracy, "test/accuracy_plain": test.accuracy_plain}
+            assert plain.probabilities is not None
+            assert plain.labels is not None
+            predictions = Predictions(split="test", labels=plain.labels, probabilities=plain.probabilities)
+        return Finished(
+            epoch=self.recipe.training.epochs,
+            step=self.step,
+            train_seconds=self.train_seconds,
+            evaluation_seconds=self.evaluation_seconds,
+            metrics=metrics,
+            predictions=predictions,
+            snapshot=self.snapshot,
+        )
+
+    def snapshot(self) -> State:
+        """Everything that a run needs to go on behind the event that this came with.
+
+        Order, augmentation and dropout are functions of the seed and the position, so no generator's state
+        is in it.
+        """
+        return {
+            "fingerprint": self.recipe.fingerprint,
+            "seed": self.seed,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "position": {key: getattr(self, key) for key in _POSITION},
+        }
+
+    def _restore(self, state: State) -> None:
+        for key, ours in (("fingerprint", self.recipe.fingerprint), ("seed", self.seed)):
+            if state.get(key) != ours:
+                raise UserError(
+                    f"the checkpoint is of {key} {state.get(key)}, this run of {key} {ours}; "
+                    "go on with the recipe and seed it was made with, or start anew"
+                )
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        # Without this mark torch warns of a scheduler that steps before its optimizer has.
+        vars(self.optimizer)["_opt_called"] = True
+        for key in _POSITION:
+            setattr(self, key, state["position"][key])
+
+
+_POSITION = (
+    "epoch",
+    "step_in_epoch",
+    "step",
+    "train_seconds",
+    "epoch_seconds",
+    "evaluation_seconds",
+    "loss_sum",
+    "last_loss",
+    "correct",
+    "images",
+)
+
+
+class _Chunk:
+    """What some steps measured, still on the device."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        self.correct: list[Tensor] = []
+        self.learning_rates: list[float] = []
+        self.sizes: list[int] = []
+
+    def add(self, loss: Tensor, correct: Tensor, learning_rate: float, size: int) -> None:
+        self.losses.append(loss)
+        self.correct.append(correct)
+        self.learning_rates.append(learning_rate)
+        self.sizes.append(size)
+
+
+def _derived_seed(seed: int, purpose: str, position: int) -> int:
+    """A 63-bit seed of its own for each purpose and position, the same on every machine."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{position}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,158 @@
+"""Learning-rate schedules: torch's own, under one interface, and the phases that torch does not have."""
+
+from typing import Any, Protocol
+
+from torch.optim import Optimizer, lr_scheduler
+
+from resnet_bench import benchmark
+
+
+class Schedule(Protocol):
+    """Sets the learning rate of an optimizer as training goes on."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called before the first step of an epoch, counted from 1."""
+
+    def after_step(self) -> None:
+        """Called after each optimizer step."""
+
+    def after_epoch(self, watched_loss: float | None) -> None:
+        """Called after an epoch's evaluation, with the loss of the first evaluated split if there was one."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is needed to go on later."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what ``state_dict`` returned."""
+
+
+def build_schedule(recipe: benchmark.Recipe, optimizer: Optimizer) -> Schedule:
+    """The schedule of a recipe, attached to its optimizer."""
+    schedule, optimizer_recipe = recipe.schedule, recipe.optimizer
+    total_steps = recipe.training.epochs * recipe.steps_per_epoch
+    match schedule:
+        case benchmark.Constant():
+            return _Fixed()
+        case benchmark.OneCycle():
+            return _EveryStep(
+                lr_scheduler.OneCycleLR(
+                    optimizer,
+                    max_lr=optimizer_recipe.lr,
+                    total_steps=total_steps,
+                    pct_start=schedule.rising_fraction,
+                    div_factor=schedule.initial_divisor,
+                    final_div_factor=schedule.final_divisor,
+                    cycle_momentum=schedule.cycle_momentum,
+                    base_momentum=schedule.base_momentum,
+                    max_momentum=schedule.max_momentum,
+                )
+            )
+        case benchmark.Cosine():
+            return _EveryStep(
+                lr_scheduler.CosineAnnealingLR(
+                    optimizer, T_max=total_steps, eta_min=optimizer_recipe.lr * schedule.final_factor
+                )
+            )
+        case benchmark.MultiStep():
+            return _EveryEpoch(
+                lr_scheduler.MultiStepLR(optimizer, milestones=list(schedule.milestones), gamma=schedule.factor)
+            )
+        case benchmark.Plateau():
+            return _OnPlateau(
+                lr_scheduler.ReduceLROnPlateau(
+                    optimizer,
+                    factor=schedule.factor,
+                    patience=schedule.patience,
+                    threshold=schedule.threshold,
+                    min_lr=schedule.min_lr,
+                )
+            )
+        case benchmark.Phases():
+            return _Phases(schedule, optimizer)
+
+
+class _Fixed:
+    """The optimizer's own learning rate throughout."""
+
+    def start_epoch(self, epoch: int) -> None:
+        pass
+
+    def after_step(self) -> None:
+        pass
+
+    def after_epoch(self, watched_loss: float | None) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class _EveryStep(_Fixed):
+    def __init__(self, scheduler: lr_scheduler.LRScheduler) -> None:
+        self._scheduler = scheduler
+
+    def after_step(self) -> None:
+        self._scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in self._scheduler.state_dict().items() if _is_plain(value)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._scheduler.load_state_dict(state)
+
+
+class _EveryEpoch(_EveryStep):
+    def after_step(self) -> None:
+        pass
+
+    def after_epoch(self, watched_loss: float | None) -> None:  # noqa: ARG002 - the protocol's signature
+        self._scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        # MultiStepLR keeps its milestones in a Counter, which a weights-only checkpoint refuses; the recipe
+        # has them anyway.
+        return {"last_epoch": self._scheduler.last_epoch, "_step_count": self._scheduler._step_count}
+
+
+class _OnPlateau(_Fixed):
+    def __init__(self, scheduler: lr_scheduler.ReduceLROnPlateau) -> None:
+        self._scheduler = scheduler
+
+    def after_epoch(self, watched_loss: float | None) -> None:
+        if watched_loss is not None:
+            self._scheduler.step(watched_loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in self._scheduler.state_dict().items() if _is_plain(value)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._scheduler.load_state_dict(state)
+
+
+class _Phases(_Fixed):
+    """Phases that someone started by hand: each sets its rate, and forgets the momentum of the one before."""
+
+    def __init__(self, recipe: benchmark.Phases, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._restart_momentum = recipe.restart_momentum
+        self._base_lr = float(optimizer.param_groups[0]["lr"])
+        self._starts: dict[int, float] = {}
+        first_epoch = 1
+        for phase in recipe.phases:
+            self._starts[first_epoch] = phase.factor
+            first_epoch += phase.epochs
+
+    def start_epoch(self, epoch: int) -> None:
+        if epoch not in self._starts:
+            return
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._base_lr * self._starts[epoch]
+        if self._restart_momentum and epoch > 1:
+            self._optimizer.state.clear()
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | float | bool | str | list | tuple | dict | type(None))

@@ -1,0 +1,319 @@
+import dataclasses
+import errno
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from resnet_bench.data import Dataset, cache
+from resnet_bench.data.cache import CacheEntry, CacheMiss
+from resnet_bench.data.catalog import DatasetInfo
+from resnet_bench.data.content import Content
+from resnet_bench.data.dataset import find_sources, load_dataset
+from resnet_bench.data.parquet import ParquetSource
+from tests.data import builders
+
+Load = Callable[..., Dataset]
+
+
+@pytest.fixture
+def folder(info: DatasetInfo, content: Content, tmp_path: Path) -> Path:
+    """A data folder with Parquet files."""
+    builders.write_parquet(tmp_path / "data" / "cifar10", info, content)
+    return tmp_path / "data"
+
+
+def entry_of(info: DatasetInfo, folder: Path) -> CacheEntry:
+    source = next(find_sources(info, folder.resolve()))
+    return CacheEntry.of(source, folder.resolve() / ".resnet-bench-cache")
+
+
+def state_of(entry: CacheEntry) -> str:
+    """The fingerprint of an entry that can be read, or why it cannot."""
+    try:
+        return entry.read()[1]
+    except CacheMiss as miss:
+        return miss.state
+
+
+def decodings(messages: list[str]) -> int:
+    return sum(message.startswith("decoding cifar10 from") for message in messages)
+
+
+def assert_equal(dataset: Dataset, other: Dataset) -> None:
+    assert dataset.fingerprint == other.fingerprint
+    for split, expected in ((dataset.train, other.train), (dataset.test, other.test)):
+        assert torch.equal(split.images, expected.images)
+        assert torch.equal(split.labels, expected.labels)
+
+
+def test_images_are_decoded_once(info: DatasetInfo, folder: Path, load_small: Load, messages: list[str]) -> None:
+    first = load_small(info, folder)
+    second = load_small(info, folder)
+    assert decodings(messages) == 1
+    assert_equal(first, second)
+    assert second.source == "parquet"
+
+
+@pytest.mark.parametrize("change", ["touched", "rewritten", "added"])
+def test_changed_source_is_decoded_again(
+    change: str, info: DatasetInfo, content: Content, folder: Path, load_small: Load, messages: list[str]
+) -> None:
+    first = load_small(info, folder)
+    if change == "touched":
+        os.utime(folder / "cifar10" / "test-00000-of-00001.parquet", ns=(0, 0))
+    elif change == "rewritten":
+        builders.write_parquet(folder / "cifar10", info, builders.random_content(info, seed=1))
+    else:
+        (folder / "cifar10" / "train-00002-of-00003.parquet").write_bytes(
+            (folder / "cifar10" / "train-00000-of-00002.parquet").read_bytes()
+        )
+        info = dataclasses.replace(info, train_size=90)
+    second = load_small(info, folder)
+    assert decodings(messages) == 2
+    assert any("outdated" in message for message in messages)
+    assert (second.fingerprint == first.fingerprint) == (change == "touched")
+
+
+def test_writing_into_a_loaded_dataset_leaves_the_cache_alone(
+    info: DatasetInfo, folder: Path, load_small: Load
+) -> None:
+    first = load_small(info, folder)
+    before = first.train.images.clone()
+    first.train.images.zero_()
+    assert torch.equal(load_small(info, folder).train.images, before)
+
+
+@pytest.mark.parametrize("file", ["train-images", "train-labels", "test-images", "test-labels"])
+@pytest.mark.parametrize("damage", ["flipped", "shortened", "deleted"])
+def test_damaged_array_is_noticed_and_built_again(
+    file: str, damage: str, info: DatasetInfo, folder: Path, load_small: Load, messages: list[str]
+) -> None:
+    first = load_small(info, folder)
+    # The arrays of `first` are the files themselves, so that what damages one changes the other.
+    expected = dataclasses.replace(
+        first, train=first.train.take(np.arange(len(first.train))), test=first.test.take(np.arange(len(first.test)))
+    )
+    path = entry_of(info, folder).folder / f"{file}.bin"
+    data = bytearray(path.read_bytes())
+    if damage == "flipped":
+        data[len(data) // 3] ^= 0x10
+        path.write_bytes(data)
+    elif damage == "shortened":
+        replacement = path.with_suffix(".new")
+        replacement.write_bytes(data[:-1])
+        replacement.replace(path)
+    else:
+        path.unlink()
+    second = load_small(info, folder)
+    assert_equal(second, expected)
+    assert decodings(messages) == 2
+    assert any("damaged" in message for message in messages)
+    load_small(info, folder)
+    assert decodings(messages) == 2
+
+
+def test_no_damage_to_the_manifest_goes_unnoticed(info: DatasetInfo, folder: Path, load_small: Load) -> None:
+    expected = load_small(info, folder).fingerprint
+    entry = entry_of(info, folder)
+    path = entry.folder / "manifest.json"
+    intact = path.read_bytes()
+    damaged = [intact[:length] for length in range(0, len(intact), 5)]
+    damaged += [intact[:i] + bytes([intact[i] ^ 1 << i % 8]) + intact[i + 1 :] for i in range(0, len(intact), 2)]
+    refused = 0
+    for data in damaged:
+        path.write_bytes(data)
+        state = state_of(entry)
+        # A flip in the white space changes nothing.
+        assert state in ("damaged", expected)
+        refused += state == "damaged"
+    assert refused > 0.8 * len(damaged)
+
+
+def test_read_only_data_folder_uses_the_cache_of_the_user(
+    info: DatasetInfo, folder: Path, load_small: Load, messages: list[str], user_cache_folder: Path
+) -> None:
+    folder.chmod(0o555)
+    load_small(info, folder)
+    load_small(info, folder)
+    folder.chmod(0o755)
+    assert decodings(messages) == 1
+    assert list(user_cache_folder.glob("cifar10-*/manifest.json"))
+    assert not (folder / ".resnet-bench-cache").exists()
+
+
+def test_images_stay_in_memory_where_no_cache_can_be_kept(
+    info: DatasetInfo, folder: Path, load_small: Load, messages: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    dataset = load_small(info, folder, cache_folder=tmp_path / "file")
+    assert_equal(dataset, load_small(info, folder))
+    assert any("cannot be kept" in message for message in messages)
+
+
+# --- faults ---------------------------------------------------------------------------------------------------------
+
+
+class FullDisk:
+    """A file of which half a write arrives."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def write(self, data: memoryview) -> None:
+        self.file.write(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+@contextmanager
+def fault(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Fails the given one of all writes, fsyncs and renames; the list has the ones that were reached."""
+    reached: list[str] = []
+    open_path, replace, fsync = Path.open, Path.replace, os.fsync
+
+    def reach(name: str) -> bool:
+        reached.append(name)
+        return len(reached) == number
+
+    @contextmanager
+    def faulty_open(path: Path, mode: str = "r", **options: Any) -> Iterator[Any]:
+        with open_path(path, mode, **options) as file:
+            yield FullDisk(file) if mode == "wb" and reach("write") else file
+
+    def faulty_replace(path: Path, target: Path) -> Path:
+        if reach("replace"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return replace(path, target)
+
+    def faulty_fsync(descriptor: int) -> None:
+        if reach("fsync"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", faulty_open)
+        patch.setattr(Path, "replace", faulty_replace)
+        patch.setattr(os, "fsync", faulty_fsync)
+        yield reached
+
+
+def test_every_write_fault_leaves_no_entry_or_a_whole_one(
+    info: DatasetInfo, folder: Path, load_small: Load, messages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = load_small(info, folder, cache_folder=folder / "elsewhere")
+    number = 0
+    while True:
+        number += 1
+        entry = entry_of(info, folder)
+        for path in entry.folder.glob("*"):
+            path.unlink()
+        with fault(number, monkeypatch) as reached:
+            assert_equal(load_small(info, folder), expected)
+        if len(reached) < number:
+            break
+        assert "cannot be kept" in messages[-2]
+        assert state_of(entry) in ("missing", expected.fingerprint)
+        assert_equal(load_small(info, folder), expected)
+        assert not list(entry.folder.glob("*.tmp"))
+    # Five files, each written, synchronised, renamed, and synchronised with its folder.
+    assert number - 1 == 20
+
+
+def load_slowly(info: DatasetInfo, folder: Path, seconds: float, barrier: Barrier, results: Any) -> None:
+    """Runs in a process of its own."""
+    messages: list[str] = []
+    read = ParquetSource.read
+
+    def slow_read(source: ParquetSource, progress: Any) -> Content:
+        results.put("reading")
+        time.sleep(seconds)
+        return read(source, progress)
+
+    ParquetSource.read = slow_read  # type: ignore[method-assign]
+    barrier.wait()
+    dataset = load_dataset(
+        info, folder, cache_folder=None, download=False, allow_generated=False, progress=messages.append
+    )
+    results.put((dataset.fingerprint, int(dataset.train.images.sum(dtype=torch.int64)), messages))
+
+
+def test_of_two_processes_one_decodes_and_the_other_waits(info: DatasetInfo, content: Content, folder: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(2), context.Queue()
+    processes = [context.Process(target=load_slowly, args=(info, folder, 1, barrier, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    assert results.get(timeout=60) == "reading"
+    (fingerprint, total, messages), (other_fingerprint, other_total, other_messages) = (
+        results.get(timeout=60) for _ in processes
+    )
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    assert fingerprint == other_fingerprint
+    assert total == other_total == int(content.train.images.sum(dtype="int64"))
+    assert decodings(messages) + decodings(other_messages) == 1
+    assert any("waiting" in message for message in messages + other_messages)
+
+
+@pytest.mark.slow
+def test_a_killed_process_holds_no_one_up(info: DatasetInfo, folder: Path, load_small: Load) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(1), context.Queue()
+    process = context.Process(target=load_slowly, args=(info, folder, 600, barrier, results))
+    process.start()
+    assert results.get(timeout=60) == "reading"
+    assert (entry_of(info, folder).folder.with_suffix(".lock")).exists()
+    process.kill()
+    process.join(timeout=60)
+    started = time.monotonic()
+    assert len(load_small(info, folder).train) == 60
+    assert time.monotonic() - started < 10
+
+
+def test_source_that_changes_while_it_is_read_is_decoded_again(
+    info: DatasetInfo, folder: Path, load_small: Load, messages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = ParquetSource.read
+
+    def read_and_replace(source: ParquetSource, progress: Any) -> Content:
+        content = read(source, progress)
+        builders.write_parquet(folder / "cifar10", info, builders.random_content(info, seed=1))
+        return content
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ParquetSource, "read", read_and_replace)
+        old = load_small(info, folder)
+    assert load_small(info, folder).fingerprint != old.fingerprint
+    assert decodings(messages) == 2
+
+
+def test_leftovers_of_a_killed_process_are_cleared(info: DatasetInfo, folder: Path, load_small: Load) -> None:
+    entry = entry_of(info, folder)
+    entry.folder.mkdir(parents=True)
+    (entry.folder / "train-images.bin.tmp").write_bytes(b"half")
+    (entry.folder / "train-images.bin").write_bytes(b"no manifest yet")
+    load_small(info, folder)
+    assert entry.read()
+    assert not list(entry.folder.glob("*.tmp"))
+
+
+def test_entry_of_another_format_is_built_again(
+    info: DatasetInfo, folder: Path, load_small: Load, messages: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_FORMAT", 0)
+        load_small(info, folder)
+    load_small(info, folder)
+    assert decodings(messages) == 2

@@ -1,0 +1,80 @@
+import functools
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from resnet_bench.data import Dataset
+from resnet_bench.data.catalog import DatasetInfo
+from resnet_bench.data.content import Content
+from resnet_bench.errors import UserError
+from tests.data import builders
+
+Load = Callable[..., Dataset]
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def published(
+    info: DatasetInfo, content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[DatasetInfo]:
+    """A small dataset whose archive a server on this machine offers."""
+    monkeypatch.setenv("no_proxy", "*")
+    site = tmp_path / "site"
+    info = builders.write_extracted_archive(site, info, content)
+    info = builders.pack_archive(site, info)
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(QuietHandler, directory=str(site))
+    ) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield replace(info, archive_url=f"http://127.0.0.1:{server.server_port}/{info.archive_filename}")
+        server.shutdown()
+        thread.join()
+
+
+def test_archive_is_downloaded_when_asked_for(
+    published: DatasetInfo, tmp_path: Path, load_small: Load, messages: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    with pytest.raises(UserError, match="data prepare"):
+        load_small(published, data)
+    assert not data.exists()
+    dataset = load_small(published, data, download=True)
+    assert dataset.source == "torchvision archive"
+    assert Path(dataset.location) == (data / published.archive_filename).resolve()
+    assert any("downloading http://127.0.0.1" in message for message in messages)
+    assert "%" in capfd.readouterr().err
+    assert not list(data.glob("*.part"))
+
+
+@pytest.mark.parametrize("failure", ["not found", "wrong contents", "no server"])
+def test_failed_download_is_explained_and_leaves_nothing(
+    failure: str, published: DatasetInfo, tmp_path: Path, load_small: Load, messages: list[str]
+) -> None:
+    data = tmp_path / "data"
+    info = {
+        "not found": replace(published, archive_url=published.archive_url.replace("10", "11")),
+        "wrong contents": replace(published, archive_md5="0" * 32),
+        "no server": replace(published, archive_url="http://127.0.0.1:9/cifar-10-python.tar.gz"),
+    }[failure]
+    with pytest.raises(UserError, match=r"could not be downloaded to .*--data DIR"):
+        load_small(info, data, download=True)
+    assert [path.name for path in data.iterdir() if not path.name.endswith(".lock")] == []
+    assert load_small(info, data, download=True, allow_generated=True).generated
+    assert any("GENERATED IMAGES" in message and "could not be downloaded" in message for message in messages)
+
+
+def test_nothing_is_downloaded_when_a_source_is_there(
+    published: DatasetInfo, content: Content, tmp_path: Path, load_small: Load
+) -> None:
+    builders.write_parquet(tmp_path / "data" / "cifar10", published, content)
+    assert load_small(published, tmp_path / "data", download=True).source == "parquet"
+    assert not list((tmp_path / "data").glob("*.tar.gz"))

@@ -1,0 +1,353 @@
+"""The loop, held against plain torch."""
+
+import copy
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resnet_bench import models
+from resnet_bench.data import Augmentation, Dataset, ResidentLoader, Split
+from resnet_bench.errors import UserError
+from resnet_bench.execution import Execution
+from resnet_bench.training import Diverged, train
+from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, State, Steps
+from tests.training.conftest import PLAIN, tiny_recipe
+
+
+def run_to_end(recipe, images, *, seed=0, execution=PLAIN, resume=None):
+    events = list(train(recipe, execution, seed, images, resume=resume))
+    return events, events[-1].snapshot()
+
+
+def losses(events):
+    return [loss for event in events if isinstance(event, Steps) for loss in event.losses]
+
+
+def learning_rates(events):
+    return [rate for event in events if isinstance(event, Steps) for rate in event.learning_rates]
+
+
+def same_bits(first: State, second: State) -> bool:
+    return all(torch.equal(first["network"][name], second["network"][name]) for name in first["network"])
+
+
+def initial_network(recipe, images, seed=0):
+    """The network as the loop builds it: what one step at a learning rate of all but zero leaves."""
+    frozen = recipe.model_copy(
+        update={"optimizer": recipe.optimizer.model_copy(update={"lr": 1e-30, "weight_decay": 0})}
+    )
+    first = next(event for event in train(frozen, PLAIN, seed, images) if isinstance(event, Steps))
+    network = models.build(recipe.model.name, num_classes=10, options=recipe.model.options)
+    network.load_state_dict(first.snapshot()["network"])
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+    return network
+
+
+def test_a_run_tells_its_story_in_order(images: Dataset) -> None:
+    recipe = tiny_recipe(evaluation={"before_training": True})
+    events, _ = run_to_end(recipe, images)
+    kinds = [type(event).__name__ for event in events]
+    epoch = ["Steps"] * 3 + ["Evaluated", "EpochEnded"]
+    assert kinds == ["Started", "Evaluated", *epoch, *epoch, "Finished"]
+    assert [event.epoch for event in events if isinstance(event, Evaluated)] == [0, 1, 2]
+    assert [event.last_step for event in events if isinstance(event, Steps)] == [1, 2, 3, 4, 5, 6]
+    started = events[0]
+    assert isinstance(started, Started)
+    assert (started.parameters, started.macs) == (11_185_866, 37_278_720)
+
+
+def test_losses_and_weights_equal_those_of_a_loop_written_out_in_torch(images: Dataset) -> None:
+    recipe = tiny_recipe(
+        # A small rate: Adam divides by the gradient's size, so rounding alone moves a weight by the rate.
+        optimizer={"name": "adam", "lr": 2e-4, "weight_decay": 1e-4},
+        schedule={"name": "one_cycle"},
+        training={"clip_value": 0.1},
+    )
+    events, state = run_to_end(recipe, images)
+
+    network = initial_network(recipe, images)
+    loader = ResidentLoader(
+        Split(images.train.images[:40], images.train.labels[:40]),
+        batch_size=16,
+        mean=recipe.data.mean,
+        std=recipe.data.std,
+        augmentation=Augmentation(crop_padding=4, padding_mode="reflect", flip=True),
+        shuffle=True,
+        seed=0,
+        stream="train",
+    )
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-4, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-4, epochs=2, steps_per_epoch=3)
+    network.train()
+    expected_losses, expected_rates = [], []
+    for epoch in (1, 2):
+        for batch, labels in loader.epoch(epoch):
+            loss = F.cross_entropy(network(batch), labels)
+            loss.backward()
+            torch.nn.utils.clip_grad_value_(network.parameters(), 0.1)
+            expected_rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            expected_losses.append(loss.item())
+    assert losses(events) == pytest.approx(expected_losses, rel=1e-3)
+    assert learning_rates(events) == pytest.approx(expected_rates)
+    for name, weight in network.state_dict().items():
+        torch.testing.assert_close(state["network"][name], weight, rtol=1e-2, atol=1e-3)
+
+
+def test_one_cycle_rates_match_the_public_log_of_the_first_article(images: Dataset) -> None:
+    """Epoch-end learning rates of 8 epochs of 125 batches, as a published run printed them."""
+    recipe = tiny_recipe(
+        data={"train_images": 50_000},
+        optimizer={"name": "adam", "lr": 0.01},
+        schedule={"name": "one_cycle"},
+        training={"epochs": 8, "batch_size": 400},
+    )
+    from resnet_bench.training.optimizers import build_optimizer
+    from resnet_bench.training.schedules import build_schedule
+
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = build_optimizer(recipe.optimizer, [parameter], fused=True)
+    schedule = build_schedule(recipe, optimizer)
+    at_epoch_end, betas = [], []
+    for step in range(1, 1001):
+        optimizer.step()
+        betas.append(optimizer.param_groups[0]["betas"][0])
+        if step % 125 == 0:
+            at_epoch_end.append(optimizer.param_groups[0]["lr"])
+        schedule.after_step()
+    published = [0.00393, 0.00935, 0.00972, 0.00812, 0.00556, 0.00283, 0.00077, 0.0]
+    assert at_epoch_end == pytest.approx(published, abs=6e-6)
+    assert betas[0] == pytest.approx(0.95)
+    assert min(betas) == pytest.approx(0.85, abs=1e-4)
+    assert betas[-1] == pytest.approx(0.95, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer": {"name": "adam", "lr": 0.01}, "schedule": {"name": "one_cycle"}},
+        {"model": {"name": "resnet9", "options": {"dropout": 0.2}}, "evaluation": {"mode": "batch_statistics"}},
+        {"schedule": {"name": "phases", "phases": [{"epochs": 1, "factor": 1}, {"epochs": 1, "factor": 0.1}]}},
+        {"schedule": {"name": "multi_step", "milestones": [1]}},
+        {"schedule": {"name": "plateau", "patience": 0, "threshold": 10.0}},
+        {"schedule": {"name": "cosine"}},
+    ],
+    ids=["constant", "one-cycle", "dropout", "phases", "multi-step", "plateau", "cosine"],
+)
+def test_resumed_behind_any_step_a_run_ends_with_the_same_bits(images: Dataset, changes) -> None:
+    recipe = tiny_recipe(**changes)
+    snapshots: list[State] = []
+    undisturbed: list = []
+    for event in train(recipe, PLAIN, 3, images):
+        undisturbed.append(event)
+        if isinstance(event, Steps | EpochEnded):
+            snapshots.append(copy.deepcopy(event.snapshot()))
+    final = undisturbed[-1].snapshot()
+    assert len(snapshots) == 8
+    # Behind an epoch's first and last step, and behind the epoch; the middle ones go the same way.
+    for snapshot in (snapshots[0], snapshots[2], snapshots[3], snapshots[6], snapshots[7]):
+        events, state = run_to_end(recipe, images, seed=3, resume=snapshot)
+        assert same_bits(state, final)
+        already = snapshot["position"]["step"]
+        assert losses(events) == losses(undisturbed)[already:]
+        assert events[-1].metrics == undisturbed[-1].metrics
+        ended = [event for event in events if isinstance(event, EpochEnded)]
+        before = [event for event in undisturbed if isinstance(event, EpochEnded)]
+        for ours in ended:
+            theirs = before[ours.epoch - 1]
+            assert (ours.loss, ours.accuracy, ours.step) == (theirs.loss, theirs.accuracy, theirs.step)
+
+
+def test_the_seed_decides_the_bits(images: Dataset) -> None:
+    recipe = tiny_recipe()
+    _, first = run_to_end(recipe, images, seed=1)
+    _, again = run_to_end(recipe, images, seed=1)
+    _, other = run_to_end(recipe, images, seed=2)
+    assert same_bits(first, again)
+    assert not same_bits(first, other)
+
+
+def test_training_leaves_the_callers_random_state_and_switches_alone(images: Dataset) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    run_to_end(tiny_recipe(), images)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == threads
+    assert torch.are_deterministic_algorithms_enabled() == deterministic
+
+
+def test_a_stopped_run_restores_the_switches_too(images: Dataset) -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    events = train(tiny_recipe(), PLAIN, 0, images)
+    next(events)
+    assert torch.are_deterministic_algorithms_enabled()
+    events.close()
+    assert torch.are_deterministic_algorithms_enabled() == before
+
+
+@pytest.mark.parametrize(
+    ("channels_last", "precision", "tolerance"), [(True, "fp32", 1e-3), (False, "bf16", 0.05), (True, "bf16", 0.05)]
+)
+def test_a_fast_execution_follows_the_plain_one(images: Dataset, channels_last, precision, tolerance) -> None:
+    """The same batches and the same first losses; later ones drift apart by rounding, which training amplifies."""
+    recipe = tiny_recipe(optimizer={"lr": 1e-4})
+    plain, _ = run_to_end(recipe, images)
+    fast_execution = Execution("cpu", precision, channels_last, compile=False, deterministic=True, threads=1)
+    fast, _ = run_to_end(recipe, images, execution=fast_execution)
+    assert losses(fast) == pytest.approx(losses(plain), rel=tolerance)
+    assert losses(fast) != losses(plain)
+
+
+def test_phases_change_the_rate_and_forget_the_momentum(images: Dataset) -> None:
+    recipe = tiny_recipe(
+        schedule={"name": "phases", "phases": [{"epochs": 1, "factor": 1}, {"epochs": 1, "factor": 0.1}]}
+    )
+    kept = tiny_recipe(
+        schedule={
+            "name": "phases",
+            "restart_momentum": False,
+            "phases": [{"epochs": 1, "factor": 1}, {"epochs": 1, "factor": 0.1}],
+        }
+    )
+    buffers = {}
+    for name, chosen in (("restarted", recipe), ("kept", kept)):
+        for event in train(chosen, PLAIN, 0, images):
+            if isinstance(event, Steps) and event.first_step == 4:
+                assert event.learning_rates == pytest.approx([0.002])
+                buffers[name] = copy.deepcopy(event.snapshot()["optimizer"]["state"][0]["momentum_buffer"])
+    # Behind a fresh start the buffer is one gradient; behind a kept one it is a sum of four.
+    assert not torch.allclose(buffers["restarted"], buffers["kept"])
+    multi_step, _ = run_to_end(tiny_recipe(schedule={"name": "multi_step", "milestones": [1]}), images)
+    kept_events, _ = run_to_end(kept, images)
+    assert losses(kept_events) == losses(multi_step)
+
+
+def test_schedules_are_torchs(images: Dataset) -> None:
+    cosine, _ = run_to_end(tiny_recipe(schedule={"name": "cosine", "final_factor": 0.1}), images)
+    expected = [0.002 + 0.018 * (1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)]
+    assert learning_rates(cosine) == pytest.approx(expected)
+    plateau, _ = run_to_end(
+        tiny_recipe(schedule={"name": "plateau", "patience": 0, "threshold": 1e6}, training={"epochs": 3}), images
+    )
+    assert learning_rates(plateau) == pytest.approx([0.02] * 3 + [0.002] * 3 + [0.0002] * 3)
+
+
+def test_clipping_and_smoothing_change_what_they_should(images: Dataset) -> None:
+    plain, _ = run_to_end(tiny_recipe(), images)
+    clipped, _ = run_to_end(tiny_recipe(training={"clip_norm": 0.01}), images)
+    assert losses(clipped)[0] == losses(plain)[0]
+    assert losses(clipped)[1] != losses(plain)[1]
+    smoothed, _ = run_to_end(tiny_recipe(training={"label_smoothing": 0.5}), images)
+    assert losses(smoothed)[0] != losses(plain)[0]
+
+
+def test_the_smaller_last_batch_can_be_dropped(images: Dataset) -> None:
+    kept, _ = run_to_end(tiny_recipe(), images)
+    dropped, _ = run_to_end(tiny_recipe(training={"last_batch": "drop"}), images)
+    assert [event.images for event in kept if isinstance(event, Steps)] == [16, 16, 8] * 2
+    assert [event.images for event in dropped if isinstance(event, Steps)] == [16, 16] * 2
+
+
+def test_reported_training_numbers_follow_the_source(images: Dataset) -> None:
+    recipe = tiny_recipe(training={"reported_loss": "last_batch"})
+    events, _ = run_to_end(recipe, images)
+    step_losses = losses(events)
+    sizes = [16, 16, 8]
+    for epoch, ended in enumerate(event for event in events if isinstance(event, EpochEnded)):
+        ours = step_losses[3 * epoch : 3 * epoch + 3]
+        assert ended.loss == ours[-1]
+        assert ended.loss_mean == pytest.approx(sum(map(math.prod, zip(ours, sizes, strict=True))) / 40)
+    correct = [event.correct for event in events if isinstance(event, Steps)]
+    assert [event.accuracy for event in events if isinstance(event, EpochEnded)] == [
+        sum(correct[:3]) / 40,
+        sum(correct[3:]) / 40,
+    ]
+
+
+def test_a_separate_pass_measures_training_accuracy_behind_the_epoch(images: Dataset) -> None:
+    """With a learning rate of nearly zero, both ways see the same network and BatchNorm on batch statistics."""
+    changes = {
+        "optimizer": {"lr": 1e-30, "weight_decay": 0.0},
+        "evaluation": {"mode": "batch_statistics"},
+        "training": {"train_accuracy": "separate_pass", "epochs": 1, "batch_size": 40},
+        "augmentation": {"crop_padding": 0, "flip": False},
+    }
+    separate, _ = run_to_end(tiny_recipe(**changes), images)
+    running, _ = run_to_end(tiny_recipe(**{**changes, "training": {"epochs": 1, "batch_size": 40}}), images)
+    accuracy = [next(e.accuracy for e in events if isinstance(e, EpochEnded)) for events in (separate, running)]
+    assert accuracy[0] == accuracy[1]
+
+
+def test_the_validation_split_is_held_out_and_the_test_set_judges_once(images: Dataset) -> None:
+    recipe = tiny_recipe(
+        data={"validation": {"images": 10, "seed": 42}},
+        evaluation={"splits": ["validation"]},
+        training={"batch_size": 10},
+    )
+    events, _ = run_to_end(recipe, images)
+    assert [(e.epoch, e.split, e.images) for e in events if isinstance(e, Evaluated)] == [
+        (1, "validation", 10),
+        (2, "validation", 10),
+        (2, "test", 30),
+    ]
+    assert events[0].train_images == 30
+    predictions = events[-1].predictions
+    assert predictions.probabilities.shape == (30, 10)
+    accuracy = (predictions.probabilities.argmax(1) == predictions.labels).mean()
+    assert accuracy == pytest.approx(events[-1].metrics["test/accuracy_plain"])
+
+
+def test_a_diverging_run_names_step_and_rate(images: Dataset) -> None:
+    recipe = tiny_recipe(optimizer={"lr": 1e18})
+    with pytest.raises(Diverged, match=r"at step \d+, at learning rate 1e\+18") as raised:
+        run_to_end(recipe, images)
+    assert raised.value.step >= 1
+
+
+def test_too_few_images_are_an_error_of_the_user(images: Dataset) -> None:
+    with pytest.raises(UserError, match="needs 50000 training images"):
+        next(train(tiny_recipe(data={"train_images": 50_000}), PLAIN, 0, images))
+
+
+def test_a_snapshot_of_another_recipe_or_seed_is_refused(images: Dataset) -> None:
+    _, state = run_to_end(tiny_recipe(), images)
+    with pytest.raises(UserError, match="fingerprint"):
+        next(train(tiny_recipe(optimizer={"lr": 0.5}), PLAIN, 0, images, resume=state))
+    with pytest.raises(UserError, match="seed"):
+        next(train(tiny_recipe(), PLAIN, 1, images, resume=state))
+
+
+def test_training_learns(images: Dataset) -> None:
+    recipe = tiny_recipe(training={"epochs": 6}, augmentation={"crop_padding": 0, "flip": False})
+    events, _ = run_to_end(recipe, images)
+    ended = [event for event in events if isinstance(event, EpochEnded)]
+    # Of ten classes; guessing gets a tenth.
+    assert ended[-1].accuracy > 0.5
+    assert all(later.train_seconds > earlier.train_seconds for earlier, later in pairwise(ended))
+    assert isinstance(events[-1], Finished)
+
+
+@settings(max_examples=8, deadline=None)
+@given(batch_size=st.integers(2, 40), drop=st.booleans())
+def test_steps_and_images_add_up_for_any_batch_size(images: Dataset, batch_size: int, drop: bool) -> None:
+    if 40 % batch_size == 1 and not drop:
+        with pytest.raises(UserError, match="last batch of one image"):
+            tiny_recipe(training={"batch_size": batch_size})
+        return
+    last_batch = "drop" if drop else "keep"
+    recipe = tiny_recipe(training={"epochs": 1, "batch_size": batch_size, "last_batch": last_batch})
+    events = [event for event in train(recipe, PLAIN, 0, images) if isinstance(event, Steps)]
+    assert len(events) == recipe.steps_per_epoch
+    assert sum(event.images for event in events) == (40 - 40 % batch_size if drop else 40)
