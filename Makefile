@@ -1,0 +1,77 @@
+# Every target first makes .venv from the lock where it is missing or older than the lock.
+
+BENCHMARKS ?= resnet9-onecycle-adam resnet34-sgd-224 resnet18-step-decay cifar100-resnet
+SEEDS ?= 1
+PROFILE ?=
+DEVICE ?= auto
+DATA ?=
+STUDY ?= resnet18-step-decay
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+CLI := $(BIN)/resnet-bench
+DATA_OPTION := $(if $(DATA),--data "$(DATA)")
+TEST_DATA := $(if $(DATA),RESNET_BENCH_TEST_DATA="$(abspath $(DATA))")
+
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.DEFAULT_GOAL := help
+.PHONY: help bench smoke full ui study report dashboard test test-slow lint lock clean
+
+help: ## Show this list
+	@echo "make TARGET [BENCHMARKS=\"NAME …\"] [SEEDS=1] [PROFILE=full|smoke] [DEVICE=auto] [DATA=folder] [STUDY=NAME]"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+bench: $(READY) ## Train the four benchmarks, compare them with their claims, and write the report
+	@$(CLI) run $(BENCHMARKS) --seeds $(SEEDS) $(if $(PROFILE),--profile $(PROFILE)) --device $(DEVICE) $(DATA_OPTION); \
+	status=$$?; \
+	case $$status in 0|1) $(CLI) report || exit $$? ;; esac; \
+	exit $$status
+
+smoke: ## The same in a few minutes on a laptop: a small part of each recipe
+	@$(MAKE) --no-print-directory bench PROFILE=smoke
+
+full: ## The same as published: every epoch on every image
+	@$(MAKE) --no-print-directory bench PROFILE=full
+
+ui: $(READY) ## Open MLflow on the runs, on this machine only
+	@$(CLI) ui
+
+study: $(READY) ## Tune a benchmark with Optuna (STUDY=NAME)
+	@$(CLI) study run $(STUDY) $(if $(PROFILE),--profile $(PROFILE)) --device $(DEVICE) $(DATA_OPTION)
+
+report: $(READY) ## Write reports/latest/ from what MLflow holds
+	@$(CLI) report
+
+dashboard: $(READY) ## Open Optuna's dashboard on the studies, on this machine only
+	@$(BIN)/optuna-dashboard --host 127.0.0.1 sqlite:///optuna.db
+
+test: $(READY) ## Run the quick tests; with DATA=folder also those on real CIFAR
+	@$(TEST_DATA) $(BIN)/pytest
+
+test-slow: $(READY) ## Run the tests that take longer
+	@$(TEST_DATA) $(BIN)/pytest -m slow
+
+lint: $(READY) ## Check style, types and the arrows between packages
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lock: $(READY) ## Choose versions anew and write requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade \
+		--generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements.lock
+
+clean: ## Remove the environment and every cache; runs, reports and data stay
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "resnet-bench needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (choose another with PYTHON=…)")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes --requirement requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@

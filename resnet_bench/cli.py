@@ -1,0 +1,452 @@
+"""The verbs of the command line. Each parses, calls and prints; the work is done elsewhere."""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from resnet_bench import registry
+from resnet_bench.benchmark import PROFILES, Benchmark, ProfileName
+from resnet_bench.errors import UserError
+from resnet_bench.study_commands import study_app
+
+FAILED = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+# A log has no width of its own; 80 columns would fold every table.
+console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+errors = Console(stderr=True)
+
+app = typer.Typer(
+    name="resnet-bench",
+    help="Fair, fast, tracked training of residual networks on CIFAR.\n\nStart with: resnet-bench list",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+data_app = typer.Typer(help="Look for CIFAR, or fetch it.", no_args_is_help=True)
+tracking_app = typer.Typer(help="Look after the tracking store.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(tracking_app, name="tracking")
+app.add_typer(study_app, name="study")
+
+
+def main() -> None:
+    """Run the command line; what a user can put right ends in one sentence and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(BAD_INPUT)
+
+
+def _complete_benchmark(incomplete: str) -> list[str]:
+    return [name for name in registry.scan(None)[0] if name.startswith(incomplete)]
+
+
+Name = Annotated[str, typer.Argument(help="A benchmark's name.", autocompletion=_complete_benchmark)]
+BenchmarksFolder = Annotated[
+    Path | None,
+    typer.Option("--benchmarks", metavar="DIR", help="A folder of benchmark files; it comes before the shipped ones."),
+]
+DataFolder = Annotated[
+    Path, typer.Option("--data", metavar="DIR", envvar="RESNET_BENCH_DATA", help="The folder that holds CIFAR.")
+]
+TrackingURI = Annotated[
+    str | None,
+    typer.Option("--tracking", metavar="URI", help="MLflow's store; else MLFLOW_TRACKING_URI, else mlflow.db here."),
+]
+RunsFolder = Annotated[
+    Path, typer.Option("--runs", metavar="DIR", help="Where each run's journal and checkpoints are kept.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+DEFAULT_DATA = Path("data")
+DEFAULT_RUNS = Path("runs")
+
+
+# --- the registry --------------------------------------------------------------------------------
+
+
+@app.command("list")
+def list_benchmarks(benchmarks: BenchmarksFolder = None) -> None:
+    """List the benchmarks: name, dataset, network, epochs and claim.
+
+    Example: resnet-bench list
+
+    Next: resnet-bench show resnet9-onecycle-adam
+    """
+    found, problems = registry.scan(benchmarks)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("name", "dataset", "network", "epochs", "claim"):
+        table.add_column(name, justify="right" if name == "epochs" else "left", overflow="fold")
+    for benchmark in found.values():
+        claim = next((claim.text for claim in benchmark.claims if claim.split == "test"), "–")
+        recipe = benchmark.recipe
+        table.add_row(benchmark.name, recipe.data.dataset, recipe.model.name, str(recipe.training.epochs), claim)
+    console.print(table)
+    for problem in problems.values():
+        errors.print(f"[bold red]error:[/] {escape(problem)}", highlight=False, soft_wrap=True)
+    if problems:
+        raise typer.Exit(BAD_INPUT)
+
+
+@app.command()
+def show(name: Name, benchmarks: BenchmarksFolder = None) -> None:
+    """Show a benchmark: its source, claims, facts with their status, and the whole recipe.
+
+    Example: resnet-bench show resnet9-onecycle-adam
+
+    Next: resnet-bench run resnet9-onecycle-adam --profile smoke
+    """
+    benchmark = registry.load(name, benchmarks)
+    _print_source(benchmark)
+    _print_claims(benchmark)
+    _print_recipe(benchmark)
+    _print_facts(benchmark)
+
+
+@app.command()
+def copy(
+    name: Name, file: Annotated[Path, typer.Argument(help="The file to write.")], benchmarks: BenchmarksFolder = None
+) -> None:
+    """Copy a benchmark to a file, as the start of a recipe of your own.
+
+    Example: resnet-bench copy resnet9-onecycle-adam benchmarks/my-resnet9.toml
+
+    Next: resnet-bench validate benchmarks/my-resnet9.toml
+    """
+    registry.copy(name, file, benchmarks)
+    console.print(f"wrote {file}; edit it, then: resnet-bench validate {shlex.quote(str(file))}", highlight=False)
+
+
+@app.command()
+def validate(
+    files: Annotated[list[Path], typer.Argument(help="Benchmark files.")], benchmarks: BenchmarksFolder = None
+) -> None:
+    """Check benchmark files against the schema and the networks that exist.
+
+    Example: resnet-bench validate benchmarks/my-resnet9.toml
+
+    Next: resnet-bench run my-resnet9 --profile smoke
+    """
+    broken = 0
+    for file in files:
+        try:
+            benchmark = registry.load_file(file, benchmarks)
+            registry.check(benchmark)
+        except UserError as error:
+            broken += 1
+            errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        else:
+            console.print(f"{file}: valid, recipe {benchmark.recipe.fingerprint}", highlight=False, soft_wrap=True)
+    if broken:
+        raise typer.Exit(BAD_INPUT)
+
+
+def _print_source(benchmark: Benchmark) -> None:
+    source = benchmark.source
+    console.print(f"[bold]{escape(source.title)}[/]", highlight=False)
+    details = [source.kind, source.author, source.published, source.url]
+    console.print("  " + escape(", ".join(part for part in details if part)), highlight=False)
+    if benchmark.extends:
+        console.print(f"  extends {benchmark.extends}", highlight=False)
+    if source.notes:
+        console.print(f"  {escape(source.notes)}", highlight=False)
+
+
+def _print_claims(benchmark: Benchmark) -> None:
+    console.print("\n[bold]Claims[/]")
+    if not benchmark.claims:
+        console.print("  none")
+    for claim in benchmark.claims:
+        at = f"epoch {claim.epoch}" if claim.epoch is not None else f"{claim.selection} epoch"
+        curve = f", with a curve of {len(claim.curve.epochs)} points" if claim.curve else ""
+        wall = f", in {claim.wall_seconds:g} s" if claim.wall_seconds else ""
+        console.print(f"  {claim.split} {claim.metric} {claim.text} ({at}{curve}{wall})", highlight=False)
+
+
+def _print_recipe(benchmark: Benchmark) -> None:
+    status = {key: fact.status for fact in benchmark.source.facts for key in fact.keys}
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, title=f"Recipe {benchmark.recipe.fingerprint}", title_justify="left"
+    )
+    for column in ("key", "value", "status"):
+        table.add_column(column, overflow="fold")
+    for key, value in benchmark.recipe.flat().items():
+        table.add_row(key, escape(str(value)), _status_of(key, status))
+    console.print()
+    console.print(table)
+
+
+def _status_of(key: str, status: Mapping[str, str]) -> str:
+    while key:
+        if key in status:
+            return status[key]
+        key = key.rpartition(".")[0]
+    return ""
+
+
+def _print_facts(benchmark: Benchmark) -> None:
+    console.print("\n[bold]Facts[/]")
+    for fact in benchmark.source.facts:
+        other = f" (else: {fact.alternative})" if fact.alternative else ""
+        console.print(f"  {fact.status:<10} {escape(fact.fact)}{escape(other)}", highlight=False)
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    names: Annotated[list[str], typer.Argument(help="Benchmarks to run.", autocompletion=_complete_benchmark)],
+    seed: Annotated[list[int] | None, typer.Option("--seed", min=0, help="A seed; may be given again.")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Run seeds 0 to N-1.")] = None,
+    profile: Annotated[
+        str | None, typer.Option("--profile", help="full or smoke; else what this machine can do.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key; may be given again.")
+    ] = None,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option("--precision", help="auto, fp32, tf32 or bf16.")] = "auto",
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same seed gives the same bits on the same machine.")
+    ] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,  # noqa: A002
+    data: DataFolder = DEFAULT_DATA,
+    download: Annotated[
+        bool, typer.Option("--download/--offline", help="Whether CIFAR may be downloaded where it is missing.")
+    ] = True,
+    tracking: TrackingURI = None,
+    runs: RunsFolder = DEFAULT_RUNS,
+    benchmarks: BenchmarksFolder = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what was interrupted.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a long run.")] = False,
+) -> None:
+    """Train benchmarks, watch them, and track them in MLflow.
+
+    Example: resnet-bench run resnet9-onecycle-adam --seeds 3 --profile full
+
+    Next: resnet-bench report, or resnet-bench ui
+    """
+    from resnet_bench import suite
+
+    outcome = suite.run_suite(
+        suite.SuiteRequest(
+            names=names,
+            seeds=_seeds(seed, seeds),
+            profile=_profile(profile),
+            assignments=_assignments(assignments or []),
+            device=device,
+            precision=_precision(precision),
+            deterministic=deterministic,
+            compile=compile,
+            data=data,
+            download=download,
+            tracking=tracking,
+            runs=runs,
+            benchmarks=benchmarks,
+            resume=resume,
+            ask=not yes and sys.stdin.isatty() and console.is_terminal,
+        ),
+        console,
+    )
+    if outcome.interrupted:
+        again = shlex.join(["resnet-bench", *sys.argv[1:], *([] if resume else ["--resume"])])
+        console.print(f"interrupted; go on with: {again}", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(INTERRUPTED)
+    if outcome.failures:
+        raise typer.Exit(FAILED)
+
+
+def _seeds(seed: list[int] | None, seeds: int | None) -> list[int]:
+    if seed and seeds:
+        raise UserError("--seed and --seeds: give one of them")
+    if seed and len(set(seed)) != len(seed):
+        raise UserError(f"--seed: a seed is given twice in {seed}")
+    return seed or list(range(seeds or 1))
+
+
+def _profile(profile: str | None) -> ProfileName | None:
+    if profile is None or profile in PROFILES:
+        return profile
+    raise UserError(f"--profile {profile}: there is no such profile; write full or smoke")
+
+
+def _precision(precision: str) -> Literal["auto", "fp32", "tf32", "bf16"]:
+    choices: tuple[Literal["auto", "fp32", "tf32", "bf16"], ...] = ("auto", "fp32", "tf32", "bf16")
+    for choice in choices:
+        if precision == choice:
+            return choice
+    raise UserError(f"--precision {precision}: there is no such precision; write auto, fp32, tf32 or bf16")
+
+
+def _assignments(texts: list[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` texts as a table; a value is read as TOML where it is TOML, else as a string."""
+    import tomllib
+
+    assignments: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {text}: write a key and a value, such as --set optimizer.lr=0.02")
+        try:
+            assignments[key.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except (tomllib.TOMLDecodeError, RecursionError):
+            assignments[key.strip()] = value.strip()
+    return assignments
+
+
+# --- reports -------------------------------------------------------------------------------------
+
+
+@app.command()
+def report(
+    sources: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from", metavar="URI", help="A tracking store, or a folder of report tables; may be given again."
+        ),
+    ] = None,
+    benchmarks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--benchmark", help="Only this benchmark; may be given again.", autocompletion=_complete_benchmark
+        ),
+    ] = None,
+    study: Annotated[str | None, typer.Option("--study", help="Only this study.")] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", help="Only runs since a date such as 2026-11-01, or 7d.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to write it.")] = Path("reports/latest"),
+    folder: BenchmarksFolder = None,
+) -> None:
+    """Write a report of what MLflow holds: a page that needs no server, Markdown, and the tables behind it.
+
+    Example: resnet-bench report --out reports/latest
+
+    Next: open reports/latest/index.html
+    """
+    from resnet_bench.reporting.report import write
+    from resnet_bench.tracking import Store
+
+    chosen = sources or [Store.resolve(None, Path.cwd()).uri]
+    result = write(chosen, out, benchmarks=benchmarks, study=study, since=since, benchmarks_folder=folder)
+    for problem in result.problems:
+        errors.print(escape(problem), highlight=False, soft_wrap=True)
+    _say(f"report of {result.runs} run{'s' if result.runs != 1 else ''}: {result.page.resolve()}")
+
+
+# --- data, tracking, the machine -----------------------------------------------------------------
+
+
+@data_app.command("status")
+def data_status(data: DataFolder = DEFAULT_DATA) -> None:
+    """Say which datasets are there, from which source, and whether they are decoded.
+
+    Example: resnet-bench data status --data ~/cifar
+    """
+    from resnet_bench import data as images
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("dataset", "sources", "decoded", "fingerprint"):
+        table.add_column(column, overflow="fold")
+    for status in images.status(data):
+        table.add_row(
+            status.name,
+            ", ".join(f"{kind} at {location}" for kind, location in status.sources)
+            or "none; resnet-bench data prepare fetches it",
+            status.cache,
+            (status.fingerprint or "–")[:16],
+        )
+    console.print(table)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    datasets: Annotated[list[str] | None, typer.Argument(help="cifar10, cifar100; both by default.")] = None,
+    data: DataFolder = DEFAULT_DATA,
+    download: Annotated[bool, typer.Option("--download/--offline")] = True,
+) -> None:
+    """Fetch CIFAR where it is missing, check it, and decode it once.
+
+    Example: resnet-bench data prepare cifar10
+
+    Next: resnet-bench run resnet9-onecycle-adam
+    """
+    from resnet_bench import data as images
+    from resnet_bench.benchmark import NUM_CLASSES, unknown_name
+
+    for name in datasets or list(NUM_CLASSES):
+        if name not in NUM_CLASSES:
+            raise UserError(unknown_name("dataset", name, NUM_CLASSES))
+        dataset = images.load(name, data, download=download, progress=_say)
+        console.print(
+            f"{name}: {len(dataset.train.labels)} + {len(dataset.test.labels)} images from {dataset.source} "
+            f"at {dataset.location}, fingerprint {dataset.fingerprint[:16]}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def doctor(data: DataFolder = DEFAULT_DATA, tracking: TrackingURI = None) -> None:
+    """Say what resnet-bench would run on: Python, torch, GPU, data, tracking store.
+
+    Example: resnet-bench doctor
+    """
+    from resnet_bench.checkup import check_machine
+
+    findings = check_machine(data, tracking)
+    for finding in findings:
+        mark = "[green]✓[/]" if finding.good else "[yellow]✗[/]"
+        console.print(f"{mark} {finding.subject:<16} {escape(finding.text)}", highlight=False, soft_wrap=True)
+        if finding.remedy:
+            console.print(f"    {escape(finding.remedy)}", highlight=False, soft_wrap=True)
+    if not all(finding.good for finding in findings if finding.required):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def ui(
+    tracking: TrackingURI = None,
+    host: Annotated[str, typer.Option("--host", help="Address to bind; loopback keeps others out.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000,
+) -> None:
+    """Open MLflow on the runs, on this machine only.
+
+    Example: resnet-bench ui --port 5001
+    """
+    from resnet_bench.tracking import Store, serve_ui
+
+    raise typer.Exit(serve_ui(Store.resolve(tracking, Path.cwd()), host=host, port=port, say=_say))
+
+
+@tracking_app.command("flush")
+def tracking_flush(tracking: TrackingURI = None, runs: RunsFolder = DEFAULT_RUNS) -> None:
+    """Deliver what could not be delivered while the tracking store was away.
+
+    Example: resnet-bench tracking flush
+    """
+    from resnet_bench.tracking import Store, flush_all
+
+    if not flush_all(Store.resolve(tracking, Path.cwd()), runs, say=_say):
+        raise typer.Exit(FAILED)
+
+
+if __name__ == "__main__":
+    main()

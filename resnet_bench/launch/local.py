@@ -1,0 +1,206 @@
+"""One run in this process: training, watched by the tracker and written to checkpoints."""
+
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from resnet_bench.benchmark import Benchmark, ProfileName, Recipe
+from resnet_bench.data import Dataset
+from resnet_bench.execution import Execution
+from resnet_bench.launch.outcome import log_outcome, log_recipe
+from resnet_bench.launch.run_folder import RunFolder, RunIdentity
+from resnet_bench.launch.signals import StopRequest
+from resnet_bench.tracking import RunDescription, ShippingReport, Store, Tracker
+from resnet_bench.training import checkpoint, train
+from resnet_bench.training.events import EndReason, EpochEnded, Evaluated, Event, Finished, State, Steps
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """One recipe × one seed × one execution."""
+
+    benchmark: Benchmark
+    recipe: Recipe
+    profile: ProfileName
+    seed: int
+    execution: Execution
+    role: str = "run"
+    """``run``, ``trial`` or ``retrain``."""
+    run_name: str | None = None
+    experiment: str = "resnet-bench"
+    parent_run_id: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    resume: bool = False
+    """Go on with an unfinished run of the same experiment, where there is one."""
+    keep_model: bool = True
+    """Write checkpoints and log the model; a study's trials do without."""
+
+
+@dataclass(frozen=True)
+class RunOpened:
+    """The first event of a run: where it is tracked and kept."""
+
+    run_id: str | None
+    """None while the tracking store is away."""
+    url: str
+    folder: Path
+    resumed_at_step: int = 0
+    already_finished: bool = False
+
+
+@dataclass(frozen=True)
+class RunClosed:
+    """The last event of a run that was trained to its end: what tracking did with it."""
+
+    shipping: ShippingReport
+
+
+class Stopped(Exception):
+    """Throw this into a run's generator to stop it with a reason of one's own."""
+
+    def __init__(self, end: EndReason, reason: str) -> None:
+        """Say how the run ends (``killed`` or ``pruned``) and why, in one sentence."""
+        super().__init__(reason)
+        self.end: EndReason = end
+        self.reason = reason
+
+
+def run(
+    request: RunRequest,
+    dataset: Dataset,
+    store: Store,
+    *,
+    runs_folder: Path,
+    stop: StopRequest | None = None,
+) -> Generator[Event | RunOpened | RunClosed, None, None]:
+    """Train, track and keep one run.
+
+    To stop it, close the generator, throw :class:`Stopped` into it, or set ``stop``: the position is
+    checkpointed, and the run is marked in the tracking store.
+
+    Yields:
+        ``RunOpened``, the events of :func:`resnet_bench.training.train`, and ``RunClosed``. A run that is
+        resumed and turns out to be finished yields ``RunOpened`` alone.
+
+    Raises:
+        Stopped: ``stop`` was set; the checkpoint is written.
+        TrainingError: Training cannot go on; the run is marked failed, with the reason.
+        UserError: The checkpoint or the images do not fit the recipe.
+    """
+    identity = RunIdentity(
+        benchmark=request.benchmark.name,
+        profile=request.profile,
+        seed=request.seed,
+        fingerprint=request.recipe.fingerprint,
+        data_fingerprint=dataset.fingerprint,
+        role=request.role,
+    )
+    found = RunFolder.find(runs_folder, identity) if request.resume else None
+    folder = found or RunFolder.create(runs_folder, identity)
+    try:
+        if folder.is_finished:
+            url = store.run_url(folder.run_id) if folder.run_id else ""
+            yield RunOpened(folder.run_id, url, folder.path, already_finished=True)
+            return
+        yield from _tracked(request, dataset, store, folder, StopRequest() if stop is None else stop)
+    finally:
+        folder.release()
+
+
+def _tracked(
+    request: RunRequest, dataset: Dataset, store: Store, folder: RunFolder, stop: StopRequest
+) -> Generator[Event | RunOpened | RunClosed, None, None]:
+    resume_from = checkpoint.load(folder.last_checkpoint) if folder.last_checkpoint.is_file() else None
+    resumed_at_step = int(resume_from["position"]["step"]) if resume_from else 0
+    tracker = Tracker.open(
+        store,
+        _description(request, dataset, folder),
+        folder.path,
+        resume_run_id=folder.run_id,
+        resume_step=resumed_at_step if resume_from else None,
+    )
+    folder.update(status="running", run_id=tracker.run_id)
+    if resume_from is None:
+        log_recipe(request.benchmark, request.recipe, tracker)
+    checkpoints = _Checkpoints(request, folder, resume_from)
+    end: EndReason = "failed"
+    reason: str | None = None
+    try:
+        yield RunOpened(tracker.run_id, tracker.url, folder.path, resumed_at_step=resumed_at_step)
+        for event in train(request.recipe, request.execution, request.seed, dataset, resume=resume_from):
+            tracker.record(event)
+            checkpoints.keep(event)
+            yield event
+            if stop and not isinstance(event, Finished):
+                raise Stopped("killed", stop.reason or "stopped")  # noqa: TRY301 - as if the consumer had thrown it
+            if isinstance(event, Finished):
+                log_outcome(
+                    request.recipe, dataset, event, tracker, folder, seed=request.seed, model=request.keep_model
+                )
+        end = "finished"
+    except (GeneratorExit, KeyboardInterrupt):
+        end, reason = "killed", "stopped before its end"
+        checkpoints.keep_position()
+        raise
+    except Stopped as stopped:
+        end, reason = stopped.end, stopped.reason
+        checkpoints.keep_position()
+        raise
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise
+    finally:
+        report = tracker.close(end, reason)
+        folder.update(status=end, run_id=tracker.run_id)
+    yield RunClosed(report)
+
+
+class _Checkpoints:
+    """Keeps the position to go on from, and the weights of the best epoch."""
+
+    def __init__(self, request: RunRequest, folder: RunFolder, resume_from: State | None) -> None:
+        self._folder = folder
+        self._wanted = request.keep_model
+        self._watched = next(iter(request.recipe.evaluation.splits), None)
+        self._best: float = resume_from["best_accuracy"] if resume_from else -1.0
+        self._improved = False
+        self._position: Callable[[], State] | None = None
+
+    def keep(self, event: Event) -> None:
+        """Write what the event calls for."""
+        self._position = event.snapshot if isinstance(event, Steps | EpochEnded) else None
+        if not self._wanted:
+            return
+        if isinstance(event, Evaluated) and event.split == self._watched and event.accuracy > self._best:
+            self._best, self._improved = event.accuracy, event.epoch > 0
+        if isinstance(event, EpochEnded):
+            if self._improved:
+                self._improved = False
+                weights = {"network": event.snapshot()["network"], "epoch": event.epoch, "accuracy": self._best}
+                checkpoint.save(weights, self._folder.best_checkpoint)
+            self.keep_position()
+
+    def keep_position(self) -> None:
+        """Write the position behind the last event, where it is one that a run can go on from."""
+        if self._wanted and self._position is not None:
+            checkpoint.save({**self._position(), "best_accuracy": self._best}, self._folder.last_checkpoint)
+
+
+def _description(request: RunRequest, dataset: Dataset, folder: RunFolder) -> RunDescription:
+    return RunDescription(
+        benchmark=request.benchmark,
+        recipe=request.recipe,
+        profile=request.profile,
+        seed=request.seed,
+        execution=request.execution.asdict(),
+        device_name=request.execution.device_name,
+        dataset_name=dataset.name,
+        data_source=dataset.source,
+        data_fingerprint=dataset.fingerprint,
+        generated=dataset.generated,
+        role=request.role,
+        run_name=request.run_name or f"{request.benchmark.name} seed {request.seed}",
+        experiment=request.experiment,
+        parent_run_id=request.parent_run_id,
+        tags={**request.tags, "resnet_bench.folder": folder.path.name},
+    )

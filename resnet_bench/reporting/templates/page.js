@@ -1,0 +1,111 @@
+"use strict";
+(() => {
+  const root = document.documentElement;
+  const button = document.getElementById("theme");
+  const specs = document.getElementById("specs").textContent;
+  const names = JSON.parse(document.getElementById("theme-colors").textContent);
+  const parsed = JSON.parse(specs);
+  const drawn = new Set();
+  let plotly = null;
+
+  // --- theme ---------------------------------------------------------------------------------------
+
+  const remembered = () => { try { return localStorage.getItem("resnet-bench-theme"); } catch { return null; } };
+  const remember = (theme) => { try { localStorage.setItem("resnet-bench-theme", theme); } catch { /* not allowed here */ } };
+
+  function setTheme(theme) {
+    root.dataset.theme = theme;
+    button.textContent = theme === "dark" ? "Light" : "Dark";
+    button.setAttribute("aria-pressed", String(theme === "dark"));
+    button.setAttribute("aria-label", `Switch to the ${theme === "dark" ? "light" : "dark"} theme`);
+    drawn.forEach(draw);
+  }
+
+  const preferred = matchMedia("(prefers-color-scheme: dark)");
+  setTheme(remembered() || (preferred.matches ? "dark" : "light"));
+  preferred.addEventListener("change", (event) => { if (!remembered()) setTheme(event.matches ? "dark" : "light"); });
+  button.addEventListener("click", () => {
+    const theme = root.dataset.theme === "dark" ? "light" : "dark";
+    remember(theme);
+    setTheme(theme);
+  });
+
+  // --- plots ---------------------------------------------------------------------------------------
+
+  function themed(spec) {
+    const style = getComputedStyle(root);
+    let text = JSON.stringify(spec);
+    for (const [name, placeholder] of Object.entries(names)) {
+      text = text.replaceAll(placeholder, style.getPropertyValue(`--${name}`).trim());
+    }
+    return JSON.parse(text);
+  }
+
+  function draw(element) {
+    const spec = themed(parsed[element.dataset.plot]);
+    spec.layout.font = { ...spec.layout.font, family: getComputedStyle(document.body).fontFamily };
+    // Dragging must scroll the page on a touch screen.
+    spec.layout.dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom";
+    spec.layout.autosize = true;
+    // On a narrow screen every entry of the legend takes a line, which must not be taken from the plot.
+    if (element.clientWidth < 480) {
+      const entries = spec.data.filter((trace) => trace.name && trace.showlegend !== false).length;
+      if (entries > 2) spec.layout.height += 19 * (entries - 2);
+      for (const annotation of spec.layout.annotations || []) annotation.font = { ...annotation.font, size: 10 };
+    }
+    plotly.react(element, spec.data, spec.layout, {
+      responsive: true,
+      displaylogo: false,
+      displayModeBar: false,
+      doubleClick: "reset",
+    });
+    drawn.add(element);
+  }
+
+  async function unpack() {
+    const bytes = Uint8Array.from(atob(document.getElementById("plotly").textContent), (c) => c.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(stream).text();
+    document.head.append(script);
+    if (!window.Plotly) throw new Error("plotly did not run");
+    return window.Plotly;
+  }
+
+  const waiting = [...document.querySelectorAll("[data-plot]")];
+
+  function drawRest() {
+    if (plotly) waiting.filter((element) => !drawn.has(element)).forEach(draw);
+  }
+
+  unpack().then((loaded) => {
+    plotly = loaded;
+    const observer = new IntersectionObserver((entries) => {
+      for (const entry of entries.filter((each) => each.isIntersecting)) {
+        observer.unobserve(entry.target);
+        if (!drawn.has(entry.target)) draw(entry.target);
+      }
+    }, { rootMargin: "400px" });
+    waiting.forEach((element) => observer.observe(element));
+    root.dataset.plots = "ready";
+  }).catch(() => {
+    document.getElementById("plots-failed").hidden = false;
+    root.dataset.plots = "failed";
+  });
+
+  // --- print ---------------------------------------------------------------------------------------
+
+  let before = null;
+  addEventListener("beforeprint", () => {
+    before = { theme: root.dataset.theme, closed: [...document.querySelectorAll("details.group:not([open])")] };
+    before.closed.forEach((details) => { details.open = true; });
+    setTheme("light");
+    drawRest();
+  });
+  addEventListener("afterprint", () => {
+    if (!before) return;
+    before.closed.forEach((details) => { details.open = false; });
+    setTheme(before.theme);
+    before = null;
+  });
+})();

@@ -1,0 +1,82 @@
+"""The two MLflow experiments of the suite, and how their pages look at first sight."""
+
+import json
+from collections.abc import Mapping
+
+EXPERIMENT = "resnet-bench"
+STUDIES_EXPERIMENT = "resnet-bench studies"
+EXPERIMENTS = (EXPERIMENT, STUDIES_EXPERIMENT)
+
+VIEW_KEY = "resnet-bench"
+"""Names the view of the runs page that the link of ``make ui`` opens."""
+
+_DESCRIPTIONS: Mapping[str, str] = {
+    EXPERIMENT: (
+        "Benchmark runs: one recipe × one seed × one execution each. Accuracies are fractions. "
+        "`final/test_accuracy` is measured as the source measures it, `final/test_accuracy_plain` in eval mode; "
+        "`resnet_bench.claim` is what the source says. A `smoke` profile and generated images judge no claim."
+    ),
+    STUDIES_EXPERIMENT: (
+        "Studies: the parent run is the study, its children are the trials and the runs that were trained again "
+        "with fresh seeds. A trial that was pruned is marked KILLED and says why in `resnet_bench.reason`."
+    ),
+}
+
+_COLUMNS: Mapping[str, Mapping[str, int]] = {
+    EXPERIMENT: {
+        "metrics.`final/test_accuracy`": 140,
+        "metrics.`final/test_accuracy_plain`": 165,
+        "metrics.`final/train_seconds`": 135,
+        "metrics.`time/images_per_second`": 165,
+        "tags.`resnet_bench.claim`": 150,
+        "tags.`resnet_bench.profile`": 150,
+        "tags.`resnet_bench.device`": 170,
+        "tags.`resnet_bench.generated`": 170,
+        "tags.`resnet_bench.reason`": 300,
+    },
+    STUDIES_EXPERIMENT: {
+        "metrics.`validation/accuracy`": 150,
+        "metrics.`final/test_accuracy`": 150,
+        "metrics.`final/train_seconds`": 150,
+        "tags.`resnet_bench.role`": 130,
+        "tags.`resnet_bench.trial_state`": 160,
+        "tags.`resnet_bench.seed`": 130,
+        "tags.`resnet_bench.reason`": 300,
+    },
+}
+"""The columns of the runs page and their widths in pixels."""
+
+_FIRST_COLUMNS = {"attributes.`Run Name`": 250, "runDateAndNestInfo": 140, "duration": 90}
+
+
+def experiment_tags(name: str) -> dict[str, str]:
+    """What MLflow's pages read of an experiment: its kind, its description and the columns of its runs."""
+    tags = {"mlflow.experimentKind": "custom_model_development"}
+    if name in _DESCRIPTIONS:
+        tags["mlflow.note.content"] = _DESCRIPTIONS[name]
+        # MLflow keeps a view that a user shares under such a tag; a link that names it shows these columns.
+        tags[f"mlflow.sharedViewState.{VIEW_KEY}"] = json.dumps(_view(name), sort_keys=True)
+    return tags
+
+
+def runs_page(base: str, experiment_id: str) -> str:
+    """The address of an experiment's runs, with the columns that matter.
+
+    Args:
+        base: The server, such as ``http://127.0.0.1:5000``.
+        experiment_id: MLflow's number of the experiment.
+    """
+    query = f"workflowType=machine_learning&viewStateShareKey={VIEW_KEY}"
+    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
+
+
+def _view(name: str) -> dict[str, object]:
+    widths = {**_FIRST_COLUMNS, **_COLUMNS[name]}
+    return {
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "lifecycleFilter": "Active",
+        "selectedColumns": list(_COLUMNS[name]),
+        "columnOrder": list(widths),
+        "columnWidths": widths,
+    }

@@ -1,0 +1,51 @@
+"""The only door to MLflow: it is imported late, silent, and with timeouts that a training run can live with."""
+
+import functools
+import importlib
+import logging
+import os
+import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    # By default an unreachable server holds a call up for four minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    # What MLflow prints lands in the middle of the progress display.
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+@functools.cache
+def load() -> None:
+    """Import MLflow with its environment variables set, except those that the user has set.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        # What MLflow uses of its dependencies' deprecated parts is no news to our users.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
+    # All of these report a store that is away by themselves, at length and once a retry; we say it once.
+    for name in ("urllib3.connectionpool", "alembic.runtime.migration"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+
+def connect(uri: str) -> "MlflowClient":
+    """A client of the store at a tracking URI; a database is made or checked here, a server is not called."""
+    load()
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)

@@ -1,0 +1,169 @@
+"""The tuned recipe as text: whole, or as a benchmark file that extends the one that was tuned."""
+
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from resnet_bench import registry
+from resnet_bench.benchmark import NAME_PATTERN, NOT_GIVEN, Benchmark, Tuned, override
+from resnet_bench.errors import UserError
+from resnet_bench.tuning.ledger import Ledger
+from resnet_bench.tuning.results import Comparison, StudyResult
+from resnet_bench.tuning.space import Settings, differences, tuned_recipe
+
+_DIGITS = 3
+
+
+def recipe_text(ledger: Ledger, result: StudyResult) -> str:
+    """The whole tuned recipe as TOML."""
+    recipe = tuned_recipe(ledger.base, result.best_settings)
+    return tomli_w.dumps({"recipe": recipe.model_dump(exclude_none=True, mode="json")})
+
+
+def export(ledger: Ledger, result: StudyResult, path: Path, benchmarks: Path | None = None) -> None:
+    """Write the tuned recipe as a benchmark file that extends the original, and load it to be sure.
+
+    Args:
+        ledger: The study.
+        result: What came of it.
+        path: The file to write; the benchmark is named after it.
+        benchmarks: Folder of benchmarks to look through first for the original.
+
+    Raises:
+        UserError: No setting is better than the source's, the file exists, or it cannot be written.
+    """
+    if not result.changed:
+        raise UserError(
+            f"study {ledger.name}: no settings were better than the source's own, so there is nothing to export"
+        )
+    if path.suffix != ".toml" or not re.fullmatch(NAME_PATTERN, path.stem):
+        raise UserError(
+            f"{path}: name the file after the new benchmark, in lower-case letters, digits and hyphens, "
+            f"such as {ledger.benchmark.name}-tuned.toml"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(tuned_benchmark_text(ledger, result))
+    except FileExistsError:
+        raise UserError(f"{path} exists and is left as it is; name another file with --output") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+    registry.check(registry.load_file(path, benchmarks))
+
+
+def tuned_benchmark_text(ledger: Ledger, result: StudyResult) -> str:
+    """A benchmark file that extends the tuned one: only what differs, and what the study measured."""
+    original = ledger.benchmark
+    changed = differences(original.recipe, result.best_settings)
+    table: dict[str, Any] = {
+        "extends": original.name,
+        "source": {"title": f"{original.source.title}, tuned", "kind": "tuned", "notes": _notes(ledger, result)},
+        "recipe": _nested(changed),
+    }
+    if smoke := _smoke_repairs(original, changed):
+        table["profiles"] = {"smoke": _nested(smoke)}
+    table["tuned"] = tuned_table(ledger, result).model_dump(exclude_none=True, mode="json")
+    return tomli_w.dumps(table)
+
+
+def tuned_table(ledger: Ledger, result: StudyResult) -> Tuned:
+    """What the study measured, in percent."""
+    measured: dict[str, Any] = {}
+    comparison = result.comparison
+    difference = comparison.difference if comparison is not None else None
+    if comparison is not None and difference is not None:
+        measured["test_source"] = _percent(statistics.fmean(comparison.source))
+        measured["test_tuned"] = _percent(statistics.fmean(comparison.tuned))
+        measured["test_difference"] = _percent(difference.value)
+        measured["seeds"] = min(len(comparison.source), len(comparison.tuned))
+        if difference.low is not None and difference.high is not None:
+            measured["test_interval"] = (_percent(difference.low), _percent(difference.high))
+    return Tuned(
+        study=ledger.name,
+        trials=result.counts.finished,
+        validation_source=_percent(result.source_validation),
+        validation_tuned=_percent(result.best_validation),
+        **measured,
+    )
+
+
+def _notes(ledger: Ledger, result: StudyResult) -> str:
+    definition = ledger.definition
+    searched = ", ".join(definition.space)
+    notes = [f"Found by the study {ledger.name}: {result.counts.finished} trials over {searched}."]
+    if reduced := _budget(ledger):
+        notes.append(f"All its numbers, the source's included, are at a reduced budget: {reduced}.")
+    if ledger.profile != "full":
+        notes.append("The smoke profile only tries the software: these settings are no result.")
+    if ledger.recall("generated_images"):
+        notes.append("It ran on generated images: these settings say nothing about CIFAR.")
+    return " ".join(notes)
+
+
+def budget_text(ledger: Ledger) -> str:
+    """At which budget trials and final runs were trained, for a person."""
+    definition, base = ledger.definition, ledger.base
+    trial = definition.budget.epochs or base.training.epochs
+    final = definition.retrain.epochs or base.training.epochs
+    return f"trials of {trial} epochs, final runs of {final} epochs on {base.data.num_train} images"
+
+
+def _budget(ledger: Ledger) -> str:
+    """What the study's final runs have less of than the benchmark's own recipe."""
+    full, base = ledger.benchmark.recipe, ledger.base
+    epochs = ledger.definition.retrain.epochs or base.training.epochs
+    parts = []
+    if epochs != full.training.epochs:
+        parts.append(f"{epochs} epochs of {full.training.epochs}")
+    if base.data.num_train != full.data.num_train:
+        parts.append(f"{base.data.num_train} training images of {full.data.num_train}")
+    return ", ".join(parts)
+
+
+def _smoke_repairs(original: Benchmark, changed: Settings) -> Settings:
+    """What the smoke profile must take back, because its few images do not bear a tuned setting."""
+    smoke = original.profiles.get("smoke")
+    if smoke is None:
+        return {}
+    in_full, in_smoke = original.recipe.flat(), smoke.flat()
+    inherited = {key: value for key, value in changed.items() if in_smoke.get(key) == in_full.get(key)}
+    try:
+        override(smoke, inherited)
+    except UserError:
+        return {key: in_full.get(key, NOT_GIVEN) for key in inherited}
+    return {}
+
+
+def _nested(settings: Settings) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        *parents, leaf = key.split(".")
+        table = nested
+        for parent in parents:
+            table = table.setdefault(parent, {})
+        table[leaf] = value
+    return nested
+
+
+def _percent(fraction: float) -> float:
+    return round(100 * fraction, _DIGITS)
+
+
+def comparison_text(comparison: Comparison | None) -> str:
+    """The study's result in one sentence."""
+    if comparison is None or comparison.difference is None:
+        return "not compared on the test set"
+    if comparison.same_settings:
+        return "no settings were better than the source's own"
+    difference = comparison.difference
+    means = f"{statistics.fmean(comparison.tuned):.2%} against {statistics.fmean(comparison.source):.2%}"
+    if difference.low is None or difference.high is None:
+        return f"{means} on the test set: {100 * difference.value:+.2f} points, too few seeds for an interval"
+    return (
+        f"{means} on the test set: {100 * difference.value:+.2f} points, "
+        f"95% interval {100 * difference.low:+.2f} to {100 * difference.high:+.2f}"
+    )

@@ -1,0 +1,170 @@
+"""What came of a study: the best settings, and how they fare against the source's on the test set."""
+
+import math
+import statistics
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from resnet_bench.tuning.ledger import Arm, Counts, Ledger
+from resnet_bench.tuning.space import Settings, differences, retraining_recipe
+
+FIRST_RETRAINING_SEED = 1000
+"""Trials run seeds 0, 1, …; what was chosen on those is judged on others."""
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better the tuned mean is than the source's, as a fraction, with Welch's interval."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    """None where a side has fewer than two runs, or none of them differ."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs trained again with fresh seeds, judged once on the test set.
+
+    Attributes:
+        source: Test accuracies of the source's settings, as fractions.
+        tuned: Likewise of the best settings; the same runs where these are the source's own.
+        same_settings: Whether no trial was better than the source's settings.
+        failures: Why runs are missing.
+    """
+
+    source: tuple[float, ...]
+    tuned: tuple[float, ...]
+    same_settings: bool = False
+    failures: tuple[str, ...] = ()
+
+    @property
+    def difference(self) -> Difference | None:
+        """Tuned minus source; None where a side has no run."""
+        if not self.source or not self.tuned:
+            return None
+        if self.same_settings:
+            return Difference(0.0, 0.0, 0.0)
+        return welch_difference(self.source, self.tuned)
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """The end of a study."""
+
+    name: str
+    counts: Counts
+    best_number: int
+    best_settings: Settings
+    source_settings: Settings
+    changed: Settings
+    """The best settings that are not the source's."""
+    source_validation: float
+    best_validation: float
+    comparison: Comparison | None
+    """None before the runs with fresh seeds."""
+    importances: dict[str, float]
+    url: str | None = None
+
+
+def welch_difference(source: Sequence[float], tuned: Sequence[float]) -> Difference:
+    """The difference of two means with its 95% interval, variances not taken to be equal (Welch)."""
+    from scipy import stats
+
+    value = statistics.fmean(tuned) - statistics.fmean(source)
+    if min(len(source), len(tuned)) < 2:
+        return Difference(value)
+    interval = stats.ttest_ind(tuned, source, equal_var=False).confidence_interval(CONFIDENCE)
+    low, high = float(interval.low), float(interval.high)
+    return Difference(value, low, high) if math.isfinite(low) and math.isfinite(high) else Difference(value)
+
+
+def retraining_key(fingerprint: str, seed: int) -> str:
+    """Under which a study remembers a final run."""
+    return f"retrained/{fingerprint}/{seed}"
+
+
+def retraining_seeds(ledger: Ledger) -> list[int]:
+    """The fresh seeds that both arms are trained with."""
+    return [FIRST_RETRAINING_SEED + i for i in range(ledger.definition.retrain.seeds)]
+
+
+def arms(ledger: Ledger) -> dict[Arm, Settings]:
+    """The settings that are trained again; the source's alone where nothing was better."""
+    best, source = ledger.best_trial(), ledger.source_trial()
+    if best is None or source is None:
+        return {}
+    found: dict[Arm, Settings] = {"source": source.params}
+    if differences(ledger.base, best.params):
+        found["tuned"] = best.params
+    return found
+
+
+def comparison(ledger: Ledger) -> Comparison | None:
+    """The comparison as far as its runs are done; None where none is."""
+    remembered: dict[Arm, list[dict[str, Any]]] = {}
+    for arm, settings in arms(ledger).items():
+        fingerprint = retraining_recipe(ledger.definition, ledger.base, settings).fingerprint
+        runs = [ledger.recall(retraining_key(fingerprint, seed)) for seed in retraining_seeds(ledger)]
+        remembered[arm] = [run for run in runs if run is not None]
+    if not any(remembered.values()):
+        return None
+    accuracies = {
+        arm: tuple(run["accuracy"] for run in runs if run["accuracy"] is not None) for arm, runs in remembered.items()
+    }
+    return Comparison(
+        source=accuracies["source"],
+        tuned=accuracies.get("tuned", accuracies["source"]),
+        same_settings="tuned" not in accuracies,
+        failures=tuple(
+            f"{arm} seed {run['seed']}: {run['reason']}"
+            for arm, runs in remembered.items()
+            for run in runs
+            if run["accuracy"] is None
+        ),
+    )
+
+
+def study_result(ledger: Ledger, *, url: str | None = None) -> StudyResult | None:
+    """The result of a study so far; None before the source's own settings are through."""
+    best, source = ledger.best_trial(), ledger.source_trial()
+    if best is None or source is None:
+        return None
+    return StudyResult(
+        name=ledger.name,
+        counts=ledger.counts(),
+        best_number=best.number,
+        best_settings=best.params,
+        source_settings=source.params,
+        changed=differences(ledger.base, best.params),
+        source_validation=source.values[0],
+        best_validation=best.values[0],
+        comparison=comparison(ledger),
+        importances=importances(ledger),
+        url=url,
+    )
+
+
+def importances(ledger: Ledger) -> dict[str, float]:
+    """How much each parameter decides of the validation accuracy (PED-ANOVA), from 0 to 1, largest first.
+
+    Empty where too few trials are complete, or their values do not differ.
+    """
+    import optuna
+
+    complete = [trial for trial in ledger.finished() if trial.state.name == "COMPLETE"]
+    if len({trial.values[0] for trial in complete}) < 2:
+        return {}
+    # PED-ANOVA takes low to be good of what it is told to look at; without being told, it knows the direction.
+    several = len(ledger.definition.objectives) > 1
+    target = (lambda trial: -float(trial.values[0])) if several else None
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="PedAnovaImportanceEvaluator computes")
+            found = optuna.importance.get_param_importances(ledger.study, target=target)
+    except (ValueError, RuntimeError):
+        return {}
+    return {key: float(value) for key, value in found.items() if math.isfinite(value)}

@@ -1,0 +1,211 @@
+"""Optuna's samplers and pruners, by the name and the options that a study gives."""
+
+import importlib.util
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resnet_bench.benchmark import unknown_name
+from resnet_bench.errors import UserError
+from resnet_bench.tuning.study import Key, Parameter, Study, Value
+
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+
+Options = Mapping[str, type[bool] | type[int] | type[float]]
+
+_SAMPLER_OPTIONS: Mapping[str, Options] = {
+    "tpe": {
+        "n_startup_trials": int,
+        "n_ei_candidates": int,
+        "multivariate": bool,
+        "group": bool,
+        "constant_liar": bool,
+    },
+    "gp": {"n_startup_trials": int, "deterministic_objective": bool},
+    "cma_es": {
+        "n_startup_trials": int,
+        "sigma0": float,
+        "popsize": int,
+        "consider_pruned_trials": bool,
+        "use_separable_cma": bool,
+        "with_margin": bool,
+        "lr_adapt": bool,
+    },
+    "random": {},
+    "grid": {"points": int},
+}
+_PRUNER_OPTIONS: Mapping[str, Options] = {
+    "none": {},
+    "median": {"n_startup_trials": int, "n_warmup_steps": int, "interval_steps": int, "n_min_trials": int},
+    "successive_halving": {
+        "min_resource": int,
+        "reduction_factor": int,
+        "min_early_stopping_rate": int,
+        "bootstrap_count": int,
+    },
+    "hyperband": {"min_resource": int, "max_resource": int, "reduction_factor": int, "bootstrap_count": int},
+    "wilcoxon": {"p_threshold": float, "n_startup_steps": int},
+}
+_OPTIONAL_PACKAGES = {"cma_es": "cmaes"}
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
+GRID_POINTS = 4
+"""Values that a grid takes from a continuous range, unless ``sampler.options.points`` says another number."""
+
+
+def check(study: Study) -> None:
+    """Try the sampler and the pruner of a study.
+
+    Raises:
+        UserError: An unknown option, a value that it does not take, a missing package, or a grid that is
+            smaller than the budget.
+    """
+    build_sampler(study, seed=0)
+    build_pruner(study, epochs=study.budget.epochs or 1)
+    if study.sampler.name == "grid":
+        points = math.prod(len(values) for values in grid(study).values())
+        if study.budget.trials > points + 1:
+            raise UserError(
+                f"study {study.name}: budget.trials = {study.budget.trials} is more than the {points} points of the "
+                f"grid and the source's own settings; write {points + 1} or fewer"
+            )
+
+
+def build_sampler(study: Study, *, seed: int) -> "BaseSampler":
+    """Optuna's sampler of a study.
+
+    Args:
+        study: Names the sampler and its options.
+        seed: Must differ between processes that work on one study, or they would draw the same values.
+
+    Raises:
+        UserError: An unknown option, a value that it does not take, or a missing package.
+    """
+    import optuna
+
+    name = study.sampler.name
+    options: dict[str, Any] = dict(study.sampler.options)
+    where = f"study {study.name}: sampler"
+    _check_options(name, options, _SAMPLER_OPTIONS[name], where)
+    _check_package(name, where)
+    with _explained(where):
+        match name:
+            case "tpe":
+                return optuna.samplers.TPESampler(seed=seed, **options)
+            case "gp":
+                return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False, **options)
+            case "cma_es":
+                return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False, **options)
+            case "random":
+                return optuna.samplers.RandomSampler(seed=seed)
+            case "grid":
+                return _grid_sampler(grid(study), study.seed)
+
+
+def build_pruner(study: Study, *, epochs: int) -> "BasePruner":
+    """Optuna's pruner of a study.
+
+    Args:
+        study: Names the pruner and its options.
+        epochs: Epochs of a trial; Hyperband plans its brackets with them.
+
+    Raises:
+        UserError: An unknown option, or a value that it does not take.
+    """
+    import optuna
+
+    name = study.pruner.name
+    options: dict[str, Any] = dict(study.pruner.options)
+    where = f"study {study.name}: pruner"
+    _check_options(name, options, _PRUNER_OPTIONS[name], where)
+    with _explained(where):
+        match name:
+            case "none":
+                return optuna.pruners.NopPruner()
+            case "median":
+                return optuna.pruners.MedianPruner(**options)
+            case "successive_halving":
+                return optuna.pruners.SuccessiveHalvingPruner(**options)
+            case "hyperband":
+                return optuna.pruners.HyperbandPruner(**{"max_resource": epochs, **options})
+            case "wilcoxon":
+                return optuna.pruners.WilcoxonPruner(**options)
+
+
+def grid(study: Study) -> dict[Key, list[Value]]:
+    """The values that a grid search tries for each parameter."""
+    points = study.sampler.options.get("points", GRID_POINTS)
+    if not isinstance(points, int) or points < 2:
+        raise UserError(f"study {study.name}: sampler.options.points must be a whole number from 2 on, got {points}")
+    return {key: _grid_values(parameter, points) for key, parameter in study.space.items()}
+
+
+def _grid_values(parameter: Parameter, points: int) -> list[Value]:
+    if parameter.choices is not None:
+        return list(parameter.choices)
+    assert parameter.low is not None
+    assert parameter.high is not None
+    low, high = parameter.low, parameter.high
+    if parameter.type == "log-float":
+        return [min(max(float(value), low), high) for value in np.geomspace(low, high, points)]
+    if parameter.is_continuous:
+        return [float(value) for value in np.linspace(low, high, points)]
+    if parameter.log:
+        return sorted({round(float(value)) for value in np.geomspace(low, high, points)})
+    step = parameter.step or 1
+    count = math.floor((high - low) / step + 1e-9) + 1
+    return [low + i * step for i in range(count)]
+
+
+def _grid_sampler(values: dict[Key, list[Value]], seed: int) -> "BaseSampler":
+    import optuna
+
+    class EndlessGridSampler(optuna.samplers.GridSampler):
+        """A grid that leaves it to the study's budget when to stop.
+
+        Optuna's stops the study from within ``tell``, which only ``Study.optimize`` allows.
+        """
+
+        def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
+            pass
+
+    # The order of the grid must be the same in all processes: the seed is the study's, not the process's.
+    return EndlessGridSampler(values, seed=seed)
+
+
+def _check_options(name: str, options: Mapping[str, Any], known: Options, where: str) -> None:
+    for option, value in options.items():
+        if option not in known:
+            if not known:
+                raise UserError(f"{where}.options: {name} takes none, got {option!r}")
+            raise UserError(f"{where}.options: {unknown_name('option', option, known)}")
+        kind = known[option]
+        fits = (
+            isinstance(value, bool) if kind is bool else isinstance(value, int | kind) and not isinstance(value, bool)
+        )
+        if not fits:
+            raise UserError(f"{where}.options.{option}: must be {_KINDS[kind]}, got {value!r}")
+
+
+def _check_package(name: str, where: str) -> None:
+    package = _OPTIONAL_PACKAGES.get(name)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise UserError(f"{where}: {name} needs the package {package}; install it with: pip install {package}")
+
+
+@contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """What Optuna refuses, as one sentence; that a class of it may still change is no news to a user."""
+    import optuna
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        try:
+            yield
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}.options: {str(error).splitlines()[0]}") from None

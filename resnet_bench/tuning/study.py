@@ -1,0 +1,242 @@
+"""What a study is: a benchmark, a search space over its recipe, a sampler, a pruner and a budget.
+
+A file of ``studies/`` holds one, as strictly checked as a benchmark. Imports nothing heavy, so that listing
+studies is fast.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from resnet_bench.benchmark import MAX_NAME_LENGTH, NAME_PATTERN, Count, HeldOut, OptionValue, ProfileName, Schema
+from resnet_bench.errors import UserError
+
+SamplerName = Literal["tpe", "gp", "cma_es", "random", "grid"]
+PrunerName = Literal["none", "median", "successive_halving", "hyperband", "wilcoxon"]
+Objective = Literal["validation_accuracy", "training_seconds"]
+Value = bool | int | float | str
+Key = str
+"""A recipe key with dots, such as ``optimizer.lr``."""
+
+RETRAIN_SEEDS = 3
+WILCOXON_MIN_SEEDS = 3
+
+
+class Condition(Schema):
+    """Says when a conditional parameter is searched: when another one has this value, or one of these."""
+
+    key: Key
+    equals: OptionValue | Annotated[tuple[OptionValue, ...], Field(strict=False, min_length=1)]
+
+    def holds(self, settings: Mapping[Key, Value]) -> bool:
+        """Whether the other parameter is searched and has a wanted value."""
+        wanted = self.equals if isinstance(self.equals, tuple) else (self.equals,)
+        return self.key in settings and any(same_value(settings[self.key], value) for value in wanted)
+
+
+class Parameter(Schema):
+    """The values that one key of the recipe may take."""
+
+    type: Literal["float", "log-float", "int", "categorical"]
+    low: int | float | None = None
+    high: int | float | None = None
+    """The ends of a range; both belong to it."""
+    step: Annotated[int | float, Field(gt=0)] | None = None
+    """Distance between two neighbouring values, counted from ``low``."""
+    log: bool = False
+    """For ``int``: search its logarithm."""
+    choices: Annotated[tuple[OptionValue, ...], Field(strict=False, min_length=1)] | None = None
+    when: Condition | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        ranged = {"low": self.low, "high": self.high}
+        if self.type == "categorical":
+            given = [name for name, value in {**ranged, "step": self.step}.items() if value is not None]
+            if self.choices is None or given or self.log:
+                raise ValueError("a categorical parameter takes choices = […] and neither low, high, step nor log")
+            if any(same_value(a, b) for i, a in enumerate(self.choices) for b in self.choices[:i]):
+                raise ValueError(f"choices names a value twice: {list(self.choices)}")
+            return self
+        self._check_range(ranged)
+        return self
+
+    def _check_range(self, ranged: Mapping[str, int | float | None]) -> None:
+        missing = [name for name, value in ranged.items() if value is None]
+        if missing or self.choices is not None:
+            raise ValueError(f"a parameter of type {self.type} takes low and high, and no choices")
+        assert self.low is not None
+        assert self.high is not None
+        if self.low >= self.high:
+            raise ValueError(f"low must lie below high, got {self.low} and {self.high}")
+        if self.log and self.type != "int":
+            raise ValueError('log = true belongs to type = "int"; for a real number write type = "log-float"')
+        if (self.log or self.type == "log-float") and self.low <= 0:
+            raise ValueError(f"the logarithm is searched, so low must be above 0, got {self.low}")
+        if self.step is not None and (self.log or self.type == "log-float"):
+            raise ValueError("step and the logarithm exclude each other")
+        if self.type == "int" and any(isinstance(value, float) for value in (self.low, self.high, self.step)):
+            raise ValueError("low, high and step of an int must be whole numbers")
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether the range holds more values than can be listed."""
+        return self.type == "log-float" or (self.type == "float" and self.step is None)
+
+    @property
+    def representative(self) -> Value:
+        """A value that certainly belongs to the parameter."""
+        return self.extremes[0]
+
+    @property
+    def extremes(self) -> tuple[Value, ...]:
+        """Both ends of a range, or every choice."""
+        if self.choices is not None:
+            return self.choices
+        assert self.low is not None
+        assert self.high is not None
+        if self.type == "int":
+            return self.low, self.high
+        return float(self.low), float(self.high)
+
+    def contains(self, value: Any) -> bool:
+        """Whether the sampler could draw this value."""
+        if self.choices is not None:
+            return any(same_value(value, choice) for choice in self.choices)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        assert self.low is not None
+        assert self.high is not None
+        if not self.low <= value <= self.high:
+            return False
+        if self.type == "int" and value != int(value):
+            return False
+        steps = (value - self.low) / self.step if self.step is not None else 0.0
+        return math.isclose(steps, round(steps), abs_tol=1e-6)
+
+    def describe(self) -> str:
+        """The values, short enough for a table."""
+        if self.choices is not None:
+            text = " | ".join(str(choice) for choice in self.choices)
+        else:
+            scale = ", log" if self.log or self.type == "log-float" else ""
+            step = f", step {self.step:g}" if self.step is not None else ""
+            text = f"{self.low:g} … {self.high:g}{scale}{step}"
+        if self.when is None:
+            return text
+        wanted = self.when.equals if isinstance(self.when.equals, tuple) else (self.when.equals,)
+        return f"{text} (when {self.when.key} is {' or '.join(map(str, wanted))})"
+
+
+class Sampler(Schema):
+    """One of Optuna's samplers, by name, with its options."""
+
+    name: SamplerName = "tpe"
+    options: dict[str, OptionValue] = Field(default_factory=dict)
+
+
+class Pruner(Schema):
+    """One of Optuna's pruners, by name, with its options."""
+
+    name: PrunerName = "median"
+    options: dict[str, OptionValue] = Field(default_factory=dict)
+
+
+class Budget(Schema):
+    """When a study is done."""
+
+    trials: Count
+    """Finished trials, the source's own settings among them; a trial that was interrupted does not count."""
+    epochs: Count | None = None
+    """Epochs of a trial; the recipe's own where it is not given."""
+    wall_seconds: Annotated[float, Field(gt=0)] | None = None
+    """After this time no trial is started; each ``study run`` has it anew."""
+
+
+class Retraining(Schema):
+    """How the best and the source's settings are held against each other at the end."""
+
+    seeds: Count = RETRAIN_SEEDS
+    epochs: Count | None = None
+    """The recipe's own where it is not given."""
+
+
+class Study(Schema):
+    """One file of ``studies/``."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)]
+    benchmark: str
+    notes: str | None = None
+    made_for: Literal["gpu", "cpu"] = "gpu"
+    """The machine that the full profile is sized for; elsewhere the smoke profile is the default."""
+    objectives: Annotated[tuple[Objective, ...], Field(strict=False, min_length=1)] = ("validation_accuracy",)
+    space: Annotated[dict[Key, Parameter], Field(min_length=1)]
+    """Parameters by dotted recipe key; a conditional one stands behind the one that it depends on."""
+    sampler: Sampler = Sampler()
+    pruner: Pruner = Pruner()
+    budget: Budget
+    seeds: Count = 1
+    """Runs a trial, with seeds 0, 1, …; the objective is their mean."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the sampler."""
+    validation: HeldOut | None = None
+    """Held out of the training images to score trials, where the recipe has no validation split of its own."""
+    retrain: Retraining = Retraining()
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    """What trials and retrained runs change in the benchmark's recipe, source's settings included."""
+    profiles: "dict[Literal['smoke'], Study]" = Field(default_factory=dict)
+    """The whole study of each profile, its differences already merged in."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for problem in self._problems():
+            raise ValueError(problem)
+        return self
+
+    def _problems(self) -> list[str]:
+        problems = []
+        if len(set(self.objectives)) != len(self.objectives) or self.objectives[0] != "validation_accuracy":
+            problems.append(
+                "objectives starts with validation_accuracy, which training_seconds may follow, "
+                f"got {list(self.objectives)}"
+            )
+        if len(self.objectives) > 1 and self.pruner.name != "none":
+            problems.append('pruner.name: several objectives cannot be pruned; write name = "none"')
+        if len(self.objectives) > 1 and self.sampler.name == "cma_es":
+            problems.append("sampler.name: cma_es knows one objective only; take tpe, gp, random or grid")
+        if self.pruner.name == "wilcoxon" and self.seeds < WILCOXON_MIN_SEEDS:
+            problems.append(
+                f"pruner.name: wilcoxon compares trials seed by seed; it needs seeds = {WILCOXON_MIN_SEEDS} or more"
+            )
+        earlier: list[str] = []
+        for key, parameter in self.space.items():
+            if parameter.when is not None and parameter.when.key not in earlier:
+                problems.append(
+                    f"space.{key}.when.key: {parameter.when.key} must be a parameter of the space that stands before it"
+                )
+            earlier.append(key)
+        return problems
+
+    def for_profile(self, profile: ProfileName) -> "Study":
+        """The study of a profile.
+
+        Raises:
+            UserError: The study has no such profile.
+        """
+        if profile == "full":
+            return self
+        if profile not in self.profiles:
+            raise UserError(f"study {self.name} has no [profiles.{profile}] table; add one or run --profile full")
+        return self.profiles[profile]
+
+    @property
+    def prunes(self) -> bool:
+        """Whether a trial may be stopped early."""
+        return self.pruner.name != "none"
+
+
+def same_value(left: Any, right: Any) -> bool:
+    """Equality that tells ``True`` from ``1`` but not ``1`` from ``1.0``."""
+    return left == right and isinstance(left, bool) == isinstance(right, bool)

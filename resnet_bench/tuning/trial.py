@@ -1,0 +1,249 @@
+"""One trial: an ordinary run (or one a seed), scored on the validation split and stopped early where it lags."""
+
+import contextlib
+import gc
+import json
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import torch
+
+from resnet_bench.benchmark import Recipe
+from resnet_bench.data import Dataset
+from resnet_bench.errors import UserError
+from resnet_bench.execution import Execution
+from resnet_bench.launch import RunOpened, RunRequest, Stopped, StopRequest, run
+from resnet_bench.tracking import STUDIES_EXPERIMENT, Store
+from resnet_bench.training import Diverged, TrainingError
+from resnet_bench.training.events import EpochEnded, Evaluated
+from resnet_bench.tuning.events import TrialEnded, TrialReported, TrialStarted
+from resnet_bench.tuning.ledger import Claimed, Ledger, TrialEnd
+from resnet_bench.tuning.mirror import Mirror
+from resnet_bench.tuning.space import trial_recipe
+from resnet_bench.tuning.studies import Plan
+from resnet_bench.tuning.study import Study
+
+SETTING_FAILURES = (TrainingError, UserError, MemoryError, RuntimeError, ValueError)
+"""What settings can bring about: a batch too large for the memory, a combination that torch refuses."""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What a process needs to run the trials of a study."""
+
+    plan: Plan
+    ledger: Ledger
+    mirror: Mirror
+    dataset: Dataset
+    store: Store
+    execution: Execution
+    runs_folder: Path
+    stop: StopRequest
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    state: TrialEnd
+    values: list[float] | None = None
+    reason: str | None = None
+
+
+class _Lost(Exception):
+    """The trial was given to another process, because this one's heartbeat was missed."""
+
+
+class _DivergedAt(Exception):
+    """The loss is no longer finite; knows the epoch, counted over all seeds."""
+
+    def __init__(self, epoch: int, reason: str) -> None:
+        super().__init__(reason)
+        self.epoch = epoch
+
+
+def run_trial(
+    workplace: Workplace, claimed: Claimed
+) -> Generator[TrialStarted | TrialReported | TrialEnded, None, None]:
+    """Run one trial and write down how it ended, in Optuna and in MLflow.
+
+    What settings bring about ends the trial and not the study: a diverged loss prunes it, because a sampler
+    learns to keep away from what was pruned and nothing from what failed; memory that is too small and a
+    combination that cannot be trained fail it.
+
+    Raises:
+        Stopped: ``workplace.stop`` was set; the trial is queued to be run again.
+        UserError: The source's own settings fail, so that there is nothing to hold the others against.
+    """
+    trial, ledger = claimed.trial, workplace.ledger
+    started = time.monotonic()
+    yield TrialStarted(trial.number, claimed.settings, claimed.is_source)
+    try:
+        with ledger.storage.beating(trial._trial_id), _quiet():
+            outcome = yield from _outcome(workplace, claimed)
+            kept = ledger.end(trial, outcome.state, outcome.values, outcome.reason)
+    except _Lost:
+        kept = False
+    except BaseException:
+        # A signal, a consumer that goes away, or a mistake of ours: the slot waits for another attempt.
+        ledger.interrupt(trial)
+        workplace.mirror.settle(ledger.trial(trial.number), ledger.retries().get(trial.number))
+        raise
+    finally:
+        free_memory(workplace.execution)
+    frozen = ledger.trial(trial.number)
+    workplace.mirror.settle(frozen, ledger.retries().get(trial.number))
+    workplace.mirror.show_progress()
+    yield TrialEnded(
+        number=trial.number,
+        settings=claimed.settings,
+        is_source=claimed.is_source,
+        state=outcome.state if kept else "INTERRUPTED",
+        values=tuple(frozen.values or ()),
+        epoch=frozen.last_step or 0,
+        reason=outcome.reason if kept else "its heartbeat was missed; it is run again",
+        seconds=time.monotonic() - started,
+    )
+    if kept and claimed.is_source and outcome.state != "COMPLETE":
+        raise UserError(
+            f"study {ledger.name}: the source's own settings cannot be trained ({outcome.reason}), "
+            "so there is nothing to hold tuned ones against"
+        )
+
+
+def _outcome(workplace: Workplace, claimed: Claimed) -> Generator[TrialReported, None, _Outcome]:
+    trial = claimed.trial
+    several = len(workplace.plan.study.objectives) > 1
+    try:
+        recipe = trial_recipe(workplace.plan.study, workplace.plan.base, claimed.settings)
+        values = yield from _train_seeds(workplace, claimed, recipe)
+    except Stopped as stopped:
+        if stopped.end != "pruned":
+            raise
+        return _Outcome("PRUNED", reason=stopped.reason)
+    except _DivergedAt as diverged:
+        if several or claimed.is_source:
+            return _Outcome("FAIL", reason=str(diverged))
+        # Not a number is what Optuna's samplers rank last.
+        _report(trial, math.nan, diverged.epoch)
+        return _Outcome("PRUNED", reason=str(diverged))
+    except SETTING_FAILURES as error:
+        if trial.user_attrs.get("mlflow_run_id") is None:
+            trial.set_user_attr("mlflow_run_id", workplace.mirror.bare_run(trial.number, claimed.settings))
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        return _Outcome("FAIL", reason=reason)
+    return _Outcome("COMPLETE", values=values)
+
+
+def _train_seeds(workplace: Workplace, claimed: Claimed, recipe: Recipe) -> Generator[TrialReported, None, list[float]]:
+    """Train once a seed; the objectives are means over the seeds."""
+    study = workplace.plan.study
+    accuracies, seconds = [], []
+    for seed in range(study.seeds):
+        accuracy, spent = yield from _train_once(workplace, claimed, recipe, seed)
+        accuracies.append(accuracy)
+        seconds.append(spent)
+    objectives = {"validation_accuracy": statistics.fmean(accuracies), "training_seconds": statistics.fmean(seconds)}
+    return [objectives[name] for name in study.objectives]
+
+
+def _train_once(
+    workplace: Workplace, claimed: Claimed, recipe: Recipe, seed: int
+) -> Generator[TrialReported, None, tuple[float, float]]:
+    """Train with one seed: its validation accuracy at the end, and its training seconds."""
+    trial, study = claimed.trial, workplace.plan.study
+    epochs = recipe.training.epochs
+    before = seed * epochs
+    accuracy, seconds = math.nan, 0.0
+    events = run(
+        _request(workplace, claimed, recipe, seed),
+        workplace.dataset,
+        workplace.store,
+        runs_folder=workplace.runs_folder,
+        stop=workplace.stop,
+    )
+    try:
+        with contextlib.closing(events):
+            for event in events:
+                match event:
+                    case RunOpened() if seed == 0:
+                        trial.set_user_attr("mlflow_run_id", event.run_id)
+                    case EpochEnded():
+                        seconds = event.train_seconds
+                    case Evaluated(split="validation"):
+                        accuracy, epoch = event.accuracy, before + event.epoch
+                        yield TrialReported(trial.number, epoch, accuracy)
+                        if _is_reported(study, seed, event.epoch, epochs):
+                            _report(trial, accuracy, epoch)
+                            if epoch < epochs * study.seeds and not claimed.is_source and trial.should_prune():
+                                events.throw(Stopped("pruned", _why_pruned(study, accuracy, epoch)))
+    except Diverged as error:
+        raise _DivergedAt(before + _epoch_of(error.step, recipe), str(error)) from None
+    return accuracy, seconds
+
+
+def _is_reported(study: Study, seed: int, epoch: int, epochs: int) -> bool:
+    """Whether the pruner sees this score.
+
+    Wilcoxon's test compares trials seed by seed. The other pruners compare them epoch by epoch, which only the
+    first seed's curve is fit for: a later seed's begins at the bottom again.
+    """
+    if len(study.objectives) > 1:
+        return False
+    return epoch == epochs if study.pruner.name == "wilcoxon" else seed == 0
+
+
+def _why_pruned(study: Study, accuracy: float, epoch: int) -> str:
+    return f"pruned by {study.pruner.name} at {accuracy:.2%} validation accuracy after epoch {epoch}"
+
+
+def _report(trial: optuna.Trial, accuracy: float, epoch: int) -> None:
+    try:
+        trial.report(accuracy, epoch)
+    except optuna.exceptions.UpdateFinishedTrialError:
+        raise _Lost from None
+
+
+def _request(workplace: Workplace, claimed: Claimed, recipe: Recipe, seed: int) -> RunRequest:
+    number, name = claimed.trial.number, workplace.ledger.name
+    first_run: str | None = claimed.trial.user_attrs.get("mlflow_run_id")
+    return RunRequest(
+        benchmark=workplace.plan.benchmark,
+        recipe=recipe,
+        profile=workplace.plan.profile,
+        seed=seed,
+        execution=workplace.execution,
+        role="trial" if seed == 0 else "repeat",
+        run_name=f"{name} trial {number}" + (f" seed {seed}" if seed else ""),
+        experiment=STUDIES_EXPERIMENT,
+        parent_run_id=workplace.mirror.run_id if seed == 0 else first_run or workplace.mirror.run_id,
+        tags={
+            "study": name,
+            "trial_number": str(number),
+            "trial_state": "RUNNING",
+            "trial_params": json.dumps(claimed.settings, sort_keys=True),
+        },
+        keep_model=False,
+    )
+
+
+def _epoch_of(step: int, recipe: Recipe) -> int:
+    return -(-step // recipe.steps_per_epoch)
+
+
+def free_memory(execution: Execution) -> None:
+    """Give the device's memory back between two runs, so that the next one has all of it."""
+    gc.collect()
+    if execution.device_type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield

@@ -1,0 +1,117 @@
+"""Which runs belong together, which count, and what each measured."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from resnet_bench.benchmark import Benchmark
+from resnet_bench.reporting import results
+from resnet_bench.reporting.results import Group, Run
+from resnet_bench.reporting.table import Tables
+
+EMPTY = Run(
+    id="r0", store="s", name="n", role="run", status="FINISHED", reason="", benchmark="b", profile="full", seed=0,
+    fingerprint="f", dataset="cifar10", data_source="parquet", data_fingerprint="d", generated=False, device="GPU",
+    device_type="cuda", precision="bf16", host="h", code_commit="c", code_dirty=False, version="1", parameters=None,
+    macs=None, started=datetime(2026, 1, 1, tzinfo=UTC), parent_run_id="", study="", arm="", trial_number=None,
+    trial_state="", recipe={"training.epochs": "4"}, environment={}, execution={}, tags={}, benchmark_json="",
+    trial_params={}, search_space={}, sampler="", pruner="",
+)  # fmt: skip
+
+
+def run(number: int, **changes: object) -> Run:
+    started = EMPTY.started + timedelta(minutes=number)
+    return replace(EMPTY, id=f"r{number}", started=started, **changes)  # type: ignore[arg-type]
+
+
+def named(groups: list[Group], name: str) -> list[Group]:
+    return [group for group in groups if group.name == name]
+
+
+def test_runs_with_different_recipes_profiles_or_images_are_never_in_one_group(groups: list[Group]) -> None:
+    for group in groups:
+        for field in ("benchmark", "profile", "fingerprint", "data_fingerprint", "generated"):
+            assert len({getattr(member, field) for member in group.all_runs}) == 1
+    assert len(named(groups, "nine-onecycle")) == 3
+
+
+def test_only_finished_benchmark_runs_are_grouped(groups: list[Group]) -> None:
+    assert all(member.finished and member.role == "run" for group in groups for member in group.all_runs)
+
+
+def test_a_seed_counts_once_and_the_device_with_most_seeds_comes_first(groups: list[Group]) -> None:
+    (full,) = [group for group in named(groups, "nine-onecycle") if not group.apart and not group.changed]
+    assert [(member.seed, member.device) for member in full.runs] == [
+        *((seed, "Test GPU") for seed in range(5)),
+        (7, "Test CPU, 2 threads"),
+    ]
+    assert [(member.seed, member.device) for member in full.repeats] == [(0, "Test CPU, 2 threads")]
+    assert list(full.devices) == ["Test GPU", "Test CPU, 2 threads"]
+
+
+def test_of_runs_with_one_seed_the_latest_counts() -> None:
+    (group,) = results.group([run(1, seed=3), run(2, seed=3), run(3, seed=4)])
+    assert [member.id for member in group.runs] == ["r2", "r3"]
+    assert [member.id for member in group.repeats] == ["r1"]
+
+
+def test_runs_without_a_seed_each_count() -> None:
+    (group,) = results.group([run(1, seed=None), run(2, seed=None)])
+    assert len(group.runs) == 2
+
+
+def test_changed_recipes_name_their_keys(groups: list[Group]) -> None:
+    assert [group.changed for group in named(groups, "nine-onecycle") if group.changed] == [("optimizer.lr",)]
+
+
+def test_a_group_remembers_its_benchmark(groups: list[Group], benchmarks: dict[str, Benchmark]) -> None:
+    (ranged,) = named(groups, "ranged")
+    assert ranged.definition == benchmarks["ranged"]
+    assert ranged.key == f"ranged-full-{benchmarks['ranged'].recipe.fingerprint[:8]}-dddddddd"
+
+
+def test_accuracy_is_in_percent_and_the_final_one_stands_at_the_last_epoch() -> None:
+    only_final = run(1, once={"final/test_accuracy": 0.9, "final/test_accuracy_plain": 0.88})
+    assert only_final.accuracy("test") == {4: 90.0}
+    assert only_final.last_accuracy("test", plain=True) == 88.0
+    both = run(2, metrics={"test/accuracy": {1: 0.5, 4: 0.8}}, once={"final/test_accuracy": 0.9})
+    assert both.accuracy("test") == {1: 50.0, 4: 80.0}
+    assert run(3, metrics={"test/accuracy": {1: float("nan")}}).accuracy("test") == {}
+    assert run(4).last_accuracy("test") is None
+
+
+def test_throughput_and_epoch_time_leave_the_first_epoch_out() -> None:
+    measured = run(
+        1,
+        macs=1000,
+        metrics={"time/images_per_second": {1: 10.0, 2: 100.0, 3: 120.0}, "time/epoch_seconds": {1: 9.0, 2: 1.0}},
+    )
+    assert measured.images_per_second == 110.0
+    assert measured.epoch_seconds == 1.0
+    assert measured.flops == 3 * 2 * 1000 * 110.0
+    assert run(2).flops is None
+
+
+def test_train_seconds_and_memory() -> None:
+    measured = run(1, metrics={"time/train_seconds": {1: 2.0, 2: 4.0}, "memory/peak_bytes": {1: 5.0, 2: 3.0}})
+    assert measured.train_seconds == 4.0
+    assert measured.peak_memory == 5.0
+    assert run(2, once={"final/train_seconds": 7.0}).train_seconds == 7.0
+
+
+def test_an_evaluation_before_training_is_no_time_to_accuracy() -> None:
+    measured = run(1, metrics={"test/accuracy": {0: 0.1, 1: 0.5}, "time/train_seconds": {1: 2.0}})
+    assert measured.timed_accuracy("test") == [(2.0, 50.0)]
+
+
+def test_selection_gain() -> None:
+    curves = [{1: 0.5, 2: 0.9, 4: 0.8}, {1: 0.5, 4: 0.7}]
+    (group,) = results.group([run(n, seed=n, metrics={"test/accuracy": curve}) for n, curve in enumerate(curves)])
+    assert group.selection_gain("test") == pytest.approx(5.0)
+
+
+def test_loading_keeps_the_order_of_time(store_tables: Tables) -> None:
+    started = [loaded.started for loaded in results.load(store_tables)]
+    assert started == sorted(started)
+    assert all(isinstance(loaded.recipe.get("training.epochs"), str) for loaded in results.load(store_tables))

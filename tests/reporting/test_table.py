@@ -1,0 +1,335 @@
+"""Reading stores: what is found, what is refused, and what is read all the same."""
+
+import base64
+import io
+import json
+import sqlite3
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from resnet_bench.benchmark import Benchmark
+from resnet_bench.errors import UserError
+from resnet_bench.reporting import report, table
+from resnet_bench.reporting.table import TABLES, Tables
+from tests.reporting import synthetic
+from tests.reporting.synthetic import FakeRun
+
+
+def log_all(uri: str, *runs: FakeRun) -> list[str]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    return [synthetic.log(client, run, minute) for minute, run in enumerate(runs)]
+
+
+@pytest.fixture
+def fresh_uri(empty_database: Path, tmp_path: Path) -> str:
+    return synthetic.database(empty_database, tmp_path / "fresh")
+
+
+# --- what is found -------------------------------------------------------------------------------
+
+
+def test_tables_hold_every_run_once(store_tables: Tables) -> None:
+    runs = store_tables.runs
+    assert runs["run_id"].is_unique
+    assert runs["role"].value_counts().to_dict() == {"run": 23, "trial": 10, "retrain": 6, "study": 1}
+    assert set(runs["status"]) == {"FINISHED", "FAILED", "KILLED"}
+    assert store_tables.problems == ()
+    for name, dtypes in TABLES.items():
+        frame = getattr(store_tables, name)
+        assert {column: str(dtype) for column, dtype in frame.dtypes.items()} == dict(dtypes)
+
+
+def test_metrics_are_tidy_and_complete(store_tables: Tables) -> None:
+    metrics = store_tables.metrics
+    assert not metrics.duplicated(["run_id", "metric", "axis", "step"]).any()
+    run = store_tables.runs.query("benchmark == 'nine-onecycle' and seed == 0 and profile == 'full'").iloc[0]
+    own = metrics[metrics["run_id"] == run["run_id"]]
+    accuracy = own[own["metric"] == "test/accuracy"].set_index("step")["value"]
+    assert list(accuracy.index) == list(range(1, 9))
+    assert accuracy[8] == pytest.approx(0.9031)
+    assert set(own.loc[own["metric"] == "test/accuracy", "split"]) == {"test"}
+    assert own.loc[own["metric"] == "energy/joules", "axis"].tolist() == ["once"]
+
+
+def test_step_metrics_are_read_once_a_recipe_and_thinned(store_tables: Tables) -> None:
+    rates = store_tables.metrics.query("metric == 'step/learning_rate'")
+    assert rates["run_id"].nunique() == 2, "one run of the recipe and one of the changed recipe"
+    for _, series in rates.groupby("run_id"):
+        assert len(series) == table.MAX_STEP_POINTS
+        assert series["step"].iloc[[0, -1]].tolist() == [1, 1000]
+        assert series["step"].is_monotonic_increasing
+
+
+def test_benchmark_is_kept_for_the_latest_run_of_each_recipe(
+    store_tables: Tables, benchmarks: dict[str, Benchmark]
+) -> None:
+    kept = store_tables.runs[store_tables.runs["benchmark_json"] != ""]
+    assert not kept.duplicated(["benchmark", "profile", "fingerprint"]).any()
+    ranged = kept[kept["benchmark"] == "ranged"].iloc[0]
+    assert Benchmark.model_validate_json(ranged["benchmark_json"]) == benchmarks["ranged"]
+    assert ranged["seed"] == 2
+
+
+def test_confusions_sum_to_the_test_set(store_tables: Tables) -> None:
+    totals = store_tables.confusion.groupby("run_id")["images"].sum()
+    assert len(totals) == 27, "every finished run and retrained run"
+    assert (totals == 10_000).all()
+
+
+def test_mistakes_come_most_confident_first(store_tables: Tables) -> None:
+    for _, rows in store_tables.mistakes.groupby("run_id"):
+        assert rows["confidence"].is_monotonic_decreasing
+        assert len(rows) == 6
+
+
+def test_a_resumed_run_counts_the_later_value_of_a_step(fresh_uri: str, benchmarks: dict[str, Benchmark]) -> None:
+    from mlflow import MlflowClient
+
+    (run_id,) = log_all(fresh_uri, FakeRun(benchmarks["ranged"], final=60.0))
+    MlflowClient(fresh_uri).log_metric(run_id, "test/accuracy", 0.123, synthetic.START + 40_000_000, step=3)
+    metrics = table.read([fresh_uri]).metrics
+    third = metrics.query("metric == 'test/accuracy' and step == 3")["value"]
+    assert third.tolist() == [0.123]
+
+
+# --- filters -------------------------------------------------------------------------------------
+
+
+def test_filters(store_uri: str) -> None:
+    assert set(table.read([store_uri], benchmarks=["ranged", "too-few"]).runs["benchmark"]) == {"ranged", "too-few"}
+    study = table.read([store_uri], study="nine-study").runs
+    assert set(study["benchmark"]) == {"nine-onecycle"}
+    assert set(study["role"]) == {"run", "study", "trial", "retrain"}
+    first = pd.Timestamp(synthetic.START, unit="ms", tz="UTC")
+    late = table.read([store_uri], since=(first + pd.Timedelta(minutes=100)).to_pydatetime()).runs
+    assert set(late["role"]) == {"study", "trial", "retrain"}
+
+
+def test_a_filter_that_leaves_nothing_says_what_was_asked(store_uri: str) -> None:
+    with pytest.raises(UserError, match=r"holds no run of unseen since 2030-01-01: make one with resnet-bench run"):
+        table.read([store_uri], benchmarks=["unseen"], since="2030-01-01")
+    with pytest.raises(UserError, match="holds no run of the study nowhere"):
+        table.read([store_uri], study="nowhere")
+
+
+def test_since_reads_dates_and_ages() -> None:
+    assert table.parse_since(None) is None
+    assert table.parse_since("2026-11-01T09:30+00:00") == datetime(2026, 11, 1, 9, 30, tzinfo=UTC)
+    day = table.parse_since("2026-11-01")
+    assert day is not None
+    assert day.tzinfo is not None
+    week = table.parse_since("7d")
+    assert week is not None
+    assert abs(datetime.now(UTC) - week - timedelta(days=7)) < timedelta(minutes=1)
+    with pytest.raises(UserError, match="'yesterday' is no date"):
+        table.parse_since("yesterday")
+
+
+# --- folders with tables -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(store_tables: Tables, tmp_path: Path) -> Path:
+    for name, content in report.table_files(store_tables).items():
+        (tmp_path / name).write_bytes(content)
+    return tmp_path
+
+
+def test_a_folder_of_tables_is_a_store(folder: Path, store_tables: Tables) -> None:
+    again = table.read([str(folder)])
+    for name in TABLES:
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(store_tables, name))
+
+
+def test_a_run_in_two_sources_counts_once(folder: Path, store_uri: str, store_tables: Tables) -> None:
+    both = table.read([folder, store_uri])
+    assert len(both.runs) == len(store_tables.runs)
+    assert len(both.metrics) == len(store_tables.metrics)
+    assert len(both.stores) == 2
+
+
+def test_damaged_tables_are_refused_in_one_sentence(folder: Path) -> None:
+    (folder / "metrics.parquet").write_bytes(b"PAR1 nonsense")
+    with pytest.raises(UserError, match=r"metrics\.parquet is no readable table of a report"):
+        table.read([folder])
+    pd.DataFrame({"run_id": ["a"]}).to_parquet(folder / "metrics.parquet")
+    with pytest.raises(UserError, match=r"lacks the column 'metric'"):
+        table.read([folder])
+    (folder / "metrics.parquet").unlink()
+    with pytest.raises(UserError, match=r"metrics\.parquet"):
+        table.read([folder])
+
+
+# --- stores that cannot be read ------------------------------------------------------------------
+
+
+def test_a_missing_database_is_not_made(tmp_path: Path) -> None:
+    path = tmp_path / "typo.db"
+    with pytest.raises(UserError, match=r"typo\.db does not exist"):
+        table.read([f"sqlite:///{path}"])
+    assert not path.exists()
+
+
+def test_a_foreign_database_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "other.db"
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE trials (number INTEGER)")
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="is no MLflow database"):
+        table.read([f"sqlite:///{path}"])
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "notes.db"
+    path.write_text("not a database, but long enough to be mistaken for one " * 50)
+    with pytest.raises(UserError, match=r"notes\.db cannot be read"):
+        table.read([f"sqlite:///{path}"])
+
+
+def test_a_folder_that_is_no_store(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no report table \(runs\.parquet\)"):
+        table.read([tmp_path])
+
+
+def test_an_unreachable_server_is_named_without_its_password() -> None:
+    with pytest.raises(UserError, match="cannot be read") as raised:
+        table.read(["http://someone:verysecret@127.0.0.1:9"])
+    assert "verysecret" not in str(raised.value)
+
+
+def test_a_store_without_our_runs(fresh_uri: str) -> None:
+    with pytest.raises(UserError, match="holds no run: make one with resnet-bench run"):
+        table.read([fresh_uri])
+    from mlflow import MlflowClient
+
+    client = MlflowClient(fresh_uri)
+    client.create_run(client.get_experiment_by_name("resnet-bench").experiment_id, run_name="somebody else's")
+    with pytest.raises(UserError, match="holds no run"):
+        table.read([fresh_uri])
+
+
+def test_one_bad_store_does_not_keep_the_others_from_being_read(store_uri: str, tmp_path: Path) -> None:
+    read = table.read([f"sqlite:///{tmp_path / 'gone.db'}", store_uri])
+    assert len(read.runs) == 40
+    assert len(read.problems) == 1
+    assert "gone.db does not exist" in read.problems[0]
+
+
+def test_nothing_to_read_is_said() -> None:
+    with pytest.raises(UserError, match="name at least one store"):
+        table.read([])
+
+
+# --- damaged artifacts ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("benchmark.json", '{"name": "x"', "Invalid JSON|validation error"),
+        ("benchmark.json", '{"name": "x"}', "validation error"),
+        ("confusion_matrix.csv", "a,b\n1,2\n", "not a square"),
+        ("confusion_matrix.csv", "a,b\n1,x\n2,3\n", "invalid literal|could not convert|x"),
+        ("confusion_matrix.csv", "a,b\n1,-2\n2,3\n", "not a square of counts"),
+        ("confusion_matrix.csv", b"\xff\xfe\x00", "decode"),
+        ("confident_mistakes.json", "[]{", "Invalid JSON|trailing|validation"),
+        ("confident_mistakes.json", '[{"index": 1}]', "validation error"),
+    ],
+)
+def test_a_damaged_artifact_costs_only_itself(
+    fresh_uri: str, benchmarks: dict[str, Benchmark], name: str, content: bytes | str, why: str
+) -> None:
+    (run_id,) = log_all(fresh_uri, FakeRun(benchmarks["ranged"], artifacts={name: content}))
+    read = table.read([fresh_uri])
+    assert len(read.problems) == 1
+    assert read.problems[0].startswith(f"run {run_id}: the artifact {name} cannot be read: ")
+    assert pd.Series(read.problems).str.contains(why).all()
+    assert "\n" not in read.problems[0]
+    assert len(read.runs) == 1
+    assert not read.metrics.empty
+    others = {"benchmark.json", "confusion_matrix.csv", "confident_mistakes.json"} - {name}
+    assert ("confusion_matrix.csv" in others) == (not read.confusion.empty)
+    assert ("confident_mistakes.json" in others) == (not read.mistakes.empty)
+    assert ("benchmark.json" in others) == bool(read.runs["benchmark_json"][0])
+
+
+def test_an_artifact_that_is_too_large_is_not_opened(
+    fresh_uri: str, benchmarks: dict[str, Benchmark], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "MAX_ARTIFACT_BYTES", 100)
+    log_all(fresh_uri, FakeRun(benchmarks["ranged"], artifacts={"confident_mistakes.json": ""}))
+    problems = table.read([fresh_uri]).problems
+    assert len(problems) == 2
+    assert all("bytes, more than 100" in problem for problem in problems)
+
+
+def test_missing_artifacts_are_no_problem(fresh_uri: str, benchmarks: dict[str, Benchmark]) -> None:
+    nothing = {"benchmark.json": "", "confusion_matrix.csv": "", "confident_mistakes.json": ""}
+    log_all(fresh_uri, FakeRun(benchmarks["ranged"], artifacts=nothing))
+    read = table.read([fresh_uri])
+    assert read.problems == ()
+    assert read.confusion.empty
+    assert read.mistakes.empty
+
+
+def test_a_picture_is_drawn_anew() -> None:
+    buffer = io.BytesIO()
+    image = Image.new("RGB", (32, 32), (10, 200, 30))
+    image.save(buffer, "PNG")
+    smuggled = buffer.getvalue() + b"<script>alert(1)</script>"
+    again = base64.b64decode(table.redrawn_png(base64.b64encode(smuggled).decode()))
+    assert b"script" not in again
+    with Image.open(io.BytesIO(again)) as opened:
+        assert opened.tobytes() == image.tobytes()
+
+
+def encoded(image: Image.Image, kind: str) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no base64!",
+        base64.b64encode(b"<svg onload=alert(1)>").decode(),
+        encoded(Image.new("RGB", (32, 32)), "JPEG"),
+        encoded(Image.new("RGB", (4000, 32)), "PNG"),
+        encoded(Image.new("RGB", (32, 32)), "PNG")[:60],
+        "",
+    ],
+)
+def test_what_is_no_small_png_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="an image"):
+        table.redrawn_png(text)
+
+
+def test_a_forged_run_reaches_the_table_as_text(nasty_uri: str) -> None:
+    runs = table.read([nasty_uri]).runs
+    assert runs["name"].str.contains("</script>").any()
+    assert json.loads(runs["tags"].iloc[0])["team"].startswith("</script>")
+
+
+def test_paths_are_given_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert table.public_name(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}") == "runs/mlflow.db"
+    assert table.public_name("sqlite:////elsewhere/mlflow.db") == "sqlite:////elsewhere/mlflow.db"
+    assert table.public_name("http://server:5000") == "http://server:5000"
+    assert table.hidden("postgresql://me:secret@host/db") == "postgresql://…@host/db"
+
+
+def test_numbers_in_tags_that_are_none_are_left_out(fresh_uri: str, benchmarks: dict[str, Benchmark]) -> None:
+    odd = FakeRun(benchmarks["ranged"], tags={"resnet_bench.seed": "seven", "resnet_bench.macs": "1e9"})
+    log_all(fresh_uri, odd, replace(odd, tags={"resnet_bench.environment": "not JSON"}))
+    runs = table.read([fresh_uri]).runs
+    assert runs["seed"].isna().tolist() == [True, False]
+    assert runs["macs"].isna().tolist() == [True, False]

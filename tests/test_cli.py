@@ -1,0 +1,275 @@
+"""The command line, as a user types it."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import typer
+import typer.core
+
+from resnet_bench import cli, registry
+from resnet_bench.training import checkpoint
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TINY = (
+    "run resnet18-step-decay --profile smoke --offline --deterministic --device cpu --precision fp32 "
+    "--set data.train_images=300 --set data.test_images=100 --set training.epochs=2 --set training.batch_size=10"
+)
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def invoke(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[[str], Result]:
+    """Types a command in an empty folder, in this process."""
+    monkeypatch.chdir(tmp_path)
+
+    def type_command(command: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["resnet-bench", *shlex.split(command)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capsys.readouterr()
+        return Result(int(exit_.value.code or 0), captured.out, captured.err)
+
+    return type_command
+
+
+def start(command: str, folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "resnet_bench.cli", *shlex.split(command)],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
+    )
+
+
+# --- the registry's verbs ------------------------------------------------------------------------
+
+
+def test_list_shows_every_shipped_benchmark(invoke) -> None:
+    result = invoke("list")
+    assert result.code == 0
+    text = "".join(result.out.split())
+    assert all(name in text for name in registry.load_all())
+
+
+def test_list_shows_the_good_files_beside_a_broken_one(invoke, tmp_path: Path) -> None:
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "broken.toml").write_text("[recipe")
+    result = invoke("list")
+    assert result.code == 2
+    assert "resnet9-onecycle-adam" in result.out
+    assert "broken.toml" in result.err
+
+
+def test_show_names_claims_recipe_and_the_status_of_facts(invoke) -> None:
+    result = invoke("show resnet9-onecycle-adam")
+    assert result.code == 0
+    for part in ("≥ 90%", "optimizer.lr", "0.01", "recovered", "stated", "one_cycle"):
+        assert part in result.out
+
+
+def test_a_copy_is_valid_and_is_found_as_a_recipe_of_ones_own(invoke, tmp_path: Path) -> None:
+    (tmp_path / "benchmarks").mkdir()
+    assert invoke("copy resnet9-onecycle-adam benchmarks/mine.toml").code == 0
+    validated = invoke("validate benchmarks/mine.toml")
+    assert validated.code == 0
+    assert registry.load("resnet9-onecycle-adam").recipe.fingerprint in validated.out
+    assert "mine" in invoke("list").out
+    again = invoke("copy resnet9-onecycle-adam benchmarks/mine.toml")
+    assert again.code == 2
+    assert "mine.toml" in again.err
+
+
+# --- bad input: one sentence, exit code 2, nothing written ---------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("show resnet9-onecycle-adm", "did you mean 'resnet9-onecycle-adam'?"),
+        ("run resnet9-onecycle-adm", "did you mean 'resnet9-onecycle-adam'?"),
+        ("run resnet18-step-decay --profile smok", "write full or smoke"),
+        ("run resnet18-step-decay --device tpu", "there is no such device"),
+        ("run resnet18-step-decay --precision fp8", "there is no such precision"),
+        ("run resnet18-step-decay --set optimizer.lr", "write a key and a value"),
+        ("run resnet18-step-decay --offline --profile smoke --set optimizer.lrr=1", "did you mean 'optimizer.lr'?"),
+        ("run resnet18-step-decay --offline --profile smoke --set optimizer.lr=fast", "must be a number"),
+        ("run resnet18-step-decay --offline --profile full", "data prepare"),
+        ("run resnet18-step-decay --seed 1 --seeds 2", "give one of them"),
+        ("run resnet18-step-decay --seed 1 --seed 1", "given twice"),
+        ("run resnet18-step-decay --tracking mlruns", "mlruns"),
+        ("run resnet18-step-decay --benchmarks nowhere", "nowhere"),
+        ("validate nothing.toml", "nothing.toml"),
+        ("data prepare cifar11 --offline", "did you mean 'cifar10'?"),
+        ("data prepare cifar10 --offline", "no cifar10"),
+    ],
+)
+def test_bad_input_is_one_sentence(invoke, tmp_path: Path, command: str, sentence: str) -> None:
+    result = invoke(command)
+    assert result.code == 2
+    assert sentence in " ".join(result.err.split())
+    assert "Traceback" not in result.err + result.out
+    assert [item.name for item in tmp_path.iterdir() if item.suffix == ".db" or item.name == "runs"] == []
+
+
+def test_an_unknown_verb_is_no_traceback(invoke) -> None:
+    result = invoke("runn")
+    assert result.code == 2
+    assert "Traceback" not in result.err
+
+
+# --- the machine ---------------------------------------------------------------------------------
+
+
+def test_doctor_names_what_is_there_and_what_to_type(invoke) -> None:
+    result = invoke("doctor")
+    assert result.code == 0
+    assert torch.__version__ in result.out
+    assert "resnet-bench data prepare cifar10" in result.out
+    assert "mlflow.db" in result.out
+
+
+def test_data_status_names_both_datasets(invoke) -> None:
+    result = invoke("data status")
+    assert result.code == 0
+    assert "cifar10" in result.out
+    assert "cifar100" in result.out
+
+
+def test_real_data_is_prepared_and_named(invoke, real_data_folder: Path, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    result = invoke(f"data prepare cifar10 --offline --data {shlex.quote(str(real_data_folder))}")
+    assert result.code == 0
+    assert "50000 + 10000 images" in result.out
+
+
+# --- help ----------------------------------------------------------------------------------------
+
+
+def commands(group, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], typer.core.TyperCommand]]:
+    found = []
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            found += commands(command, (*path, name))
+        else:
+            found.append(((*path, name), command))
+    return found
+
+
+@pytest.mark.parametrize(("path", "command"), commands(typer.main.get_command(cli.app)), ids=lambda value: str(value))
+def test_every_help_text_has_an_example_that_parses(path: tuple[str, ...], command) -> None:
+    assert command.help is not None
+    examples = [line for line in command.help.splitlines() if line.strip().startswith("Example: ")]
+    assert len(examples) == 1, f"{' '.join(path)} needs one line 'Example: resnet-bench …'"
+    words = shlex.split(examples[0].partition("Example: ")[2])
+    assert words[: 1 + len(path)] == ["resnet-bench", *path]
+    command.make_context(path[-1], words[1 + len(path) :])
+
+
+# --- whole runs, in processes of their own -------------------------------------------------------
+
+
+def wait_for_steps(folder: Path, process: subprocess.Popen[str], steps: int, seconds: float = 240) -> None:
+    """Wait until the run's journal holds this many optimizer steps."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        journals = list((folder / "runs").glob("*/journal.jsonl"))
+        if journals and journals[0].read_text(errors="replace").count("step/loss") >= steps:
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    raise AssertionError("the run did not get that far")
+
+
+def last_checkpoint(folder: Path) -> dict:
+    (path,) = (folder / "runs").glob("*/checkpoints/last.pt")
+    return checkpoint.load(path)
+
+
+@pytest.mark.slow
+def test_a_run_killed_mid_epoch_resumes_in_place_with_the_same_bits(tmp_path: Path) -> None:
+    from resnet_bench.tracking import Store
+
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    for folder in (undisturbed, killed):
+        folder.mkdir()
+    process = start(TINY, undisturbed)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    assert "not judged" in out
+    assert "GENERATED IMAGES" in out
+
+    process = start(TINY, killed)
+    wait_for_steps(killed, process, 40)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    process = start(f"{TINY} --resume", killed)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    assert "goes on behind step 30" in out
+
+    ours, theirs = last_checkpoint(killed), last_checkpoint(undisturbed)
+    assert all(torch.equal(ours["network"][name], theirs["network"][name]) for name in theirs["network"])
+    histories = []
+    for folder in (undisturbed, killed):
+        client = Store.resolve(None, folder).client()
+        (state,) = [json.loads(path.read_text()) for path in (folder / "runs").glob("*/run.json")]
+        assert client.get_run(state["run_id"]).info.status == "FINISHED"
+        histories.append([(m.step, m.value) for m in client.get_metric_history(state["run_id"], "step/loss")])
+    assert histories[0] == histories[1]
+    assert [step for step, _ in histories[0]] == list(range(1, 61))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_prints_the_command_that_resumes_it(tmp_path: Path, number: signal.Signals) -> None:
+    process = start(TINY, tmp_path)
+    wait_for_steps(tmp_path, process, 5)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, out
+    assert "Traceback" not in out
+    printed = out.partition("go on with: ")[2].splitlines()[0]
+    assert printed == f"resnet-bench {TINY} --resume"
+    position = last_checkpoint(tmp_path)["position"]
+    assert position["step"] >= 5
+
+    process = start(printed.removeprefix("resnet-bench "), tmp_path)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    assert f"goes on behind step {position['step']}" in out
+
+
+@pytest.mark.slow
+def test_one_failing_run_does_not_stop_the_suite(tmp_path: Path) -> None:
+    """A learning rate that makes one network diverge; the other, whose optimizer is another, trains on."""
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    registry.copy("resnet18-step-decay", folder / "diverging.toml", None)
+    text = (folder / "diverging.toml").read_text()
+    assert "lr = 0.1" in text
+    (folder / "diverging.toml").write_text(text.replace("lr = 0.1", "lr = 1e30"))
+    process = start(TINY.replace("resnet18-step-decay", "diverging resnet18-step-decay"), tmp_path)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, out
+    assert "at learning rate 1e+30" in out
+    assert "epoch 2/2" in out
+    assert "Traceback" not in out

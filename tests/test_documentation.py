@@ -1,0 +1,55 @@
+"""Every command that the documentation shows exists, with the options that it shows."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from resnet_bench import cli, registry
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "CHANGELOG.md"]
+
+
+def shown_commands() -> list[tuple[str, str]]:
+    """Each line of each shell block, with the page that it is on."""
+    found = []
+    for page in PAGES:
+        if page.is_file():
+            for block in re.findall(r"```(?:bash|sh|console)\n(.*?)```", page.read_text(), re.DOTALL):
+                joined = block.replace("\\\n", " ")
+                lines = [line.partition(" #")[0].strip().removeprefix("$ ") for line in joined.splitlines()]
+                found += [(page.name, line) for line in lines if line and not line.startswith("#")]
+    return found
+
+
+def test_the_documentation_shows_commands() -> None:
+    assert len(shown_commands()) > 10
+
+
+@pytest.mark.parametrize(("page", "line"), shown_commands())
+def test_a_shown_command_exists(page: str, line: str) -> None:
+    words = [word for word in shlex.split(line) if not re.match(r"^[A-Z_]+=", word)]
+    if words[0] == "make":
+        targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+        assert set(words[1:]) <= targets, f"{page}: no such target in {line!r}"
+        variables = set(re.findall(r"^([A-Z]+) [?:]?=", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+        given = {word.partition("=")[0] for word in shlex.split(line) if re.match(r"^[A-Z_]+=", word)}
+        assert given <= variables | {"MLFLOW_TRACKING_URI"}, f"{page}: no such variable in {line!r}"
+    elif words[0] == "resnet-bench":
+        _parse(words[1:])
+    else:
+        assert words[0] in {"git", "cd", "pip", "python3", "ssh"}, f"{page}: {line!r} is no command of ours"
+
+
+def _parse(words: list[str]) -> None:
+    command = typer.main.get_command(cli.app)
+    while hasattr(command, "commands"):
+        name, *words = words
+        assert name in command.commands, f"there is no verb {name!r}"
+        command = command.commands[name]
+    context = command.make_context(command.name, list(words))
+    for name in context.params.get("names") or []:
+        assert name in registry.load_all() or name.startswith("my-"), f"there is no benchmark {name!r}"

@@ -1,0 +1,72 @@
+"""What an execution resolves to, and that it leaves no trace behind."""
+
+import pytest
+import torch
+
+from resnet_bench.errors import UserError
+from resnet_bench.execution import Execution
+
+
+def test_the_cpu_is_always_there() -> None:
+    execution = Execution.resolve("cpu", "fp32", threads=1)
+    assert (execution.device, execution.precision, execution.device_type) == ("cpu", "fp32", "cpu")
+    assert execution.device_name.endswith(", 1 thread")
+    assert execution.asdict()["precision"] == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("device", "sentence"), [("gpu", "there is no such device"), ("cuda:-1", "no such device"), ("", "no such device")]
+)
+def test_an_unknown_device_is_one_sentence(device: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Execution.resolve(device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_says_what_to_write() -> None:
+    with pytest.raises(UserError, match="write --device cpu"):
+        Execution.resolve("cuda")
+    assert Execution.resolve("auto").device == "cpu"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_gpu_beyond_the_last_names_those_there_are() -> None:
+    with pytest.raises(UserError, match="this machine's GPUs are"):
+        Execution.resolve("cuda:99")
+
+
+def test_tf32_is_refused_where_there_is_none() -> None:
+    with pytest.raises(UserError, match="tf32 is a mode of NVIDIA GPUs"):
+        Execution.resolve("cpu", "tf32")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_process_is_left_as_it_was(precision) -> None:
+    def switches() -> tuple[object, ...]:
+        return (
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.backends.cudnn.allow_tf32,
+            torch.are_deterministic_algorithms_enabled(),
+            torch.backends.cudnn.benchmark,
+            torch.get_num_threads(),
+        )
+
+    before = switches()
+    execution = Execution.resolve("cpu", precision, deterministic=True, threads=1)
+
+    def fail_within() -> None:
+        with execution.applied():
+            assert switches() == (False, False, True, False, 1)
+            raise RuntimeError("within")
+
+    with pytest.raises(RuntimeError, match="within"):
+        fail_within()
+    assert switches() == before
+
+
+def test_autocast_rounds_only_where_it_is_asked_for() -> None:
+    left, right = torch.randn(8, 8), torch.randn(8, 8)
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with Execution.resolve("cpu", precision).autocast():
+            assert (left @ right).dtype == dtype

@@ -1,0 +1,243 @@
+"""A study small enough to be run many times, and training that follows a script."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from resnet_bench import data
+from resnet_bench.benchmark import Recipe
+from resnet_bench.tracking import Store
+from resnet_bench.training.errors import Diverged, OutOfMemory
+from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, Steps
+from resnet_bench.tuning import studies
+from resnet_bench.tuning.ledger import Ledger
+from resnet_bench.tuning.run import Images, StudyRequest, run_study
+from resnet_bench.tuning.storage import StudyStorage
+from resnet_bench.tuning.studies import Plan
+
+TRAIN_IMAGES, TEST_IMAGES = 60, 20
+
+TINY = """
+benchmark = "resnet18-step-decay"
+sampler = { name = "random" }
+pruner = { name = "median", options = { n_startup_trials = 1, n_warmup_steps = 0 } }
+budget = { trials = 3 }
+retrain = { seeds = 2 }
+validation = { images = 20 }
+
+[space]
+optimizer.lr = { type = "log-float", low = 1e-4, high = 1.0 }
+optimizer.momentum = { type = "categorical", choices = [0.0, 0.9] }
+optimizer.nesterov = { type = "categorical", choices = [false, true] }
+
+[recipe]
+data = { train_images = 60, test_images = 20 }
+training = { epochs = 3, batch_size = 20 }
+
+[profiles.smoke]
+"""
+
+
+@pytest.fixture(scope="session")
+def dataset() -> data.Dataset:
+    return data.generate("cifar10", train_size=TRAIN_IMAGES, test_size=TEST_IMAGES, seed=0)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """One MLflow database for all tests: making it takes seconds."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    store = Store.resolve(f"sqlite:///{folder / 'mlflow.db'}", folder)
+    store.prepare()
+    return store
+
+
+@pytest.fixture
+def write_study(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the tiny study with some text replaced, and more at its end."""
+
+    def write(name: str = "tiny", more: str = "", **replaced: str) -> Path:
+        text = TINY
+        for line in TINY.splitlines():
+            key = line.partition(" =")[0]
+            if key in replaced:
+                text = text.replace(line, replaced.pop(key))
+        assert not replaced
+        path = tmp_path / f"{name}.toml"
+        path.write_text(text + more)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def tiny_plan(write_study: Callable[..., Path]) -> Callable[..., Plan]:
+    def make(*arguments: Any, **replaced: str) -> Plan:
+        return studies.plan(studies.load_file(write_study(*arguments, **replaced)), "smoke")
+
+    return make
+
+
+@pytest.fixture
+def request_for(tmp_path: Path, store: Store, request: pytest.FixtureRequest) -> Callable[..., StudyRequest]:
+    """A request for a plan, with an Optuna storage of the test's own."""
+
+    def make(plan: Plan, **fields: Any) -> StudyRequest:
+        given = {
+            "plan": plan,
+            "name": request.node.name.replace("_", "-").replace("[", "-").replace("]", ""),
+            "storage": StudyStorage(f"sqlite:///{tmp_path / 'optuna.db'}"),
+            "store": store,
+            "images": Images("cifar10", tmp_path / "none", generated=(TRAIN_IMAGES, TEST_IMAGES)),
+            "runs_folder": tmp_path / "runs",
+            "device": "cpu",
+            "precision": "fp32",
+        }
+        return StudyRequest(**{**given, **fields})
+
+    return make
+
+
+# --- training by a script ---------------------------------------------------------------------------
+
+
+def scripted_accuracy(recipe: Recipe, epoch: int, seed: int) -> float:
+    """Best near a learning rate of 0.01, rising with the epoch, a little different for each seed."""
+    distance = abs(math.log10(recipe.optimizer.lr) + 2)
+    return max(0.05, 0.9 - 0.25 * distance) * epoch / recipe.training.epochs + 0.001 * (seed % 10)
+
+
+DIVERGING_LR = 0.8
+MEMORY_EATING_LR = 0.7
+
+
+@pytest.fixture
+def scripted_training(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
+    """Training without a network; returns the recipes that were trained, as they come."""
+    trained: list[Recipe] = []
+
+    def train(
+        recipe: Recipe, execution: Any, seed: int, dataset: data.Dataset, *, resume: Any = None
+    ) -> Iterator[Any]:
+        trained.append(recipe)
+        steps = recipe.steps_per_epoch
+        yield Started(1, 1, steps, recipe.training.epochs, recipe.data.num_train)
+        for epoch in range(1, recipe.training.epochs + 1):
+            last = epoch * steps
+            if recipe.optimizer.lr == DIVERGING_LR and epoch == 2:
+                raise Diverged(last - steps + 1, recipe.optimizer.lr, math.nan)
+            if recipe.optimizer.lr == MEMORY_EATING_LR:
+                raise OutOfMemory("a small device", recipe.training.batch_size)
+            losses = [1 / epoch] * steps
+            yield Steps(epoch, last - steps + 1, losses, [recipe.optimizer.lr] * steps, 40, 20, 0.01, dict)
+            accuracy = scripted_accuracy(recipe, epoch, seed)
+            for split in recipe.evaluation.splits:
+                yield Evaluated(epoch, last, split, accuracy, 1.0, accuracy / 2, 1.0, 20, 0.01)
+            yield EpochEnded(epoch, last, 1.0, 1.0, 0.5, 0.01, 0.01 * epoch, 100.0, 1, dict)
+        metrics = {}
+        if recipe.evaluation.test_at_end:
+            accuracy = scripted_accuracy(recipe, recipe.training.epochs, seed)
+            yield Evaluated(recipe.training.epochs, last, "test", accuracy, 1.0, accuracy / 2, 1.0, 20, 0.01)
+            metrics = {"test/accuracy": accuracy, "test/accuracy_plain": accuracy / 2}
+        yield Finished(recipe.training.epochs, last, 0.03, 0.01, metrics, None, dict)
+
+    monkeypatch.setattr("resnet_bench.launch.local.train", train)
+    return trained
+
+
+class ScriptedSampler(optuna.samplers.BaseSampler):
+    """Draws what a list says for each trial number; retries keep the values they have."""
+
+    def __init__(self, settings: list[dict[str, Any]]) -> None:
+        self.settings = settings
+
+    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
+        return {}
+
+    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
+        return self.settings[trial.number][param_name]
+
+
+@pytest.fixture
+def scripted_settings(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[dict[str, Any]]], None]:
+    """Decides what each trial number tries."""
+
+    def script(settings: list[dict[str, Any]]) -> None:
+        monkeypatch.setattr(
+            "resnet_bench.tuning.ledger.build_sampler", lambda study, *, seed: ScriptedSampler(settings)
+        )
+
+    return script
+
+
+def sgd(lr: float, *, momentum: float = 0.9, nesterov: bool = False) -> dict[str, Any]:
+    return {"optimizer.lr": lr, "optimizer.momentum": momentum, "optimizer.nesterov": nesterov}
+
+
+# --- the two stores, held against each other --------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stores:
+    """What Optuna and MLflow hold of one study."""
+
+    ledger: Ledger
+    store: Store
+
+    @property
+    def parent(self) -> Any:
+        return self.store.client().get_run(self.ledger.recall("mlflow_run_id"))
+
+    def children(self, role: str) -> list[Any]:
+        client, parent = self.store.client(), self.parent
+        runs = client.search_runs(
+            [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'", max_results=1000
+        )
+        return [run for run in runs if run.data.tags["resnet_bench.role"] == role]
+
+    def assert_agree(self) -> None:
+        """Status, parameters, objective and pruning epoch of every trial, the same in both stores."""
+        runs = {run.info.run_id: run for run in self.children("trial")}
+        retries = self.ledger.retries()
+        finished = [trial for trial in self.ledger.trials() if trial.state.is_finished()]
+        assert {trial.user_attrs["mlflow_run_id"] for trial in finished} == set(runs)
+        for trial in finished:
+            run = runs[trial.user_attrs["mlflow_run_id"]]
+            tags, metrics = run.data.tags, run.data.metrics
+            failed = "KILLED" if trial.number in retries else "FAILED"
+            assert run.info.status == {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": failed}[trial.state.name]
+            assert tags["resnet_bench.trial_state"] == trial.state.name
+            assert tags["resnet_bench.trial_number"] == str(trial.number)
+            assert json.loads(tags["resnet_bench.trial_params"]) == trial.params
+            for key, value in trial.params.items():
+                assert json.loads(run.data.params[key]) == value
+            assert metrics.get("study/value") == (trial.values[0] if trial.values else None)
+            assert metrics.get("study/pruned_epoch") == (trial.last_step if trial.state.name == "PRUNED" else None)
+            if trial.state.name != "COMPLETE":
+                assert tags["resnet_bench.reason"]
+            history = self.store.client().get_metric_history(run.info.run_id, "validation/accuracy")
+            reported = {step: value for step, value in trial.intermediate_values.items() if not math.isnan(value)}
+            if self.ledger.definition.seeds == 1 and len(self.ledger.definition.objectives) == 1:
+                assert {point.step: point.value for point in history} == reported
+
+
+@pytest.fixture
+def stores_of() -> Callable[[StudyRequest], Stores]:
+    def look(request: StudyRequest) -> Stores:
+        return Stores(Ledger.read(request.name, request.storage.open()), request.store)
+
+    return look
+
+
+def events_of(request: StudyRequest, dataset: data.Dataset, kind: type | None = None) -> list[Any]:
+    """Run a study to its end: its events, or those of one kind."""
+    return [event for event in run_study(request, dataset) if kind is None or isinstance(event, kind)]
