@@ -175,8 +175,7 @@ def _run_all(
                     result.take(event)
                     display.take(event)
             except (Stopped, KeyboardInterrupt):
-                outcome.interrupted = True
-                result.failure = "interrupted"
+                outcome.interrupted = result.interrupted = True
                 display.end()
                 return outcome
             except Exception as error:
@@ -238,7 +237,13 @@ def _verdicts(
     verdicts = []
     for result in results:
         claim = next((claim for claim in result.request.benchmark.claims if claim.split == "test"), None)
-        if claim is None or result.failure is not None or result.accuracy is None or math.isnan(result.accuracy):
+        if (
+            claim is None
+            or result.failure is not None
+            or result.interrupted
+            or result.accuracy is None
+            or math.isnan(result.accuracy)
+        ):
             verdicts.append(("–", ""))
             continue
         judged = verdict(

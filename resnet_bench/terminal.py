@@ -31,6 +31,8 @@ class RunResult:
     images_per_second: float | None = None
     train_seconds: float | None = None
     failure: str | None = None
+    """Why the run could not be trained to its end, a sentence."""
+    interrupted: bool = False
     undelivered: str | None = None
     already_finished: bool = False
     accuracy_by_epoch: dict[int, float] = field(default_factory=dict)
@@ -181,7 +183,7 @@ def closing_table(results: Sequence[RunResult], verdicts: Sequence[str]) -> Tabl
             percent(result.accuracy),
             percent(result.accuracy_plain),
             claim,
-            "failed" if result.failure else verdict,
+            "failed" if result.failure else "interrupted" if result.interrupted else verdict,
             f"{result.images_per_second:,.0f}" if result.images_per_second else "–",
             duration(result.train_seconds) if result.train_seconds is not None else "–",
         )

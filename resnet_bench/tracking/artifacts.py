@@ -127,23 +127,3 @@ def write_image_grid(path: Path, images: npt.NDArray[np.uint8], *, columns: int 
         grid[top : top + height, left : left + width] = image
     factor = max(1, -(-min_side // width))
     Image.fromarray(grid.repeat(factor, axis=0).repeat(factor, axis=1)).save(path)
-
-
-def write_evaluation_files(
-    folder: Path, labels: Labels, probabilities: npt.NDArray[np.float32], classes: Sequence[str]
-) -> list[Path]:
-    """Write everything that follows from what a network says of a split.
-
-    Returns:
-        ``per_class_accuracy.csv``, ``confusion_matrix.csv``, ``confusion_matrix.png`` and
-        ``predictions.parquet`` in the folder.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    names = ("per_class_accuracy.csv", "confusion_matrix.csv", "confusion_matrix.png", "predictions.parquet")
-    per_class, matrix, picture, predictions = paths = [folder / name for name in names]
-    predicted = probabilities.argmax(axis=1)
-    write_per_class_accuracy(per_class, labels, predicted, classes)
-    write_confusion_matrix_csv(matrix, labels, predicted, classes)
-    write_confusion_matrix_png(picture, labels, predicted, classes)
-    write_predictions(predictions, labels, probabilities)
-    return paths

@@ -64,7 +64,7 @@ class RunDescription:
     @property
     def judges_claims(self) -> bool:
         """Whether the run can be held against what its source claims."""
-        return self.profile == "full" and not self.generated
+        return self.profile == "full" and not self.generated and self.recipe == self.benchmark.recipe
 
     def params(self) -> dict[str, str]:
         """Every field of the recipe under its dotted key; what is no string is written as JSON."""

@@ -16,7 +16,7 @@ from resnet_bench.tracking import mlflow_client
 from resnet_bench.tracking.claim import ClaimWatch
 from resnet_bench.tracking.description import PREFIX, RunDescription
 from resnet_bench.tracking.journal import Axis, Entry, Journal, Record, last_steps, metrics_record, read
-from resnet_bench.tracking.shipper import JOURNAL, Cursor, Shipper, ShippingReport
+from resnet_bench.tracking.shipper import JOURNAL, Shipper, ShippingReport
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.system import SystemSampler
 
@@ -46,13 +46,15 @@ class Tracker:
     as it is told. A disk that is full loses measurements, which the report says, but never stops the run.
     """
 
-    def __init__(self, store: Store, description: RunDescription, folder: Path, journal: Journal) -> None:
+    def __init__(
+        self, store: Store, description: RunDescription, folder: Path, journal: Journal, *, run_id: str | None
+    ) -> None:
         """Use :meth:`open`."""
         self._store = store
         self._description = description
         self._folder = folder
         self._journal = journal
-        self._shipper = Shipper(store, folder, journal.sync, interval=SHIP_SECONDS)
+        self._shipper = Shipper(store, folder, journal.sync, interval=SHIP_SECONDS, run_id=run_id)
         device = str(description.execution.get("device", "cpu"))
         self._sampler = SystemSampler(self._take_sample, device, interval=SAMPLE_SECONDS)
         self._waiting: deque[Record] = deque()
@@ -87,10 +89,12 @@ class Tracker:
             OSError: The folder cannot be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        cursor = Cursor.load(folder)
-        if resume_run_id is not None and cursor.run_id is None:
-            replace(cursor, run_id=resume_run_id).save(folder)
-        tracker = cls(store, description, folder, Journal.open(folder / JOURNAL))
+        journal = Journal.open(folder / JOURNAL)
+        try:
+            tracker = cls(store, description, folder, journal, run_id=resume_run_id)
+        except BaseException:
+            journal.close()
+            raise
         if next(read(tracker._journal.path, final=True), None) is not None:
             tracker._go_on(resume_step or 0)
         else:

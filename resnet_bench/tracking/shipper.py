@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,15 +96,18 @@ class Cursor:
     """Records that end here or before are in the store."""
     underway: int = 0
     """Records between ``arrived`` and here may be in the store."""
+    deferred: tuple[int, ...] = ()
+    """Where artifacts begin that the artifact store did not take, while the rest goes on."""
 
     @classmethod
     def load(cls, folder: Path) -> "Cursor":
         """The cursor of a run's folder; a run that has none starts at the beginning."""
         try:
-            return cls(**json.loads((folder / CURSOR).read_text("ascii")))
+            saved = json.loads((folder / CURSOR).read_text("ascii"))
+            return cls(saved["run_id"], saved["arrived"], saved["underway"], tuple(saved["deferred"]))
         except FileNotFoundError:
             return cls()
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, KeyError):
             # Sending everything again costs time and changes nothing.
             _log.warning("%s is damaged; the run is sent again from its beginning", folder / CURSOR)
             journal = folder / JOURNAL
@@ -112,8 +115,7 @@ class Cursor:
 
     def save(self, folder: Path) -> None:
         """Write the cursor to a run's folder, whole or not at all."""
-        content = {"run_id": self.run_id, "arrived": self.arrived, "underway": self.underway}
-        write_atomically(folder / CURSOR, json.dumps(content).encode("ascii"))
+        write_atomically(folder / CURSOR, json.dumps(asdict(self)).encode("ascii"))
 
 
 @dataclass
@@ -154,12 +156,14 @@ def _sizes(record: Record) -> tuple[int, int, int]:
 class Delivery:
     """Brings one run's journal to the store, a batch at a time. Not for several threads at once."""
 
-    def __init__(self, store: Store, folder: Path) -> None:
+    def __init__(self, store: Store, folder: Path, *, run_id: str | None = None) -> None:
+        """Go on where the cursor of the folder says; run_id counts where it names no run."""
         self._store = store
         self._folder = folder
         self._client: MlflowClient | None = None
         self._refusal: str | None = None
-        self.cursor = Cursor.load(folder)
+        saved = Cursor.load(folder)
+        self.cursor = replace(saved, run_id=saved.run_id or run_id)
         self.report = ShippingReport()
 
     @property
@@ -184,15 +188,29 @@ class Delivery:
             if self._client is None:
                 self._client = self._store.client()
             self._move(arrived=self.cursor.arrived, underway=end)
-            self._send(self._client, batch.entries)
+            self._send_or_defer(self._client, batch.entries)
         if end > self.cursor.arrived:
             self._move(arrived=end, underway=end)
             self.report = replace(self.report, damaged=self.report.damaged + damaged, problem=self._refusal)
         return bool(batch.entries)
 
+    def retry_deferred(self) -> None:
+        """Try once more to log the artifacts that the artifact store did not take.
+
+        Raises:
+            Exception: Whatever the artifact store's client raises.
+        """
+        for start in self.cursor.deferred:
+            entry = next(read(self.journal, start, final=True))
+            if isinstance(entry, Entry):
+                self._client = self._client or self._store.client()
+                self._send(self._client, [entry])
+            self._save(replace(self.cursor, deferred=tuple(at for at in self.cursor.deferred if at != start)))
+
     def remaining(self) -> int:
         """Records that are still to be sent."""
-        return sum(isinstance(found, Entry) for found in read(self.journal, self.cursor.arrived, final=True))
+        behind = sum(isinstance(found, Entry) for found in read(self.journal, self.cursor.arrived, final=True))
+        return behind + len(self.cursor.deferred)
 
     def note(self, problem: str) -> None:
         """Keep for the report why a batch could not be sent."""
@@ -214,8 +232,22 @@ class Delivery:
     def _move(self, *, arrived: int, underway: int) -> None:
         moved = replace(self.cursor, arrived=arrived, underway=underway)
         if moved != self.cursor:
-            moved.save(self._folder)
-            self.cursor = moved
+            self._save(moved)
+
+    def _save(self, cursor: Cursor) -> None:
+        cursor.save(self._folder)
+        self.cursor = cursor
+
+    def _send_or_defer(self, client: "MlflowClient", entries: list[Entry]) -> None:
+        try:
+            self._send(client, entries)
+        except Exception as error:
+            if entries[0].record["kind"] != "artifact" or self.cursor.run_id is None:
+                raise
+            # Artifacts may be kept elsewhere than runs. Where only that place is away, the rest must not wait.
+            client.get_run(self.cursor.run_id)
+            _log.warning("an artifact of %s is tried again at the end: %s", self._folder, self._store.sentence(error))
+            self._save(replace(self.cursor, deferred=(*self.cursor.deferred, entries[0].start)))
 
     def _send(self, client: "MlflowClient", entries: list[Entry]) -> None:
         try:
@@ -237,8 +269,7 @@ class Delivery:
         kind = records[0]["kind"]
         if kind == "run":
             created = self.cursor.run_id or create_run(self._store, client, records[0])
-            self.cursor = replace(self.cursor, run_id=created)
-            self.cursor.save(self._folder)
+            self._save(replace(self.cursor, run_id=created))
             return
         run_id = self.cursor.run_id
         if run_id is None:
@@ -258,7 +289,9 @@ class Delivery:
 class Shipper:
     """The background thread that ships a run's journal while the run goes on."""
 
-    def __init__(self, store: Store, folder: Path, sync: Callable[[], None], *, interval: float) -> None:
+    def __init__(
+        self, store: Store, folder: Path, sync: Callable[[], None], *, interval: float, run_id: str | None = None
+    ) -> None:
         """Take the right to ship the folder.
 
         Args:
@@ -266,6 +299,7 @@ class Shipper:
             folder: The run's folder.
             sync: Brings the journal to the disk. What the store has, a journal must not lose.
             interval: Seconds between two looks at the journal.
+            run_id: The MLflow run, where the folder's cursor names none.
 
         Raises:
             UserError: Another process ships the folder.
@@ -275,7 +309,7 @@ class Shipper:
         self._sync = sync
         self._interval = interval
         self._lock = lock_shipping(folder)
-        self._delivery = Delivery(store, folder)
+        self._delivery = Delivery(store, folder, run_id=run_id)
         self._wake = threading.Event()
         self._deadline: float | None = None
         self._thread = threading.Thread(target=self._run, name="tracking-shipper", daemon=True)
@@ -328,6 +362,8 @@ class Shipper:
                 try:
                     self._sync()
                     more = self._delivery.step(final=closing)
+                    if closing and not more:
+                        self._delivery.retry_deferred()
                     failures = 0
                 except Exception as error:  # the store's client and its drivers raise what they like
                     failures += 1
@@ -395,6 +431,7 @@ def flush(store: Store, folder: Path) -> ShippingReport:
         try:
             while delivery.step(final=True):
                 pass
+            delivery.retry_deferred()
         except Exception as error:  # the store's client and its drivers raise what they like
             delivery.note(store.sentence(error))
         return replace(delivery.report, left=delivery.remaining())
@@ -479,6 +516,7 @@ def _log_artifact(client: "MlflowClient", run_id: str, folder: Path, record: Rec
 
 def _log_dataset(client: "MlflowClient", run_id: str, record: Record) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.exceptions import MlflowException
 
     dataset = Dataset(
         name=record["name"],
@@ -487,7 +525,12 @@ def _log_dataset(client: "MlflowClient", run_id: str, record: Record) -> None:
         source=json.dumps({"uri": record["source"]}),
     )
     tags = [InputTag("mlflow.data.context", "training")]
-    client.log_inputs(run_id, datasets=[DatasetInput(dataset=dataset, tags=tags)])
+    inputs = [DatasetInput(dataset=dataset, tags=tags)]
+    try:
+        client.log_inputs(run_id, datasets=inputs)
+    except MlflowException:
+        # Two runs that begin at once both find the dataset missing, and the slower one fails to make it.
+        client.log_inputs(run_id, datasets=inputs)
 
 
 def _set_status(client: "MlflowClient", run_id: str, record: Record) -> None:
@@ -512,5 +555,6 @@ def _run_folders(runs_folder: Path) -> Iterable[Path]:
 
 
 def _has_unsent(folder: Path) -> bool:
-    arrived = Cursor.load(folder).arrived
-    return any(isinstance(found, Entry) for found in read(folder / JOURNAL, arrived, final=True))
+    cursor = Cursor.load(folder)
+    behind = (isinstance(found, Entry) for found in read(folder / JOURNAL, cursor.arrived, final=True))
+    return bool(cursor.deferred) or any(behind)

@@ -7,7 +7,8 @@ from PIL import Image
 
 from resnet_bench.tracking.artifacts import (
     confusion_matrix,
-    write_evaluation_files,
+    write_confusion_matrix_csv,
+    write_confusion_matrix_png,
     write_image_grid,
     write_per_class_accuracy,
     write_predictions,
@@ -66,22 +67,17 @@ def test_predictions_hold_both_probabilities(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("classes", [3, 100])
-def test_all_files_of_an_evaluation_are_written(classes: int, tmp_path: Path) -> None:
+def test_the_confusion_matrix_as_a_table_and_a_picture(classes: int, tmp_path: Path) -> None:
     names = [f"class {i}" for i in range(classes)]
     generator = np.random.default_rng(0)
     labels = generator.integers(classes, size=500)
-    probabilities = generator.dirichlet(np.ones(classes), size=500).astype(np.float32)
-    paths = write_evaluation_files(tmp_path / "evaluation", labels, probabilities, names)
-    assert [path.name for path in paths] == [
-        "per_class_accuracy.csv",
-        "confusion_matrix.csv",
-        "confusion_matrix.png",
-        "predictions.parquet",
-    ]
-    matrix = pd.read_csv(paths[1])
+    predicted = np.where(generator.random(500) < 0.7, labels, generator.integers(classes, size=500))
+    write_confusion_matrix_csv(tmp_path / "matrix.csv", labels, predicted, names)
+    matrix = pd.read_csv(tmp_path / "matrix.csv")
     assert list(matrix.columns) == names
-    assert matrix.to_numpy().tolist() == confusion_matrix(labels, probabilities.argmax(axis=1), names)[0].tolist()
-    with Image.open(paths[2]) as picture:
+    assert matrix.to_numpy().tolist() == confusion_matrix(labels, predicted, names)[0].tolist()
+    write_confusion_matrix_png(tmp_path / "matrix.png", labels, predicted, names)
+    with Image.open(tmp_path / "matrix.png") as picture:
         assert min(picture.size) >= 300
 
 

@@ -59,7 +59,24 @@ time.sleep(600)
 """
 
 
-def test_a_run_whose_process_was_killed_is_found_and_closed(store: Store, describe: Describe, tmp_path: Path) -> None:
+def test_a_run_whose_process_was_killed_is_closed_with_the_reason(
+    store: Store, process: subprocess.Popen[bytes]
+) -> None:
+    run_id = start_run(store, tags_of(process.pid))
+    assert close_dead_runs(store) == []
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (dead,) = close_dead_runs(store)
+    assert dead.run_id == run_id
+    assert status(store, run_id) == "KILLED"
+    assert f"process {process.pid}" in store.client().get_run(run_id).data.tags["resnet_bench.reason"]
+    assert close_dead_runs(store) == []
+
+
+@pytest.mark.slow
+def test_a_tracker_that_was_killed_is_found_closed_and_gone_on_with(
+    store: Store, describe: Describe, tmp_path: Path
+) -> None:
     project, folder = tmp_path / "project", tmp_path / "run"
     root = Path(__file__).parents[2]
     child = subprocess.Popen(

@@ -431,6 +431,28 @@ def test_a_damaged_cursor_only_costs_time(store: Store, describe: Describe, fold
     assert histories(store, tracker.run_id) == expected_histories()
 
 
+def test_artifacts_that_cannot_be_kept_hold_up_neither_metrics_nor_status(
+    store: Store, describe: Describe, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Tracker.open(store, describe(), folder)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("the bucket is locked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifact", refuse)
+        tracker.text("recipe.toml", "[recipe]\n")
+        record_all(tracker, whole_run())
+        report = tracker.close("finished", timeout=2)
+    assert report.left == 1
+    assert "the bucket is locked" in report.sentence
+    assert histories(store, tracker.run_id) == expected_histories()
+    assert store.client().get_run(tracker.run_id).info.status == "FINISHED"
+
+    assert flush_all(store, folder.parent, say=lambda _: None)
+    assert [file.path for file in store.client().list_artifacts(tracker.run_id)] == ["recipe.toml"]
+
+
 # --- when the journal or the disk is damaged -----------------------------------------------------
 
 
@@ -575,6 +597,24 @@ def test_one_folder_has_one_tracker(store: Store, describe: Describe, folder: Pa
     with pytest.raises(UserError, match="another process"):
         Tracker.open(store, describe(), folder)
     tracker.close("finished")
+
+
+@pytest.mark.slow
+def test_tracking_takes_less_than_a_hundredth_of_one_core(
+    store: Store, describe: Describe, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the pace of ResNet-18 on a CPU: an epoch of 391 steps in some 70 s."""
+    monkeypatch.setattr("resnet_bench.tracking.run.SHIP_SECONDS", 5.0)
+    tracker = Tracker.open(store, describe(), folder)
+    tracker.record(started())
+    time.sleep(6)
+    busy, began = time.process_time(), time.monotonic()
+    for first in range(1, 110, 10):
+        tracker.record(steps(first, first + 9))
+        time.sleep(1.8)
+    share = (time.process_time() - busy) / (time.monotonic() - began)
+    assert tracker.close("finished").complete
+    assert share < 0.01
 
 
 def test_recording_a_step_costs_microseconds(

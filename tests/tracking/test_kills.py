@@ -1,0 +1,144 @@
+"""Many processes, many kills: what was measured arrives exactly once all the same."""
+
+import multiprocessing
+import os
+import random
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from resnet_bench.benchmark import Benchmark
+from resnet_bench.tracking import EXPERIMENT, RunDescription, Store, Tracker
+from resnet_bench.training.events import Evaluated
+
+from .training_events import BENCHMARK, STEPS_PER_EPOCH, finished, learning_rate, loss, started, steps
+
+pytestmark = pytest.mark.slow
+
+KILLS = 40
+STEPS = 4000
+CHECKPOINT_EVERY = 70
+"""Not a multiple of a chunk, nor of an epoch."""
+
+
+@pytest.fixture(scope="module")
+def processes() -> multiprocessing.context.ForkServerContext:
+    """Starts processes that have imported everything already, so that a kill hits the work and not the start."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["mlflow.store.tracking.sqlalchemy_store", "resnet_bench.tracking.run", "resnet_bench.training.events"]
+    )
+    return context
+
+
+def open_tracker(project: Path, folder: Path, *, seed: int, resume_step: int | None = None) -> Tracker:
+    import resnet_bench.tracking.run
+
+    resnet_bench.tracking.run.SHIP_SECONDS = 0.01
+    benchmark = Benchmark.model_validate(BENCHMARK)
+    description = RunDescription(
+        benchmark=benchmark,
+        recipe=benchmark.recipe,
+        profile="full",
+        seed=seed,
+        execution={"device": "cpu"},
+        device_name="x",
+        dataset_name="cifar10",
+        data_source="parquet",
+        data_fingerprint="f",
+        generated=False,
+    )
+    return Tracker.open(Store.resolve(None, project), description, folder, resume_step=resume_step)
+
+
+def train(project: Path, folder: Path) -> None:
+    """Train to the end, going on behind the last checkpoint, which is the number of a step in a file."""
+    checkpoint = folder / "checkpoint"
+    done = int(checkpoint.read_text()) if checkpoint.exists() else 0
+    tracker = open_tracker(project, folder, seed=0, resume_step=done)
+    tracker.record(started(done))
+    while done < STEPS:
+        last = min(done + 7, STEPS, (done // CHECKPOINT_EVERY + 1) * CHECKPOINT_EVERY)
+        tracker.record(steps(done + 1, last))
+        for epoch in range(done // STEPS_PER_EPOCH + 1, last // STEPS_PER_EPOCH + 1):
+            tracker.record(Evaluated(epoch, last, "test", 1 / epoch, 1.0, 1.0, 1.0, 50, 0.1))
+        done = last
+        if done % CHECKPOINT_EVERY == 0:
+            unfinished = checkpoint.with_suffix(".unfinished")
+            unfinished.write_text(str(done))
+            os.replace(unfinished, checkpoint)  # noqa: PTH105
+        time.sleep(0.002)
+    tracker.record(finished())
+    assert tracker.close("finished").complete
+    (folder / "finished").touch()
+
+
+def wait_for_growth(path: Path, child: BaseProcess) -> None:
+    """Wait until the child has appended something."""
+    before = path.stat().st_size if path.exists() else 0
+    while child.is_alive() and (path.stat().st_size if path.exists() else 0) == before:
+        time.sleep(0.005)
+
+
+def test_a_run_that_is_killed_again_and_again_has_every_value_once(
+    processes: multiprocessing.context.ForkServerContext, store: Store, tmp_path: Path
+) -> None:
+    project, folder = tmp_path / "project", tmp_path / "run"
+    generator = random.Random(0)
+    kills = 0
+    while not (folder / "finished").exists():
+        child = processes.Process(target=train, args=(project, folder))
+        child.start()
+        if kills % 3:
+            # Kill it at work; every third one while it gets ready.
+            wait_for_growth(folder / "journal.jsonl", child)
+        child.join(generator.uniform(0, 0.5) if kills < KILLS else 120)
+        if child.exitcode is None:
+            child.kill()
+            kills += 1
+        child.join()
+        assert kills <= KILLS
+    # A harness that disturbed nothing has shown nothing.
+    assert kills >= KILLS // 3
+
+    client = store.client()
+    (run,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    for key, value in (("step/loss", loss), ("step/learning_rate", learning_rate)):
+        found = client.get_metric_history(run.info.run_id, key)
+        assert sorted((m.step, m.value) for m in found) == [(step, value(step)) for step in range(1, STEPS + 1)]
+    found = client.get_metric_history(run.info.run_id, "test/accuracy")
+    epochs = STEPS // STEPS_PER_EPOCH
+    assert sorted((m.step, m.value) for m in found) == [(epoch, 1 / epoch) for epoch in range(1, epochs + 1)]
+    assert run.info.status == "FINISHED"
+    assert int(run.data.tags["resnet_bench.resumed"]) >= KILLS // 3
+
+
+def write_a_run(project: Path, folder: Path, seed: int) -> None:
+    tracker = open_tracker(project, folder, seed=seed)
+    for step in range(1, 1001):
+        tracker.record(steps(step, step))
+        time.sleep(0.001)
+    report = tracker.close("finished", timeout=120)
+    assert report.complete, report
+
+
+def test_sixteen_processes_write_to_one_database_at_once(
+    processes: multiprocessing.context.ForkServerContext, store: Store, tmp_path: Path
+) -> None:
+    children = [
+        processes.Process(target=write_a_run, args=(tmp_path / "project", tmp_path / f"run-{seed}", seed))
+        for seed in range(16)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0] * 16
+    client = store.client()
+    runs = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    assert len(runs) == 16
+    for run in runs:
+        found = client.get_metric_history(run.info.run_id, "step/loss")
+        assert sorted((m.step, m.value) for m in found) == [(step, loss(step)) for step in range(1, 1001)]
