@@ -66,7 +66,7 @@ def _one_reason(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
         return validate(value)
     except ValidationError:
         # pydantic would give one reason for each type of the union.
-        raise ValueError(f"must be true, false, a finite number or a string, got {_shown(value)}") from None
+        raise ValueError(f"must be true, false, a finite number or a string, got {shown(value)}") from None
 
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
@@ -122,7 +122,7 @@ class Curve(Schema):
                 f"a curve needs as many values as epochs, got {len(self.epochs)} epochs and {len(self.values)} values"
             )
         if not _rises(self.epochs):
-            raise ValueError(f"the epochs of a curve must rise, got {_shown(list(self.epochs))}")
+            raise ValueError(f"the epochs of a curve must rise, got {shown(list(self.epochs))}")
         return self
 
 
@@ -358,7 +358,7 @@ class MultiStep(Schema):
     @model_validator(mode="after")
     def _rising(self) -> Self:
         if not _rises(self.milestones):
-            raise ValueError(f"milestones must rise, got {_shown(list(self.milestones))}")
+            raise ValueError(f"milestones must rise, got {shown(list(self.milestones))}")
         return self
 
 
@@ -672,7 +672,7 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> str:
     else:
         more = f", … ({len(names)} in all)" if len(names) > 25 else ""
         hint = f"; there are: {', '.join(names[:25])}{more}"
-    return f"unknown {kind} {_shown(name)}{hint}"
+    return f"unknown {kind} {shown(name)}{hint}"
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
@@ -740,7 +740,7 @@ def _inconsistencies(recipe: Recipe) -> Iterable[str]:
             )
     if isinstance(schedule, MultiStep) and schedule.milestones[-1] >= training.epochs:
         yield (
-            f"schedule.milestones = {_shown(list(schedule.milestones))} run past the last epoch, "
+            f"schedule.milestones = {shown(list(schedule.milestones))} run past the last epoch, "
             f"training.epochs = {training.epochs}"
         )
     if isinstance(schedule, Phases) and (total := sum(p.epochs for p in schedule.phases)) != training.epochs:
@@ -825,13 +825,13 @@ def _sentence(schema: type[BaseModel], problem: Mapping[str, Any]) -> str:
         choices = re.findall(r"'([^']*)'", str(problem["ctx"]["expected"]))
         if isinstance(problem["input"], str):
             return f"{key}: {unknown_name('value', problem['input'], choices)}"
-        return f"{key}: must be one of {', '.join(choices)}, got {_shown(problem['input'])}"
+        return f"{key}: must be one of {', '.join(choices)}, got {shown(problem['input'])}"
     if kind == "value_error":
         return f"{key}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"])
     if kind == "string_pattern_mismatch":
-        return f"{key}: {_PATTERNS[problem['ctx']['pattern']]}, got {_shown(problem['input'])}"
+        return f"{key}: {_PATTERNS[problem['ctx']['pattern']]}, got {shown(problem['input'])}"
     message = _PLAIN_MESSAGES.get(kind, str(problem["msg"]).removeprefix("Input "))
-    return f"{key}: {message}, got {_shown(problem['input'])}"
+    return f"{key}: {message}, got {shown(problem['input'])}"
 
 
 _PLAIN_MESSAGES = {
@@ -892,8 +892,8 @@ def _unknown_key(schema: type[BaseModel], path: Sequence[str], siblings: Iterabl
         return f"{key} means nothing to this {_dotted(parents)}.name; there are: {', '.join(sorted(beside.values()))}"
     near = nearest(name, beside)
     elsewhere = [other for other in known if other.rpartition(".")[2] == name]
-    if near is None and elsewhere:
-        return f"unknown key {_shown(key)}; did you mean {elsewhere[0]!r}?"
+    if elsewhere:
+        return f"unknown key {shown(key)}; did you mean {elsewhere[0]!r}?"
     return unknown_name("key", key, beside.values() if near is None else [beside[near]])
 
 
@@ -901,7 +901,7 @@ def _dotted(path: Iterable[str]) -> str:
     return re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", ".".join(path))
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """The value short enough for an error sentence, whatever a file holds."""
     short = reprlib.Repr()
     short.maxlevel, short.maxstring, short.maxother, short.maxlist = 2, 120, 80, 8

@@ -339,11 +339,65 @@ def report(
     from resnet_bench.reporting.report import write
     from resnet_bench.tracking import Store
 
-    chosen = sources or [Store.resolve(None, Path.cwd()).uri]
+    chosen = [_source(text) for text in sources or []] or [Store.resolve(None, Path.cwd()).uri]
     result = write(chosen, out, benchmarks=benchmarks, study=study, since=since, benchmarks_folder=folder)
     for problem in result.problems:
         errors.print(escape(problem), highlight=False, soft_wrap=True)
     _say(f"report of {result.runs} run{'s' if result.runs != 1 else ''}: {result.page.resolve()}")
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="A store, a folder of report tables, a tag KEY=VALUE, or a commit.")],
+    b: Annotated[str, typer.Argument(help="What to hold against it, likewise.")],
+    sources: Annotated[
+        list[str] | None,
+        typer.Option("--from", metavar="URI", help="Where to look for tags and commits; may be given again."),
+    ] = None,
+    benchmarks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--benchmark", help="Only this benchmark; may be given again.", autocompletion=_complete_benchmark
+        ),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", help="Only runs since a date such as 2026-11-01, or 7d.")
+    ] = None,
+    style: Annotated[str, typer.Option("--format", help="table, markdown or json.")] = "table",
+    fail_on_regression: Annotated[
+        bool, typer.Option("--fail-on-regression", help="Exit with code 1 where B is worse by more than noise.")
+    ] = False,
+) -> None:
+    """Say what changed between two sets of runs, and whether it is more than noise.
+
+    Example: resnet-bench compare before/mlflow.db mlflow.db --fail-on-regression
+
+    Next: resnet-bench report --from before/mlflow.db --from mlflow.db
+    """
+    from resnet_bench.reporting import compare as comparing
+
+    if style not in ("table", "markdown", "json"):
+        raise UserError(f"--format {style}: there is no such format; write table, markdown or json")
+    found = comparing.compare(
+        _source(a),
+        _source(b),
+        sources=[_source(text) for text in sources] if sources else None,
+        benchmarks=benchmarks,
+        since=since,
+    )
+    if style == "table":
+        console.print(found.render())
+    else:
+        # Not through rich, which would wrap lines that a program reads.
+        sys.stdout.write(found.markdown() if style == "markdown" else found.json())
+    if fail_on_regression and found.regressions:
+        raise typer.Exit(FAILED)
+
+
+def _source(text: str) -> str:
+    """A store as the reports take it: the path of a database file stands for its SQLite URI."""
+    path = Path(text).expanduser()
+    return f"sqlite:///{path.resolve()}" if path.is_file() else text
 
 
 # --- data, tracking, the machine -----------------------------------------------------------------

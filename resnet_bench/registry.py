@@ -5,6 +5,7 @@ file of one's own replaces the shipped file of the same name.
 """
 
 import re
+import shlex
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from resnet_bench.benchmark import (
     merge,
     override_nested,
     parse,
+    shown,
     unknown_name,
 )
 from resnet_bench.errors import UserError
@@ -36,6 +38,7 @@ MAX_DEPTH = 16
 
 _PACKAGE = Path(__file__).resolve().parent
 _ARTICLES = frozenset({"tutorial", "blog", "course"})
+_SHORT_LIST = re.compile(r"^(?P<key>\S+) = \[\n(?P<values>(?:    [^\s{\[].*,\n)+)\]$", re.MULTILINE)
 
 
 # --- finding files --------------------------------------------------------------------------------
@@ -110,21 +113,21 @@ def read_toml(path: Path) -> Table:
         raise UserError(f"{path}: tables or lists lie too deep within one another") from None
     except ValueError as error:  # TOMLDecodeError, and a number that Python refuses to read
         raise UserError(f"{path}: is not valid TOML: {error}") from None
-    if _depth_exceeds(table, MAX_DEPTH):
-        raise UserError(f"{path}: tables or lists lie more than {MAX_DEPTH} deep within one another")
+    problem = _excess(table)
+    if problem is not None:
+        raise UserError(f"{path}: {problem}")
     return table
 
 
-def _depth_exceeds(table: Table, limit: int) -> bool:
+def _excess(table: Table) -> str | None:
+    """What tomllib reads and nothing after it should have to cope with."""
     level: list[Any] = [table]
-    for _ in range(limit):
-        level = [
-            below
-            for value in level
-            for below in (value.values() if isinstance(value, dict) else value)
-            if isinstance(below, dict | list)
-        ]
-    return bool(level)
+    for _ in range(MAX_DEPTH):
+        below = [value for outer in level for value in (outer.values() if isinstance(outer, dict) else outer)]
+        if any(isinstance(value, int) and not -(2**63) <= value < 2**63 for value in below):
+            return "holds a whole number of more than 64 bits"
+        level = [value for value in below if isinstance(value, dict | list)]
+    return f"tables or lists lie more than {MAX_DEPTH} deep within one another" if level else None
 
 
 # --- loading benchmarks ---------------------------------------------------------------------------
@@ -263,7 +266,7 @@ def _load_parent(
     if name is None:
         return None
     if not isinstance(name, str):
-        raise UserError(f'{path}: extends must be the name of a benchmark, in "quotes", got {name!r}')
+        raise UserError(f'{path}: extends must be the name of a benchmark, in "quotes", got {shown(name)}')
     nearby = [path.parent, *searched]
     parent = find(name, nearby)
     if parent is None:
@@ -293,7 +296,7 @@ def _inherit(parent: _Loaded, table: Mapping[str, Any], *, where: str) -> Table:
 
 def _table(value: Any, *, where: str) -> Table:
     if not isinstance(value, dict):
-        raise UserError(f"{where}: must be a table, got {value!r:.80}")
+        raise UserError(f"{where}: must be a table, got {shown(value)}")
     return value
 
 
@@ -341,13 +344,21 @@ def to_toml(benchmark: Benchmark) -> str:
     if benchmark.claims:
         table["claims"] = [_written(claim) for claim in benchmark.claims]
     table["recipe"] = benchmark.recipe.model_dump(exclude_none=True, mode="json")
+    if not benchmark.recipe.model.options:
+        del table["recipe"]["model"]["options"]
     if benchmark.profiles:
         table["profiles"] = {
             name: _differences(benchmark.recipe, profile) for name, profile in benchmark.profiles.items()
         }
     if benchmark.tuned is not None:
         table["tuned"] = _written(benchmark.tuned)
-    return tomli_w.dumps(table)
+    return _SHORT_LIST.sub(_on_one_line, tomli_w.dumps(table))
+
+
+def _on_one_line(found: re.Match[str]) -> str:
+    values = [line.removeprefix("    ").removesuffix(",") for line in found["values"].rstrip("\n").split("\n")]
+    line = f"{found['key']} = [{', '.join(values)}]"
+    return line if len(line) <= 110 else found[0]
 
 
 def copy(name: str, path: Path, folder: Path | None = None) -> None:
@@ -382,8 +393,8 @@ def copy(name: str, path: Path, folder: Path | None = None) -> None:
     )
     text = f"""\
 # A benchmark of your own, started from {original.name}. Change what you like, then:
-#   resnet-bench validate {path}
-#   resnet-bench run {path} --profile smoke
+#   resnet-bench validate {shlex.quote(str(path))}
+#   resnet-bench run {shlex.quote(str(path))} --profile smoke
 # [profiles.smoke] holds what differs in a run of a few minutes. An optional key is taken away by "{NOT_GIVEN}".
 
 {to_toml(own)}"""
@@ -391,9 +402,9 @@ def copy(name: str, path: Path, folder: Path | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
-    except FileExistsError:
-        raise UserError(f"{path} exists and is left as it is; take another name or remove it") from None
     except OSError as error:
+        if path.exists():
+            raise UserError(f"{path} exists and is left as it is; take another name or remove it") from None
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
@@ -405,19 +416,31 @@ def _differences(recipe: Recipe, profile: Recipe) -> Table:
     """The table that :func:`resnet_bench.benchmark.override_nested` turns the recipe into the profile with."""
     full, wanted = (part.model_dump(exclude_none=True, mode="json") for part in (recipe, profile))
     differences = _difference(full, wanted)
-    if recipe.training.epochs != profile.training.epochs:
-        # Left out, the schedule would be scaled to the new length.
-        differences["schedule"] = wanted["schedule"]
-    return differences
+    scaled = {key: value for key, value in differences.items() if key != "schedule"}
+    if _gives(recipe, scaled, profile):
+        return scaled
+    # With another number of epochs, a schedule that is left out would be scaled.
+    return {**differences, "schedule": wanted["schedule"]}
+
+
+def _gives(recipe: Recipe, changes: Table, profile: Recipe) -> bool:
+    try:
+        return override_nested(recipe, changes, where="profile") == profile
+    except UserError:
+        return False
 
 
 def _difference(base: Mapping[str, Any], wanted: Mapping[str, Any]) -> Table:
     differences: Table = {key: NOT_GIVEN for key in base if key not in wanted}
     for key, value in wanted.items():
         below = base.get(key)
-        tables = isinstance(value, dict) and isinstance(below, dict)
-        renamed = tables and "name" in value and value["name"] != below.get("name")
-        if tables and not renamed:
+        renamed = (
+            isinstance(below, dict)
+            and isinstance(value, dict)
+            and "name" in value
+            and value["name"] != below.get("name")
+        )
+        if isinstance(below, dict) and isinstance(value, dict) and not renamed:
             if inner := _difference(below, value):
                 differences[key] = inner
         elif key not in base or value != below:

@@ -1,0 +1,92 @@
+"""What a person reads while runs go on."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from resnet_bench.benchmark import Benchmark, Claim, Source
+from resnet_bench.launch import RunRequest
+from resnet_bench.terminal import RunDisplay, RunResult, closing_table, duration, percent
+from resnet_bench.training.events import EpochEnded, Evaluated, Started, Steps
+from tests.training.conftest import PLAIN, tiny_recipe
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (8.26, "8.3 s"),
+        (59.96, "1 min 0 s"),
+        (250, "4 min 10 s"),
+        (3599.7, "1 h 0 min"),
+        (7500, "2 h 5 min"),
+        (273600, "3 d 4 h"),
+    ],
+)
+def test_times_are_said_as_a_person_says_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_percent_has_two_digits_and_a_dash_for_nothing() -> None:
+    assert percent(0.82871) == "82.87%"
+    assert percent(None) == "–"
+
+
+def request() -> RunRequest:
+    recipe = tiny_recipe()
+    source = Source(title="A tiny run", kind="ours")
+    benchmark = Benchmark(name="tiny", source=source, claims=(Claim(value="82.87"),), recipe=recipe)
+    return RunRequest(benchmark, recipe, "smoke", seed=3, execution=PLAIN)
+
+
+def events():
+    def nothing():
+        return {}
+
+    yield Started(parameters=1, macs=1, steps_per_epoch=1, epochs=1, train_images=40)
+    yield Steps(1, 1, [2.5], [0.1], images=40, correct=4, seconds=0.5, snapshot=nothing)
+    yield Evaluated(1, 1, "test", 0.25, 2.0, 0.2, 2.1, images=30, seconds=0.1)
+    yield EpochEnded(1, 1, 2.5, 2.4, 0.1, 0.5, 0.5, 80.0, peak_memory_bytes=1, snapshot=nothing)
+
+
+def test_a_log_gets_one_line_an_epoch_without_control_characters() -> None:
+    output = io.StringIO()
+    with RunDisplay(Console(file=output, width=200), 2).shown() as display:
+        display.begin(request())
+        for event in events():
+            display.take(event)
+        display.end("it broke")
+    lines = output.getvalue().splitlines()
+    assert lines == [
+        "[1/2] tiny seed 3  starts",
+        "[1/2] tiny seed 3  epoch 1/1: loss 2.5000, accuracy 25.00%, 80 images/s, 0.5 s",
+        "[1/2] tiny seed 3  failed: it broke",
+    ]
+
+
+def test_a_terminal_gets_a_bar_with_what_is_left() -> None:
+    output = io.StringIO()
+    console = Console(file=output, width=160, force_terminal=True)
+    with RunDisplay(console, 1).shown() as display:
+        display.begin(request())
+        for event in events():
+            display.take(event)
+        display.end()
+    text = output.getvalue()
+    assert "[1/1] tiny seed 3" in text
+    assert "\x1b[" in text
+
+
+def test_the_closing_table_sets_both_accuracies_beside_the_claim() -> None:
+    done, failed, stopped = RunResult(request()), RunResult(request()), RunResult(request())
+    for event in events():
+        done.take(event)
+    failed.failure = "it broke"
+    stopped.interrupted = True
+    output = io.StringIO()
+    Console(file=output, width=140).print(closing_table([done, failed, stopped], ["not judged", "–", "–"]))
+    rows = [line.split() for line in output.getvalue().splitlines() if line.strip().startswith("tiny")]
+    assert rows[0] == ["tiny", "3", "1", "25.00%", "20.00%", "82.87%", "not", "judged", "80", "0.5", "s"]
+    assert "failed" in rows[1]
+    assert "interrupted" in rows[2]
