@@ -13,6 +13,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CLI := $(BIN)/resnet-bench
 DATA_OPTION := $(if $(DATA),--data "$(DATA)")
+# Two processes of one thread each keep two cores busy; tests of one file share its fixtures.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 TEST_DATA := $(if $(DATA),RESNET_BENCH_TEST_DATA="$(abspath $(DATA))")
 
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -49,10 +51,10 @@ dashboard: $(READY) ## Open Optuna's dashboard on the studies, on this machine o
 	@$(BIN)/optuna-dashboard --host 127.0.0.1 sqlite:///optuna.db
 
 test: $(READY) ## Run the quick tests; with DATA=folder also those on real CIFAR
-	@$(TEST_DATA) $(BIN)/pytest
+	@$(TEST_DATA) $(PYTEST)
 
 test-slow: $(READY) ## Run the tests that take longer
-	@$(TEST_DATA) $(BIN)/pytest -m slow
+	@$(TEST_DATA) $(PYTEST) -m slow
 
 lint: $(READY) ## Check style, types and the arrows between packages
 	$(BIN)/ruff check .

@@ -205,19 +205,31 @@ def load_all(folder: Path | None = None) -> dict[str, Benchmark]:
 
 
 def check(benchmark: Benchmark) -> None:
-    """Check what the schema cannot: that the networks exist and take their options.
+    """Check what the schema cannot: that the networks exist, take their options, and fit the images.
 
     Raises:
         UserError: Such as an unknown network, with the nearest name.
     """
-    # Listing benchmarks must not wait seconds for torch.
-    from resnet_bench.models import validate
-
     for place, recipe in {"recipe": benchmark.recipe, **_placed_profiles(benchmark)}.items():
         try:
-            validate(recipe.model.name, recipe.model.options)
+            _check_network(recipe)
         except UserError as error:
             raise UserError(f"{benchmark.name}: {place}.model: {error}") from None
+
+
+def _check_network(recipe: Recipe) -> None:
+    # Listing benchmarks must not wait seconds for torch.
+    import torch
+
+    from resnet_bench import models
+
+    name, options = recipe.model.name, recipe.model.options
+    models.validate(name, options)
+    if not name.startswith("torchvision:"):
+        # torchvision's classifiers pool to one pixel, so they take images of any size.
+        with torch.device("meta"):
+            network = models.build(name, num_classes=recipe.num_outputs, options=options)
+        models.count_macs(network, (3, recipe.image_size, recipe.image_size))
 
 
 def _placed_profiles(benchmark: Benchmark) -> dict[str, Recipe]:

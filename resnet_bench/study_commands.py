@@ -160,7 +160,9 @@ def _print_plan(plan: "Plan") -> None:
 
 
 def _print_trials(ledger: "Ledger") -> None:
-    counts, retries, best = ledger.counts(), ledger.retries(), ledger.best_trial()
+    from resnet_bench.tuning.ledger import is_interrupted
+
+    counts, best = ledger.counts(), ledger.best_trial()
     keys = list(ledger.definition.space)
     table = Table(show_edge=False, pad_edge=False, title=f"Trials of {ledger.name}", title_justify="left")
     for column in ("trial", *(key.rpartition(".")[2] for key in keys), "epochs", "score", "state", "why"):
@@ -169,7 +171,7 @@ def _print_trials(ledger: "Ledger") -> None:
         if trial.state.name == "WAITING":
             continue
         mark = "★ " if best is not None and trial.number == best.number else ""
-        state = "interrupted" if trial.number in retries else trial.state.name.lower()
+        state = "interrupted" if is_interrupted(trial) else trial.state.name.lower()
         table.add_row(
             f"{mark}{trial.number}",
             *(_value(trial.params[key]) if key in trial.params else "–" for key in keys),
@@ -483,7 +485,7 @@ def _candidates(name: str, profile: ProfileName | None) -> list[str]:
 def _profile(profile: str | None) -> ProfileName | None:
     if profile is not None and profile not in PROFILES:
         raise UserError(f"--profile {profile}: there is no such profile; write full or smoke")
-    return profile  # type: ignore[return-value]  # the check narrows it
+    return profile
 
 
 def _precision(precision: str) -> Literal["auto", "fp32", "tf32", "bf16"]:

@@ -246,12 +246,14 @@ def _verdicts(
         ):
             verdicts.append(("–", ""))
             continue
+        images = datasets[result.request.recipe.data.dataset]
         judged = verdict(
             claim,
             curves[result.request.benchmark.name],
             full_profile=result.request.profile == "full",
             changed=changed,
-            generated=datasets[result.request.recipe.data.dataset].generated,
+            generated=images.generated,
+            same_dataset=images.official,
         )
         verdicts.append((judged.word, judged.reason))
     return verdicts

@@ -422,6 +422,11 @@ def test_a_mistake_of_the_parent_is_told_of_the_parent(folder: Path) -> None:
             '[profiles.smoke]\nmodel = { name = "resnet8" }',
             "a: profiles.smoke.model: there is no network 'resnet8'",
         ),
+        (
+            "[profiles.smoke]",
+            "[profiles.smoke]\naugmentation = { resize = 16 }",
+            "a: profiles.smoke.model: ",
+        ),
     ],
 )
 def test_check_knows_the_networks(tmp_path: Path, old: str, new: str, sentence: str) -> None:

@@ -222,19 +222,19 @@ def _rows(group: Group, current: Benchmark | None) -> list[ClaimRow]:
     # What a changed recipe does to the other claims is of no interest.
     claims = definition.claims[:1] if group.changed else definition.claims
     return [
-        ClaimRow(group, claim, _verdict(group, claim, definition), headline=place == 0, notes=notes)
+        ClaimRow(group, claim, _verdict(group, claim), headline=place == 0, notes=notes)
         for place, claim in enumerate(claims)
     ]
 
 
-def _verdict(group: Group, claim: Claim, definition: Benchmark) -> Verdict:
+def _verdict(group: Group, claim: Claim) -> Verdict:
     run = group.latest
     return rules.verdict(
         claim,
         [member.accuracy(claim.split) for member in group.runs],
         full_profile=run.profile == "full",
         generated=run.generated,
-        same_dataset=run.dataset == definition.recipe.data.dataset,
+        same_dataset=group.apart or group.published_images,
         changed=group.changed,
     )
 
@@ -253,6 +253,8 @@ def _notes(group: Group, current: Benchmark | None) -> tuple[str, ...]:
     commits = {run.code_commit for run in group.runs}
     if len(commits) > 1:
         notes.append(f"{len(commits)} code commits")
+    if not group.apart and group.definition is not None and not group.published_images:
+        notes.append(f"the images are not the published ones of {group.definition.recipe.data.dataset}")
     if any(run.code_dirty for run in group.runs):
         notes.append("some runs were made from uncommitted code")
     recipe = None if current is None else current.profiles.get("smoke") if group.apart else current.recipe

@@ -18,7 +18,8 @@ from resnet_bench.reporting import results, table, text
 from resnet_bench.reporting import statistics as rules
 from resnet_bench.reporting.results import Group, Run
 from resnet_bench.reporting.statistics import Difference, Interval, Ratio
-from resnet_bench.reporting.table import Source
+from resnet_bench.reporting.table import Source, Tables
+from resnet_bench.tracking.store import Store
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -83,24 +84,24 @@ class Comparison:
 
     def render(self) -> "RenderableType":
         """The comparison for a terminal."""
+        from rich import box
         from rich.console import Group as Stack
         from rich.table import Table
         from rich.text import Text
 
         parts: list[RenderableType] = [Text(line) for line in self._preamble()]
-        shown = Table(show_edge=False, pad_edge=False)
+        shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for name in ("benchmark", "metric"):
             shown.add_column(name, overflow="fold")
         for name in ("A", "B", "difference", "95%", "p (Holm)"):
             shown.add_column(name, justify="right")
-        shown.add_column("")
+        shown.add_column("", no_wrap=True)
         styles = {"worse": "bold red", "better": "green", "same": "green", "identical": "green"}
         for row in self.rows:
             cells = [Text(cell) for cell in _cells(row)]
             cells[-1].stylize(styles.get(row.word, "" if row.primary else "dim"))
             shown.add_row(*cells)
-        parts += [shown, Text(self.summary)]
-        return Stack(*parts)
+        return Stack(*parts, shown, *(Text(note) for note in self.notes), Text(self.summary))
 
     def markdown(self) -> str:
         """The comparison as Markdown."""
@@ -112,7 +113,8 @@ class Comparison:
             "|---|---|--:|--:|--:|--:|--:|---|",
         ]
         lines += ["| " + " | ".join(_md(cell) for cell in _cells(row)) + " |" for row in self.rows]
-        return "\n".join([*lines, "", _md(self.summary), ""])
+        lines += ["", *(f"- {_md(note)}" for note in self.notes), "", _md(self.summary), ""]
+        return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
 
     def json(self) -> str:
         """The comparison as JSON; numbers that are not finite are null."""
@@ -127,6 +129,15 @@ class Comparison:
             "regressions": len(self.regressions),
         }
         return json.dumps(_finite(found), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+    @property
+    def notes(self) -> list[str]:
+        """What stands behind a word, a sentence for each that needs one."""
+        together: dict[str, list[str]] = {}
+        for row in self.rows:
+            if row.note:
+                together.setdefault(row.note, []).append(f"{_name(row)} ({row.metric})")
+        return [f"{text.listed(names)}: {note}" for note, names in together.items()]
 
     @property
     def summary(self) -> str:
@@ -152,8 +163,8 @@ class Comparison:
 
 
 def compare(
-    a: str | Source,
-    b: str | Source,
+    a: Source,
+    b: Source,
     *,
     sources: Sequence[Source] | None = None,
     benchmarks: Sequence[str] | None = None,
@@ -176,8 +187,16 @@ def compare(
     Raises:
         UserError: A side cannot be read or has no finished run.
     """
-    sides = [_side(spec, sources, benchmarks, since) for spec in (a, b)]
-    return compare_runs(sides[0], sides[1])
+    specs = [_selector(spec) for spec in (a, b)]
+    shared: Tables | None = None
+    if any(read_from is None for _, read_from in specs):
+        shared = table.read(sources or [table.default_store()], benchmarks=benchmarks, since=since)
+    found = []
+    for spec, (keep, read_from) in zip((a, b), specs, strict=True):
+        read = shared if read_from is None else table.read(read_from, benchmarks=benchmarks, since=since)
+        assert read is not None
+        found.append(_side(spec, read, keep))
+    return compare_runs(*found)
 
 
 @dataclass(frozen=True)
@@ -212,28 +231,19 @@ def compare_runs(a: Side, b: Side) -> Comparison:
 # --- the two sides -------------------------------------------------------------------------------
 
 
-def _side(
-    spec: str | Source,
-    sources: Sequence[Source] | None,
-    benchmarks: Sequence[str] | None,
-    since: str | datetime | None,
-) -> Side:
-    name = spec if isinstance(spec, str) else getattr(spec, "shown", str(spec))
-    keep, read_from = _selector(spec)
-    if read_from is None:
-        read_from = list(sources) if sources else [table.default_store()]
-    read = table.read(read_from, benchmarks=benchmarks, since=since)
+def _side(spec: Source, read: Tables, keep: Callable[[Run], bool]) -> Side:
+    name = table.hidden(spec.shown if isinstance(spec, Store) else str(spec))
     chosen = [run for run in results.load(read) if run.role == "run" and keep(run)]
     finished = tuple(run for run in chosen if run.finished)
     if not finished:
         ended = f", only {text.plural(len(chosen), 'run')} that did not finish" if chosen else ""
-        raise UserError(f"{table.hidden(name)}: there is no finished run{ended}")
-    return Side(table.hidden(name), finished, read.problems)
+        raise UserError(f"{name}: there is no finished run{ended}")
+    return Side(name, finished, read.problems)
 
 
-def _selector(spec: str | Source) -> tuple[Callable[[Run], bool], list[Source] | None]:
+def _selector(spec: Source) -> tuple[Callable[[Run], bool], list[Source] | None]:
     """Which runs a side means, and where they are; None where it is not a store by itself."""
-    if not isinstance(spec, str) or "://" in spec or Path(spec).is_dir():
+    if not isinstance(spec, str) or "://" in spec or (spec and Path(spec).is_dir()):
         return (lambda _: True), [spec]
     if tag := re.fullmatch(r"([^=\s]+)=(.*)", spec):
         return (lambda run: _tag(run, tag[1]) == tag[2]), None
@@ -331,7 +341,7 @@ def _accuracy_row(a: Group, b: Group, note: str) -> ComparisonRow | None:
         return None
     difference = rules.welch(first, second)
     row = _row(b, f"{split} accuracy", "%", first, second, difference)
-    same = _identical_seeds(a, b)
+    same = [] if note else _identical_seeds(a, b)
     notes = [note] if note else []
     if same:
         seeds = text.listed([str(seed) for seed in same])
@@ -471,9 +481,6 @@ def _order(row: ComparisonRow) -> tuple[object, ...]:
 
 
 def _cells(row: ComparisonRow) -> list[str]:
-    name = row.benchmark if row.profile == "full" else f"{row.benchmark} ({row.profile})"
-    if row.generated:
-        name += " (generated images)"
     unit = "" if row.unit in ("", "%") else f" {row.unit}"
     metric = f"{row.metric}{', %' if row.unit == '%' else ''}"
     timed = row.metric == "epoch time"
@@ -486,17 +493,21 @@ def _cells(row: ComparisonRow) -> list[str]:
             if timed
             else f"{text.signed(low, _digits(low))} to {text.signed(high, _digits(high))}"
         )
-    word = "" if not row.primary else f"{row.word}: {row.note}" if row.note else row.word
     return [
-        name,
+        _name(row),
         metric,
         f"{_significant(row.a)}{unit} (n = {row.a_runs})",
         f"{_significant(row.b)}{unit} (n = {row.b_runs})",
         difference,
         interval,
         text.DASH if row.adjusted_p is None else f"{row.adjusted_p:.3f}",
-        word,
+        row.word if row.primary else "",
     ]
+
+
+def _name(row: ComparisonRow) -> str:
+    name = row.benchmark if row.profile == "full" else f"{row.benchmark}, {row.profile}"
+    return f"{name}, generated images" if row.generated else name
 
 
 def _digits(value: float) -> int:

@@ -914,6 +914,8 @@ def most_confused(confusion: pd.DataFrame, limit: int = 8) -> list[tuple[str, st
         return []
     totals = confusion.groupby("label")["images"].sum()
     wrong = confusion[confusion["label_index"] != confusion["predicted_index"]]
+    if wrong.empty:
+        return []
     pairs = wrong.groupby(["label", "predicted"])["images"].sum().reset_index()
     pairs["share"] = 100 * pairs["images"] / pairs["label"].map(totals)
     worst = pairs.sort_values(["share", "label", "predicted"], ascending=[False, True, True]).head(limit)
@@ -1029,14 +1031,18 @@ def _of_dataset(groups: Sequence[Group], dataset: str) -> list[Group]:
 
 def group_label(group: Group, groups: Sequence[Group]) -> str:
     """The benchmark's name, with what tells it from another group of the same name."""
-    if group.changed:
-        return f"{group.name} ({text.listed(group.changed, 2)})"
+    label = _own_label(group)
+    # Smoke runs and generated images carry a badge, so that they need no other name.
     alike = [
-        other
-        for other in groups
-        if other is not group and other.name == group.name and other.apart == group.apart and not other.changed
+        other for other in groups if other is not group and other.apart == group.apart and _own_label(other) == label
     ]
-    return f"{group.name} ({group.latest.fingerprint[:6]})" if alike else group.name
+    return f"{label} ({group.latest.fingerprint[:6]})" if alike else label
+
+
+def _own_label(group: Group) -> str:
+    if not group.changed:
+        return group.name
+    return f"{group.name} ({group.changed[0] if len(group.changed) == 1 else 'changed recipe'})"
 
 
 def _time_unit(longest: float) -> tuple[float, str]:

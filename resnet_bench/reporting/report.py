@@ -282,6 +282,7 @@ def _environment(*, autoescape: bool) -> jinja2.Environment:
     ):  # fmt: skip
         environment.filters[name] = getattr(text, name)
     environment.filters["slug"] = lambda value: re.sub(r"[^a-z0-9]+", "-", str(value).lower()).strip("-")
+    environment.filters["sentence"] = lambda value: value[:1].upper() + value[1:]
     environment.filters["when"] = lambda value: value.strftime("%Y-%m-%d %H:%M")
     environment.globals.update(DASH=text.DASH, MARKS=text.VERDICT_MARKS)
     return environment

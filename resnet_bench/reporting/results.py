@@ -180,6 +180,17 @@ class Group:
         return self.latest.profile != "full" or self.latest.generated
 
     @cached_property
+    def published_images(self) -> bool:
+        """Whether the runs used exactly the dataset that the benchmark's recipe names, as it was published."""
+        # The package of images brings torch along, which a report of smoke runs can do without.
+        from resnet_bench.data.catalog import DATASETS
+
+        run = self.latest
+        if self.definition is None or run.dataset != self.definition.recipe.data.dataset:
+            return False
+        return run.dataset in DATASETS and run.data_fingerprint == DATASETS[run.dataset].fingerprint
+
+    @cached_property
     def all_runs(self) -> tuple[Run, ...]:
         """Every finished run, repeated seeds included."""
         return (*self.runs, *self.repeats)

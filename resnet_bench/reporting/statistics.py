@@ -7,6 +7,7 @@ a quantile is first needed, so that importing this module costs nothing.
 
 import math
 import statistics
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -331,7 +332,10 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
         return Difference(difference)
     from scipy import stats
 
-    test = stats.ttest_ind(list(second), list(first), equal_var=False)
+    with warnings.catch_warnings():
+        # One side may be without spread, which scipy takes for a loss of precision.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        test = stats.ttest_ind(list(second), list(first), equal_var=False)
     return Difference(
         difference,
         interval=Interval(*(float(end) for end in test.confidence_interval(0.95))),

@@ -1,6 +1,7 @@
 """Studies: the source's settings against tuned ones, and how the tuning went."""
 
 import contextlib
+import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +44,21 @@ class Study:
     def benchmark(self) -> str:
         """The benchmark whose recipe it searches."""
         return self.parent.benchmark
+
+    @property
+    def apart(self) -> bool:
+        """Whether it was made to try the software: in the smoke profile or on generated images."""
+        return self.parent.profile != "full" or self.parent.generated
+
+    @property
+    def sampler(self) -> str:
+        """Optuna's sampler by name."""
+        return _named(self.parent.sampler)
+
+    @property
+    def pruner(self) -> str:
+        """Optuna's pruner by name."""
+        return _named(self.parent.pruner)
 
     def accuracies(self, arm: Sequence[Run]) -> list[float]:
         """Test accuracy of each retrained run that finished."""
@@ -125,6 +141,7 @@ class Study:
             _intermediate(self),
             _slices(self),
             _parallel(self),
+            _objectives(self),
         ]
         return [plot for plot in made if plot is not None]
 
@@ -331,6 +348,44 @@ def _parallel(study: Study) -> Plot | None:
     return _plot(study, "parallel", "Parallel coordinates", caption, figure, wide=True)
 
 
+def _objectives(study: Study) -> Plot | None:
+    """Accuracy against training time, where the study has both as objectives."""
+    points = [
+        (seconds, objective, trial)
+        for trial in study.trials
+        if (objective := _objective(trial)) is not None
+        and (seconds := trial.once.get("study/training_seconds")) is not None
+    ]
+    if not points:
+        return None
+    front = figures.pareto_front((seconds, objective) for seconds, objective, _ in points)
+    figure = go.Figure()
+    figure.add_trace(
+        go.Scatter(
+            x=[round(seconds, 3) for seconds, _, _ in points],
+            y=[round(objective, 3) for _, objective, _ in points],
+            mode="markers",
+            name="trial",
+            marker={"color": figures.STYLES[0][0], "symbol": "circle-open", "size": 8},
+            customdata=[trial.trial_number for _, _, trial in points],
+            hovertemplate="trial %{customdata}: %{y:.2f}% in %{x:,.1f} s<extra></extra>",
+        )
+    )
+    figure.add_trace(
+        go.Scatter(
+            x=[round(seconds, 3) for seconds, _ in front],
+            y=[round(objective, 3) for _, objective in front],
+            mode="lines",
+            name="Pareto front",
+            line={"color": figures.MUTED, "width": 1.2, "dash": "dash", "shape": "hv"},
+            hoverinfo="skip",
+        )
+    )
+    figure.update_xaxes(title_text="training time, seconds")
+    figure.update_yaxes(title_text="validation accuracy, %")
+    return _plot(study, "objectives", "Both objectives", "A mark a completed trial.", figure)
+
+
 class _Scale:
     """Puts the values of one axis between 0 and 1."""
 
@@ -374,6 +429,14 @@ def _objective(trial: Run) -> float | None:
     if value is None or not math.isfinite(value):
         return trial.last_accuracy("validation")
     return 100 * value
+
+
+def _named(text: str) -> str:
+    """The name in a sampler's or pruner's JSON; the text itself where it is none."""
+    try:
+        return str(json.loads(text)["name"])
+    except (ValueError, TypeError, KeyError):
+        return text
 
 
 def _distribution(described: Any, values: Sequence[Any]) -> "optuna.distributions.BaseDistribution":

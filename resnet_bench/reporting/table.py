@@ -7,6 +7,8 @@ holds them can be read in the place of an MLflow store.
 
 import base64
 import binascii
+import csv
+import difflib
 import io
 import json
 import math
@@ -16,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -124,7 +127,8 @@ EPOCH_METRICS = (
     "time/evaluation_seconds",
     "memory/peak_bytes",
 )
-TRIAL_METRICS = ("validation/accuracy", "time/train_seconds")
+STUDY_METRICS = ("validation/accuracy", "test/accuracy", "time/train_seconds")
+"""Read for trials and for the runs that a study trains again."""
 STEP_METRICS = ("step/learning_rate",)
 """Read for the latest run of each recipe only: they follow from the recipe."""
 ONCE_PREFIXES = ("final/", "study/", "energy/", "device/", "time/to_claim_seconds", "time/setup_seconds")
@@ -202,9 +206,10 @@ def read(
             problems.append(str(error))
     if not parts:
         raise UserError("; ".join(problems) or "name at least one store to read")
-    tables = _filtered(_joined(parts, problems), benchmarks, study, start)
+    everything = _joined(parts, problems)
+    tables = _filtered(everything, benchmarks, study, start)
     if tables.runs.empty:
-        raise UserError(_nothing_found(tables, benchmarks, study, since))
+        raise UserError(_nothing_found(everything, benchmarks, study, since))
     return tables
 
 
@@ -272,7 +277,9 @@ def read_folder(folder: Path) -> Tables:
             frames[name] = frame[list(dtypes)].astype(dict(dtypes))
         except (TypeError, ValueError) as error:
             raise UserError(f"{path} is no table of a report: {_short(error)}") from error
-    return Tables(frames["runs"], frames["metrics"], frames["confusion"], frames["mistakes"], (public_name(str(folder)),))
+    return Tables(
+        frames["runs"], frames["metrics"], frames["confusion"], frames["mistakes"], (public_name(str(folder)),)
+    )
 
 
 def _read_one(source: Source, start: datetime | None) -> Tables:
@@ -329,9 +336,9 @@ def _filtered(tables: Tables, benchmarks: Sequence[str] | None, study: str | Non
 
 
 def _nothing_found(
-    tables: Tables, benchmarks: Sequence[str] | None, study: str | None, since: str | datetime | None
+    everything: Tables, benchmarks: Sequence[str] | None, study: str | None, since: str | datetime | None
 ) -> str:
-    where = " and ".join(tables.stores)
+    where = " and ".join(everything.stores)
     wanted = [
         f"of {', '.join(benchmarks)}" if benchmarks else "",
         f"of the study {study}" if study else "",
@@ -339,8 +346,12 @@ def _nothing_found(
     ]
     asked = " ".join(part for part in wanted if part)
     first = next(iter(benchmarks), None) if benchmarks else None
-    command = f"resnet-bench run {first or 'resnet9-onecycle-adam'} --profile smoke"
-    return "; ".join((f"{where} holds no run {asked}".rstrip() + f": make one with {command}", *tables.problems))
+    advice = f"make one with resnet-bench run {first or 'resnet9-onecycle-adam'} --profile smoke"
+    names = {*everything.runs["benchmark"], *everything.runs["study"]} - {""}
+    for name in (*(benchmarks or ()), *([study] if study else ())):
+        if name not in names and (near := difflib.get_close_matches(name, names, n=1)):
+            advice = f"did you mean {near[0]!r}?"
+    return "; ".join((f"{where} holds no run {asked}".rstrip() + f": {advice}", *everything.problems))
 
 
 # --- one MLflow store ----------------------------------------------------------------------------
@@ -365,30 +376,41 @@ class _StoreReader:
         self.problems: list[str] = []
 
     def read(self, start: datetime | None) -> Tables:
+        """Read everything that a report needs.
+
+        Raises:
+            UserError: The store does not answer.
+        """
         runs, experiments = self._search(start)
         latest = self._latest_of_each_recipe(runs)
-        with TemporaryDirectory(prefix="resnet-bench-report-") as scratch:
+        finished = [run.info.run_id for run in runs if _is_benchmark_run(run) and run.info.status == "FINISHED"]
+        with (
+            TemporaryDirectory(prefix="resnet-bench-report-") as scratch,
+            ThreadPoolExecutor(HTTP_THREADS if self.store.is_server else 1) as pool,
+        ):
             artifacts = _Artifacts(self.client, Path(scratch), self.problems)
-            texts = {run_id: artifacts.benchmark(run_id) for run_id in latest}
-            names = {
-                run.info.run_id: run.data.tags.get(f"{TAG}benchmark", "")
-                for run in runs
-                if run.data.tags[f"{TAG}role"] in {"run", "retrain"} and run.info.status == "FINISHED"
-            }
-            confusion = [row for run_id in names for row in artifacts.confusion(run_id)]
-            mistakes = [row for run_id in latest if run_id in names for row in artifacts.mistakes(run_id)]
-        rows = [
-            _run_row(run, public_name(self.store.shown), experiments.get(run.info.experiment_id, ""), texts.get(run.info.run_id, ""))
-            for run in runs
-        ]
-        return Tables(
-            runs=_frame(rows, RUN_DTYPES),
-            metrics=_frame(self._metrics(runs, latest), METRIC_DTYPES),
-            confusion=_frame(confusion, CONFUSION_DTYPES),
-            mistakes=_frame(mistakes, MISTAKE_DTYPES),
-            stores=(public_name(self.store.shown),),
-            problems=tuple(self.problems),
-        )
+            texts = dict(zip(latest, pool.map(artifacts.benchmark, latest), strict=True))
+            confusion = chain.from_iterable(pool.map(artifacts.confusion, finished))
+            mistakes = chain.from_iterable(
+                pool.map(artifacts.mistakes, [run_id for run_id in latest if run_id in finished])
+            )
+            wanted, once = _wanted_metrics(runs, latest)
+            metrics = chain(once, *pool.map(self._history, wanted))
+            name = public_name(self.store.shown)
+            return Tables(
+                runs=_frame(
+                    [
+                        _run_row(run, name, experiments.get(run.info.experiment_id, ""), texts.get(run.info.run_id, ""))
+                        for run in runs
+                    ],
+                    RUN_DTYPES,
+                ),
+                metrics=_frame(list(metrics), METRIC_DTYPES),
+                confusion=_frame(list(confusion), CONFUSION_DTYPES),
+                mistakes=_frame(list(mistakes), MISTAKE_DTYPES),
+                stores=(name,),
+                problems=tuple(self.problems),
+            )
 
     def _search(self, start: datetime | None) -> tuple[list["Run"], dict[str, str]]:
         client = self.client
@@ -413,31 +435,13 @@ class _StoreReader:
         for finished in (False, True):
             for run in runs:
                 tags = run.data.tags
-                if tags[f"{TAG}role"] == "run" and (run.info.status == "FINISHED") == finished:
+                if _is_benchmark_run(run) and (run.info.status == "FINISHED") == finished:
                     key = tuple(tags.get(f"{TAG}{name}", "") for name in ("benchmark", "profile", "fingerprint"))
                     latest[key] = run.info.run_id
         return list(latest.values())
 
-    def _metrics(self, runs: Sequence["Run"], latest: Sequence[str]) -> list[dict[str, Any]]:
-        wanted: list[tuple[str, str]] = []
-        rows: list[dict[str, Any]] = []
-        for run in runs:
-            trial = run.data.tags[f"{TAG}role"] == "trial"
-            keys: Iterable[str] = TRIAL_METRICS if trial else EPOCH_METRICS
-            if run.info.run_id in latest:
-                keys = (*keys, *STEP_METRICS)
-            wanted += [(run.info.run_id, key) for key in keys if key in run.data.metrics]
-            rows += [
-                _metric_row(run.info.run_id, key, "once", 0, value)
-                for key, value in run.data.metrics.items()
-                if key.startswith(ONCE_PREFIXES)
-            ]
-        with ThreadPoolExecutor(HTTP_THREADS if self.store.is_server else 1) as pool:
-            for history in pool.map(lambda pair: self._history(*pair), wanted):
-                rows += history
-        return rows
-
-    def _history(self, run_id: str, key: str) -> list[dict[str, Any]]:
+    def _history(self, wanted: tuple[str, str]) -> list[dict[str, Any]]:
+        run_id, key = wanted
         axis = "step" if key in STEP_METRICS else "epoch"
         try:
             history = self.client.get_metric_history(run_id, key)
@@ -474,6 +478,27 @@ def _pages(fetch: Callable[..., Any]) -> Iterable[Any]:
         token = page.token
         if not token:
             return
+
+
+def _is_benchmark_run(run: "Run") -> bool:
+    return bool(run.data.tags[f"{TAG}role"] == "run")
+
+
+def _wanted_metrics(runs: Sequence["Run"], latest: Sequence[str]) -> tuple[list[tuple[str, str]], list[dict[str, Any]]]:
+    """The metrics whose history is needed, by run and key, and the rows of those that have none."""
+    wanted: list[tuple[str, str]] = []
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        keys = EPOCH_METRICS if _is_benchmark_run(run) else STUDY_METRICS
+        if run.info.run_id in latest:
+            keys = (*keys, *STEP_METRICS)
+        wanted += [(run.info.run_id, key) for key in keys if key in run.data.metrics]
+        rows += [
+            _metric_row(run.info.run_id, key, "once", 0, value)
+            for key, value in run.data.metrics.items()
+            if key.startswith(ONCE_PREFIXES)
+        ]
+    return wanted, rows
 
 
 def _thinned(steps: Sequence[int]) -> Sequence[int]:
@@ -552,15 +577,14 @@ class _Artifacts:
         if text is None:
             return []
         try:
-            matrix = pd.read_csv(io.StringIO(text))
-            counts = matrix.to_numpy(dtype="int64")
-            if counts.shape[0] != counts.shape[1] or counts.size == 0 or counts.min() < 0:
-                self._report(run_id, "confusion_matrix.csv", "it is not a square of counts")
-                return []
-        except (ValueError, TypeError, OverflowError) as error:
+            names, *rows = csv.reader(io.StringIO(text))
+            counts = np.array([[int(count) for count in row] for row in rows], dtype=np.int64)
+        except (ValueError, OverflowError, csv.Error) as error:
             self._report(run_id, "confusion_matrix.csv", _short(error))
             return []
-        names = [str(column) for column in matrix.columns]
+        if counts.shape != (len(names), len(names)) or counts.min() < 0:
+            self._report(run_id, "confusion_matrix.csv", "it is not a square of counts")
+            return []
         return [
             {
                 "run_id": run_id,

@@ -11,7 +11,7 @@ from typing import Any
 import tomli_w
 
 from resnet_bench.tuning.export import recipe_text, tuned_benchmark_text
-from resnet_bench.tuning.ledger import Ledger
+from resnet_bench.tuning.ledger import Ledger, is_interrupted
 from resnet_bench.tuning.results import StudyResult
 
 PNG_DPI = 120
@@ -51,7 +51,6 @@ def _result_table(result: StudyResult) -> dict[str, Any]:
 
 def _write_trials(ledger: Ledger, path: Path) -> None:
     keys = list(ledger.definition.space)
-    retries = ledger.retries()
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(
@@ -62,7 +61,7 @@ def _write_trials(ledger: Ledger, path: Path) -> None:
             writer.writerow(
                 [
                     trial.number,
-                    "INTERRUPTED" if trial.number in retries else trial.state.name,
+                    "INTERRUPTED" if is_interrupted(trial) else trial.state.name,
                     *(trial.values or [""] * len(ledger.definition.objectives)),
                     trial.last_step or "",
                     *(trial.params.get(key, "") for key in keys),

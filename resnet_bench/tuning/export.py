@@ -64,7 +64,7 @@ def tuned_benchmark_text(ledger: Ledger, result: StudyResult) -> str:
         "source": {"title": f"{original.source.title}, tuned", "kind": "tuned", "notes": _notes(ledger, result)},
         "recipe": _nested(changed),
     }
-    if smoke := _smoke_repairs(original, changed):
+    if smoke := smoke_repairs(original, changed):
         table["profiles"] = {"smoke": _nested(smoke)}
     table["tuned"] = tuned_table(ledger, result).model_dump(exclude_none=True, mode="json")
     return tomli_w.dumps(table)
@@ -124,7 +124,7 @@ def _budget(ledger: Ledger) -> str:
     return ", ".join(parts)
 
 
-def _smoke_repairs(original: Benchmark, changed: Settings) -> Settings:
+def smoke_repairs(original: Benchmark, changed: Settings) -> Settings:
     """What the smoke profile must take back, because its few images do not bear a tuned setting."""
     smoke = original.profiles.get("smoke")
     if smoke is None:

@@ -283,10 +283,8 @@ class Ledger:
         trials = self.trials()
         retried = retried_numbers(trials)
         for trial in trials:
-            # A trial that failed by itself says why. One that does not was interrupted, and whoever was to
-            # queue it again died before it could.
-            explained = trial.user_attrs.keys() & {"reason", "surplus"}
-            if trial.state.name == "FAIL" and not explained and trial.number not in retried:
+            # Whoever was to queue it again may have died before it could.
+            if is_interrupted(trial) and trial.number not in retried:
                 retry(self.study, self.trial(trial.number))
         return [trial.number for trial in gone]
 
@@ -363,12 +361,10 @@ class Ledger:
 
     def finished(self) -> "list[optuna.trial.FrozenTrial]":
         """The trials that count: complete, pruned, or failed by themselves; in the order of their numbers."""
-        trials = self.trials()
-        retried = retried_numbers(trials)
         return [
             trial
-            for trial in trials
-            if trial.state.is_finished() and trial.number not in retried and "surplus" not in trial.user_attrs
+            for trial in self.trials()
+            if trial.state.is_finished() and not is_interrupted(trial) and "surplus" not in trial.user_attrs
         ]
 
     def retries(self) -> dict[int, int]:
@@ -387,7 +383,7 @@ class Ledger:
             failed=states.count("FAIL"),
             running=sum(trial.state.name == "RUNNING" for trial in trials),
             waiting=sum(trial.state.name == "WAITING" for trial in trials),
-            interrupted=len(retried_numbers(trials)),
+            interrupted=sum(is_interrupted(trial) for trial in trials),
         )
 
     def source_trial(self) -> "optuna.trial.FrozenTrial | None":
@@ -409,6 +405,11 @@ def study_names(storage: OpenStorage) -> list[str]:
 
     summaries = optuna.get_all_study_summaries(storage.optuna, include_best_trial=False)
     return [summary.study_name for summary in summaries if "definition" in summary.user_attrs]
+
+
+def is_interrupted(trial: "optuna.trial.FrozenTrial") -> bool:
+    """Whether a trial ended because its process did, or was told to: one that failed by itself says why."""
+    return trial.state.name == "FAIL" and not trial.user_attrs.keys() & {"reason", "surplus"}
 
 
 def trained_epochs(trial: "optuna.trial.FrozenTrial") -> int:

@@ -18,7 +18,7 @@ from resnet_bench.data import Dataset
 from resnet_bench.errors import UserError
 from resnet_bench.execution import Execution
 from resnet_bench.tracking import STUDIES_EXPERIMENT, RunDescription, Store
-from resnet_bench.tuning.ledger import Ledger, trained_epochs
+from resnet_bench.tuning.ledger import Ledger, is_interrupted, trained_epochs
 from resnet_bench.tuning.studies import Plan
 
 if TYPE_CHECKING:
@@ -49,17 +49,15 @@ def wanted(trial: "FrozenTrial", retried_as: int | None = None) -> Wanted:
         retried_as: Number of the trial that took its place, where it was interrupted.
     """
     state = trial.state.name
-    if state == "FAIL":
-        status = "KILLED" if retried_as is not None else "FAILED"
-    else:
-        status = {"COMPLETE": "FINISHED", "PRUNED": "KILLED"}[state]
+    interrupted = is_interrupted(trial)
+    status = "KILLED" if interrupted else {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}[state]
     tags = {
         "trial_number": str(trial.number),
         "trial_state": state,
         "trial_params": json.dumps(trial.params, sort_keys=True),
     }
-    if retried_as is not None:
-        tags["reason"] = f"interrupted; run again as trial {retried_as}"
+    if interrupted:
+        tags["reason"] = "interrupted" if retried_as is None else f"interrupted; run again as trial {retried_as}"
     elif "reason" in trial.user_attrs:
         tags["reason"] = trial.user_attrs["reason"]
     metrics: dict[str, float] = {}

@@ -109,7 +109,8 @@ def run_study(
     """
     from resnet_bench.tuning.workers import supervise
 
-    stop = stop or StopRequest()
+    # A request that nothing is asked of yet is false.
+    stop = StopRequest() if stop is None else stop
     execution = request.execution()
     request.store.prepare()
     storage = request.storage.open()

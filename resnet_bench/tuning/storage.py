@@ -102,7 +102,8 @@ class StudyStorage:
             folder = Path(tempfile.gettempdir()) / f"resnet-bench-{os.getuid() if hasattr(os, 'getuid') else 'locks'}"
             file = folder / hashlib.sha256(self.url.encode()).hexdigest()[:16]
         file.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(f"{file}.lock", timeout=_LOCK_TIMEOUT_SECONDS)
+        # Optuna locks a journal file by a link that ends in .lock.
+        return FileLock(f"{file}.resnet-bench-lock", timeout=_LOCK_TIMEOUT_SECONDS)
 
     def open(self, *, create: bool = True) -> "OpenStorage":
         """Connect, making the database or file where there is none.

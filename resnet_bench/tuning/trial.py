@@ -176,11 +176,13 @@ def _train_once(
                         seconds = event.train_seconds
                     case Evaluated(split="validation"):
                         accuracy, epoch = event.accuracy, before + event.epoch
-                        yield TrialReported(trial.number, epoch, accuracy)
-                        if _is_reported(study, seed, event.epoch, epochs):
+                        reported = _is_reported(study, seed, event.epoch, epochs)
+                        if reported:
                             _report(trial, accuracy, epoch)
-                            if epoch < epochs * study.seeds and not claimed.is_source and trial.should_prune():
-                                events.throw(Stopped("pruned", _why_pruned(study, accuracy, epoch)))
+                        yield TrialReported(trial.number, epoch, accuracy)
+                        may_stop = reported and epoch < epochs * study.seeds and not claimed.is_source
+                        if may_stop and trial.should_prune():
+                            events.throw(Stopped("pruned", _why_pruned(study, accuracy, epoch)))
     except Diverged as error:
         raise _DivergedAt(before + _epoch_of(error.step, recipe), str(error)) from None
     return accuracy, seconds
@@ -236,9 +238,10 @@ def _epoch_of(step: int, recipe: Recipe) -> int:
 
 
 def free_memory(execution: Execution) -> None:
-    """Give the device's memory back between two runs, so that the next one has all of it."""
-    gc.collect()
+    """Give a GPU's memory back between two runs, so that the next one has all of it."""
     if execution.device_type == "cuda":
+        # What a failed run's traceback held is free only once its cycles are collected.
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from resnet_bench.tuning.comparison import retrainings
 from resnet_bench.tuning.events import Retrained, RetrainingStarted, TrialEnded, TrialReported, TrialStarted
-from resnet_bench.tuning.ledger import Ledger
+from resnet_bench.tuning.ledger import Ledger, is_interrupted
 from resnet_bench.tuning.work import WorkEvent
 
 if TYPE_CHECKING:
@@ -25,13 +25,12 @@ class Watch:
 
     def look(self) -> Iterator[WorkEvent]:
         """What happened since the last look."""
-        retries = self._ledger.retries()
         for trial in self._ledger.trials():
             if trial.number not in self._ended:
-                yield from self._look_at(trial, retries)
+                yield from self._look_at(trial)
         yield from self._look_at_comparison()
 
-    def _look_at(self, trial: "FrozenTrial", retries: dict[int, int]) -> Iterator[WorkEvent]:
+    def _look_at(self, trial: "FrozenTrial") -> Iterator[WorkEvent]:
         if trial.state.name == "WAITING" or "surplus" in trial.user_attrs:
             return
         is_source = "source" in trial.user_attrs
@@ -45,7 +44,7 @@ class Watch:
         if trial.state.is_finished():
             self._ended.add(trial.number)
             duration = trial.duration
-            interrupted = trial.number in retries
+            interrupted = is_interrupted(trial)
             reason = "interrupted; it is run again" if interrupted else trial.user_attrs.get("reason")
             yield TrialEnded(
                 number=trial.number,

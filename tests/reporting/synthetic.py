@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from resnet_bench.benchmark import Benchmark, parse
+from resnet_bench.data.catalog import DATASETS
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 EXPERIMENT = "resnet-bench"
@@ -89,7 +90,7 @@ class FakeRun:
     epoch_seconds: float = 2.0
     commit: str = "a" * 40
     dirty: bool = False
-    data_fingerprint: str = "d" * 64
+    data_fingerprint: str = DATASETS["cifar10"].fingerprint
     overrides: Mapping[str, str] = field(default_factory=dict)
     """Params that differ from the benchmark's recipe."""
     fingerprint: str = ""
@@ -225,8 +226,8 @@ def study_runs(bench: Benchmark, name: str, trials: int = 10) -> tuple[FakeRun, 
         name=name,
         tags={
             "resnet_bench.study": name,
-            "resnet_bench.sampler": "tpe",
-            "resnet_bench.pruner": "median",
+            "resnet_bench.sampler": json.dumps({"name": "tpe", "options": {}}),
+            "resnet_bench.pruner": json.dumps({"name": "median", "options": {}}),
             "resnet_bench.search_space": json.dumps(space),
         },
         metrics={

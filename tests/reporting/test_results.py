@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from resnet_bench.benchmark import Benchmark
+from resnet_bench.data.catalog import DATASETS
 from resnet_bench.reporting import results
 from resnet_bench.reporting.results import Group, Run
 from resnet_bench.reporting.table import Tables
@@ -68,7 +69,9 @@ def test_changed_recipes_name_their_keys(groups: list[Group]) -> None:
 def test_a_group_remembers_its_benchmark(groups: list[Group], benchmarks: dict[str, Benchmark]) -> None:
     (ranged,) = named(groups, "ranged")
     assert ranged.definition == benchmarks["ranged"]
-    assert ranged.key == f"ranged-full-{benchmarks['ranged'].recipe.fingerprint[:8]}-dddddddd"
+    assert (
+        ranged.key == f"ranged-full-{benchmarks['ranged'].recipe.fingerprint[:8]}-{DATASETS['cifar10'].fingerprint[:8]}"
+    )
 
 
 def test_accuracy_is_in_percent_and_the_final_one_stands_at_the_last_epoch() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ optimizer.nesterov = { type = "categorical", choices = [false, true] }
 [recipe]
 data = { train_images = 60, test_images = 20 }
 training = { epochs = 3, batch_size = 20 }
+optimizer = { lr = 0.1 }
 
 [profiles.smoke]
 """
@@ -58,50 +60,55 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return store
 
 
+def write_tiny(folder: Path, name: str = "tiny", more: str = "", **replaced: str) -> Path:
+    """Write the tiny study with some lines replaced, and more at its end."""
+    lines = [replaced.pop(line.partition(" =")[0], line) for line in TINY.splitlines()]
+    assert not replaced
+    path = folder / f"{name}.toml"
+    path.write_text("\n".join(lines) + "\n" + more)
+    return path
+
+
+def tiny_request(plan: Plan, name: str, folder: Path, store: Store, **fields: Any) -> StudyRequest:
+    """A request for a plan, with an Optuna storage of its own."""
+    given = {
+        "plan": plan,
+        "name": name,
+        "storage": StudyStorage(f"sqlite:///{folder / 'optuna.db'}"),
+        "store": store,
+        "images": Images("cifar10", folder / "none", generated=(TRAIN_IMAGES, TEST_IMAGES)),
+        "runs_folder": folder / "runs",
+        "device": "cpu",
+        "precision": "fp32",
+    }
+    return StudyRequest(**{**given, **fields})
+
+
 @pytest.fixture
 def write_study(tmp_path: Path) -> Callable[..., Path]:
-    """Writes the tiny study with some text replaced, and more at its end."""
-
-    def write(name: str = "tiny", more: str = "", **replaced: str) -> Path:
-        text = TINY
-        for line in TINY.splitlines():
-            key = line.partition(" =")[0]
-            if key in replaced:
-                text = text.replace(line, replaced.pop(key))
-        assert not replaced
-        path = tmp_path / f"{name}.toml"
-        path.write_text(text + more)
-        return path
-
-    return write
+    return lambda *arguments, **replaced: write_tiny(tmp_path, *arguments, **replaced)
 
 
 @pytest.fixture
 def tiny_plan(write_study: Callable[..., Path]) -> Callable[..., Plan]:
-    def make(*arguments: Any, **replaced: str) -> Plan:
-        return studies.plan(studies.load_file(write_study(*arguments, **replaced)), "smoke")
-
-    return make
+    return lambda **replaced: studies.plan(studies.load_file(write_study(**replaced)), "smoke")
 
 
 @pytest.fixture
 def request_for(tmp_path: Path, store: Store, request: pytest.FixtureRequest) -> Callable[..., StudyRequest]:
-    """A request for a plan, with an Optuna storage of the test's own."""
+    """A request for a plan; the study is named after the test."""
+    name = re.sub("[^a-z0-9]+", "-", request.node.name).strip("-")
+    return lambda plan, **fields: tiny_request(plan, fields.pop("name", name), tmp_path, store, **fields)
 
-    def make(plan: Plan, **fields: Any) -> StudyRequest:
-        given = {
-            "plan": plan,
-            "name": request.node.name.replace("_", "-").replace("[", "-").replace("]", ""),
-            "storage": StudyStorage(f"sqlite:///{tmp_path / 'optuna.db'}"),
-            "store": store,
-            "images": Images("cifar10", tmp_path / "none", generated=(TRAIN_IMAGES, TEST_IMAGES)),
-            "runs_folder": tmp_path / "runs",
-            "device": "cpu",
-            "precision": "fp32",
-        }
-        return StudyRequest(**{**given, **fields})
 
-    return make
+def skip_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes seconds, and is tested by itself."""
+    monkeypatch.setattr("resnet_bench.tuning.artifacts.write_plots", lambda ledger, folder: [])
+
+
+@pytest.fixture
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_plots(monkeypatch)
 
 
 # --- training by a script ---------------------------------------------------------------------------
@@ -113,18 +120,15 @@ def scripted_accuracy(recipe: Recipe, epoch: int, seed: int) -> float:
     return max(0.05, 0.9 - 0.25 * distance) * epoch / recipe.training.epochs + 0.001 * (seed % 10)
 
 
-DIVERGING_LR = 0.8
-MEMORY_EATING_LR = 0.7
+DIVERGING_LR = 0.015
+MEMORY_EATING_LR = 0.017
 
 
-@pytest.fixture
-def scripted_training(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
-    """Training without a network; returns the recipes that were trained, as they come."""
+def script_training(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
+    """Train without a network; returns the recipes that are trained, as they come."""
     trained: list[Recipe] = []
 
-    def train(
-        recipe: Recipe, execution: Any, seed: int, dataset: data.Dataset, *, resume: Any = None
-    ) -> Iterator[Any]:
+    def train(recipe: Recipe, execution: Any, seed: int, dataset: data.Dataset, *, resume: Any = None) -> Iterator[Any]:
         trained.append(recipe)
         steps = recipe.steps_per_epoch
         yield Started(1, 1, steps, recipe.training.epochs, recipe.data.num_train)
@@ -151,6 +155,11 @@ def scripted_training(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
     return trained
 
 
+@pytest.fixture
+def scripted_training(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
+    return script_training(monkeypatch)
+
+
 class ScriptedSampler(optuna.samplers.BaseSampler):
     """Draws what a list says for each trial number; retries keep the values they have."""
 
@@ -167,16 +176,14 @@ class ScriptedSampler(optuna.samplers.BaseSampler):
         return self.settings[trial.number][param_name]
 
 
+def script_settings(monkeypatch: pytest.MonkeyPatch, settings: list[dict[str, Any]]) -> None:
+    """Decide what each trial number tries."""
+    monkeypatch.setattr("resnet_bench.tuning.ledger.build_sampler", lambda study, *, seed: ScriptedSampler(settings))
+
+
 @pytest.fixture
 def scripted_settings(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[dict[str, Any]]], None]:
-    """Decides what each trial number tries."""
-
-    def script(settings: list[dict[str, Any]]) -> None:
-        monkeypatch.setattr(
-            "resnet_bench.tuning.ledger.build_sampler", lambda study, *, seed: ScriptedSampler(settings)
-        )
-
-    return script
+    return lambda settings: script_settings(monkeypatch, settings)
 
 
 def sgd(lr: float, *, momentum: float = 0.9, nesterov: bool = False) -> dict[str, Any]:

@@ -28,6 +28,9 @@ MakeRequest = Callable[..., StudyRequest]
 Look = Callable[[StudyRequest], Stores]
 
 
+pytestmark = pytest.mark.usefixtures("without_plots")
+
+
 def test_every_way_a_trial_can_end(
     tiny_plan: MakePlan,
     request_for: MakeRequest,
@@ -81,7 +84,7 @@ def test_every_way_a_trial_can_end(
     assert tags["resnet_bench.role"] == "study"
     assert "log-float" in tags["resnet_bench.search_space"]
     names = {item.path for item in request.store.client().list_artifacts(parent.info.run_id)}
-    assert {"importances.json", "trials.csv", "plots", "tuned_benchmark.toml", "study.toml", "result.json"} <= names
+    assert {"importances.json", "trials.csv", "tuned_benchmark.toml", "study.toml", "result.json"} <= names
 
 
 def test_the_final_runs_judge_once_with_fresh_seeds(
@@ -158,8 +161,7 @@ def test_a_source_that_cannot_be_trained_ends_the_study(
     scripted_training: list[Recipe],
     stores_of: Look,
 ) -> None:
-    diverging = "training = { epochs = 3, batch_size = 20 }\noptimizer = { lr = 0.8 }"
-    request = request_for(tiny_plan(training=diverging))
+    request = request_for(tiny_plan(optimizer="optimizer = { lr = 0.015 }"))
     with pytest.raises(UserError, match=r"source's own settings cannot be trained .*loss became nan"):
         events_of(request, dataset)
     stores = stores_of(request)
@@ -179,18 +181,18 @@ def test_stopped_and_taken_up_again(
     scripted_settings(settings)
     request = request_for(tiny_plan(pruner='pruner = { name = "none" }'))
     stop = StopRequest()
+    events = run_study(request, dataset, stop)
+    next(event for event in events if isinstance(event, TrialReported) and event.number == 1)
+    stop.reason = "interrupted by SIGTERM"
     with pytest.raises(Stopped):
-        for event in run_study(request, dataset, stop):
-            if isinstance(event, TrialReported) and event.number == 1:
-                stop.reason = "interrupted by SIGTERM"
+        next(events)
     stores = stores_of(request)
     stores.assert_agree()
     assert stores.parent.info.status == "KILLED"
     assert stores.ledger.counts().finished == 1
     assert stores.ledger.trial(1).state.name == "FAIL"
 
-    events = events_of(request, dataset)
-    opened = events[0]
+    opened = events_of(request, dataset)[0]
     assert isinstance(opened, StudyOpened)
     assert (opened.finished, opened.wanted) == (1, 3)
     again = stores_of(request)
@@ -221,6 +223,29 @@ def test_a_consumer_that_goes_away_leaves_no_trial_running(
     assert stores.ledger.counts().running == 0
     assert stores.ledger.counts().interrupted == 1
     assert stores.parent.info.status == "KILLED"
+
+
+def test_a_trial_that_was_given_to_another_process_is_left_to_it(
+    tiny_plan: MakePlan,
+    request_for: MakeRequest,
+    dataset: Dataset,
+    scripted_training: list[Recipe],
+    scripted_settings: Script,
+    stores_of: Look,
+) -> None:
+    scripted_settings([{}, sgd(0.02), sgd(0.03)])
+    request = request_for(tiny_plan(pruner='pruner = { name = "none" }'))
+    ended = []
+    for event in run_study(request, dataset):
+        if isinstance(event, TrialReported) and event.number == 1 and event.epoch == 1:
+            other = stores_of(request).ledger
+            other._fail_and_retry(1)
+        if isinstance(event, TrialEnded):
+            ended.append((event.number, event.state))
+    assert ended == [(0, "COMPLETE"), (1, "INTERRUPTED"), (2, "COMPLETE"), (3, "COMPLETE")]
+    stores = stores_of(request)
+    stores.assert_agree()
+    assert stores.ledger.counts().finished == 3
 
 
 def test_a_longer_budget_goes_on_where_the_shorter_ended(
@@ -287,7 +312,9 @@ def test_wilcoxon_prunes_between_seeds(
     scripted_settings([{}, sgd(1e-4)])
     pruner = 'seeds = 6\npruner = { name = "wilcoxon", options = { p_threshold = 0.2 } }'
     request = request_for(
-        tiny_plan(pruner=pruner, budget="budget = { trials = 2 }", training="training = { epochs = 1, batch_size = 20 }")
+        tiny_plan(
+            pruner=pruner, budget="budget = { trials = 2 }", training="training = { epochs = 1, batch_size = 20 }"
+        )
     )
     events = events_of(request, dataset)
     source, worse = [event for event in events if isinstance(event, TrialEnded)]

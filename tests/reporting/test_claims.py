@@ -1,0 +1,157 @@
+"""The rows that the terminal, the Markdown and the page share."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from resnet_bench.benchmark import Benchmark
+from resnet_bench.reporting import claims as claim_rows
+from resnet_bench.reporting import results
+from resnet_bench.reporting.claims import ClaimRow, Claims
+from resnet_bench.reporting.results import Group
+from tests.reporting.test_results import run
+
+
+@pytest.fixture(scope="module")
+def claims(groups: list[Group], benchmarks: dict[str, Benchmark]) -> Claims:
+    return claim_rows.build(groups, benchmarks)
+
+
+def row(claims: Claims, name: str, split: str = "test") -> ClaimRow:
+    (found,) = [row for row in claims.rows if row.benchmark == name and row.split == split and not row.group.changed]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "word"),
+    [
+        ("nine-onecycle", "test", "reproduced"),
+        ("nine-onecycle", "train", "not reproduced"),
+        ("at-least", "test", "not reproduced"),
+        ("too-few", "test", "not judged"),
+        ("ranged", "test", "inconclusive"),
+        ("no-claim", "test", "not judged"),
+    ],
+)
+def test_verdicts(claims: Claims, name: str, split: str, word: str) -> None:
+    assert row(claims, name, split).verdict.word == word
+
+
+def test_rows_come_in_the_order_of_the_registry_headline_first(claims: Claims) -> None:
+    assert [(row.benchmark, row.headline) for row in claims.rows] == [
+        ("nine-onecycle", True),
+        ("nine-onecycle", False),
+        ("nine-onecycle", True),
+        ("at-least", True),
+        ("too-few", True),
+        ("ranged", True),
+        ("no-claim", True),
+    ]
+    assert claims.rows[2].group.changed == ("optimizer.lr",)
+    assert [row.benchmark for row in claims.headlines] == ["nine-onecycle", "at-least", "too-few", "ranged", "no-claim"]
+
+
+def test_smoke_and_generated_runs_are_kept_apart_and_never_judged(claims: Claims) -> None:
+    assert {(row.benchmark, row.verdict.word) for row in claims.apart} == {
+        ("tried-only", "not judged"),
+        ("nine-onecycle", "not judged"),
+    }
+    reasons = {row.benchmark: row.verdict.reason for row in claims.apart}
+    assert reasons["tried-only"].startswith("smoke profile")
+    assert "generated images" in reasons["nine-onecycle"]
+    assert all(row.verdict.gap is None for row in claims.apart)
+
+
+def test_a_benchmark_without_a_judged_run_says_what_is_missing_and_the_command(claims: Claims) -> None:
+    assert {missing.benchmark.name: missing.why for missing in claims.missing} == {
+        "tried-only": "only smoke runs or generated images so far",
+        "unseen": "no finished run yet",
+    }
+    assert [missing.command for missing in claims.missing] == [
+        "resnet-bench run tried-only --profile full --seeds 5",
+        "resnet-bench run unseen --profile full --seeds 5",
+    ]
+    assert row(claims, "too-few").command == "resnet-bench run too-few --profile full --seeds 5"
+    assert row(claims, "ranged").command == "resnet-bench run ranged --profile full --seeds 10"
+    assert row(claims, "nine-onecycle").command is None
+    assert claims.rows[2].command is None, "a changed recipe is not what the benchmark's command runs"
+
+
+def test_times_are_of_the_device_with_most_seeds(claims: Claims) -> None:
+    nine = row(claims, "nine-onecycle")
+    assert nine.device == "Test GPU"
+    assert nine.seconds == pytest.approx(18.0)
+    assert nine.images_per_second == pytest.approx(25_000)
+    assert nine.notes == ("seeds from several devices: 5 on Test GPU, 1 on Test CPU, 2 threads",)
+
+
+def test_headline_numbers(claims: Claims) -> None:
+    nine = row(claims, "nine-onecycle")
+    assert nine.seeds == pytest.approx({"0": 90.31, "1": 90.62, "2": 90.48, "3": 90.12, "4": 90.55, "7": 90.4})
+    assert nine.last_epoch == pytest.approx(90.4133, abs=1e-3)
+    assert nine.plain == pytest.approx(90.3133, abs=1e-3)
+    assert nine.selection_gain is not None
+    assert nine.selection_gain >= 0
+    assert nine.bootstrap is not None
+    assert nine.verdict.interval is not None
+    assert nine.bootstrap.within(nine.verdict.interval)
+    assert nine.claim_text == "90.5%"
+    assert row(claims, "nine-onecycle", "train").claim_text == "96.0% train"
+
+
+def test_only_the_benchmarks_asked_for_are_missing(groups: list[Group], benchmarks: dict[str, Benchmark]) -> None:
+    found = claim_rows.build(groups, benchmarks, names=["ranged"])
+    assert found.missing == ()
+
+
+def test_a_run_without_its_benchmark_is_shown_and_not_judged(groups: list[Group]) -> None:
+    (ranged,) = [group for group in groups if group.name == "ranged"]
+    (found,) = claim_rows.build([replace(ranged, definition=None)], {}).rows
+    assert found.verdict.word == "not judged"
+    assert "record cannot be read" in found.verdict.reason
+    assert found.verdict.mean is not None
+    assert found.notes == ("no file of this name in benchmarks/",)
+
+
+def test_a_benchmark_file_that_changed_since_is_noted(groups: list[Group], benchmarks: dict[str, Benchmark]) -> None:
+    changed = benchmarks | {"ranged": benchmarks["at-least"]}
+    assert "the benchmark's file has changed since these runs" in row(claim_rows.build(groups, changed), "ranged").notes
+
+
+def test_uncommitted_code_and_several_commits_are_noted() -> None:
+    (group,) = results.group([run(1, seed=1, code_commit="a", code_dirty=True), run(2, seed=2, code_commit="b")])
+    (found,) = claim_rows.build([group], {}).rows
+    assert "2 code commits" in found.notes
+    assert "some runs were made from uncommitted code" in found.notes
+
+
+def test_time_to_accuracy_of_a_group() -> None:
+    clock = {epoch: float(epoch) for epoch in range(1, 5)}
+    fast = {1: 0.7, 2: 0.9, 3: 0.92, 4: 0.93}
+    slow = {1: 0.5, 2: 0.6, 3: 0.7, 4: 0.8}
+    runs = [
+        run(number, seed=number, metrics={"test/accuracy": curve, "time/train_seconds": clock})
+        for number, curve in enumerate([fast, fast, slow])
+    ]
+    (group,) = results.group(runs)
+    times = claim_rows.times_to_accuracy(group, 90.0, "GPU")
+    assert times is not None
+    assert times.times == (4.0, 4.0, math.inf)
+    assert (times.reached, times.median, times.total_seconds) == (2, 4.0, 12.0)
+    assert claim_rows.evaluation_interval(runs, "test") == 1
+    assert claim_rows.evaluation_interval([run(1)], "test") is None
+
+
+def altered(group: Group, **changes: str) -> Group:
+    return replace(group, runs=tuple(replace(member, **changes) for member in group.runs), repeats=())
+
+
+@pytest.mark.parametrize("changes", [{"data_fingerprint": "0" * 64}, {"dataset": "cifar100"}])
+def test_other_images_than_the_published_ones_judge_nothing(
+    groups: list[Group], benchmarks: dict[str, Benchmark], changes: dict[str, str]
+) -> None:
+    (at_least,) = [group for group in groups if group.name == "at-least"]
+    found = row(claim_rows.build([altered(at_least, **changes)], benchmarks), "at-least")
+    assert (found.verdict.word, found.verdict.reason) == ("not judged", "another dataset")
+    assert "the images are not the published ones of cifar10" in found.notes

@@ -1,0 +1,280 @@
+"""Two sets of results: what differs, by how much, and whether it is more than noise."""
+
+import io
+import json
+import math
+import random
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from resnet_bench.errors import UserError
+from resnet_bench.reporting import compare as comparing
+from resnet_bench.reporting import report
+from resnet_bench.reporting import statistics as rules
+from resnet_bench.reporting.compare import Comparison, ComparisonRow, Side
+from resnet_bench.reporting.table import Tables
+from tests.reporting.test_results import EMPTY
+
+GOOD = [90.1, 90.4, 90.2, 90.5, 90.3, 90.6]
+
+
+def side(
+    name: str, *, finals: list[float] = GOOD, epoch: float = 1.0, first_minute: int = 0, **changes: object
+) -> Side:
+    """A side of runs, one every two minutes, each a little faster or slower than the others."""
+    runs = []
+    for seed, final in enumerate(finals):
+        curve = {1: final / 200, 2: final / 100}
+        times = dict.fromkeys((1, 2, 3), epoch * (1 + 0.002 * (7 * seed % 5)))
+        runs.append(
+            replace(
+                EMPTY,
+                id=f"{name}{seed}",
+                seed=seed,
+                started=EMPTY.started + timedelta(minutes=first_minute + 2 * seed),
+                metrics={"test/accuracy": curve, "test/loss": {2: 1 - final / 100}, "time/epoch_seconds": times},
+                environment={"torch": "2.15.0", "gpu": "H200"},
+                **changes,  # type: ignore[arg-type]
+            )
+        )
+    return Side(name, tuple(runs))
+
+
+def primary(comparison: Comparison, metric: str = "test accuracy", benchmark: str = "b") -> ComparisonRow:
+    (row,) = [row for row in comparison.rows if row.metric == metric and row.benchmark == benchmark and row.primary]
+    return row
+
+
+def shifted(by: float) -> list[float]:
+    return [round(value + by, 2) for value in GOOD[::-1]]
+
+
+def test_a_worse_accuracy_is_a_regression() -> None:
+    found = comparing.compare_runs(side("A"), side("B", finals=shifted(-2.0)))
+    row = primary(found)
+    expected = rules.welch(GOOD, shifted(-2.0))
+    assert (row.word, row.regression) == ("worse", True)
+    assert row.difference == pytest.approx(-2.0)
+    assert row.interval == pytest.approx(expected.interval)
+    assert row.p == pytest.approx(expected.p)
+    assert found.regressions == [row]
+
+
+@pytest.mark.parametrize(
+    ("finals", "word"),
+    [
+        (shifted(2.0), "better"),
+        (shifted(0.05), "same"),
+        ([88.0, 92.5, 90.1], "unclear"),
+        ([95.0], "unclear"),
+    ],
+)
+def test_what_is_no_regression(finals: list[float], word: str) -> None:
+    found = comparing.compare_runs(side("A"), side("B", finals=finals))
+    assert primary(found).word == word
+    assert found.regressions == []
+
+
+def test_one_run_a_side_is_said_to_tell_nothing() -> None:
+    row = primary(comparing.compare_runs(side("A", finals=[90.0]), side("B", finals=[50.0])))
+    assert (row.word, row.interval, row.p) == ("unclear", None, None)
+    assert "cannot tell noise from change" in row.note
+
+
+def test_bit_identical_runs_are_said_to_be_so() -> None:
+    found = comparing.compare_runs(side("A"), side("B"))
+    assert primary(found).word == "identical"
+    assert primary(found).note == "bit-identical for seeds 0, 1, 2, 3, 4, 5"
+    assert primary(found).adjusted_p is None
+    partly = comparing.compare_runs(side("A"), side("B", finals=[*GOOD[:3], 90.9, 90.8, 90.0]))
+    assert primary(partly).note == "bit-identical for seeds 0, 1, 2"
+
+
+def test_p_values_are_adjusted_over_the_benchmarks() -> None:
+    drift = shifted(-0.4)
+    alone = comparing.compare_runs(side("A"), side("B", finals=drift))
+    others = [
+        (side(f"A{n}", benchmark=f"other{n}"), side(f"B{n}", benchmark=f"other{n}", finals=shifted(0.01)))
+        for n in range(5)
+    ]
+    together = comparing.compare_runs(
+        Side("A", (*side("A").runs, *(run for a, _ in others for run in a.runs))),
+        Side("B", (*side("B", finals=drift).runs, *(run for _, b in others for run in b.runs))),
+    )
+    assert primary(alone).adjusted_p == primary(alone).p
+    assert primary(together).p == primary(alone).p
+    assert primary(together).adjusted_p == pytest.approx(6 * (primary(alone).p or math.nan))
+
+
+def test_slower_epochs_are_a_regression_when_the_sides_took_turns() -> None:
+    found = comparing.compare_runs(side("A"), side("B", epoch=1.2, first_minute=1))
+    row = primary(found, "epoch time")
+    assert (row.word, row.regression) == ("worse", True)
+    assert row.difference == pytest.approx(0.2)
+    assert (
+        primary(comparing.compare_runs(side("A"), side("B", epoch=0.8, first_minute=1)), "epoch time").word == "better"
+    )
+
+
+@pytest.mark.parametrize(
+    ("b", "note"),
+    [
+        (side("B", epoch=1.2, first_minute=100), "did not take turns"),
+        (side("B", epoch=1.2, first_minute=1, finals=GOOD[:5]), "fewer than 6 runs a side"),
+    ],
+)
+def test_times_without_a_test_get_a_ratio_and_no_verdict(b: Side, note: str) -> None:
+    row = primary(comparing.compare_runs(side("A"), b), "epoch time")
+    assert (row.word, row.p) == ("not tested", None)
+    assert note in row.note
+    assert row.difference == pytest.approx(0.2)
+    assert row.interval is not None
+
+
+def test_less_than_five_percent_is_never_flagged() -> None:
+    row = primary(comparing.compare_runs(side("A"), side("B", epoch=1.04, first_minute=1)), "epoch time")
+    assert row.p is not None
+    assert row.p < 0.01
+    assert row.word == "unclear"
+
+
+def test_two_machines_need_not_take_turns() -> None:
+    row = primary(comparing.compare_runs(side("A"), side("B", epoch=2.0, first_minute=100, host="other")), "epoch time")
+    assert row.word == "worse"
+
+
+def test_regressions_come_first_and_shown_metrics_last() -> None:
+    a = Side("A", (*side("A", benchmark="z").runs, *side("A", benchmark="a").runs))
+    b = Side(
+        "B", (*side("B", benchmark="z", finals=shifted(-3)).runs, *side("B", benchmark="a", finals=shifted(0)).runs)
+    )
+    rows = comparing.compare_runs(a, b).rows
+    assert (rows[0].benchmark, rows[0].word) == ("z", "worse")
+    assert [row.primary for row in rows] == sorted((row.primary for row in rows), reverse=True)
+    assert "test loss" in {row.metric for row in rows if not row.primary}
+    assert all(row.word == "not tested" for row in rows if not row.primary)
+
+
+def test_environments_are_said_first() -> None:
+    b = side("B", code_commit="f" * 40)
+    b = Side("B", tuple(replace(run, environment={"torch": "2.16.0", "gpu": "H200"}) for run in b.runs))
+    found = comparing.compare_runs(side("A"), b)
+    assert found.environment == (("code_commit", "c", "f" * 40), ("torch", "2.15.0", "2.16.0"))
+    text = rendered(found)
+    assert text.index("torch: 2.15.0 → 2.16.0") < text.index("test accuracy")
+    assert "The same environment on both sides." in rendered(comparing.compare_runs(side("A"), side("A")))
+
+
+def test_recipes_are_only_mixed_when_there_is_no_other_way_and_then_it_is_said() -> None:
+    changed = side("B", fingerprint="g", recipe={"training.epochs": "4", "optimizer.lr": "0.1"})
+    row = primary(comparing.compare_runs(side("A"), changed))
+    assert row.note == "different recipes: optimizer.lr"
+    both = Side("B", (*changed.runs, *side("C", finals=shifted(0.13)).runs))
+    assert primary(comparing.compare_runs(side("A"), both)).note == ""
+    images = primary(comparing.compare_runs(side("A"), side("B", data_fingerprint="e")))
+    assert images.note.startswith("different images")
+
+
+def test_what_only_one_side_has_is_named() -> None:
+    a = Side("A", (*side("A").runs, *side("A", benchmark="alone", profile="smoke").runs))
+    found = comparing.compare_runs(a, side("B", generated=False))
+    assert found.only_a == ("alone (smoke)",)
+    assert "Only A has runs of alone (smoke)." in found.markdown()
+    nothing = comparing.compare_runs(side("A"), side("B", benchmark="other"))
+    assert nothing.rows == ()
+    assert "nothing was compared" in nothing.summary
+
+
+def rendered(comparison: Comparison) -> str:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(comparison.render())
+    return console.export_text()
+
+
+def test_terminal_markdown_and_json_agree() -> None:
+    found = comparing.compare_runs(side("A"), side("B", finals=shifted(-2.0)))
+    for text in (rendered(found), found.markdown()):
+        assert "−2.00" in text
+        assert "90.35 (n = 6)" in text
+        assert "worse" in text
+    data = json.loads(found.json())
+    assert data["regressions"] == 1
+    assert data["rows"][0]["metric"] == "test accuracy"
+    assert data["rows"][0]["difference"] == pytest.approx(-2.0)
+    assert data["rows"][0]["regression"] is True
+
+
+def test_names_mean_nothing_in_markup() -> None:
+    nasty = "[bold]x[/bold] <script> | y"
+    found = comparing.compare_runs(side("A", benchmark=nasty), side("B", benchmark=nasty, finals=shifted(-2.0)))
+    assert "<script>" not in found.markdown()
+    assert "[bold]x" in rendered(found)
+    rows = [line for line in found.markdown().splitlines() if line.startswith("| ")]
+    assert all(line.replace(r"\|", "").count("|") == 9 for line in rows)
+
+
+# --- naming a side -------------------------------------------------------------------------------
+
+
+def test_two_commits_of_one_store(store_uri: str) -> None:
+    found = comparing.compare("aaaa", "AAAAAAAA", sources=[store_uri])
+    assert {row.word for row in found.rows if row.metric == "test accuracy"} == {"identical"}
+    with pytest.raises(UserError, match="abcd1234: there is no finished run"):
+        comparing.compare("aaaa", "abcd1234", sources=[store_uri])
+
+
+def test_two_tags_of_one_store(store_uri: str) -> None:
+    found = comparing.compare("device=Test GPU", "resnet_bench.device=Test CPU, 2 threads", sources=[store_uri])
+    assert ("device", "Test GPU", "Test CPU, 2 threads") in found.environment
+    row = primary(found, "epoch time", "nine-onecycle")
+    assert row.word == "not tested"
+    assert row.difference > 100
+    assert comparing.compare("profile=full", "generated=false", sources=[store_uri]).rows
+
+
+def test_a_store_against_its_own_report(store_uri: str, store_tables: Tables, tmp_path: Path) -> None:
+    for name, content in report.table_files(store_tables).items():
+        (tmp_path / name).write_bytes(content)
+    found = comparing.compare(store_uri, str(tmp_path))
+    assert found.environment == ()
+    assert {row.word for row in found.rows if row.metric == "test accuracy"} == {"identical"}
+    assert found.regressions == []
+
+
+def test_only_some_benchmarks(store_uri: str) -> None:
+    found = comparing.compare("profile=full", "profile=full", sources=[store_uri], benchmarks=["ranged"])
+    assert {row.benchmark for row in found.rows} == {"ranged"}
+
+
+@pytest.mark.parametrize("spec", ["what?", "", "xyz", "ab"])
+def test_a_side_that_is_nothing_known(spec: str) -> None:
+    with pytest.raises(UserError, match="is no store, folder, tag or commit"):
+        comparing.compare(spec, "aaaa")
+
+
+def test_a_tag_that_no_run_has(store_uri: str) -> None:
+    with pytest.raises(UserError, match="team=blue: there is no finished run"):
+        comparing.compare("team=blue", "aaaa", sources=[store_uri])
+
+
+def test_false_alarms_of_a_whole_comparison_are_rare() -> None:
+    numbers = random.Random(5)
+    alarms = 0
+    for _ in range(60):
+        sides = [
+            Side(
+                name,
+                tuple(
+                    run
+                    for n in range(3)
+                    for run in side(name, benchmark=f"b{n}", finals=[numbers.gauss(90, 0.3) for _ in range(4)]).runs
+                ),
+            )
+            for name in "AB"
+        ]
+        alarms += bool(comparing.compare_runs(*sides).regressions)
+    assert alarms <= 7

@@ -1,0 +1,112 @@
+"""Studies, rebuilt from their runs."""
+
+from dataclasses import replace
+
+import pytest
+
+from resnet_bench.reporting import results, studies
+from resnet_bench.reporting import statistics as rules
+from resnet_bench.reporting.studies import Study
+from resnet_bench.reporting.table import Tables
+
+
+@pytest.fixture(scope="module")
+def study(store_tables: Tables) -> Study:
+    (found,) = studies.find(results.load(store_tables))
+    return found
+
+
+def test_a_study_has_its_trials_in_order_and_its_retrained_runs(study: Study) -> None:
+    assert (study.name, study.benchmark, study.sampler, study.pruner) == (
+        "nine-study",
+        "nine-onecycle",
+        "tpe",
+        "median",
+    )
+    assert [trial.trial_number for trial in study.trials] == list(range(10))
+    assert (study.count("COMPLETE"), study.count("PRUNED"), study.count("FAIL")) == (7, 2, 1)
+    assert (len(study.source), len(study.tuned)) == (3, 3)
+    assert study.epochs_saved == 12
+    assert not study.apart
+
+
+def test_the_difference_is_welchs_over_the_retrained_runs(study: Study) -> None:
+    assert study.accuracies(study.source) == pytest.approx([87.8, 88.0, 88.2])
+    assert study.difference == rules.welch(study.accuracies(study.source), study.accuracies(study.tuned))
+    assert study.difference is not None
+    assert study.difference.difference == pytest.approx(1.4)
+
+
+def test_without_retrained_runs_the_logged_difference_stands(study: Study) -> None:
+    bare = replace(study, source=(), tuned=())
+    assert bare.difference is not None
+    assert bare.difference.difference == pytest.approx(1.4)
+    assert bare.difference.interval == pytest.approx((0.9, 1.9))
+    unknown = replace(bare, parent=replace(study.parent, once={}))
+    assert unknown.difference is None
+
+
+def test_source_and_best_are_compared_at_the_same_budget(study: Study) -> None:
+    values = [100 * trial.once["study/value"] for trial in study.trials if trial.trial_state == "COMPLETE"]
+    assert study.validation_source == pytest.approx(values[0])
+    assert study.validation_best == pytest.approx(max(values))
+    best = max((t for t in study.trials if t.trial_state == "COMPLETE"), key=lambda t: t.once["study/value"])
+    assert study.best_params == best.trial_params
+
+
+def test_optuna_sees_the_same_study(study: Study) -> None:
+    rebuilt = study.rebuilt
+    assert [trial.state.name for trial in rebuilt.trials] == [trial.trial_state for trial in study.trials]
+    assert (
+        rebuilt.best_trial.number
+        == max(
+            (t for t in study.trials if t.trial_state == "COMPLETE"), key=lambda t: t.once["study/value"]
+        ).trial_number
+    )
+    lr = rebuilt.best_trial.distributions["optimizer.lr"]
+    assert (lr.low, lr.high, lr.log) == (1e-4, 1e-1, True)
+    assert rebuilt.best_trial.distributions["training.batch_size"].choices == (128, 256, 400)
+
+
+def test_importances_are_optunas(study: Study) -> None:
+    assert set(study.importances) == {"optimizer.lr", "optimizer.weight_decay", "training.batch_size"}
+    assert sum(study.importances.values()) == pytest.approx(1.0)
+    few = replace(study, trials=study.trials[:3])
+    assert few.importances == {}
+
+
+def test_every_plot_of_a_study(study: Study) -> None:
+    plots = {plot.title: plot for plot in study.plots()}
+    assert list(plots) == ["History", "Importances", "Intermediate values", "Slices", "Parallel coordinates"]
+    lines = plots["Parallel coordinates"].spec["data"]
+    assert all(trace["type"] == "scatter" for trace in lines)
+    assert len(lines) == 7
+    assert all(0 <= y <= 1 for trace in lines for y in trace["y"])
+    pruned = [trace for trace in plots["Intermediate values"].spec["data"] if trace["name"] == "pruned"]
+    assert len(pruned) == 2
+
+
+def test_a_study_of_two_objectives_shows_both(study: Study) -> None:
+    trials = tuple(
+        replace(trial, once={**trial.once, "study/training_seconds": 10.0 + (trial.trial_number or 0)})
+        for trial in study.trials
+    )
+    plots = replace(study, trials=trials).plots()
+    assert plots[-1].title == "Both objectives"
+
+
+def test_a_study_without_a_completed_trial_has_no_plots(study: Study) -> None:
+    unfinished = replace(study, trials=tuple(t for t in study.trials if t.trial_state != "COMPLETE"))
+    assert unfinished.plots() == []
+    assert unfinished.best_params == {}
+    assert unfinished.validation_best == pytest.approx(88.1), "as the study logged it"
+
+
+def test_keys_without_a_range_take_the_values_that_were_tried(study: Study) -> None:
+    bare = replace(study, parent=replace(study.parent, search_space={}))
+    distributions = bare.rebuilt.best_trial.distributions
+    assert type(distributions["training.batch_size"]).__name__ == "IntDistribution"
+    assert type(distributions["optimizer.lr"]).__name__ == "FloatDistribution"
+    words = tuple(replace(t, trial_params={**t.trial_params, "schedule.name": "cosine"}) for t in study.trials)
+    named = replace(study, trials=words).rebuilt.best_trial.distributions["schedule.name"]
+    assert named.choices == ("cosine",)

@@ -1,0 +1,294 @@
+"""Real processes: work that is shared, workers and whole studies that are killed, and what is left afterwards."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from resnet_bench.data import Dataset
+from resnet_bench.tuning.events import StudyFinished, TrialEnded
+from resnet_bench.tuning.ledger import Ledger
+from resnet_bench.tuning.run import StudyRequest, run_study
+from resnet_bench.tuning.storage import StudyStorage
+from resnet_bench.tuning.studies import Plan
+from tests.tuning.conftest import Stores, events_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
+
+MakePlan = Callable[..., Plan]
+MakeRequest = Callable[..., StudyRequest]
+Look = Callable[[StudyRequest], Stores]
+
+SECONDS_FOR_ANYTHING = 240.0
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that wait for one another's threads would be slow."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = SECONDS_FOR_ANYTHING) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+        time.sleep(0.1)
+    return found
+
+
+def running_pids(ledger: Ledger) -> list[int]:
+    """The processes that have begun to train a trial."""
+    return [
+        trial.user_attrs["worker"]["pid"]
+        for trial in ledger.trials()
+        if trial.state.name == "RUNNING" and "mlflow_run_id" in trial.user_attrs
+    ]
+
+
+def assert_complete(stores: Stores, trials: int) -> None:
+    """The count of finished trials is exact, each slot is finished once, and the stores agree."""
+    stores.assert_agree()
+    counts = stores.ledger.counts()
+    assert (counts.finished, counts.running, counts.waiting) == (trials, 0, 0)
+    slots = [trial.user_attrs["slot"] for trial in stores.ledger.finished()]
+    assert sorted(slots) == list(range(trials))
+
+
+@pytest.fixture
+def study_process(request_for: MakeRequest, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a study in a process of its own, with some code before it."""
+    import pickle
+
+    started: list[subprocess.Popen[str]] = []
+
+    def start(request: StudyRequest, before: str = "") -> subprocess.Popen[str]:
+        (tmp_path / "request.pickle").write_bytes(pickle.dumps(request))
+        script = tmp_path / "study_process.py"
+        script.write_text(
+            f"""\
+{textwrap.dedent(before)}
+import pickle
+import sys
+from pathlib import Path
+from resnet_bench.launch import Stopped, stop_on_signals
+from resnet_bench.tuning.run import run_study
+
+if __name__ == "__main__":
+    request = pickle.loads(Path({str(tmp_path / "request.pickle")!r}).read_bytes())
+    try:
+        with stop_on_signals() as stop:
+            for event in run_study(request, request.images.load(), stop):
+                print(event, flush=True)
+    except Stopped:
+        sys.exit(130)
+"""
+        )
+        process = subprocess.Popen(
+            [sys.executable, str(script)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_for_training(request: StudyRequest, trial: int) -> Ledger:
+    """Wait until a trial of a study trains in some process."""
+    storage = until(lambda: request.storage.exists and request.storage, "the storage")
+
+    def ledger() -> Ledger | None:
+        from resnet_bench.errors import UserError
+
+        try:
+            return Ledger.read(request.name, storage.open())
+        except UserError:
+            return None
+
+    found: Ledger = until(ledger, "the study")
+    until(
+        lambda: any(
+            other.number == trial and other.state.name == "RUNNING" and "mlflow_run_id" in other.user_attrs
+            for other in found.trials()
+        ),
+        f"trial {trial}",
+    )
+    return found
+
+
+LONG_TRIALS = "training = { epochs = 15, batch_size = 20 }"
+"""Seconds to hit a trial in, which then still ends soon."""
+
+
+def test_two_workers_share_the_work(
+    tiny_plan: MakePlan, request_for: MakeRequest, dataset: Dataset, stores_of: Look
+) -> None:
+    plan = tiny_plan(budget="budget = { trials = 6 }", pruner='pruner = { name = "none" }', training=LONG_TRIALS)
+    request = request_for(plan, workers=2)
+    events = events_of(request, dataset)
+    assert isinstance(events[-1], StudyFinished)
+    assert sorted(event.number for event in events if isinstance(event, TrialEnded)) == list(range(6))
+    stores = stores_of(request)
+    assert_complete(stores, 6)
+    workers = {trial.user_attrs["worker"]["pid"] for trial in stores.ledger.finished()}
+    assert len(workers) == 2
+    assert os.getpid() not in workers
+    drawn = [trial.params["optimizer.lr"] for trial in stores.ledger.finished()]
+    assert len(set(drawn)) == 6, "no values are tried twice"
+    finals = [
+        (run.data.tags["resnet_bench.arm"], run.data.tags["resnet_bench.seed"]) for run in stores.children("retrain")
+    ]
+    assert len(finals) == len(set(finals)), "no final run is done twice"
+    assert not any(psutil.pid_exists(pid) for pid in workers)
+
+
+def test_a_worker_that_is_killed_is_replaced_by_the_other(
+    tiny_plan: MakePlan, request_for: MakeRequest, dataset: Dataset, stores_of: Look
+) -> None:
+    plan = tiny_plan(budget="budget = { trials = 5 }", training=LONG_TRIALS)
+    request = request_for(plan, workers=2)
+    killed: list[int] = []
+    interrupted = []
+    for event in run_study(request, dataset):
+        if not killed:
+            killed = running_pids(stores_of(request).ledger)[-1:]
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+        if isinstance(event, TrialEnded) and event.state == "INTERRUPTED":
+            interrupted.append(event.number)
+    assert killed
+    stores = stores_of(request)
+    assert_complete(stores, 5)
+    assert len(interrupted) == stores.ledger.counts().interrupted == 1
+    lost = stores.ledger.trial(interrupted[0])
+    again = stores.ledger.trial(stores.ledger.retries()[lost.number])
+    assert lost.user_attrs["worker"]["pid"] in killed
+    assert again.params == lost.params
+
+
+def test_a_study_that_is_killed_goes_on_at_once(
+    tiny_plan: MakePlan, request_for: MakeRequest, dataset: Dataset, stores_of: Look, study_process: Any
+) -> None:
+    request = request_for(tiny_plan(training=LONG_TRIALS))
+    process = study_process(request)
+    wait_for_training(request, 1)
+    process.kill()
+    process.wait()
+    assert stores_of(request).ledger.counts().running == 1
+    events_of(request, dataset)
+    stores = stores_of(request)
+    assert_complete(stores, 3)
+    assert stores.ledger.counts().interrupted == 1
+    assert stores.parent.info.status == "FINISHED"
+
+
+def test_a_study_on_another_machine_that_is_killed_is_missed_by_its_heartbeat(
+    tiny_plan: MakePlan,
+    request_for: MakeRequest,
+    dataset: Dataset,
+    stores_of: Look,
+    study_process: Any,
+    tmp_path: Path,
+) -> None:
+    storage = StudyStorage(f"sqlite:///{tmp_path / 'optuna.db'}", heartbeat_seconds=1, grace_seconds=6)
+    request = request_for(tiny_plan(training=LONG_TRIALS), storage=storage)
+    process = study_process(request, "import socket\nsocket.gethostname = lambda: 'another-machine'")
+    wait_for_training(request, 1)
+    process.kill()
+    process.wait()
+    events_of(request, dataset)
+    stores = stores_of(request)
+    assert_complete(stores, 3)
+    assert stores.ledger.counts().interrupted == 1
+    assert stores.ledger.trial(1).user_attrs["worker"]["host"] == "another-machine"
+
+
+def test_sigterm_ends_a_study_cleanly(
+    tiny_plan: MakePlan, request_for: MakeRequest, dataset: Dataset, stores_of: Look, study_process: Any
+) -> None:
+    request = request_for(tiny_plan(training=LONG_TRIALS))
+    process = study_process(request)
+    wait_for_training(request, 1)
+    process.terminate()
+    assert process.wait(SECONDS_FOR_ANYTHING) == 130
+    stores = stores_of(request)
+    stores.assert_agree()
+    assert stores.ledger.counts().running == 0
+    assert stores.parent.info.status == "KILLED"
+    assert stores.parent.data.tags["resnet_bench.reason"] == "interrupted by SIGTERM"
+    events_of(request, dataset)
+    assert_complete(stores_of(request), 3)
+
+
+def test_workers_do_not_outlive_their_parent(
+    tiny_plan: MakePlan, request_for: MakeRequest, dataset: Dataset, stores_of: Look, study_process: Any
+) -> None:
+    plan = tiny_plan(budget="budget = { trials = 4 }", training="training = { epochs = 400, batch_size = 10 }")
+    request = request_for(plan, workers=2)
+    process = study_process(request)
+    ledger = wait_for_training(request, 1)
+    workers = [psutil.Process(pid) for pid in running_pids(ledger)]
+    assert workers
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert alive == []
+
+
+@pytest.mark.parametrize("url", ["journal:{}/optuna.log"])
+def test_a_journal_file_serves_as_well(
+    url: str,
+    tiny_plan: MakePlan,
+    request_for: MakeRequest,
+    dataset: Dataset,
+    stores_of: Look,
+    study_process: Any,
+    tmp_path: Path,
+) -> None:
+    request = request_for(tiny_plan(training=LONG_TRIALS), storage=StudyStorage(url.format(tmp_path)))
+    process = study_process(request)
+    wait_for_training(request, 1)
+    process.kill()
+    process.wait()
+    events_of(request, dataset)
+    assert_complete(stores_of(request), 3)
+
+
+@pytest.mark.gpu
+def test_memory_that_ran_out_is_free_for_the_next_trial(
+    tiny_plan: MakePlan, request_for: MakeRequest, dataset: Dataset, stores_of: Look, scripted_settings: Any
+) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs an NVIDIA GPU")
+    greedy = 'model = { name = "resnet18" }\naugmentation = { resize = 512 }\n'
+    space = 'training.batch_size = { type = "categorical", choices = [2, 40] }'
+    scripted_settings([{}, {"training.batch_size": 40}, {"training.batch_size": 2}])
+    plan = tiny_plan(
+        optimizer=f"{greedy}optimizer = {{ lr = 0.1 }}",
+        training="training = { epochs = 1, batch_size = 2 }",
+        pruner='pruner = { name = "none" }',
+        **{"optimizer.lr": space, "optimizer.momentum": "", "optimizer.nesterov": ""},
+    )
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(1.2e9 / total)
+    try:
+        request = request_for(plan, device="cuda")
+        events = events_of(request, dataset)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    states = [event.state for event in events if isinstance(event, TrialEnded)]
+    assert states == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert "ran out of memory" in stores_of(request).ledger.trial(1).user_attrs["reason"]
+    assert torch.cuda.memory_allocated() < 1e6
