@@ -86,7 +86,9 @@ def list_benchmarks(benchmarks: BenchmarksFolder = None) -> None:
     """
     found, problems = registry.scan(benchmarks)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("name", "dataset", "network", "epochs", "claim"):
+    # A name is there to be copied, so it is never folded.
+    table.add_column("name", no_wrap=True)
+    for name in ("dataset", "network", "epochs", "claim"):
         table.add_column(name, justify="right" if name == "epochs" else "left", overflow="fold")
     for benchmark in found.values():
         claim = next((claim.text for claim in benchmark.claims if claim.split == "test"), "–")

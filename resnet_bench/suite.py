@@ -210,15 +210,14 @@ def _sum_up(
 
 
 def _remarks(results: Sequence[RunResult], verdicts: Sequence[tuple[str, str]]) -> list[str]:
-    """Why each verdict is what it is, and why runs failed; what is true of all is said once."""
+    """Why runs failed, and why each benchmark's verdict is what it is."""
     failed = [f"{_label(result)} failed: {result.failure}" for result in results if result.failure]
-    reasons: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for result, (word, reason) in zip(results, verdicts, strict=True):
-        if reason:
-            names = reasons[word, reason]
-            if result.request.benchmark.name not in names:
-                names.append(result.request.benchmark.name)
-    return failed + [f"{word}, {reason}: {', '.join(names)}" for (word, reason), names in reasons.items()]
+    judged = [
+        f"{result.request.benchmark.name}: {word} ({reason})"
+        for result, (word, reason) in zip(results, verdicts, strict=True)
+        if reason
+    ]
+    return failed + list(dict.fromkeys(judged))
 
 
 def _label(result: RunResult) -> str:

@@ -25,7 +25,7 @@ def test_every_shipped_benchmark_trains(name: str) -> None:
     recipe = registry.load(name).recipe_for("smoke")
     held_out = {"data.validation.images": 16} if recipe.data.validation else {}
     cut = {
-        "data.train_images": 48 + sum(held_out.values()),
+        "data.train_images": 96 + sum(held_out.values()),
         "data.test_images": 16,
         "training.epochs": 1,
         "training.batch_size": 16,
@@ -33,10 +33,10 @@ def test_every_shipped_benchmark_trains(name: str) -> None:
         **held_out,
     }
     recipe = override(recipe, cut)
-    images = data.generate(recipe.data.dataset, train_size=64, test_size=16)
+    images = data.generate(recipe.data.dataset, train_size=112, test_size=16)
     events = list(train(recipe, Execution.resolve("cpu"), 0, images))
     losses = [loss for event in events if isinstance(event, Steps) for loss in event.losses]
-    assert len(losses) == 3
+    assert len(losses) == 6
     assert all(map(math.isfinite, losses))
     finished = events[-1]
     assert isinstance(finished, Finished)

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from resnet_bench.benchmark import REPRODUCTION_MARGIN
 from resnet_bench.errors import UserError
-from resnet_bench.reporting import results, table, text
+from resnet_bench.reporting import results, schema, table, text
 from resnet_bench.reporting import statistics as rules
 from resnet_bench.reporting.results import Group, Run
+from resnet_bench.reporting.schema import Tables
 from resnet_bench.reporting.statistics import Difference, Interval, Ratio
-from resnet_bench.reporting.table import Source, Tables
+from resnet_bench.reporting.table import Source
 from resnet_bench.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -232,7 +233,7 @@ def compare_runs(a: Side, b: Side) -> Comparison:
 
 
 def _side(spec: Source, read: Tables, keep: Callable[[Run], bool]) -> Side:
-    name = table.hidden(spec.shown if isinstance(spec, Store) else str(spec))
+    name = schema.hidden(spec.shown if isinstance(spec, Store) else str(spec))
     chosen = [run for run in results.load(read) if run.role == "run" and keep(run)]
     finished = tuple(run for run in chosen if run.finished)
     if not finished:
@@ -257,11 +258,11 @@ def _selector(spec: Source) -> tuple[Callable[[Run], bool], list[Source] | None]
 
 def _tag(run: Run, key: str) -> str | None:
     """A tag by its full name, or by its name without ours in front."""
-    field = key.removeprefix(table.TAG)
-    if field in table.RUN_DTYPES and hasattr(run, field):
+    field = key.removeprefix(schema.TAG)
+    if field in schema.RUN_DTYPES and hasattr(run, field):
         value = getattr(run, field)
         return str(value).lower() if isinstance(value, bool) else None if value is None else str(value)
-    return run.tags.get(key, run.tags.get(f"{table.TAG}{key}"))
+    return run.tags.get(key, run.tags.get(f"{schema.TAG}{key}"))
 
 
 def _by_benchmark(runs: Sequence[Run]) -> dict[tuple[str, str, bool], list[Group]]:
@@ -456,7 +457,7 @@ def _identical_seeds(a: Group, b: Group) -> list[int]:
         other = ours.get(run.seed)
         if other is None or run.seed is None:
             continue
-        keys = [key for key in run.metrics if key.partition("/")[0] in table.SPLITS]
+        keys = [key for key in run.metrics if key.partition("/")[0] in schema.SPLITS]
         if keys and all(run.metrics[key] == other.metrics.get(key) for key in keys):
             same.append(run.seed)
     return same

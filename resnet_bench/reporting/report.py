@@ -21,16 +21,16 @@ import jinja2
 import pandas as pd
 
 from resnet_bench import registry
-from resnet_bench.errors import UserError
 from resnet_bench.reporting import claims as claim_rows
-from resnet_bench.reporting import figures, files, results, studies, text
+from resnet_bench.reporting import figures, files, results, schema, studies, text
 from resnet_bench.reporting import table as tables
-from resnet_bench.reporting.claims import ClaimRow, Claims
+from resnet_bench.reporting.claims import Claims
 from resnet_bench.reporting.figures import Plot
 from resnet_bench.reporting.results import Group, Run
+from resnet_bench.reporting.schema import Tables
 from resnet_bench.reporting.statistics import Interval, TimesToAccuracy
 from resnet_bench.reporting.studies import Study
-from resnet_bench.reporting.table import Source, Tables
+from resnet_bench.reporting.table import Source
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "index.html"
@@ -257,7 +257,7 @@ def markdown_text(value: object) -> str:
 def table_files(read: Tables) -> dict[str, bytes]:
     """The tables as files: Parquet of each, CSV of those that people read."""
     contents = {}
-    for name in tables.TABLES:
+    for name in schema.TABLES:
         frame: pd.DataFrame = getattr(read, name)
         buffer = io.BytesIO()
         frame.to_parquet(buffer, index=False, compression="zstd")
@@ -417,6 +417,3 @@ def _environments(runs: Sequence[Run]) -> tuple[tuple[Mapping[str, Any], tuple[R
         if run.role == "run":
             together[json.dumps(run.environment, sort_keys=True)].append(run)
     return tuple((json.loads(environment), tuple(members)) for environment, members in together.items())
-
-
-__all__ = ["ClaimRow", "Report", "ReportResult", "UserError", "build", "write"]

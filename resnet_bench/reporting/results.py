@@ -14,8 +14,8 @@ import pandas as pd
 from pydantic import ValidationError
 
 from resnet_bench.benchmark import Benchmark
+from resnet_bench.reporting.schema import Tables
 from resnet_bench.reporting.statistics import best_evaluation, last_evaluation, typical_epoch
-from resnet_bench.reporting.table import Tables
 
 Series = Mapping[int, float]
 """Values of one metric under the epoch or the optimizer step that they belong to."""

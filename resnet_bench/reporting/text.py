@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-from resnet_bench.reporting.statistics import Interval, Ratio, TimesToAccuracy, Verdict, standard_deviation
+from resnet_bench.reporting.statistics import Interval, TimesToAccuracy, Verdict, standard_deviation
 
 DASH = "–"
 
@@ -87,11 +87,6 @@ def share(fraction: float | None) -> str:
     if fraction is None or not math.isfinite(fraction):
         return DASH
     return f"{100 * fraction:.{0 if fraction >= 0.1 else 1}f}%"
-
-
-def ratio(found: Ratio) -> str:
-    """A ratio of times with the range of its pairs."""
-    return f"×{found.ratio:.3f} ({found.range.low:.3f} to {found.range.high:.3f})"
 
 
 def reached(times: TimesToAccuracy) -> str:

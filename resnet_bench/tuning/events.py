@@ -5,24 +5,14 @@ counts over all seeds of a trial.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from resnet_bench.tuning.ledger import Arm, TrialEnd
+from resnet_bench.tuning.ledger import Arm, TrialEnd, is_interrupted
 from resnet_bench.tuning.results import StudyResult
 from resnet_bench.tuning.space import Settings
 
-
-@dataclass(frozen=True)
-class StudyOpened:
-    """Sent once, before the first trial."""
-
-    name: str
-    url: str
-    """The parent run's page in MLflow."""
-    wanted: int
-    """Trials of the budget."""
-    finished: int
-    """Of these, how many an earlier run of the study has finished."""
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 
 @dataclass(frozen=True)
@@ -55,6 +45,35 @@ class TrialEnded:
     epoch: int = 0
     reason: str | None = None
     seconds: float = 0.0
+
+    @classmethod
+    def of(cls, trial: "FrozenTrial") -> "TrialEnded":
+        """What Optuna says of a finished trial."""
+        interrupted = is_interrupted(trial)
+        duration = trial.duration
+        return cls(
+            number=trial.number,
+            settings=trial.params,
+            is_source="source" in trial.user_attrs,
+            state="INTERRUPTED" if interrupted else trial.state.name,  # type: ignore[arg-type]  # one of TrialEnd
+            values=tuple(trial.values or ()),
+            epoch=trial.last_step or 0,
+            reason="it is run again" if interrupted else trial.user_attrs.get("reason"),
+            seconds=duration.total_seconds() if duration else 0.0,
+        )
+
+
+@dataclass(frozen=True)
+class StudyOpened:
+    """Sent once, before the first trial."""
+
+    name: str
+    url: str
+    """The parent run's page in MLflow."""
+    wanted: int
+    """Trials of the budget."""
+    earlier: tuple[TrialEnded, ...]
+    """Those of them that an earlier run of the study has finished."""
 
 
 @dataclass(frozen=True)

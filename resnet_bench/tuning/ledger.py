@@ -331,11 +331,11 @@ class Ledger:
 
     def end(
         self, trial: "optuna.Trial", state: TrialEnd, values: Sequence[float] | None = None, reason: str | None = None
-    ) -> bool:
+    ) -> None:
         """Write down how a trial ended.
 
-        Returns:
-            False where the trial was taken from this process meanwhile, because its heartbeat was missed.
+        Nothing is written where the trial was taken from this process, because its heartbeat was missed: its
+        slot is another trial's then.
         """
         import optuna
 
@@ -346,8 +346,6 @@ class Ledger:
         except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
             if self.trial(trial.number).state.name == "RUNNING":
                 raise
-            return False
-        return True
 
     # --- reading -----------------------------------------------------------------------------------
 
@@ -389,6 +387,19 @@ class Ledger:
     def source_trial(self) -> "optuna.trial.FrozenTrial | None":
         """The complete trial with the source's own settings."""
         return next((trial for trial in self._complete() if "source" in trial.user_attrs), None)
+
+    def check_source(self) -> None:
+        """Make sure that there is, or can be, something to hold tuned settings against.
+
+        Raises:
+            UserError: The source's own settings could not be trained.
+        """
+        for trial in self.finished():
+            if "source" in trial.user_attrs and trial.state.name != "COMPLETE":
+                raise UserError(
+                    f"study {self.name}: the source's own settings cannot be trained ({trial.user_attrs['reason']}), "
+                    "so there is nothing to hold tuned ones against"
+                )
 
     def best_trial(self) -> "optuna.trial.FrozenTrial | None":
         """The complete trial with the highest validation accuracy; of equal ones the first."""

@@ -53,7 +53,6 @@ class Progress:
     final_epochs: int
     workers: int = 1
     wanted: int = 0
-    done_before: int = 0
     rows: dict[int, TrialRow] = field(default_factory=dict)
     retrained: list[Retrained] = field(default_factory=list)
     final_runs_left: int | None = None
@@ -62,7 +61,9 @@ class Progress:
         """Remember what an event says."""
         match event:
             case StudyOpened():
-                self.wanted, self.done_before = event.wanted, event.finished
+                self.wanted = event.wanted
+                for earlier in event.earlier:
+                    self.take(earlier)
             case TrialStarted():
                 self.rows[event.number] = TrialRow(event.number, event.settings, event.is_source)
             case TrialReported():
@@ -89,11 +90,11 @@ class Progress:
     @property
     def finished(self) -> int:
         """Trials of the budget that are through."""
-        return self.done_before + sum(row.state in ("COMPLETE", "PRUNED", "FAIL") for row in self.rows.values())
+        return sum(row.state in ("COMPLETE", "PRUNED", "FAIL") for row in self.rows.values())
 
     @property
     def best(self) -> TrialRow | None:
-        """The best complete trial that was seen."""
+        """The best complete trial."""
         complete = [row for row in self.rows.values() if row.state == "COMPLETE" and row.accuracy is not None]
         return max(complete, key=lambda row: (row.accuracy or 0.0, -row.number), default=None)
 
@@ -137,7 +138,7 @@ class LiveTable:
             return
         match event:
             case StudyOpened():
-                self._line(f"{event.name}: {event.finished} of {event.wanted} trials are through; {event.url}")
+                self._line(f"{event.name}: {len(event.earlier)} of {event.wanted} trials are through; {event.url}")
             case TrialEnded():
                 self._line(self._sentence(self._progress.rows[event.number]))
             case RetrainingStarted():

@@ -14,7 +14,7 @@ from resnet_bench.execution import Execution, PrecisionChoice
 from resnet_bench.launch import Stopped, StopRequest
 from resnet_bench.tracking import Store, flush_all
 from resnet_bench.tuning.artifacts import write_artifacts
-from resnet_bench.tuning.events import StudyEvent, StudyFinished, StudyOpened
+from resnet_bench.tuning.events import StudyEvent, StudyFinished, StudyOpened, TrialEnded
 from resnet_bench.tuning.ledger import Ledger
 from resnet_bench.tuning.mirror import Mirror
 from resnet_bench.tuning.results import StudyResult, study_result
@@ -129,8 +129,8 @@ def run_study(
     status, reason = "FAILED", None
     try:
         _tidy_up(workplace)
-        counts = ledger.counts()
-        yield StudyOpened(ledger.name, mirror.url, counts.wanted, counts.finished)
+        earlier = tuple(TrialEnded.of(trial) for trial in ledger.finished())
+        yield StudyOpened(ledger.name, mirror.url, request.plan.study.budget.trials, earlier)
         deadline = _deadline(request.plan)
         if request.workers > 1:
             yield from supervise(request, ledger, stop, deadline)

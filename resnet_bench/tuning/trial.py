@@ -5,7 +5,6 @@ import gc
 import json
 import math
 import statistics
-import time
 import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -77,17 +76,16 @@ def run_trial(
 
     Raises:
         Stopped: ``workplace.stop`` was set; the trial is queued to be run again.
-        UserError: The source's own settings fail, so that there is nothing to hold the others against.
     """
     trial, ledger = claimed.trial, workplace.ledger
-    started = time.monotonic()
     yield TrialStarted(trial.number, claimed.settings, claimed.is_source)
     try:
         with ledger.storage.beating(trial._trial_id), _quiet():
             outcome = yield from _outcome(workplace, claimed)
-            kept = ledger.end(trial, outcome.state, outcome.values, outcome.reason)
+            ledger.end(trial, outcome.state, outcome.values, outcome.reason)
     except _Lost:
-        kept = False
+        # The storage says that it failed, and another trial has its slot.
+        pass
     except BaseException:
         # A signal, a consumer that goes away, or a mistake of ours: the slot waits for another attempt.
         ledger.interrupt(trial)
@@ -98,21 +96,7 @@ def run_trial(
     frozen = ledger.trial(trial.number)
     workplace.mirror.settle(frozen, ledger.retries().get(trial.number))
     workplace.mirror.show_progress()
-    yield TrialEnded(
-        number=trial.number,
-        settings=claimed.settings,
-        is_source=claimed.is_source,
-        state=outcome.state if kept else "INTERRUPTED",
-        values=tuple(frozen.values or ()),
-        epoch=frozen.last_step or 0,
-        reason=outcome.reason if kept else "its heartbeat was missed; it is run again",
-        seconds=time.monotonic() - started,
-    )
-    if kept and claimed.is_source and outcome.state != "COMPLETE":
-        raise UserError(
-            f"study {ledger.name}: the source's own settings cannot be trained ({outcome.reason}), "
-            "so there is nothing to hold tuned ones against"
-        )
+    yield TrialEnded.of(frozen)
 
 
 def _outcome(workplace: Workplace, claimed: Claimed) -> Generator[TrialReported, None, _Outcome]:

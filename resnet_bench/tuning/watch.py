@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from resnet_bench.tuning.comparison import retrainings
 from resnet_bench.tuning.events import Retrained, RetrainingStarted, TrialEnded, TrialReported, TrialStarted
-from resnet_bench.tuning.ledger import Ledger, is_interrupted
+from resnet_bench.tuning.ledger import Ledger
 from resnet_bench.tuning.work import WorkEvent
 
 if TYPE_CHECKING:
@@ -33,29 +33,16 @@ class Watch:
     def _look_at(self, trial: "FrozenTrial") -> Iterator[WorkEvent]:
         if trial.state.name == "WAITING" or "surplus" in trial.user_attrs:
             return
-        is_source = "source" in trial.user_attrs
         if trial.number not in self._reported:
             self._reported[trial.number] = 0
-            yield TrialStarted(trial.number, trial.params, is_source)
+            yield TrialStarted(trial.number, trial.params, "source" in trial.user_attrs)
         for epoch, accuracy in sorted(trial.intermediate_values.items()):
             if epoch > self._reported[trial.number]:
                 self._reported[trial.number] = epoch
                 yield TrialReported(trial.number, epoch, accuracy)
         if trial.state.is_finished():
             self._ended.add(trial.number)
-            duration = trial.duration
-            interrupted = is_interrupted(trial)
-            reason = "interrupted; it is run again" if interrupted else trial.user_attrs.get("reason")
-            yield TrialEnded(
-                number=trial.number,
-                settings=trial.params,
-                is_source=is_source,
-                state="INTERRUPTED" if interrupted else trial.state.name,  # type: ignore[arg-type]  # a name of TrialEnd
-                values=tuple(trial.values or ()),
-                epoch=trial.last_step or 0,
-                reason=reason,
-                seconds=duration.total_seconds() if duration else 0.0,
-            )
+            yield TrialEnded.of(trial)
 
     def _look_at_comparison(self) -> Iterator[WorkEvent]:
         counts = self._ledger.counts()

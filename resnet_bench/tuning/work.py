@@ -43,6 +43,7 @@ def _work_on_trials(
     ledger = workplace.ledger
     while True:
         _stop_if_asked(workplace)
+        ledger.check_source()
         in_time = deadline is None or time.monotonic() < deadline
         claimed = ledger.claim() if in_time else None
         if claimed is not None:

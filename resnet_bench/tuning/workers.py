@@ -136,13 +136,16 @@ def _work_in_process(
 ) -> None:
     with stop_on_signals() as stop:
         _stop_without_parent()
+        workplace = _workplace(request, parent_run_id, stop)
         try:
-            for _ in work(_workplace(request, parent_run_id, stop), deadline):
+            for _ in work(workplace, deadline):
                 pass
         except Stopped:
             pass
         except UserError as error:
             complaint.send(str(error))
+        finally:
+            workplace.ledger.interrupt_own()
 
 
 def _workplace(request: "StudyRequest", parent_run_id: str, stop: StopRequest) -> Workplace:

@@ -14,7 +14,7 @@ from resnet_bench.benchmark import Benchmark
 from resnet_bench.reporting import report, results, table
 from resnet_bench.reporting.report import ReportResult
 from resnet_bench.reporting.results import Group
-from resnet_bench.reporting.table import Tables
+from resnet_bench.reporting.schema import Tables
 from tests.reporting import synthetic
 from tests.reporting.synthetic import FakeRun
 

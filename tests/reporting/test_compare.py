@@ -16,7 +16,7 @@ from resnet_bench.reporting import compare as comparing
 from resnet_bench.reporting import report
 from resnet_bench.reporting import statistics as rules
 from resnet_bench.reporting.compare import Comparison, ComparisonRow, Side
-from resnet_bench.reporting.table import Tables
+from resnet_bench.reporting.schema import Tables
 from tests.reporting.test_results import EMPTY
 
 GOOD = [90.1, 90.4, 90.2, 90.5, 90.3, 90.6]

@@ -13,7 +13,7 @@ from resnet_bench.reporting import figures, results
 from resnet_bench.reporting.claims import Claims
 from resnet_bench.reporting.figures import Plot
 from resnet_bench.reporting.results import Group
-from resnet_bench.reporting.table import Tables
+from resnet_bench.reporting.schema import Tables
 from tests.reporting.test_results import run
 
 

@@ -13,6 +13,8 @@ from resnet_bench.reporting.report import ReportResult
 
 pytestmark = pytest.mark.browser
 
+TIMEOUT = 120_000
+"""Milliseconds to wait for the browser on a machine that has much else to do."""
 SHOTS = os.environ.get("RESNET_BENCH_SHOTS")
 """Folder to write screenshots to; none are taken where it is not set."""
 
@@ -22,6 +24,7 @@ class Tab:
 
     def __init__(self, browser: Any, path: Path, **context: Any) -> None:
         self.context = browser.new_context(**context)
+        self.context.set_default_timeout(TIMEOUT)
         self.page = self.context.new_page()
         self.messages: list[str] = []
         self.requests: list[str] = []
@@ -218,6 +221,7 @@ def test_names_that_try_to_break_out_are_shown_as_text(
 
 def test_without_the_means_to_unpack_plots_the_tables_remain(chromium: Any, written: ReportResult) -> None:
     context = chromium.new_context()
+    context.set_default_timeout(TIMEOUT)
     try:
         context.add_init_script("delete window.DecompressionStream")
         page = context.new_page()

@@ -13,9 +13,9 @@ import pytest
 from resnet_bench.benchmark import Benchmark
 from resnet_bench.data.catalog import DATASETS
 from resnet_bench.errors import UserError
-from resnet_bench.reporting import report, table
+from resnet_bench.reporting import report, schema, table
 from resnet_bench.reporting.report import ReportResult
-from resnet_bench.reporting.table import Tables
+from resnet_bench.reporting.schema import Tables
 from tests.reporting import synthetic
 from tests.reporting.synthetic import FakeRun
 
@@ -243,7 +243,7 @@ def test_a_report_of_its_own_tables_is_the_same_page(
     written: ReportResult, benchmarks_folder: Path, tmp_path: Path, store_uri: str
 ) -> None:
     again = report.write(written.page.parent, tmp_path, benchmarks_folder=benchmarks_folder)
-    stores = (store_uri, table.public_name(store_uri), str(written.page.parent))
+    stores = (store_uri, schema.public_name(store_uri), str(written.page.parent))
     assert body(again.page, *stores) == body(written.page, *stores)
 
 

@@ -9,7 +9,7 @@ from resnet_bench.benchmark import Benchmark
 from resnet_bench.data.catalog import DATASETS
 from resnet_bench.reporting import results
 from resnet_bench.reporting.results import Group, Run
-from resnet_bench.reporting.table import Tables
+from resnet_bench.reporting.schema import Tables
 
 EMPTY = Run(
     id="r0", store="s", name="n", role="run", status="FINISHED", reason="", benchmark="b", profile="full", seed=0,

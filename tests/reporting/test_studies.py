@@ -6,8 +6,8 @@ import pytest
 
 from resnet_bench.reporting import results, studies
 from resnet_bench.reporting import statistics as rules
+from resnet_bench.reporting.schema import Tables
 from resnet_bench.reporting.studies import Study
-from resnet_bench.reporting.table import Tables
 
 
 @pytest.fixture(scope="module")

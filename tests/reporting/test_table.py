@@ -14,8 +14,8 @@ from PIL import Image
 
 from resnet_bench.benchmark import Benchmark
 from resnet_bench.errors import UserError
-from resnet_bench.reporting import report, table
-from resnet_bench.reporting.table import TABLES, Tables
+from resnet_bench.reporting import mlflow_reader, report, schema, table
+from resnet_bench.reporting.schema import TABLES, Tables
 from tests.reporting import synthetic
 from tests.reporting.synthetic import FakeRun
 
@@ -62,7 +62,7 @@ def test_step_metrics_are_read_once_a_recipe_and_thinned(store_tables: Tables) -
     rates = store_tables.metrics.query("metric == 'step/learning_rate'")
     assert rates["run_id"].nunique() == 2, "one run of the recipe and one of the changed recipe"
     for _, series in rates.groupby("run_id"):
-        assert len(series) == table.MAX_STEP_POINTS
+        assert len(series) == mlflow_reader.MAX_STEP_POINTS
         assert series["step"].iloc[[0, -1]].tolist() == [1, 1000]
         assert series["step"].is_monotonic_increasing
 
@@ -268,7 +268,7 @@ def test_a_damaged_artifact_costs_only_itself(
 def test_an_artifact_that_is_too_large_is_not_opened(
     fresh_uri: str, benchmarks: dict[str, Benchmark], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table, "MAX_ARTIFACT_BYTES", 100)
+    monkeypatch.setattr(mlflow_reader, "MAX_ARTIFACT_BYTES", 100)
     log_all(fresh_uri, FakeRun(benchmarks["ranged"], artifacts={"confident_mistakes.json": ""}))
     problems = table.read([fresh_uri]).problems
     assert len(problems) == 2
@@ -289,7 +289,7 @@ def test_a_picture_is_drawn_anew() -> None:
     image = Image.new("RGB", (32, 32), (10, 200, 30))
     image.save(buffer, "PNG")
     smuggled = buffer.getvalue() + b"<script>alert(1)</script>"
-    again = base64.b64decode(table.redrawn_png(base64.b64encode(smuggled).decode()))
+    again = base64.b64decode(mlflow_reader.redrawn_png(base64.b64encode(smuggled).decode()))
     assert b"script" not in again
     with Image.open(io.BytesIO(again)) as opened:
         assert opened.tobytes() == image.tobytes()
@@ -314,7 +314,7 @@ def encoded(image: Image.Image, kind: str) -> str:
 )
 def test_what_is_no_small_png_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="an image"):
-        table.redrawn_png(text)
+        mlflow_reader.redrawn_png(text)
 
 
 def test_a_forged_run_reaches_the_table_as_text(nasty_uri: str) -> None:
@@ -325,10 +325,10 @@ def test_a_forged_run_reaches_the_table_as_text(nasty_uri: str) -> None:
 
 def test_paths_are_given_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert table.public_name(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}") == "runs/mlflow.db"
-    assert table.public_name("sqlite:////elsewhere/mlflow.db") == "sqlite:////elsewhere/mlflow.db"
-    assert table.public_name("http://server:5000") == "http://server:5000"
-    assert table.hidden("postgresql://me:secret@host/db") == "postgresql://…@host/db"
+    assert schema.public_name(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}") == "runs/mlflow.db"
+    assert schema.public_name("sqlite:////elsewhere/mlflow.db") == "sqlite:////elsewhere/mlflow.db"
+    assert schema.public_name("http://server:5000") == "http://server:5000"
+    assert schema.hidden("postgresql://me:secret@host/db") == "postgresql://…@host/db"
 
 
 def test_numbers_in_tags_that_are_none_are_left_out(fresh_uri: str, benchmarks: dict[str, Benchmark]) -> None:

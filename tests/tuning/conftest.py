@@ -232,9 +232,13 @@ class Stores:
             if trial.state.name != "COMPLETE":
                 assert tags["resnet_bench.reason"]
             history = self.store.client().get_metric_history(run.info.run_id, "validation/accuracy")
+            scores = {point.step: point.value for point in history}
             reported = {step: value for step, value in trial.intermediate_values.items() if not math.isnan(value)}
-            if self.ledger.definition.seeds == 1 and len(self.ledger.definition.objectives) == 1:
-                assert {point.step: point.value for point in history} == reported
+            if trial.number in retries:
+                # The last score of a trial that is interrupted may have reached one store only.
+                assert len(scores.items() ^ reported.items()) <= 1
+            elif self.ledger.definition.seeds == 1 and len(self.ledger.definition.objectives) == 1:
+                assert scores == reported
 
 
 @pytest.fixture

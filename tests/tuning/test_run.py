@@ -167,6 +167,9 @@ def test_a_source_that_cannot_be_trained_ends_the_study(
     stores = stores_of(request)
     stores.assert_agree()
     assert stores.parent.info.status == "FAILED"
+    with pytest.raises(UserError, match="source's own settings cannot be trained"):
+        events_of(request, dataset)
+    assert len(scripted_training) == 1
 
 
 def test_stopped_and_taken_up_again(
@@ -194,7 +197,7 @@ def test_stopped_and_taken_up_again(
 
     opened = events_of(request, dataset)[0]
     assert isinstance(opened, StudyOpened)
-    assert (opened.finished, opened.wanted) == (1, 3)
+    assert (len(opened.earlier), opened.wanted) == (1, 3)
     again = stores_of(request)
     again.assert_agree()
     counts = again.ledger.counts()
