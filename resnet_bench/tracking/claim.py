@@ -36,6 +36,8 @@ class ClaimWatch:
 
 def _planned_evaluations(recipe: Recipe, split: str) -> int:
     evaluation, epochs = recipe.evaluation, recipe.training.epochs
+    if split == "train":
+        return epochs
     if split not in evaluation.splits:
         return 1
     return -(-epochs // evaluation.every) + int(evaluation.before_training)

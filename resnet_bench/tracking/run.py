@@ -62,7 +62,7 @@ class Tracker:
         self._lost = 0
         self._last_steps: dict[str, int] = {}
         self._evaluation_seconds: dict[int, float] = {}
-        self._claim = _claim_watch(description)
+        self._claims = _claim_watches(description)
 
     @classmethod
     def open(
@@ -236,9 +236,8 @@ class Tracker:
         entries = [found for found in read(self._journal.path, final=True) if isinstance(found, Entry)]
         # What the store has cannot be taken back, and a second value for a step would be a lie: the first stays.
         self._last_steps = last_steps(entries)
-        if "time/to_claim_seconds" in self._last_steps:
-            self._claim = None
-        self._catch_up_with_claim(entries, epoch)
+        self._claims = {key: watch for key, watch in self._claims.items() if key not in self._last_steps}
+        self._catch_up_with_claims(entries, epoch)
         resumed = sum(entry.record["kind"] == "status" and entry.record["status"] == "RUNNING" for entry in entries)
         # The process is named before the status says that it runs: who looks in between must not find it dead.
         self.tags({**self._description.process_tags(), "resumed": str(resumed + 1), "reason": ""})
@@ -246,15 +245,13 @@ class Tracker:
         if self._shipper.run_id is None:
             self._shipper.create_run()
 
-    def _catch_up_with_claim(self, entries: Sequence[Entry], epoch: int) -> None:
-        if self._claim is None:
-            return
+    def _catch_up_with_claims(self, entries: Sequence[Entry], epoch: int) -> None:
         for entry in entries:
             record = entry.record
             if record["kind"] == "metrics" and record["axis"] == "epoch" and record["first_step"] <= epoch:
                 for key, values in record["values"].items():
                     if key.endswith("/accuracy"):
-                        self._claim.evaluated(key.removesuffix("/accuracy"), values[0])
+                        self._watch_claims(key.removesuffix("/accuracy"), values[0])
 
     # --- events ------------------------------------------------------------------------------------
 
@@ -264,8 +261,7 @@ class Tracker:
         self._metrics("epoch", event.epoch, values, timestamp=now)
         spent = self._evaluation_seconds.get(event.epoch, 0.0)
         self._evaluation_seconds[event.epoch] = spent + event.seconds
-        if self._claim is not None:
-            self._claim.evaluated(event.split, event.accuracy)
+        self._watch_claims(event.split, event.accuracy)
 
     def _record_epoch(self, event: "EpochEnded", now: int) -> None:
         values = {
@@ -279,7 +275,8 @@ class Tracker:
         }
         self._metrics("epoch", event.epoch, {key: [float(value)] for key, value in values.items()}, timestamp=now)
         self._flush_evaluation_seconds(now)
-        self._note_claim(event.epoch, event.train_seconds, now)
+        self._watch_claims("train", event.accuracy)
+        self._note_claims(event.epoch, event.train_seconds, now)
 
     def _record_end(self, event: "Finished", now: int) -> None:
         values = {f"final/{key.replace('/', '_')}": [float(value)] for key, value in event.metrics.items()}
@@ -287,12 +284,18 @@ class Tracker:
         values["final/evaluation_seconds"] = [float(event.evaluation_seconds)]
         self._metrics("epoch", event.epoch, values, timestamp=now)
         self._flush_evaluation_seconds(now)
-        self._note_claim(event.epoch, event.train_seconds, now)
+        self._note_claims(event.epoch, event.train_seconds, now)
 
-    def _note_claim(self, epoch: int, train_seconds: float, now: int) -> None:
-        if self._claim is not None and self._claim.held:
-            self._claim = None
-            self._metrics("epoch", epoch, {"time/to_claim_seconds": [float(train_seconds)]}, timestamp=now)
+    def _watch_claims(self, split: str, accuracy: float) -> None:
+        for watch in self._claims.values():
+            watch.evaluated(split, accuracy)
+
+    def _note_claims(self, epoch: int, train_seconds: float, now: int) -> None:
+        held = [key for key, watch in self._claims.items() if watch.held]
+        for key in held:
+            del self._claims[key]
+        if held:
+            self._metrics("epoch", epoch, {key: [float(train_seconds)] for key in held}, timestamp=now)
 
     def _flush_evaluation_seconds(self, now: int) -> None:
         for epoch, seconds in self._evaluation_seconds.items():
@@ -364,11 +367,16 @@ def save_model(
     )
 
 
-def _claim_watch(description: RunDescription) -> ClaimWatch | None:
-    claims = description.benchmark.claims
-    if not claims or not description.judges_claims or claims[0].split == "train":
-        return None
-    return ClaimWatch(claims[0], description.recipe)
+def _claim_watches(description: RunDescription) -> dict[str, ClaimWatch]:
+    """For each claim the metric that will say when it was held: the headline's has no number, the others count on."""
+    if not description.judges_claims:
+        return {}
+    return {
+        f"time/to_claim_{number}_seconds" if number > 1 else "time/to_claim_seconds": ClaimWatch(
+            claim, description.recipe
+        )
+        for number, claim in enumerate(description.benchmark.claims, start=1)
+    }
 
 
 def _now() -> int:

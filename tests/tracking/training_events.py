@@ -10,7 +10,7 @@ from resnet_bench.training.events import EpochEnded, Evaluated, Event, Finished,
 BENCHMARK: dict[str, Any] = {
     "name": "small",
     "source": {"title": "A small source", "kind": "ours", "url": "https://example.org/small"},
-    "claims": ({"at_least": 60.0, "quote": "over 60%"}, {"value": "65.2"}),
+    "claims": ({"at_least": 60.0, "quote": "over 60%"}, {"value": "65.2"}, {"split": "train", "at_least": 25.0}),
     "recipe": {
         "data": {
             "dataset": "cifar10",
