@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_STOP = 30.0
 """What a worker gets to end its step and write its trial down before it is killed."""
-SECONDS_WITHOUT_PARENT = 8.0
+SECONDS_WITHOUT_PARENT = 5.0
 
 
 @dataclass(frozen=True)
