@@ -1,5 +1,6 @@
 """The verbs of ``resnet-bench study``. Each parses, calls and prints; the work is done in ``tuning``."""
 
+import json
 import os
 import shlex
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.prompt import Confirm
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from resnet_bench.tuning.run import StudyRequest
     from resnet_bench.tuning.storage import StudyStorage
     from resnet_bench.tuning.studies import Plan
-    from resnet_bench.tuning.study import Study
+    from resnet_bench.tuning.study import Pruner, Sampler, Study
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -77,8 +79,10 @@ def list_studies(studies: StudiesFolder = None) -> None:
     from resnet_bench.tuning.studies import scan
 
     found, problems = scan(studies)
-    table = Table(show_edge=False, pad_edge=False)
-    for column in ("study", "benchmark", "made for", "searches", "trials", "epochs", "sampler", "pruner"):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    # A name is there to be copied, so it is never folded.
+    table.add_column("study", no_wrap=True)
+    for column in ("benchmark", "made for", "searches", "trials", "epochs", "sampler", "pruner"):
         table.add_column(column, justify="right" if column in ("trials", "epochs") else "left", overflow="fold")
     for study in found.values():
         table.add_row(
@@ -136,7 +140,7 @@ def _print_plan(plan: "Plan") -> None:
     console.print(f"[bold]{study.name}[/], profile {plan.profile}: tunes {plan.benchmark.name}", highlight=False)
     if study.notes:
         console.print(f"  {escape(study.notes)}", highlight=False)
-    table = Table(show_edge=False, pad_edge=False, title="Search space", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="Search space", title_justify="left")
     for column in ("key", "values", "the source's own"):
         table.add_column(column, overflow="fold")
     for key, parameter in study.space.items():
@@ -146,17 +150,26 @@ def _print_plan(plan: "Plan") -> None:
     final = retraining_recipe(study, plan.base, source)
     held_out = trial.data.validation
     assert held_out is not None
-    seeds = "1 seed" if study.seeds == 1 else f"{study.seeds} seeds"
     for line in (
         f"objectives: {', '.join(study.objectives)}",
-        f"trials: {study.budget.trials} of {trial.training.epochs} epochs, {seeds}, on {trial.data.num_train} images, "
-        f"scored on {held_out.images} held out",
-        f"final runs: {study.retrain.seeds} fresh seeds a side, {final.training.epochs} epochs on "
+        f"trials: {study.budget.trials} of {trial.training.epochs} epochs, {_counted(study.seeds, 'seed')}, "
+        f"on {trial.data.num_train} images, scored on {held_out.images} held out",
+        f"final runs: {_counted(study.retrain.seeds, 'fresh seed')} a side, {final.training.epochs} epochs on "
         f"{final.data.num_train} images, judged once on {final.data.num_test} test images",
-        f"sampler: {study.sampler.name} {dict(study.sampler.options) or ''}",
-        f"pruner: {study.pruner.name} {dict(study.pruner.options) or ''}",
+        f"sampler: {_with_options(study.sampler)}",
+        f"pruner: {_with_options(study.pruner)}",
     ):
         console.print(f"  {line}", highlight=False, markup=False)
+
+
+def _with_options(named: "Sampler | Pruner") -> str:
+    if not named.options:
+        return named.name
+    return f"{named.name} with {', '.join(f'{key} = {json.dumps(value)}' for key, value in named.options.items())}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _print_trials(ledger: "Ledger") -> None:
@@ -164,7 +177,7 @@ def _print_trials(ledger: "Ledger") -> None:
 
     counts, best = ledger.counts(), ledger.best_trial()
     keys = list(ledger.definition.space)
-    table = Table(show_edge=False, pad_edge=False, title=f"Trials of {ledger.name}", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Trials of {ledger.name}", title_justify="left")
     for column in ("trial", *(key.rpartition(".")[2] for key in keys), "epochs", "score", "state", "why"):
         table.add_column(column, justify="left" if column in ("state", "why") else "right", overflow="fold")
     for trial in ledger.trials():
@@ -309,7 +322,7 @@ def _announce(request: "StudyRequest", why: str, dataset: Any) -> float:
     final_seconds = estimate_seconds(retraining_recipe(plan.study, plan.base, source), rate)
     seconds = plan.study.budget.trials * trial_seconds + 2 * plan.study.retrain.seeds * final_seconds
     console.print(f"study {request.name} in the {plan.profile} profile: {why}.", highlight=False, markup=False)
-    _say(f"on {execution.device_name} ({execution.describe()}), {request.workers} worker(s)")
+    _say(f"on {execution.device_name} ({execution.describe()}), {_counted(request.workers, 'worker')}")
     if dataset.generated:
         console.print(
             f"[bold yellow]{dataset.name}: GENERATED IMAGES[/], no CIFAR was found; every number below says nothing "
@@ -356,24 +369,22 @@ def _print_result(request: "StudyRequest", result: "StudyResult") -> None:
 
     console.print()
     _print_best(result)
+    if not result.importances:
+        _say("too few complete trials to say how important each parameter is")
     for key, value in result.importances.items():
         console.print(f"  importance of {key}: {value:.0%}", highlight=False)
     console.print(f"\n[bold]{escape(comparison_text(result.comparison))}[/]", highlight=False, soft_wrap=True)
     for failure in result.comparison.failures if result.comparison is not None else ():
         _say(f"  {failure}")
-    console.print(
-        f"\nMLflow: {result.url} (resnet-bench ui)\n"
-        f"Optuna: optuna-dashboard {request.storage.shown} (make dashboard)\n"
-        f"report: resnet-bench report\n"
-        f"next: resnet-bench study best {result.name}; resnet-bench study export {result.name}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    _say(f"\nMLflow: {result.url} (resnet-bench ui)")
+    if request.storage.dashboard is not None:
+        _say(f"Optuna: optuna-dashboard {request.storage.dashboard}")
+    _say("report: resnet-bench report")
+    _say(f"next: resnet-bench study best {result.name}; resnet-bench study export {result.name}")
 
 
 def _print_best(result: "StudyResult") -> None:
-    table = Table(show_edge=False, pad_edge=False, title=f"Best of {result.name}", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Best of {result.name}", title_justify="left")
     for column in ("", f"trial {result.best_number}", "the source's own"):
         table.add_column(column, justify="left" if not column else "right", overflow="fold")
     for key in dict.fromkeys([*result.best_settings, *result.source_settings]):

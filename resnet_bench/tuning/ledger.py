@@ -13,7 +13,9 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from resnet_bench.benchmark import Benchmark, Recipe
 from resnet_bench.data import Dataset
@@ -27,6 +29,8 @@ from resnet_bench.tuning.study import Study
 
 if TYPE_CHECKING:
     import optuna
+
+Restored = TypeVar("Restored", bound=BaseModel)
 
 Arm = Literal["source", "tuned"]
 TrialEnd = Literal["COMPLETE", "PRUNED", "FAIL"]
@@ -129,7 +133,7 @@ class Ledger:
         definition = study.user_attrs.get("definition")
         if definition is None:
             raise UserError(f"{storage.address.shown}: the study {name} was not made by resnet-bench")
-        return cls(study, storage, Study.model_validate_json(definition))
+        return cls(study, storage, _restored(Study, definition, name))
 
     def _await_layout(self) -> None:
         """Give the process that made the study, perhaps on another machine, time to lay it out."""
@@ -148,7 +152,7 @@ class Ledger:
         attributes = self.study.user_attrs
         known = attributes.get("definition")
         if known is not None:
-            self._check_same(Study.model_validate_json(known), plan, dataset)
+            self._check_same(_restored(Study, known, self.study.study_name), plan, dataset)
         written = {
             "profile": plan.profile,
             "benchmark": plan.benchmark.model_dump_json(),
@@ -182,7 +186,8 @@ class Ledger:
             )
         before, now = (_comparable(study) for study in (known, plan.study))
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        if self.study.user_attrs.get("base") != plan.base.model_dump_json():
+        base = self.study.user_attrs.get("base")
+        if base is None or _restored(Recipe, base, name) != plan.base:
             changed.append("the benchmark's recipe")
         if changed:
             raise UserError(
@@ -209,12 +214,12 @@ class Ledger:
     @property
     def benchmark(self) -> Benchmark:
         """The benchmark, as it was when the study was begun."""
-        return Benchmark.model_validate_json(self.study.user_attrs["benchmark"])
+        return _restored(Benchmark, self.study.user_attrs["benchmark"], self.name)
 
     @property
     def base(self) -> Recipe:
         """The recipe that the study searches, as it was when the study was begun."""
-        return Recipe.model_validate_json(self.study.user_attrs["base"])
+        return _restored(Recipe, self.study.user_attrs["base"], self.name)
 
     @property
     def profile(self) -> str:
@@ -257,14 +262,17 @@ class Ledger:
         return None
 
     def _is_surplus(self, trial: "optuna.Trial") -> bool:
+        import optuna
+
         slot = trial.user_attrs.get("slot")
-        done = {other.number for other in self.finished()}
+        done = {other.user_attrs.get("slot") for other in self.finished()}
+        # Of two that run at once the earlier one stays: were each to give way, nobody would have the slot.
         taken = {
             other.user_attrs.get("slot")
-            for other in self.trials()
-            if other.number != trial.number and (other.state.name == "RUNNING" or other.number in done)
+            for other in self.trials((optuna.trial.TrialState.RUNNING,))
+            if other.number < trial.number
         }
-        return slot is None or slot in taken
+        return slot is None or slot in done | taken
 
     def recover(self) -> list[int]:
         """Fail the trials whose process is gone, and queue what they left undone.
@@ -359,11 +367,7 @@ class Ledger:
 
     def finished(self) -> "list[optuna.trial.FrozenTrial]":
         """The trials that count: complete, pruned, or failed by themselves; in the order of their numbers."""
-        return [
-            trial
-            for trial in self.trials()
-            if trial.state.is_finished() and not is_interrupted(trial) and "surplus" not in trial.user_attrs
-        ]
+        return [trial for trial in self.trials() if is_counted(trial)]
 
     def retries(self) -> dict[int, int]:
         """The numbers of interrupted trials, each with that of the trial that took its place."""
@@ -423,9 +427,27 @@ def is_interrupted(trial: "optuna.trial.FrozenTrial") -> bool:
     return trial.state.name == "FAIL" and not trial.user_attrs.keys() & {"reason", "surplus"}
 
 
+def is_counted(trial: "optuna.trial.FrozenTrial") -> bool:
+    """Whether a trial is one of the budget's finished ones."""
+    return trial.state.is_finished() and not is_interrupted(trial) and "surplus" not in trial.user_attrs
+
+
 def trained_epochs(trial: "optuna.trial.FrozenTrial") -> int:
     """Epochs that a pruned trial had been trained for when it was stopped."""
     return trial.last_step or 0
+
+
+def _restored(schema: type[Restored], text: str, study: str) -> Restored:
+    """What a study remembers; a key that is newer than the study has its default."""
+    try:
+        return schema.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"study {study} was made by another version of resnet-bench, which this one cannot read "
+            f"({schema.__name__.lower()}: {where}: {first['msg']}); use that version, or begin anew with --name"
+        ) from None
 
 
 def _comparable(study: Study) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -142,7 +143,7 @@ class LiveTable:
             case TrialEnded():
                 self._line(self._sentence(self._progress.rows[event.number]))
             case RetrainingStarted():
-                self._line(f"trial {event.best} was the best; {event.runs} runs with fresh seeds follow")
+                self._line(f"trial {event.best} was the best; final runs with fresh seeds: {event.runs}")
             case Retrained():
                 result = (
                     f"{event.accuracy:.2%} test accuracy" if event.accuracy is not None else f"failed: {event.reason}"
@@ -171,7 +172,7 @@ class LiveTable:
 
     def _renderable(self) -> Group:
         progress = self._progress
-        table = Table(show_edge=False, pad_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("trial", justify="right")
         for key in self._keys:
             table.add_column(key.rpartition(".")[2], justify="right", overflow="fold")

@@ -13,6 +13,8 @@ from resnet_bench.tuning.space import Settings, differences, retraining_recipe
 FIRST_RETRAINING_SEED = 1000
 """Trials run seeds 0, 1, …; what was chosen on those is judged on others."""
 CONFIDENCE = 0.95
+MIN_TRIALS_FOR_IMPORTANCE = 4
+"""Complete trials below which an importance would be an accident."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def importances(ledger: Ledger) -> dict[str, float]:
     import optuna
 
     complete = [trial for trial in ledger.finished() if trial.state.name == "COMPLETE"]
-    if len({trial.values[0] for trial in complete}) < 2:
+    if len(complete) < MIN_TRIALS_FOR_IMPORTANCE or len({trial.values[0] for trial in complete}) < 2:
         return {}
     # PED-ANOVA takes low to be good of what it is told to look at; without being told, it knows the direction.
     several = len(ledger.definition.objectives) > 1

@@ -14,13 +14,14 @@ from resnet_bench.execution import Execution, PrecisionChoice
 from resnet_bench.launch import Stopped, StopRequest
 from resnet_bench.tracking import Store, flush_all
 from resnet_bench.tuning.artifacts import write_artifacts
-from resnet_bench.tuning.events import StudyEvent, StudyFinished, StudyOpened, TrialEnded
+from resnet_bench.tuning.events import StudyEvent, StudyFinished, StudyOpened
 from resnet_bench.tuning.ledger import Ledger
 from resnet_bench.tuning.mirror import Mirror
 from resnet_bench.tuning.results import StudyResult, study_result
 from resnet_bench.tuning.storage import StudyStorage
 from resnet_bench.tuning.studies import Plan
 from resnet_bench.tuning.trial import Workplace
+from resnet_bench.tuning.watch import Watch
 from resnet_bench.tuning.work import work
 
 _log = logging.getLogger(__name__)
@@ -129,13 +130,13 @@ def run_study(
     status, reason = "FAILED", None
     try:
         _tidy_up(workplace)
-        earlier = tuple(TrialEnded.of(trial) for trial in ledger.finished())
-        yield StudyOpened(ledger.name, mirror.url, request.plan.study.budget.trials, earlier)
+        watch = Watch(ledger)
+        yield StudyOpened(ledger.name, mirror.url, request.plan.study.budget.trials, watch.earlier)
         deadline = _deadline(request.plan)
         if request.workers > 1:
-            yield from supervise(request, ledger, stop, deadline)
+            yield from supervise(request, ledger, watch, stop, deadline)
         else:
-            yield from work(workplace, deadline)
+            yield from watch.joined(work(workplace, deadline))
         _tidy_up(workplace)
         result = _conclude(workplace)
         status = "FINISHED"

@@ -90,6 +90,11 @@ class StudyStorage:
         """Whether there is something to open; a server is taken to be there."""
         return self._file is None or self._file.exists()
 
+    @property
+    def dashboard(self) -> str | None:
+        """What optuna-dashboard is given to show the studies; None for a proxy, which it cannot read."""
+        return None if self.url.startswith("grpc:") else self.shown.removeprefix("journal:")
+
     def notice(self) -> str | None:
         """What a user should know before many trials are written there, or None."""
         return network_file_system_notice(self._file) if self._file is not None else None

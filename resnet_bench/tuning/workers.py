@@ -41,7 +41,7 @@ class _Worker:
 
 
 def supervise(
-    request: "StudyRequest", ledger: Ledger, stop: StopRequest, deadline: float | None
+    request: "StudyRequest", ledger: Ledger, watch: Watch, stop: StopRequest, deadline: float | None
 ) -> Generator[WorkEvent, None, None]:
     """Let worker processes do the work, and tell what happens by watching the storage.
 
@@ -49,7 +49,6 @@ def supervise(
         Stopped: ``stop`` was set; the workers have queued their trials again.
         UserError: A worker says what the user can put right, or all died with work left to do.
     """
-    watch = Watch(ledger)
     workers = [_start(request, i, ledger, deadline) for i in range(request.workers)]
     try:
         while any(worker.process.is_alive() for worker in workers):
@@ -136,16 +135,20 @@ def _work_in_process(
 ) -> None:
     with stop_on_signals() as stop:
         _stop_without_parent()
-        workplace = _workplace(request, parent_run_id, stop)
         try:
-            for _ in work(workplace, deadline):
-                pass
+            _work(_workplace(request, parent_run_id, stop), deadline)
         except Stopped:
             pass
         except UserError as error:
             complaint.send(str(error))
-        finally:
-            workplace.ledger.interrupt_own()
+
+
+def _work(workplace: Workplace, deadline: float | None) -> None:
+    try:
+        for _ in work(workplace, deadline):
+            pass
+    finally:
+        workplace.ledger.interrupt_own()
 
 
 def _workplace(request: "StudyRequest", parent_run_id: str, stop: StopRequest) -> Workplace:

@@ -31,11 +31,11 @@ from tests.tuning.conftest import events_of, script_settings, script_training, s
 def done(tmp_path_factory: pytest.TempPathFactory, store: Store, dataset: Dataset) -> Iterator[StudyRequest]:
     """A finished study whose third trial is the best."""
     folder = tmp_path_factory.mktemp("done")
-    plan = studies.plan(studies.load_file(write_tiny(folder, budget="budget = { trials = 4 }")), "smoke")
+    plan = studies.plan(studies.load_file(write_tiny(folder, budget="budget = { trials = 5 }")), "smoke")
     request = tiny_request(plan, "tiny", folder, store)
     with pytest.MonkeyPatch.context() as monkeypatch:
         script_training(monkeypatch)
-        script_settings(monkeypatch, [{}, sgd(0.03), sgd(0.0123, momentum=0.0), sgd(1e-4)])
+        script_settings(monkeypatch, [{}, sgd(0.03), sgd(0.0123, momentum=0.0), sgd(1e-4), sgd(0.02)])
         skip_plots(monkeypatch)
         events_of(request, dataset)
         monkeypatch.chdir(folder)
@@ -65,7 +65,7 @@ def test_an_exported_benchmark_is_the_original_with_what_was_tuned(done: StudyRe
     assert changed == {"optimizer.lr": 0.0123, "optimizer.momentum": 0.0}
     tuned = loaded.tuned
     assert tuned is not None
-    assert (tuned.study, tuned.trials, tuned.seeds) == ("tiny", 4, 2)
+    assert (tuned.study, tuned.trials, tuned.seeds) == ("tiny", 5, 2)
     assert tuned.validation_source == pytest.approx(65.0)
     assert tuned.test_source == pytest.approx(65.05)
     assert tuned.test_difference == pytest.approx(100 * result.comparison.difference.value, abs=1e-3)  # type: ignore[union-attr]
@@ -119,7 +119,7 @@ def test_the_artifacts_say_what_the_study_says(done: StudyRequest, tmp_path: Pat
     write_artifacts(ledger, result, tmp_path)
     with (tmp_path / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["state"] for row in rows] == ["COMPLETE", "COMPLETE", "COMPLETE", "PRUNED"]
+    assert [row["state"] for row in rows] == ["COMPLETE", "COMPLETE", "COMPLETE", "PRUNED", "COMPLETE"]
     assert rows[0]["source"] == "yes"
     assert float(rows[2]["optimizer.lr"]) == 0.0123
     assert float(rows[2]["validation_accuracy"]) == pytest.approx(result.best_validation)
@@ -157,10 +157,10 @@ def test_list_names_every_study(invoke: Callable[..., str]) -> None:
 
 def test_show_tells_the_space_and_the_trials(done: StudyRequest, invoke: Callable[..., str]) -> None:
     output = invoke("show", "tiny", "--studies", ".", "--profile", "smoke")
-    assert re.search(r"optimizer.lr +│ 0.0001 … 1, log +│ 0.1", output)
+    assert re.search(r"optimizer.lr +0.0001 … 1, log +0.1", output)
     assert "scored on 20 held out" in output
     output = invoke("show", "tiny", "--studies", ".")
-    assert "4 of 4 trials are through, 1 pruned, 0 failed" in output
+    assert "5 of 5 trials are through, 1 pruned, 0 failed" in output
     assert "★ 2" in output
 
 

@@ -1,5 +1,6 @@
 """Slots and trials: taken once each, given back when their process is gone, counted exactly."""
 
+import json
 import os
 import socket
 import subprocess
@@ -145,6 +146,35 @@ def test_a_trial_beyond_the_slots_is_not_run(ledger: Ledger) -> None:
     assert claimed == 4
     assert ledger.trial(4).state.name == "FAIL"
     assert ledger.counts().finished == 0
+
+
+def test_of_two_trials_for_one_slot_the_earlier_stays(ledger: Ledger) -> None:
+    ledger.claim()
+    claimed = ledger.claim()
+    assert claimed is not None
+    ledger.interrupt(claimed.trial)
+    # Two machines that noticed the same end have both queued the slot again.
+    ledgers.retry(ledger.study, ledger.trial(claimed.trial.number))
+    first = next(trial for trial in iter(ledger.claim, None) if trial.trial.user_attrs["slot"] == 1)
+    twin = ledger.trial(first.trial.number + 1)
+    assert twin.user_attrs["slot"] == 1
+    assert not ledger._is_surplus(first.trial), "were each to give way, nobody would have the slot"
+    assert ledger.claim() is None
+    assert "surplus" in ledger.trial(twin.number).user_attrs
+
+
+def test_a_study_of_another_version_is_read_with_defaults_or_refused(
+    ledger: Ledger, tiny_plan: MakePlan, dataset: Dataset
+) -> None:
+    plan = tiny_plan(budget="budget = { trials = 4 }")
+    base = json.loads(ledger.recall("base"))
+    del base["training"]["label_smoothing"]
+    ledger.remember("base", json.dumps(base))
+    assert Ledger.begin("study", plan, ledger.storage, dataset).counts().wanted == 4
+    base["training"]["from_the_future"] = True
+    ledger.remember("base", json.dumps(base))
+    with pytest.raises(UserError, match=r"another version .*recipe: training\.from_the_future"):
+        Ledger.begin("study", plan, ledger.storage, dataset)
 
 
 def test_a_worker_of_another_machine_is_missed_by_its_heartbeat(
