@@ -133,7 +133,8 @@ class Claim(Schema):
     a string, because its last digit says how far it was rounded.
     """
 
-    metric: Literal["accuracy"] = "accuracy"
+    metric: Literal["accuracy", "accuracy_augmented"] = "accuracy"
+    """``accuracy_augmented`` is the accuracy with the recipe's test-time augmentation."""
     split: SplitName = "test"
     value: Annotated[str, Field(pattern=_PRINTED_NUMBER)] | None = None
     at_least: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -252,8 +253,17 @@ class Data(Schema):
         return NUM_CLASSES[self.dataset]
 
 
+class ImageSize(Schema):
+    """A stretch of training on images of one size."""
+
+    pixels: Annotated[int, Field(ge=8, le=IMAGE_SIZE)]
+    """Side that training images are downsampled to (bilinear, antialiased, as Pillow does)."""
+    epochs: Annotated[float, Field(gt=0)]
+    """How long; a part of an epoch is a part of its steps."""
+
+
 class Augmentation(Schema):
-    """What happens to a training image; the size also to a test image."""
+    """What happens to a training image; ``resize`` also to a test image."""
 
     resize: Annotated[Annotated[int, Field(ge=8, le=512)] | None, MaybeNotGiven] = None
     """Side in pixels that every image is resized to (bilinear, antialiased, as Pillow does)."""
@@ -262,12 +272,42 @@ class Augmentation(Schema):
     padding_mode: Literal["zeros", "reflect"] = "zeros"
     flip: bool = False
     """Mirror left to right with probability one half."""
+    flip_mode: Annotated[Literal["random", "alternating"] | None, MaybeNotGiven] = None
+    """``alternating``: chance decides for the first epoch only, and then every image is mirrored in every other epoch
+    (K. Jordan, arXiv 2404.00498). ``random`` where it is not given: chance decides every time."""
+    sizes: Annotated[Annotated[tuple[ImageSize, ...], Field(strict=False, min_length=1)] | None, MaybeNotGiven] = None
+    """Train on smaller images at first; together as long as the run. Evaluation is at full size."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.flip_mode is not None and not self.flip:
+            raise ValueError(f'flip_mode = "{self.flip_mode}" needs flip = true')
+        if self.sizes is not None and self.resize is not None:
+            raise ValueError("give resize or sizes, not both")
+        return self
+
+
+class Whitening(Schema):
+    """A frozen convolution before the network that whitens the patches of training images.
+
+    Its filters are the eigenvectors of the patches' covariance, each divided by the root of its eigenvalue, and
+    their negatives (D. Page, "How to train your ResNet"; K. Jordan, arXiv 2404.00498). Its bias is trained: it is the
+    parameter ``whitening.bias``.
+    """
+
+    kernel_size: Annotated[int, Field(ge=2, le=5)] = 2
+    padding: Annotated[int, Field(ge=0, le=2)] = 0
+    images: Annotated[int, Field(ge=1, le=TRAIN_IMAGES)] = 5000
+    """How many training images the covariance is taken from; fewer where there are not as many."""
+    eps: Annotated[float, Field(gt=0)] = 5e-4
+    """Added to the eigenvalues."""
 
 
 class Network(Schema):
     """The network, by its name in ``resnet_bench.models``."""
 
     name: str
+    whitening: Annotated[Whitening | None, MaybeNotGiven] = None
     num_classes: Annotated[Annotated[int, Field(ge=2, le=1_000_000)] | None, MaybeNotGiven] = None
     """Outputs of the last layer; the dataset's classes where it is not given."""
     allow_unused_classes: bool = False
@@ -278,10 +318,9 @@ class Network(Schema):
     """Arguments of the network's own, such as ``dropout``."""
 
 
-class SGD(Schema):
-    """``torch.optim.SGD``."""
+class SGDSettings(Schema):
+    """The arguments of ``torch.optim.SGD``."""
 
-    name: Literal["sgd"]
     lr: Annotated[float, Field(gt=0)]
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     nesterov: bool = False
@@ -292,6 +331,12 @@ class SGD(Schema):
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov = true needs a momentum above 0")
         return self
+
+
+class SGD(SGDSettings):
+    """``torch.optim.SGD``."""
+
+    name: Literal["sgd"]
 
 
 class AdamFamily(Schema):
@@ -317,7 +362,24 @@ class AdamW(AdamFamily):
     name: Literal["adamw"]
 
 
-Optimizer = Annotated[SGD | Adam | AdamW, Field(discriminator="name")]
+class Muon(SGDSettings):
+    """Muon for the filters of convolutions, SGD for everything else (K. Jordan, kellerjordan.github.io/posts/muon).
+
+    A filter tensor [out, in, h, w] is seen as a matrix [out, in·h·w]; its momentum, orthogonalised, is its update.
+    """
+
+    name: Literal["muon"]
+    steps: Annotated[int, Field(ge=1, le=10)] = 3
+    """Newton–Schulz iterations."""
+    normalize_filters: bool = True
+    """Bring each filter tensor to the norm √out before its update."""
+    rest: SGDSettings
+    """For biases, BatchNorm's parameters and whatever else is no filter."""
+    head: Annotated[SGDSettings | None, MaybeNotGiven] = None
+    """For the weights of linear layers; like the rest where it is not given."""
+
+
+Optimizer = Annotated[SGD | Adam | AdamW | Muon, Field(discriminator="name")]
 
 
 class Constant(Schema):
@@ -396,10 +458,29 @@ class Cosine(Schema):
     """The rate at the end, as a multiple of the optimizer's learning rate."""
 
 
+class Linear(Schema):
+    """The learning rate rises linearly, if it shall, and then falls linearly, stepped every batch."""
+
+    name: Literal["linear"]
+    rising_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The part of the run in which the rate rises from 0 to the optimizer's."""
+    final_factor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The rate at the end, as a multiple of the optimizer's learning rate."""
+
+
 Schedule = Annotated[
-    Constant | OneCycle | MultiStep | Phases | Plateau | Cosine,
+    Constant | OneCycle | MultiStep | Phases | Plateau | Cosine | Linear,
     Field(discriminator="name"),
 ]
+
+
+class Freeze(Schema):
+    """Parameters that are no longer trained from some point on."""
+
+    parameters: Annotated[str, Field(min_length=1, max_length=200)]
+    """Their names, or a shell pattern such as ``group1.*``."""
+    after_epochs: Annotated[float, Field(ge=0)]
+    """How long they are trained; a part of an epoch is a part of its steps."""
 
 
 class Training(Schema):
@@ -414,6 +495,8 @@ class Training(Schema):
     clip_norm: Annotated[Annotated[float, Field(gt=0)] | None, MaybeNotGiven] = None
     """Scale all gradients so that their joint 2-norm is at most this."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    freeze: Annotated[Annotated[tuple[Freeze, ...], Field(strict=False, min_length=1)] | None, MaybeNotGiven] = None
+    """Where all parameters below a layer are frozen, the backward pass ends there."""
     reported_loss: Literal["mean", "last_batch"] = "mean"
     """What the source prints as an epoch's training loss; the mean is logged as well."""
     train_accuracy: Literal["running", "separate_pass"] = "running"
@@ -424,6 +507,22 @@ class Training(Schema):
     def _one_clip(self) -> Self:
         if self.clip_value is not None and self.clip_norm is not None:
             raise ValueError("give clip_value or clip_norm, not both")
+        return self
+
+
+class Views(Schema):
+    """Views of an image over which the network's outputs are averaged, after the last epoch."""
+
+    mirror: bool = True
+    """Average each view with its mirror image."""
+    shift: Annotated[int, Field(ge=0, le=8)] = 0
+    """Give half of the weight to the image moved by so many pixels, up and left, and down and right (reflected at the
+    border)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.mirror and not self.shift:
+            raise ValueError("neither mirror nor shift is asked for; leave test_time_augmentation out")
         return self
 
 
@@ -444,6 +543,8 @@ class Evaluation(Schema):
     every: Count = 1
     """Epochs between two evaluations; the last epoch is always evaluated."""
     test_at_end: bool = True
+    test_time_augmentation: Annotated[Views | None, MaybeNotGiven] = None
+    """Also measure the accuracy over several views of each image, and report it apart from the plain one."""
 
 
 class Recipe(Schema):
@@ -472,6 +573,14 @@ class Recipe(Schema):
     def image_size(self) -> int:
         """Side, in pixels, of the images that the network sees."""
         return self.augmentation.resize or IMAGE_SIZE
+
+    @property
+    def relative_area(self) -> float:
+        """Pixels of a training image on average over the run, as a part of those of a test image."""
+        if self.augmentation.sizes is None:
+            return 1.0
+        pixels = sum(size.pixels**2 * size.epochs for size in self.augmentation.sizes)
+        return pixels / (IMAGE_SIZE**2 * self.training.epochs)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -540,6 +649,10 @@ class Benchmark(Schema):
                     f"claims: the curve runs to epoch {claim.curve.epochs[-1]}, beyond training.epochs = "
                     f"{self.recipe.training.epochs}"
                 )
+            if claim.metric == "accuracy_augmented" and self.recipe.evaluation.test_time_augmentation is None:
+                raise ValueError('claims: metric = "accuracy_augmented" needs evaluation.test_time_augmentation')
+            if claim.metric == "accuracy_augmented" and claim.selection != "last":
+                raise ValueError('claims: metric = "accuracy_augmented" is measured after the last epoch only')
             if claim.split == "validation" and self.recipe.data.validation is None:
                 raise ValueError('claims: split = "validation" needs recipe.data.validation')
         valid = recipe_keys()
@@ -618,7 +731,7 @@ def override(recipe: Recipe, changes: Mapping[str, Any], *, where: str = "overri
     """A recipe with some dotted keys changed.
 
     Where the number of epochs changes and the schedule is not named, the milestones or phases of the
-    schedule are scaled to the new length.
+    schedule are scaled to the new length; image sizes and freezing likewise.
 
     Args:
         recipe: The recipe to start from; it stays as it is.
@@ -653,6 +766,8 @@ def override_nested(recipe: Recipe, changes: Mapping[str, Any], *, where: str) -
     epochs = changes.get("training", {}).get("epochs") if isinstance(changes.get("training"), Mapping) else None
     if isinstance(epochs, int) and 0 < epochs <= 1_000_000_000 and "schedule" not in changes:
         table["schedule"] = _scaled_schedule(recipe, epochs)
+    if isinstance(epochs, int) and 0 < epochs <= 1_000_000_000:
+        _scale_stretches(recipe, epochs, table, changes)
     return parse(Recipe, table, where=where)
 
 
@@ -683,7 +798,9 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
     if close:
         return close[0]
     leaf = name.rpartition(".")[2]
-    return next((candidate for candidate in names if candidate.rpartition(".")[2] == leaf), None)
+    # The shallowest: optimizer.lr rather than optimizer.head.lr.
+    same_leaf = [candidate for candidate in names if candidate.rpartition(".")[2] == leaf]
+    return min(same_leaf, key=lambda candidate: candidate.count("."), default=None)
 
 
 def _scaled_schedule(recipe: Recipe, epochs: int) -> dict[str, Any]:
@@ -703,6 +820,26 @@ def _scaled_schedule(recipe: Recipe, epochs: int) -> dict[str, Any]:
         ]
         return {**schedule.model_dump(), "phases": kept_phases}
     return schedule.model_dump()
+
+
+def _scale_stretches(recipe: Recipe, epochs: int, table: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Let image sizes and freezing, where the changes do not name them, keep their shares of the run."""
+    ratio = epochs / recipe.training.epochs
+
+    def named(section: str, key: str) -> bool:
+        below = changes.get(section)
+        return isinstance(below, Mapping) and key in below
+
+    if recipe.augmentation.sizes is not None and not named("augmentation", "sizes"):
+        scaled = [{"pixels": size.pixels, "epochs": size.epochs * ratio} for size in recipe.augmentation.sizes]
+        if isinstance(table["augmentation"], dict):
+            table["augmentation"] = {**table["augmentation"], "sizes": scaled}
+    if recipe.training.freeze is not None and not named("training", "freeze"):
+        frozen = [
+            {"parameters": freeze.parameters, "after_epochs": freeze.after_epochs * ratio}
+            for freeze in recipe.training.freeze
+        ]
+        table["training"] = {**table["training"], "freeze": frozen}
 
 
 def _inconsistencies(recipe: Recipe) -> Iterable[str]:
@@ -746,6 +883,24 @@ def _inconsistencies(recipe: Recipe) -> Iterable[str]:
     if isinstance(schedule, Phases) and (total := sum(p.epochs for p in schedule.phases)) != training.epochs:
         longer = "longer" if total > training.epochs else "shorter"
         yield (f"schedule.phases add up to {total} epochs, {longer} than the run, training.epochs = {training.epochs}")
+    sizes = recipe.augmentation.sizes
+    if sizes is not None and not math.isclose(total_sizes := sum(size.epochs for size in sizes), training.epochs):
+        longer = "longer" if total_sizes > training.epochs else "shorter"
+        yield (
+            f"augmentation.sizes add up to {total_sizes:g} epochs, {longer} than the run, "
+            f"training.epochs = {training.epochs}"
+        )
+    for freeze in training.freeze or ():
+        if freeze.after_epochs >= training.epochs:
+            yield (
+                f"training.freeze: after_epochs = {freeze.after_epochs:g} of {freeze.parameters!r} is no shorter than "
+                f"the run, training.epochs = {training.epochs}"
+            )
+    if isinstance(recipe.optimizer, Muon) and isinstance(schedule, Cosine | Plateau | OneCycle):
+        yield (
+            f'schedule.name = "{schedule.name}" sets one learning rate, and optimizer.name = "muon" has several; '
+            "take constant, linear, multi_step or phases"
+        )
     if isinstance(schedule, Plateau) and not evaluation.splits:
         yield 'schedule.name = "plateau" needs a split in evaluation.splits to watch'
     if recipe.num_outputs < data.num_classes:
@@ -893,7 +1048,7 @@ def _unknown_key(schema: type[BaseModel], path: Sequence[str], siblings: Iterabl
     near = nearest(name, beside)
     elsewhere = [other for other in known if other.rpartition(".")[2] == name]
     if elsewhere:
-        return f"unknown key {shown(key)}; did you mean {elsewhere[0]!r}?"
+        return f"unknown key {shown(key)}; did you mean {min(elsewhere, key=lambda other: other.count('.'))!r}?"
     return unknown_name("key", key, beside.values() if near is None else [beside[near]])
 
 

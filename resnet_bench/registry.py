@@ -223,13 +223,14 @@ def _check_network(recipe: Recipe) -> None:
 
     from resnet_bench import models
 
-    name, options = recipe.model.name, recipe.model.options
-    models.validate(name, options)
-    if not name.startswith("torchvision:"):
+    models.validate(recipe.model.name, recipe.model.options)
+    with torch.device("meta"):
+        network = models.build_network(recipe, pretrained=False)
+    models.frozen_parameters(recipe, network)
+    if not recipe.model.name.startswith("torchvision:"):
         # torchvision's classifiers pool to one pixel, so they take images of any size.
-        with torch.device("meta"):
-            network = models.build(name, num_classes=recipe.num_outputs, options=options)
-        models.count_macs(network, (3, recipe.image_size, recipe.image_size))
+        for size in {recipe.image_size, *(stretch.pixels for stretch in recipe.augmentation.sizes or ())}:
+            models.count_macs(network, (3, size, size))
 
 
 def _placed_profiles(benchmark: Benchmark) -> dict[str, Recipe]:

@@ -26,6 +26,16 @@ def optional(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Table]:
     return st.fixed_dictionaries({}, optional=fields)
 
 
+sgd_settings = st.fixed_dictionaries(
+    {"lr": positive, "momentum": st.floats(0.1, 0.99)},
+    optional={"nesterov": st.booleans(), "weight_decay": fractions},
+)
+
+muons = st.fixed_dictionaries(
+    {"name": st.just("muon"), "lr": positive, "rest": sgd_settings},
+    optional={"head": sgd_settings, "steps": st.integers(1, 10), "normalize_filters": st.booleans()},
+)
+
 optimizers = st.one_of(
     st.fixed_dictionaries(
         {"name": st.just("sgd"), "lr": positive, "momentum": st.floats(0.1, 0.99)},
@@ -39,13 +49,14 @@ optimizers = st.one_of(
             "weight_decay": fractions,
         },
     ),
+    muons,
 )
 
 
 @st.composite
 def schedules(draw: st.DrawFn, epochs: int) -> Table:
     """A schedule of exactly this many epochs."""
-    name = draw(st.sampled_from(["constant", "one_cycle", "multi_step", "phases", "plateau", "cosine"]))
+    name = draw(st.sampled_from(["constant", "one_cycle", "multi_step", "phases", "plateau", "cosine", "linear"]))
     if name == "multi_step" and epochs > 1:
         milestones = draw(st.sets(st.integers(1, epochs - 1), min_size=1, max_size=4))
         return {"name": name, "milestones": sorted(milestones), "factor": draw(st.floats(0.01, 0.9))}
@@ -60,7 +71,22 @@ def schedules(draw: st.DrawFn, epochs: int) -> Table:
         return {"name": name, **draw(optional(patience=st.integers(0, 20), min_lr=fractions))}
     if name == "cosine":
         return {"name": name, **draw(optional(final_factor=fractions))}
+    if name == "linear":
+        return {"name": name, **draw(optional(rising_fraction=fractions, final_factor=fractions))}
     return {"name": "constant"}
+
+
+@st.composite
+def augmentations(draw: st.DrawFn, epochs: int) -> Table:
+    """An augmentation for a run of so many epochs."""
+    table: Table = draw(optional(crop_padding=st.integers(0, 31), padding_mode=st.sampled_from(["zeros", "reflect"])))
+    if draw(st.booleans()):
+        table |= {"flip": True, **draw(optional(flip_mode=st.sampled_from(["random", "alternating"])))}
+    if draw(st.booleans()):
+        return table | draw(optional(resize=st.integers(8, 512)))
+    first = draw(st.floats(0.1, 0.9)) * epochs
+    lengths = [first, epochs - first]
+    return table | {"sizes": [{"pixels": draw(st.integers(8, 32)), "epochs": length} for length in lengths]}
 
 
 @st.composite
@@ -85,19 +111,13 @@ def recipe_tables(draw: st.DrawFn) -> Table:
     )
     return {
         "data": data,
-        "augmentation": draw(
-            optional(
-                resize=st.integers(8, 512),
-                crop_padding=st.integers(0, 31),
-                padding_mode=st.sampled_from(["zeros", "reflect"]),
-                flip=st.booleans(),
-            )
-        ),
+        "augmentation": draw(augmentations(epochs)),
         "model": {
             "name": draw(slugs),
             **draw(
                 optional(
                     num_classes=st.integers(100, 1000),
+                    whitening=optional(kernel_size=st.integers(2, 5), eps=positive, images=st.integers(1, 5000)),
                     options=st.dictionaries(
                         st.from_regex(r"[a-z][a-z0-9_]{0,8}", fullmatch=True), option_values, max_size=3
                     ),
@@ -113,6 +133,20 @@ def recipe_tables(draw: st.DrawFn) -> Table:
             "last_batch": "drop",
             **draw(optional(label_smoothing=fractions, train_accuracy=st.sampled_from(["running", "separate_pass"]))),
             **draw(st.one_of(optional(clip_value=positive), optional(clip_norm=positive))),
+            **draw(
+                optional(
+                    freeze=st.lists(
+                        st.fixed_dictionaries(
+                            {
+                                "parameters": words.filter(bool),
+                                "after_epochs": st.floats(0, 0.99).map(lambda x: x * epochs),
+                            }
+                        ),
+                        min_size=1,
+                        max_size=2,
+                    )
+                )
+            ),
         },
         "evaluation": {
             "batch_size": draw(st.integers(2, 900)),
@@ -124,6 +158,9 @@ def recipe_tables(draw: st.DrawFn) -> Table:
                     before_training=st.booleans(),
                     splits=st.permutations(splits).map(list),
                     every=st.integers(1, epochs),
+                    test_time_augmentation=st.fixed_dictionaries(
+                        {"mirror": st.just(True)}, optional={"shift": st.integers(0, 8)}
+                    ),
                 )
             ),
         },

@@ -462,6 +462,25 @@ EVERY_KIND: list[Table] = [
     {"schedule": {"name": "plateau"}},
     {"schedule": {"name": "cosine"}},
     {"schedule": {"name": "constant"}},
+    {
+        "augmentation": {
+            "flip": True,
+            "flip_mode": "alternating",
+            "sizes": [{"pixels": 16, "epochs": 2.5}, {"pixels": 32, "epochs": 7.5}],
+        },
+        "model": {"name": "speedrun", "whitening": {"padding": 1}},
+        "optimizer": {
+            "name": "muon",
+            "lr": 0.2,
+            "momentum": 0.6,
+            "nesterov": True,
+            "rest": {"lr": 0.1, "momentum": 0.6, "nesterov": True},
+            "head": {"lr": 0.3, "momentum": 0.6, "nesterov": True},
+        },
+        "schedule": {"name": "linear"},
+        "training": {"freeze": [{"parameters": "whitening.bias", "after_epochs": 3}]},
+        "evaluation": {"test_time_augmentation": {"mirror": True, "shift": 1}},
+    },
 ]
 """Recipes that together have every key that a recipe may have."""
 
@@ -477,6 +496,10 @@ def other_values(key: str, value: Any) -> Iterable[Any]:
     elif key == "schedule.phases":
         yield [{"epochs": 7, "factor": 1}, {"epochs": 3, "factor": 0.1}]
         yield [{"epochs": 8, "factor": 1.1}, {"epochs": 2, "factor": 0.1}]
+    elif key == "augmentation.sizes":
+        yield [{"pixels": 20, "epochs": 2.5}, {"pixels": 32, "epochs": 7.5}]
+    elif key == "training.freeze":
+        yield [{"parameters": "whitening.*", "after_epochs": 3}]
     elif isinstance(value, list) and all(isinstance(item, int | float) for item in value):
         yield from ([*value[:-1], value[-1] + 1], [*value[:-1], value[-1] - 0.001])
     elif key == "evaluation.splits":
@@ -485,6 +508,7 @@ def other_values(key: str, value: Any) -> Iterable[Any]:
         choices = {
             "data.dataset": ["cifar100"],
             "augmentation.padding_mode": ["reflect"],
+            "augmentation.flip_mode": ["random"],
             "model.name": ["resnet18"],
             "training.last_batch": ["drop"],
             "training.reported_loss": ["last_batch"],

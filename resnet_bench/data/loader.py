@@ -19,6 +19,9 @@ _BYTES_AT_ONCE_ON_ACCELERATORS = 64 * 2**20
 
 _IMAGES_PADDED_AT_ONCE = 5000
 
+FIRST_EPOCH = 1
+"""The number of the epoch that the stretches of `Augmentation.sizes` are counted from."""
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -28,14 +31,19 @@ class Augmentation:
         crop_padding: Pixels added on every side before a window of the original size is cut out at random; 0 for none.
         padding_mode: What the added pixels are: black, or the image mirrored at its border.
         flip: Whether every other image, by chance, is mirrored left to right.
+        alternate: Let chance decide on flips in the first epoch only, and then mirror each image in every other epoch.
         resize: Height and width in pixels of the images that the model gets, by bilinear interpolation that equals
             Pillow's; None keeps the original size.
+        sizes: Instead of one size, stretches of training: the epoch that each ends at, as a float counted from the
+            start of the first, and its height and width in pixels.
     """
 
     crop_padding: int = 0
     padding_mode: Literal["zeros", "reflect"] = "zeros"
     flip: bool = False
+    alternate: bool = False
     resize: int | None = None
+    sizes: tuple[tuple[float, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -147,7 +155,8 @@ class ResidentLoader:
         if not 0 <= batch < len(self):
             raise ValueError(f"an epoch has {len(self)} batches, and there is no batch {batch}")
         start = batch * self._batch_size
-        return self._gather(self._indices(epoch), start, min(start + self._batch_size, self._num_used))
+        images, labels = self._gather(self._indices(epoch), start, min(start + self._batch_size, self._num_used))
+        return self._at_size(images, self._size(epoch, batch)), labels
 
     def draws(self, epoch: int) -> Draws:
         """The random choices of an epoch, on the CPU; choices that the augmentation does not need are 0."""
@@ -160,18 +169,40 @@ class ResidentLoader:
             left = torch.from_numpy(self._stream.integers("left", epoch, size, below=2 * padding + 1))
         else:
             top = left = none
-        flip = torch.from_numpy(self._stream.bits("flip", epoch, size)) if self._augmentation.flip else none
-        return Draws(order, top, left, flip)
+        return Draws(order, top, left, self._flips(epoch, order) if self._augmentation.flip else none)
+
+    def _flips(self, epoch: int, order: Tensor) -> Tensor:
+        if not self._augmentation.alternate:
+            return torch.from_numpy(self._stream.bits("flip", epoch, len(order)))
+        # Here chance belongs to the image, wherever it stands in the order.
+        return torch.from_numpy(self._stream.bits("flip", 0, len(order)))[order] ^ (epoch & 1)
+
+    def _size(self, epoch: int, batch: int) -> int | None:
+        """Height and width of the images of a batch; None for the original ones."""
+        sizes = self._augmentation.sizes
+        if not sizes:
+            return self._augmentation.resize
+        position = (epoch - FIRST_EPOCH) + batch / len(self)
+        return next((size for end, size in sizes if position < end), sizes[-1][1])
 
     def _batches(self, epoch: int, start_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         indices = self._indices(epoch)
-        step = self._batches_at_once() * self._batch_size
-        for start in range(start_batch * self._batch_size, self._num_used, step):
-            raw, labels = self._gather(indices, start, min(start + step, self._num_used))
-            images = self._normalised(raw.to(self._device))
+        batch = start_batch
+        while batch < len(self):
+            size = self._size(epoch, batch)
+            together = self._batches_at_once()
+            while self._size(epoch, batch + together - 1) != size:
+                together -= 1
+            start = batch * self._batch_size
+            raw, labels = self._gather(indices, start, min(start + together * self._batch_size, self._num_used))
+            images = self._normalised(self._at_size(raw, size).to(self._device))
             labels = labels.to(self._device)
             for first in range(0, len(labels), self._batch_size):
                 yield images[first : first + self._batch_size], labels[first : first + self._batch_size]
+            batch += together
+
+    def _at_size(self, images: Tensor, size: int | None) -> Tensor:
+        return images if size in (None, images.shape[-1]) else _resized(images, size)
 
     def _batches_at_once(self) -> int:
         if self._device.type == "cpu":
@@ -193,7 +224,7 @@ class ResidentLoader:
         return Draws(*(choice.to(self._home) for choice in (draws.order, draws.top, left, draws.flip)))
 
     def _gather(self, indices: Draws | None, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Images from position `start` to before `stop` of an epoch, uint8, and their labels."""
+        """Images from position `start` to before `stop` of an epoch, uint8 in their original size, and their labels."""
         if indices is None:
             images, labels = self._windows[start:stop, 0, :, 0, 0], self._labels[start:stop]
         else:
@@ -201,8 +232,6 @@ class ResidentLoader:
                 choice[start:stop] for choice in (indices.order, indices.top, indices.left, indices.flip)
             )
             images, labels = self._windows[order, flip, :, top, left], self._labels[order]
-        if self._augmentation.resize:
-            images = _resized(images, self._augmentation.resize)
         return images, labels
 
     def _normalised(self, images: Tensor) -> Tensor:

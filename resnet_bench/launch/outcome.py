@@ -97,10 +97,8 @@ def _png(image: npt.NDArray[np.uint8]) -> str:
 
 
 def _log_model(recipe: Recipe, event: Finished, tracker: Tracker) -> None:
-    # Pretrained weights would be downloaded, only to be overwritten.
-    options = {key: value for key, value in recipe.model.options.items() if key != "pretrained"}
     with torch.random.fork_rng(devices=[]):
-        network = models.build(recipe.model.name, num_classes=recipe.num_outputs, options=options)
+        network = models.build_network(recipe, pretrained=False)
     network.load_state_dict(event.snapshot()["network"])
     side = recipe.image_size
     # Two images, because from one the export would learn that batches are of one.

@@ -36,7 +36,7 @@ def choose_profile(asked: ProfileName | None, execution: Execution, *, real_data
     return ProfileChoice("full", "there are a GPU and real images")
 
 
-def forward_passes(recipe: Recipe) -> int:
+def forward_passes(recipe: Recipe) -> float:
     """Images times forward passes that a run of a recipe costs, training counted threefold."""
     evaluation, training, data = recipe.evaluation, recipe.training, recipe.data
     sizes = {"validation": data.validation.images if data.validation else 0, "test": data.num_test}
@@ -46,15 +46,15 @@ def forward_passes(recipe: Recipe) -> int:
     if evaluation.test_at_end and "test" not in evaluation.splits:
         evaluated += data.num_test
     separate = data.num_train * training.epochs if training.train_accuracy == "separate_pass" else 0
-    return TRAINING_COST * data.num_train * training.epochs + passes_a_split * evaluated + separate
+    return (
+        TRAINING_COST * data.num_train * training.epochs * recipe.relative_area + passes_a_split * evaluated + separate
+    )
 
 
 def estimate_seconds(recipe: Recipe, flops_per_second: float) -> float:
     """About how long a run takes; a factor of two either way is to be expected."""
-    # Pretrained weights are not needed to count operations, and would be downloaded.
-    options = {key: value for key, value in recipe.model.options.items() if key != "pretrained"}
     with torch.random.fork_rng(devices=[]):
-        network = models.build(recipe.model.name, num_classes=recipe.num_outputs, options=options)
+        network = models.build_network(recipe, pretrained=False)
     macs = models.count_macs(network, (3, recipe.image_size, recipe.image_size))
     return 2 * macs * forward_passes(recipe) / (flops_per_second * SUSTAINED_SHARE)
 

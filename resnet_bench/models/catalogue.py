@@ -13,6 +13,8 @@ from resnet_bench.models.cifar100_resnet import cifar100_resnet
 from resnet_bench.models.resnet9 import resnet9
 from resnet_bench.models.resnet18_3x3 import resnet18_3x3
 from resnet_bench.models.resnet34_biased import resnet34_biased
+from resnet_bench.models.speedrun import ACTIVATIONS, speedrun
+from resnet_bench.models.whitening import whitened
 
 Options = Mapping[str, bool | int | float | str]
 
@@ -39,6 +41,13 @@ def _is_rate(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
 
 
+def _is_width(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 4096
+
+
+WIDTH = Option("a number of channels from 1 to 4096", _is_width)
+CONVOLUTIONS = Option("2 or 3", lambda value: value in (2, 3) and not isinstance(value, bool | float))
+ACTIVATION = Option(f"one of {', '.join(ACTIVATIONS)}", lambda value: isinstance(value, str) and value in ACTIVATIONS)
 DROPOUT = Option("a number from 0 up to, but not including, 1", _is_rate)
 PRETRAINED = Option("true or false", lambda value: isinstance(value, bool))
 
@@ -52,6 +61,16 @@ NETWORKS: Mapping[str, Network] = {
     "resnet101": Network(resnet_projected.resnet101),
     "resnet152": Network(resnet_projected.resnet152),
     "resnet18_3x3": Network(resnet18_3x3),
+    "speedrun": Network(
+        speedrun,
+        {
+            "width1": WIDTH,
+            "width2": WIDTH,
+            "width3": WIDTH,
+            "convolutions": CONVOLUTIONS,
+            "activation": ACTIVATION,
+        },
+    ),
     "he_resnet20": Network(resnet_he.he_resnet20),
     "he_resnet32": Network(resnet_he.he_resnet32),
     "he_resnet44": Network(resnet_he.he_resnet44),
@@ -88,7 +107,17 @@ def validate(name: str, options: Options | None = None) -> None:
             raise UserError(f"the option {option} of the network {name} is {known[option].description}, not {value!r}")
 
 
-def build(name: str, *, num_classes: int, options: Options | None = None) -> nn.Module:
+@dataclass(frozen=True)
+class WhiteningLayer:
+    """The shape of a whitening layer before the network (see `whitened`)."""
+
+    kernel_size: int = 2
+    padding: int = 0
+
+
+def build(
+    name: str, *, num_classes: int, options: Options | None = None, whitening: WhiteningLayer | None = None
+) -> nn.Module:
     """Build a network, its weights drawn from torch's global random generator.
 
     Args:
@@ -96,6 +125,7 @@ def build(name: str, *, num_classes: int, options: Options | None = None) -> nn.
         num_classes: Outputs of the last layer.
         options: Options of the network: `dropout` for `resnet9` and `cifar100_resnet`, `pretrained` for
             torchvision's.
+        whitening: Put a whitening layer of this shape before it, to be fitted to images.
 
     Returns:
         A network that maps images `[N, 3, H, W]` to logits `[N, num_classes]`, in training mode.
@@ -104,7 +134,10 @@ def build(name: str, *, num_classes: int, options: Options | None = None) -> nn.
         UserError: As `validate`; or pretrained weights could not be had.
     """
     validate(name, options)
-    return _find(name).constructor(num_classes, **(options or {}))
+    network = _find(name).constructor(num_classes, **(options or {}))
+    if whitening is None:
+        return network
+    return whitened(network, kernel_size=whitening.kernel_size, padding=whitening.padding)
 
 
 def _find(name: str) -> Network:

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
+from resnet_bench.benchmark import Views
 from resnet_bench.data import ResidentLoader
 from resnet_bench.execution import Execution
 
@@ -81,6 +82,44 @@ def measure(
         probabilities=torch.cat(probabilities).cpu().numpy() if keep_probabilities else None,
         labels=torch.cat(labels_seen).cpu().numpy() if keep_probabilities else None,
     )
+
+
+@torch.no_grad()
+def measure_augmented(network: nn.Module, loader: ResidentLoader, execution: Execution, augmentation: Views) -> float:
+    """The fraction of a split that is classified correctly when the outputs of several views are averaged.
+
+    Args:
+        network: On the execution's device; it is put into eval mode meanwhile.
+        loader: Gives images [B, 3, H, W] and labels [B].
+        execution: Precision of the forward pass.
+        augmentation: The views.
+    """
+    correct = []
+    with _prepared(network, "eval"):
+        for images, labels in loader.epoch(0):
+            outputs = torch.zeros((), device=images.device)
+            for view, weight in _views(images, augmentation):
+                with execution.autocast():
+                    logits = network(view.contiguous(memory_format=execution.memory_format))
+                outputs = outputs + weight * logits.float()
+            correct.append((outputs.argmax(1) == labels).sum())
+    return int(torch.stack(correct).sum().cpu()) / loader.num_images
+
+
+def _views(images: Tensor, augmentation: Views) -> Iterator[tuple[Tensor, float]]:
+    """The views of a batch and what each weighs; the weights add up to 1."""
+    moved = [(images, 1.0)]
+    if shift := augmentation.shift:
+        padded = F.pad(images, (shift,) * 4, mode="reflect")
+        up_left = padded[..., 2 * shift :, 2 * shift :]
+        down_right = padded[..., : -2 * shift, : -2 * shift]
+        moved = [(images, 0.5), (up_left, 0.25), (down_right, 0.25)]
+    for view, weight in moved:
+        if augmentation.mirror:
+            yield view, weight / 2
+            yield view.flip(-1), weight / 2
+        else:
+            yield view, weight
 
 
 @contextlib.contextmanager

@@ -71,6 +71,8 @@ class Evaluated:
     loss_plain: float
     images: int
     seconds: float
+    accuracy_augmented: float | None = None
+    """With test-time augmentation, where the recipe has it, after the last epoch."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ class Finished:
     """Final numbers, such as ``test/accuracy`` and ``test/accuracy_plain``."""
     predictions: Predictions | None
     snapshot: Callable[[], State] = field(repr=False, compare=False)
+    augmented_seconds: float = 0.0
+    """Evaluation with test-time augmentation, over all splits that it was done for."""
 
 
 Event = Started | Steps | Evaluated | EpochEnded | Finished

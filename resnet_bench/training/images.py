@@ -1,10 +1,13 @@
 """The images that a recipe asks for: its splits, and a loader for each use of one."""
 
+import itertools
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from resnet_bench.benchmark import Recipe, SplitName
+from resnet_bench.benchmark import ImageSize, Recipe, SplitName
 from resnet_bench.data import Augmentation, Dataset, ResidentLoader, Split, split_train_validation
 from resnet_bench.errors import UserError
 from resnet_bench.execution import Execution
@@ -49,7 +52,9 @@ def train_loader(recipe: Recipe, split: Split, execution: Execution, seed: int) 
             crop_padding=augmentation.crop_padding,
             padding_mode=augmentation.padding_mode,
             flip=augmentation.flip,
+            alternate=augmentation.flip_mode == "alternating",
             resize=augmentation.resize,
+            sizes=_ends(augmentation.sizes or ()),
         ),
         shuffle=True,
         seed=seed,
@@ -57,6 +62,18 @@ def train_loader(recipe: Recipe, split: Split, execution: Execution, seed: int) 
         drop_last=recipe.training.last_batch == "drop",
         memory_format=execution.memory_format,
     )
+
+
+def _ends(sizes: Sequence[ImageSize]) -> tuple[tuple[float, int], ...]:
+    """The epoch that each stretch ends at, and its size."""
+    ends = itertools.accumulate(size.epochs for size in sizes)
+    return tuple((end, size.pixels) for end, size in zip(ends, sizes, strict=True))
+
+
+def whitening_images(recipe: Recipe, split: Split, count: int) -> torch.Tensor:
+    """The first training images, normalised, float32 [count or fewer, 3, 32, 32]."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (recipe.data.mean, recipe.data.std))
+    return (split.images[:count].float() / 255 - mean) / std
 
 
 def evaluation_loader(

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 
 import torch
+import torch._dynamo  # An optimizer imports it for seconds, in a run's set-up time, where it is not there already.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from resnet_bench.data import Dataset, ResidentLoader
 from resnet_bench.errors import UserError
 from resnet_bench.execution import Execution
 from resnet_bench.training.errors import Diverged, OutOfMemory
-from resnet_bench.training.evaluation import Measured, measure
+from resnet_bench.training.evaluation import Measured, measure, measure_augmented
 from resnet_bench.training.events import (
     EpochEnded,
     Evaluated,
@@ -32,7 +33,7 @@ from resnet_bench.training.events import (
     State,
     Steps,
 )
-from resnet_bench.training.images import evaluation_loader, splits_of, train_loader
+from resnet_bench.training.images import evaluation_loader, splits_of, train_loader, whitening_images
 from resnet_bench.training.optimizers import build_optimizer
 from resnet_bench.training.schedules import build_schedule
 
@@ -108,14 +109,15 @@ class _Run:
         self.has_dropout = any(
             isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in self.network.modules()
         )
-        self.optimizer = build_optimizer(recipe.optimizer, self.network.parameters(), fused=True)
+        self.freezes = self._freezes()
+        self.optimizer = build_optimizer(recipe.optimizer, self.network, fused=True)
         self.schedule = build_schedule(recipe, self.optimizer)
         self.forward = self._compiled() if execution.compile else self.network
         self.train_loader = train_loader(recipe, self.splits["train"], execution, seed)
         self.source_loaders = {name: self._source_loader(name) for name in self._evaluated_splits()}
 
         self.epoch, self.step_in_epoch, self.step = 1, 0, 0
-        self.train_seconds = self.epoch_seconds = self.evaluation_seconds = 0.0
+        self.train_seconds = self.epoch_seconds = self.evaluation_seconds = self.augmented_seconds = 0.0
         self.loss_sum, self.last_loss, self.correct, self.images = 0.0, math.nan, 0, 0
         self.final_test: tuple[Evaluated, Measured] | None = None
         if resume is not None:
@@ -173,6 +175,7 @@ class _Run:
     def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float]:
         """One optimizer step: the loss, how many images were classified correctly, and the learning rate."""
         training = self.recipe.training
+        self._freeze_what_is_due()
         if self.has_dropout:
             torch.manual_seed(_derived_seed(self.seed, "dropout", self.step))
         with self.execution.autocast():
@@ -189,6 +192,11 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.after_step()
         return loss.detach(), (outputs.detach().argmax(1) == labels).sum(), learning_rate
+
+    def _freeze_what_is_due(self) -> None:
+        while self.freezes and self.step >= self.freezes[0][0]:
+            for parameter in self.freezes.pop(0)[1]:
+                parameter.requires_grad = False
 
     def _should_read(self, unread_steps: int) -> bool:
         return self.execution.device_type == "cpu" or unread_steps == STEPS_BETWEEN_READS
@@ -239,6 +247,12 @@ class _Run:
             plain_loader = self._plain_loader(split, PLAIN_EVALUATION_BATCH)
             plain = measure(self.forward, plain_loader, self.execution, mode="eval", keep_probabilities=is_final_test)
         seconds = self.clock.stop()
+        augmented = None
+        if recipe.test_time_augmentation is not None and epoch == self.recipe.training.epochs:
+            loader = self._plain_loader(split, PLAIN_EVALUATION_BATCH)
+            self.clock.start()
+            augmented = measure_augmented(self.forward, loader, self.execution, recipe.test_time_augmentation)
+            self.augmented_seconds += self.clock.stop()
         self.evaluation_seconds += seconds
         accuracy, loss = source.averaged(recipe.averaging)
         event = Evaluated(
@@ -251,6 +265,7 @@ class _Run:
             loss_plain=plain.loss_over_images,
             images=plain.images,
             seconds=seconds,
+            accuracy_augmented=augmented,
         )
         if is_final_test:
             self.final_test = (event, plain)
@@ -278,10 +293,21 @@ class _Run:
         # Built on the CPU whatever the device, so that a seed gives the same weights everywhere.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_derived_seed(self.seed, "initialisation", 0))
-            network = models.build(
-                self.recipe.model.name, num_classes=self.recipe.num_outputs, options=self.recipe.model.options
-            )
+            network = models.build_network(self.recipe)
+        if isinstance(network, models.Whitened):
+            whitening = self.recipe.model.whitening
+            assert whitening is not None
+            images = whitening_images(self.recipe, self.splits["train"], whitening.images)
+            network.whitening.fit(images, eps=whitening.eps)
         return network.to(self.device).to(memory_format=self.execution.memory_format)
+
+    def _freezes(self) -> list[tuple[int, list[nn.Parameter]]]:
+        """The parameters that are frozen during the run, with the number of steps after which, in this order."""
+        freezes = [
+            (math.ceil(freeze.after_epochs * self.recipe.steps_per_epoch), parameters)
+            for freeze, parameters in models.frozen_parameters(self.recipe, self.network)
+        ]
+        return sorted(freezes, key=lambda freeze: freeze[0])
 
     def _compiled(self) -> nn.Module:
         """The network compiled, with the compilation done: it is set-up, not training."""
@@ -357,6 +383,8 @@ class _Run:
         if self.final_test is not None:
             test, plain = self.final_test
             metrics = {"test/accuracy": test.accuracy, "test/accuracy_plain": test.accuracy_plain}
+            if test.accuracy_augmented is not None:
+                metrics["test/accuracy_augmented"] = test.accuracy_augmented
             assert plain.probabilities is not None
             assert plain.labels is not None
             predictions = Predictions(split="test", labels=plain.labels, probabilities=plain.probabilities)
@@ -365,6 +393,7 @@ class _Run:
             step=self.step,
             train_seconds=self.train_seconds,
             evaluation_seconds=self.evaluation_seconds,
+            augmented_seconds=self.augmented_seconds,
             metrics=metrics,
             predictions=predictions,
             snapshot=self.snapshot,
@@ -408,6 +437,7 @@ _POSITION = (
     "train_seconds",
     "epoch_seconds",
     "evaluation_seconds",
+    "augmented_seconds",
     "loss_sum",
     "last_loss",
     "correct",

@@ -1,32 +1,28 @@
 """From a recipe's optimizer table to torch's optimizer."""
 
-from collections.abc import Iterable
+from typing import Any
 
 import torch
+from torch import nn
 
 from resnet_bench import benchmark
+from resnet_bench.training.muon import Muon
 
 
-def build_optimizer(
-    recipe: benchmark.Optimizer, parameters: Iterable[torch.nn.Parameter], *, fused: bool
-) -> torch.optim.Optimizer:
+def build_optimizer(recipe: benchmark.Optimizer, network: nn.Module, *, fused: bool) -> torch.optim.Optimizer:
     """The optimizer of a recipe.
 
     Args:
         recipe: Its name and hyperparameters.
-        parameters: What it updates.
+        network: What it updates; parameters that need no gradient are left alone.
         fused: Use torch's fused kernel: the same update in one pass over memory.
     """
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     match recipe:
+        case benchmark.Muon():
+            return Muon(_muon_groups(recipe, network), fused=fused)
         case benchmark.SGD():
-            return torch.optim.SGD(
-                parameters,
-                lr=recipe.lr,
-                momentum=recipe.momentum,
-                nesterov=recipe.nesterov,
-                weight_decay=recipe.weight_decay,
-                fused=fused,
-            )
+            return torch.optim.SGD(parameters, **_sgd_arguments(recipe), fused=fused)
         case benchmark.Adam() | benchmark.AdamW():
             constructor = torch.optim.AdamW if isinstance(recipe, benchmark.AdamW) else torch.optim.Adam
             return constructor(
@@ -37,3 +33,32 @@ def build_optimizer(
                 weight_decay=recipe.weight_decay,
                 fused=fused,
             )
+
+
+def _muon_groups(recipe: benchmark.Muon, network: nn.Module) -> list[dict[str, Any]]:
+    """Filters first, so that their learning rate is the one that is logged; groups without a member are left out."""
+    filters: list[nn.Parameter] = []
+    heads: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    linear_weights = {id(module.weight) for module in network.modules() if isinstance(module, nn.Linear)}
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            kind = filters if parameter.ndim == 4 else heads if id(parameter) in linear_weights else rest
+            kind.append(parameter)
+    muon = {"newton_schulz_steps": recipe.steps, "normalize": recipe.normalize_filters}
+    sgd = {"newton_schulz_steps": 0, "normalize": False}
+    groups = [
+        {"params": filters, **_sgd_arguments(recipe), **muon},
+        {"params": heads, **_sgd_arguments(recipe.head or recipe.rest), **sgd},
+        {"params": rest, **_sgd_arguments(recipe.rest), **sgd},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _sgd_arguments(recipe: benchmark.SGDSettings) -> dict[str, Any]:
+    return {
+        "lr": recipe.lr,
+        "momentum": recipe.momentum,
+        "nesterov": recipe.nesterov,
+        "weight_decay": recipe.weight_decay,
+    }

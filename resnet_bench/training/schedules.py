@@ -1,5 +1,6 @@
 """Learning-rate schedules: torch's own, under one interface, and the phases that torch does not have."""
 
+from functools import partial
 from typing import Any, Protocol
 
 from torch.optim import Optimizer, lr_scheduler
@@ -53,6 +54,8 @@ def build_schedule(recipe: benchmark.Recipe, optimizer: Optimizer) -> Schedule:
                     optimizer, T_max=total_steps, eta_min=optimizer_recipe.lr * schedule.final_factor
                 )
             )
+        case benchmark.Linear():
+            return _EveryStep(lr_scheduler.LambdaLR(optimizer, partial(_linear_factor, schedule, total_steps)))
         case benchmark.MultiStep():
             return _EveryEpoch(
                 lr_scheduler.MultiStepLR(optimizer, milestones=list(schedule.milestones), gamma=schedule.factor)
@@ -69,6 +72,14 @@ def build_schedule(recipe: benchmark.Recipe, optimizer: Optimizer) -> Schedule:
             )
         case benchmark.Phases():
             return _Phases(schedule, optimizer)
+
+
+def _linear_factor(schedule: benchmark.Linear, total_steps: int, step: int) -> float:
+    """The multiple of the learning rate after so many steps."""
+    rising = schedule.rising_fraction * total_steps
+    if step < rising:
+        return step / rising
+    return 1 - (1 - schedule.final_factor) * (step - rising) / (total_steps - rising)
 
 
 class _Fixed:
@@ -138,7 +149,7 @@ class _Phases(_Fixed):
     def __init__(self, recipe: benchmark.Phases, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self._restart_momentum = recipe.restart_momentum
-        self._base_lr = float(optimizer.param_groups[0]["lr"])
+        self._base_rates = [float(group["lr"]) for group in optimizer.param_groups]
         self._starts: dict[int, float] = {}
         first_epoch = 1
         for phase in recipe.phases:
@@ -148,8 +159,8 @@ class _Phases(_Fixed):
     def start_epoch(self, epoch: int) -> None:
         if epoch not in self._starts:
             return
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._base_lr * self._starts[epoch]
+        for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = rate * self._starts[epoch]
         if self._restart_momentum and epoch > 1:
             self._optimizer.state.clear()
 

@@ -276,3 +276,50 @@ def test_gpu_is_not_waited_for_within_an_epoch(monkeypatch: pytest.MonkeyPatch) 
         assert len(list(batches)) == 6
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+# --- alternating flips and growing images ---------------------------------------------------------------------------
+
+
+def test_alternating_flips_show_each_image_both_ways_in_turn() -> None:
+    resident = make_loader(random_split(400), augmentation=Augmentation(flip=True, alternate=True), shuffle=True)
+
+    def by_image(epoch: int) -> Tensor:
+        draws = resident.draws(epoch)
+        return torch.zeros(400, dtype=torch.int64).scatter(0, draws.order, draws.flip)
+
+    first = by_image(1)
+    assert stats.binomtest(int(first.sum()), 400).pvalue > SMALLEST_P_VALUE
+    for epoch in range(2, 6):
+        assert torch.equal(by_image(epoch), first if epoch % 2 else 1 - first)
+
+
+@pytest.mark.parametrize("start_batch", [0, 3])
+def test_images_grow_within_an_epoch(start_batch: int) -> None:
+    split = random_split(96)
+    sizes = ((1.5, 16), (2.0, 24), (3.0, 32))
+    growing = make_loader(split, augmentation=Augmentation(crop_padding=2, flip=True, sizes=sizes), shuffle=True)
+    plain = make_loader(split, augmentation=Augmentation(crop_padding=2, flip=True), shuffle=True)
+    for epoch, expected in ((1, [16] * 6), (2, [16] * 3 + [24] * 3), (3, [32] * 6)):
+        batches = list(growing.epoch(epoch, start_batch))
+        assert [images.shape[-1] for images, _ in batches] == expected[start_batch:]
+        for batch, size in enumerate(expected):
+            images, labels = growing.raw_batch(epoch, batch)
+            originals, same_labels = plain.raw_batch(epoch, batch)
+            assert torch.equal(labels, same_labels)
+            small = [as_pillow(image).resize((size, size), Image.Resampling.BILINEAR) for image in originals]
+            assert torch.equal(images, as_tensor(small))
+
+
+def test_batches_that_are_made_together_are_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ResidentLoader, "_batches_at_once", lambda self: 4)
+    sizes = ((1.5, 16), (2.0, 32))
+    together = make_loader(random_split(96), augmentation=Augmentation(sizes=sizes), shuffle=True)
+    monkeypatch.undo()
+    singly = make_loader(random_split(96), augmentation=Augmentation(sizes=sizes), shuffle=True)
+    for epoch in (1, 2):
+        for (images, labels), (expected, expected_labels) in zip(
+            list(together.epoch(epoch)), singly.epoch(epoch), strict=True
+        ):
+            assert torch.equal(images, expected)
+            assert torch.equal(labels, expected_labels)

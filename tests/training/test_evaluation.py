@@ -3,11 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision.transforms.functional as TF
 from torch import nn
 
 from resnet_bench import models
+from resnet_bench.benchmark import Views
 from resnet_bench.data import Dataset, ResidentLoader, Split
-from resnet_bench.training.evaluation import measure
+from resnet_bench.training.evaluation import _views, measure, measure_augmented
 from tests.training.conftest import PLAIN
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -102,3 +104,35 @@ def test_probabilities_come_in_the_order_of_the_images(images: Dataset, network:
     assert (measured.labels == images.test.labels[:20].numpy()).all()
     accuracy = (measured.probabilities.argmax(1) == measured.labels).mean()
     assert accuracy == pytest.approx(measured.accuracy_over_images)
+
+
+@pytest.mark.parametrize(
+    "augmentation", [{"mirror": True}, {"mirror": False, "shift": 2}, {"mirror": True, "shift": 1}]
+)
+@torch.no_grad()
+def test_views_are_averaged_as_written_out(images: Dataset, network: nn.Module, augmentation: dict) -> None:
+    """With the weights of the record scripts: half on the image where it lies, a quarter on each moved one."""
+    views = Views(**augmentation)
+    measured = measure_augmented(network, loader(images, 20, 8), PLAIN, views)
+    network.eval()
+    batch, labels = next(loader(images, 20, 20).epoch(0))
+
+    def mirrored(x: torch.Tensor) -> torch.Tensor:
+        return (network(x) + network(x.flip(-1))) / 2 if views.mirror else network(x)
+
+    expected = mirrored(batch)
+    if views.shift:
+        moved = [
+            TF.crop(TF.pad(batch, views.shift, padding_mode="reflect"), start, start, 32, 32)
+            for start in (0, 2 * views.shift)
+        ]
+        expected = expected / 2 + (mirrored(moved[0]) + mirrored(moved[1])) / 4
+    assert measured == (expected.argmax(1) == labels).sum().item() / 20
+
+
+def test_the_weights_of_the_views_add_up_to_one() -> None:
+    image = torch.ones(1, 3, 8, 8)
+    for mirror, shift in ((True, 0), (True, 1), (False, 3)):
+        views = list(_views(image, Views(mirror=mirror, shift=shift)))
+        assert sum(weight for _, weight in views) == 1
+        assert all(view.shape == image.shape for view, _ in views)

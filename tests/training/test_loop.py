@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from itertools import pairwise
 
 import pytest
@@ -11,12 +12,42 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet_bench import models
+from resnet_bench.benchmark import merge
 from resnet_bench.data import Augmentation, Dataset, ResidentLoader, Split
 from resnet_bench.errors import UserError
 from resnet_bench.execution import Execution
 from resnet_bench.training import Diverged, train
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, State, Steps
 from tests.training.conftest import PLAIN, tiny_recipe
+
+SPEEDRUN = {
+    "augmentation": {
+        "flip_mode": "alternating",
+        "sizes": [{"pixels": 16, "epochs": 1}, {"pixels": 24, "epochs": 0.4}, {"pixels": 32, "epochs": 0.6}],
+    },
+    "model": {
+        "name": "speedrun",
+        "whitening": {"images": 30},
+        "options": {"width1": 8, "width2": 12, "width3": 12},
+    },
+    "optimizer": {
+        "name": "muon",
+        "lr": 0.1,
+        "momentum": 0.6,
+        "nesterov": True,
+        "rest": {"lr": 0.5, "momentum": 0.8, "nesterov": True},
+        "head": {"lr": 0.02, "momentum": 0.8, "nesterov": True},
+    },
+    "schedule": {"name": "linear", "rising_fraction": 0.3, "final_factor": 0.1},
+    "training": {
+        "freeze": [
+            {"parameters": "whitening.bias", "after_epochs": 0.5},
+            {"parameters": "network.group1.*", "after_epochs": 1.4},
+        ]
+    },
+    "evaluation": {"test_time_augmentation": {"mirror": True, "shift": 1}},
+}
+"""Everything that the recipes of the speed records need."""
 
 
 def run_to_end(recipe, images, *, seed=0, execution=PLAIN, resume=None):
@@ -114,8 +145,8 @@ def test_one_cycle_rates_match_the_public_log_of_the_first_article(images: Datas
     from resnet_bench.training.optimizers import build_optimizer
     from resnet_bench.training.schedules import build_schedule
 
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = build_optimizer(recipe.optimizer, [parameter], fused=True)
+    network = torch.nn.Linear(1, 1)
+    optimizer = build_optimizer(recipe.optimizer, network, fused=True)
     schedule = build_schedule(recipe, optimizer)
     at_epoch_end, betas = [], []
     for step in range(1, 1001):
@@ -141,8 +172,9 @@ def test_one_cycle_rates_match_the_public_log_of_the_first_article(images: Datas
         {"schedule": {"name": "multi_step", "milestones": [1]}},
         {"schedule": {"name": "plateau", "patience": 0, "threshold": 10.0}},
         {"schedule": {"name": "cosine"}},
+        SPEEDRUN,
     ],
-    ids=["constant", "one-cycle", "dropout", "phases", "multi-step", "plateau", "cosine"],
+    ids=["constant", "one-cycle", "dropout", "phases", "multi-step", "plateau", "cosine", "speedrun"],
 )
 def test_resumed_behind_any_step_a_run_ends_with_the_same_bits(images: Dataset, changes) -> None:
     recipe = tiny_recipe(**changes)
@@ -288,6 +320,76 @@ def test_a_separate_pass_measures_training_accuracy_behind_the_epoch(images: Dat
     running, _ = run_to_end(tiny_recipe(**{**changes, "training": {"epochs": 1, "batch_size": 40}}), images)
     accuracy = [next(e.accuracy for e in events if isinstance(e, EpochEnded)) for events in (separate, running)]
     assert accuracy[0] == accuracy[1]
+
+
+def test_a_linear_schedule_keeps_the_ratio_of_the_groups(images: Dataset) -> None:
+    recipe = tiny_recipe(**SPEEDRUN)
+    events, state = run_to_end(recipe, images)
+    # Six steps: the rate rises over 1.8 of them, and then falls to a tenth.
+    expected = [0, 1 / 1.8, *(1 - 0.9 * (step - 1.8) / 4.2 for step in (2, 3, 4, 5))]
+    assert learning_rates(events) == pytest.approx([0.1 * factor for factor in expected])
+    rates = [group["lr"] for group in state["optimizer"]["param_groups"]]
+    assert rates == pytest.approx([0.01, 0.002, 0.05])
+
+
+def test_frozen_parameters_stay_as_they_are_from_their_step_on(images: Dataset) -> None:
+    recipe = tiny_recipe(**SPEEDRUN)
+    states = [
+        copy.deepcopy(event.snapshot()["network"])
+        for event in train(recipe, PLAIN, 0, images)
+        if isinstance(event, Steps)
+    ]
+
+    def changed_in(name: str) -> list[int]:
+        return [step for step in range(2, 7) if not torch.equal(states[step - 2][name], states[step - 1][name])]
+
+    # Half an epoch is 1.5 steps, and 1.4 epochs are 4.2: the step that they fall into is still trained.
+    assert changed_in("whitening.bias") == [2]
+    assert changed_in("network.group1.first.0.weight") == [2, 3, 4, 5]
+    assert changed_in("network.group2.first.0.weight") == [2, 3, 4, 5, 6]
+    assert changed_in("whitening.weight") == []
+
+
+def test_where_all_below_is_frozen_the_backward_pass_ends(images: Dataset) -> None:
+    from resnet_bench.training.loop import _Run
+
+    freeze = [{"parameters": pattern, "after_epochs": 0} for pattern in ("whitening.bias", "network.group1.*")]
+    recipe = tiny_recipe(**merge(SPEEDRUN, {"training": {"freeze": freeze}}))
+    run = _Run(recipe, PLAIN, 0, images, None)
+    run._freeze_what_is_due()
+    maps = run.network.network.group1(run.network.activation(run.network.whitening(torch.randn(2, 3, 32, 32))))
+    assert not maps.requires_grad
+    assert run.network.network.group2(maps).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sentence"),
+    [("grup1.*", "no trained parameter of resnet18 is named 'grup1.*'"), ("*", "nothing would be left to train")],
+)
+def test_freezing_nothing_or_everything_is_refused(images: Dataset, pattern: str, sentence: str) -> None:
+    recipe = tiny_recipe(training={"freeze": [{"parameters": pattern, "after_epochs": 1}]})
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        run_to_end(recipe, images)
+
+
+def test_test_time_augmentation_is_measured_once_and_apart(images: Dataset) -> None:
+    events, _ = run_to_end(tiny_recipe(**SPEEDRUN), images)
+    evaluated = [event for event in events if isinstance(event, Evaluated)]
+    assert [event.accuracy_augmented is None for event in evaluated] == [True, False]
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert finished.metrics["test/accuracy_augmented"] == evaluated[-1].accuracy_augmented
+    assert finished.metrics["test/accuracy"] == evaluated[-1].accuracy
+    assert finished.augmented_seconds > 0
+
+
+def test_the_whitening_layer_is_fitted_to_training_images(images: Dataset) -> None:
+    recipe = tiny_recipe(**SPEEDRUN)
+    _, state = run_to_end(recipe, images)
+    layer = models.PatchWhitening(3, kernel_size=2, padding=0)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (recipe.data.mean, recipe.data.std))
+    layer.fit((images.train.images[:30].float() / 255 - mean) / std, eps=5e-4)
+    torch.testing.assert_close(state["network"]["whitening.weight"], layer.weight.detach())
 
 
 def test_the_validation_split_is_held_out_and_the_test_set_judges_once(images: Dataset) -> None:

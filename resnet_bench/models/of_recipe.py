@@ -1,0 +1,49 @@
+"""The network that a recipe asks for, and the parts of it that it freezes."""
+
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from resnet_bench.benchmark import Freeze, Recipe
+from resnet_bench.errors import UserError
+from resnet_bench.models.catalogue import WhiteningLayer, build
+
+
+def build_network(recipe: Recipe, *, pretrained: bool = True) -> nn.Module:
+    """The network, its weights drawn from torch's global random generator; a whitening layer is yet to be fitted.
+
+    Args:
+        recipe: What the network is, and how many classes it tells apart.
+        pretrained: False leaves pretrained weights out, which may have to be downloaded.
+
+    Raises:
+        UserError: There is no such network, or it does not take what the recipe says of it.
+    """
+    whitening = recipe.model.whitening
+    layer = WhiteningLayer(whitening.kernel_size, whitening.padding) if whitening is not None else None
+    options = {key: value for key, value in recipe.model.options.items() if pretrained or key != "pretrained"}
+    return build(recipe.model.name, num_classes=recipe.num_outputs, options=options, whitening=layer)
+
+
+def frozen_parameters(recipe: Recipe, network: nn.Module) -> list[tuple[Freeze, list[nn.Parameter]]]:
+    """The parameters that each entry of ``training.freeze`` names.
+
+    Raises:
+        UserError: An entry names none, or all together leave nothing to train.
+    """
+    trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    found = []
+    left = set(trained)
+    for freeze in recipe.training.freeze or ():
+        names = [name for name in trained if fnmatchcase(name, freeze.parameters)]
+        if not names:
+            shown = ", ".join(list(trained)[:6])
+            raise UserError(
+                f"training.freeze: no trained parameter of {recipe.model.name} is named {freeze.parameters!r}; "
+                f"there are: {shown}{', …' if len(trained) > 6 else ''}"
+            )
+        left -= set(names)
+        found.append((freeze, [trained[name] for name in names]))
+    if not left:
+        raise UserError("training.freeze: nothing would be left to train; freeze fewer parameters")
+    return found

@@ -1,0 +1,75 @@
+"""The network of the speed records, and the whitening layer, which serves any network."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from resnet_bench import models
+from resnet_bench.errors import UserError
+from resnet_bench.models.speedrun import IdentityConvolution
+from resnet_bench.models.whitening import PatchWhitening, whitened
+
+LAYER = models.WhiteningLayer()
+
+
+def test_the_record_network_has_its_published_size() -> None:
+    network = models.build("speedrun", num_classes=10, whitening=LAYER)
+    scales = sum(norm.num_features for norm in network.modules() if isinstance(norm, nn.BatchNorm2d))
+    # 1.972 million in the record, whose whitening filters and scales are parameters too.
+    fixed = scales + 24 * 12
+    assert models.count_parameters(network) + fixed == pytest.approx(1.972e6, rel=1e-3)
+    assert models.count_macs(network, (3, 32, 32)) == pytest.approx(118.1e6, rel=1e-3)
+
+
+@pytest.mark.parametrize("pixels", [16, 20, 24, 32])
+@pytest.mark.parametrize("convolutions", [2, 3])
+def test_it_takes_images_of_many_sizes(pixels: int, convolutions: int) -> None:
+    options = {"width1": 8, "width2": 12, "width3": 16, "convolutions": convolutions, "activation": "relu"}
+    network = models.build("speedrun", num_classes=7, options=options, whitening=LAYER)
+    assert network(torch.randn(3, 3, pixels, pixels)).shape == (3, 7)
+
+
+def test_a_convolution_begins_by_passing_its_input_on() -> None:
+    convolution = IdentityConvolution(4, 6, kernel_size=3, padding=1, bias=False)
+    maps = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(convolution(maps)[:, :4], maps)
+
+
+def test_the_third_convolution_is_crossed_by_a_shortcut() -> None:
+    options = {"width1": 8, "width2": 8, "width3": 8, "convolutions": 3, "activation": "relu"}
+    group = models.build("speedrun", num_classes=10, options=options).group1.eval()
+    nn.init.zeros_(group.third[0].weight)
+    maps = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(group(maps), group.first(maps).relu())
+
+
+@pytest.mark.parametrize("kernel_size", [2, 3])
+def test_whitened_patches_are_uncorrelated_and_of_one_variance(kernel_size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Neighbouring pixels and channels are alike, as in photographs.
+    noise = torch.randn(200, 1, 20, 20, generator=generator) + 0.2 * torch.randn(200, 3, 20, 20, generator=generator)
+    images = nn.functional.avg_pool2d(noise, 3, stride=1)
+    layer = PatchWhitening(3, kernel_size=kernel_size, padding=0)
+    layer.fit(images, eps=1e-9)
+    half = layer.out_channels // 2
+    outputs = layer(images)[:, :half].detach().permute(0, 2, 3, 1).reshape(-1, half).double()
+    covariance = (outputs.T @ outputs / len(outputs)).numpy()
+    assert np.abs(covariance - np.eye(half)).max() < 1e-2
+    torch.testing.assert_close(layer.weight[half:], -layer.weight[:half])
+    assert not layer.weight.requires_grad
+
+
+@pytest.mark.parametrize("name", ["resnet9", "resnet18", "he_resnet20", "torchvision:resnet18"])
+def test_it_stands_before_any_network(name: str) -> None:
+    network = models.build(name, num_classes=10, whitening=models.WhiteningLayer(kernel_size=3, padding=1))
+    assert isinstance(network, models.Whitened)
+    network.whitening.fit(torch.randn(20, 3, 32, 32), eps=5e-4)
+    network(torch.randn(4, 3, 32, 32)).sum().backward()
+    assert network.whitening.bias.grad is not None
+    assert network.whitening.weight.grad is None
+
+
+def test_a_network_without_a_convolution_of_colours_is_refused() -> None:
+    with pytest.raises(UserError, match="no convolution of RGB images"):
+        whitened(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), kernel_size=2, padding=0)

@@ -1,0 +1,142 @@
+"""Muon for filters, held against torch's own for matrices, and SGD beside it."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from resnet_bench import benchmark
+from resnet_bench.training.muon import Muon, orthogonalized
+from resnet_bench.training.optimizers import build_optimizer
+
+
+def muon_recipe(**changes: Any) -> benchmark.Muon:
+    sgd = {"lr": 0.05, "momentum": 0.85, "nesterov": True, "weight_decay": 0.01}
+    table = {"name": "muon", "lr": 0.24, "momentum": 0.6, "nesterov": True, "rest": sgd, **changes}
+    return benchmark.parse(benchmark.Muon, table, where="test")
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 3, padding=1, bias=False),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    )
+
+
+@pytest.mark.parametrize("shape", [(8, 27), (27, 8), (16, 16)])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_singular_values_come_near_one(shape: tuple[int, int], scale: float) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalized(scale * matrix, steps=5).float())
+    assert values.min() > 0.5
+    assert values.max() < 1.4
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    assert (
+        torch.nn.functional.cosine_similarity(orthogonalized(matrix, 5).float().flatten(), (u @ v).flatten(), 0) > 0.95
+    )
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_a_filter_is_updated_as_torchs_muon_updates_its_matrix(nesterov: bool) -> None:
+    torch.manual_seed(0)
+    filters = nn.Parameter(torch.randn(8, 3, 3, 3))
+    matrix = nn.Parameter(filters.detach().reshape(8, 27).clone())
+    settings = {"lr": 0.1, "momentum": 0.6, "nesterov": nesterov, "weight_decay": 0.2}
+    ours = Muon([{"params": [filters], "newton_schulz_steps": 3, "normalize": False, **settings}], fused=True)
+    for _ in range(3):
+        gradient = torch.randn(8, 27)
+        # torch's buffer is a mean of gradients and ours a sum, so that its direction is rebuilt step by step.
+        ours_before = ours.state[filters].get("momentum_buffer", torch.zeros(8, 3, 3, 3)).reshape(8, 27)
+        momentum = 0.6 * ours_before + gradient
+        direction = gradient + 0.6 * momentum if nesterov else momentum
+        reference = torch.optim.Muon(
+            [matrix],
+            lr=0.1,
+            momentum=0.0,
+            nesterov=False,
+            weight_decay=0.2,
+            ns_steps=3,
+            adjust_lr_fn="spectral_unclamped",
+        )
+        # Without momentum torch's direction is the gradient itself; its rate is scaled by the root of rows / columns.
+        reference.param_groups[0]["lr"] = 0.1
+        matrix.grad = direction
+        before = matrix.detach().clone()
+        reference.step()
+        step = (matrix.detach() - before * (1 - 0.1 * 0.2)) / (8 / 27) ** 0.5
+        matrix.data.copy_(before * (1 - 0.1 * 0.2) + step)
+
+        filters.grad = gradient.reshape(8, 3, 3, 3)
+        ours.step()
+        torch.testing.assert_close(filters.detach().reshape(8, 27), matrix.detach(), rtol=1e-2, atol=1e-3)
+
+
+def test_filters_keep_the_norm_that_the_recipe_says() -> None:
+    filters = nn.Parameter(100 * torch.randn(16, 8, 3, 3))
+    group = {"params": [filters], "newton_schulz_steps": 3, "normalize": True}
+    optimizer = Muon([{**group, "lr": 1e-4, "momentum": 0.6, "nesterov": True, "weight_decay": 0.0}], fused=True)
+    filters.grad = torch.randn_like(filters)
+    optimizer.step()
+    assert filters.norm().item() == pytest.approx(4.0, rel=1e-3)
+
+
+def test_each_parameter_is_in_the_group_of_its_kind() -> None:
+    head = {"lr": 0.7, "momentum": 0.5, "nesterov": False, "weight_decay": 0.0}
+    net = network()
+    net[1].weight.requires_grad = False
+    optimizer = build_optimizer(muon_recipe(head=head), net, fused=True)
+    filters, heads, rest = optimizer.param_groups
+    assert [id(p) for p in filters["params"]] == [id(net[0].weight), id(net[3].weight)]
+    assert [id(p) for p in heads["params"]] == [id(net[6].weight)]
+    assert [id(p) for p in rest["params"]] == [id(net[0].bias), id(net[1].bias), id(net[6].bias)]
+    assert (filters["lr"], heads["lr"], rest["lr"]) == (0.24, 0.7, 0.05)
+
+
+def test_what_is_no_filter_is_updated_as_by_torchs_sgd() -> None:
+    ours, reference = network(), network()
+    optimizer = build_optimizer(muon_recipe(), ours, fused=True)
+    others = [parameter for parameter in reference.parameters() if parameter.ndim != 4]
+    sgd = torch.optim.SGD(others, lr=0.05, momentum=0.85, nesterov=True, weight_decay=0.01)
+    images = torch.randn(6, 3, 8, 8)
+    for _ in range(3):
+        ours(images).square().sum().backward()
+        for parameter, other in zip(ours.parameters(), reference.parameters(), strict=True):
+            assert parameter.grad is not None
+            other.grad = parameter.grad.clone()
+        optimizer.step()
+        sgd.step()
+        optimizer.zero_grad()
+    for parameter, other in zip(ours.parameters(), reference.parameters(), strict=True):
+        if parameter.ndim != 4:
+            torch.testing.assert_close(parameter, other)
+        else:
+            assert not torch.equal(parameter, other)
+
+
+def test_its_state_can_be_saved_and_taken_up() -> None:
+    def steps(net: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> None:
+        torch.manual_seed(1)
+        for _ in range(count):
+            net(torch.randn(6, 3, 8, 8)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    first = network()
+    optimizer = build_optimizer(muon_recipe(), first, fused=True)
+    steps(first, optimizer, 2)
+    second = network()
+    second.load_state_dict(first.state_dict())
+    again = build_optimizer(muon_recipe(), second, fused=True)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    steps(first, optimizer, 2)
+    steps(second, again, 2)
+    for parameter, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(parameter, other)
