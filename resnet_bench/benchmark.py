@@ -189,12 +189,13 @@ class Claim(Schema):
 
     @property
     def text(self) -> str:
-        """The claim as a table shows it, such as ``82.87%``, ``≥ 90%`` or ``62–63%``."""
+        """The claim as a table shows it, such as ``82.87%``, ``≥ 90%``, ``62–63%`` or ``≥ 94% (TTA)``."""
+        augmented = " (TTA)" if self.metric == "accuracy_augmented" else ""
         if self.at_least is not None:
-            return f"≥ {self.at_least:g}%"
+            return f"≥ {self.at_least:g}%{augmented}"
         if self.range is not None:
-            return f"{self.range[0]:g}–{self.range[1]:g}%"
-        return f"{self.value}%"
+            return f"{self.range[0]:g}–{self.range[1]:g}%{augmented}"
+        return f"{self.value}%{augmented}"
 
 
 # --- the recipe: everything that decides the result ----------------------------------------------

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import math
 import random
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -105,6 +106,33 @@ def test_a_mistyped_name_gets_the_nearest_one(changes: Table, sentence: str) -> 
     ("changes", "sentence"),
     [
         ({"optimizer": {"lr": True}}, "optimizer.lr: must be a number, got true"),
+        ({"optimizer": {"name": "muon", "lr": 0.1}}, "optimizer.rest is missing"),
+        (
+            {"optimizer": {"name": "muon", "lr": 0.2, "rest": {"lr": 0.1}}, "schedule": {"name": "cosine"}},
+            'schedule.name = "cosine" sets one learning rate, and optimizer.name = "muon" has several; '
+            "take constant, linear, multi_step or phases",
+        ),
+        (
+            {"augmentation": {"flip_mode": "alternating"}},
+            'augmentation: flip_mode = "alternating" needs flip = true',
+        ),
+        (
+            {"augmentation": {"resize": 64, "sizes": [{"pixels": 16, "epochs": 10}]}},
+            "augmentation: give resize or sizes, not both",
+        ),
+        (
+            {"augmentation": {"sizes": [{"pixels": 16, "epochs": 2.5}, {"pixels": 32, "epochs": 5}]}},
+            "augmentation.sizes add up to 7.5 epochs, shorter than the run, training.epochs = 10",
+        ),
+        (
+            {"training": {"freeze": [{"parameters": "conv1.*", "after_epochs": 10}]}},
+            "training.freeze: after_epochs = 10 of 'conv1.*' is no shorter than the run, training.epochs = 10",
+        ),
+        (
+            {"evaluation": {"test_time_augmentation": {"mirror": False}}},
+            "evaluation.test_time_augmentation: neither mirror nor shift is asked for; "
+            "leave test_time_augmentation out",
+        ),
         ({"optimizer": {"lr": "0.1"}}, "optimizer.lr: must be a number, got '0.1'"),
         ({"optimizer": {"lr": math.nan}}, "optimizer.lr: should be a finite number, got nan"),
         ({"optimizer": {"lr": math.inf}}, "optimizer.lr: should be a finite number, got inf"),
@@ -777,3 +805,34 @@ def test_junk_is_refused_in_a_sentence(table: Table) -> None:
 def test_junk_overrides_are_refused_in_a_sentence(changes: Table) -> None:
     sentence = complaint(lambda: override(recipe(), changes, where="--set"))
     assert sentence is None or sentence.startswith("--set: ")
+
+
+def test_a_shorter_run_keeps_the_shares_of_its_image_sizes_and_of_freezing() -> None:
+    grown = recipe(
+        augmentation={"sizes": [{"pixels": 16, "epochs": 4}, {"pixels": 32, "epochs": 6}]},
+        training={"freeze": [{"parameters": "conv1.*", "after_epochs": 5}]},
+    )
+    shorter = override(grown, {"training.epochs": 5})
+    assert [(size.pixels, size.epochs) for size in shorter.augmentation.sizes or ()] == [(16, 2.0), (32, 3.0)]
+    assert [freeze.after_epochs for freeze in shorter.training.freeze or ()] == [2.5]
+    named = override(grown, {"training.epochs": 1, "augmentation.sizes": [{"pixels": 24, "epochs": 1}]})
+    assert [(size.pixels, size.epochs) for size in named.augmentation.sizes or ()] == [(24, 1.0)]
+    assert grown.relative_area == pytest.approx(0.4 * 0.25 + 0.6)
+
+
+@pytest.mark.parametrize(
+    ("claim", "sentence"),
+    [
+        ({"at_least": 90.0, "metric": "accuracy_augmented"}, "needs evaluation.test_time_augmentation"),
+        (
+            {"at_least": 90.0, "metric": "accuracy_augmented", "selection": "best"},
+            "is measured after the last epoch only",
+        ),
+    ],
+)
+def test_an_augmented_claim_needs_its_augmentation(claim: Table, sentence: str) -> None:
+    evaluation = {"batch_size": 100}
+    if "selection" in claim:
+        evaluation["test_time_augmentation"] = {"mirror": True}
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        benchmark(claims=[claim], recipe=merge(MINIMAL, {"evaluation": evaluation}))

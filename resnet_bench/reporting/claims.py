@@ -55,7 +55,7 @@ class ClaimRow:
         for run in self.group.runs:
             value = run.last_accuracy(self.split)
             if self.claim is not None:
-                value = rules.selected(self.claim, run.accuracy(self.split))
+                value = rules.selected(self.claim, run.accuracy(self.split, metric=self.claim.metric))
             if value is not None:
                 found[str(run.seed if run.seed is not None else run.id[:8])] = value
         return found
@@ -63,7 +63,8 @@ class ClaimRow:
     @property
     def last_epoch(self) -> float | None:
         """Mean accuracy at the last epoch: our headline, whatever the claim selects."""
-        values = self.group.values(self.split)
+        metric = self.claim.metric if self.claim is not None else "accuracy"
+        values = self.group.values(self.split, metric=metric)
         return statistics.fmean(values) if values else None
 
     @property
@@ -231,7 +232,7 @@ def _verdict(group: Group, claim: Claim) -> Verdict:
     run = group.latest
     return rules.verdict(
         claim,
-        [member.accuracy(claim.split) for member in group.runs],
+        [member.accuracy(claim.split, metric=claim.metric) for member in group.runs],
         full_profile=run.profile == "full",
         generated=run.generated,
         same_dataset=group.apart or group.published_images,

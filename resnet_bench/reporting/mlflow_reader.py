@@ -40,7 +40,11 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EPOCH_METRICS = (
-    *(f"{split}/{name}" for split in SPLITS for name in ("accuracy", "accuracy_plain", "loss", "loss_plain")),
+    *(
+        f"{split}/{name}"
+        for split in SPLITS
+        for name in ("accuracy", "accuracy_plain", "accuracy_augmented", "loss", "loss_plain")
+    ),
     "train/loss_mean",
     "time/epoch_seconds",
     "time/train_seconds",

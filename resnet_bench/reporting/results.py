@@ -74,27 +74,28 @@ class Run:
         """Whether the run was trained to its end."""
         return self.status == "FINISHED"
 
-    def accuracy(self, split: str, *, plain: bool = False) -> dict[int, float]:
+    def accuracy(self, split: str, *, plain: bool = False, metric: str = "accuracy") -> dict[int, float]:
         """Accuracy in percent by epoch; the final one stands at the last epoch where none was logged there.
 
         Args:
             split: ``train``, ``validation`` or ``test``.
             plain: In eval mode over all images, instead of the source's way.
+            metric: ``accuracy``, or ``accuracy_augmented`` for that with test-time augmentation.
         """
-        suffix = "_plain" if plain else ""
+        name = "accuracy_plain" if plain else metric
         curve = {
             epoch: 100 * value
-            for epoch, value in self.metrics.get(f"{split}/accuracy{suffix}", {}).items()
+            for epoch, value in self.metrics.get(f"{split}/{name}", {}).items()
             if math.isfinite(value)
         }
-        final = self.once.get(f"final/{split}_accuracy{suffix}")
+        final = self.once.get(f"final/{split}_{name}")
         if final is not None and math.isfinite(final) and self.epochs is not None:
             curve.setdefault(self.epochs, 100 * final)
         return dict(sorted(curve.items()))
 
-    def last_accuracy(self, split: str, *, plain: bool = False) -> float | None:
+    def last_accuracy(self, split: str, *, plain: bool = False, metric: str = "accuracy") -> float | None:
         """Accuracy in percent at the last epoch that was evaluated."""
-        return last_evaluation(self.accuracy(split, plain=plain))
+        return last_evaluation(self.accuracy(split, plain=plain, metric=metric))
 
     def selection_gain(self, split: str) -> float | None:
         """Points that picking the best epoch would add to the last one."""
@@ -229,9 +230,9 @@ class Group:
                 return split
         return self.split
 
-    def values(self, split: str, *, plain: bool = False) -> list[float]:
+    def values(self, split: str, *, plain: bool = False, metric: str = "accuracy") -> list[float]:
         """Last accuracy of each seed in percent."""
-        found = (run.last_accuracy(split, plain=plain) for run in self.runs)
+        found = (run.last_accuracy(split, plain=plain, metric=metric) for run in self.runs)
         return [value for value in found if value is not None]
 
     def selection_gain(self, split: str) -> float | None:

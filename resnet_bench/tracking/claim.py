@@ -15,14 +15,15 @@ class ClaimWatch:
 
     def __init__(self, claim: Claim, recipe: Recipe) -> None:
         self._split = claim.split
+        self._metric = claim.metric
         # Rounding in a mean must not decide; one image of ten thousand is a hundred thousand times as much.
         self._level = claim.interval[0] / 100 - 1e-9
-        self._planned = _planned_evaluations(recipe, claim.split)
+        self._planned = 1 if claim.metric == "accuracy_augmented" else _planned_evaluations(recipe, claim.split)
         self._accuracies: list[float] = []
 
-    def evaluated(self, split: str, accuracy: float) -> None:
-        """Take note of an evaluation; accuracy is a fraction, measured the source's way."""
-        if split == self._split:
+    def evaluated(self, split: str, accuracy: float, metric: str = "accuracy") -> None:
+        """Take note of an evaluation; accuracy is a fraction, by the metric of that name."""
+        if split == self._split and metric == self._metric:
             self._accuracies.append(accuracy)
 
     @property

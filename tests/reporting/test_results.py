@@ -84,6 +84,14 @@ def test_accuracy_is_in_percent_and_the_final_one_stands_at_the_last_epoch() -> 
     assert run(4).last_accuracy("test") is None
 
 
+def test_accuracy_with_test_time_augmentation_is_a_number_of_its_own() -> None:
+    both = run(1, metrics={"test/accuracy": {4: 0.8}, "test/accuracy_augmented": {4: 0.82}})
+    assert both.accuracy("test", metric="accuracy_augmented") == {4: 82.0}
+    assert both.last_accuracy("test") == 80.0
+    only_final = run(2, once={"final/test_accuracy": 0.8, "final/test_accuracy_augmented": 0.82})
+    assert only_final.last_accuracy("test", metric="accuracy_augmented") == 82.0
+
+
 def test_throughput_and_epoch_time_leave_the_first_epoch_out() -> None:
     measured = run(
         1,

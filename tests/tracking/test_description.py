@@ -167,3 +167,13 @@ def test_other_splits_do_not_count() -> None:
     for _ in range(5):
         watched.evaluated("validation", 0.99)
     assert not watched.held
+
+
+def test_an_augmented_claim_waits_for_the_augmented_evaluation() -> None:
+    evaluation = {"batch_size": 50, "test_time_augmentation": {"mirror": True}}
+    followed = watch({"at_least": 60.0, "metric": "accuracy_augmented"}, evaluation=evaluation)
+    for _ in range(8):
+        followed.evaluated("test", 0.9)
+    assert not followed.held
+    followed.evaluated("test", 0.61, "accuracy_augmented")
+    assert followed.held
