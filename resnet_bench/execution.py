@@ -13,14 +13,17 @@ from typing import Any, Literal
 import torch
 
 from resnet_bench.errors import UserError
+from resnet_bench.kernels import FastPaths, Remembered, kept_allocations, machine_memory
 
+Level = Literal["auto", "plain", "fast"]
+LEVELS: tuple[Level, ...] = ("auto", "plain", "fast")
 Precision = Literal["fp32", "tf32", "bf16"]
 PrecisionChoice = Literal["auto", "fp32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True)
 class Execution:
-    """Device, precision, memory layout and compilation of a run, resolved for the machine it runs on.
+    """Device, precision, memory layout and ways of computing of a run, resolved for the machine it runs on.
 
     Attributes:
         device: ``cpu``, ``cuda:N`` or ``mps``.
@@ -30,6 +33,9 @@ class Execution:
         compile: Run the network through ``torch.compile``.
         deterministic: Only kernels that give the same bits every time.
         threads: Threads that one operation uses on a CPU.
+        level: What was asked for: ``plain`` is torch as it comes (fp32, contiguous, eager), to compare with; ``fast``
+            takes every way that is known to pay; ``auto`` chooses by measuring.
+        fast_paths: On a CPU, compute convolutions of small maps as matrix products and keep freed memory.
     """
 
     device: str
@@ -38,6 +44,8 @@ class Execution:
     compile: bool
     deterministic: bool
     threads: int
+    level: Level = "auto"
+    fast_paths: bool = False
 
     @classmethod
     def resolve(
@@ -48,27 +56,34 @@ class Execution:
         compile: bool = False,  # noqa: A002 - the field's own word
         deterministic: bool = False,
         threads: int | None = None,
+        level: Level = "auto",
     ) -> "Execution":
         """Choose what was left open and check what was asked for.
 
         Args:
             device: ``auto`` takes the first GPU, else the CPU.
-            precision: ``auto`` takes bf16 where the device has it in hardware, else fp32.
+            precision: ``auto`` takes bf16 where the device has it in hardware, else fp32; at the level ``plain``
+                always fp32. Any other choice holds at every level.
             compile: Whether to run the network through ``torch.compile``.
             deterministic: Whether the same seed must give the same bits.
             threads: Threads on a CPU; all cores that the process may use by default.
+            level: ``auto`` is resolved like ``fast`` here; what a recipe runs best with is measured by
+                :func:`resnet_bench.performance.tuned`.
 
         Raises:
             UserError: The device does not exist here, or cannot do what is asked.
         """
         name = _resolve_device(device)
+        is_plain = level == "plain"
         return cls(
             device=name,
-            precision=_resolve_precision(name, precision),
-            channels_last=name != "mps",
+            precision=_resolve_precision(name, "fp32" if is_plain and precision == "auto" else precision),
+            channels_last=name != "mps" and not is_plain,
             compile=compile,
             deterministic=deterministic,
-            threads=threads or _usable_cores(),
+            threads=threads or usable_cores(),
+            level=level,
+            fast_paths=name == "cpu" and not is_plain and not compile,
         )
 
     @property
@@ -92,6 +107,12 @@ class Execution:
         """The memory order of image tensors."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
+    @property
+    def weight_memory_format(self) -> torch.memory_format:
+        """The memory order of convolution weights."""
+        # oneDNN gives gradients of weights in contiguous order, whatever the weights' own: every step would copy them.
+        return torch.contiguous_format if self.device_type == "cpu" else self.memory_format
+
     def asdict(self) -> dict[str, Any]:
         """The fields, as plain values."""
         return dataclasses.asdict(self)
@@ -99,16 +120,27 @@ class Execution:
     def describe(self) -> str:
         """One line for a person, such as ``cpu, bf16, channels_last, 2 threads``."""
         parts = [self.device, self.precision]
-        parts += [name for name in ("channels_last", "compile", "deterministic") if getattr(self, name)]
+        switches = ("channels_last", "fast_paths", "compile", "deterministic")
+        parts += [name.replace("_paths", " paths") for name in switches if getattr(self, name)]
         if self.device == "cpu":
             parts.append(f"{self.threads} threads")
         return ", ".join(parts)
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
         """The context in which the network runs forward."""
-        if self.precision == "bf16":
-            return torch.autocast(self.device_type, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
+        with contextlib.ExitStack() as contexts:
+            if self.precision == "bf16":
+                contexts.enter_context(torch.autocast(self.device_type, dtype=torch.bfloat16))
+            if self.fast_paths:
+                dtype = torch.bfloat16 if self.precision == "bf16" else None
+                # What a measurement chose may differ from machine to machine, and so may the bits.
+                contexts.enter_context(FastPaths(dtype, None if self.deterministic else self.memory()))
+            yield
+
+    def memory(self) -> Remembered:
+        """What was measured on this machine, with as many threads."""
+        return machine_memory(f"{cpu_name()}, {self.threads} threads, torch {torch.__version__}")
 
     def synchronize(self) -> None:
         """Wait until the device has done everything it was given."""
@@ -137,7 +169,8 @@ class Execution:
             torch.use_deterministic_algorithms(self.deterministic)
             cudnn.benchmark = self.device_type == "cuda" and not self.deterministic
             torch.set_num_threads(self.threads)
-            yield
+            with kept_allocations(self.fast_paths):
+                yield
         finally:
             matmul.allow_tf32, cudnn.allow_tf32 = before[0], before[1]
             torch.use_deterministic_algorithms(before[2], warn_only=before[3])
@@ -155,7 +188,8 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine() or "CPU"
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -192,6 +226,9 @@ def _resolve_precision(device: str, precision: PrecisionChoice) -> Precision:
         return precision
     if kind == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    # On processors with AMX, oneDNN's bf16 weight gradients of small maps are slower than fp32's.
-    fast_on_cpu = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
-    return "bf16" if kind == "cpu" and fast_on_cpu else "fp32"
+    return "bf16" if kind == "cpu" and has_bf16() else "fp32"
+
+
+def has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 in hardware; without that bf16 is slower than fp32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

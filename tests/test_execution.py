@@ -70,3 +70,19 @@ def test_autocast_rounds_only_where_it_is_asked_for() -> None:
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         with Execution.resolve("cpu", precision).autocast():
             assert (left @ right).dtype == dtype
+
+
+def test_plain_is_torch_as_it_comes() -> None:
+    execution = Execution.resolve("cpu", level="plain")
+    assert (execution.precision, execution.channels_last, execution.fast_paths) == ("fp32", False, False)
+    assert execution.weight_memory_format == execution.memory_format == torch.contiguous_format
+    assert Execution.resolve("cpu", "bf16", level="plain").precision == "bf16"
+
+
+@pytest.mark.parametrize("level", ["auto", "fast"])
+def test_the_other_levels_take_what_pays_on_a_cpu(level) -> None:
+    execution = Execution.resolve("cpu", "fp32", level=level)
+    assert (execution.precision, execution.channels_last, execution.fast_paths) == ("fp32", True, True)
+    assert execution.asdict()["level"] == level
+    assert "channels_last, fast paths" in execution.describe()
+    assert not Execution.resolve("cpu", compile=True, level=level).fast_paths
