@@ -6,6 +6,7 @@ PROFILE ?=
 DEVICE ?= auto
 DATA ?=
 STUDY ?= resnet18-step-decay
+AGAIN ?=
 
 PYTHON ?= python3
 VENV := .venv
@@ -23,11 +24,11 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .PHONY: help bench smoke full ui study report dashboard test test-slow lint lock clean
 
 help: ## Show this list
-	@echo "make TARGET [BENCHMARKS=\"NAME …\"] [SEEDS=1] [PROFILE=full|smoke] [DEVICE=auto] [DATA=folder] [STUDY=NAME]"
+	@echo "make TARGET [BENCHMARKS=\"NAME …\"] [SEEDS=1] [PROFILE=full|smoke] [DEVICE=auto] [DATA=folder] [AGAIN=1] [STUDY=NAME]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 bench: $(READY) ## Train the four benchmarks, compare them with their claims, and write the report
-	@$(CLI) run $(BENCHMARKS) --seeds $(SEEDS) $(if $(PROFILE),--profile $(PROFILE)) --device $(DEVICE) $(DATA_OPTION); \
+	@$(CLI) run $(BENCHMARKS) --resume $(if $(AGAIN),--again) --seeds $(SEEDS) $(if $(PROFILE),--profile $(PROFILE)) --device $(DEVICE) $(DATA_OPTION); \
 	status=$$?; \
 	case $$status in 0|1) $(CLI) report || exit $$? ;; esac; \
 	exit $$status

@@ -232,6 +232,7 @@ def run(
     runs: RunsFolder = DEFAULT_RUNS,
     benchmarks: BenchmarksFolder = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what was interrupted.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Train anew what is finished already.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a long run.")] = False,
 ) -> None:
     """Train benchmarks, watch them, and track them in MLflow.
@@ -258,15 +259,16 @@ def run(
             runs=runs,
             benchmarks=benchmarks,
             resume=resume,
+            again=again,
             ask=not yes and sys.stdin.isatty() and console.is_terminal,
         ),
         console,
     )
     if outcome.interrupted:
-        again = shlex.join(["resnet-bench", *sys.argv[1:], *([] if resume else ["--resume"])])
-        console.print(f"interrupted; go on with: {again}", highlight=False, markup=False, soft_wrap=True)
+        command = shlex.join(["resnet-bench", *sys.argv[1:], *([] if resume else ["--resume"])])
+        console.print(f"interrupted; go on with: {command}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED)
-    if outcome.failures:
+    if outcome.failures or outcome.abandoned:
         raise typer.Exit(FAILED)
 
 

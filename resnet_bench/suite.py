@@ -1,6 +1,7 @@
 """A suite of runs: benchmarks × seeds, planned, run one after another, and summed up."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +13,13 @@ from rich.console import Console
 from rich.prompt import Confirm
 
 from resnet_bench import data, registry
-from resnet_bench.benchmark import Benchmark, ProfileName, override
+from resnet_bench.benchmark import Benchmark, Claim, ProfileName, override
 from resnet_bench.data import Dataset
 from resnet_bench.errors import UserError
 from resnet_bench.execution import Execution, PrecisionChoice
 from resnet_bench.launch import RunRequest, Stopped, StopRequest, run, stop_on_signals
 from resnet_bench.launch.plan import choose_profile, estimate_seconds, measure_flops_per_second
+from resnet_bench.launch.run_cache import RunCache
 from resnet_bench.reporting.statistics import verdict
 from resnet_bench.terminal import RunDisplay, RunResult, closing_table, duration
 from resnet_bench.tracking import Store, close_dead_runs
@@ -43,6 +45,7 @@ class SuiteRequest:
     runs: Path
     benchmarks: Path | None
     resume: bool
+    again: bool
     ask: bool
 
 
@@ -52,6 +55,13 @@ class SuiteOutcome:
 
     results: list[RunResult] = field(default_factory=list)
     interrupted: bool = False
+    abandoned: str | None = None
+    """Why runs of the plan were not started, a sentence."""
+
+    @property
+    def cached(self) -> int:
+        """Runs that were finished before and not trained again."""
+        return sum(result.cached for result in self.results)
 
     @property
     def failures(self) -> int:
@@ -62,7 +72,8 @@ class SuiteOutcome:
 def run_suite(request: SuiteRequest, console: Console) -> SuiteOutcome:
     """Plan, say what will be done, do it, and print the closing table.
 
-    A run that fails does not stop those after it.
+    A run that was finished before is not trained again, unless ``again`` is set. A run that fails does not stop
+    those after it.
 
     Raises:
         UserError: Something asked for does not exist or does not fit; nothing was started.
@@ -83,14 +94,16 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteOutcome:
     if choice.profile == "full" and any(images.generated for images in datasets.values()):
         choice = choose_profile(request.profile, execution, real_data=False)
         plan = _plan(request, benchmarks, choice.profile, execution)
-    seconds = _announce(plan, choice.reason, datasets, store, console)
+    cache = None if request.again else RunCache(store)
+    left = _left_to_train(plan, datasets, cache, console)
+    seconds = _announce(plan, left, choice.reason, datasets, store, console)
     if request.ask and seconds > LONG_RUN_SECONDS and not Confirm.ask("Go on?", console=console, default=True):
         raise UserError("nothing was started")
 
     store.prepare()
     close_dead_runs(store)
     with stop_on_signals() as stop:
-        outcome = _run_all(plan, datasets, store, request.runs, stop, console)
+        outcome = _run_all(plan, len(left), datasets, store, cache, request.runs, stop, console)
     _sum_up(outcome, datasets, list(request.assignments), store, console)
     return outcome
 
@@ -106,6 +119,7 @@ def _plan(
             seed=seed,
             execution=execution,
             resume=request.resume,
+            again=True,
         )
         for benchmark in benchmarks
         for seed in request.seeds
@@ -130,15 +144,45 @@ def _load_datasets(
     }
 
 
+def _left_to_train(
+    plan: Sequence[RunRequest], datasets: Mapping[str, Dataset], cache: RunCache | None, console: Console
+) -> list[RunRequest]:
+    """The runs that are not finished yet; says why a run that looks finished is trained again."""
+    if cache is None:
+        return list(plan)
+    left = []
+    for planned in plan:
+        remembered = cache.look_up(planned, datasets[planned.recipe.data.dataset])
+        if remembered.run is None:
+            left.append(planned)
+        if remembered.why_not:
+            text = f"{_label(planned)} is trained again: {remembered.why_not}"
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+    return left
+
+
 def _announce(
-    plan: Sequence[RunRequest], reason: str, datasets: Mapping[str, Dataset], store: Store, console: Console
+    plan: Sequence[RunRequest],
+    left: Sequence[RunRequest],
+    reason: str,
+    datasets: Mapping[str, Dataset],
+    store: Store,
+    console: Console,
 ) -> float:
     """Say what will run, why, on what, and for how long; return the seconds."""
     first = plan[0]
-    rate = measure_flops_per_second(first.execution)
-    seconds = sum(estimate_seconds(planned.recipe, rate) for planned in plan)
+    rate = measure_flops_per_second(first.execution) if left else 1.0
+    seconds = sum(estimate_seconds(planned.recipe, rate) for planned in left)
     runs = f"{len(plan)} run{'s' if len(plan) != 1 else ''}"
     console.print(f"{runs} in the {first.profile} profile: {reason}.", highlight=False)
+    if cached := len(plan) - len(left):
+        what = "All of them were" if not left else f"{cached} of them {'were' if cached > 1 else 'was'}"
+        console.print(
+            f"{what} finished before with the same recipe, images, execution and code (--again trains anew); "
+            f"{len(left)} left to train.",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(f"on {first.execution.device_name} ({first.execution.describe()})", highlight=False, markup=False)
     for name, images in datasets.items():
         if images.generated:
@@ -150,28 +194,33 @@ def _announce(
         else:
             console.print(f"{name} from {images.source} at {images.location}", highlight=False, markup=False)
     console.print(f"tracked in {store.shown}", highlight=False, markup=False)
-    console.print(f"about {duration(seconds)} in all\n", highlight=False)
+    console.print(f"about {duration(seconds)} in all\n" if left else "", highlight=False)
     return seconds
 
 
 def _run_all(
     plan: Sequence[RunRequest],
+    left: int,
     datasets: Mapping[str, Dataset],
     store: Store,
+    cache: RunCache | None,
     runs_folder: Path,
     stop: StopRequest,
     console: Console,
 ) -> SuiteOutcome:
     outcome = SuiteOutcome()
-    with RunDisplay(console, len(plan)).shown() as display:
+    with RunDisplay(console, left).shown() as display:
         for request in plan:
             result = RunResult(request)
             outcome.results.append(result)
+            images = datasets[request.recipe.data.dataset]
+            # Asked once more: another process may have finished it by now.
+            if cache is not None and (finished := cache.look_up(request, images).run) is not None:
+                result.remember(finished)
+                continue
             display.begin(request)
             try:
-                for event in run(
-                    request, datasets[request.recipe.data.dataset], store, runs_folder=runs_folder, stop=stop
-                ):
+                for event in run(request, images, store, runs_folder=runs_folder, stop=stop):
                     result.take(event)
                     display.take(event)
             except (Stopped, KeyboardInterrupt):
@@ -180,13 +229,41 @@ def _run_all(
                 return outcome
             except Exception as error:
                 # One run's failure, whatever it is, must not cost the runs behind it.
-                result.failure = str(error).splitlines()[0] if str(error) else type(error).__name__
+                result.failure = sentence_of(error)
                 display.end(result.failure)
             else:
                 display.end()
-            if request.execution.device_type == "cuda":
-                torch.cuda.empty_cache()
+            if broken := _broken_device(request.execution):
+                outcome.abandoned = f"the runs behind it were not started: {broken}"
+                break
     return outcome
+
+
+def _broken_device(execution: Execution) -> str | None:
+    """Why nothing more can run on the device in this process, or None; frees what the last run held of it."""
+    if execution.device_type != "cuda":
+        return None
+    try:
+        torch.cuda.synchronize(execution.device)
+        torch.cuda.empty_cache()
+    except RuntimeError as error:
+        # CUDA never forgives some errors, such as a failed assertion in a kernel: only a new process helps.
+        return f"{execution.device_name} takes no more work from this process ({sentence_of(error)}); run again"
+    return None
+
+
+def sentence_of(error: Exception) -> str:
+    """What went wrong with a run, in one line."""
+    text = str(error).strip()
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, NotImplementedError) and "MPS" in text:
+        operator = re.search(r"'(aten::\S+)'", text)
+        return (
+            f"the Apple GPU lacks {operator.group(1) if operator else 'an operator'}; set "
+            "PYTORCH_ENABLE_MPS_FALLBACK=1 to run it on the CPU, or write --device cpu"
+        )
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _sum_up(
@@ -200,10 +277,12 @@ def _sum_up(
     console.print(closing_table(outcome.results, [word for word, _ in verdicts]))
     for sentence in _remarks(outcome.results, verdicts):
         say(sentence)
+    if outcome.abandoned:
+        say(outcome.abandoned)
     say("")
     for result in outcome.results:
         if result.url:
-            say(f"{_label(result)}: {result.url}")
+            say(f"{_label(result.request)}: {result.url}")
         if result.undelivered:
             say(f"  {result.undelivered}")
     say(f"\nruns are in {store.shown}; see them with: resnet-bench ui")
@@ -211,7 +290,7 @@ def _sum_up(
 
 def _remarks(results: Sequence[RunResult], verdicts: Sequence[tuple[str, str]]) -> list[str]:
     """Why runs failed, and why each benchmark's verdict is what it is."""
-    failed = [f"{_label(result)} failed: {result.failure}" for result in results if result.failure]
+    failed = [f"{_label(result.request)} failed: {result.failure}" for result in results if result.failure]
     judged = [
         f"{result.request.benchmark.name}: {word} ({reason})"
         for result, (word, reason) in zip(results, verdicts, strict=True)
@@ -220,8 +299,12 @@ def _remarks(results: Sequence[RunResult], verdicts: Sequence[tuple[str, str]]) 
     return failed + list(dict.fromkeys(judged))
 
 
-def _label(result: RunResult) -> str:
-    return f"{result.request.benchmark.name} seed {result.request.seed}"
+def _label(request: RunRequest) -> str:
+    return f"{request.benchmark.name} seed {request.seed}"
+
+
+def _test_claim(result: RunResult) -> Claim | None:
+    return next((claim for claim in result.request.benchmark.claims if claim.split == "test"), None)
 
 
 def _verdicts(
@@ -230,12 +313,13 @@ def _verdicts(
     """A word and a reason for each result; seeds of one benchmark are judged together."""
     curves: dict[str, list[dict[int, float]]] = defaultdict(list)
     for result in results:
-        if result.failure is None and result.accuracy_by_epoch:
-            percents = {epoch: 100 * value for epoch, value in result.accuracy_by_epoch.items()}
+        claim = _test_claim(result)
+        if claim is not None and result.failure is None and (accuracies := result.accuracies(claim.metric)):
+            percents = {epoch: 100 * value for epoch, value in accuracies.items()}
             curves[result.request.benchmark.name].append(percents)
     verdicts = []
     for result in results:
-        claim = next((claim for claim in result.request.benchmark.claims if claim.split == "test"), None)
+        claim = _test_claim(result)
         if (
             claim is None
             or result.failure is not None

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from resnet_bench.launch import RunOpened, RunRequest
 from resnet_bench.launch.local import RunClosed
+from resnet_bench.launch.run_cache import FinishedRun
 from resnet_bench.training.events import EpochEnded, Evaluated, Event, Finished, Started, Steps
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -34,18 +35,35 @@ class RunResult:
     """Why the run could not be trained to its end, a sentence."""
     interrupted: bool = False
     undelivered: str | None = None
-    already_finished: bool = False
+    cached: bool = False
+    """Finished before, and not trained again."""
     accuracy_by_epoch: dict[int, float] = field(default_factory=dict)
+    accuracy_augmented: float | None = None
+    """Test accuracy with test-time augmentation, where the recipe has it."""
+
+    def accuracies(self, metric: str) -> dict[int, float]:
+        """What a claim of this metric is held against: fractions by epoch."""
+        if metric == "accuracy":
+            return self.accuracy_by_epoch
+        return {} if self.accuracy_augmented is None else {self.epochs: self.accuracy_augmented}
+
+    def remember(self, finished: FinishedRun) -> None:
+        """Take the numbers of a run that was finished before."""
+        self.cached, self.url, self.epochs = True, finished.url, finished.epochs
+        self.accuracy, self.accuracy_plain = finished.accuracy, finished.accuracy_plain
+        self.images_per_second, self.train_seconds = finished.images_per_second, finished.train_seconds
+        self.accuracy_by_epoch = dict(finished.accuracy_by_epoch)
+        self.accuracy_augmented = finished.accuracy_augmented
 
     def take(self, event: Event | RunOpened | RunClosed) -> None:
         """Remember what the table will show."""
         match event:
             case RunOpened():
                 self.url, self.folder = event.url, str(event.folder)
-                self.already_finished = event.already_finished
             case Evaluated(split="test"):
                 self.accuracy, self.accuracy_plain = event.accuracy, event.accuracy_plain
                 self.accuracy_by_epoch[event.epoch] = event.accuracy
+                self.accuracy_augmented = event.accuracy_augmented
             case EpochEnded():
                 self.epochs, self.images_per_second = event.epoch, event.images_per_second
                 self.train_seconds = event.train_seconds
@@ -102,8 +120,6 @@ class RunDisplay:
     def take(self, event: Event | RunOpened | RunClosed) -> None:
         """Show what an event says."""
         match event:
-            case RunOpened() if event.already_finished:
-                self._line("is finished already; nothing to resume")
             case RunOpened() if event.resumed_at_step:
                 self._line(f"goes on behind step {event.resumed_at_step}")
             case Started():
@@ -155,12 +171,15 @@ class RunDisplay:
 
 
 def closing_table(results: Sequence[RunResult], verdicts: Sequence[str]) -> Table:
-    """One row a run.
+    """One row a run; where some were finished before, a column says which, and where test-time augmentation
+    was used, one more gives the accuracy with it.
 
     Args:
         results: What came of each run.
         verdicts: For each result, the verdict's word.
     """
+    cached = any(result.cached for result in results)
+    augmented = any(result.accuracy_augmented is not None for result in results)
     table = Table(title="Results", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name, justify in (
         ("benchmark", "left"),
@@ -168,10 +187,12 @@ def closing_table(results: Sequence[RunResult], verdicts: Sequence[str]) -> Tabl
         ("epochs", "right"),
         ("accuracy", "right"),
         ("plain", "right"),
+        *([("TTA", "right")] if augmented else []),
         ("claim", "right"),
         ("verdict", "left"),
         ("images/s", "right"),
         ("time", "right"),
+        *([("run", "left")] if cached else []),
     ):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]  # literals in a loop
     for result, verdict in zip(results, verdicts, strict=True):
@@ -182,10 +203,12 @@ def closing_table(results: Sequence[RunResult], verdicts: Sequence[str]) -> Tabl
             str(result.epochs or "–"),
             percent(result.accuracy),
             percent(result.accuracy_plain),
+            *([percent(result.accuracy_augmented)] if augmented else []),
             claim,
             "failed" if result.failure else "interrupted" if result.interrupted else verdict,
             f"{result.images_per_second:,.0f}" if result.images_per_second else "–",
             duration(result.train_seconds) if result.train_seconds is not None else "–",
+            *(["cached" if result.cached else "new"] if cached else []),
         )
     return table
 

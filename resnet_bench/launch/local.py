@@ -4,6 +4,8 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from resnet_bench.benchmark import Benchmark, ProfileName, Recipe
 from resnet_bench.data import Dataset
 from resnet_bench.execution import Execution
@@ -11,6 +13,7 @@ from resnet_bench.launch.outcome import log_outcome, log_recipe
 from resnet_bench.launch.run_folder import RunFolder, RunIdentity
 from resnet_bench.launch.signals import StopRequest
 from resnet_bench.tracking import RunDescription, ShippingReport, Store, Tracker
+from resnet_bench.tracking.environment import code_fingerprint
 from resnet_bench.training import checkpoint, train
 from resnet_bench.training.events import EndReason, EpochEnded, Evaluated, Event, Finished, State, Steps
 
@@ -32,6 +35,8 @@ class RunRequest:
     tags: Mapping[str, str] = field(default_factory=dict)
     resume: bool = False
     """Go on with an unfinished run of the same experiment, where there is one."""
+    again: bool = False
+    """With ``resume``: runs that are finished do not count, because who asks has looked for them elsewhere."""
     keep_model: bool = True
     """Write checkpoints and log the model; a study's trials do without."""
 
@@ -94,8 +99,10 @@ def run(
         fingerprint=request.recipe.fingerprint,
         data_fingerprint=dataset.fingerprint,
         role=request.role,
+        execution=_execution_class(request.execution),
+        code=f"{code_fingerprint()} torch {torch.__version__}",
     )
-    found = RunFolder.find(runs_folder, identity) if request.resume else None
+    found = RunFolder.find(runs_folder, identity, finished=not request.again) if request.resume else None
     folder = found or RunFolder.create(runs_folder, identity)
     try:
         if folder.is_finished:
@@ -114,7 +121,7 @@ def _tracked(
     resumed_at_step = int(resume_from["position"]["step"]) if resume_from else 0
     tracker = Tracker.open(
         store,
-        _description(request, dataset, folder),
+        describe(request, dataset, folder=folder.path.name),
         folder.path,
         resume_run_id=folder.run_id,
         resume_step=resumed_at_step if resume_from else None,
@@ -151,7 +158,7 @@ def _tracked(
         raise
     finally:
         report = tracker.close(end, reason)
-        folder.update(status=end, run_id=tracker.run_id)
+        folder.note_end(end, tracker.run_id)
     yield RunClosed(report)
 
 
@@ -186,7 +193,19 @@ class _Checkpoints:
             checkpoint.save({**self._position(), "best_accuracy": self._best}, self._folder.last_checkpoint)
 
 
-def _description(request: RunRequest, dataset: Dataset, folder: RunFolder) -> RunDescription:
+def _execution_class(execution: Execution) -> str:
+    """What of an execution decides how numbers are rounded; runs of different classes are not mixed in one."""
+    return " ".join([execution.device_type, execution.precision, *["deterministic"] * execution.deterministic])
+
+
+def describe(request: RunRequest, dataset: Dataset, *, folder: str | None = None) -> RunDescription:
+    """A request as the tracking store will hold it.
+
+    Args:
+        request: The run.
+        dataset: Its images.
+        folder: Name of the run's folder, once it has one.
+    """
     return RunDescription(
         benchmark=request.benchmark,
         recipe=request.recipe,
@@ -202,5 +221,5 @@ def _description(request: RunRequest, dataset: Dataset, folder: RunFolder) -> Ru
         run_name=request.run_name or f"{request.benchmark.name} seed {request.seed}",
         experiment=request.experiment,
         parent_run_id=request.parent_run_id,
-        tags={**request.tags, "resnet_bench.folder": folder.path.name},
+        tags={**request.tags, **({"resnet_bench.folder": folder} if folder else {})},
     )

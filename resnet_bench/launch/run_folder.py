@@ -1,6 +1,7 @@
 """The folder of one run: its journal, its checkpoints, and what is needed to go on with it."""
 
 import json
+import logging
 import os
 import time
 from dataclasses import dataclass
@@ -10,8 +11,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from resnet_bench.errors import UserError
+from resnet_bench.tracking.journal import write_atomically
+from resnet_bench.training import checkpoint
 
 STATE_FILE = "run.json"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,8 @@ class RunIdentity:
     fingerprint: str
     data_fingerprint: str
     role: str
+    execution: str
+    code: str
 
 
 class RunFolder:
@@ -57,18 +64,28 @@ class RunFolder:
         return folder
 
     @classmethod
-    def find(cls, runs_folder: Path, identity: RunIdentity) -> "RunFolder | None":
-        """The newest folder of this experiment that no process holds, or None."""
-        candidates = sorted(runs_folder.glob(f"*/{STATE_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
+    def find(cls, runs_folder: Path, identity: RunIdentity, *, finished: bool = True) -> "RunFolder | None":
+        """The newest folder of this experiment that no process holds, or None.
+
+        Args:
+            runs_folder: Where to look.
+            identity: The experiment.
+            finished: Whether a run counts that was trained to its end.
+        """
+        candidates = sorted(runs_folder.glob(f"*/{STATE_FILE}"), key=_modified, reverse=True)
         for file in candidates:
-            try:
-                state = json.loads(file.read_text())
-            except (OSError, ValueError):
+            state = _read_state(file)
+            if state is None or state.get("identity") != vars(identity):
                 continue
-            if isinstance(state, dict) and state.get("identity") == vars(identity):
-                folder = cls(file.parent, state)
-                if folder.acquire():
-                    return folder
+            folder = cls(file.parent, state)
+            if not folder.acquire():
+                continue
+            # Whoever held it until now may have finished it.
+            folder._state = _read_state(file) or state
+            if finished or not folder.is_finished:
+                folder._clear_leftovers()
+                return folder
+            folder.release()
         return None
 
     def acquire(self) -> bool:
@@ -121,10 +138,36 @@ class RunFolder:
         self._state = {**self._state, **changes}
         self._write()
 
+    def note_end(self, status: str, run_id: str | None) -> None:
+        """Note how the run ended. A disk that is full must not hide why: the run can then be gone on with."""
+        try:
+            self.update(status=status, run_id=run_id)
+        except OSError as error:
+            _log.warning("%s: how the run ended could not be noted (%s)", self.path, error.strerror or error)
+
     def _write(self) -> None:
-        unfinished = self.path / f".{STATE_FILE}.unfinished"
-        unfinished.write_text(json.dumps(self._state, indent=1))
-        unfinished.replace(self.path / STATE_FILE)
+        write_atomically(self.path / STATE_FILE, json.dumps(self._state, indent=1).encode())
+
+    def _clear_leftovers(self) -> None:
+        """Remove what a process left that was killed while it wrote a checkpoint."""
+        for file in self.last_checkpoint.parent.glob(f".*{checkpoint.UNFINISHED}"):
+            file.unlink(missing_ok=True)
+
+
+def _modified(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        # Somebody is tidying up.
+        return 0.0
+
+
+def _read_state(file: Path) -> dict[str, Any] | None:
+    try:
+        state = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return state if isinstance(state, dict) and {"identity", "status", "run_id", "resumed"} <= state.keys() else None
 
 
 def _new_folder(parent: Path, name: str) -> Path:

@@ -2,9 +2,12 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
 
 from resnet_bench.errors import UserError
 
@@ -24,10 +27,19 @@ def write_all(folder: Path, contents: Mapping[str, bytes]) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as scratch:
+        _clear_leftovers(folder)
+        with tempfile.TemporaryDirectory(prefix=f".report-{os.getpid()}-", dir=folder) as scratch:
             _replace_all(folder, Path(scratch), contents)
     except OSError as error:
         raise UserError(f"{folder}: the report cannot be written there: {error.strerror or error}") from error
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Remove what processes left that were killed while they wrote."""
+    for scratch in folder.glob(".report-*"):
+        pid = scratch.name.split("-")[1]
+        if not pid.isdigit() or not psutil.pid_exists(int(pid)):
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _replace_all(folder: Path, scratch: Path, contents: Mapping[str, bytes]) -> None:

@@ -11,11 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from resnet_bench.benchmark import Benchmark, ProfileName, Recipe
-from resnet_bench.tracking.environment import code_version, environment, package_version
+from resnet_bench.tracking.environment import code_fingerprint, code_version, environment, package_version
 from resnet_bench.tracking.experiments import EXPERIMENT
 from resnet_bench.tracking.orphans import process_start
 
 PREFIX = "resnet_bench."
+
+
+def params_of(recipe: Recipe) -> dict[str, str]:
+    """Every field of a recipe under its dotted key; what is no string is written as JSON."""
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in recipe.flat().items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +73,7 @@ class RunDescription:
 
     def params(self) -> dict[str, str]:
         """Every field of the recipe under its dotted key; what is no string is written as JSON."""
-        return {
-            key: value if isinstance(value, str) else json.dumps(value) for key, value in self.recipe.flat().items()
-        }
+        return params_of(self.recipe)
 
     def all_tags(self) -> dict[str, str]:
         """Every tag that is known before training starts."""
@@ -90,6 +93,7 @@ class RunDescription:
             "generated": _boolean(self.generated),
             "code_commit": commit,
             "code_dirty": _boolean(dirty),
+            "code_fingerprint": code_fingerprint(),
             "version": package_version(),
             "source_title": self.benchmark.source.title,
         }

@@ -1,6 +1,7 @@
 """What a run ran with: versions, machine, and the state of the code."""
 
 import functools
+import hashlib
 import os
 import platform
 import subprocess
@@ -10,6 +11,20 @@ from typing import Any
 
 PACKAGE = "resnet-bench"
 _GIT_TIMEOUT_SECONDS = 10
+_CODE_AROUND_RUNS = {
+    "cli.py",
+    "study_commands.py",
+    "suite.py",
+    "terminal.py",
+    "checkup.py",
+    "registry.py",
+    "errors.py",
+    "tuning",
+    "reporting",
+    "launch",
+    "tracking",
+}
+"""What plans, tracks and shows runs, and decides nothing about what they give."""
 
 
 def environment() -> dict[str, Any]:
@@ -56,6 +71,22 @@ def code_version() -> tuple[str, bool]:
         if commit is not None and changes is not None:
             return commit.strip(), bool(changes.strip())
     return f"v{package_version()}", False
+
+
+@functools.cache
+def code_fingerprint() -> str:
+    """SHA-256, shortened to 16 digits, of the source files that decide what a recipe gives.
+
+    A commit says less: one that touches only a report changes no result, and changes that are not committed do.
+    """
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        name = file.relative_to(root)
+        if name.parts[0] not in _CODE_AROUND_RUNS:
+            content = file.read_bytes()
+            digest.update(f"{name.as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:16]
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -95,7 +95,7 @@ class Tracker:
         except BaseException:
             journal.close()
             raise
-        if next(read(tracker._journal.path, final=True), None) is not None:
+        if tracker._shipper.run_id is not None or tracker._kinds():
             tracker._go_on(resume_step or 0)
         else:
             tracker._begin()
@@ -219,16 +219,27 @@ class Tracker:
                 "tags": {key: self._store.hide(value) for key, value in tags.items()},
             }
         )
+        self._append_recipe(there=set())
         self._shipper.create_run()
-        self._append({"kind": "params", "values": description.params()})
-        self._append(
-            {
-                "kind": "dataset",
-                "name": description.dataset_name,
-                "digest": description.data_fingerprint[:_MAX_DIGEST_LENGTH],
-                "source": description.data_source,
-            }
-        )
+
+    def _append_recipe(self, *, there: set[str]) -> None:
+        """Append the params and the dataset, but for the kinds of records that are there already."""
+        description = self._description
+        if "params" not in there:
+            self._append({"kind": "params", "values": description.params()})
+        if "dataset" not in there:
+            self._append(
+                {
+                    "kind": "dataset",
+                    "name": description.dataset_name,
+                    "digest": description.data_fingerprint[:_MAX_DIGEST_LENGTH],
+                    "source": description.data_source,
+                }
+            )
+
+    def _kinds(self) -> set[str]:
+        """The kinds of records that the journal holds."""
+        return {found.record["kind"] for found in read(self._journal.path, final=True) if isinstance(found, Entry)}
 
     def _go_on(self, step: int) -> None:
         epoch = step // self._description.recipe.steps_per_epoch if step else -1
@@ -236,6 +247,8 @@ class Tracker:
         entries = [found for found in read(self._journal.path, final=True) if isinstance(found, Entry)]
         # What the store has cannot be taken back, and a second value for a step would be a lie: the first stays.
         self._last_steps = last_steps(entries)
+        # A process that was killed right after its first record left neither.
+        self._append_recipe(there={entry.record["kind"] for entry in entries})
         self._claims = {key: watch for key, watch in self._claims.items() if key not in self._last_steps}
         self._catch_up_with_claims(entries, epoch)
         resumed = sum(entry.record["kind"] == "status" and entry.record["status"] == "RUNNING" for entry in entries)
@@ -250,18 +263,23 @@ class Tracker:
             record = entry.record
             if record["kind"] == "metrics" and record["axis"] == "epoch" and record["first_step"] <= epoch:
                 for key, values in record["values"].items():
-                    if key.endswith("/accuracy"):
-                        self._watch_claims(key.removesuffix("/accuracy"), values[0])
+                    split, _, metric = key.partition("/")
+                    if metric in ("accuracy", "accuracy_augmented"):
+                        self._watch_claims(split, values[0], metric)
 
     # --- events ------------------------------------------------------------------------------------
 
     def _record_evaluation(self, event: "Evaluated", now: int) -> None:
         names = ("accuracy", "accuracy_plain", "loss", "loss_plain")
         values = {f"{event.split}/{name}": [float(getattr(event, name))] for name in names}
+        if event.accuracy_augmented is not None:
+            values[f"{event.split}/accuracy_augmented"] = [event.accuracy_augmented]
         self._metrics("epoch", event.epoch, values, timestamp=now)
         spent = self._evaluation_seconds.get(event.epoch, 0.0)
         self._evaluation_seconds[event.epoch] = spent + event.seconds
         self._watch_claims(event.split, event.accuracy)
+        if event.accuracy_augmented is not None:
+            self._watch_claims(event.split, event.accuracy_augmented, "accuracy_augmented")
 
     def _record_epoch(self, event: "EpochEnded", now: int) -> None:
         values = {
@@ -282,13 +300,15 @@ class Tracker:
         values = {f"final/{key.replace('/', '_')}": [float(value)] for key, value in event.metrics.items()}
         values["final/train_seconds"] = [float(event.train_seconds)]
         values["final/evaluation_seconds"] = [float(event.evaluation_seconds)]
+        if event.augmented_seconds:
+            values["final/augmented_seconds"] = [float(event.augmented_seconds)]
         self._metrics("epoch", event.epoch, values, timestamp=now)
         self._flush_evaluation_seconds(now)
         self._note_claims(event.epoch, event.train_seconds, now)
 
-    def _watch_claims(self, split: str, accuracy: float) -> None:
+    def _watch_claims(self, split: str, accuracy: float, metric: str = "accuracy") -> None:
         for watch in self._claims.values():
-            watch.evaluated(split, accuracy)
+            watch.evaluated(split, accuracy, metric)
 
     def _note_claims(self, epoch: int, train_seconds: float, now: int) -> None:
         held = [key for key, watch in self._claims.items() if watch.held]

@@ -115,6 +115,12 @@ class Store:
         """Whether runs are sent to a server rather than written to a database."""
         return self.uri.startswith(("http:", "https:", "databricks"))
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is a store to read: a SQLite file that nobody has made yet holds nothing."""
+        path = _sqlite_path(self.uri)
+        return path is None or path.exists()
+
     def run_url(self, run_id: str) -> str:
         """The page of a run; for a database, where ``make ui`` will show it."""
         if self.uri.startswith("databricks"):

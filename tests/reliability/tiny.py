@@ -1,0 +1,73 @@
+"""A whole suite that is done within a second or two: images in class folders, training, tracking and report."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from resnet_bench.data.content import Content, SplitArrays
+from resnet_bench.suite import SuiteRequest
+from tests.data import builders
+
+BENCHMARK = "he-resnet20"
+EPOCHS = 2
+BATCH_SIZE = 8
+TRAIN_IMAGES = 32
+TEST_IMAGES = 20
+STEPS = EPOCHS * TRAIN_IMAGES // BATCH_SIZE
+
+
+def write_images(folder: Path) -> None:
+    """Forty training and twenty test images of ten classes as PNG files, which the data cache then decodes."""
+    info = replace(builders.small_info(), train_size=40, test_size=TEST_IMAGES)
+    random = np.random.default_rng(0)
+
+    def split(size: int) -> SplitArrays:
+        images = random.integers(0, 256, (size, 3, 32, 32), dtype=np.uint8)
+        return SplitArrays(images, np.arange(size, dtype=np.int64) % info.num_classes)
+
+    builders.write_class_folders(folder / "cifar10", info, Content(split(40), split(TEST_IMAGES)))
+
+
+def suite_request(project: Path, **changes: Any) -> SuiteRequest:
+    """A run of the benchmark on those images, in a project's folder."""
+    request = SuiteRequest(
+        names=[BENCHMARK],
+        seeds=[0],
+        profile="smoke",
+        assignments={
+            "data.train_images": TRAIN_IMAGES,
+            "data.test_images": TEST_IMAGES,
+            "training.epochs": EPOCHS,
+            "training.batch_size": BATCH_SIZE,
+            "evaluation.batch_size": TEST_IMAGES,
+        },
+        device="cpu",
+        precision="fp32",
+        deterministic=True,
+        compile=False,
+        data=project / "data",
+        download=False,
+        tracking=f"sqlite:///{project / 'mlflow.db'}",
+        runs=project / "runs",
+        benchmarks=None,
+        resume=False,
+        again=False,
+        ask=False,
+    )
+    return replace(request, **changes)
+
+
+def speed_up(patch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes seconds and is not looked at: the measured estimate, and the export of the network."""
+    import torch
+
+    def save_weights(network: torch.nn.Module, example: object, folder: Path, *, requirements: object = None) -> None:
+        folder.mkdir(exist_ok=True)
+        torch.save(network.state_dict(), folder / "weights.pt")
+
+    patch.setattr("resnet_bench.suite.measure_flops_per_second", lambda execution: 1e9)
+    patch.setattr("resnet_bench.suite.estimate_seconds", lambda recipe, rate: 1.0)
+    patch.setattr("resnet_bench.tracking.run.save_model", save_weights)
