@@ -231,6 +231,10 @@ def _run_all(
                 # One run's failure, whatever it is, must not cost the runs behind it.
                 result.failure = sentence_of(error)
                 display.end(result.failure)
+                if stop:
+                    # It was asked to stop, and could not even write its checkpoint.
+                    outcome.interrupted = True
+                    return outcome
             else:
                 display.end()
             if broken := _broken_device(request.execution):

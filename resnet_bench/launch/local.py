@@ -126,13 +126,13 @@ def _tracked(
         resume_run_id=folder.run_id,
         resume_step=resumed_at_step if resume_from else None,
     )
-    folder.update(status="running", run_id=tracker.run_id)
-    if resume_from is None:
-        log_recipe(request.benchmark, request.recipe, tracker)
     checkpoints = _Checkpoints(request, folder, resume_from)
     end: EndReason = "failed"
     reason: str | None = None
     try:
+        folder.update(status="running", run_id=tracker.run_id)
+        if resume_from is None:
+            log_recipe(request.benchmark, request.recipe, tracker)
         yield RunOpened(tracker.run_id, tracker.url, folder.path, resumed_at_step=resumed_at_step)
         for event in train(request.recipe, request.execution, request.seed, dataset, resume=resume_from):
             tracker.record(event)

@@ -95,10 +95,15 @@ class Tracker:
         except BaseException:
             journal.close()
             raise
-        if tracker._shipper.run_id is not None or tracker._kinds():
-            tracker._go_on(resume_step or 0)
-        else:
-            tracker._begin()
+        try:
+            if tracker._shipper.run_id is not None or tracker._kinds():
+                tracker._go_on(resume_step or 0)
+            else:
+                tracker._begin()
+        except BaseException:
+            tracker._shipper.abandon()
+            journal.close()
+            raise
         tracker._shipper.start()
         tracker._sampler.start()
         return tracker

@@ -340,6 +340,10 @@ class Shipper:
         """Start the thread."""
         self._thread.start()
 
+    def abandon(self) -> None:
+        """Give the folder back without having started the thread."""
+        self._lock.release()
+
     def close(self, timeout: float) -> ShippingReport:
         """Send what is left, for so many seconds at most, and stop.
 

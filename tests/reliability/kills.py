@@ -21,8 +21,10 @@ import random
 import re
 import shutil
 import signal
+import sqlite3
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -273,7 +275,7 @@ def run_harness(folder: Path, *, kills: int, seconds: float, seed: int) -> dict[
     (folder / "warm").mkdir()
     shutil.copytree(template / "data", folder / "warm" / "data")
     work(folder / "warm")
-    make_empty_database(template, patch)
+    make_empty_database(template)
     settle()
 
     phases = Phases()
@@ -320,12 +322,10 @@ def run_harness(folder: Path, *, kills: int, seconds: float, seed: int) -> dict[
     }
 
 
-def make_empty_database(template: Path, patch: pytest.MonkeyPatch) -> None:
+def make_empty_database(template: Path) -> None:
     """MLflow's tables and our experiments, and no run."""
     Store.resolve(f"sqlite:///{template / 'mlflow.db'}").prepare()
     # The experiments name the folder of their artifacts: each project's own database must name its own.
-    import sqlite3
-
     with contextlib.closing(sqlite3.connect(template / "mlflow.db")) as database:
         database.execute("DELETE FROM experiment_tags")
         database.execute("DELETE FROM experiments WHERE experiment_id != 0")
@@ -336,11 +336,14 @@ def settle() -> None:
     """End what the warm-up left, and see that this process has one thread."""
     gc.collect()
     deadline = time.monotonic() + 10
-    import threading
-
     while threading.active_count() > 1:
         assert time.monotonic() < deadline, threading.enumerate()
         time.sleep(0.05)
+
+
+def verdict(summary: dict[str, Any]) -> int:
+    """The exit status: too few kills prove as little as a difference does."""
+    return 1 if summary["differences"] or summary["landed"] < summary["planned"] else 0
 
 
 def main() -> None:
@@ -355,7 +358,7 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = folder
         summary = run_harness(Path(folder), kills=arguments.kills, seconds=arguments.seconds, seed=arguments.seed)
     print(json.dumps(summary, indent=1, ensure_ascii=False))
-    sys.exit(1 if summary["differences"] or summary["landed"] < summary["planned"] else 0)
+    sys.exit(verdict(summary))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,187 @@
+"""A disk that fails under a run: one sentence, an intact last checkpoint, and a run that can be gone on with."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from resnet_bench import data
+from resnet_bench.benchmark import Benchmark, Claim, Source
+from resnet_bench.data import Dataset
+from resnet_bench.errors import UserError
+from resnet_bench.launch import RunRequest, run
+from resnet_bench.suite import sentence_of
+from resnet_bench.tracking import Store, Tracker
+from resnet_bench.tracking.journal import Damage, Journal, metrics_record, read, write_atomically
+from resnet_bench.training import checkpoint
+from tests.reliability import tiny
+from tests.reliability.faults import FaultyDisk
+from tests.training.conftest import PLAIN, tiny_recipe
+
+CODES = [errno.ENOSPC, errno.EIO]
+
+
+@pytest.fixture(scope="module")
+def images() -> Dataset:
+    return data.generate("cifar10", train_size=64, test_size=32)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = Store.resolve(f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}")
+    store.prepare()
+    return store
+
+
+@pytest.fixture
+def train(images: Dataset, store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], dict[str, Any]]:
+    """Train a tiny run to its end in a folder of runs, going on where there is something to go on with."""
+    tiny.speed_up(monkeypatch)
+    # What a disk that fails for good does not let through within a second, it never will.
+    monkeypatch.setitem(Tracker.close.__kwdefaults__, "timeout", 1.0)
+    recipe = tiny_recipe(data={"train_images": 24, "test_images": 20}, training={"batch_size": 12})
+    source = Source(title="A tiny run", kind="ours")
+    benchmark = Benchmark(name="tiny", source=source, claims=(Claim(at_least=20.0),), recipe=recipe)
+    request = RunRequest(benchmark, recipe, "full", seed=0, execution=PLAIN, resume=True, again=True)
+
+    def train_it(runs: Path) -> dict[str, Any]:
+        events = list(run(request, images, store, runs_folder=runs))
+        return checkpoint.load(events[0].folder / "checkpoints" / "last.pt")["network"]
+
+    return train_it
+
+
+def whole(path: Path) -> bool:
+    """Whether a checkpoint is as it was written; one that was not written yet is."""
+    return not path.exists() or "network" in checkpoint.load(path)
+
+
+# --- a whole run -----------------------------------------------------------------------------------
+
+
+def disturb(
+    number: int, code: int, for_good: bool, folder: Path, train: Callable[[Path], dict[str, Any]], patch: Any
+) -> FaultyDisk:
+    """Let the disk fail under a run, look at what it leaves, and go on with it."""
+    runs = folder / f"{number}-{code}-{for_good}"
+    failure = None
+    with FaultyDisk(number, code, for_good=for_good).attached(patch, folder) as disk:
+        try:
+            train(runs)
+        except Exception as error:
+            failure = sentence_of(error)
+    if failure is not None:
+        assert "\n" not in failure
+        assert os.strerror(code) in failure, failure
+    for kept in (*runs.glob("*/checkpoints/last.pt"), *runs.glob("*/checkpoints/best.pt")):
+        assert whole(kept)
+    return disk
+
+
+def expect_same(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(("number", "code"), [(2, errno.ENOSPC), (9, errno.EIO), (14, errno.ENOSPC)])
+def test_a_disk_that_fails_under_a_run_costs_no_more_than_the_run(
+    number: int,
+    code: int,
+    train: Callable[[Path], dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk = disturb(number, code, True, tmp_path, train, monkeypatch)
+    assert disk.fired
+    expected = train(tmp_path / "undisturbed")
+    expect_same(train(tmp_path / f"{number}-{code}-True"), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("for_good", [False, True], ids=["once", "for good"])
+def test_a_disk_that_fails_at_any_write_costs_no_more_than_the_run(
+    for_good: bool, train: Callable[[Path], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second write, fsync and rename of a run, until none is left to fail."""
+    expected = train(tmp_path / "undisturbed")
+    fired = 0
+    for number in range(1 + for_good, 1000, 2):
+        code = CODES[number // 2 % 2]
+        disk = disturb(number, code, for_good, tmp_path, train, monkeypatch)
+        if not disk.fired:
+            break
+        fired += 1
+        expect_same(train(tmp_path / f"{number}-{code}-{for_good}"), expected)
+    assert fired >= 15
+
+
+@pytest.mark.parametrize("place", ["runs", "tracking"])
+def test_a_folder_that_cannot_be_written_is_one_sentence_before_anything_is_trained(place: str, tmp_path: Path) -> None:
+    """A file stands where the folder should be: the superuser, too, cannot write there."""
+    (tmp_path / "taken").write_text("a file")
+    tiny.write_images(tmp_path / "data")
+    changes: dict[str, Any] = {"runs": tmp_path / "taken" / "runs"}
+    if place == "tracking":
+        changes = {"tracking": f"sqlite:///{tmp_path / 'taken' / 'mlflow.db'}"}
+        from io import StringIO
+
+        from rich.console import Console
+
+        from resnet_bench.suite import run_suite
+
+        with pytest.raises(UserError, match=r"taken: runs cannot be kept in this folder"):
+            run_suite(tiny.suite_request(tmp_path, **changes), Console(file=StringIO()))
+        return
+    from resnet_bench.launch.run_folder import RunFolder, RunIdentity
+
+    identity = RunIdentity("tiny", "full", 0, "f" * 12, "d", "run", "cpu fp32", "code")
+    with pytest.raises(UserError, match=r"cannot write the run's files here .*choose another with --runs DIR"):
+        RunFolder.create(changes["runs"], identity)
+
+
+# --- its files, one by one -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_file_that_is_replaced_is_the_old_or_the_new(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the state of a run and the position of its delivery are written with."""
+    path = tmp_path / "run.json"
+    for number in (1, 2, 3):
+        write_atomically(path, b"old")
+        with FaultyDisk(number, code).attached(monkeypatch, tmp_path) as disk, pytest.raises(OSError, match=r".+"):
+            write_atomically(path, b"new")
+        assert disk.fired == 1
+        assert path.read_bytes() == b"old"
+        assert list(tmp_path.iterdir()) == [path]
+    with FaultyDisk(4, code).attached(monkeypatch, tmp_path) as disk:
+        write_atomically(path, b"new")
+    assert disk.reached == ["write", "fsync", "rename"]
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_journal_that_is_cut_back_is_the_old_or_the_new(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    for number in range(1, 5):
+        journal = Journal.open(path)
+        for step in range(1, 5):
+            journal.append(metrics_record("step", step, {"loss": [1.0]}, timestamp=step))
+        before = path.read_bytes()
+        with FaultyDisk(number, code).attached(monkeypatch, tmp_path) as disk:
+            try:
+                journal.truncate_after_step(2, 0)
+            except OSError:
+                assert path.read_bytes() == before
+        journal.append(metrics_record("step", 9, {"loss": [1.0]}, timestamp=9))
+        journal.close()
+        found = list(read(path, final=True))
+        assert not any(isinstance(entry, Damage) for entry in found)
+        assert len(found) == (5 if disk.fired else 3)
+        path.unlink()
