@@ -264,10 +264,11 @@ class ImageSize(Schema):
 
 
 class Augmentation(Schema):
-    """What happens to a training image; ``resize`` also to a test image."""
+    """What happens to a training image; ``resize`` happens to a test image too."""
 
     resize: Annotated[Annotated[int, Field(ge=8, le=512)] | None, MaybeNotGiven] = None
-    """Side in pixels that every image is resized to (bilinear, antialiased, as Pillow does)."""
+    """Side in pixels that every image is resized to (bilinear, antialiased, as Pillow does); where ``sizes`` are given,
+    every test image."""
     crop_padding: Annotated[int, Field(ge=0, lt=IMAGE_SIZE)] = 0
     """Pixels padded on each side before a random crop of the original size."""
     padding_mode: Literal["zeros", "reflect"] = "zeros"
@@ -277,14 +278,13 @@ class Augmentation(Schema):
     """``alternating``: chance decides for the first epoch only, and then every image is mirrored in every other epoch
     (K. Jordan, arXiv 2404.00498). ``random`` where it is not given: chance decides every time."""
     sizes: Annotated[Annotated[tuple[ImageSize, ...], Field(strict=False, min_length=1)] | None, MaybeNotGiven] = None
-    """Train on smaller images at first; together as long as the run. Evaluation is at full size."""
+    """Train on smaller images at first; together as long as the run. Test images keep their size, or that of
+    ``resize``."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.flip_mode is not None and not self.flip:
             raise ValueError(f'flip_mode = "{self.flip_mode}" needs flip = true')
-        if self.sizes is not None and self.resize is not None:
-            raise ValueError("give resize or sizes, not both")
         return self
 
 
@@ -581,7 +581,7 @@ class Recipe(Schema):
         if self.augmentation.sizes is None:
             return 1.0
         pixels = sum(size.pixels**2 * size.epochs for size in self.augmentation.sizes)
-        return pixels / (IMAGE_SIZE**2 * self.training.epochs)
+        return pixels / (self.image_size**2 * self.training.epochs)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -82,8 +82,9 @@ def augmentations(draw: st.DrawFn, epochs: int) -> Table:
     table: Table = draw(optional(crop_padding=st.integers(0, 31), padding_mode=st.sampled_from(["zeros", "reflect"])))
     if draw(st.booleans()):
         table |= {"flip": True, **draw(optional(flip_mode=st.sampled_from(["random", "alternating"])))}
+    table |= draw(optional(resize=st.integers(8, 512)))
     if draw(st.booleans()):
-        return table | draw(optional(resize=st.integers(8, 512)))
+        return table
     first = draw(st.floats(0.1, 0.9)) * epochs
     lengths = [first, epochs - first]
     return table | {"sizes": [{"pixels": draw(st.integers(8, 32)), "epochs": length} for length in lengths]}

@@ -117,10 +117,6 @@ def test_a_mistyped_name_gets_the_nearest_one(changes: Table, sentence: str) -> 
             'augmentation: flip_mode = "alternating" needs flip = true',
         ),
         (
-            {"augmentation": {"resize": 64, "sizes": [{"pixels": 16, "epochs": 10}]}},
-            "augmentation: give resize or sizes, not both",
-        ),
-        (
             {"augmentation": {"sizes": [{"pixels": 16, "epochs": 2.5}, {"pixels": 32, "epochs": 5}]}},
             "augmentation.sizes add up to 7.5 epochs, shorter than the run, training.epochs = 10",
         ),

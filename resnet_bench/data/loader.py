@@ -34,7 +34,7 @@ class Augmentation:
         alternate: Let chance decide on flips in the first epoch only, and then mirror each image in every other epoch.
         resize: Height and width in pixels of the images that the model gets, by bilinear interpolation that equals
             Pillow's; None keeps the original size.
-        sizes: Instead of one size, stretches of training: the epoch that each ends at, as a float counted from the
+        sizes: Instead of `resize`, stretches of training: the epoch that each ends at, as a float counted from the
             start of the first, and its height and width in pixels.
     """
 

@@ -9,7 +9,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import torch
 import torch._dynamo  # An optimizer imports it for seconds, in a run's set-up time, where it is not there already.
@@ -49,7 +49,7 @@ order and augmentation are drawn anew."""
 
 def train(
     recipe: Recipe, execution: Execution, seed: int, dataset: Dataset, *, resume: State | None = None
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Train a recipe once.
 
     Args:
