@@ -16,6 +16,7 @@ from resnet_bench.benchmark import REPRODUCTION_MARGIN
 from resnet_bench.errors import UserError
 from resnet_bench.reporting import results, schema, table, text
 from resnet_bench.reporting import statistics as rules
+from resnet_bench.reporting.published import machine_name
 from resnet_bench.reporting.results import Group, Run
 from resnet_bench.reporting.schema import Tables
 from resnet_bench.reporting.statistics import Difference, Interval, Ratio
@@ -464,7 +465,7 @@ def _identical_seeds(a: Group, b: Group) -> list[int]:
 
 
 def _one_machine(a: Sequence[Run], b: Sequence[Run]) -> bool:
-    return {(run.host, run.device) for run in a} == {(run.host, run.device) for run in b}
+    return {(machine_name(run.host), run.device) for run in a} == {(machine_name(run.host), run.device) for run in b}
 
 
 def _interleaved(a: Sequence[Run], b: Sequence[Run]) -> bool:

@@ -26,6 +26,7 @@ from resnet_bench.reporting import figures, files, results, schema, studies, tex
 from resnet_bench.reporting import table as tables
 from resnet_bench.reporting.claims import Claims
 from resnet_bench.reporting.figures import Plot
+from resnet_bench.reporting.published import published
 from resnet_bench.reporting.results import Group, Run
 from resnet_bench.reporting.schema import Tables
 from resnet_bench.reporting.statistics import Interval, TimesToAccuracy
@@ -107,6 +108,8 @@ class Report:
     claims: Claims
     claim_plots: tuple[Plot, ...]
     curves: tuple[tuple[Group, str, tuple[Plot, ...]], ...]
+    curves_shown: tuple[Group, ...]
+    """The groups whose curves are not folded away: those that are judged, or where there are none, those compared."""
     compared_apart: bool
     """The comparisons are of runs that are never judged, because there are no others."""
     compare_plots: tuple[Plot, ...]
@@ -165,7 +168,7 @@ def write(
         UserError: No store could be read, none holds a run of the suite, or the folder cannot be written.
     """
     listed = [sources] if isinstance(sources, str | Path) or not isinstance(sources, Sequence) else list(sources)
-    read = tables.read(listed, benchmarks=benchmarks, study=study, since=since)
+    read = published(tables.read(listed, benchmarks=benchmarks, study=study, since=since))
     if benchmarks is None and study is not None:
         benchmarks = sorted(set(read.runs["benchmark"]))
     report = build(read, benchmarks=benchmarks, benchmarks_folder=benchmarks_folder)
@@ -208,6 +211,7 @@ def build(read: Tables, *, benchmarks: Sequence[str] | None = None, benchmarks_f
         claims=claims,
         claim_plots=_plots(figures.forest(claims.rows, tuned), figures.ladder(claims.rows, tuned)),
         curves=tuple((group, _label(group, ordered), tuple(figures.curves(group))) for group in ordered),
+        curves_shown=tuple(group for group in full if not group.changed) or tuple(compared),
         compared_apart=not full,
         compare_plots=_compare_plots(compared),
         targets=tuple(_targets(compared, dataset) for dataset in _datasets(compared)),
@@ -226,14 +230,13 @@ def render_page(report: Report) -> str:
     """The whole page: markup, style, scripts, data and plotly, in one file."""
     environment = _environment(autoescape=True)
     script = (TEMPLATES / "page.js").read_text("utf-8")
-    plotly, plotly_hash = _plotly()
     specs = {plot.id: plot.spec for plot in report.plots}
     return environment.get_template("page.html.j2").render(
         report=report,
         style=(TEMPLATES / "page.css").read_text("utf-8"),
         script=script,
-        script_hashes=[_csp_hash(script), plotly_hash],
-        plotly=plotly,
+        script_hash=_csp_hash(script),
+        plotly=_plotly(),
         specs=specs,
         theme=figures.THEME,
     )
@@ -241,10 +244,19 @@ def render_page(report: Report) -> str:
 
 def render_markdown(report: Report) -> str:
     """The same report for a terminal, a pull request or a README."""
+    return _markdown("report.md.j2", report)
+
+
+def render_claims(report: Report) -> str:
+    """The table of claims alone, as Markdown."""
+    return _markdown("claims.md.j2", report)
+
+
+def _markdown(template: str, report: Report) -> str:
     environment = _environment(autoescape=False)
     environment.filters["md"] = markdown_text
     environment.finalize = lambda value: value if value is not None else ""
-    rendered = environment.get_template("report.md.j2").render(report=report)
+    rendered = environment.get_template(template).render(report=report)
     return re.sub(r"\n{3,}", "\n\n", rendered).strip() + "\n"
 
 
@@ -271,7 +283,7 @@ def table_files(read: Tables) -> dict[str, bytes]:
 def _environment(*, autoescape: bool) -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=autoescape,  # noqa: S701 - off for Markdown only, whose names pass markdown_text
+        autoescape=autoescape,  # noqa: S701 - off for Markdown only, whose names pass markdown_text  # nosec B701
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -289,17 +301,16 @@ def _environment(*, autoescape: bool) -> jinja2.Environment:
 
 
 @cache
-def _plotly() -> tuple[str, str]:
-    """plotly.js compressed for the page, and its hash for the content security policy.
+def _plotly() -> str:
+    """plotly.js, compressed for the page.
 
     The package ships one bundle of 4.8 MB; compressed it is a third of that, and every browser since 2023 can
     unpack it.
     """
     from plotly.offline import get_plotlyjs
 
-    source = get_plotlyjs()
-    packed = gzip.compress(source.encode(), compresslevel=9, mtime=0)
-    return base64.b64encode(packed).decode("ascii"), _csp_hash(source)
+    packed = gzip.compress(get_plotlyjs().encode(), compresslevel=9, mtime=0)
+    return base64.b64encode(packed).decode("ascii")
 
 
 def _csp_hash(script: str) -> str:

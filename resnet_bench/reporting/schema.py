@@ -117,12 +117,18 @@ TABLES: Mapping[str, Mapping[str, str]] = {
 
 
 def public_name(source: str) -> str:
-    """A store's name for a report that others may read: a path below the working directory is given from there."""
+    """A store's name for a report that others may read.
+
+    A path below the working directory is given from there; of another, which would tell how a machine is laid
+    out, the last two parts.
+    """
     path = source.removeprefix("sqlite:///")
-    if "://" in path:
-        return source
+    if "://" in path or not Path(path).is_absolute():
+        return path
     folder = Path.cwd()
-    return str(Path(path).relative_to(folder)) if Path(path).is_relative_to(folder) else source
+    if Path(path).is_relative_to(folder):
+        return str(Path(path).relative_to(folder))
+    return "/".join(("…", *Path(path).parts[1:][-2:]))
 
 
 def hidden(source: str) -> str:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MIN_TRIALS_FOR_IMPORTANCE = 4
 """Completed trials below which an importance would be an accident."""
+MAX_SINGLE_STEPS = 12
+"""Trials or epochs up to which each is marked on its axis."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,26 @@ class Study:
     def apart(self) -> bool:
         """Whether it was made to try the software: in the smoke profile or on generated images."""
         return self.parent.profile != "full" or self.parent.generated
+
+    @property
+    def interrupted(self) -> int:
+        """Trials whose process ended, or was told to; each was run again as another trial."""
+        return sum(_is_interrupted(trial) for trial in self.trials)
+
+    @cached_property
+    def counted(self) -> tuple[Run, ...]:
+        """The trials of the budget: complete, pruned, or failed by themselves."""
+        return tuple(trial for trial in self.trials if not _is_interrupted(trial))
+
+    @cached_property
+    def source_params(self) -> Mapping[str, Any]:
+        """The source's own settings of what is searched, which are always tried first."""
+        return next((trial.trial_params for trial in self.trials if trial.trial_number == 0), {})
+
+    @property
+    def source_won(self) -> bool:
+        """Whether no settings were better than the source's own."""
+        return bool(self.best_params) and self.best_params == self.source_params
 
     @property
     def sampler(self) -> str:
@@ -87,12 +109,13 @@ class Study:
     @property
     def validation_source(self) -> float | None:
         """Validation accuracy of the source's settings, which are always trial 0, at the same budget."""
-        found = [value for trial in self.trials if trial.trial_number == 0 and (value := _objective(trial)) is not None]
+        tried = (trial for trial in self.trials if trial.trial_params == self.source_params)
+        found = [value for trial in tried if (value := _objective(trial)) is not None]
         return found[0] if found else self._percent("study/source_validation_accuracy")
 
     def count(self, state: str) -> int:
         """Trials in a state: ``COMPLETE``, ``PRUNED`` or ``FAIL``."""
-        return sum(trial.trial_state == state for trial in self.trials)
+        return sum(trial.trial_state == state for trial in self.counted)
 
     @property
     def epochs_saved(self) -> float | None:
@@ -188,11 +211,22 @@ def find(runs: Sequence[Run]) -> list[Study]:
             Study(
                 parent,
                 tuple(sorted(trials, key=lambda run: (run.trial_number is None, run.trial_number or 0))),
-                tuple(run for run in retrained if run.arm == "source"),
-                tuple(run for run in retrained if run.arm == "tuned"),
+                _arm(retrained, "source"),
+                _arm(retrained, "tuned"),
             )
         )
     return studies
+
+
+def _arm(retrained: Sequence[Run], arm: str) -> tuple[Run, ...]:
+    """The runs of one arm: of the settings that were retrained last, each seed once.
+
+    A study that was given a longer budget may have found better settings since it was first compared, and a run
+    that failed may have been made again.
+    """
+    runs = sorted((run for run in retrained if run.arm == arm), key=lambda run: (run.finished, run.started))
+    latest = {run.seed: run for run in runs if run.fingerprint == runs[-1].fingerprint}
+    return tuple(latest[seed] for seed in sorted(latest, key=lambda seed: -1 if seed is None else seed))
 
 
 def tuned_accuracies(studies: Sequence[Study]) -> dict[str, list[float]]:
@@ -211,7 +245,7 @@ def _history(study: Study) -> Plot:
     figure.update_traces(marker={"color": figures.STYLES[0][0], "symbol": "circle-open", "size": 8})
     figure.update_traces(selector={"mode": "lines"}, line={"color": figures.STYLES[1][0], "width": 2, "shape": "hv"})
     figure.update_traces(selector={"mode": "lines"}, name="best so far")
-    figure.update_xaxes(title_text="trial")
+    _whole_numbers(figure, len(study.trials), "trial")
     source = study.validation_source
     if source is not None:
         figure.add_hline(y=source, line={"color": figures.MUTED, "width": 1, "dash": "dash"})
@@ -235,7 +269,7 @@ def _importances(study: Study) -> Plot | None:
             showlegend=False,
         )
     )
-    figure.update_xaxes(title_text="share of the variation it explains", tickformat=".0%")
+    figure.update_xaxes(title_text="importance, all together 100%", tickformat=".0%")
     figure.update_yaxes(autorange="reversed", type="category")
     caption = f"By Optuna's default evaluator, from {text.plural(study.count('COMPLETE'), 'completed trial')}."
     return _plot(study, "importances", "Importances", caption, figure, height=110 + 44 * len(ranked))
@@ -272,9 +306,17 @@ def _intermediate(study: Study) -> Plot | None:
             )
     if not any(len(trace.x) for trace in figure.data):
         return None
-    figure.update_xaxes(title_text="epoch")
+    _whole_numbers(figure, max(max(trace.x, default=0) for trace in figure.data), "epoch")
     figure.update_yaxes(title_text="validation accuracy, %")
-    return _plot(study, "intermediate", "Intermediate values", "A line a trial; × is where one was pruned.", figure)
+    caption = "A line a trial; × is where one was pruned."
+    # Beside the history or the importances it fills a row; as the third it has one of its own.
+    wide = bool(study.importances)
+    return _plot(study, "intermediate", "Intermediate values", caption, figure, wide=wide)
+
+
+def _whole_numbers(figure: go.Figure, last: int, title: str) -> None:
+    """Mark whole numbers only on the horizontal axis."""
+    figure.update_xaxes(title_text=title, **({"dtick": 1} if last <= MAX_SINGLE_STEPS else {}))
 
 
 def _slices(study: Study) -> Plot | None:
@@ -289,10 +331,11 @@ def _slices(study: Study) -> Plot | None:
         marker={"color": figures.STYLES[0][0], "symbol": "circle-open", "size": 8, "showscale": False, "line": {}}
     )
     figure.update_layout(showlegend=False)
-    return _plot(
-        study, "slice", "Slices", "Validation accuracy against each searched key, a mark a completed trial.", figure,
-        wide=True,
-    )  # fmt: skip
+    figure.update_xaxes(tickangle=0, nticks=5, exponentformat="power")
+    for axis, name in zip(figure.select_xaxes(), _short_names(sorted(keys)), strict=False):
+        axis.title.text = figures.escaped(name)
+    caption = f"Validation accuracy against {_listed(sorted(keys))}, a mark a completed trial."
+    return _plot(study, "slice", "Slices", caption, figure, wide=True)
 
 
 def _parallel(study: Study) -> Plot | None:
@@ -302,7 +345,7 @@ def _parallel(study: Study) -> Plot | None:
     if len(complete) < 2 or not keys:
         return None
     objectives = [_objective(trial) or 0.0 for trial in complete]
-    axes = ["validation accuracy, %", *keys]
+    axes = ["accuracy, %", *_short_names(keys)]
     scales = [_scale(objectives, log=False)]
     for key in keys:
         values = [trial.trial_params[key] for trial in complete if key in trial.trial_params]
@@ -311,7 +354,7 @@ def _parallel(study: Study) -> Plot | None:
     figure = go.Figure()
     for place, (objective, trial) in enumerate(ranked):
         best = place == len(ranked) - 1
-        first = trial.trial_number == 0
+        first = trial.trial_params == study.source_params
         values = [objective, *(trial.trial_params.get(key) for key in keys)]
         figure.add_trace(
             go.Scatter(
@@ -343,7 +386,7 @@ def _parallel(study: Study) -> Plot | None:
     )
     figure.update_yaxes(visible=False, range=[-0.14, 1.14])
     caption = (
-        "A line a completed trial through its validation accuracy and its settings; logarithmic where searched so."
+        f"A line a completed trial through its validation accuracy and {_listed(keys)}; logarithmic where searched so."
     )
     return _plot(study, "parallel", "Parallel coordinates", caption, figure, wide=True)
 
@@ -384,6 +427,16 @@ def _objectives(study: Study) -> Plot | None:
     figure.update_xaxes(title_text="training time, seconds")
     figure.update_yaxes(title_text="validation accuracy, %")
     return _plot(study, "objectives", "Both objectives", "A mark a completed trial.", figure)
+
+
+def _short_names(keys: Sequence[str]) -> list[str]:
+    """Keys by their last part, which an axis has room for, where these differ."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return last if len(set(last)) == len(last) else list(keys)
+
+
+def _listed(keys: Sequence[str]) -> str:
+    return " and ".join(part for part in (", ".join(keys[:-1]), keys[-1]) if part)
 
 
 class _Scale:
@@ -429,6 +482,11 @@ def _objective(trial: Run) -> float | None:
     if value is None or not math.isfinite(value):
         return trial.last_accuracy("validation")
     return 100 * value
+
+
+def _is_interrupted(trial: Run) -> bool:
+    """Whether a trial ended because its process did: one that failed by itself is marked as failed in MLflow too."""
+    return trial.trial_state == "FAIL" and trial.status == "KILLED"
 
 
 def _named(text: str) -> str:

@@ -1,6 +1,5 @@
 """Reads stores and folders into tables, joins them, and keeps what was asked for."""
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from resnet_bench import registry
+from resnet_bench.benchmark import unknown_name
 from resnet_bench.errors import UserError
 from resnet_bench.reporting.mlflow_reader import StoreReader
 from resnet_bench.reporting.schema import TABLES, Tables, first_line, public_name, tidy
@@ -30,7 +31,7 @@ def read(
     A store that cannot be read is named in ``problems``, and the others are read all the same.
 
     Args:
-        sources: MLflow stores and folders with the tables of a report.
+        sources: MLflow stores, folders with the tables of a report, and folders of such folders.
         benchmarks: Only runs of these benchmarks.
         study: Only this study, and, where no benchmarks are named, only its benchmark.
         since: Only runs started since then: a date or time in ISO format, or an age such as ``7d`` or ``12h``.
@@ -40,7 +41,7 @@ def read(
     """
     start = parse_since(since)
     parts, problems = [], []
-    for source in sources:
+    for source in (each for given in sources for each in _folders_of(given)):
         try:
             parts.append(_read_one(source, start))
         except UserError as error:
@@ -82,6 +83,14 @@ def is_table_folder(source: Source) -> bool:
     return isinstance(source, str | Path) and "://" not in str(source) and (Path(source) / "runs.parquet").is_file()
 
 
+def _folders_of(source: Source) -> list[Source]:
+    """The source, or, where it is a folder of folders with tables (such as ``reports/reference``), each of these."""
+    if isinstance(source, Store) or "://" in str(source) or is_table_folder(source):
+        return [source]
+    below = sorted(path.parent for path in Path(source).glob("*/runs.parquet"))
+    return [*below] or [source]
+
+
 def read_folder(folder: Path) -> Tables:
     """Read the tables that a report left in a folder.
 
@@ -112,8 +121,11 @@ def read_folder(folder: Path) -> Tables:
 def _read_one(source: Source, start: datetime | None) -> Tables:
     if is_table_folder(source):
         return read_folder(Path(str(source)))
-    if isinstance(source, Path) or (isinstance(source, str) and "://" not in source and Path(source).is_dir()):
-        raise UserError(f"{source} holds no report table (runs.parquet) and is no tracking URI")
+    if isinstance(source, Path) or (isinstance(source, str) and "://" not in source):
+        if Path(source).is_dir():
+            raise UserError(f"{source} holds no report table (runs.parquet) and is no tracking URI")
+        if not Path(source).exists():
+            raise UserError(f"{source} does not exist; name a tracking URI, a database file or a folder of tables")
     store = source if isinstance(source, Store) else Store.resolve(str(source))
     return StoreReader(store).read(start)
 
@@ -172,10 +184,18 @@ def _nothing_found(
         f"since {since}" if since else "",
     ]
     asked = " ".join(part for part in wanted if part)
-    first = next(iter(benchmarks), None) if benchmarks else None
-    advice = f"make one with resnet-bench run {first or 'resnet9-onecycle-adam'} --profile smoke"
-    names = {*everything.runs["benchmark"], *everything.runs["study"]} - {""}
-    for name in (*(benchmarks or ()), *([study] if study else ())):
-        if name not in names and (near := difflib.get_close_matches(name, names, n=1)):
-            advice = f"did you mean {near[0]!r}?"
+    advice = _advice(everything, benchmarks or (), study)
     return "; ".join((f"{where} holds no run {asked}".rstrip() + f": {advice}", *everything.problems))
+
+
+def _advice(everything: Tables, benchmarks: Sequence[str], study: str | None) -> str:
+    """What to ask for instead, or how to make what was asked for."""
+    shipped = registry.files(registry.folders("benchmarks"))
+    benchmarks_there, studies_there = ({*everything.runs[column]} - {""} for column in ("benchmark", "study"))
+    if study is not None and study not in studies_there:
+        return unknown_name("study", study, studies_there) if studies_there else "it holds no study"
+    for name in benchmarks:
+        if name not in benchmarks_there and name not in shipped:
+            return unknown_name("benchmark", name, {*benchmarks_there, *shipped})
+    first = next(iter(benchmarks), "resnet9-onecycle-adam")
+    return f"make one with resnet-bench run {first} --profile smoke"

@@ -66,6 +66,12 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "mlflow.db"
 
 
+@pytest.fixture
+def fresh_uri(empty_database: Path, tmp_path: Path) -> str:
+    """An MLflow database of a test's own, without a run."""
+    return synthetic.database(empty_database, tmp_path / "fresh")
+
+
 @pytest.fixture(scope="session")
 def store_uri(empty_database: Path, benchmarks: dict[str, Benchmark], tmp_path_factory: pytest.TempPathFactory) -> str:
     """A store with what a suite leaves behind: full and smoke runs, failures, a study, two devices."""

@@ -135,6 +135,14 @@ def log(client: Any, run: FakeRun, minute: int) -> str:
     return run_id
 
 
+def log_all(uri: str, *runs: FakeRun) -> list[str]:
+    """Log runs to a store, a minute after one another; returns their MLflow ids."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    return [log(client, run, minute) for minute, run in enumerate(runs)]
+
+
 def curve(run: FakeRun) -> dict[int, float]:
     """Test accuracy of a made-up run in percent by epoch; the last one is ``run.final`` exactly."""
     noise = random.Random(f"{run.benchmark.name} {run.seed} {run.role}")

@@ -11,7 +11,7 @@ from resnet_bench.benchmark import Benchmark
 from resnet_bench.reporting import claims as claim_rows
 from resnet_bench.reporting import figures, results
 from resnet_bench.reporting.claims import Claims
-from resnet_bench.reporting.figures import Plot
+from resnet_bench.reporting.figures import Plot, comparisons
 from resnet_bench.reporting.results import Group
 from resnet_bench.reporting.schema import Tables
 from tests.reporting.test_results import run
@@ -154,6 +154,17 @@ def test_comparisons_of_groups(groups: list[Group]) -> None:
     ):
         valid(plot)
     assert figures.pareto(full, "cifar100") is None
+
+
+@pytest.mark.parametrize("seconds", [[0.3], [1581.0], [40.0, 95.0], [12.0, 90_000.0], [3 * 86_400.0]])
+def test_an_axis_of_time_holds_its_values_and_has_marks(seconds: list[float]) -> None:
+    axis = comparisons._time_axis(seconds)
+    low, high = (10**end for end in axis["range"])
+    assert low < min(seconds)
+    assert max(seconds) < high
+    assert 2 <= len(axis["tickvals"]) <= 10
+    assert all(low <= mark <= high for mark in axis["tickvals"])
+    assert len(axis["ticktext"]) == len(set(axis["ticktext"])) == len(axis["tickvals"])
 
 
 def test_pareto_front() -> None:

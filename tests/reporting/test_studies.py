@@ -110,3 +110,33 @@ def test_keys_without_a_range_take_the_values_that_were_tried(study: Study) -> N
     words = tuple(replace(t, trial_params={**t.trial_params, "schedule.name": "cosine"}) for t in study.trials)
     named = replace(study, trials=words).rebuilt.best_trial.distributions["schedule.name"]
     assert named.choices == ("cosine",)
+
+
+def test_an_interrupted_trial_is_neither_counted_nor_taken_for_the_sources(study: Study) -> None:
+    first, *others = study.trials
+    interrupted = replace(first, status="KILLED", trial_state="FAIL", once={})
+    again = replace(first, trial_number=10)
+    resumed = replace(study, trials=(interrupted, *others, again))
+    assert resumed.interrupted == 1
+    assert (len(resumed.counted), resumed.count("FAIL")) == (10, study.count("FAIL"))
+    assert resumed.validation_source == study.validation_source, "its settings were run again as trial 10"
+
+
+def test_of_settings_that_were_retrained_twice_the_latest_count_and_each_seed_once(study: Study) -> None:
+    parent = study.parent
+    earlier = [replace(run, fingerprint="0" * 16, started=parent.started, once={}) for run in study.tuned]
+    doubled = replace(study.tuned[0], status="FAILED", once={}, id="x")
+    (found,) = studies.find([parent, *earlier, *study.source, *study.tuned, doubled])
+    assert [run.id for run in found.tuned] == [run.id for run in study.tuned]
+    assert found.difference == study.difference
+
+
+def test_a_study_that_the_source_has_won_says_so(study: Study) -> None:
+    assert not study.source_won
+    only_source = replace(study, trials=study.trials[:1], tuned=())
+    assert only_source.source_won
+
+
+def test_short_names_stand_on_axes_where_they_tell_keys_apart() -> None:
+    assert studies._short_names(["optimizer.lr", "training.batch_size"]) == ["lr", "batch_size"]
+    assert studies._short_names(["a.lr", "b.lr"]) == ["a.lr", "b.lr"]

@@ -17,20 +17,7 @@ from resnet_bench.errors import UserError
 from resnet_bench.reporting import mlflow_reader, report, schema, table
 from resnet_bench.reporting.schema import TABLES, Tables
 from tests.reporting import synthetic
-from tests.reporting.synthetic import FakeRun
-
-
-def log_all(uri: str, *runs: FakeRun) -> list[str]:
-    from mlflow import MlflowClient
-
-    client = MlflowClient(uri)
-    return [synthetic.log(client, run, minute) for minute, run in enumerate(runs)]
-
-
-@pytest.fixture
-def fresh_uri(empty_database: Path, tmp_path: Path) -> str:
-    return synthetic.database(empty_database, tmp_path / "fresh")
-
+from tests.reporting.synthetic import FakeRun, log_all
 
 # --- what is found -------------------------------------------------------------------------------
 
@@ -113,12 +100,16 @@ def test_filters(store_uri: str) -> None:
 
 
 def test_a_filter_that_leaves_nothing_says_what_was_asked(store_uri: str) -> None:
-    with pytest.raises(UserError, match=r"holds no run of unseen since 2030-01-01: make one with resnet-bench run"):
-        table.read([store_uri], benchmarks=["unseen"], since="2030-01-01")
-    with pytest.raises(UserError, match="holds no run of the study elsewhere: make one"):
+    with pytest.raises(
+        UserError, match=r"holds no run of he-resnet20 since 2030-01-01: make one with resnet-bench run he"
+    ):
+        table.read([store_uri], benchmarks=["he-resnet20"], since="2030-01-01")
+    with pytest.raises(UserError, match=r"unknown study 'elsewhere'; there are: nine-study"):
         table.read([store_uri], study="elsewhere")
-    with pytest.raises(UserError, match=r"holds no run of nine-onecicle: did you mean 'nine-onecycle'\?"):
+    with pytest.raises(UserError, match=r"unknown benchmark 'nine-onecicle'; did you mean 'nine-onecycle'\?"):
         table.read([store_uri], benchmarks=["nine-onecicle"])
+    with pytest.raises(UserError, match="does not exist; name a tracking URI"):
+        table.read(["no/such/mlflow.db"])
 
 
 def test_since_reads_dates_and_ages() -> None:
@@ -326,7 +317,9 @@ def test_a_forged_run_reaches_the_table_as_text(nasty_uri: str) -> None:
 def test_paths_are_given_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert schema.public_name(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}") == "runs/mlflow.db"
-    assert schema.public_name("sqlite:////elsewhere/mlflow.db") == "sqlite:////elsewhere/mlflow.db"
+    assert schema.public_name("sqlite:////elsewhere/mlflow.db") == "…/elsewhere/mlflow.db"
+    assert schema.public_name("/home/me/project/runs/mlflow.db") == "…/runs/mlflow.db"
+    assert schema.public_name("…/runs/mlflow.db") == "…/runs/mlflow.db"
     assert schema.public_name("http://server:5000") == "http://server:5000"
     assert schema.hidden("postgresql://me:secret@host/db") == "postgresql://…@host/db"
 

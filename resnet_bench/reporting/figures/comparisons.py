@@ -32,12 +32,22 @@ from resnet_bench.reporting.results import Group
 MAX_CLASSES_SHOWN = 20
 SHOWN_TARGETS = 30.0
 """Points below its best accuracy from which a benchmark's time to an accuracy is drawn."""
+TIME_MARKS = (
+    *(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30),
+    *(60, 120, 300, 600, 1200, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400, 172_800, 345_600, 604_800),
+)
+"""Seconds that may be marked on an axis of time; neighbours lie apart by a factor of 2.5 or less."""
+COARSE_TIME_MARKS = frozenset((0.01, 0.1, 1, 10, 60, 600, 3600, 21_600, 86_400, 604_800))
+MAX_TIME_MARKS = 9
+MIN_TIME_SPAN = 6.5
+"""Factor between the ends of an axis of time, so that two marks fall on it."""
 
 
 def pareto(groups: Sequence[Group], dataset: str) -> Plot | None:
     """Accuracy against training time, with the front of those that nothing beats in both."""
     figure = new_figure()
     points: list[tuple[float, float]] = []
+    every_seed: list[tuple[float, float]] = []
     for group, style in zip(_of_dataset(groups, dataset), cycle(STYLES), strict=False):
         for device, runs in group.devices.items():
             measured = [
@@ -49,6 +59,7 @@ def pareto(groups: Sequence[Group], dataset: str) -> Plot | None:
                 continue
             center = (statistics.median(t for t, _ in measured), statistics.fmean(a for _, a in measured))
             points.append(center)
+            every_seed += measured
             label = group_label(group, groups)
             figure.add_trace(
                 go.Scatter(
@@ -84,7 +95,7 @@ def pareto(groups: Sequence[Group], dataset: str) -> Plot | None:
         )
     )
     finish(figure, 400, x="training time", y="accuracy, %")
-    figure.update_xaxes(_logarithmic_time({}))
+    figure.update_xaxes(_time_axis([seconds for seconds, _ in every_seed]))
     return Plot(
         f"pareto-{dataset}",
         f"Accuracy against training time, {dataset}",
@@ -119,14 +130,17 @@ def time_to_accuracy(groups: Sequence[Group], dataset: str) -> Plot | None:
             targets = [bottom + (top - bottom) * place / 80 for place in range(81)]
             medians = [times_to_accuracy(group, target, device) for target in targets]
             curve = [(t.target, t.median) for t in medians if t is not None and math.isfinite(t.median)]
+            if not curve:
+                continue
             label = group_label(group, groups)
             intervals.add(evaluation_interval(runs, group.curve_split) or 1)
             figure.add_trace(
                 go.Scatter(
                     x=rounded(target for target, _ in curve),
                     y=rounded(seconds for _, seconds in curve),
-                    mode="lines",
+                    mode="lines" if len(curve) > 1 else "markers",
                     line={"color": style[0], "width": 2, "dash": style[2], "shape": "vh"},
+                    marker={"symbol": style[1], "color": style[0], "size": 9},
                     name=escaped(f"{label}, {device}" if device else label),
                     hovertemplate="%{x:.1f}% by %{y:,.1f} s<extra>%{fullData.name}</extra>",
                 )
@@ -135,7 +149,7 @@ def time_to_accuracy(groups: Sequence[Group], dataset: str) -> Plot | None:
         return None
     every = " or ".join("epoch" if interval == 1 else f"{interval} epochs" for interval in sorted(intervals))
     finish(figure, 360, x="accuracy to reach, %", y="median training time")
-    figure.update_yaxes(_logarithmic_time({}))
+    figure.update_yaxes(_time_axis([seconds for trace in figure.data for seconds in trace.y]))
     return Plot(
         f"time-to-{dataset}",
         f"Time to a chosen accuracy, {dataset}",
@@ -350,16 +364,24 @@ def _of_dataset(groups: Sequence[Group], dataset: str) -> list[Group]:
     return [group for group in groups if group.latest.dataset == dataset]
 
 
-def _logarithmic_time(axis: dict[str, Any]) -> dict[str, Any]:
-    """An axis of seconds with the marks that people think in."""
-    marks = {
-        1: "1 s",
-        10: "10 s",
-        60: "1 min",
-        600: "10 min",
-        3600: "1 h",
-        21_600: "6 h",
-        86_400: "1 d",
-        604_800: "7 d",
+def _time_axis(seconds: Sequence[float]) -> dict[str, Any]:
+    """A logarithmic axis that holds these seconds, with the marks that people think in and no fewer than two."""
+    low, high = min(seconds), max(seconds)
+    room = math.sqrt(max(1.5, MIN_TIME_SPAN * low / high))
+    low, high = low / room, high * room
+    ticks = [mark for mark in TIME_MARKS if low <= mark <= high]
+    if len(ticks) > MAX_TIME_MARKS:
+        ticks = [mark for mark in ticks if mark in COARSE_TIME_MARKS]
+    return {
+        "type": "log",
+        "range": [math.log10(low), math.log10(high)],
+        "tickvals": ticks,
+        "ticktext": [_time_mark(mark) for mark in ticks],
     }
-    return {**axis, "type": "log", "tickvals": list(marks), "ticktext": list(marks.values())}
+
+
+def _time_mark(seconds: float) -> str:
+    for unit, name in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{seconds / unit:g} {name}"
+    return f"{seconds:g} s"

@@ -2,9 +2,8 @@
 (() => {
   const root = document.documentElement;
   const button = document.getElementById("theme");
-  const specs = document.getElementById("specs").textContent;
+  const specs = JSON.parse(document.getElementById("specs").textContent);
   const names = JSON.parse(document.getElementById("theme-colors").textContent);
-  const parsed = JSON.parse(specs);
   const drawn = new Set();
   let plotly = null;
 
@@ -42,7 +41,7 @@
   }
 
   function draw(element) {
-    const spec = themed(parsed[element.dataset.plot]);
+    const spec = themed(specs[element.dataset.plot]);
     spec.layout.font = { ...spec.layout.font, family: getComputedStyle(document.body).fontFamily };
     // Dragging must scroll the page on a touch screen.
     spec.layout.dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom";
@@ -62,29 +61,54 @@
     drawn.add(element);
   }
 
+  function bytesOf(base64) {
+    if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
+    const text = atob(base64);
+    const bytes = new Uint8Array(text.length);
+    for (let place = 0; place < bytes.length; place += 1) bytes[place] = text.charCodeAt(place);
+    return bytes;
+  }
+
+  // A script with an address is parsed beside the page, where an inline one of this size would hold it up.
   async function unpack() {
-    const bytes = Uint8Array.from(atob(document.getElementById("plotly").textContent), (c) => c.charCodeAt(0));
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const packed = new Blob([bytesOf(document.getElementById("plotly").textContent)]);
+    const stream = packed.stream().pipeThrough(new DecompressionStream("gzip"));
+    const unpacked = await new Response(stream, { headers: { "Content-Type": "text/javascript" } }).blob();
     const script = document.createElement("script");
-    script.textContent = await new Response(stream).text();
-    document.head.append(script);
+    script.src = URL.createObjectURL(unpacked);
+    await new Promise((resolve, reject) => {
+      script.onload = resolve;
+      script.onerror = reject;
+      document.head.append(script);
+    });
+    URL.revokeObjectURL(script.src);
     if (!window.Plotly) throw new Error("plotly did not run");
     return window.Plotly;
   }
 
   const waiting = [...document.querySelectorAll("[data-plot]")];
+  const queue = [];
 
   function drawRest() {
     if (plotly) waiting.filter((element) => !drawn.has(element)).forEach(draw);
   }
 
-  unpack().then((loaded) => {
+  // One plot at a time, so that the page answers in between.
+  function drawNext() {
+    const element = queue.shift();
+    if (element && !drawn.has(element)) draw(element);
+    if (queue.length) setTimeout(drawNext);
+  }
+
+  const afterPaint = () => new Promise((resolve) => { requestAnimationFrame(() => setTimeout(resolve)); });
+
+  afterPaint().then(unpack).then((loaded) => {
     plotly = loaded;
     const observer = new IntersectionObserver((entries) => {
-      for (const entry of entries.filter((each) => each.isIntersecting)) {
-        observer.unobserve(entry.target);
-        if (!drawn.has(entry.target)) draw(entry.target);
-      }
+      const seen = entries.filter((entry) => entry.isIntersecting).map((entry) => entry.target);
+      seen.forEach((element) => observer.unobserve(element));
+      if (!queue.length && seen.length) setTimeout(drawNext);
+      queue.push(...seen);
     }, { rootMargin: "400px" });
     waiting.forEach((element) => observer.observe(element));
     root.dataset.plots = "ready";
