@@ -16,6 +16,8 @@ from rich.table import Table
 from resnet_bench import registry
 from resnet_bench.benchmark import PROFILES, Benchmark, ProfileName
 from resnet_bench.errors import UserError
+from resnet_bench.performance_commands import LevelOption, ThreadsOption, level_named, perf
+from resnet_bench.record_commands import record_app
 from resnet_bench.study_commands import study_app
 
 FAILED = 1
@@ -38,6 +40,8 @@ tracking_app = typer.Typer(help="Look after the tracking store.", no_args_is_hel
 app.add_typer(data_app, name="data")
 app.add_typer(tracking_app, name="tracking")
 app.add_typer(study_app, name="study")
+app.command()(perf)
+app.add_typer(record_app, name="record")
 
 
 def main() -> None:
@@ -219,7 +223,9 @@ def run(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key; may be given again.")
     ] = None,
     device: Device = "auto",
+    execution: LevelOption = "auto",
     precision: Annotated[str, typer.Option("--precision", help="auto, fp32, tf32 or bf16.")] = "auto",
+    threads: ThreadsOption = None,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="The same seed gives the same bits on the same machine.")
     ] = False,
@@ -261,6 +267,8 @@ def run(
             resume=resume,
             again=again,
             ask=not yes and sys.stdin.isatty() and console.is_terminal,
+            level=level_named(execution),
+            threads=threads,
         ),
         console,
     )

@@ -4,7 +4,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from resnet_bench import data, registry
 from resnet_bench.benchmark import Benchmark, Claim, ProfileName, override
 from resnet_bench.data import Dataset
 from resnet_bench.errors import UserError
-from resnet_bench.execution import Execution, PrecisionChoice
+from resnet_bench.execution import Execution, Level, PrecisionChoice
 from resnet_bench.launch import RunRequest, Stopped, StopRequest, run, stop_on_signals
 from resnet_bench.launch.plan import choose_profile, estimate_seconds, measure_flops_per_second
 from resnet_bench.launch.run_cache import RunCache
+from resnet_bench.performance import tuned
 from resnet_bench.reporting.statistics import verdict
 from resnet_bench.terminal import RunDisplay, RunResult, closing_table, duration
 from resnet_bench.tracking import Store, close_dead_runs
@@ -47,6 +48,8 @@ class SuiteRequest:
     resume: bool
     again: bool
     ask: bool
+    level: Level = "auto"
+    threads: int | None = None
 
 
 @dataclass
@@ -80,7 +83,12 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteOutcome:
     """
     store = Store.resolve(request.tracking, Path.cwd())
     execution = Execution.resolve(
-        request.device, request.precision, compile=request.compile, deterministic=request.deterministic
+        request.device,
+        request.precision,
+        compile=request.compile,
+        deterministic=request.deterministic,
+        threads=request.threads,
+        level=request.level,
     )
     benchmarks = [registry.load(name, request.benchmarks) for name in dict.fromkeys(request.names)]
     for benchmark in benchmarks:
@@ -94,6 +102,7 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteOutcome:
     if choice.profile == "full" and any(images.generated for images in datasets.values()):
         choice = choose_profile(request.profile, execution, real_data=False)
         plan = _plan(request, benchmarks, choice.profile, execution)
+    plan = _tuned(plan, request, console)
     cache = None if request.again else RunCache(store)
     left = _left_to_train(plan, datasets, cache, console)
     seconds = _announce(plan, left, choice.reason, datasets, store, console)
@@ -124,6 +133,24 @@ def _plan(
         for benchmark in benchmarks
         for seed in request.seeds
     ]
+
+
+def _tuned(plan: Sequence[RunRequest], request: SuiteRequest, console: Console) -> list[RunRequest]:
+    """The plan, each recipe with the execution that it runs fastest with here."""
+    executions: dict[str, Execution] = {}
+    for planned in plan:
+        name = planned.benchmark.name
+        if name not in executions:
+            execution = tuned(
+                planned.recipe,
+                planned.execution,
+                precision=request.precision == "auto",
+                threads=request.threads is None,
+            )
+            executions[name] = execution
+            if execution != planned.execution:
+                console.print(f"{name} runs faster with: {execution.describe()}", highlight=False, markup=False)
+    return [replace(planned, execution=executions[planned.benchmark.name]) for planned in plan]
 
 
 def _load_datasets(

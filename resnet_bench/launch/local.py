@@ -9,6 +9,7 @@ import torch
 from resnet_bench.benchmark import Benchmark, ProfileName, Recipe
 from resnet_bench.data import Dataset
 from resnet_bench.execution import Execution
+from resnet_bench.hardware import EnergyMeter, peak_flops
 from resnet_bench.launch.outcome import log_outcome, log_recipe
 from resnet_bench.launch.run_folder import RunFolder, RunIdentity
 from resnet_bench.launch.signals import StopRequest
@@ -134,13 +135,18 @@ def _tracked(
         if resume_from is None:
             log_recipe(request.benchmark, request.recipe, tracker)
         yield RunOpened(tracker.run_id, tracker.url, folder.path, resumed_at_step=resumed_at_step)
-        for event in train(request.recipe, request.execution, request.seed, dataset, resume=resume_from):
+        tracker.metrics({"device/peak_flops": peak_flops(request.execution)}, epoch=0)
+        meter = None if resume_from else EnergyMeter.of(request.execution)
+        events = train(request.recipe, request.execution, request.seed, dataset, resume=resume_from)
+        for event in meter.watch(events, Steps) if meter else events:
             tracker.record(event)
             checkpoints.keep(event)
             yield event
             if stop and not isinstance(event, Finished):
                 raise Stopped("killed", stop.reason or "stopped")  # noqa: TRY301 - as if the consumer had thrown it
             if isinstance(event, Finished):
+                if meter:
+                    tracker.metrics({"energy/joules": meter.joules}, epoch=event.epoch)
                 log_outcome(
                     request.recipe, dataset, event, tracker, folder, seed=request.seed, model=request.keep_model
                 )

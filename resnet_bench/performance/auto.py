@@ -1,0 +1,93 @@
+"""The execution that a recipe runs fastest with on this machine: measured once, then remembered."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from resnet_bench import models
+from resnet_bench.benchmark import Recipe
+from resnet_bench.execution import Execution, Precision, has_bf16
+from resnet_bench.performance.workload import Workload
+
+MAX_STEP_FLOPS = 200e9
+"""A measured step computes at most this much, so that measuring takes seconds; batches are cut to fit."""
+
+SHORTEST_RUN_STEPS = 200
+"""A shorter run would be over before the measurement had paid for itself."""
+
+TIMINGS = 2
+HOPELESS = 1.5
+"""A candidate whose first step takes this many times the best one's is not timed again."""
+
+
+def tuned(recipe: Recipe, execution: Execution, *, precision: bool = True, threads: bool = True) -> Execution:
+    """The fastest execution for a recipe at the level ``auto``; any other level is left as it is.
+
+    On a CPU some steps are timed in fp32 and bf16, with and without the fast paths, with all threads and with half
+    of them; what was fastest is remembered for the machine, the version of torch and the shape of the work. On a GPU,
+    and for runs that are over sooner than the measurement, the execution is returned as it was resolved.
+
+    Args:
+        recipe: Network, image size, batch size and optimizer.
+        execution: As :meth:`Execution.resolve` gives it.
+        precision: Whether the precision may be changed; False where the user gave one.
+        threads: Whether the number of threads may be changed, likewise.
+    """
+    steps = recipe.steps_per_epoch * recipe.training.epochs
+    if execution.level != "auto" or execution.device_type != "cpu" or execution.compile or steps < SHORTEST_RUN_STEPS:
+        return execution
+    memory = execution.memory()
+    key = _key(recipe, execution, precision=precision, threads=threads)
+    chosen = memory.get(key)
+    if chosen is None:
+        best = _fastest(recipe, _ways(execution, precision=precision))
+        if threads and best.threads > 1:
+            best = _fastest(recipe, [best, dataclasses.replace(best, threads=best.threads // 2)])
+        found = {"precision": best.precision, "fast_paths": best.fast_paths, "threads": best.threads}
+        chosen = memory.put(key, found)
+    return dataclasses.replace(execution, **chosen)
+
+
+def _key(recipe: Recipe, execution: Execution, *, precision: bool, threads: bool) -> str:
+    parts = [
+        "execution of",
+        recipe.model.model_dump_json(exclude_none=True),
+        f"batch {recipe.training.batch_size} at {recipe.image_size} px",
+        recipe.optimizer.name,
+    ]
+    parts += [] if precision else [execution.precision]
+    parts += [] if threads else [f"{execution.threads} threads"]
+    parts += ["deterministic"] * execution.deterministic
+    return " ".join(parts)
+
+
+def _ways(execution: Execution, *, precision: bool) -> list[Execution]:
+    precisions: list[Precision] = [execution.precision]
+    if precision:
+        precisions = ["bf16", "fp32"] if has_bf16() else ["fp32"]
+    return [
+        dataclasses.replace(execution, precision=chosen, fast_paths=fast_paths)
+        for chosen in precisions
+        for fast_paths in (True, False)
+    ]
+
+
+def _fastest(recipe: Recipe, candidates: Sequence[Execution]) -> Execution:
+    """The candidate whose best step is the shortest, all of them taking turns."""
+    batch_size = _affordable_batch(recipe)
+    workloads = [Workload(recipe, candidate, batch_size=batch_size) for candidate in candidates]
+    best = [float("inf")] * len(candidates)
+    # The first step of each is warm-up.
+    for timing in range(1 + TIMINGS):
+        for i, (candidate, workload) in enumerate(zip(candidates, workloads, strict=True)):
+            if timing > 0 and best[i] > HOPELESS * min(best):
+                continue
+            with candidate.applied():
+                seconds = workload.step().total
+            best[i] = seconds if timing <= 1 else min(best[i], seconds)
+    return candidates[best.index(min(best))]
+
+
+def _affordable_batch(recipe: Recipe) -> int:
+    network = models.build_network(recipe)
+    flops_an_image = 6 * models.count_macs(network, (3, recipe.image_size, recipe.image_size))
+    return max(2, min(recipe.training.batch_size, int(MAX_STEP_FLOPS / flops_an_image)))
