@@ -235,8 +235,19 @@ class ResidentLoader:
         return images, labels
 
     def _normalised(self, images: Tensor) -> Tensor:
-        pixels = images.contiguous(memory_format=self._memory_format).float()
-        return pixels.div_(255).sub_(self._mean).div_(self._std).to(self._dtype)
+        is_reordered_here = self._device.type == "cpu" and self._memory_format == torch.channels_last
+        memory_format = torch.contiguous_format if is_reordered_here else self._memory_format
+        pixels = images.contiguous(memory_format=memory_format).float()
+        pixels = pixels.div_(255).sub_(self._mean).div_(self._std).to(self._dtype)
+        return _in_channels_last(pixels) if is_reordered_here else pixels
+
+
+def _in_channels_last(pixels: Tensor) -> Tensor:
+    """The same in channels-last order; on a CPU faster than to compute in that order, where a row has 3 numbers."""
+    reordered = torch.empty_like(pixels, memory_format=torch.channels_last)
+    for channel in range(pixels.shape[1]):
+        reordered[:, channel].copy_(pixels[:, channel])
+    return reordered
 
 
 def _padded_orientations(images: Tensor, augmentation: Augmentation) -> Tensor:
