@@ -1,6 +1,6 @@
 # Every target first makes .venv from the lock where it is missing or older than the lock.
 
-BENCHMARKS ?= resnet9-onecycle-adam resnet34-sgd-224 resnet18-step-decay cifar100-resnet
+BENCHMARKS ?= resnet9-onecycle-adam resnet34-sgd-224 resnet18-step-decay cifar100-resnet speedrun-90
 SEEDS ?= 1
 PROFILE ?=
 DEVICE ?= auto
@@ -21,13 +21,13 @@ TEST_DATA := $(if $(DATA),RESNET_BENCH_TEST_DATA="$(abspath $(DATA))")
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help bench smoke full ui study report dashboard test test-slow lint lock clean
+.PHONY: help bench smoke full ui study report perf dashboard test test-slow lint audit lock clean
 
 help: ## Show this list
 	@echo "make TARGET [BENCHMARKS=\"NAME …\"] [SEEDS=1] [PROFILE=full|smoke] [DEVICE=auto] [DATA=folder] [AGAIN=1] [STUDY=NAME]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-bench: $(READY) ## Train the four benchmarks, compare them with their claims, and write the report
+bench: $(READY) ## Train the four benchmarks and our own recipe, compare them with their claims, and write the report
 	@$(CLI) run $(BENCHMARKS) --resume $(if $(AGAIN),--again) --seeds $(SEEDS) $(if $(PROFILE),--profile $(PROFILE)) --device $(DEVICE) $(DATA_OPTION); \
 	status=$$?; \
 	case $$status in 0|1) $(CLI) report || exit $$? ;; esac; \
@@ -48,6 +48,9 @@ study: $(READY) ## Tune a benchmark with Optuna (STUDY=NAME)
 report: $(READY) ## Write reports/latest/ from what MLflow holds
 	@$(CLI) report
 
+perf: $(READY) ## Measure training steps against each source's own way (BENCHMARKS="NAME …")
+	@$(CLI) perf $(BENCHMARKS) --device $(DEVICE) $(DATA_OPTION)
+
 dashboard: $(READY) ## Open Optuna's dashboard on the studies, on this machine only
 	@$(BIN)/optuna-dashboard --host 127.0.0.1 sqlite:///optuna.db
 
@@ -62,6 +65,9 @@ lint: $(READY) ## Check style, types and the arrows between packages
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: $(READY) ## Look for unsafe code, and for known holes in the locked packages
+	@$(BIN)/python .ci/audit.py
 
 lock: $(READY) ## Choose versions anew and write requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade \

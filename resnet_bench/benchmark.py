@@ -104,6 +104,8 @@ class Source(Schema):
     published: str | None = None
     url: Annotated[str, Field(pattern=_ADDRESS)] | None = None
     notes: str | None = None
+    compares_with: Annotated[str, Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)] | None = None
+    """The benchmark of a source that reaches for the same accuracy, for a recipe of our own."""
     facts: Annotated[tuple[Fact, ...], Field(strict=False)] = ()
 
 
@@ -775,6 +777,22 @@ def override_nested(recipe: Recipe, changes: Mapping[str, Any], *, where: str) -
 def recipe_keys() -> list[str]:
     """Every dotted key that a recipe may have, over all optimizers and schedules."""
     return sorted(set(_keys(Recipe)))
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Dotted keys by as few of their last parts as tell them apart: ``lr``, or ``optimizer.lr`` and ``head.lr``."""
+
+    def ending(key: str, parts: int) -> str:
+        return ".".join(key.split(".")[-parts:])
+
+    def shortest(key: str) -> str:
+        lengths = range(1, key.count(".") + 2)
+        others = [other for other in keys if other != key]
+        return next(
+            (ending(key, n) for n in lengths if ending(key, n) not in {ending(other, n) for other in others}), key
+        )
+
+    return {key: shortest(key) for key in keys}
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> str:

@@ -1,32 +1,42 @@
 """The verbs of the command line. Each parses, calls and prints; the work is done elsewhere."""
 
-import os
 import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from resnet_bench import registry
-from resnet_bench.benchmark import PROFILES, Benchmark, ProfileName
+from resnet_bench.benchmark import Benchmark
+from resnet_bench.command_line import (
+    BAD_INPUT,
+    DEFAULT_DATA,
+    DEFAULT_RUNS,
+    FAILED,
+    INTERRUPTED,
+    BenchmarkName,
+    BenchmarksFolder,
+    DataFolder,
+    Device,
+    Precision,
+    RunsFolder,
+    TrackingURI,
+    complete_benchmark,
+    console,
+    errors,
+    precision_named,
+    profile_named,
+    say,
+)
 from resnet_bench.errors import UserError
 from resnet_bench.performance_commands import LevelOption, ThreadsOption, level_named, perf
 from resnet_bench.record_commands import record_app
 from resnet_bench.study_commands import study_app
-
-FAILED = 1
-BAD_INPUT = 2
-INTERRUPTED = 130
-
-# A log has no width of its own; 80 columns would fold every table.
-console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
-errors = Console(stderr=True)
 
 app = typer.Typer(
     name="resnet-bench",
@@ -51,30 +61,6 @@ def main() -> None:
     except UserError as error:
         errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(BAD_INPUT)
-
-
-def _complete_benchmark(incomplete: str) -> list[str]:
-    return [name for name in registry.scan(None)[0] if name.startswith(incomplete)]
-
-
-Name = Annotated[str, typer.Argument(help="A benchmark's name.", autocompletion=_complete_benchmark)]
-BenchmarksFolder = Annotated[
-    Path | None,
-    typer.Option("--benchmarks", metavar="DIR", help="A folder of benchmark files; it comes before the shipped ones."),
-]
-DataFolder = Annotated[
-    Path, typer.Option("--data", metavar="DIR", envvar="RESNET_BENCH_DATA", help="The folder that holds CIFAR.")
-]
-TrackingURI = Annotated[
-    str | None,
-    typer.Option("--tracking", metavar="URI", help="MLflow's store; else MLFLOW_TRACKING_URI, else mlflow.db here."),
-]
-RunsFolder = Annotated[
-    Path, typer.Option("--runs", metavar="DIR", help="Where each run's journal and checkpoints are kept.")
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
-DEFAULT_DATA = Path("data")
-DEFAULT_RUNS = Path("runs")
 
 
 # --- the registry --------------------------------------------------------------------------------
@@ -106,7 +92,7 @@ def list_benchmarks(benchmarks: BenchmarksFolder = None) -> None:
 
 
 @app.command()
-def show(name: Name, benchmarks: BenchmarksFolder = None) -> None:
+def show(name: BenchmarkName, benchmarks: BenchmarksFolder = None) -> None:
     """Show a benchmark: its source, claims, facts with their status, and the whole recipe.
 
     Example: resnet-bench show resnet9-onecycle-adam
@@ -122,7 +108,9 @@ def show(name: Name, benchmarks: BenchmarksFolder = None) -> None:
 
 @app.command()
 def copy(
-    name: Name, file: Annotated[Path, typer.Argument(help="The file to write.")], benchmarks: BenchmarksFolder = None
+    name: BenchmarkName,
+    file: Annotated[Path, typer.Argument(help="The file to write.")],
+    benchmarks: BenchmarksFolder = None,
 ) -> None:
     """Copy a benchmark to a file, as the start of a recipe of your own.
 
@@ -213,7 +201,7 @@ def _print_facts(benchmark: Benchmark) -> None:
 
 @app.command()
 def run(
-    names: Annotated[list[str], typer.Argument(help="Benchmarks to run.", autocompletion=_complete_benchmark)],
+    names: Annotated[list[str], typer.Argument(help="Benchmarks to run.", autocompletion=complete_benchmark)],
     seed: Annotated[list[int] | None, typer.Option("--seed", min=0, help="A seed; may be given again.")] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Run seeds 0 to N-1.")] = None,
     profile: Annotated[
@@ -224,7 +212,7 @@ def run(
     ] = None,
     device: Device = "auto",
     execution: LevelOption = "auto",
-    precision: Annotated[str, typer.Option("--precision", help="auto, fp32, tf32 or bf16.")] = "auto",
+    precision: Precision = "auto",
     threads: ThreadsOption = None,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="The same seed gives the same bits on the same machine.")
@@ -253,10 +241,10 @@ def run(
         suite.SuiteRequest(
             names=names,
             seeds=_seeds(seed, seeds),
-            profile=_profile(profile),
+            profile=profile_named(profile),
             assignments=_assignments(assignments or []),
             device=device,
-            precision=_precision(precision),
+            precision=precision_named(precision),
             deterministic=deterministic,
             compile=compile,
             data=data,
@@ -288,20 +276,6 @@ def _seeds(seed: list[int] | None, seeds: int | None) -> list[int]:
     return seed or list(range(seeds or 1))
 
 
-def _profile(profile: str | None) -> ProfileName | None:
-    if profile is None or profile in PROFILES:
-        return profile
-    raise UserError(f"--profile {profile}: there is no such profile; write full or smoke")
-
-
-def _precision(precision: str) -> Literal["auto", "fp32", "tf32", "bf16"]:
-    choices: tuple[Literal["auto", "fp32", "tf32", "bf16"], ...] = ("auto", "fp32", "tf32", "bf16")
-    for choice in choices:
-        if precision == choice:
-            return choice
-    raise UserError(f"--precision {precision}: there is no such precision; write auto, fp32, tf32 or bf16")
-
-
 def _assignments(texts: list[str]) -> dict[str, Any]:
     """``KEY=VALUE`` texts as a table; a value is read as TOML where it is TOML, else as a string."""
     import tomllib
@@ -331,9 +305,7 @@ def report(
     ] = None,
     benchmarks: Annotated[
         list[str] | None,
-        typer.Option(
-            "--benchmark", help="Only this benchmark; may be given again.", autocompletion=_complete_benchmark
-        ),
+        typer.Option("--benchmark", help="Only this benchmark; may be given again.", autocompletion=complete_benchmark),
     ] = None,
     study: Annotated[str | None, typer.Option("--study", help="Only this study.")] = None,
     since: Annotated[
@@ -355,7 +327,7 @@ def report(
     result = write(chosen, out, benchmarks=benchmarks, study=study, since=since, benchmarks_folder=folder)
     for problem in result.problems:
         errors.print(escape(problem), highlight=False, soft_wrap=True)
-    _say(f"report of {result.runs} run{'s' if result.runs != 1 else ''}: {result.page.resolve()}")
+    say(f"report of {result.runs} run{'s' if result.runs != 1 else ''}: {result.page.resolve()}")
 
 
 @app.command()
@@ -368,9 +340,7 @@ def compare(
     ] = None,
     benchmarks: Annotated[
         list[str] | None,
-        typer.Option(
-            "--benchmark", help="Only this benchmark; may be given again.", autocompletion=_complete_benchmark
-        ),
+        typer.Option("--benchmark", help="Only this benchmark; may be given again.", autocompletion=complete_benchmark),
     ] = None,
     since: Annotated[
         str | None, typer.Option("--since", help="Only runs since a date such as 2026-11-01, or 7d.")
@@ -455,7 +425,7 @@ def data_prepare(
     for name in datasets or list(NUM_CLASSES):
         if name not in NUM_CLASSES:
             raise UserError(unknown_name("dataset", name, NUM_CLASSES))
-        dataset = images.load(name, data, download=download, progress=_say)
+        dataset = images.load(name, data, download=download, progress=say)
         console.print(
             f"{name}: {len(dataset.train.labels)} + {len(dataset.test.labels)} images from {dataset.source} "
             f"at {dataset.location}, fingerprint {dataset.fingerprint[:16]}",
@@ -463,10 +433,6 @@ def data_prepare(
             markup=False,
             soft_wrap=True,
         )
-
-
-def _say(text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -499,7 +465,7 @@ def ui(
     """
     from resnet_bench.tracking import Store, serve_ui
 
-    raise typer.Exit(serve_ui(Store.resolve(tracking, Path.cwd()), host=host, port=port, say=_say))
+    raise typer.Exit(serve_ui(Store.resolve(tracking, Path.cwd()), host=host, port=port, say=say))
 
 
 @tracking_app.command("flush")
@@ -510,7 +476,7 @@ def tracking_flush(tracking: TrackingURI = None, runs: RunsFolder = DEFAULT_RUNS
     """
     from resnet_bench.tracking import Store, flush_all
 
-    if not flush_all(Store.resolve(tracking, Path.cwd()), runs, say=_say):
+    if not flush_all(Store.resolve(tracking, Path.cwd()), runs, say=say):
         raise typer.Exit(FAILED)
 
 

@@ -29,6 +29,7 @@ from resnet_bench.command_line import (
     say,
 )
 from resnet_bench.errors import UserError
+from resnet_bench.performance_commands import LevelOption, ThreadsOption, level_named
 
 if TYPE_CHECKING:
     from resnet_bench.record import Attempt, Record
@@ -47,7 +48,9 @@ def check(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write everything as JSON.")] = None,
     device: Device = "auto",
+    level: LevelOption = "auto",
     precision: Precision = "auto",
+    threads: ThreadsOption = None,
     data: DataFolder = DEFAULT_DATA,
     tracking: TrackingURI = None,
     runs: RunsFolder = DEFAULT_RUNS,
@@ -65,6 +68,7 @@ def check(
     from resnet_bench import record
     from resnet_bench.execution import Execution
     from resnet_bench.launch import Stopped, stop_on_signals
+    from resnet_bench.performance import tuned
     from resnet_bench.tracking import Store, close_dead_runs
 
     benchmark = registry.load(name, benchmarks)
@@ -77,9 +81,10 @@ def check(
         )
     if out is not None and not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
-    execution = Execution.resolve(device, precision_named(precision))
+    execution = Execution.resolve(device, precision_named(precision), threads=threads, level=level_named(level))
     dataset = images.load(benchmark.recipe.data.dataset, data, progress=say)
     count = seeds or record.MIN_SEEDS[execution.device_type]
+    execution = tuned(benchmark.recipe, execution, precision=precision == "auto", threads=threads is None)
     store = Store.resolve(tracking, Path.cwd())
     store.prepare()
     close_dead_runs(store)

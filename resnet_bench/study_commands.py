@@ -1,21 +1,36 @@
 """The verbs of ``resnet-bench study``. Each parses, calls and prints; the work is done in ``tuning``."""
 
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.prompt import Confirm
 from rich.table import Table
 
 from resnet_bench import registry
-from resnet_bench.benchmark import PROFILES, ProfileName
+from resnet_bench.benchmark import PROFILES, ProfileName, short_names
+from resnet_bench.command_line import (
+    BAD_INPUT,
+    DEFAULT_DATA,
+    DEFAULT_RUNS,
+    INTERRUPTED,
+    BenchmarksFolder,
+    DataFolder,
+    Device,
+    Precision,
+    RunsFolder,
+    TrackingURI,
+    console,
+    errors,
+    precision_named,
+    profile_named,
+    say,
+)
 from resnet_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,13 +41,7 @@ if TYPE_CHECKING:
     from resnet_bench.tuning.studies import Plan
     from resnet_bench.tuning.study import Pruner, Sampler, Study
 
-BAD_INPUT = 2
-INTERRUPTED = 130
 LONG_STUDY_SECONDS = 1800.0
-
-# A log has no width of its own; 80 columns would fold every table.
-console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
-errors = Console(stderr=True)
 
 study_app = typer.Typer(help="Tune a benchmark with Optuna, fairly against its source.", no_args_is_help=True)
 
@@ -45,9 +54,6 @@ Name = Annotated[str, typer.Argument(help="A study's name.", autocompletion=_com
 StudiesFolder = Annotated[
     Path | None, typer.Option("--studies", metavar="DIR", help="A folder of study files; it comes before the shipped.")
 ]
-BenchmarksFolder = Annotated[
-    Path | None, typer.Option("--benchmarks", metavar="DIR", help="A folder of benchmark files; it comes first.")
-]
 Storage = Annotated[
     str | None,
     typer.Option(
@@ -55,10 +61,6 @@ Storage = Annotated[
         metavar="URL",
         help="Optuna's storage: sqlite:///FILE, postgresql://…, journal:FILE, grpc://HOST:PORT; else optuna.db here.",
     ),
-]
-TrackingURI = Annotated[
-    str | None,
-    typer.Option("--tracking", metavar="URI", help="MLflow's store; else MLFLOW_TRACKING_URI, else mlflow.db here."),
 ]
 Profile = Annotated[
     str | None, typer.Option("--profile", help="full or smoke; else what this machine and the study are made for.")
@@ -89,7 +91,7 @@ def list_studies(studies: StudiesFolder = None) -> None:
             study.name,
             study.benchmark,
             study.made_for,
-            ", ".join(key.rpartition(".")[2] for key in study.space),
+            ", ".join(short_names(list(study.space)).values()),
             str(study.budget.trials),
             str(study.budget.epochs or "all"),
             study.sampler.name,
@@ -123,8 +125,8 @@ def show(
     address = _storage(storage, tracking)
     begun = [] if not address.exists else study_names(address.open(create=False))
     if name not in begun or _is_file(name, studies):
-        _print_plan(plan(load(name, studies), _profile(profile) or "full", benchmarks=benchmarks))
-    for found in _candidates(name, _profile(profile)):
+        _print_plan(plan(load(name, studies), profile_named(profile) or "full", benchmarks=benchmarks))
+    for found in _candidates(name, profile_named(profile)):
         if found in begun:
             _print_trials(_read(found, address))
 
@@ -178,7 +180,7 @@ def _print_trials(ledger: "Ledger") -> None:
     counts, best = ledger.counts(), ledger.best_trial()
     keys = list(ledger.definition.space)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Trials of {ledger.name}", title_justify="left")
-    for column in ("trial", *(key.rpartition(".")[2] for key in keys), "epochs", "score", "state", "why"):
+    for column in ("trial", *short_names(keys).values(), "epochs", "score", "state", "why"):
         table.add_column(column, justify="left" if column in ("state", "why") else "right", overflow="fold")
     for trial in ledger.trials():
         if trial.state.name == "WAITING":
@@ -217,21 +219,17 @@ def run(
         str | None, typer.Option("--name", help="Its name in the storage; a study of that name is taken up again.")
     ] = None,
     storage: Storage = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    precision: Annotated[str, typer.Option("--precision", help="auto, fp32, tf32 or bf16.")] = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="The same seed gives the same bits on the same machine.")
     ] = False,
-    data: Annotated[
-        Path, typer.Option("--data", metavar="DIR", envvar="RESNET_BENCH_DATA", help="The folder that holds CIFAR.")
-    ] = Path("data"),
+    data: DataFolder = DEFAULT_DATA,
     download: Annotated[
         bool, typer.Option("--download/--offline", help="Whether CIFAR may be downloaded where it is missing.")
     ] = True,
     tracking: TrackingURI = None,
-    runs: Annotated[
-        Path, typer.Option("--runs", metavar="DIR", help="Where each run's journal and checkpoints are kept.")
-    ] = Path("runs"),
+    runs: RunsFolder = DEFAULT_RUNS,
     studies: StudiesFolder = None,
     benchmarks: BenchmarksFolder = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a long study.")] = False,
@@ -250,8 +248,10 @@ def run(
     study = load(name, studies)
     store = Store.resolve(tracking, Path.cwd())
     address = _storage(storage, tracking)
-    execution = Execution.resolve(device, _precision(precision), deterministic=deterministic)
-    chosen, why, dataset = _choose(study, _profile(profile), execution.device_type, data, benchmarks, download=download)
+    execution = Execution.resolve(device, precision_named(precision), deterministic=deterministic)
+    chosen, why, dataset = _choose(
+        study, profile_named(profile), execution.device_type, data, benchmarks, download=download
+    )
     planned = plan(study, chosen, benchmarks=benchmarks, trials=trials)
     request = StudyRequest(
         plan=planned,
@@ -261,7 +261,7 @@ def run(
         images=Images(planned.base.data.dataset, data, allow_generated=dataset.generated),
         runs_folder=runs.resolve(),
         device=device,
-        precision=_precision(precision),
+        precision=precision_named(precision),
         deterministic=deterministic,
         workers=workers,
     )
@@ -269,6 +269,8 @@ def run(
     ask = not yes and sys.stdin.isatty() and console.is_terminal
     if ask and seconds > LONG_STUDY_SECONDS and not Confirm.ask("Go on?", console=console, default=True):
         raise UserError("nothing was started")
+    if store.is_server and (problem := store.check()):
+        raise UserError(f"{store.shown}: a study needs its tracking store to begin: {problem}")
     store.prepare()
     close_dead_runs(store)
     result = _watch(request, dataset)
@@ -290,13 +292,14 @@ def _choose(
 ) -> tuple[ProfileName, str, Any]:
     """The profile, why it, and the images."""
     from resnet_bench import data as images
+    from resnet_bench.tuning.studies import benchmark_of
 
     dataset = images.load(
-        registry.load(study.benchmark, benchmarks).recipe.data.dataset,
+        benchmark_of(study, benchmarks).recipe.data.dataset,
         folder,
         download=download,
         allow_generated=asked != "full",
-        progress=_say,
+        progress=say,
     )
     if asked is not None:
         return asked, "as asked", dataset
@@ -322,7 +325,7 @@ def _announce(request: "StudyRequest", why: str, dataset: Any) -> float:
     final_seconds = estimate_seconds(retraining_recipe(plan.study, plan.base, source), rate)
     seconds = plan.study.budget.trials * trial_seconds + 2 * plan.study.retrain.seeds * final_seconds
     console.print(f"study {request.name} in the {plan.profile} profile: {why}.", highlight=False, markup=False)
-    _say(f"on {execution.device_name} ({execution.describe()}), {_counted(request.workers, 'worker')}")
+    say(f"on {execution.device_name} ({execution.describe()}), {_counted(request.workers, 'worker')}")
     if dataset.generated:
         console.print(
             f"[bold yellow]{dataset.name}: GENERATED IMAGES[/], no CIFAR was found; every number below says nothing "
@@ -330,11 +333,11 @@ def _announce(request: "StudyRequest", why: str, dataset: Any) -> float:
             highlight=False,
         )
     else:
-        _say(f"{dataset.name} from {dataset.source} at {dataset.location}")
-    _say(f"trials in {request.storage.shown}, runs in {request.store.shown}")
+        say(f"{dataset.name} from {dataset.source} at {dataset.location}")
+    say(f"trials in {request.storage.shown}, runs in {request.store.shown}")
     if notice := request.storage.notice():
         console.print(f"[yellow]{escape(notice)}[/]", highlight=False)
-    _say(f"about {duration(seconds / request.workers)} in all, less what is pruned or done already\n")
+    say(f"about {duration(seconds / request.workers)} in all, less what is pruned or done already\n")
     return seconds / request.workers
 
 
@@ -370,17 +373,17 @@ def _print_result(request: "StudyRequest", result: "StudyResult") -> None:
     console.print()
     _print_best(result)
     if not result.importances:
-        _say("too few complete trials to say how important each parameter is")
+        say("too few complete trials to say how important each parameter is")
     for key, value in result.importances.items():
         console.print(f"  importance of {key}: {value:.0%}", highlight=False)
     console.print(f"\n[bold]{escape(comparison_text(result.comparison))}[/]", highlight=False, soft_wrap=True)
     for failure in result.comparison.failures if result.comparison is not None else ():
-        _say(f"  {failure}")
-    _say(f"\nMLflow: {result.url} (resnet-bench ui)")
+        say(f"  {failure}")
+    say(f"\nMLflow: {result.url} (resnet-bench ui)")
     if request.storage.dashboard is not None:
-        _say(f"Optuna: optuna-dashboard {request.storage.dashboard}")
-    _say("report: resnet-bench report")
-    _say(f"next: resnet-bench study best {result.name}; resnet-bench study export {result.name}")
+        say(f"Optuna: optuna-dashboard {request.storage.dashboard}")
+    say("report: resnet-bench report")
+    say(f"next: resnet-bench study best {result.name}; resnet-bench study export {result.name}")
 
 
 def _print_best(result: "StudyResult") -> None:
@@ -411,10 +414,10 @@ def best(name: Name, profile: Profile = None, storage: Storage = None, tracking:
     """
     from resnet_bench.tuning.export import budget_text, comparison_text, recipe_text
 
-    ledger = _find(name, _profile(profile), _storage(storage, tracking))
+    ledger = _find(name, profile_named(profile), _storage(storage, tracking))
     result = _result(ledger)
     _print_best(result)
-    _say(f"{budget_text(ledger)}; {comparison_text(result.comparison)}\n")
+    say(f"{budget_text(ledger)}; {comparison_text(result.comparison)}\n")
     console.print(recipe_text(ledger, result), highlight=False, markup=False, soft_wrap=True)
 
 
@@ -437,7 +440,7 @@ def export(
     """
     from resnet_bench.tuning.export import export as write
 
-    ledger = _find(name, _profile(profile), _storage(storage, tracking))
+    ledger = _find(name, profile_named(profile), _storage(storage, tracking))
     path = output or Path("benchmarks") / f"{ledger.benchmark.name}-tuned.toml"
     write(ledger, _result(ledger), path, benchmarks)
     if ledger.profile != "full" or ledger.recall("generated_images"):
@@ -446,7 +449,7 @@ def export(
             "says so",
             highlight=False,
         )
-    _say(f"wrote {path}; run it with: resnet-bench run {shlex.quote(str(path))}")
+    say(f"wrote {path}; run it with: resnet-bench run {shlex.quote(str(path))}")
 
 
 def _storage(url: str | None, tracking: str | None) -> "StudyStorage":
@@ -491,19 +494,3 @@ def _storage_name(name: str, profile: ProfileName) -> str:
 def _candidates(name: str, profile: ProfileName | None) -> list[str]:
     stem = Path(name).stem if name.endswith(".toml") else name
     return [_storage_name(stem, wanted) for wanted in ([profile] if profile else PROFILES)]
-
-
-def _profile(profile: str | None) -> ProfileName | None:
-    if profile is not None and profile not in PROFILES:
-        raise UserError(f"--profile {profile}: there is no such profile; write full or smoke")
-    return profile
-
-
-def _precision(precision: str) -> Literal["auto", "fp32", "tf32", "bf16"]:
-    if precision not in ("auto", "fp32", "tf32", "bf16"):
-        raise UserError(f"--precision {precision}: there is no such precision; write auto, fp32, tf32 or bf16")
-    return cast(Literal["auto", "fp32", "tf32", "bf16"], precision)
-
-
-def _say(text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,11 +18,11 @@ from resnet_bench.data import Dataset
 from resnet_bench.errors import UserError
 from resnet_bench.execution import Execution, Level, PrecisionChoice
 from resnet_bench.launch import RunRequest, Stopped, StopRequest, run, stop_on_signals
-from resnet_bench.launch.plan import choose_profile, estimate_seconds, measure_flops_per_second
+from resnet_bench.launch.plan import ProfileChoice, choose_profile, estimate_seconds, measure_flops_per_second
 from resnet_bench.launch.run_cache import RunCache
 from resnet_bench.performance import tuned
 from resnet_bench.reporting.statistics import verdict
-from resnet_bench.terminal import RunDisplay, RunResult, closing_table, duration
+from resnet_bench.terminal import RunDisplay, RunResult, closing_table, duration, percent
 from resnet_bench.tracking import Store, close_dead_runs
 
 LONG_RUN_SECONDS = 1800.0
@@ -95,17 +95,17 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteOutcome:
         registry.check(benchmark)
     names: set[str] = {benchmark.recipe.data.dataset for benchmark in benchmarks}
     real = all(status.sources for status in data.status(request.data) if status.name in names)
-    choice = choose_profile(request.profile, execution, real_data=real or request.download)
+    choices = _choices(request, benchmarks, execution, real_data=real or request.download)
     # Made before anything is downloaded or decoded, so that a mistyped key costs nothing.
-    plan = _plan(request, benchmarks, choice.profile, execution)
-    datasets = _load_datasets(names, request, choice.profile, console)
-    if choice.profile == "full" and any(images.generated for images in datasets.values()):
-        choice = choose_profile(request.profile, execution, real_data=False)
-        plan = _plan(request, benchmarks, choice.profile, execution)
+    plan = _plan(request, benchmarks, choices, execution)
+    datasets = _load_datasets(names, request, console)
+    if any(images.generated for images in datasets.values()):
+        choices = _choices(request, benchmarks, execution, real_data=False)
+        plan = _plan(request, benchmarks, choices, execution)
     plan = _tuned(plan, request, console)
     cache = None if request.again else RunCache(store)
     left = _left_to_train(plan, datasets, cache, console)
-    seconds = _announce(plan, left, choice.reason, datasets, store, console)
+    seconds = _announce(plan, left, list(choices.values()), datasets, store, console)
     if request.ask and seconds > LONG_RUN_SECONDS and not Confirm.ask("Go on?", console=console, default=True):
         raise UserError("nothing was started")
 
@@ -117,14 +117,34 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteOutcome:
     return outcome
 
 
+def _choices(
+    request: SuiteRequest, benchmarks: Sequence[Benchmark], execution: Execution, *, real_data: bool
+) -> dict[str, ProfileChoice]:
+    """The profile of each benchmark."""
+    is_open = request.profile is None and real_data and execution.device_type == "cpu"
+    rate = measure_flops_per_second(execution) if is_open else math.inf
+    return {
+        benchmark.name: choose_profile(
+            request.profile,
+            execution,
+            real_data=real_data,
+            full_seconds=estimate_seconds(benchmark.recipe, rate),
+        )
+        for benchmark in benchmarks
+    }
+
+
 def _plan(
-    request: SuiteRequest, benchmarks: Sequence[Benchmark], profile: ProfileName, execution: Execution
+    request: SuiteRequest,
+    benchmarks: Sequence[Benchmark],
+    choices: Mapping[str, ProfileChoice],
+    execution: Execution,
 ) -> list[RunRequest]:
     return [
         RunRequest(
             benchmark=benchmark,
-            recipe=override(benchmark.recipe_for(profile), request.assignments, where="--set"),
-            profile=profile,
+            recipe=override(benchmark.recipe_for(choices[benchmark.name].profile), request.assignments, where="--set"),
+            profile=choices[benchmark.name].profile,
             seed=seed,
             execution=execution,
             resume=request.resume,
@@ -153,9 +173,7 @@ def _tuned(plan: Sequence[RunRequest], request: SuiteRequest, console: Console) 
     return [replace(planned, execution=executions[planned.benchmark.name]) for planned in plan]
 
 
-def _load_datasets(
-    names: set[str], request: SuiteRequest, profile: ProfileName, console: Console
-) -> dict[str, Dataset]:
+def _load_datasets(names: set[str], request: SuiteRequest, console: Console) -> dict[str, Dataset]:
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
@@ -164,7 +182,7 @@ def _load_datasets(
             name,
             request.data,
             download=request.download,
-            allow_generated=profile == "smoke" or request.profile is None,
+            allow_generated=request.profile != "full",
             progress=say,
         )
         for name in sorted(names)
@@ -191,7 +209,7 @@ def _left_to_train(
 def _announce(
     plan: Sequence[RunRequest],
     left: Sequence[RunRequest],
-    reason: str,
+    choices: Sequence[ProfileChoice],
     datasets: Mapping[str, Dataset],
     store: Store,
     console: Console,
@@ -200,8 +218,10 @@ def _announce(
     first = plan[0]
     rate = measure_flops_per_second(first.execution) if left else 1.0
     seconds = sum(estimate_seconds(planned.recipe, rate) for planned in left)
-    runs = f"{len(plan)} run{'s' if len(plan) != 1 else ''}"
-    console.print(f"{runs} in the {first.profile} profile: {reason}.", highlight=False)
+    seeds = len(plan) // len(choices)
+    for choice, benchmarks in Counter(choices).items():
+        runs = f"{seeds * benchmarks} run{'s' if seeds * benchmarks != 1 else ''}"
+        console.print(f"{runs} in the {choice.profile} profile: {choice.reason}.", highlight=False, soft_wrap=True)
     if cached := len(plan) - len(left):
         what = "All of them were" if not left else f"{cached} of them {'were' if cached > 1 else 'was'}"
         console.print(
@@ -308,6 +328,8 @@ def _sum_up(
     console.print(closing_table(outcome.results, [word for word, _ in verdicts]))
     for sentence in _remarks(outcome.results, verdicts):
         say(sentence)
+    for sentence in _own_recipes(outcome.results, datasets):
+        say(sentence)
     if outcome.abandoned:
         say(outcome.abandoned)
     say("")
@@ -328,6 +350,31 @@ def _remarks(results: Sequence[RunResult], verdicts: Sequence[tuple[str, str]]) 
         if reason
     ]
     return failed + list(dict.fromkeys(judged))
+
+
+def _own_recipes(results: Sequence[RunResult], datasets: Mapping[str, Dataset]) -> list[str]:
+    """What a recipe of our own reached in full, beside the article that reaches for the same."""
+    sentences = []
+    for result in results:
+        request, claim = result.request, _test_claim(result)
+        compared = request.benchmark.source.compares_with
+        judged = request.profile == "full" and not datasets[request.recipe.data.dataset].generated
+        if compared is None or claim is None or not judged or result.train_seconds is None:
+            continue
+        accuracies = result.accuracies(claim.metric)
+        if not accuracies:
+            continue
+        article = registry.load(compared)
+        theirs = next((claim for claim in article.claims if claim.split == "test"), None)
+        said = ""
+        if theirs is not None:
+            time = f" in {duration(theirs.wall_seconds)}" if theirs.wall_seconds else ""
+            said = f"; “{article.source.title}” says {theirs.text}{time}, on a GPU"
+        sentences.append(
+            f"{_label(request)}: {percent(accuracies[max(accuracies)])} after {duration(result.train_seconds)} of "
+            f"training on this machine ({request.execution.device_name}){said}."
+        )
+    return sentences
 
 
 def _label(request: RunRequest) -> str:

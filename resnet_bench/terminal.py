@@ -171,8 +171,7 @@ class RunDisplay:
 
 
 def closing_table(results: Sequence[RunResult], verdicts: Sequence[str]) -> Table:
-    """One row a run; where some were finished before, a column says which, and where test-time augmentation
-    was used, one more gives the accuracy with it.
+    """One row a run, with columns for test-time augmentation and for what was finished before where there is any.
 
     Args:
         results: What came of each run.

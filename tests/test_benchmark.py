@@ -28,6 +28,7 @@ from resnet_bench.benchmark import (
     override_nested,
     parse,
     recipe_keys,
+    short_names,
     unknown_name,
 )
 from resnet_bench.errors import UserError
@@ -832,3 +833,20 @@ def test_an_augmented_claim_needs_its_augmentation(claim: Table, sentence: str) 
         evaluation["test_time_augmentation"] = {"mirror": True}
     with pytest.raises(UserError, match=re.escape(sentence)):
         benchmark(claims=[claim], recipe=merge(MINIMAL, {"evaluation": evaluation}))
+
+
+@pytest.mark.parametrize(
+    ("keys", "names"),
+    [
+        (["optimizer.lr", "training.batch_size"], ["lr", "batch_size"]),
+        (
+            ["optimizer.lr", "optimizer.rest.lr", "optimizer.head.lr", "optimizer.momentum"],
+            ["optimizer.lr", "rest.lr", "head.lr", "momentum"],
+        ),
+        (["a.b.c", "x.b.c"], ["a.b.c", "x.b.c"]),
+        (["c", "b.c"], ["c", "b.c"]),
+        ([], []),
+    ],
+)
+def test_short_names_tell_keys_apart(keys: list[str], names: list[str]) -> None:
+    assert short_names(keys) == dict(zip(keys, names, strict=True))

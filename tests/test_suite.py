@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from resnet_bench import suite
+from resnet_bench import data, registry, suite
+from resnet_bench.benchmark import ProfileName
+from resnet_bench.data import Dataset
 from resnet_bench.errors import UserError
+from resnet_bench.execution import Execution
 from resnet_bench.launch import RunRequest
 from resnet_bench.launch.local import RunOpened
 from resnet_bench.suite import SuiteOutcome, sentence_of
+from resnet_bench.terminal import RunResult
 from resnet_bench.tracking import EXPERIMENT, Store, Tracker
 from tests.reliability import tiny
 
@@ -201,3 +205,24 @@ def test_an_operator_that_apples_gpu_lacks_is_named_with_what_helps() -> None:
         "want this op to be considered for addition please comment on an issue."
     )
     assert sentence_of(error).startswith("the Apple GPU lacks aten::_upsample_bilinear2d_aa.out; set PYTORCH_ENABLE")
+
+
+def test_a_recipe_of_our_own_is_set_beside_the_article_that_reaches_for_the_same() -> None:
+    benchmark = registry.load("speedrun-90")
+    execution = Execution.resolve("cpu", "fp32", threads=2)
+    images = data.generate("cifar10", train_size=4, test_size=4)
+    published = Dataset(**{**vars(images), "source": "parquet"})
+
+    def sentences(profile: ProfileName, dataset: Dataset, augmented: float | None = 0.9034) -> list[str]:
+        request = RunRequest(benchmark, benchmark.recipe_for(profile), profile, 7, execution)
+        result = RunResult(request, epochs=5, train_seconds=131.0, accuracy=0.89, accuracy_augmented=augmented)
+        return suite._own_recipes([result], {"cifar10": dataset})
+
+    (sentence,) = sentences("full", published)
+    assert sentence == (
+        f"speedrun-90 seed 7: 90.34% after 2 min 11 s of training on this machine ({execution.device_name}); "
+        "“Residual Neural network on CIFAR10” says ≥ 90% in 4 min 0 s, on a GPU."
+    )
+    assert sentences("smoke", published) == []
+    assert sentences("full", images) == []
+    assert sentences("full", published, augmented=None) == []

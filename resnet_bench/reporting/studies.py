@@ -4,13 +4,14 @@ import contextlib
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
+from resnet_bench.benchmark import short_names
 from resnet_bench.reporting import figures, text
 from resnet_bench.reporting import statistics as rules
 from resnet_bench.reporting.figures import Plot
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 MIN_TRIALS_FOR_IMPORTANCE = 4
 """Completed trials below which an importance would be an accident."""
-MAX_SINGLE_STEPS = 12
-"""Trials or epochs up to which each is marked on its axis."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,7 +244,8 @@ def _history(study: Study) -> Plot:
     figure.update_traces(marker={"color": figures.STYLES[0][0], "symbol": "circle-open", "size": 8})
     figure.update_traces(selector={"mode": "lines"}, line={"color": figures.STYLES[1][0], "width": 2, "shape": "hv"})
     figure.update_traces(selector={"mode": "lines"}, name="best so far")
-    _whole_numbers(figure, len(study.trials), "trial")
+    figure.update_xaxes(title_text="trial")
+    figures.mark_whole_numbers(figure)
     source = study.validation_source
     if source is not None:
         figure.add_hline(y=source, line={"color": figures.MUTED, "width": 1, "dash": "dash"})
@@ -306,17 +306,13 @@ def _intermediate(study: Study) -> Plot | None:
             )
     if not any(len(trace.x) for trace in figure.data):
         return None
-    _whole_numbers(figure, max(max(trace.x, default=0) for trace in figure.data), "epoch")
+    figure.update_xaxes(title_text="epoch")
+    figures.mark_whole_numbers(figure)
     figure.update_yaxes(title_text="validation accuracy, %")
     caption = "A line a trial; × is where one was pruned."
     # Beside the history or the importances it fills a row; as the third it has one of its own.
     wide = bool(study.importances)
     return _plot(study, "intermediate", "Intermediate values", caption, figure, wide=wide)
-
-
-def _whole_numbers(figure: go.Figure, last: int, title: str) -> None:
-    """Mark whole numbers only on the horizontal axis."""
-    figure.update_xaxes(title_text=title, **({"dtick": 1} if last <= MAX_SINGLE_STEPS else {}))
 
 
 def _slices(study: Study) -> Plot | None:
@@ -331,9 +327,11 @@ def _slices(study: Study) -> Plot | None:
         marker={"color": figures.STYLES[0][0], "symbol": "circle-open", "size": 8, "showscale": False, "line": {}}
     )
     figure.update_layout(showlegend=False)
-    figure.update_xaxes(tickangle=0, nticks=5, exponentformat="power")
-    for axis, name in zip(figure.select_xaxes(), _short_names(sorted(keys)), strict=False):
+    figure.update_xaxes(tickangle=0, nticks=5, exponentformat="e")
+    for axis, key, name in zip(figure.select_xaxes(), sorted(keys), short_names(sorted(keys)).values(), strict=False):
         axis.title.text = figures.escaped(name)
+        if axis.type == "log" and _decades(trial.params.get(key) for trial in study.rebuilt.trials) > 1.5:
+            axis.dtick = 1
     caption = f"Validation accuracy against {_listed(sorted(keys))}, a mark a completed trial."
     return _plot(study, "slice", "Slices", caption, figure, wide=True)
 
@@ -345,7 +343,7 @@ def _parallel(study: Study) -> Plot | None:
     if len(complete) < 2 or not keys:
         return None
     objectives = [_objective(trial) or 0.0 for trial in complete]
-    axes = ["accuracy, %", *_short_names(keys)]
+    axes = ["accuracy, %", *short_names(keys).values()]
     scales = [_scale(objectives, log=False)]
     for key in keys:
         values = [trial.trial_params[key] for trial in complete if key in trial.trial_params]
@@ -429,10 +427,10 @@ def _objectives(study: Study) -> Plot | None:
     return _plot(study, "objectives", "Both objectives", "A mark a completed trial.", figure)
 
 
-def _short_names(keys: Sequence[str]) -> list[str]:
-    """Keys by their last part, which an axis has room for, where these differ."""
-    last = [key.rpartition(".")[2] for key in keys]
-    return last if len(set(last)) == len(last) else list(keys)
+def _decades(values: Iterable[Any]) -> float:
+    """Powers of ten between the smallest and the largest of some values above 0."""
+    found = [value for value in values if _is_number(value) and value > 0]
+    return math.log10(max(found) / min(found)) if found else 0.0
 
 
 def _listed(keys: Sequence[str]) -> str:

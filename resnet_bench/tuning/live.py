@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from resnet_bench.benchmark import short_names
 from resnet_bench.tuning.events import (
     Retrained,
     RetrainingStarted,
@@ -121,6 +122,7 @@ class LiveTable:
         self._console = console
         self._progress = progress
         self._keys = keys
+        self._names = short_names(keys)
         self._live: Live | None = None
 
     @contextmanager
@@ -153,7 +155,7 @@ class LiveTable:
                 pass
 
     def _sentence(self, row: TrialRow) -> str:
-        settings = ", ".join(f"{key.rpartition('.')[2]} {_short(value)}" for key, value in row.settings.items())
+        settings = ", ".join(f"{self._names.get(key, key)} {_short(value)}" for key, value in row.settings.items())
         source = " (the source's own)" if row.is_source else ""
         why = f": {row.reason}" if row.reason else ""
         best = self._progress.best
@@ -175,7 +177,7 @@ class LiveTable:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("trial", justify="right")
         for key in self._keys:
-            table.add_column(key.rpartition(".")[2], justify="right", overflow="fold")
+            table.add_column(self._names[key], justify="right", overflow="fold")
         for name in ("epoch", "score", "state", "time"):
             table.add_column(name, justify="left" if name == "state" else "right", overflow="fold")
         best = progress.best
@@ -205,6 +207,8 @@ class LiveTable:
 
     def _headline(self) -> str:
         progress, best = self._progress, self._progress.best
+        if not progress.wanted:
+            return "opening the study"
         so_far = f"best so far {_percent(best.accuracy)} (trial {best.number})" if best is not None else "no score yet"
         return f"{progress.finished} of {progress.wanted} trials · {so_far} · {self._time_left()}"
 

@@ -11,17 +11,19 @@ GPU = Execution("cuda:0", "bf16", channels_last=True, compile=False, determinist
 
 
 @pytest.mark.parametrize(
-    ("asked", "execution", "real_data", "profile", "reason"),
+    ("asked", "execution", "real_data", "seconds", "profile", "reason"),
     [
-        ("full", PLAIN, False, "full", "as asked"),
-        ("smoke", GPU, True, "smoke", "as asked"),
-        (None, PLAIN, True, "smoke", "no GPU"),
-        (None, GPU, False, "smoke", "no real CIFAR"),
-        (None, GPU, True, "full", "a GPU and real images"),
+        ("full", PLAIN, False, 1e6, "full", "as asked"),
+        ("smoke", GPU, True, 1.0, "smoke", "as asked"),
+        (None, PLAIN, True, 3000.0, "smoke", "no GPU"),
+        (None, PLAIN, True, 200.0, "full", "it takes minutes"),
+        (None, PLAIN, False, 200.0, "smoke", "no real CIFAR"),
+        (None, GPU, False, 200.0, "smoke", "no real CIFAR"),
+        (None, GPU, True, 1e6, "full", "a GPU and real images"),
     ],
 )
-def test_the_profile_follows_from_device_and_images(asked, execution, real_data, profile, reason) -> None:
-    choice = choose_profile(asked, execution, real_data=real_data)
+def test_the_profile_follows_from_device_images_and_work(asked, execution, real_data, seconds, profile, reason) -> None:
+    choice = choose_profile(asked, execution, real_data=real_data, full_seconds=seconds)
     assert choice.profile == profile
     assert reason in choice.reason
 

@@ -135,8 +135,3 @@ def test_a_study_that_the_source_has_won_says_so(study: Study) -> None:
     assert not study.source_won
     only_source = replace(study, trials=study.trials[:1], tuned=())
     assert only_source.source_won
-
-
-def test_short_names_stand_on_axes_where_they_tell_keys_apart() -> None:
-    assert studies._short_names(["optimizer.lr", "training.batch_size"]) == ["lr", "batch_size"]
-    assert studies._short_names(["a.lr", "b.lr"]) == ["a.lr", "b.lr"]
