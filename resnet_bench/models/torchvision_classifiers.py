@@ -1,6 +1,6 @@
 """The classifiers of `torchvision.models`, with a head of the right size and one output in training too."""
 
-import pickle
+import pickle  # for its error alone  # nosec B403
 from functools import cache
 
 import torch

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import os
 import platform
-import subprocess
+import subprocess  # fixed commands  # nosec B404
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def code_fingerprint() -> str:
 
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(  # noqa: S603 - fixed arguments
+        done = subprocess.run(  # noqa: S603 - fixed arguments  # nosec B603, B607
             ["git", "-C", str(folder), *arguments],  # noqa: S607 - wherever the user keeps git
             capture_output=True,
             text=True,

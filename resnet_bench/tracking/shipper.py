@@ -9,6 +9,7 @@ import json
 import logging
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -103,7 +104,10 @@ class Cursor:
     def load(cls, folder: Path) -> "Cursor":
         """The cursor of a run's folder; a run that has none starts at the beginning."""
         try:
-            saved = json.loads((folder / CURSOR).read_text("ascii"))
+            checksum, _, text = (folder / CURSOR).read_text("ascii").partition(" ")
+            if checksum != _checksum(text):
+                raise ValueError(checksum)  # noqa: TRY301 - damaged in one way or another
+            saved = json.loads(text)
             return cls(saved["run_id"], saved["arrived"], saved["underway"], tuple(saved["deferred"]))
         except FileNotFoundError:
             return cls()
@@ -115,7 +119,12 @@ class Cursor:
 
     def save(self, folder: Path) -> None:
         """Write the cursor to a run's folder, whole or not at all."""
-        write_atomically(folder / CURSOR, json.dumps(asdict(self)).encode("ascii"))
+        text = json.dumps(asdict(self))
+        write_atomically(folder / CURSOR, f"{_checksum(text)} {text}".encode("ascii"))
+
+
+def _checksum(text: str) -> str:
+    return f"{zlib.crc32(text.encode('ascii')):08x}"
 
 
 @dataclass

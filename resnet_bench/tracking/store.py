@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import sqlite3
-import subprocess
+import subprocess  # our own interpreter  # nosec B404
 import sys
 import urllib.error
 import urllib.request
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from filelock import FileLock, Timeout
 
@@ -64,6 +64,9 @@ class Store:
         folder = (folder or Path.cwd()).resolve()
         found = uri or os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(folder / "mlflow.db")
         scheme = found.partition(":")[0].lower()
+        found = f"{scheme}{found[len(scheme) :]}"
+        if not _is_well_formed(found):
+            raise UserError("the tracking URI is no address; write one such as sqlite:////folder/mlflow.db")
         if scheme == "databricks" or scheme in SERVERS:
             return cls(found)
         if scheme not in DATABASES:
@@ -73,9 +76,13 @@ class Store:
             return cls(found, root or str(folder / "mlartifacts"))
         path = _sqlite_path(found)
         if path is None:
-            raise UserError(f"{found}: a database in memory keeps no runs; write sqlite:////folder/mlflow.db")
+            raise UserError(
+                f"{_without_secrets(found)}: a database in memory keeps no runs; write sqlite:////folder/mlflow.db"
+            )
         if any(sign in str(path) for sign in "?#%"):
-            raise UserError(f"{path}: MLflow cannot open a database whose path has ?, # or % in it; move it")
+            raise UserError(
+                f"{_without_secrets(str(path))}: MLflow cannot open a database whose path has ?, # or % in it; move it"
+            )
         return cls(_sqlite_uri(path), root or str(path.parent / "mlartifacts"))
 
     # --- what people see ---------------------------------------------------------------------------
@@ -83,18 +90,18 @@ class Store:
     @property
     def shown(self) -> str:
         """The URI as it may be printed and logged: without passwords and tokens."""
-        parts = urlsplit(self.uri)
-        if not parts.netloc:
+        if _sqlite_path(self.uri) is not None:
             return self.uri
-        user, at, host = parts.netloc.rpartition("@")
-        if self.is_server and at:
+        scheme, user, password, place = _taken_apart(self.uri)
+        if self.is_server and (user or password):
             user = "***"
-        elif ":" in user:
-            user = f"{user.partition(':')[0]}:***"
+        elif password:
+            user = f"{user}:***"
+        where, mark, _ = place.partition("?")
         query = "&".join(
             f"{name}=***" if _is_secret(name) else f"{name}{is_}{value}" for name, is_, value in _query(self.uri)
         )
-        return urlunsplit(parts._replace(netloc=f"{user}{at}{host}", query=query))
+        return f"{scheme}{f'{user}@' if user else ''}{where}{f'{mark}{query}' if query else ''}"
 
     def hide(self, text: str) -> str:
         """A text, such as an error of the store, with the passwords of the URI replaced by ``***``."""
@@ -104,9 +111,9 @@ class Store:
 
     @functools.cached_property
     def _secrets(self) -> list[str]:
-        parts = urlsplit(self.uri)
+        _, user, password, _ = _taken_apart(self.uri)
         values = [value for name, _, value in _query(self.uri) if _is_secret(name)]
-        values.append(parts.password or (parts.username if self.is_server else None) or "")
+        values.append(password or (user if self.is_server else ""))
         spellings = {text for value in values for text in (value, unquote(value), quote(unquote(value), safe=""))}
         return sorted(filter(None, spellings), key=len, reverse=True)
 
@@ -125,10 +132,10 @@ class Store:
         """The page of a run; for a database, where ``make ui`` will show it."""
         if self.uri.startswith("databricks"):
             return f"{self.uri} run {run_id}"
-        parts = urlsplit(self.uri)
         base = UI_ADDRESS
         if self.is_server:
-            base = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+            scheme, _, _, place = _taken_apart(self.uri)
+            base = f"{scheme}{place.partition('?')[0].rstrip('/')}"
         return f"{base}/#/runs/{run_id}"
 
     # --- getting ready -----------------------------------------------------------------------------
@@ -236,7 +243,7 @@ class Store:
         _log.warning("%s was made by another version of MLflow; upgrading it, the old one is kept as %s", path, backup)
         with contextlib.closing(sqlite3.connect(path)) as old, contextlib.closing(sqlite3.connect(backup)) as copy:
             old.backup(copy)
-        done = subprocess.run(  # noqa: S603 - our own interpreter and MLflow's own command
+        done = subprocess.run(  # noqa: S603 - our own interpreter and MLflow's own command  # nosec B603
             [sys.executable, "-m", "mlflow", "db", "upgrade", self.uri], capture_output=True, text=True, check=False
         )
         if done.returncode != 0:
@@ -287,7 +294,7 @@ def network_file_system_notice(path: Path) -> str | None:
 def _refusal(uri: str, scheme: str) -> str:
     if scheme == "file" or "://" not in uri:
         return (
-            f"{uri}: MLflow's file store is no longer supported by MLflow itself; "
+            f"{_without_secrets(uri)}: MLflow's file store is no longer supported by MLflow itself; "
             "take a database, such as sqlite:////absolute/path/mlflow.db"
         )
     return (
@@ -296,8 +303,41 @@ def _refusal(uri: str, scheme: str) -> str:
     )
 
 
+def _is_well_formed(uri: str) -> bool:
+    """Whether an address can be taken apart, and holds nothing that would break a line of a log."""
+    try:
+        parts = urlsplit(uri)
+        # Asking for the number checks it.
+        _ = parts.port
+    except ValueError:
+        return False
+    if parts.scheme in (*DATABASES, *SERVERS) and "://" not in uri:
+        return False
+    if parts.scheme in SERVERS and not parts.hostname:
+        return False
+    return uri.isprintable() and "\\" not in uri
+
+
+def _without_secrets(text: str) -> str:
+    """A text that may be a mistyped address, with all before its last @ and all behind its first ? left out."""
+    before, at, after = text.rpartition("@")
+    kept, mark, _ = after.partition("?")
+    return f"{'***' if before else ''}{at}{kept}{f'{mark}***' if mark else ''}"
+
+
+def _taken_apart(uri: str) -> tuple[str, str, str, str]:
+    """``scheme://``, user, password, and the host with all behind it.
+
+    As database drivers read it: a password may hold slashes and signs that the standard does not allow there.
+    """
+    scheme, slashes, rest = uri.partition("://")
+    before, _, place = rest.rpartition("@")
+    user, _, password = before.partition(":")
+    return f"{scheme}{slashes}", user, password, place
+
+
 def _query(uri: str) -> list[tuple[str, str, str]]:
-    query = urlsplit(uri).query
+    query = _taken_apart(uri)[3].partition("?")[2]
     return [part.partition("=") for part in query.split("&")] if query else []
 
 
@@ -359,7 +399,7 @@ def _check_server(uri: str) -> str | None:
     parts = urlsplit(uri)
     address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}/health"
     try:
-        with urllib.request.urlopen(address, timeout=CHECK_TIMEOUT_SECONDS):  # noqa: S310 - http or https
+        with urllib.request.urlopen(address, timeout=CHECK_TIMEOUT_SECONDS):  # noqa: S310 - http or https  # nosec B310
             return None
     except urllib.error.HTTPError as error:
         error.close()

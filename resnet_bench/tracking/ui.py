@@ -4,7 +4,7 @@ import ipaddress
 import os
 import signal
 import socket
-import subprocess
+import subprocess  # our own interpreter  # nosec B404
 import sys
 import time
 import urllib.error
@@ -83,7 +83,7 @@ def serve_ui(store: Store, *, host: str = "127.0.0.1", port: int = 5000, say: Ca
     say(f"starting MLflow on {store.shown}; this takes some seconds")
     # Being told to end, as a process manager does, must not leave the server behind.
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    server = subprocess.Popen(command, env=environment)  # noqa: S603 - our own interpreter and MLflow's own command
+    server = subprocess.Popen(command, env=environment)  # noqa: S603 - our own  # nosec B603
     try:
         if _wait_until_ready(server, base):
             for name, page in pages:
@@ -103,7 +103,7 @@ def _wait_until_ready(server: "subprocess.Popen[bytes]", base: str) -> bool:
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"{base}/health", timeout=2):  # noqa: S310 - our own address
+            with urllib.request.urlopen(f"{base}/health", timeout=2):  # noqa: S310 - our own address  # nosec B310
                 return True
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)

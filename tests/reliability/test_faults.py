@@ -105,17 +105,17 @@ def test_a_disk_that_fails_under_a_run_costs_no_more_than_the_run(
 def test_a_disk_that_fails_at_any_write_costs_no_more_than_the_run(
     for_good: bool, train: Callable[[Path], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every second write, fsync and rename of a run, until none is left to fail."""
+    """Every sixth write, fsync and rename of a run, until none is left to fail."""
     expected = train(tmp_path / "undisturbed")
     fired = 0
-    for number in range(1 + for_good, 1000, 2):
-        code = CODES[number // 2 % 2]
+    for number in range(1 + for_good, 1000, 6):
+        code = CODES[number // 6 % 2]
         disk = disturb(number, code, for_good, tmp_path, train, monkeypatch)
         if not disk.fired:
             break
         fired += 1
         expect_same(train(tmp_path / f"{number}-{code}-{for_good}"), expected)
-    assert fired >= 15
+    assert fired >= 6
 
 
 @pytest.mark.parametrize("place", ["runs", "tracking"])

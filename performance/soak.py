@@ -1,0 +1,241 @@
+"""A night's work in fast motion: many short runs, then many trials, in one process or in several.
+
+After each run: the memory that the process holds, its open file handles and threads, the size of MLflow's database,
+and how long the run took. A leak is a line that rises with the runs.
+
+    .venv/bin/python performance/soak.py --runs 500 --trials 200
+    .venv/bin/python performance/soak.py --runs 500 --trials 200 --processes 4
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from resnet_bench import data, registry
+from resnet_bench.benchmark import override
+from resnet_bench.execution import Execution
+from resnet_bench.launch import RunRequest, run
+from resnet_bench.tracking import Store
+from resnet_bench.tuning import studies
+from resnet_bench.tuning.events import TrialEnded
+from resnet_bench.tuning.run import Images, StudyRequest, run_study
+from resnet_bench.tuning.storage import StudyStorage
+
+BENCHMARK = "he-resnet20"
+TRAIN_IMAGES, TEST_IMAGES = 32, 20
+SETTLED = 0.2
+"""The share of samples at the beginning that fit no line: caches fill, libraries are loaded."""
+
+STUDY = f"""
+benchmark = "{BENCHMARK}"
+sampler = {{ name = "random" }}
+pruner = {{ name = "none" }}
+budget = {{ trials = 3 }}
+retrain = {{ seeds = 1 }}
+validation = {{ images = 10 }}
+
+[space]
+optimizer.lr = {{ type = "log-float", low = 1e-4, high = 0.2 }}
+
+[recipe]
+data = {{ train_images = {TRAIN_IMAGES}, test_images = {TEST_IMAGES} }}
+training = {{ epochs = 1, batch_size = 11 }}
+schedule = {{ name = "constant" }}
+
+[profiles.smoke]
+"""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a process holds behind a run."""
+
+    process: int
+    kind: str
+    number: int
+    seconds: float
+    memory_megabytes: float
+    handles: int
+    threads: int
+    database_megabytes: float
+
+
+class Sampler:
+    """Looks at this process behind each run and writes a line to a file."""
+
+    def __init__(self, folder: Path, process: int) -> None:
+        self._process, self._folder = process, folder
+        self._file = folder / f"samples-{process}.jsonl"
+        self._this = psutil.Process()
+        self._numbers = {"run": 0, "trial": 0}
+        self._last = time.perf_counter()
+
+    def start(self) -> None:
+        """The clock of the next run starts here."""
+        self._last = time.perf_counter()
+
+    def take(self, kind: str) -> None:
+        """A run has ended."""
+        now = time.perf_counter()
+        self._numbers[kind] += 1
+        sample = Sample(
+            self._process,
+            kind,
+            self._numbers[kind],
+            now - self._last,
+            self._this.memory_info().rss / 1e6,
+            self._this.num_fds(),
+            self._this.num_threads(),
+            (self._folder / "mlflow.db").stat().st_size / 1e6,
+        )
+        with self._file.open("a") as file:
+            file.write(json.dumps(asdict(sample)) + "\n")
+        self._last = time.perf_counter()
+
+
+def work(folder: Path, process: int, runs: int, trials: int) -> None:
+    """What one process does."""
+    os.chdir(folder)
+    store = Store.resolve(f"sqlite:///{folder / 'mlflow.db'}")
+    store.prepare()
+    execution = Execution.resolve("cpu", "fp32", threads=1)
+    images = data.generate("cifar10", train_size=TRAIN_IMAGES, test_size=TEST_IMAGES)
+    benchmark = registry.load(BENCHMARK)
+    recipe = override(
+        benchmark.recipe,
+        {
+            "data.train_images": TRAIN_IMAGES,
+            "data.test_images": TEST_IMAGES,
+            "training.epochs": 1,
+            "training.batch_size": 16,
+            "schedule.name": "constant",
+        },
+    )
+    sampler = Sampler(folder, process)
+    for number in range(runs):
+        seed = process * 1_000_000 + number
+        # The export of the network takes ten times as long as all else of such a run.
+        request = RunRequest(benchmark, recipe, "smoke", seed=seed, execution=execution, keep_model=False)
+        for _ in run(request, images, store, runs_folder=folder / "runs"):
+            pass
+        sampler.take("run")
+    if trials:
+        study = folder / f"soak-{process}.toml"
+        study.write_text(STUDY)
+        plan = studies.plan(studies.load_file(study), "smoke", trials=trials)
+        request_ = StudyRequest(
+            plan=plan,
+            name=f"soak-{process}",
+            storage=StudyStorage(f"sqlite:///{folder / f'optuna-{process}.db'}"),
+            store=store,
+            images=Images("cifar10", folder / "none", generated=(TRAIN_IMAGES, TEST_IMAGES)),
+            runs_folder=folder / "runs",
+            device="cpu",
+            precision="fp32",
+        )
+        sampler.start()
+        for event in run_study(request_, images):
+            if isinstance(event, TrialEnded):
+                sampler.take("trial")
+
+
+def read_samples(folder: Path) -> list[Sample]:
+    """Every sample of every process."""
+    lines = [line for file in sorted(folder.glob("samples-*.jsonl")) for line in file.read_text().splitlines()]
+    return [Sample(**json.loads(line)) for line in lines]
+
+
+def growth(samples: list[Sample], quantity: str) -> float:
+    """By how much a quantity grows in a hundred runs, from a line through the samples of each process, the median.
+
+    The samples at the beginning are left out.
+    """
+    slopes = []
+    for process in {sample.process for sample in samples}:
+        of_process = [sample for sample in samples if sample.process == process]
+        settled = of_process[int(SETTLED * len(of_process)) :]
+        values = [getattr(sample, quantity) for sample in settled]
+        if len(values) > 2:
+            slopes.append(100 * float(np.polyfit(range(len(values)), values, 1)[0]))
+    return float(np.median(slopes)) if slopes else float("nan")
+
+
+QUANTITIES = {
+    "memory_megabytes": "memory, MB",
+    "handles": "open file handles",
+    "threads": "threads",
+    "database_megabytes": "MLflow's database, MB",
+    "seconds": "seconds a run",
+}
+
+
+def plot(samples: list[Sample], path: Path) -> None:
+    """Each quantity against the runs that the process has done, a line a process."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 2.2 * len(QUANTITIES)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(QUANTITIES), 1, sharex=True)
+    for panel, (quantity, name) in zip(axes, QUANTITIES.items(), strict=True):
+        for process in sorted({sample.process for sample in samples}):
+            of_process = [sample for sample in samples if sample.process == process]
+            panel.plot([getattr(sample, quantity) for sample in of_process], label=f"process {process + 1}", lw=1)
+            first_trial = next((i for i, sample in enumerate(of_process) if sample.kind == "trial"), None)
+            if first_trial is not None:
+                panel.axvline(first_trial, color="grey", lw=0.5, ls=":")
+        panel.set_ylabel(name)
+        panel.set_ylim(bottom=0)
+    axes[0].set_title("dotted: from here on trials of a study")
+    axes[-1].set_xlabel("runs that the process has done")
+    figure.savefig(path)
+
+
+def main() -> None:
+    """Run, print what grew, and draw it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=500, help="short runs of all processes together")
+    parser.add_argument("--trials", type=int, default=200, help="trials of all processes together")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--plot", type=Path, help="an SVG or PNG to draw")
+    arguments = parser.parse_args()
+    count = arguments.processes
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        context = multiprocessing.get_context("spawn")
+        children = [
+            context.Process(target=work, args=(folder, process, arguments.runs // count, arguments.trials // count))
+            for process in range(count)
+        ]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+        samples = read_samples(folder)
+        codes = [child.exitcode for child in children]
+    summary: dict[str, object] = {
+        "processes": count,
+        "exit codes": codes,
+        "minutes": round((time.monotonic() - began) / 60, 1),
+    }
+    for kind in ("run", "trial"):
+        of_kind = [sample for sample in samples if sample.kind == kind]
+        summary[f"{kind}s"] = len(of_kind)
+        summary[f"growth in a hundred {kind}s"] = {name: round(growth(of_kind, name), 4) for name in QUANTITIES}
+        summary[f"median seconds a {kind}"] = round(float(np.median([sample.seconds for sample in of_kind] or [0])), 3)
+    print(json.dumps(summary, indent=1))
+    if arguments.plot:
+        plot(samples, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()
