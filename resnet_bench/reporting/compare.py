@@ -92,11 +92,12 @@ class Comparison:
         from rich.text import Text
 
         parts: list[RenderableType] = [Text(line) for line in self._preamble()]
-        shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for name in ("benchmark", "metric"):
-            shown.add_column(name, overflow="fold")
-        for name in ("A", "B", "difference", "95%", "p (Holm)"):
-            shown.add_column(name, justify="right")
+        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+        # A name is there to be copied, and half a number says something else.
+        shown.add_column("benchmark", no_wrap=True, overflow="fold")
+        shown.add_column("metric", overflow="fold")
+        for name in ("A (n)", "B (n)", "difference", "95%", "p (Holm)"):
+            shown.add_column(name, justify="right", no_wrap=True)
         shown.add_column("", no_wrap=True)
         styles = {"worse": "bold red", "better": "green", "same": "green", "identical": "green"}
         for row in self.rows:
@@ -111,7 +112,7 @@ class Comparison:
         lines += [f"{_md(line)}  " for line in self._preamble()]
         lines += [
             "",
-            "| benchmark | metric | A | B | difference | 95% | p (Holm) | |",
+            "| benchmark | metric | A (n) | B (n) | difference | 95% | p (Holm) | |",
             "|---|---|--:|--:|--:|--:|--:|---|",
         ]
         lines += ["| " + " | ".join(_md(cell) for cell in _cells(row)) + " |" for row in self.rows]
@@ -498,8 +499,8 @@ def _cells(row: ComparisonRow) -> list[str]:
     return [
         _name(row),
         metric,
-        f"{_significant(row.a)}{unit} (n = {row.a_runs})",
-        f"{_significant(row.b)}{unit} (n = {row.b_runs})",
+        f"{_significant(row.a)}{unit} ({row.a_runs})",
+        f"{_significant(row.b)}{unit} ({row.b_runs})",
         difference,
         interval,
         text.DASH if row.adjusted_p is None else f"{row.adjusted_p:.3f}",

@@ -110,6 +110,11 @@ class Mirror:
         except UserError:
             raise
         except Exception as error:  # whatever the database driver or the server's client raises
+            if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+                raise UserError(
+                    f"{store.shown}: study {ledger.name} has logged its runs to another tracking store, which this one "
+                    "does not hold; name that with --tracking, or begin anew with --name"
+                ) from None
             raise UserError(
                 f"{store.shown}: a study needs its tracking store to begin, and it does not answer "
                 f"({store.sentence(error)})"

@@ -90,6 +90,18 @@ def scan(folder: Path | None = None) -> tuple[dict[str, Study], dict[str, str]]:
     return loaded, problems
 
 
+def benchmark_of(study: Study, folder: Path | None = None) -> Benchmark:
+    """The benchmark that a study tunes.
+
+    Raises:
+        UserError: There is none of that name, or its file is wrong.
+    """
+    try:
+        return registry.load(study.benchmark, folder)
+    except UserError as error:
+        raise UserError(f"study {study.name}: benchmark: {error}") from None
+
+
 def plan(study: Study, profile: ProfileName, *, benchmarks: Path | None = None, trials: int | None = None) -> Plan:
     """Hold a study against its benchmark and everything it names.
 
@@ -105,7 +117,7 @@ def plan(study: Study, profile: ProfileName, *, benchmarks: Path | None = None, 
     chosen = study.for_profile(profile)
     if trials is not None:
         chosen = chosen.model_copy(update={"budget": chosen.budget.model_copy(update={"trials": trials})})
-    benchmark = registry.load(chosen.benchmark, benchmarks)
+    benchmark = benchmark_of(chosen, benchmarks)
     base = space.base_recipe(chosen, benchmark, profile)
     space.check(chosen, base)
     samplers.check(chosen)

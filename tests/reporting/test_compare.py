@@ -199,7 +199,7 @@ def test_terminal_markdown_and_json_agree() -> None:
     found = comparing.compare_runs(side("A"), side("B", finals=shifted(-2.0)))
     for text in (rendered(found), found.markdown()):
         assert "−2.00" in text
-        assert "90.35 (n = 6)" in text
+        assert "90.35 (6)" in text
         assert "worse" in text
     data = json.loads(found.json())
     assert data["regressions"] == 1

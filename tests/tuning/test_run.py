@@ -9,7 +9,9 @@ from resnet_bench.benchmark import Recipe
 from resnet_bench.data import Dataset
 from resnet_bench.errors import UserError
 from resnet_bench.launch import Stopped, StopRequest
+from resnet_bench.tracking import Store
 from resnet_bench.tuning.events import Retrained, StudyFinished, StudyOpened, TrialEnded, TrialReported
+from resnet_bench.tuning.ledger import Ledger
 from resnet_bench.tuning.results import FIRST_RETRAINING_SEED
 from resnet_bench.tuning.run import StudyRequest, run_study
 from resnet_bench.tuning.studies import Plan
@@ -340,3 +342,14 @@ def test_a_wall_time_that_is_up_starts_no_trial(
         events_of(request, dataset)
     assert not scripted_training
     assert stores_of(request).ledger.counts().waiting == 3
+
+
+def test_another_tracking_store_than_the_studys_is_named(
+    tiny_plan: MakePlan, request_for: MakeRequest, dataset: Dataset, scripted_training: list[Recipe], store: Store
+) -> None:
+    request = request_for(tiny_plan(budget="budget = { trials = 1 }"))
+    events_of(request, dataset)
+    ledger = Ledger.read(request.name, request.storage.open())
+    ledger.remember("mlflow_run_id", "0" * 32)
+    with pytest.raises(UserError, match="has logged its runs to another tracking store"):
+        events_of(request, dataset)

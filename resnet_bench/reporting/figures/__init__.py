@@ -18,7 +18,18 @@ from resnet_bench.reporting.figures.comparisons import (
     time_to_accuracy,
 )
 from resnet_bench.reporting.figures.curves import curves
-from resnet_bench.reporting.figures.style import GRID, INK, MUTED, STYLES, THEME, Plot, escaped, group_label, restyled
+from resnet_bench.reporting.figures.style import (
+    GRID,
+    INK,
+    MUTED,
+    STYLES,
+    THEME,
+    Plot,
+    escaped,
+    group_label,
+    mark_whole_numbers,
+    restyled,
+)
 
 __all__ = [
     "GRID",
@@ -34,6 +45,7 @@ __all__ = [
     "forest",
     "group_label",
     "ladder",
+    "mark_whole_numbers",
     "memory",
     "most_confused",
     "pareto",

@@ -138,7 +138,8 @@ def time_to_accuracy(groups: Sequence[Group], dataset: str) -> Plot | None:
                 go.Scatter(
                     x=rounded(target for target, _ in curve),
                     y=rounded(seconds for _, seconds in curve),
-                    mode="lines" if len(curve) > 1 else "markers",
+                    # A run that was evaluated once has one time for every accuracy up to its own: a single point.
+                    mode="lines" if len(set(curve)) > 1 else "markers",
                     line={"color": style[0], "width": 2, "dash": style[2], "shape": "vh"},
                     marker={"symbol": style[1], "color": style[0], "size": 9},
                     name=escaped(f"{label}, {device}" if device else label),
@@ -150,6 +151,7 @@ def time_to_accuracy(groups: Sequence[Group], dataset: str) -> Plot | None:
     every = " or ".join("epoch" if interval == 1 else f"{interval} epochs" for interval in sorted(intervals))
     finish(figure, 360, x="accuracy to reach, %", y="median training time")
     figure.update_yaxes(_time_axis([seconds for trace in figure.data for seconds in trace.y]))
+    figure.update_layout(margin_l=74)
     return Plot(
         f"time-to-{dataset}",
         f"Time to a chosen accuracy, {dataset}",

@@ -15,6 +15,7 @@ from resnet_bench.reporting.figures.style import (
     Plot,
     escaped,
     finish,
+    mark_whole_numbers,
     new_figure,
     rounded,
     specification,
@@ -48,11 +49,14 @@ def _accuracy_by_epoch(group: Group) -> Plot | None:
     _last_and_best(figure, group)
     _published(figure, group)
     seeds = text.plural(len(group.runs), "seed")
+    band = ": a thin line each, their mean, and the band from the lowest to the highest of them"
     finish(figure, 320, x="epoch", y="accuracy, %")
+    mark_whole_numbers(figure)
     return Plot(
         f"accuracy-epoch-{group.key}",
         "Accuracy by epoch",
-        f"{seeds}: a thin line each, their mean, and the band from the lowest to the highest of them"
+        seeds
+        + (band if len(group.runs) > 1 else "")
         + (f" ({' and '.join(described)})" if described else "")
         + "; published values over it where the source prints them.",
         specification(figure),
@@ -224,9 +228,9 @@ def _accuracy_by_time(group: Group) -> Plot | None:
                 x=rounded(seconds / unit for seconds, _ in points),
                 y=rounded(value for _, value in points),
                 mode="lines" if len(points) > 1 else "markers",
-                line={"color": color, "width": 0.8},
+                line={"color": color, "width": 0.8 if len(timed) > 1 else 2},
                 marker={"symbol": f"{symbol}-open", "color": color},
-                opacity=0.6,
+                opacity=0.6 if len(timed) > 1 else 1,
                 name="a seed",
                 showlegend=points is timed[0],
             )
@@ -279,6 +283,8 @@ def _loss(group: Group, *, against: str) -> Plot | None:
         return None
     axis = "epoch" if against == "epoch" else f"training time, {unit_name}"
     finish(figure, 320, x=axis, y="loss, nats")
+    if against == "epoch":
+        mark_whole_numbers(figure)
     return Plot(
         f"loss-{against}-{group.key}",
         f"Loss by {'epoch' if against == 'epoch' else 'training time'}",
@@ -319,6 +325,7 @@ def _learning_rate(group: Group) -> Plot | None:
         "The same for every seed of the recipe.",
         specification(figure),
         320,
+        wide=True,
     )
 
 

@@ -24,6 +24,8 @@ STYLES = (
     ("#4b8a99", "hexagon", "dash"),
 )
 ROW_HEIGHT = 54
+MAX_SINGLE_STEPS = 12
+"""Epochs or trials up to which each is marked on its axis."""
 LABEL_OFFSET = 0.30
 """How far above its row, in rows, a label stands."""
 
@@ -111,6 +113,13 @@ def finish(
         figure.update_yaxes(title={"text": y, "font": {"size": 11, "color": MUTED}, "standoff": 6})
     if x_range is not None:
         figure.update_xaxes(range=list(x_range))
+
+
+def mark_whole_numbers(figure: go.Figure) -> None:
+    """Where a horizontal axis of epochs or trials is short, mark every one and no half."""
+    last = max((max(trace.x, default=0) for trace in figure.data if trace.x is not None), default=0)
+    if last <= MAX_SINGLE_STEPS:
+        figure.update_xaxes(dtick=1)
 
 
 def specification(figure: go.Figure) -> dict[str, Any]:
