@@ -76,7 +76,7 @@ def speed_up(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("resnet_bench.suite.measure_flops_per_second", lambda execution: 1e9)
     patch.setattr("resnet_bench.suite.estimate_seconds", lambda recipe, rate: 1.0)
     # A process that has computed with several threads must not be forked: its children would wait for them.
-    patch.setattr("resnet_bench.execution._usable_cores", lambda: 1)
+    patch.setattr("resnet_bench.execution.usable_cores", lambda: 1)
     patch.setattr("resnet_bench.registry.check", lambda benchmark: None)
     patch.setattr("resnet_bench.models.count_macs", lambda network, shape: 1)
     patch.setattr("resnet_bench.tracking.artifacts.write_confusion_matrix_png", draw_nothing)
