@@ -117,6 +117,12 @@ class Execution:
         """The fields, as plain values."""
         return dataclasses.asdict(self)
 
+    @property
+    def rounding(self) -> str:
+        """What of it decides how numbers are rounded; runs of different roundings are no repeats to the bit."""
+        switches = ("channels_last", "fast_paths", "compile", "deterministic")
+        return " ".join([self.device_type, self.precision, *(name for name in switches if getattr(self, name))])
+
     def describe(self) -> str:
         """One line for a person, such as ``cpu, bf16, channels_last, 2 threads``."""
         parts = [self.device, self.precision]

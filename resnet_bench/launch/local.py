@@ -100,7 +100,7 @@ def run(
         fingerprint=request.recipe.fingerprint,
         data_fingerprint=dataset.fingerprint,
         role=request.role,
-        execution=_execution_class(request.execution),
+        execution=request.execution.rounding,
         code=f"{code_fingerprint()} torch {torch.__version__}",
     )
     found = RunFolder.find(runs_folder, identity, finished=not request.again) if request.resume else None
@@ -197,11 +197,6 @@ class _Checkpoints:
         """Write the position behind the last event, where it is one that a run can go on from."""
         if self._wanted and self._position is not None:
             checkpoint.save({**self._position(), "best_accuracy": self._best}, self._folder.last_checkpoint)
-
-
-def _execution_class(execution: Execution) -> str:
-    """What of an execution decides how numbers are rounded; runs of different classes are not mixed in one."""
-    return " ".join([execution.device_type, execution.precision, *["deterministic"] * execution.deterministic])
 
 
 def describe(request: RunRequest, dataset: Dataset, *, folder: str | None = None) -> RunDescription:

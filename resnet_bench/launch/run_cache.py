@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _MAX_CANDIDATES = 100
+_KERNEL_SWITCHES = ("channels_last", "fast_paths", "compile")
 _log = logging.getLogger(__name__)
 
 
@@ -59,8 +60,8 @@ class RunCache:
     def look_up(self, request: RunRequest, dataset: Dataset) -> Remembered:
         """The newest finished run of the same recipe, seed, profile, images, execution class and code.
 
-        The execution class is the kind of device, the precision and whether kernels are deterministic: what decides
-        how numbers are rounded. Runs that were deleted in MLflow do not count.
+        The execution class is the kind of device, the precision, the kernels and whether they are deterministic: what
+        decides how numbers are rounded. Runs that were deleted in MLflow do not count.
         """
         if self._away or not self.store.exists:
             return Remembered()
@@ -125,6 +126,7 @@ def _deciding(tags: Mapping[str, str]) -> dict[str, str]:
         "device": tags.get(f"{PREFIX}device_type", ""),
         "precision": tags.get(f"{PREFIX}precision", ""),
         "determinism": "deterministic" if execution.get("deterministic") else "not deterministic",
+        "kernels": ", ".join(name for name in _KERNEL_SWITCHES if execution.get(name)) or "as torch has them",
         "images": tags.get(f"{PREFIX}data_fingerprint", "")[:12],
         "generated": tags.get(f"{PREFIX}generated", ""),
         "code": tags.get(f"{PREFIX}code_fingerprint", ""),
