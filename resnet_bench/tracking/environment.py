@@ -13,7 +13,13 @@ PACKAGE = "resnet-bench"
 _GIT_TIMEOUT_SECONDS = 10
 _CODE_AROUND_RUNS = {
     "cli.py",
+    "command_line.py",
     "study_commands.py",
+    "record_commands.py",
+    "performance_commands.py",
+    "record.py",
+    "performance",
+    "hardware.py",
     "suite.py",
     "terminal.py",
     "checkup.py",
