@@ -17,7 +17,7 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 
 # A log has no width of its own; 80 columns would fold every table.
-console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 150)
 errors = Console(stderr=True)
 
 

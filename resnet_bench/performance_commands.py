@@ -1,17 +1,23 @@
 """The verb ``resnet-bench perf``. It parses, calls and prints; the work is done in ``performance``."""
 
 import json
-import os
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from resnet_bench import registry
+from resnet_bench.command_line import (
+    DEFAULT_DATA,
+    BenchmarksFolder,
+    DataFolder,
+    Device,
+    TrackingURI,
+    complete_benchmark,
+    console,
+    say,
+)
 from resnet_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,25 +27,17 @@ if TYPE_CHECKING:
 MAIN_BENCHMARKS = ("resnet9-onecycle-adam", "resnet34-sgd-224", "resnet18-step-decay", "cifar100-resnet")
 DEFAULT_STEPS = {"cpu": 3, "mps": 20, "cuda": 100}
 
-# A log has no width of its own; 80 columns would fold every table.
-console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 150)
-
-
 LevelOption = Annotated[
     str, typer.Option("--execution", help="auto (measured here), fast, or plain: fp32, contiguous, eager.")
 ]
 ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="Threads on a CPU; else what is fastest.")]
 
 
-def _complete_benchmark(incomplete: str) -> list[str]:
-    return [name for name in registry.scan(None)[0] if name.startswith(incomplete)]
-
-
 def perf(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Benchmarks; the four by default.", autocompletion=_complete_benchmark)
+        list[str] | None, typer.Argument(help="Benchmarks; the four by default.", autocompletion=complete_benchmark)
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    device: Device = "auto",
     levels: Annotated[
         list[str] | None, typer.Option("--execution", help="plain, fast or auto; may be given again. All by default.")
     ] = None,
@@ -53,21 +51,12 @@ def perf(
         str,
         typer.Option("--clock", help="wall; or processor, which other work on the machine disturbs less (CPU only)."),
     ] = "wall",
-    data: Annotated[
-        Path, typer.Option("--data", metavar="DIR", envvar="RESNET_BENCH_DATA", help="The folder that holds CIFAR.")
-    ] = Path("data"),
-    tracking: Annotated[
-        str | None,
-        typer.Option(
-            "--tracking", metavar="URI", help="MLflow's store; else MLFLOW_TRACKING_URI, else mlflow.db here."
-        ),
-    ] = None,
+    data: DataFolder = DEFAULT_DATA,
+    tracking: TrackingURI = None,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The JSON to write.")] = Path(
         "reports/performance.json"
     ),
-    benchmarks: Annotated[
-        Path | None, typer.Option("--benchmarks", metavar="DIR", help="A folder of benchmark files; it comes first.")
-    ] = None,
+    benchmarks: BenchmarksFolder = None,
 ) -> None:
     """Measure training steps against the source's own way, interleaved, and each stage alone.
 
@@ -104,20 +93,20 @@ def perf(
             repeats=repeats,
             workers=workers,
             clock=reading,
-            said=_say,
+            said=say,
         )
         console.print(speed_table(comparison))
         console.print(stage_table(comparison))
         for remark in remarks(comparison):
-            _say(remark)
+            say(remark)
         found.append(comparison)
         try:
-            _say(f"logged: {log_comparison(comparison, store)}\n")
+            say(f"logged: {log_comparison(comparison, store)}\n")
         except Exception as error:  # whatever the store raises: what was measured is worth more than its record
-            _say(f"not logged, because {store.shown} does not take it: {store.sentence(error)}\n")
+            say(f"not logged, because {store.shown} does not take it: {store.sentence(error)}\n")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps([comparison.asdict() for comparison in found], indent=1) + "\n", encoding="utf-8")
-    _say(f"wrote {out}")
+    say(f"wrote {out}")
 
 
 def _clock(text: str) -> "Clock":
@@ -137,7 +126,3 @@ def level_named(text: str) -> "Level":
     if text not in ("auto", "plain", "fast"):
         raise UserError(f"--execution {text}: there is no such level; write auto, plain or fast")
     return cast("Level", text)
-
-
-def _say(text: str) -> None:
-    console.print(escape(text), highlight=False, soft_wrap=True)
