@@ -1,36 +1,45 @@
 """Freed memory is kept inside the context and given back outside of it."""
 
 import platform
+import subprocess
+import sys
 
-import psutil
 import pytest
 import torch
 
 from resnet_bench.kernels import kept_allocations
 
-MIB = 2**20
+IN_A_PROCESS_OF_ITS_OWN = """
+import psutil
+import torch
+from resnet_bench.kernels import kept_allocations
 
-
-def resident() -> int:
-    return psutil.Process().memory_info().rss
-
-
-def growth_after_freeing() -> int:
-    before = resident()
-    block = torch.ones(100 * MIB // 4)
+def growth_after_freeing():
+    before = psutil.Process().memory_info().rss
+    block = torch.ones(100 * 2**20 // 4)
     del block
-    return resident() - before
+    return (psutil.Process().memory_info().rss - before) >> 20
+
+found = [growth_after_freeing()]
+with kept_allocations(True):
+    found.append(growth_after_freeing())
+    with kept_allocations(False):
+        found.append(growth_after_freeing())
+    found.append(growth_after_freeing())
+found.append(growth_after_freeing())
+print(*found)
+"""
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 def test_freed_memory_is_kept_inside_and_given_back_outside() -> None:
-    outside = resident()
-    with kept_allocations(True):
-        assert growth_after_freeing() > 90 * MIB
-        with kept_allocations(False):
-            assert growth_after_freeing() < 10 * MIB
-        assert growth_after_freeing() > 90 * MIB
-    assert resident() - outside < 20 * MIB
+    # Among other tests, a free piece of the heap may be large enough to serve without asking the system.
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_PROCESS_OF_ITS_OWN], capture_output=True, text=True, check=True, timeout=120
+    )
+    before, kept, given_back, kept_again, after = map(int, done.stdout.split())
+    assert max(before, given_back, after) < 10
+    assert min(kept, kept_again) > 90
 
 
 def test_without_glibc_it_does_nothing(monkeypatch) -> None:
