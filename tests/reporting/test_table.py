@@ -1,6 +1,7 @@
 """Reading stores: what is found, what is refused, and what is read all the same."""
 
 import base64
+import contextlib
 import io
 import json
 import sqlite3
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from resnet_bench.benchmark import Benchmark
 from resnet_bench.errors import UserError
-from resnet_bench.reporting import mlflow_reader, report, schema, table
+from resnet_bench.reporting import mlflow_reader, report, results, schema, table
 from resnet_bench.reporting.schema import TABLES, Tables
 from tests.reporting import synthetic
 from tests.reporting.synthetic import FakeRun, log_all
@@ -161,6 +164,25 @@ def test_damaged_tables_are_refused_in_one_sentence(folder: Path) -> None:
 
 
 # --- stores that cannot be read ------------------------------------------------------------------
+
+
+def test_a_table_with_changed_bytes_is_refused_in_a_sentence_or_unharmed(folder: Path, tmp_path: Path) -> None:
+    whole = {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
+
+    @given(name=st.sampled_from(sorted(whole)), cut=st.floats(0, 1), flips=st.lists(st.floats(0, 0.999), max_size=3))
+    @settings(max_examples=60)
+    def damage(name: str, cut: float, flips: list[float]) -> None:
+        content = bytearray(whole[name])
+        for place in flips:
+            content[int(place * len(content))] ^= 0x41
+        damaged = tmp_path / "damaged"
+        damaged.mkdir(exist_ok=True)
+        for other, kept in whole.items():
+            (damaged / other).write_bytes(bytes(content[: int(cut * len(content))]) if other == name else kept)
+        with contextlib.suppress(UserError):
+            results.load(table.read([str(damaged)]))
+
+    damage()
 
 
 def test_a_missing_database_is_not_made(tmp_path: Path) -> None:
