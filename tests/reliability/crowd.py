@@ -83,7 +83,7 @@ def run_crowd(folder: Path, processes: int) -> dict[str, Any]:
         "runs of the shared seed": seeds[1000],
         "runs with every step once": sum(found == list(range(1, tiny.STEPS + 1)) for found in steps),
         "runs": len(runs),
-        "times the images were decoded": sum(text.count("decoding cifar10") for text in said),
+        "times the images were decoded": sum(text.count("decoding cifar10 from") for text in said),
         "locked": complaints.count("database is locked"),
         "complaints": complaints[-2000:],
         "integrity of the database": integrity,
