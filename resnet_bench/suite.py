@@ -122,13 +122,13 @@ def _choices(
 ) -> dict[str, ProfileChoice]:
     """The profile of each benchmark."""
     is_open = request.profile is None and real_data and execution.device_type == "cpu"
-    rate = measure_flops_per_second(execution) if is_open else math.inf
+    rate = measure_flops_per_second(execution) if is_open else None
     return {
         benchmark.name: choose_profile(
             request.profile,
             execution,
             real_data=real_data,
-            full_seconds=estimate_seconds(benchmark.recipe, rate),
+            full_seconds=math.inf if rate is None else estimate_seconds(benchmark.recipe, rate),
         )
         for benchmark in benchmarks
     }

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
@@ -19,7 +19,7 @@ from resnet_bench import models
 from resnet_bench.benchmark import Benchmark, Recipe
 from resnet_bench.data import Split
 from resnet_bench.execution import Execution
-from resnet_bench.training.optimizers import build_optimizer
+from resnet_bench.training.optimizers import build_optimizer, clip_gradients
 from resnet_bench.training.schedules import build_schedule
 
 LOADER_WORKERS: Mapping[str, int] = {"resnet9-onecycle-adam": 3, "cifar100-resnet": 4}
@@ -100,10 +100,7 @@ class SourceLoop:
             outputs = self.network(images)
             loss = F.cross_entropy(outputs, labels, label_smoothing=training.label_smoothing)
             torch.autograd.backward(loss)
-            if training.clip_value is not None:
-                nn.utils.clip_grad_value_(self.network.parameters(), training.clip_value)
-            if training.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.network.parameters(), training.clip_norm)
+            clip_gradients(training, self.network)
             self._optimizer.step()
             self._optimizer.zero_grad()
             self.learning_rates.append(float(self._optimizer.param_groups[0]["lr"]))

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from resnet_bench import models
 from resnet_bench.benchmark import Recipe
 from resnet_bench.execution import Execution
 from resnet_bench.hardware import Clock, seconds_of
-from resnet_bench.training.optimizers import build_optimizer
+from resnet_bench.training.optimizers import build_optimizer, clip_gradients
 
 
 @dataclass(frozen=True)
@@ -85,10 +84,6 @@ class Workload:
         torch.autograd.backward(self._loss)
 
     def _run_optimizer(self) -> None:
-        training = self._recipe.training
-        if training.clip_value is not None:
-            nn.utils.clip_grad_value_(self.network.parameters(), training.clip_value)
-        if training.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.network.parameters(), training.clip_norm)
+        clip_gradients(self._recipe.training, self.network)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

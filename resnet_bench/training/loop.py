@@ -34,7 +34,7 @@ from resnet_bench.training.events import (
     Steps,
 )
 from resnet_bench.training.images import evaluation_loader, splits_of, train_loader, whitening_images
-from resnet_bench.training.optimizers import build_optimizer
+from resnet_bench.training.optimizers import build_optimizer, clip_gradients
 from resnet_bench.training.schedules import build_schedule
 
 STEPS_BETWEEN_READS = 50
@@ -183,10 +183,7 @@ class _Run:
         outputs = outputs.float()
         loss = F.cross_entropy(outputs, labels, label_smoothing=training.label_smoothing)
         torch.autograd.backward(loss)
-        if training.clip_value is not None:
-            nn.utils.clip_grad_value_(self.network.parameters(), training.clip_value)
-        if training.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.network.parameters(), training.clip_norm)
+        clip_gradients(training, self.network)
         learning_rate = float(self.optimizer.param_groups[0]["lr"])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -35,6 +35,14 @@ def build_optimizer(recipe: benchmark.Optimizer, network: nn.Module, *, fused: b
             )
 
 
+def clip_gradients(recipe: benchmark.Training, network: nn.Module) -> None:
+    """Clip the network's gradients where the recipe says so: each entry, or their joint norm."""
+    if recipe.clip_value is not None:
+        nn.utils.clip_grad_value_(network.parameters(), recipe.clip_value)
+    if recipe.clip_norm is not None:
+        nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
+
+
 def _muon_groups(recipe: benchmark.Muon, network: nn.Module) -> list[dict[str, Any]]:
     """Filters first, so that their learning rate is the one that is logged; groups without a member are left out."""
     filters: list[nn.Parameter] = []
