@@ -219,13 +219,10 @@ def check(benchmark: Benchmark) -> None:
 
 def _check_network(recipe: Recipe) -> None:
     # Listing benchmarks must not wait seconds for torch.
-    import torch
-
     from resnet_bench import models
 
     models.validate(recipe.model.name, recipe.model.options)
-    with torch.device("meta"):
-        network = models.build_network(recipe, pretrained=False)
+    network = models.network_outline(recipe)
     models.frozen_parameters(recipe, network)
     if not recipe.model.name.startswith("torchvision:"):
         # torchvision's classifiers pool to one pixel, so they take images of any size.

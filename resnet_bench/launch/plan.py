@@ -68,10 +68,7 @@ def forward_passes(recipe: Recipe) -> float:
 
 def estimate_seconds(recipe: Recipe, flops_per_second: float) -> float:
     """About how long a run takes; a factor of two either way is to be expected."""
-    with torch.random.fork_rng(devices=[]):
-        network = models.build_network(recipe, pretrained=False)
-    macs = models.count_macs(network, (3, recipe.image_size, recipe.image_size))
-    return 2 * macs * forward_passes(recipe) / (flops_per_second * SUSTAINED_SHARE)
+    return 2 * models.recipe_macs(recipe) * forward_passes(recipe) / (flops_per_second * SUSTAINED_SHARE)
 
 
 def measure_flops_per_second(execution: Execution) -> float:

@@ -2,11 +2,13 @@
 
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 
 from resnet_bench.benchmark import Freeze, Recipe
 from resnet_bench.errors import UserError
 from resnet_bench.models.catalogue import WhiteningLayer, build
+from resnet_bench.models.size import count_macs
 
 
 def build_network(recipe: Recipe, *, pretrained: bool = True) -> nn.Module:
@@ -23,6 +25,35 @@ def build_network(recipe: Recipe, *, pretrained: bool = True) -> nn.Module:
     layer = WhiteningLayer(whitening.kernel_size, whitening.padding) if whitening is not None else None
     options = {key: value for key, value in recipe.model.options.items() if pretrained or key != "pretrained"}
     return build(recipe.model.name, num_classes=recipe.num_outputs, options=options, whitening=layer)
+
+
+def network_outline(recipe: Recipe) -> nn.Module:
+    """The network on torch's meta device: its layers and shapes, without storage.
+
+    Nothing is computed, downloaded or drawn from the random generator.
+
+    Args:
+        recipe: What the network is, and how many classes it tells apart.
+
+    Raises:
+        UserError: There is no such network, or it does not take what the recipe says of it.
+    """
+    try:
+        with torch.device("meta"):
+            return build_network(recipe, pretrained=False)
+    except NotImplementedError:
+        # The constructor of torchvision's RegNet computes with tensors.
+        with torch.random.fork_rng(devices=[]):
+            return build_network(recipe, pretrained=False).to("meta")
+
+
+def recipe_macs(recipe: Recipe) -> int:
+    """The multiply-accumulates of one forward pass of one image, as :func:`count_macs` counts them.
+
+    Raises:
+        UserError: There is no such network, or it does not take what the recipe says of it.
+    """
+    return count_macs(network_outline(recipe), (3, recipe.image_size, recipe.image_size))
 
 
 def frozen_parameters(recipe: Recipe, network: nn.Module) -> list[tuple[Freeze, list[nn.Parameter]]]:

@@ -88,6 +88,5 @@ def _fastest(recipe: Recipe, candidates: Sequence[Execution]) -> Execution:
 
 
 def _affordable_batch(recipe: Recipe) -> int:
-    network = models.build_network(recipe)
-    flops_an_image = 6 * models.count_macs(network, (3, recipe.image_size, recipe.image_size))
+    flops_an_image = 6 * models.recipe_macs(recipe)
     return max(2, min(recipe.training.batch_size, int(MAX_STEP_FLOPS / flops_an_image)))

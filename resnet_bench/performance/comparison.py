@@ -154,8 +154,7 @@ def compare(
             timings[name].append(timing)
             said(f"{benchmark.name}, repeat {repeat + 1} of {repeats}: {name} {timing.images_per_second:.1f} images/s")
     stages = time_stages(recipe, dataset, all_of_them, source=SOURCE, repeats=repeats, clock=clock)
-    shape = (3, recipe.image_size, recipe.image_size)
-    flops = TRAINING_COST * 2 * models.count_macs(models.build_network(recipe), shape)
+    flops = TRAINING_COST * 2 * models.recipe_macs(recipe)
     peaks = {name: peak_flops(execution, clock) for name, execution in all_of_them.items()}
     rates = {name: [timing.images_per_second for timing in timings[name]] for name in timings}
     arms = tuple(

@@ -46,7 +46,7 @@ def test_every_pass_over_the_images_is_counted(changes, passes) -> None:
 
 def test_the_estimate_follows_from_operations_and_rate() -> None:
     """ResNet-18 at 32 pixels: 37,278,720 multiply-accumulates; half of the rate is sustained."""
-    recipe = tiny_recipe()
+    recipe = tiny_recipe(model={"name": "resnet18"})
     expected = 2 * 37_278_720 * forward_passes(recipe) / 0.5e9
     assert estimate_seconds(recipe, 1e9) == pytest.approx(expected)
     assert estimate_seconds(registry.load("resnet34-sgd-224").recipe, 1e9) > 1e3 * estimate_seconds(recipe, 1e9)

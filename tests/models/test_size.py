@@ -1,5 +1,7 @@
 """Parameters and work of every network against the published or independently computed figures."""
 
+from typing import Any
+
 import pytest
 import torch
 import torchvision.models
@@ -7,6 +9,7 @@ from torch import nn
 
 from resnet_bench import models
 from resnet_bench.errors import UserError
+from tests.training.conftest import tiny_recipe
 
 SIZES = [
     # name, classes, pixels, parameters, multiply-accumulates
@@ -70,6 +73,31 @@ def test_counting_leaves_the_model_and_the_random_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), generator)
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]), key
+
+
+@pytest.mark.parametrize(
+    ("model", "augmentation", "macs"),
+    [
+        ({"name": "he_resnet20"}, {}, 40_551_040),
+        ({"name": "resnet34_biased"}, {"resize": 224}, 3_663_254_528),
+        # The head for 1000 classes is replaced by one for 10.
+        ({"name": "torchvision:resnet18", "options": {"pretrained": True}}, {"resize": 224}, 1_814_073_344 - 990 * 512),
+        # Its constructor computes, which the meta device does not; its work is published in billions with three digits.
+        ({"name": "torchvision:regnet_y_400mf"}, {"resize": 224}, pytest.approx(402e6 - 990 * 440, abs=5e5)),
+    ],
+)
+def test_the_work_of_a_recipe_is_counted_without_weights_or_random_numbers(
+    model: dict[str, Any], augmentation: dict[str, Any], macs: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(*_: Any, **__: Any) -> None:
+        raise AssertionError("nothing is to be downloaded")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", download)
+    recipe = tiny_recipe(model=model, augmentation=augmentation)
+    generator = torch.get_rng_state()
+    assert all(value.is_meta for value in models.network_outline(recipe).state_dict().values())
+    assert models.recipe_macs(recipe) == macs
+    assert torch.equal(torch.get_rng_state(), generator)
 
 
 def test_counting_follows_the_precision_of_the_model() -> None:
