@@ -91,7 +91,7 @@ def test_a_run_tells_its_story_in_order(images: Dataset) -> None:
     assert [event.last_step for event in events if isinstance(event, Steps)] == [1, 2, 3, 4, 5, 6]
     started = events[0]
     assert isinstance(started, Started)
-    assert (started.parameters, started.macs) == (11_185_866, 37_278_720)
+    assert (started.parameters, started.macs) == (269_722, 40_551_040)
 
 
 def test_losses_and_weights_equal_those_of_a_loop_written_out_in_torch(images: Dataset) -> None:
@@ -364,7 +364,7 @@ def test_where_all_below_is_frozen_the_backward_pass_ends(images: Dataset) -> No
 
 @pytest.mark.parametrize(
     ("pattern", "sentence"),
-    [("grup1.*", "no trained parameter of resnet18 is named 'grup1.*'"), ("*", "nothing would be left to train")],
+    [("grup1.*", "no trained parameter of he_resnet20 is named 'grup1.*'"), ("*", "nothing would be left to train")],
 )
 def test_freezing_nothing_or_everything_is_refused(images: Dataset, pattern: str, sentence: str) -> None:
     recipe = tiny_recipe(training={"freeze": [{"parameters": pattern, "after_epochs": 1}]})
