@@ -1,7 +1,8 @@
 """A night's work in fast motion: many short runs, then many trials, in one process or in several.
 
 After each run: the memory that the process holds, its open file handles and threads, the size of MLflow's database,
-and how long the run took. A leak is a line that rises with the runs.
+how long the run took, and how much processor time. A leak is a line that rises with the runs. Other work on the machine
+lengthens a run, but hardly adds to its processor time, so that this is what says whether runs become slower.
 
     .venv/bin/python performance/soak.py --runs 500 --trials 200
     .venv/bin/python performance/soak.py --runs 500 --trials 200 --processes 4
@@ -34,6 +35,9 @@ TRAIN_IMAGES, TEST_IMAGES = 32, 20
 SETTLED = 0.2
 """The share of samples at the beginning that fit no line: caches fill, libraries are loaded."""
 
+RUNS_SHARE = 0.7
+"""The share of the time that runs may take, where it is limited; the rest is for trials."""
+
 STUDY = f"""
 benchmark = "{BENCHMARK}"
 sampler = {{ name = "random" }}
@@ -62,6 +66,7 @@ class Sample:
     kind: str
     number: int
     seconds: float
+    processor_seconds: float
     memory_megabytes: float
     handles: int
     threads: int
@@ -76,21 +81,23 @@ class Sampler:
         self._file = folder / f"samples-{process}.jsonl"
         self._this = psutil.Process()
         self._numbers = {"run": 0, "trial": 0}
-        self._last = time.perf_counter()
+        self.start()
 
     def start(self) -> None:
-        """The clock of the next run starts here."""
+        """The clocks of the next run start here."""
         self._last = time.perf_counter()
+        self._last_processor = time.process_time()
 
     def take(self, kind: str) -> None:
         """A run has ended."""
-        now = time.perf_counter()
+        seconds, processor_seconds = time.perf_counter() - self._last, time.process_time() - self._last_processor
         self._numbers[kind] += 1
         sample = Sample(
             self._process,
             kind,
             self._numbers[kind],
-            now - self._last,
+            seconds,
+            processor_seconds,
             self._this.memory_info().rss / 1e6,
             self._this.num_fds(),
             self._this.num_threads(),
@@ -98,11 +105,12 @@ class Sampler:
         )
         with self._file.open("a") as file:
             file.write(json.dumps(asdict(sample)) + "\n")
-        self._last = time.perf_counter()
+        self.start()
 
 
-def work(folder: Path, process: int, runs: int, trials: int) -> None:
-    """What one process does."""
+def work(folder: Path, process: int, runs: int, trials: int, seconds: float) -> None:
+    """What one process does; no run begins later than ``RUNS_SHARE`` of the seconds, and no trial behind them."""
+    began = time.monotonic()
     os.chdir(folder)
     store = Store.resolve(f"sqlite:///{folder / 'mlflow.db'}")
     store.prepare()
@@ -121,6 +129,8 @@ def work(folder: Path, process: int, runs: int, trials: int) -> None:
     )
     sampler = Sampler(folder, process)
     for number in range(runs):
+        if time.monotonic() - began > RUNS_SHARE * seconds:
+            break
         seed = process * 1_000_000 + number
         # The export of the network takes ten times as long as all else of such a run.
         request = RunRequest(benchmark, recipe, "smoke", seed=seed, execution=execution, keep_model=False)
@@ -145,6 +155,8 @@ def work(folder: Path, process: int, runs: int, trials: int) -> None:
         for event in run_study(request_, images):
             if isinstance(event, TrialEnded):
                 sampler.take("trial")
+                if time.monotonic() - began > seconds:
+                    break
 
 
 def read_samples(folder: Path) -> list[Sample]:
@@ -168,11 +180,24 @@ def growth(samples: list[Sample], quantity: str) -> float:
     return float(np.median(slopes)) if slopes else float("nan")
 
 
+def fifths(samples: list[Sample], quantity: str) -> tuple[float, float]:
+    """Medians of a quantity over the first fifth of each process's runs, and over the last."""
+    first: list[float] = []
+    last: list[float] = []
+    for process in {sample.process for sample in samples}:
+        values = [getattr(sample, quantity) for sample in samples if sample.process == process]
+        count = max(1, len(values) // 5)
+        first += values[:count]
+        last += values[-count:]
+    return float(np.median(first)), float(np.median(last))
+
+
 QUANTITIES = {
     "memory_megabytes": "memory, MB",
     "handles": "open file handles",
     "threads": "threads",
     "database_megabytes": "MLflow's database, MB",
+    "processor_seconds": "processor seconds a run",
     "seconds": "seconds a run",
 }
 
@@ -205,23 +230,25 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=500, help="short runs of all processes together")
     parser.add_argument("--trials", type=int, default=200, help="trials of all processes together")
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after about this long")
     parser.add_argument("--plot", type=Path, help="an SVG or PNG to draw")
+    parser.add_argument("--samples", type=Path, help="where to keep the samples, one JSON object a line")
     arguments = parser.parse_args()
     count = arguments.processes
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         context = multiprocessing.get_context("spawn")
-        children = [
-            context.Process(target=work, args=(folder, process, arguments.runs // count, arguments.trials // count))
-            for process in range(count)
-        ]
+        shares = (arguments.runs // count, arguments.trials // count, 60 * arguments.minutes)
+        children = [context.Process(target=work, args=(folder, process, *shares)) for process in range(count)]
         for child in children:
             child.start()
         for child in children:
             child.join()
         samples = read_samples(folder)
         codes = [child.exitcode for child in children]
+    if arguments.samples:
+        arguments.samples.write_text("".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
     summary: dict[str, object] = {
         "processes": count,
         "exit codes": codes,
@@ -230,8 +257,11 @@ def main() -> None:
     for kind in ("run", "trial"):
         of_kind = [sample for sample in samples if sample.kind == kind]
         summary[f"{kind}s"] = len(of_kind)
-        summary[f"growth in a hundred {kind}s"] = {name: round(growth(of_kind, name), 4) for name in QUANTITIES}
-        summary[f"median seconds a {kind}"] = round(float(np.median([sample.seconds for sample in of_kind] or [0])), 3)
+        if of_kind:
+            summary[f"growth in a hundred {kind}s"] = {name: round(growth(of_kind, name), 4) for name in QUANTITIES}
+            summary[f"first and last fifth of the {kind}s"] = {
+                name: [round(value, 3) for value in fifths(of_kind, name)] for name in QUANTITIES
+            }
     print(json.dumps(summary, indent=1))
     if arguments.plot:
         plot(samples, arguments.plot)

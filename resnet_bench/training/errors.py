@@ -21,11 +21,24 @@ class Diverged(TrainingError):
 
 
 class OutOfMemory(TrainingError):
-    """The device has too little memory for the recipe."""
+    """The device has too little memory for the recipe.
 
-    def __init__(self, device: str, batch_size: int) -> None:
-        """Name the batch size that did not fit."""
+    Attributes:
+        setting: The setting that decides how much is needed: ``training.batch_size`` or ``evaluation.batch_size``.
+        batch_size: Its value, which did not fit.
+        fitting: A value that was tried and fits, or None where no batch does.
+    """
+
+    def __init__(
+        self, device: str, model: str, batch_size: int, fitting: int | None, *, setting: str = "training.batch_size"
+    ) -> None:
+        """Say what did not fit and what does."""
+        advice = f"; {fitting} does (measured): --set {setting}={fitting}, which is another recipe, not judged"
+        nothing = ", nor did any smaller batch"
         super().__init__(
-            f"{device} ran out of memory at training.batch_size = {batch_size}; "
-            f"try --set training.batch_size={max(1, batch_size // 2)}, which is another recipe"
+            f"{device} ran out of memory: {setting} = {batch_size} of {model} did not fit"
+            + (f"{advice} against the claim" if fitting else nothing)
         )
+        self.setting = setting
+        self.batch_size = batch_size
+        self.fitting = fitting

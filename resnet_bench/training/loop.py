@@ -5,11 +5,14 @@ read once a chunk of steps, so that watching costs nothing.
 """
 
 import hashlib
+import itertools
 import math
 import resource
 import sys
 import time
-from collections.abc import Generator, Iterator
+import traceback
+from collections.abc import Callable, Generator, Iterator
+from typing import TypeVar
 
 import torch
 import torch._dynamo  # An optimizer imports it for seconds, in a run's set-up time, where it is not there already.
@@ -21,7 +24,7 @@ from resnet_bench.benchmark import Recipe, SplitName
 from resnet_bench.data import Dataset, ResidentLoader
 from resnet_bench.errors import UserError
 from resnet_bench.execution import Execution
-from resnet_bench.training.errors import Diverged, OutOfMemory
+from resnet_bench.training.errors import Diverged
 from resnet_bench.training.evaluation import Measured, measure, measure_augmented
 from resnet_bench.training.events import (
     EpochEnded,
@@ -34,6 +37,7 @@ from resnet_bench.training.events import (
     Steps,
 )
 from resnet_bench.training.images import evaluation_loader, splits_of, train_loader, whitening_images
+from resnet_bench.training.memory import Part, out_of_memory, ran_out_of_memory
 from resnet_bench.training.optimizers import build_optimizer, clip_gradients
 from resnet_bench.training.schedules import build_schedule
 
@@ -41,6 +45,8 @@ STEPS_BETWEEN_READS = 50
 """On a GPU the host waits for the device this often; on a CPU reading costs nothing and is done every step."""
 
 PLAIN_EVALUATION_BATCH = 500
+
+Result = TypeVar("Result")
 
 SEPARATE_PASS_EPOCHS = 1_000_000
 """Added to the epoch when the training images are gone through once more to measure the accuracy on them, so that
@@ -67,14 +73,29 @@ def train(
 
     Raises:
         Diverged: The loss is no longer finite.
-        OutOfMemory: The device has too little memory for the batch size.
+        OutOfMemory: The device has too little memory for the batch size; which one fits has been tried.
         UserError: The dataset has too few images, or the snapshot belongs to another recipe or seed.
     """
     with execution.applied():
+        run: _Run | None = None
         try:
-            yield from _Run(recipe, execution, seed, dataset, resume).events()
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(execution.device_name, recipe.training.batch_size) from error
+            run = _Run(recipe, execution, seed, dataset, resume)
+            yield from run.events()
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
+            # What the error's frames and the run hold would be missing where smaller batches are tried.
+            traceback.clear_frames(error.__traceback__)
+        else:
+            return
+        part: Part = "evaluation" if run is not None and run.is_evaluating else "training"
+        if run is not None:
+            vars(run).clear()
+
+        def attempt(smaller: Recipe, eager: Execution) -> None:
+            _Run(smaller, eager, seed, dataset, None).try_out(part)
+
+        raise out_of_memory(recipe, execution, part, attempt)
 
 
 class _Clock:
@@ -120,6 +141,8 @@ class _Run:
         self.train_seconds = self.epoch_seconds = self.evaluation_seconds = self.augmented_seconds = 0.0
         self.loss_sum, self.last_loss, self.correct, self.images = 0.0, math.nan, 0, 0
         self.final_test: tuple[Evaluated, Measured] | None = None
+        self.plain_batch_size = PLAIN_EVALUATION_BATCH
+        self.is_evaluating = False
         if resume is not None:
             self._restore(resume)
         self.setup_seconds = self.clock.stop()
@@ -224,11 +247,26 @@ class _Run:
             snapshot=self.snapshot,
         )
 
+    def try_out(self, part: Part) -> None:
+        """Use as much memory as a part of a run does; the second step has the optimizer's state beside it."""
+        if part == "training":
+            self.network.train()
+            batches = itertools.chain(self.train_loader.epoch(1), self.train_loader.epoch(2))
+            for images, labels in itertools.islice(batches, 2):
+                self._step(images, labels)
+            return
+        self.network.train(self.recipe.evaluation.mode == "batch_statistics")
+        for loader in self.source_loaders.values():
+            images, _ = next(loader.epoch(0))
+            with torch.no_grad(), self.execution.autocast():
+                self.forward(images)
+
     # --- evaluation ------------------------------------------------------------------------------
 
     def _evaluate(self, split: SplitName, epoch: int) -> Evaluated:
         """Measure a split both ways; one pass serves both where the source's way is the plain one."""
         recipe = self.recipe.evaluation
+        self.is_evaluating = True
         is_final_test = split == "test" and epoch == self.recipe.training.epochs
         self.clock.start()
         if recipe.mode == "eval":
@@ -241,16 +279,22 @@ class _Run:
         else:
             self._seed_dropout(f"evaluation/{split}", epoch)
             source = measure(self.forward, self.source_loaders[split], self.execution, mode=recipe.mode, epoch=epoch)
-            plain_loader = self._plain_loader(split, PLAIN_EVALUATION_BATCH)
-            plain = measure(self.forward, plain_loader, self.execution, mode="eval", keep_probabilities=is_final_test)
+            plain = self._in_batches_that_fit(
+                lambda loader: measure(
+                    self.forward, loader, self.execution, mode="eval", keep_probabilities=is_final_test
+                ),
+                split,
+            )
         seconds = self.clock.stop()
         augmented = None
-        if recipe.test_time_augmentation is not None and epoch == self.recipe.training.epochs:
-            loader = self._plain_loader(split, PLAIN_EVALUATION_BATCH)
+        if (views := recipe.test_time_augmentation) is not None and epoch == self.recipe.training.epochs:
             self.clock.start()
-            augmented = measure_augmented(self.forward, loader, self.execution, recipe.test_time_augmentation)
+            augmented = self._in_batches_that_fit(
+                lambda loader: measure_augmented(self.forward, loader, self.execution, views), split
+            )
             self.augmented_seconds += self.clock.stop()
         self.evaluation_seconds += seconds
+        self.is_evaluating = False
         accuracy, loss = source.averaged(recipe.averaging)
         event = Evaluated(
             epoch=epoch,
@@ -267,6 +311,16 @@ class _Run:
         if is_final_test:
             self.final_test = (event, plain)
         return event
+
+    def _in_batches_that_fit(self, measurement: Callable[[ResidentLoader], Result], split: SplitName) -> Result:
+        """A measurement that does not depend on the batches, in smaller ones where memory runs out."""
+        while True:
+            try:
+                return measurement(self._plain_loader(split, self.plain_batch_size))
+            except Exception as error:
+                if self.plain_batch_size == 1 or not ran_out_of_memory(error):
+                    raise
+            self.plain_batch_size //= 2
 
     def _train_accuracy(self) -> float:
         """Accuracy on the training images as the source reports it, a fraction."""

@@ -137,7 +137,7 @@ def script_training(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
             if recipe.optimizer.lr == DIVERGING_LR and epoch == 2:
                 raise Diverged(last - steps + 1, recipe.optimizer.lr, math.nan)
             if recipe.optimizer.lr == MEMORY_EATING_LR:
-                raise OutOfMemory("a small device", recipe.training.batch_size)
+                raise OutOfMemory("a small device", "resnet18", recipe.training.batch_size, None)
             losses = [1 / epoch] * steps
             yield Steps(epoch, last - steps + 1, losses, [recipe.optimizer.lr] * steps, 40, 20, 0.01, dict)
             accuracy = scripted_accuracy(recipe, epoch, seed)
