@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from plotly.offline import get_plotlyjs
 
 from resnet_bench.benchmark import Benchmark
 from resnet_bench.data.catalog import DATASETS
@@ -200,6 +201,21 @@ def test_no_name_or_tag_becomes_markdown(nasty: ReportResult) -> None:
         if line.startswith("|"):
             cells = re.split(r"(?<!\\)\|", line)
             assert len(cells) in {7, 8, 10, 12, 6, 5}, line
+
+
+def test_plotly_is_embedded_without_its_wrapping() -> None:
+    library = get_plotlyjs()
+    body = report.unwrapped(library)
+    assert "root, factory" not in body[:2000]
+    assert body.startswith("/**\n* plotly.js v")
+    assert "Licensed under the MIT license" in body[:200]
+    assert body.endswith("window.Plotly = Plotly;\n")
+    assert len(library) - 500 < len(body) < len(library)
+
+
+def test_a_library_wrapped_in_another_way_is_embedded_as_it_is() -> None:
+    other = "/* MIT */ (function(f) { f(); })(() => {});"
+    assert report.unwrapped(other) == other
 
 
 def test_markdown_text_means_nothing() -> None:
