@@ -20,6 +20,9 @@ LEVELS: tuple[Level, ...] = ("auto", "plain", "fast")
 Precision = Literal["fp32", "tf32", "bf16"]
 PrecisionChoice = Literal["auto", "fp32", "tf32", "bf16"]
 
+SWITCHES = ("channels_last", "fast_paths", "graphs", "compile", "deterministic")
+"""Fields of an execution that are on or off, and each of which may change how numbers are rounded."""
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -36,6 +39,8 @@ class Execution:
         level: What was asked for: ``plain`` is torch as it comes (fp32, contiguous, eager), to compare with; ``fast``
             takes every way that is known to pay; ``auto`` chooses by measuring.
         fast_paths: On a CPU, compute convolutions of small maps as matrix products and keep freed memory.
+        graphs: Capture optimizer steps once and replay them: on a GPU as CUDA graphs, on a CPU as plain calls, which
+            is of use to tests only.
     """
 
     device: str
@@ -46,6 +51,7 @@ class Execution:
     threads: int
     level: Level = "auto"
     fast_paths: bool = False
+    graphs: bool = False
 
     @classmethod
     def resolve(
@@ -84,6 +90,7 @@ class Execution:
             threads=threads or usable_cores(),
             level=level,
             fast_paths=name == "cpu" and not is_plain and not compile,
+            graphs=name.startswith("cuda") and not is_plain,
         )
 
     @property
@@ -120,14 +127,12 @@ class Execution:
     @property
     def rounding(self) -> str:
         """What of it decides how numbers are rounded; runs of different roundings are no repeats to the bit."""
-        switches = ("channels_last", "fast_paths", "compile", "deterministic")
-        return " ".join([self.device_type, self.precision, *(name for name in switches if getattr(self, name))])
+        return " ".join([self.device_type, self.precision, *(name for name in SWITCHES if getattr(self, name))])
 
     def describe(self) -> str:
         """One line for a person, such as ``cpu, bf16, channels_last, 2 threads``."""
         parts = [self.device, self.precision]
-        switches = ("channels_last", "fast_paths", "compile", "deterministic")
-        parts += [name.replace("_paths", " paths") for name in switches if getattr(self, name)]
+        parts += [name.replace("_paths", " paths") for name in SWITCHES if getattr(self, name)]
         if self.device == "cpu":
             parts.append(f"{self.threads} threads")
         return ", ".join(parts)

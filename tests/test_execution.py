@@ -1,10 +1,12 @@
 """What an execution resolves to, and that it leaves no trace behind."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from resnet_bench.errors import UserError
-from resnet_bench.execution import Execution
+from resnet_bench.execution import SWITCHES, Execution
 
 
 def test_the_cpu_is_always_there() -> None:
@@ -86,3 +88,22 @@ def test_the_other_levels_take_what_pays_on_a_cpu(level) -> None:
     assert execution.asdict()["level"] == level
     assert "channels_last, fast paths" in execution.describe()
     assert not Execution.resolve("cpu", compile=True, level=level).fast_paths
+    assert not execution.graphs
+
+
+@pytest.mark.parametrize("level", ["auto", "fast", "plain"])
+def test_steps_are_captured_on_a_gpu_unless_torch_is_wanted_as_it_comes(level, monkeypatch) -> None:
+    monkeypatch.setattr("resnet_bench.execution._resolve_device", lambda device: "cuda:0")
+    execution = Execution.resolve("cuda", "fp32", level=level)
+    assert execution.graphs == (level != "plain")
+    assert ("graphs" in execution.describe()) == ("graphs" in execution.rounding) == execution.graphs
+
+
+def test_every_switch_is_a_field_that_descriptions_name() -> None:
+    execution = Execution("cpu", "fp32", channels_last=False, compile=False, deterministic=False, threads=1)
+    fields = [field.name for field in dataclasses.fields(execution) if field.type is bool]
+    assert sorted(SWITCHES) == sorted(fields)
+    for name in SWITCHES:
+        switched = dataclasses.replace(execution, **{name: True})
+        assert switched.describe() != execution.describe()
+        assert switched.rounding == f"{execution.rounding} {name}"

@@ -17,6 +17,7 @@ from resnet_bench.data.random_streams import RandomStream
 _BYTES_AT_ONCE_ON_ACCELERATORS = 64 * 2**20
 """On an accelerator several batches are prepared together, so that small ones do not wait for kernel launches."""
 
+_BYTES_RESIZED_AT_ONCE = 128 * 2**20
 _IMAGES_PADDED_AT_ONCE = 5000
 
 FIRST_EPOCH = 1
@@ -69,7 +70,7 @@ class ResidentLoader:
     Every image is padded once, in both orientations if flips are asked for; the windows of all crops are a strided
     view of that, and a batch is one indexing operation into it, equal to the last bit to torchvision's RandomCrop
     and RandomHorizontalFlip for the same choices. Normalisation is ToTensor's and Normalize's arithmetic in their
-    order, in float32.
+    order, in float32; on a GPU it is one multiplication and addition, which rounds otherwise.
 
     The choices are a function of seed, stream, epoch and position: an epoch can be started anywhere, any number of
     times, and nothing about the loader need be saved to resume. They are made on the CPU, alike for all devices,
@@ -91,6 +92,7 @@ class ResidentLoader:
 
     Attributes:
         num_images: Number of images in the split.
+        batch_size: Images a batch.
 
     Raises:
         ValueError: A batch has no image, the seed is out of range, or reflected padding is as large as the image.
@@ -115,7 +117,7 @@ class ResidentLoader:
         if batch_size < 1:
             raise ValueError(f"a batch has at least one image; {batch_size} were asked for")
         self.num_images = len(split)
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._num_used = self.num_images - self.num_images % batch_size if drop_last else self.num_images
         self._device = torch.device(device)
         # Other accelerators share the CPU's memory or copy a strided view before they index it.
@@ -125,16 +127,22 @@ class ResidentLoader:
         self._stream = RandomStream(seed, stream)
         self._dtype = dtype
         self._memory_format = memory_format
-        self._mean = torch.tensor(mean, dtype=torch.float32, device=self._device).view(-1, 1, 1)
-        self._std = torch.tensor(std, dtype=torch.float32, device=self._device).view(-1, 1, 1)
+        means, stds = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
+        self._mean, self._std = means.to(self._device), stds.to(self._device)
+        self._scale, self._shift = (1 / (255 * stds)).to(self._device), (-means / stds).to(self._device)
         self._labels = split.labels.to(self._home)
         height, width = split.images.shape[-2:]
         padded = _padded_orientations(split.images, self._augmentation).to(self._home)
         self._windows = padded.unfold(3, height, 1).unfold(4, width, 1)
+        self._prepared: dict[int, Draws | None] = {}
+        if self._home.type == "cuda":
+            for size in {self._augmentation.resize, *(size for _, size in self._augmentation.sizes)} - {None, height}:
+                # Sent now, because within an epoch the host would have to wait for it.
+                _pillow_weights(height, size, self._home)
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        return math.ceil(self._num_used / self._batch_size)
+        return math.ceil(self._num_used / self.batch_size)
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch on the device: normalised images `[B, 3, H, W]` and labels int64 `[B]`.
@@ -150,12 +158,21 @@ class ResidentLoader:
             raise ValueError(f"an epoch has {len(self)} batches and cannot start at batch {start_batch}")
         return self._batches(epoch, start_batch)
 
+    def prepare(self, epoch: int) -> None:
+        """Draw an epoch's choices ahead of time, while the device has other work, and send them to it."""
+        self._prepared = {epoch: self._indices(epoch)}
+
+    def batch_shape(self, epoch: int, batch: int) -> tuple[int, int]:
+        """Images of a batch, and their height and width."""
+        size = self._size(epoch, batch) or self._windows.shape[-1]
+        return min(self.batch_size, self._num_used - batch * self.batch_size), size
+
     def raw_batch(self, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
         """A batch before normalisation: uint8 `[B, 3, H, W]`, cropped, flipped and resized, and labels int64 `[B]`."""
         if not 0 <= batch < len(self):
             raise ValueError(f"an epoch has {len(self)} batches, and there is no batch {batch}")
-        start = batch * self._batch_size
-        images, labels = self._gather(self._indices(epoch), start, min(start + self._batch_size, self._num_used))
+        start = batch * self.batch_size
+        images, labels = self._gather(self._indices(epoch), start, min(start + self.batch_size, self._num_used))
         return self._at_size(images, self._size(epoch, batch)), labels
 
     def draws(self, epoch: int) -> Draws:
@@ -186,19 +203,19 @@ class ResidentLoader:
         return next((size for end, size in sizes if position < end), sizes[-1][1])
 
     def _batches(self, epoch: int, start_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        indices = self._indices(epoch)
+        indices = self._prepared.pop(epoch) if epoch in self._prepared else self._indices(epoch)
         batch = start_batch
         while batch < len(self):
             size = self._size(epoch, batch)
             together = self._batches_at_once()
             while self._size(epoch, batch + together - 1) != size:
                 together -= 1
-            start = batch * self._batch_size
-            raw, labels = self._gather(indices, start, min(start + together * self._batch_size, self._num_used))
+            start = batch * self.batch_size
+            raw, labels = self._gather(indices, start, min(start + together * self.batch_size, self._num_used))
             images = self._normalised(self._at_size(raw, size).to(self._device))
             labels = labels.to(self._device)
-            for first in range(0, len(labels), self._batch_size):
-                yield images[first : first + self._batch_size], labels[first : first + self._batch_size]
+            for first in range(0, len(labels), self.batch_size):
+                yield images[first : first + self.batch_size], labels[first : first + self.batch_size]
             batch += together
 
     def _at_size(self, images: Tensor, size: int | None) -> Tensor:
@@ -210,7 +227,7 @@ class ResidentLoader:
         channels, height, width = self._windows.shape[2], *self._windows.shape[-2:]
         size = self._augmentation.resize
         pixels = size * size if size else height * width
-        batch_bytes = self._batch_size * channels * pixels * self._dtype.itemsize
+        batch_bytes = self.batch_size * channels * pixels * self._dtype.itemsize
         return max(1, _BYTES_AT_ONCE_ON_ACCELERATORS // batch_bytes)
 
     def _indices(self, epoch: int) -> Draws | None:
@@ -221,7 +238,11 @@ class ResidentLoader:
         # A window of the mirrored image lies as far from its right border as its original does from the left one.
         mirrored_left = 2 * self._augmentation.crop_padding - draws.left
         left = torch.where(draws.flip == 1, mirrored_left, draws.left)
-        return Draws(*(choice.to(self._home) for choice in (draws.order, draws.top, left, draws.flip)))
+        if self._home.type == "cpu":
+            return Draws(draws.order, draws.top, left, draws.flip)
+        # From pinned memory the host need not wait until the device has copied it.
+        choices = torch.stack([draws.order, draws.top, left, draws.flip]).pin_memory()
+        return Draws(*choices.to(self._home, non_blocking=True).unbind())
 
     def _gather(self, indices: Draws | None, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Images from position `start` to before `stop` of an epoch, uint8 in their original size, and their labels."""
@@ -235,11 +256,18 @@ class ResidentLoader:
         return images, labels
 
     def _normalised(self, images: Tensor) -> Tensor:
+        if self._device.type == "cuda":
+            return self._normalised_in_one_pass(images)
         is_reordered_here = self._device.type == "cpu" and self._memory_format == torch.channels_last
         memory_format = torch.contiguous_format if is_reordered_here else self._memory_format
         pixels = images.contiguous(memory_format=memory_format).float()
         pixels = pixels.div_(255).sub_(self._mean).div_(self._std).to(self._dtype)
         return _in_channels_last(pixels) if is_reordered_here else pixels
+
+    def _normalised_in_one_pass(self, images: Tensor) -> Tensor:
+        """The same but for rounding; the floats are written once, where moving them is what takes time."""
+        pixels = images.contiguous(memory_format=self._memory_format)
+        return torch.addcmul(self._shift, pixels, self._scale).to(self._dtype)
 
 
 def _in_channels_last(pixels: Tensor) -> Tensor:
@@ -287,13 +315,19 @@ def _resized_by_integer_kernel(images: Tensor, size: int) -> Tensor:
 def _resized_by_matrices(images: Tensor, size: int) -> Tensor:
     """Pillow's two passes as matrix products, on any device with float64.
 
-    Pillow weighs pixels with multiples of 2**-22; in float64 such products and sums are exact in any order.
+    Pillow weighs pixels with multiples of 2**-22; in float64 such products and sums are exact in any order. They are
+    made for as many images at a time as keep them within some memory.
     """
     weights, half = _pillow_weights(images.shape[-1], size, images.device)
-    # Converting to an integer cuts the fraction off, so that adding a half first rounds as Pillow does.
-    rows = F.linear(images.double(), weights, half).to(torch.uint8)
-    columns = F.linear(rows.mT.double(), weights, half).to(torch.uint8)
-    return columns.mT.contiguous()
+    resized = torch.empty((*images.shape[:-2], size, size), dtype=torch.uint8, device=images.device)
+    together = max(1, _BYTES_RESIZED_AT_ONCE // (images.shape[1] * size * size * torch.float64.itemsize))
+    for start in range(0, len(images), together):
+        part = slice(start, start + together)
+        # Converting to an integer cuts the fraction off, so that adding a half first rounds as Pillow does.
+        rows = F.linear(images[part].double(), weights, half).to(torch.uint8)
+        columns = F.linear(rows.mT.double(), weights, half).to(torch.uint8)
+        resized[part] = columns.mT
+    return resized
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from resnet_bench.data import Dataset
+from resnet_bench.execution import SWITCHES
 from resnet_bench.launch.local import RunRequest, describe
 from resnet_bench.tracking import Store
 from resnet_bench.tracking.description import PREFIX, params_of
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _MAX_CANDIDATES = 100
-_KERNEL_SWITCHES = ("channels_last", "fast_paths", "compile")
+_KERNEL_SWITCHES = tuple(name for name in SWITCHES if name != "deterministic")
 _log = logging.getLogger(__name__)
 
 
@@ -33,6 +34,8 @@ class FinishedRun:
     train_seconds: float | None
     accuracy_by_epoch: Mapping[int, float]
     accuracy_augmented: float | None = None
+    seeds_per_device: int = 1
+    """How many runs shared the device, and the times of this one with it."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,7 @@ def _outcome(client: "MlflowClient", store: Store, run: "Run", *, epochs: int) -
         train_seconds=metrics.get("final/train_seconds"),
         accuracy_augmented=metrics.get("final/test_accuracy_augmented"),
         accuracy_by_epoch={metric.step: metric.value for metric in history},
+        seeds_per_device=int(run.data.tags.get(f"{PREFIX}seeds_per_device", "1")),
     )
 
 

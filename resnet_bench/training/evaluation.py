@@ -44,6 +44,7 @@ def measure(
     mode: str,
     epoch: int = 0,
     keep_probabilities: bool = False,
+    batches_of: int | None = None,
 ) -> Measured:
     """Run a split through the network once; nothing of the network is changed.
 
@@ -54,24 +55,33 @@ def measure(
         mode: ``eval`` or ``batch_statistics`` (see :class:`~resnet_bench.benchmark.Evaluation`).
         epoch: Which epoch of the loader's random stream to take, where it shuffles.
         keep_probabilities: Also return softmax outputs and labels.
+        batches_of: Average over batches of this many images, whatever the size of the loader's; those by default.
     """
+    reduction = "mean" if batches_of is None else "none"
     losses, correct, sizes, probabilities, labels_seen = [], [], [], [], []
     with _prepared(network, mode):
         for images, labels in loader.epoch(epoch):
             with execution.autocast():
                 outputs = network(images)
             outputs = outputs.float()
-            losses.append(F.cross_entropy(outputs, labels))
-            correct.append((outputs.argmax(1) == labels).sum())
+            losses.append(F.cross_entropy(outputs, labels, reduction=reduction))
+            are_correct = outputs.argmax(1) == labels
+            correct.append(are_correct.sum() if batches_of is None else are_correct)
             sizes.append(len(labels))
             if keep_probabilities:
                 probabilities.append(outputs.softmax(1))
                 labels_seen.append(labels)
 
     # Everything stays on the device until here, so that the host waits once.
-    batch_losses = torch.stack(losses).cpu().double().numpy()
-    batch_correct = torch.stack(correct).cpu().double().numpy()
-    batch_sizes = np.array(sizes, dtype=np.float64)
+    if batches_of is None:
+        batch_losses = torch.stack(losses).cpu().double().numpy()
+        batch_correct = torch.stack(correct).cpu().double().numpy()
+        batch_sizes = np.array(sizes, dtype=np.float64)
+    else:
+        starts = np.arange(0, sum(sizes), batches_of)
+        batch_sizes = np.diff(np.append(starts, sum(sizes))).astype(np.float64)
+        batch_losses = np.add.reduceat(torch.cat(losses).cpu().double().numpy(), starts) / batch_sizes
+        batch_correct = np.add.reduceat(torch.cat(correct).cpu().double().numpy(), starts)
     images_seen = int(batch_sizes.sum())
     return Measured(
         accuracy_over_images=float(batch_correct.sum() / images_seen),

@@ -4,8 +4,11 @@ To watch a run, iterate over it; to stop it, stop iterating. What a step measure
 read once a chunk of steps, so that watching costs nothing.
 """
 
+import bisect
+import contextlib
 import hashlib
 import itertools
+import logging
 import math
 import resource
 import sys
@@ -22,8 +25,10 @@ from torch import Tensor, nn
 from resnet_bench import models
 from resnet_bench.benchmark import Recipe, SplitName
 from resnet_bench.data import Dataset, ResidentLoader
+from resnet_bench.data.loader import FIRST_EPOCH
 from resnet_bench.errors import UserError
 from resnet_bench.execution import Execution
+from resnet_bench.training.captured_step import CapturedStep, recorder_for
 from resnet_bench.training.errors import Diverged
 from resnet_bench.training.evaluation import Measured, measure, measure_augmented
 from resnet_bench.training.events import (
@@ -39,12 +44,20 @@ from resnet_bench.training.events import (
 from resnet_bench.training.images import evaluation_loader, splits_of, train_loader, whitening_images
 from resnet_bench.training.memory import Part, out_of_memory, ran_out_of_memory
 from resnet_bench.training.optimizers import build_optimizer, clip_gradients
-from resnet_bench.training.schedules import build_schedule
+from resnet_bench.training.schedules import build_schedule, moves_momentum
 
 STEPS_BETWEEN_READS = 50
 """On a GPU the host waits for the device this often; on a CPU reading costs nothing and is done every step."""
 
+CAPTURED_STEPS_BETWEEN_READS = 500
+"""Captured steps are short: the device would idle a good part of the time if it were read as often as otherwise."""
+
 PLAIN_EVALUATION_BATCH = 500
+
+PIXELS_EVALUATED_AT_ONCE = 2000 * 32**2
+"""Where steps are captured; 2000 images of 32 pixels fill the largest GPUs, and fit into small ones."""
+
+_log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -131,6 +144,7 @@ class _Run:
             isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in self.network.modules()
         )
         self.freezes = self._freezes()
+        self.frozen = 0
         self.optimizer = build_optimizer(recipe.optimizer, self.network, fused=True)
         self.schedule = build_schedule(recipe, self.optimizer)
         self.forward = self._compiled() if execution.compile else self.network
@@ -141,10 +155,14 @@ class _Run:
         self.train_seconds = self.epoch_seconds = self.evaluation_seconds = self.augmented_seconds = 0.0
         self.loss_sum, self.last_loss, self.correct, self.images = 0.0, math.nan, 0, 0
         self.final_test: tuple[Evaluated, Measured] | None = None
+        self.plain_loaders: dict[tuple[SplitName, int], ResidentLoader] = {}
         self.plain_batch_size = PLAIN_EVALUATION_BATCH
+        if execution.graphs:
+            self.plain_batch_size = max(self.plain_batch_size, PIXELS_EVALUATED_AT_ONCE // recipe.image_size**2)
         self.is_evaluating = False
         if resume is not None:
             self._restore(resume)
+        self.captured = self._captured() if execution.graphs else None
         self.setup_seconds = self.clock.stop()
 
     # --- the paragraph that this module is about -------------------------------------------------
@@ -184,47 +202,55 @@ class _Run:
 
         chunk = _Chunk()
         self.clock.start()
-        for images, labels in self.train_loader.epoch(self.epoch, start_batch=self.step_in_epoch):
+        batches = self.train_loader.epoch(self.epoch, start_batch=self.step_in_epoch)
+        if self.captured is not None:
+            yield from self._replay_epoch(self.captured, batches)
+            return
+        for images, labels in batches:
             chunk.add(*self._step(images, labels), len(labels))
             self.step += 1
             self.step_in_epoch += 1
             if self._should_read(len(chunk.losses)):
-                yield self._read(chunk)
+                yield self._read(chunk, *chunk.read())
                 chunk = _Chunk()
                 self.clock.start()
         if chunk.losses:
-            yield self._read(chunk)
+            yield self._read(chunk, *chunk.read())
 
     def _step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float]:
         """One optimizer step: the loss, how many images were classified correctly, and the learning rate."""
-        training = self.recipe.training
         self._freeze_what_is_due()
         if self.has_dropout:
             torch.manual_seed(_derived_seed(self.seed, "dropout", self.step))
+        loss, correct = self._gradients(images, labels)
+        learning_rate = float(self.optimizer.param_groups[0]["lr"])
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.after_step()
+        return loss, correct, learning_rate
+
+    def _gradients(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the gradients of a batch: its loss, and how many images were classified correctly."""
+        training = self.recipe.training
         with self.execution.autocast():
             outputs = self.forward(images)
         outputs = outputs.float()
         loss = F.cross_entropy(outputs, labels, label_smoothing=training.label_smoothing)
         torch.autograd.backward(loss)
         clip_gradients(training, self.network)
-        learning_rate = float(self.optimizer.param_groups[0]["lr"])
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.schedule.after_step()
-        return loss.detach(), (outputs.detach().argmax(1) == labels).sum(), learning_rate
+        return loss.detach(), (outputs.detach().argmax(1) == labels).sum()
 
     def _freeze_what_is_due(self) -> None:
-        while self.freezes and self.step >= self.freezes[0][0]:
-            for parameter in self.freezes.pop(0)[1]:
+        while self.frozen < len(self.freezes) and self.step >= self.freezes[self.frozen][0]:
+            for parameter in self.freezes[self.frozen][1]:
                 parameter.requires_grad = False
+            self.frozen += 1
 
     def _should_read(self, unread_steps: int) -> bool:
         return self.execution.device_type == "cpu" or unread_steps == STEPS_BETWEEN_READS
 
-    def _read(self, chunk: "_Chunk") -> Steps:
-        """Bring a chunk's measurements to the host; the training clock stands still from here on."""
-        losses = torch.stack(chunk.losses).cpu().tolist()
-        correct = int(torch.stack(chunk.correct).sum().cpu())
+    def _read(self, chunk: "_Chunk", losses: list[float], correct: int) -> Steps:
+        """Tell what a chunk measured, once the host has it; the training clock stands still from here on."""
         seconds = self.clock.stop()
         first_step = self.step - len(losses) + 1
         for i, loss in enumerate(losses):
@@ -261,6 +287,102 @@ class _Run:
             with torch.no_grad(), self.execution.autocast():
                 self.forward(images)
 
+    # --- captured steps --------------------------------------------------------------------------
+
+    def _replay_epoch(self, captured: CapturedStep, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Steps]:
+        """Train what is left of the current epoch by captured steps, a chunk of which the host waits for at a time."""
+        while left := len(self.train_loader) - self.step_in_epoch:
+            self.clock.start()
+            steps = min(left, CAPTURED_STEPS_BETWEEN_READS)
+            chunk = self._replay(captured, batches, steps)
+            if steps == left and self.epoch < self.recipe.training.epochs:
+                # The device still works on the steps above.
+                self.train_loader.prepare(self.epoch + 1)
+            yield self._read(chunk, *captured.read(steps))
+
+    def _replay(self, captured: CapturedStep, batches: Iterator[tuple[Tensor, Tensor]], steps: int) -> "_Chunk":
+        """Have the device do some steps; the host does not wait for it."""
+        chunk = _Chunk()
+        rates = self._rates_ahead(steps) if captured.updates else []
+        captured.begin(rates)
+        for images, labels in itertools.islice(batches, steps):
+            self._freeze_what_is_due()
+            if self.has_dropout:
+                torch.manual_seed(_derived_seed(self.seed, "dropout", self.step))
+            if not captured.updates:
+                rates.append(self._rates())
+            captured.step(images, labels, stage=self.frozen)
+            if not captured.updates:
+                self.schedule.after_step()
+            self.step += 1
+            self.step_in_epoch += 1
+            chunk.sizes.append(len(labels))
+        chunk.learning_rates = [groups[0] for groups in rates]
+        return chunk
+
+    def _rates(self) -> list[float]:
+        """The learning rate of each group of the optimizer."""
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def _rates_ahead(self, steps: int) -> list[list[float]]:
+        """The learning rates of the next steps; the schedule is then where it is behind them."""
+        rates = []
+        for _ in range(steps):
+            rates.append(self._rates())
+            self.schedule.after_step()
+        return rates
+
+    def _captured(self) -> CapturedStep | None:
+        """Steps captured for every kind of batch to come; None where that fails, which costs nothing but time."""
+        captured = CapturedStep(
+            self.network,
+            self.optimizer,
+            updates=not moves_momentum(self.recipe),
+            recorder=recorder_for(self.device),
+            capacity=CAPTURED_STEPS_BETWEEN_READS,
+        )
+        noise = torch.Generator().manual_seed(0)
+        self.network.train()
+        try:
+            with torch.random.fork_rng([self.device.index] if self.device.type == "cuda" else []):
+                for frozen, count, size in self._kinds_of_steps():
+                    images = torch.randn(count, 3, size, size, generator=noise).to(self.device)
+                    images = images.contiguous(memory_format=self.execution.memory_format)
+                    labels = torch.randint(self.recipe.num_outputs, (count,), generator=noise).to(self.device)
+                    with self._frozen_meanwhile(frozen):
+                        captured.capture(self._gradients, images, labels, stage=frozen)
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            _log.warning(
+                "steps of %s are not captured as CUDA graphs, so they may take longer: %s",
+                self.recipe.model.name,
+                reason,
+            )
+            return None
+        return captured
+
+    def _kinds_of_steps(self) -> list[tuple[int, int, int]]:
+        """The different steps that are left: how many freezes are behind them, images, and height and width."""
+        due = [step for step, _ in self.freezes]
+        kinds: dict[tuple[int, int, int], None] = {}
+        for step in range(self.step, self.recipe.training.epochs * len(self.train_loader)):
+            epoch, batch = divmod(step, len(self.train_loader))
+            shape = self.train_loader.batch_shape(FIRST_EPOCH + epoch, batch)
+            kinds[bisect.bisect_right(due, step), *shape] = None
+        return list(kinds)
+
+    @contextlib.contextmanager
+    def _frozen_meanwhile(self, count: int) -> Iterator[None]:
+        """Freeze what the first so many freezes will, and thaw it again."""
+        parameters = [parameter for _, several in self.freezes[:count] for parameter in several]
+        for parameter in parameters:
+            parameter.requires_grad = False
+        try:
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad = True
+
     # --- evaluation ------------------------------------------------------------------------------
 
     def _evaluate(self, split: SplitName, epoch: int) -> Evaluated:
@@ -269,7 +391,20 @@ class _Run:
         self.is_evaluating = True
         is_final_test = split == "test" and epoch == self.recipe.training.epochs
         self.clock.start()
-        if recipe.mode == "eval":
+        if recipe.mode == "eval" and self.execution.graphs:
+            # What the network says of an image does not depend on its batch, so that batches can be large.
+            plain = source = self._in_batches_that_fit(
+                lambda loader: measure(
+                    self.forward,
+                    loader,
+                    self.execution,
+                    mode="eval",
+                    keep_probabilities=is_final_test,
+                    batches_of=recipe.batch_size,
+                ),
+                split,
+            )
+        elif recipe.mode == "eval":
             plain_loader = self.source_loaders[split]
             if recipe.shuffle:
                 plain_loader = self._plain_loader(split, recipe.batch_size)
@@ -388,7 +523,11 @@ class _Run:
         )
 
     def _plain_loader(self, split: SplitName, batch_size: int) -> ResidentLoader:
-        return evaluation_loader(self.recipe, self.splits[split], self.execution, batch_size=batch_size)
+        if (split, batch_size) not in self.plain_loaders:
+            self.plain_loaders[split, batch_size] = evaluation_loader(
+                self.recipe, self.splits[split], self.execution, batch_size=batch_size
+            )
+        return self.plain_loaders[split, batch_size]
 
     def _evaluated_splits(self) -> list[SplitName]:
         names: list[SplitName] = list(self.recipe.evaluation.splits)
@@ -439,6 +578,8 @@ class _Run:
             assert plain.probabilities is not None
             assert plain.labels is not None
             predictions = Predictions(split="test", labels=plain.labels, probabilities=plain.probabilities)
+        # Whoever keeps the event, and with it the snapshot, has no use for the memory of the captures.
+        self.captured = None
         return Finished(
             epoch=self.recipe.training.epochs,
             step=self.step,
@@ -510,6 +651,10 @@ class _Chunk:
         self.correct.append(correct)
         self.learning_rates.append(learning_rate)
         self.sizes.append(size)
+
+    def read(self) -> tuple[list[float], int]:
+        """Wait for the device: the loss of each step, and the images classified correctly in all."""
+        return torch.stack(self.losses).cpu().tolist(), int(torch.stack(self.correct).sum().cpu())
 
 
 def _derived_seed(seed: int, purpose: str, position: int) -> int:

@@ -56,8 +56,8 @@ def out_of_memory(
     """
     setting = f"{part}.batch_size"
     largest = _at_largest_images(recipe) if part == "training" else recipe
-    # A compiled network needs no more memory than an eager one, and a minute for each size.
-    eager = replace(execution, compile=False)
+    # Neither compiled nor captured steps need less memory than eager ones, and they take long to make for each size.
+    eager = replace(execution, compile=False, graphs=False)
     batch_size = recipe.training.batch_size if part == "training" else recipe.evaluation.batch_size
     free_what_is_unused()
     with within_free_memory(execution.device_type):

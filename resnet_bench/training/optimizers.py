@@ -1,9 +1,11 @@
 """From a recipe's optimizer table to torch's optimizer."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from resnet_bench import benchmark
 from resnet_bench.training.muon import Muon
@@ -20,7 +22,8 @@ def build_optimizer(recipe: benchmark.Optimizer, network: nn.Module, *, fused: b
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     match recipe:
         case benchmark.Muon():
-            return Muon(_muon_groups(recipe, network), fused=fused)
+            on_gpu = any(parameter.is_cuda for parameter in parameters)
+            return Muon(_muon_groups(recipe, network), fused=fused, together=on_gpu)
         case benchmark.SGD():
             return torch.optim.SGD(parameters, **_sgd_arguments(recipe), fused=fused)
         case benchmark.Adam() | benchmark.AdamW():
@@ -41,6 +44,34 @@ def clip_gradients(recipe: benchmark.Training, network: nn.Module) -> None:
         nn.utils.clip_grad_value_(network.parameters(), recipe.clip_value)
     if recipe.clip_norm is not None:
         nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
+
+
+def forget_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Put what an optimizer remembers back to its start, in place: recorded steps go on using the same memory."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor):
+                value.zero_()
+
+
+@contextlib.contextmanager
+def rates_from(optimizer: torch.optim.Optimizer, rates: Sequence[Tensor]) -> Iterator[None]:
+    """Have an optimizer take its learning rates from tensors meanwhile, so that its steps can be recorded.
+
+    Args:
+        optimizer: A fused one, or Muon on a GPU.
+        rates: One float32 [] for each group, on the device of its parameters.
+    """
+    before = [dict(group) for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+        if "capturable" in group:
+            group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group, values in zip(optimizer.param_groups, before, strict=True):
+            group.update(values)
 
 
 def _muon_groups(recipe: benchmark.Muon, network: nn.Module) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from torch.optim import Optimizer, lr_scheduler
 
 from resnet_bench import benchmark
+from resnet_bench.training.optimizers import forget_momentum
 
 
 class Schedule(Protocol):
@@ -72,6 +73,11 @@ def build_schedule(recipe: benchmark.Recipe, optimizer: Optimizer) -> Schedule:
             )
         case benchmark.Phases():
             return _Phases(schedule, optimizer)
+
+
+def moves_momentum(recipe: benchmark.Recipe) -> bool:
+    """Whether the recipe's schedule changes more than learning rates: the optimizer's momentum or first beta."""
+    return isinstance(recipe.schedule, benchmark.OneCycle) and recipe.schedule.cycle_momentum
 
 
 def _linear_factor(schedule: benchmark.Linear, total_steps: int, step: int) -> float:
@@ -162,7 +168,7 @@ class _Phases(_Fixed):
         for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * self._starts[epoch]
         if self._restart_momentum and epoch > 1:
-            self._optimizer.state.clear()
+            forget_momentum(self._optimizer)
 
 
 def _is_plain(value: Any) -> bool:

@@ -105,6 +105,25 @@ def test_resizing_equals_pillow(size: int) -> None:
     assert torch.equal(loader._resized_by_matrices(images, size), expected)
 
 
+def test_resizing_in_parts_gives_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = random_split(7).images
+    whole = loader._resized_by_matrices(images, 48)
+    # Of three images at a time, the last part has one.
+    monkeypatch.setattr(loader, "_BYTES_RESIZED_AT_ONCE", 3 * 3 * 48 * 48 * 8)
+    assert torch.equal(loader._resized_by_matrices(images, 48), whole)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_normalising_in_one_pass_differs_by_rounding(memory_format: torch.memory_format) -> None:
+    """What a GPU computes."""
+    resident = make_loader(random_split(20), memory_format=memory_format)
+    images, _ = resident.raw_batch(0, 0)
+    in_one_pass, step_by_step = resident._normalised_in_one_pass(images), resident._normalised(images)
+    assert in_one_pass.stride() == step_by_step.stride()
+    assert in_one_pass.dtype == torch.float32
+    torch.testing.assert_close(in_one_pass, step_by_step, rtol=0, atol=1e-6)
+
+
 # --- what is drawn --------------------------------------------------------------------------------------------------
 
 
@@ -185,6 +204,26 @@ def test_drop_last_leaves_out_the_batch_that_is_not_full() -> None:
     assert len(list(resident.epoch(2))) == 3
 
 
+@pytest.mark.parametrize("options", [{}, {"drop_last": True}, {"augmentation": Augmentation(resize=40)}])
+def test_shapes_of_batches_are_known_beforehand(options: dict[str, object]) -> None:
+    resident = make_loader(random_split(50), 16, **options)
+    batches = [(len(labels), images.shape[-1]) for images, labels in resident.epoch(1)]
+    assert [resident.batch_shape(1, batch) for batch in range(len(resident))] == batches
+
+
+def test_an_epoch_that_was_prepared_is_the_same() -> None:
+    options = {"augmentation": Augmentation(4, "reflect", flip=True), "shuffle": True}
+    prepared, plain = make_loader(random_split(50), **options), make_loader(random_split(50), **options)
+    prepared.prepare(3)
+    # Another epoch may come in between.
+    for epoch in (7, 3, 3):
+        for (images, labels), (expected, expected_labels) in zip(
+            prepared.epoch(epoch), plain.epoch(epoch), strict=True
+        ):
+            assert torch.equal(images, expected)
+            assert torch.equal(labels, expected_labels)
+
+
 @pytest.mark.parametrize("batches_at_once", [1, 3])
 def test_resuming_anywhere_gives_the_rest_of_the_epoch(batches_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     augmentation = Augmentation(4, "reflect", flip=True)
@@ -248,7 +287,7 @@ def test_impossible_settings_are_refused() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("resize", [None, 224])
+@pytest.mark.parametrize("resize", [None, 40, 224])
 def test_gpu_gives_the_images_of_the_cpu(resize: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"augmentation": Augmentation(4, "reflect", flip=True, resize=resize), "shuffle": True}
     on_cpu = make_loader(random_split(50), 8, **options)
@@ -268,12 +307,13 @@ def test_gpu_gives_the_images_of_the_cpu(resize: int | None, monkeypatch: pytest
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_gpu_is_not_waited_for_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_BYTES_AT_ONCE_ON_ACCELERATORS", 1)
-    augmentation = Augmentation(4, "reflect", flip=True)
-    batches = make_loader(random_split(50), 8, augmentation=augmentation, shuffle=True, device="cuda").epoch(0)
-    next(batches)
+    augmentation = Augmentation(4, "reflect", flip=True, resize=40)
+    resident = make_loader(random_split(50), 8, augmentation=augmentation, shuffle=True, device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        assert len(list(batches)) == 6
+        resident.prepare(0)
+        assert len(list(resident.epoch(0))) == 7
+        assert len(list(resident.epoch(1))) == 7
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -303,6 +343,7 @@ def test_images_grow_within_an_epoch(start_batch: int) -> None:
     for epoch, expected in ((1, [16] * 6), (2, [16] * 3 + [24] * 3), (3, [32] * 6)):
         batches = list(growing.epoch(epoch, start_batch))
         assert [images.shape[-1] for images, _ in batches] == expected[start_batch:]
+        assert [growing.batch_shape(epoch, batch) for batch in range(6)] == [(16, size) for size in expected]
         for batch, size in enumerate(expected):
             images, labels = growing.raw_batch(epoch, batch)
             originals, same_labels = plain.raw_batch(epoch, batch)

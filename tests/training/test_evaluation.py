@@ -73,6 +73,22 @@ def test_measures_what_a_written_out_loop_measures(images: Dataset, network: nn.
     assert measured.averaged("batches") == (measured.accuracy_over_batches, measured.loss_over_batches)
 
 
+@pytest.mark.parametrize("together", [20, 7])
+def test_averages_over_batches_do_not_need_the_images_in_these_batches(
+    images: Dataset, network: nn.Module, together: int
+) -> None:
+    expected = measure(network, loader(images, 20, 8), PLAIN, mode="eval", keep_probabilities=True)
+    found = measure(network, loader(images, 20, together), PLAIN, mode="eval", keep_probabilities=True, batches_of=8)
+    assert found.images == expected.images
+    assert (found.accuracy_over_images, found.accuracy_over_batches) == (
+        expected.accuracy_over_images,
+        expected.accuracy_over_batches,
+    )
+    assert found.averaged("batches") == pytest.approx(expected.averaged("batches"), rel=1e-5)
+    assert found.averaged("images") == pytest.approx(expected.averaged("images"), rel=1e-5)
+    assert (found.labels == expected.labels).all()
+
+
 def test_an_over_weighted_last_batch_changes_the_number(images: Dataset, network: nn.Module) -> None:
     measured = measure(network, loader(images, 9, 8), PLAIN, mode="eval")
     assert measured.loss_over_batches != measured.loss_over_images

@@ -121,6 +121,48 @@ def test_what_is_no_filter_is_updated_as_by_torchs_sgd() -> None:
             assert not torch.equal(parameter, other)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_filters_updated_together_are_updated_as_one_by_one(normalize: bool, nesterov: bool) -> None:
+    """But for the rounding of bfloat16; a learning rate may be a tensor, and a filter may have no gradient."""
+    torch.manual_seed(0)
+    shapes = [(8, 3, 3, 3), (8, 8, 3, 3), (16, 8, 1, 1), (8, 8, 3, 3), (2, 4, 3, 3)]
+    singly = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    together = [nn.Parameter(filters.detach().to(memory_format=torch.channels_last)) for filters in singly]
+    group = {"momentum": 0.6, "nesterov": nesterov, "weight_decay": 0.02, "newton_schulz_steps": 3}
+    rate = torch.tensor(0.1)
+    one_by_one = Muon([{"params": singly, "lr": 0.1, "normalize": normalize, **group}], fused=True)
+    batched = Muon([{"params": together, "lr": 0.1, "normalize": normalize, **group}], fused=True, together=True)
+    batched.param_groups[0]["lr"] = rate
+    for step in range(3):
+        for filters, other in zip(singly[step:], together[step:], strict=True):
+            filters.grad = torch.randn_like(filters)
+            other.grad = filters.grad.to(memory_format=torch.channels_last)
+        one_by_one.step()
+        batched.step()
+        assert all(filters.grad is None for filters in together)
+    for filters, other in zip(singly, together, strict=True):
+        torch.testing.assert_close(other, filters, rtol=1e-2, atol=3e-3)
+        torch.testing.assert_close(
+            batched.state[other]["momentum_buffer"], one_by_one.state[filters]["momentum_buffer"]
+        )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_on_a_gpu_filters_are_updated_together_and_as_on_the_cpu() -> None:
+    on_cpu, on_gpu = network(), network().cuda()
+    optimizers = [build_optimizer(muon_recipe(), net, fused=True) for net in (on_cpu, on_gpu)]
+    images = torch.randn(6, 3, 8, 8)
+    for _ in range(3):
+        for net, optimizer in zip((on_cpu, on_gpu), optimizers, strict=True):
+            net(images.to(next(net.parameters()).device)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for parameter, other in zip(on_cpu.parameters(), on_gpu.parameters(), strict=True):
+        torch.testing.assert_close(other.cpu(), parameter, rtol=2e-2, atol=2e-2)
+
+
 def test_its_state_can_be_saved_and_taken_up() -> None:
     def steps(net: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> None:
         torch.manual_seed(1)

@@ -1,0 +1,426 @@
+"""Captured steps, held against the plain loop: as calls on a CPU, and as CUDA graphs where there is a GPU."""
+
+import contextlib
+import copy
+import dataclasses
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from resnet_bench.benchmark import Recipe, merge
+from resnet_bench.data import Dataset
+from resnet_bench.execution import Execution
+from resnet_bench.training import captured_step, loop, train
+from resnet_bench.training.captured_step import Calls, CannotCapture, CapturedStep, recorder_for
+from resnet_bench.training.events import Evaluated, Started, Steps
+from resnet_bench.training.loop import _Run
+from resnet_bench.training.optimizers import build_optimizer
+from resnet_bench.training.schedules import build_schedule, moves_momentum
+from tests.training.conftest import PLAIN, tiny_recipe
+
+CAPTURED = dataclasses.replace(PLAIN, graphs=True)
+SMALL = {"model": {"name": "speedrun", "options": {"width1": 8, "width2": 12, "width3": 12}}}
+ADAM = {"optimizer": {"name": "adam", "lr": 0.01}}
+MUON = {
+    "optimizer": {
+        "name": "muon",
+        "lr": 0.1,
+        "momentum": 0.6,
+        "nesterov": True,
+        "rest": {"lr": 0.5, "momentum": 0.8, "nesterov": True},
+        "head": {"lr": 0.02, "momentum": 0.8, "nesterov": True, "weight_decay": 0.01},
+    }
+}
+PHASES = {"schedule": {"name": "phases", "phases": [{"epochs": 1, "factor": 1}, {"epochs": 1, "factor": 0.1}]}}
+SIZES = {
+    "augmentation": {
+        "sizes": [{"pixels": 16, "epochs": 1}, {"pixels": 24, "epochs": 0.4}, {"pixels": 32, "epochs": 0.6}]
+    }
+}
+FREEZE = {"training": {"freeze": [{"parameters": "group1.*", "after_epochs": 1.4}]}}
+DROPOUT = {
+    "model": {"name": "resnet9", "options": {"dropout": 0.2}},
+    "data": {"train_images": 8, "test_images": 4},
+    "training": {"batch_size": 4, "epochs": 1},
+    "evaluation": {"mode": "batch_statistics", "batch_size": 4},
+}
+CASES = {
+    "sgd": {},
+    "no momentum": {"optimizer": {"momentum": 0.0}},
+    "sgd one cycle": {"schedule": {"name": "one_cycle"}, "training": {"clip_norm": 0.1}},
+    "phases": PHASES,
+    "multi-step": {"schedule": {"name": "multi_step", "milestones": [1]}, "training": {"clip_norm": 0.1}},
+    "plateau": {"schedule": {"name": "plateau", "patience": 0, "threshold": 10.0}},
+    "adam one cycle": {**ADAM, "schedule": {"name": "one_cycle"}, "training": {"clip_value": 0.1}},
+    "muon linear": {**MUON, "schedule": {"name": "linear", "rising_fraction": 0.3, "final_factor": 0.1}},
+    "muon sizes freeze": {**MUON, **SIZES, **FREEZE},
+    "last batch dropped": {
+        "schedule": {"name": "cosine"},
+        "training": {"last_batch": "drop", "label_smoothing": 0.2},
+    },
+    "dropout": DROPOUT,
+}
+"""A captured step of these computes the same bits on a CPU."""
+
+ROUNDED = {
+    "adam": ADAM,
+    "adamw phases": {"optimizer": {"name": "adamw", "lr": 0.01}, **PHASES},
+}
+"""Adam divides its learning rate by a bias correction, and a captured one is rounded to float32 before that."""
+
+
+def recipe_of(case: str) -> Recipe:
+    return tiny_recipe(**merge(SMALL, {**CASES, **ROUNDED}[case]))
+
+
+def run(recipe: Recipe, dataset: Dataset, execution: Execution, resume=None):
+    events = list(train(recipe, execution, 1, dataset, resume=resume))
+    return events, events[-1].snapshot()
+
+
+def losses(events) -> list[float]:
+    return [loss for event in events if isinstance(event, Steps) for loss in event.losses]
+
+
+def rates(events) -> list[float]:
+    return [rate for event in events if isinstance(event, Steps) for rate in event.learning_rates]
+
+
+def same_bits(first, second) -> bool:
+    return all(torch.equal(first["network"][name], second["network"][name]) for name in first["network"])
+
+
+# --- against the plain loop ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_captured_run_has_the_bits_of_the_plain_one(images: Dataset, case: str) -> None:
+    plain, expected = run(recipe_of(case), images, PLAIN)
+    captured, state = run(recipe_of(case), images, CAPTURED)
+    assert losses(captured) == losses(plain)
+    assert rates(captured) == rates(plain)
+    assert same_bits(state, expected)
+    assert [event.correct for event in captured if isinstance(event, Steps)] == [
+        sum(event.correct for event in plain if isinstance(event, Steps) and event.epoch == epoch)
+        for epoch in range(1, recipe_of(case).training.epochs + 1)
+    ]
+    for ours, theirs in zip(
+        (event for event in captured if isinstance(event, Evaluated)),
+        (event for event in plain if isinstance(event, Evaluated)),
+        strict=True,
+    ):
+        assert (ours.accuracy, ours.accuracy_plain) == (theirs.accuracy, theirs.accuracy_plain)
+        assert (ours.loss, ours.loss_plain) == pytest.approx((theirs.loss, theirs.loss_plain), rel=1e-5)
+
+
+@pytest.mark.parametrize("case", ROUNDED)
+def test_a_captured_adam_differs_by_the_rounding_of_its_rate(images: Dataset, case: str) -> None:
+    plain, expected = run(recipe_of(case), images, PLAIN)
+    captured, state = run(recipe_of(case), images, CAPTURED)
+    assert losses(captured) == pytest.approx(losses(plain), rel=1e-6)
+    assert rates(captured) == rates(plain)
+    for name, tensor in expected["network"].items():
+        torch.testing.assert_close(state["network"][name], tensor, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["plateau", "sgd one cycle", "muon sizes freeze"])
+def test_resumed_behind_any_chunk_it_ends_with_the_same_bits(images: Dataset, case: str, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "CAPTURED_STEPS_BETWEEN_READS", 2)
+    recipe = recipe_of(case)
+    snapshots = []
+    undisturbed = []
+    for event in train(recipe, CAPTURED, 1, images):
+        undisturbed.append(event)
+        if isinstance(event, Steps):
+            snapshots.append(copy.deepcopy(event.snapshot()))
+    assert [(event.first_step, event.last_step) for event in undisturbed if isinstance(event, Steps)] == [
+        (1, 2),
+        (3, 3),
+        (4, 5),
+        (6, 6),
+    ]
+    final = undisturbed[-1].snapshot()
+    # A checkpoint does not know how steps were computed.
+    for snapshot, execution in zip(snapshots, (CAPTURED, CAPTURED, PLAIN, CAPTURED), strict=True):
+        events, state = run(recipe, images, execution, resume=snapshot)
+        assert same_bits(state, final)
+        assert losses(events) == losses(undisturbed)[snapshot["position"]["step"] :]
+
+
+# --- capturing -------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_step_to_come_is_captured_and_no_other(images: Dataset) -> None:
+    """Sizes change after 1 and 1.4 epochs of three batches, the last of them half as large; 1.4 epochs freeze."""
+    kinds = _Run(recipe_of("muon sizes freeze"), PLAIN, 0, images, None)._kinds_of_steps()
+    assert kinds == [(0, 16, 16), (0, 8, 16), (0, 16, 24), (1, 8, 32)]
+    whole = _Run(recipe_of("muon sizes freeze"), CAPTURED, 0, images, None)
+    assert whole.captured is not None
+    assert len(whole.captured) == 4
+    dropped = _Run(recipe_of("last batch dropped"), PLAIN, 0, images, None)
+    assert dropped._kinds_of_steps() == [(0, 16, 32)]
+
+
+@pytest.mark.parametrize("case", ["adam", "sgd one cycle", "muon sizes freeze"])
+def test_capturing_leaves_no_trace(images: Dataset, case: str) -> None:
+    recipe = recipe_of(case)
+    plain = _Run(recipe, PLAIN, 0, images, None)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    captured = _Run(recipe, CAPTURED, 0, images, None)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert same_bits(captured.snapshot(), plain.snapshot())
+    assert captured.snapshot()["schedule"] == plain.snapshot()["schedule"]
+    state = captured.optimizer.state_dict()["state"]
+    assert state
+    assert not any(value.any() for entry in state.values() for value in entry.values())
+    for ours, theirs in zip(captured.optimizer.param_groups, plain.optimizer.param_groups, strict=True):
+        assert {key: value for key, value in ours.items() if key != "params"} == {
+            key: value for key, value in theirs.items() if key != "params"
+        }
+    assert all(parameter.grad is None for parameter in captured.network.parameters())
+    assert [parameter.requires_grad for parameter in captured.network.parameters()] == [
+        parameter.requires_grad for parameter in plain.network.parameters()
+    ]
+
+
+def test_capturing_leaves_what_a_resumed_optimizer_remembers(images: Dataset) -> None:
+    recipe = recipe_of("adam")
+    snapshot = next(event for event in train(recipe, PLAIN, 0, images) if isinstance(event, Steps)).snapshot()
+    snapshot = copy.deepcopy(snapshot)
+    resumed = _Run(recipe, CAPTURED, 0, images, snapshot).snapshot()
+    assert same_bits(resumed, snapshot)
+    for key, entry in snapshot["optimizer"]["state"].items():
+        assert all(torch.equal(resumed["optimizer"]["state"][key][name], value) for name, value in entry.items())
+
+
+class Refusing(Calls):
+    def record(self, work):
+        work()
+        raise RuntimeError("operation not permitted when stream is capturing\nand a page of advice")
+
+
+class Forgetful(Calls):
+    """Replays that do not update the weights."""
+
+    def record(self, work):
+        super().record(work)
+
+        def replay() -> None:
+            rates = captured_step.rates_from
+            captured_step.rates_from = lambda optimizer, _: rates(
+                optimizer, [torch.zeros(()) for _ in optimizer.param_groups]
+            )
+            try:
+                work()
+            finally:
+                captured_step.rates_from = rates
+
+        return replay
+
+
+@pytest.mark.parametrize("recorder", [Refusing, Forgetful])
+def test_what_cannot_be_captured_is_trained_as_it_always_was(images: Dataset, recorder, monkeypatch, caplog) -> None:
+    # A high rate, so that the second step's loss tells whether there was an update.
+    recipe = tiny_recipe(**merge(SMALL, {"optimizer": {"lr": 2.0}}))
+    _, expected = run(recipe, images, PLAIN)
+    monkeypatch.setattr(loop, "recorder_for", lambda device: recorder())
+    with caplog.at_level(logging.WARNING, logger="resnet_bench"):
+        events, state = run(recipe, images, CAPTURED)
+    assert same_bits(state, expected)
+    assert len(losses(events)) == 6
+    (record,) = caplog.records
+    reason = {Refusing: "operation not permitted when stream is capturing", Forgetful: "its losses are"}[recorder]
+    assert f"steps of speedrun are not captured as CUDA graphs, so they may take longer: {reason}" in record.message
+    assert "\n" not in record.message
+
+
+def test_a_replay_that_does_something_else_is_refused() -> None:
+    torch.manual_seed(0)
+    network = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(network.parameters(), lr=10.0, momentum=0.9, fused=True)
+    step = CapturedStep(network, optimizer, updates=True, recorder=Forgetful(), capacity=2)
+
+    def gradients(images, labels):
+        loss = nn.functional.cross_entropy(network(images), labels)
+        loss.backward()
+        return loss.detach(), (labels == 0).sum()
+
+    before = copy.deepcopy(network.state_dict())
+    with pytest.raises(CannotCapture, match="those of its replay"):
+        step.capture(gradients, torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "optimizer"),
+    [
+        *(
+            ({"name": name, **more}, {})
+            for name, more in {
+                "constant": {},
+                "cosine": {},
+                "linear": {"rising_fraction": 0.3},
+                "multi_step": {"milestones": [1]},
+                "plateau": {"patience": 0, "threshold": 10.0},
+                "phases": PHASES["schedule"],
+                "one_cycle": {},
+            }.items()
+        ),
+        ({"name": "one_cycle"}, ADAM["optimizer"]),
+        ({"name": "one_cycle", "cycle_momentum": False}, ADAM["optimizer"]),
+    ],
+    ids=lambda table: table.get("name"),
+)
+def test_schedules_change_learning_rates_only_but_for_those_that_say_so(schedule, optimizer) -> None:
+    recipe = tiny_recipe(schedule=schedule, optimizer=optimizer)
+    network = nn.Linear(2, 2)
+    built = build_optimizer(recipe.optimizer, network, fused=True)
+    following = build_schedule(recipe, built)
+
+    def others() -> list[dict]:
+        return [
+            {key: value for key, value in group.items() if key not in ("lr", "params")} for group in built.param_groups
+        ]
+
+    start = others()
+    has_changed = False
+    for epoch in (1, 2):
+        following.start_epoch(epoch)
+        for _ in range(3):
+            has_changed |= others() != start
+            built.step()
+            following.after_step()
+        following.after_epoch(2.3)
+    assert has_changed == moves_momentum(recipe)
+
+
+# --- CUDA graphs -----------------------------------------------------------------------------------
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+def on_gpu(precision: str = "fp32", **changes) -> Execution:
+    return dataclasses.replace(Execution.resolve("cuda", precision, level="fast"), **changes)
+
+
+def gpu_recipe(case: str) -> Recipe:
+    """Small rates, because training amplifies what is rounded."""
+    recipe = recipe_of(case)
+    return recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"lr": recipe.optimizer.lr / 20})})
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-3), ("bf16", 5e-2)])
+@pytest.mark.parametrize("case", [*CASES, *ROUNDED])
+def test_graphs_follow_the_plain_loop(images: Dataset, case: str, precision: str, tolerance: float, caplog) -> None:
+    recipe = gpu_recipe(case)
+    plain, _ = run(recipe, images, on_gpu(precision, graphs=False))
+    with caplog.at_level(logging.WARNING, logger="resnet_bench"):
+        graphs, _ = run(recipe, images, on_gpu(precision))
+    assert not caplog.records
+    assert losses(graphs) == pytest.approx(losses(plain), rel=tolerance)
+    assert rates(graphs) == rates(plain)
+    evaluated = [[event.loss for event in events if isinstance(event, Evaluated)] for events in (graphs, plain)]
+    assert evaluated[0] == pytest.approx(evaluated[1], rel=10 * tolerance)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_graphs_follow_the_cpu(images: Dataset) -> None:
+    """The same weights, batches and, but for rounding, losses as on the device that all else is tested on."""
+    recipe = gpu_recipe("muon sizes freeze")
+    cpu, _ = run(recipe, images, PLAIN)
+    graphs, _ = run(recipe, images, on_gpu())
+    assert losses(graphs) == pytest.approx(losses(cpu), rel=1e-2)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("case", ["phases", "adam one cycle", "muon sizes freeze"])
+def test_graphs_go_on_from_a_checkpoint(images: Dataset, case: str, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "CAPTURED_STEPS_BETWEEN_READS", 2)
+    recipe = gpu_recipe(case)
+    snapshots, undisturbed = [], []
+    for event in train(recipe, on_gpu(), 1, images):
+        undisturbed.append(event)
+        if isinstance(event, Steps):
+            snapshots.append(copy.deepcopy(event.snapshot()))
+    for snapshot in snapshots[:-1]:
+        resumed, _ = run(recipe, images, on_gpu(), resume=snapshot)
+        assert losses(resumed) == pytest.approx(losses(undisturbed)[snapshot["position"]["step"] :], rel=2e-3)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("case", ["muon sizes freeze", "adam one cycle", "dropout"])
+def test_the_host_does_not_wait_for_the_device_within_an_epoch(images: Dataset, case: str, monkeypatch) -> None:
+    replay = _Run._replay
+
+    def watched(self, *arguments):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return replay(self, *arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(_Run, "_replay", watched)
+    with contextlib.closing(train(gpu_recipe(case), on_gpu(), 1, images)) as events:
+        assert isinstance(next(events), Started)
+        assert losses(events)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_network_that_waits_for_the_device_is_trained_uncaptured(images: Dataset, monkeypatch, caplog) -> None:
+    from resnet_bench.models.speedrun import Speedrun
+
+    forward = Speedrun.forward
+
+    def waiting(self, maps):
+        outputs = forward(self, maps)
+        assert outputs.sum().item() < 1e30
+        return outputs
+
+    monkeypatch.setattr(Speedrun, "forward", waiting)
+    recipe = gpu_recipe("sgd")
+    plain, _ = run(recipe, images, on_gpu(graphs=False))
+    with caplog.at_level(logging.WARNING, logger="resnet_bench"):
+        events, _ = run(recipe, images, on_gpu())
+    assert "not captured as CUDA graphs" in caplog.text
+    assert losses(events) == pytest.approx(losses(plain), rel=2e-3)
+    # The device is as good as before.
+    monkeypatch.undo()
+    again, _ = run(recipe, images, on_gpu())
+    assert losses(again) == pytest.approx(losses(plain), rel=2e-3)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_compiled_network_is_captured_too(images: Dataset, caplog) -> None:
+    recipe = gpu_recipe("sgd")
+    plain, _ = run(recipe, images, on_gpu(graphs=False))
+    with caplog.at_level(logging.WARNING, logger="resnet_bench"):
+        events, _ = run(recipe, images, on_gpu(compile=True))
+    assert not caplog.records
+    assert losses(events) == pytest.approx(losses(plain), rel=2e-3)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_memory_of_captures_is_given_back(images: Dataset) -> None:
+    recipe = gpu_recipe("sgd")
+    run(recipe, images, on_gpu())
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    for _ in range(3):
+        run(recipe, images, on_gpu())
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= before + 2**26
+
+
+def test_calls_stand_in_for_graphs_where_there_is_no_gpu() -> None:
+    assert isinstance(recorder_for(torch.device("cpu")), Calls)
