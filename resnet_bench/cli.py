@@ -204,6 +204,9 @@ def run(
     names: Annotated[list[str], typer.Argument(help="Benchmarks to run.", autocompletion=complete_benchmark)],
     seed: Annotated[list[int] | None, typer.Option("--seed", min=0, help="A seed; may be given again.")] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Run seeds 0 to N-1.")] = None,
+    seeds_per_device: Annotated[
+        int, typer.Option("--seeds-per-device", metavar="N", min=1, help="Train N seeds at once, each in a process.")
+    ] = 1,
     profile: Annotated[
         str | None, typer.Option("--profile", help="full or smoke; else what this machine can do.")
     ] = None,
@@ -257,6 +260,7 @@ def run(
             ask=not yes and sys.stdin.isatty() and console.is_terminal,
             level=level_named(execution),
             threads=threads,
+            seeds_per_device=seeds_per_device,
         ),
         console,
     )

@@ -1,14 +1,13 @@
 """A suite of runs: benchmarks × seeds, planned, run one after another, and summed up."""
 
+import contextlib
 import math
-import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.prompt import Confirm
 
@@ -17,12 +16,12 @@ from resnet_bench.benchmark import Benchmark, Claim, ProfileName, override
 from resnet_bench.data import Dataset
 from resnet_bench.errors import UserError
 from resnet_bench.execution import Execution, Level, PrecisionChoice
-from resnet_bench.launch import RunRequest, Stopped, StopRequest, run, stop_on_signals
+from resnet_bench.launch import Begun, Ended, RunRequest, StopRequest, processes, stop_on_signals, train_series
 from resnet_bench.launch.plan import ProfileChoice, choose_profile, estimate_seconds, measure_flops_per_second
 from resnet_bench.launch.run_cache import RunCache
 from resnet_bench.performance import tuned
 from resnet_bench.reporting.statistics import verdict
-from resnet_bench.terminal import RunDisplay, RunResult, closing_table, duration, percent
+from resnet_bench.terminal import RunDisplay, RunResult, SuiteDisplay, closing_table, duration, percent
 from resnet_bench.tracking import Store, close_dead_runs
 
 LONG_RUN_SECONDS = 1800.0
@@ -50,6 +49,13 @@ class SuiteRequest:
     ask: bool
     level: Level = "auto"
     threads: int | None = None
+    """Of all runs that are trained at once together."""
+    seeds_per_device: int = 1
+
+    @property
+    def at_once(self) -> int:
+        """How many runs can really share the device."""
+        return min(self.seeds_per_device, len(self.seeds))
 
 
 @dataclass
@@ -82,6 +88,8 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteOutcome:
         UserError: Something asked for does not exist or does not fit; nothing was started.
     """
     store = Store.resolve(request.tracking, Path.cwd())
+    if request.at_once > 1:
+        processes.prepare()
     execution = Execution.resolve(
         request.device,
         request.precision,
@@ -90,6 +98,7 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteOutcome:
         threads=request.threads,
         level=request.level,
     )
+    execution = replace(execution, threads=max(1, execution.threads // request.at_once))
     benchmarks = [registry.load(name, request.benchmarks) for name in dict.fromkeys(request.names)]
     for benchmark in benchmarks:
         registry.check(benchmark)
@@ -149,6 +158,7 @@ def _plan(
             execution=execution,
             resume=request.resume,
             again=True,
+            seeds_per_device=request.at_once,
         )
         for benchmark in benchmarks
         for seed in request.seeds
@@ -217,7 +227,11 @@ def _announce(
     """Say what will run, why, on what, and for how long; return the seconds."""
     first = plan[0]
     rate = measure_flops_per_second(first.execution) if left else 1.0
-    seconds = sum(estimate_seconds(planned.recipe, rate) for planned in left)
+    # Each process has its share of a CPU's threads, which the rate is that of; a GPU is shared as a whole.
+    at_once = first.seeds_per_device if first.execution.device_type == "cpu" else 1
+    runs_of = Counter(planned.benchmark.name for planned in left)
+    recipes = {planned.benchmark.name: planned.recipe for planned in left}
+    seconds = sum(runs_of[name] * estimate_seconds(recipe, rate) / at_once for name, recipe in recipes.items())
     seeds = len(plan) // len(choices)
     for choice, benchmarks in Counter(choices).items():
         runs = f"{seeds * benchmarks} run{'s' if seeds * benchmarks != 1 else ''}"
@@ -230,7 +244,9 @@ def _announce(
             highlight=False,
             soft_wrap=True,
         )
-    console.print(f"on {first.execution.device_name} ({first.execution.describe()})", highlight=False, markup=False)
+    together = f", {first.seeds_per_device} seeds at once" if first.seeds_per_device > 1 else ""
+    where = f"on {first.execution.device_name} ({first.execution.describe()}){together}"
+    console.print(where, highlight=False, markup=False)
     for name, images in datasets.items():
         if images.generated:
             console.print(
@@ -256,65 +272,42 @@ def _run_all(
     console: Console,
 ) -> SuiteOutcome:
     outcome = SuiteOutcome()
-    with RunDisplay(console, left).shown() as display:
+    results = {_label(request): RunResult(request) for request in plan}
+
+    def to_train() -> Iterator[RunRequest]:
         for request in plan:
-            result = RunResult(request)
-            outcome.results.append(result)
-            images = datasets[request.recipe.data.dataset]
             # Asked once more: another process may have finished it by now.
+            images = datasets[request.recipe.data.dataset]
             if cache is not None and (finished := cache.look_up(request, images).run) is not None:
-                result.remember(finished)
-                continue
-            display.begin(request)
-            try:
-                for event in run(request, images, store, runs_folder=runs_folder, stop=stop):
-                    result.take(event)
-                    display.take(event)
-            except (Stopped, KeyboardInterrupt):
-                outcome.interrupted = result.interrupted = True
-                display.end()
-                return outcome
-            except Exception as error:
-                # One run's failure, whatever it is, must not cost the runs behind it.
-                result.failure = sentence_of(error)
-                display.end(result.failure)
-                if stop:
-                    # It was asked to stop, and could not even write its checkpoint.
-                    outcome.interrupted = True
-                    return outcome
+                results[_label(request)].remember(finished)
             else:
-                display.end()
-            if broken := _broken_device(request.execution):
-                outcome.abandoned = f"the runs behind it were not started: {broken}"
-                break
+                yield request
+
+    series = train_series(
+        to_train(), datasets, store, runs_folder=runs_folder, stop=stop, at_once=plan[0].seeds_per_device
+    )
+    begun: set[str] = set()
+    shown: dict[str, RunDisplay] = {}
+    with SuiteDisplay(console, left).shown() as display, contextlib.closing(series):
+        try:
+            for request, event in series:
+                label = _label(request)
+                if isinstance(event, Begun):
+                    begun.add(label)
+                    shown[label] = display.begin(request)
+                results[label].take(event)
+                shown[label].take(event)
+                if isinstance(event, Ended):
+                    shown.pop(label)
+                    outcome.interrupted |= event.interrupted
+                    if event.device_problem:
+                        outcome.abandoned = f"the runs behind it were not started: {event.device_problem}"
+        except KeyboardInterrupt:
+            outcome.interrupted = True
+            for label in shown:
+                results[label].interrupted = True
+    outcome.results = [result for label, result in results.items() if label in begun or result.cached]
     return outcome
-
-
-def _broken_device(execution: Execution) -> str | None:
-    """Why nothing more can run on the device in this process, or None; frees what the last run held of it."""
-    if execution.device_type != "cuda":
-        return None
-    try:
-        torch.cuda.synchronize(execution.device)
-        torch.cuda.empty_cache()
-    except RuntimeError as error:
-        # CUDA never forgives some errors, such as a failed assertion in a kernel: only a new process helps.
-        return f"{execution.device_name} takes no more work from this process ({sentence_of(error)}); run again"
-    return None
-
-
-def sentence_of(error: Exception) -> str:
-    """What went wrong with a run, in one line."""
-    text = str(error).strip()
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, NotImplementedError) and "MPS" in text:
-        operator = re.search(r"'(aten::\S+)'", text)
-        return (
-            f"the Apple GPU lacks {operator.group(1) if operator else 'an operator'}; set "
-            "PYTORCH_ENABLE_MPS_FALLBACK=1 to run it on the CPU, or write --device cpu"
-        )
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _sum_up(
@@ -360,6 +353,9 @@ def _own_recipes(results: Sequence[RunResult], datasets: Mapping[str, Dataset]) 
         compared = request.benchmark.source.compares_with
         judged = request.profile == "full" and not datasets[request.recipe.data.dataset].generated
         if compared is None or claim is None or not judged or result.train_seconds is None:
+            continue
+        if result.seeds_per_device > 1:
+            # Its time says nothing about a run that has the machine to itself.
             continue
         accuracies = result.accuracies(claim.metric)
         if not accuracies:

@@ -10,10 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from resnet_bench.launch import RunOpened, RunRequest
-from resnet_bench.launch.local import RunClosed
+from resnet_bench.launch import Ended, RunClosed, RunOpened, RunRequest, SeriesEvent
 from resnet_bench.launch.run_cache import FinishedRun
-from resnet_bench.training.events import EpochEnded, Evaluated, Event, Finished, Started, Steps
+from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, Steps
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -40,6 +39,11 @@ class RunResult:
     accuracy_by_epoch: dict[int, float] = field(default_factory=dict)
     accuracy_augmented: float | None = None
     """Test accuracy with test-time augmentation, where the recipe has it."""
+    seeds_per_device: int = field(init=False)
+    """How many runs shared the device, and the times of this one with it."""
+
+    def __post_init__(self) -> None:
+        self.seeds_per_device = self.request.seeds_per_device
 
     def accuracies(self, metric: str) -> dict[int, float]:
         """What a claim of this metric is held against: fractions by epoch."""
@@ -54,8 +58,9 @@ class RunResult:
         self.images_per_second, self.train_seconds = finished.images_per_second, finished.train_seconds
         self.accuracy_by_epoch = dict(finished.accuracy_by_epoch)
         self.accuracy_augmented = finished.accuracy_augmented
+        self.seeds_per_device = finished.seeds_per_device
 
-    def take(self, event: Event | RunOpened | RunClosed) -> None:
+    def take(self, event: SeriesEvent) -> None:
         """Remember what the table will show."""
         match event:
             case RunOpened():
@@ -69,29 +74,24 @@ class RunResult:
                 self.train_seconds = event.train_seconds
             case RunClosed():
                 self.undelivered = None if event.shipping.complete else event.shipping.sentence
+            case Ended():
+                self.failure = event.failure
+                self.interrupted = event.interrupted and event.failure is None
 
 
-class RunDisplay:
-    """Live progress of a suite of runs; plain lines where the output is no terminal."""
+class SuiteDisplay:
+    """Live progress of a suite of runs, a bar for each that is under way; plain lines where there is no terminal."""
 
     def __init__(self, console: Console, total_runs: int) -> None:
         """Show progress of this many runs on this console."""
         self._console = console
         self._total_runs = total_runs
         self._runs_begun = 0
-        self._suite_started = time.monotonic()
         self._progress: Progress | None = None
-        self._bar: TaskID | None = None
-        self._title = ""
-        self._epochs = 0
-        self._images_left = self._images_total = 0
-        self._images_per_second = 0.0
-        self._loss = self._accuracy = float("nan")
-        self._last_line = 0.0
 
     @contextmanager
-    def shown(self) -> Iterator["RunDisplay"]:
-        """While the context is open, the bar is on the screen."""
+    def shown(self) -> Iterator["SuiteDisplay"]:
+        """While the context is open, the bars are on the screen."""
         if not self._console.is_terminal:
             yield self
             return
@@ -104,20 +104,34 @@ class RunDisplay:
         with Progress(*columns, console=self._console, expand=True) as self._progress:
             yield self
 
-    def begin(self, request: RunRequest) -> None:
-        """A run is about to start."""
+    def begin(self, request: RunRequest) -> "RunDisplay":
+        """What shows the progress of a run that is about to start."""
         self._runs_begun += 1
-        self._title = f"[{self._runs_begun}/{self._total_runs}] {request.benchmark.name} seed {request.seed}"
-        self._loss = self._accuracy = float("nan")
+        title = f"[{self._runs_begun}/{self._total_runs}] {request.benchmark.name} seed {request.seed}"
+        return RunDisplay(title, self._console, self._progress)
+
+
+class RunDisplay:
+    """Live progress of one run."""
+
+    def __init__(self, title: str, console: Console, progress: Progress | None) -> None:
+        """Show a bar among others, or lines that begin with a title."""
+        self._title = title
+        self._console = console
+        self._progress = progress
+        self._epochs = 0
+        self._images_left = self._images_total = 0
         self._images_per_second = 0.0
+        self._loss = self._accuracy = float("nan")
         self._last_line = time.monotonic()
-        if self._progress is not None:
+        self._bar: TaskID | None = None
+        if progress is not None:
             # A bracket would be read as markup.
-            self._bar = self._progress.add_task(self._title.replace("[", r"\["), total=None, facts="setting up")
+            self._bar = progress.add_task(title.replace("[", r"\["), total=None, facts="setting up")
         else:
             self._line("starts")
 
-    def take(self, event: Event | RunOpened | RunClosed) -> None:
+    def take(self, event: SeriesEvent) -> None:
         """Show what an event says."""
         match event:
             case RunOpened() if event.resumed_at_step:
@@ -144,11 +158,13 @@ class RunDisplay:
                 )
             case Finished():
                 self._show("logging the outcome", force=True)
+            case Ended():
+                if event.failure is not None:
+                    self._line(f"failed: {event.failure}")
+                self._remove()
 
-    def end(self, failure: str | None = None) -> None:
-        """The run is over."""
-        if failure is not None:
-            self._line(f"failed: {failure}")
+    def _remove(self) -> None:
+        """Take the bar off the screen."""
         if self._progress is not None and self._bar is not None:
             self._progress.remove_task(self._bar)
             self._bar = None
@@ -171,7 +187,9 @@ class RunDisplay:
 
 
 def closing_table(results: Sequence[RunResult], verdicts: Sequence[str]) -> Table:
-    """One row a run, with columns for test-time augmentation and for what was finished before where there is any.
+    """One row a run, with columns for what some runs have only.
+
+    These are test-time augmentation, how many seeds shared the device, and whether a run was finished before.
 
     Args:
         results: What came of each run.
@@ -179,6 +197,7 @@ def closing_table(results: Sequence[RunResult], verdicts: Sequence[str]) -> Tabl
     """
     cached = any(result.cached for result in results)
     augmented = any(result.accuracy_augmented is not None for result in results)
+    shared = any(result.seeds_per_device > 1 for result in results)
     table = Table(title="Results", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name, justify in (
         ("benchmark", "left"),
@@ -191,6 +210,7 @@ def closing_table(results: Sequence[RunResult], verdicts: Sequence[str]) -> Tabl
         ("verdict", "left"),
         ("images/s", "right"),
         ("time", "right"),
+        *([("seeds at once", "right")] if shared else []),
         *([("run", "left")] if cached else []),
     ):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]  # literals in a loop
@@ -207,6 +227,7 @@ def closing_table(results: Sequence[RunResult], verdicts: Sequence[str]) -> Tabl
             "failed" if result.failure else "interrupted" if result.interrupted else verdict,
             f"{result.images_per_second:,.0f}" if result.images_per_second else "–",
             duration(result.train_seconds) if result.train_seconds is not None else "–",
+            *([str(result.seeds_per_device)] if shared else []),
             *(["cached" if result.cached else "new"] if cached else []),
         )
     return table

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shlex
 import signal
 import subprocess
@@ -52,7 +53,7 @@ def invoke(
 
 def start(command: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "resnet_bench.cli", *shlex.split(command)],
+        [sys.executable, "-m", "resnet_bench", *shlex.split(command)],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -97,6 +98,17 @@ def test_a_copy_is_valid_and_is_found_as_a_recipe_of_ones_own(invoke, tmp_path: 
     again = invoke("copy resnet9-onecycle-adam benchmarks/mine.toml")
     assert again.code == 2
     assert "mine.toml" in again.err
+
+
+def test_the_package_runs_as_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["resnet-bench", "list"])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_module("resnet_bench", run_name="__main__")
+    assert not exit_.value.code
+    assert "resnet9-onecycle-adam" in capsys.readouterr().out
 
 
 # --- bad input: one sentence, exit code 2, nothing written ---------------------------------------

@@ -1,12 +1,15 @@
 """A suite as a whole: what is cached, what runs again and why, and what a failure costs."""
 
 import io
+import multiprocessing
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from resnet_bench import data, registry, suite
@@ -14,11 +17,12 @@ from resnet_bench.benchmark import ProfileName
 from resnet_bench.data import Dataset
 from resnet_bench.errors import UserError
 from resnet_bench.execution import Execution
-from resnet_bench.launch import RunRequest
-from resnet_bench.launch.local import RunOpened
-from resnet_bench.suite import SuiteOutcome, sentence_of
+from resnet_bench.launch import RunOpened, RunRequest, processes
+from resnet_bench.launch.failures import sentence_of
+from resnet_bench.suite import SuiteOutcome
 from resnet_bench.terminal import RunResult
 from resnet_bench.tracking import EXPERIMENT, Store, Tracker
+from resnet_bench.training import checkpoint
 from tests.reliability import tiny
 
 Suite = Callable[..., tuple[SuiteOutcome, str]]
@@ -146,7 +150,7 @@ def test_a_store_that_does_not_answer_means_no_cache_and_no_failure(
         requests.append(request)
         yield RunOpened(None, "", Path())
 
-    monkeypatch.setattr(suite, "run", train)
+    monkeypatch.setattr("resnet_bench.launch.series.run", train)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     outcome, text = run_suite(tracking="http://ann:t0psecret@127.0.0.1:9", seeds=[0, 1])
     assert len(requests) == 2
@@ -170,7 +174,7 @@ def test_a_failing_run_costs_itself_alone(run_suite: Suite, monkeypatch: pytest.
         if request.seed in errors:
             raise errors[request.seed]
 
-    monkeypatch.setattr(suite, "run", train)
+    monkeypatch.setattr("resnet_bench.launch.series.run", train)
     outcome, text = run_suite(seeds=[0, 1, 2, 3, 4])
     assert [result.failure for result in outcome.results] == [
         "/runs/journal.jsonl: No space left on device",
@@ -184,19 +188,92 @@ def test_a_failing_run_costs_itself_alone(run_suite: Suite, monkeypatch: pytest.
     assert "Traceback" not in text
 
 
-def test_a_gpu_that_is_lost_to_the_process_ends_the_suite_with_a_sentence(
-    run_suite: Suite, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Child processes are forks of the test, so that they start at once and hold what the test has replaced."""
+    monkeypatch.setattr(processes, "context", lambda: multiprocessing.get_context("fork"))
+
+
+def test_a_gpu_that_is_lost_to_the_process_costs_one_run(
+    run_suite: Suite, monkeypatch: pytest.MonkeyPatch, forked: None
+) -> None:
+    lost_in: set[int] = set()
+
+    def train(request: RunRequest, *_: Any, **__: Any) -> Any:
+        yield RunOpened(None, "", Path())
+        if request.seed == 0:
+            lost_in.add(os.getpid())
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("resnet_bench.launch.series.run", train)
+    monkeypatch.setattr(
+        "resnet_bench.launch.series.device_problem", lambda _: "the GPU is lost" if os.getpid() in lost_in else None
+    )
+    outcome, text = run_suite(seeds=[0, 1, 2])
+    assert [result.failure is None for result in outcome.results] == [False, True, True]
+    assert outcome.abandoned is None
+    assert "he-resnet20 seed 0 failed: CUDA error: an illegal memory access was encountered" in text
+
+
+def test_a_gpu_that_no_process_can_use_ends_the_suite_with_a_sentence(
+    run_suite: Suite, monkeypatch: pytest.MonkeyPatch, forked: None
 ) -> None:
     def train(request: RunRequest, *_: Any, **__: Any) -> Any:
         yield RunOpened(None, "", Path())
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(suite, "run", train)
-    monkeypatch.setattr(suite, "_broken_device", lambda execution: "the GPU takes no more work; run again")
+    monkeypatch.setattr("resnet_bench.launch.series.run", train)
+    monkeypatch.setattr("resnet_bench.launch.series.device_problem", lambda _: "the GPU takes no more work")
     outcome, text = run_suite(seeds=[0, 1, 2])
-    assert len(outcome.results) == 1
-    assert outcome.abandoned
-    assert "the runs behind it were not started: the GPU takes no more work" in text
+    # The second run is the one that a new process was tried for.
+    assert [result.request.seed for result in outcome.results] == [0, 1]
+    assert outcome.failures == 2
+    assert "the runs behind it were not started: the GPU takes no more work, not even from a new process" in text
+
+
+def test_seeds_at_once_are_the_seeds_one_after_another_to_the_last_bit(
+    run_suite: Suite, project: Path, forked: None
+) -> None:
+    together, text = run_suite(seeds=[0, 1], seeds_per_device=2)
+    assert "2 seeds at once" in text
+    in_turn, _ = run_suite(seeds=[0, 1], again=True)
+    for ours, theirs in zip(together.results, in_turn.results, strict=True):
+        assert ours.accuracy_by_epoch == theirs.accuracy_by_epoch
+        ours_state, theirs_state = (
+            checkpoint.load(Path(result.folder) / "checkpoints" / "last.pt") for result in (ours, theirs)
+        )
+        for part in ("network", "optimizer"):
+            assert_same(ours_state[part], theirs_state[part])
+    runs = {run.info.run_id: run for run in tracked_runs(project)}
+    assert len(runs) == 4
+    for results, mark in ((together.results, "2"), (in_turn.results, None)):
+        for result in results:
+            run = runs[result.url.rpartition("/")[2]]
+            assert run.info.status == "FINISHED"
+            assert run.data.tags.get("resnet_bench.seeds_per_device") == mark
+            assert ("device/peak_flops" in run.data.metrics) == (mark is None)
+
+    # What was trained at once is finished for whoever asks for it, and marked; a seed alone shares nothing.
+    outcome, text = run_suite(seeds=[0])
+    assert outcome.cached == 1
+    outcome, _ = run_suite(seeds=[5], seeds_per_device=8, assignments=one_epoch())
+    assert outcome.results[0].seeds_per_device == 1
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    """Two states hold the same values."""
+    if isinstance(theirs, torch.Tensor):
+        assert torch.equal(ours, theirs)
+    elif isinstance(theirs, dict):
+        assert list(ours) == list(theirs)
+        for key in theirs:
+            assert_same(ours[key], theirs[key])
+    elif isinstance(theirs, list):
+        assert len(ours) == len(theirs)
+        for each, other in zip(ours, theirs, strict=True):
+            assert_same(each, other)
+    else:
+        assert ours == theirs
 
 
 def test_an_operator_that_apples_gpu_lacks_is_named_with_what_helps() -> None:

@@ -1,13 +1,14 @@
 """What a person reads while runs go on."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from resnet_bench.benchmark import Benchmark, Claim, Source
-from resnet_bench.launch import RunRequest
-from resnet_bench.terminal import RunDisplay, RunResult, closing_table, duration, percent
+from resnet_bench.launch import Ended, RunRequest
+from resnet_bench.terminal import RunResult, SuiteDisplay, closing_table, duration, percent
 from resnet_bench.training.events import EpochEnded, Evaluated, Started, Steps
 from tests.training.conftest import PLAIN, tiny_recipe
 
@@ -52,11 +53,10 @@ def events():
 
 def test_a_log_gets_one_line_an_epoch_without_control_characters() -> None:
     output = io.StringIO()
-    with RunDisplay(Console(file=output, width=200), 2).shown() as display:
-        display.begin(request())
-        for event in events():
-            display.take(event)
-        display.end("it broke")
+    with SuiteDisplay(Console(file=output, width=200), 2).shown() as display:
+        shown = display.begin(request())
+        for event in (*events(), Ended("it broke")):
+            shown.take(event)
     lines = output.getvalue().splitlines()
     assert lines == [
         "[1/2] tiny seed 3  starts",
@@ -65,16 +65,37 @@ def test_a_log_gets_one_line_an_epoch_without_control_characters() -> None:
     ]
 
 
-def test_a_terminal_gets_a_bar_with_what_is_left() -> None:
+def test_runs_at_once_each_say_whose_line_it_is() -> None:
+    output = io.StringIO()
+    with SuiteDisplay(Console(file=output, width=200), 2).shown() as display:
+        first, second = display.begin(request()), display.begin(replace(request(), seed=4))
+        for event in events():
+            second.take(event)
+            first.take(event)
+    assert [line.partition(":")[0] for line in output.getvalue().splitlines()] == [
+        "[1/2] tiny seed 3  starts",
+        "[2/2] tiny seed 4  starts",
+        "[2/2] tiny seed 4  epoch 1/1",
+        "[1/2] tiny seed 3  epoch 1/1",
+    ]
+
+
+def test_a_terminal_gets_a_bar_for_each_run_with_what_is_left() -> None:
     output = io.StringIO()
     console = Console(file=output, width=160, force_terminal=True)
-    with RunDisplay(console, 1).shown() as display:
-        display.begin(request())
+    with SuiteDisplay(console, 2).shown() as display:
+        first, second = display.begin(request()), display.begin(replace(request(), seed=4))
         for event in events():
-            display.take(event)
-        display.end()
+            first.take(event)
+        assert display._progress is not None
+        titles = [task.description.replace("\\", "") for task in display._progress.tasks]
+        assert titles == ["[1/2] tiny seed 3", "[2/2] tiny seed 4"]
+        assert "accuracy" not in display._progress.tasks[1].fields["facts"]
+        first.take(Ended())
+        assert [task.description.replace("\\", "") for task in display._progress.tasks] == titles[1:]
+        second.take(Ended())
     text = output.getvalue()
-    assert "[1/1] tiny seed 3" in text
+    assert "[1/2] tiny seed 3" in text
     assert "\x1b[" in text
 
 
@@ -82,11 +103,20 @@ def test_the_closing_table_sets_both_accuracies_beside_the_claim() -> None:
     done, failed, stopped = RunResult(request()), RunResult(request()), RunResult(request())
     for event in events():
         done.take(event)
-    failed.failure = "it broke"
-    stopped.interrupted = True
+    failed.take(Ended("it broke"))
+    stopped.take(Ended(interrupted=True))
     output = io.StringIO()
     Console(file=output, width=140).print(closing_table([done, failed, stopped], ["not judged", "–", "–"]))
     rows = [line.split() for line in output.getvalue().splitlines() if line.strip().startswith("tiny")]
     assert rows[0] == ["tiny", "3", "1", "25.00%", "20.00%", "82.87%", "not", "judged", "80", "0.5", "s"]
     assert "failed" in rows[1]
     assert "interrupted" in rows[2]
+
+
+def test_the_closing_table_marks_times_of_seeds_that_shared_the_device() -> None:
+    alone, shared = RunResult(request()), RunResult(replace(request(), seeds_per_device=4))
+    output = io.StringIO()
+    Console(file=output, width=160).print(closing_table([alone, shared], ["–", "–"]))
+    rows = [line.split() for line in output.getvalue().splitlines() if line.strip().startswith("tiny")]
+    assert "seeds at once" in output.getvalue()
+    assert [row[-1] for row in rows] == ["1", "4"]

@@ -40,6 +40,8 @@ class RunRequest:
     """With ``resume``: runs that are finished do not count, because who asks has looked for them elsewhere."""
     keep_model: bool = True
     """Write checkpoints and log the model; a study's trials do without."""
+    seeds_per_device: int = 1
+    """As many runs share the device at a time, so that the times of each say nothing about it alone."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,10 @@ def _tracked(
         if resume_from is None:
             log_recipe(request.benchmark, request.recipe, tracker)
         yield RunOpened(tracker.run_id, tracker.url, folder.path, resumed_at_step=resumed_at_step)
-        tracker.metrics({"device/peak_flops": peak_flops(request.execution)}, epoch=0)
-        meter = None if resume_from else EnergyMeter.of(request.execution)
+        has_device_alone = request.seeds_per_device == 1
+        if has_device_alone:
+            tracker.metrics({"device/peak_flops": peak_flops(request.execution)}, epoch=0)
+        meter = EnergyMeter.of(request.execution) if has_device_alone and not resume_from else None
         events = train(request.recipe, request.execution, request.seed, dataset, resume=resume_from)
         for event in meter.watch(events, Steps) if meter else events:
             tracker.record(event)
@@ -222,5 +226,6 @@ def describe(request: RunRequest, dataset: Dataset, *, folder: str | None = None
         run_name=request.run_name or f"{request.benchmark.name} seed {request.seed}",
         experiment=request.experiment,
         parent_run_id=request.parent_run_id,
+        seeds_per_device=request.seeds_per_device,
         tags={**request.tags, **({"resnet_bench.folder": folder} if folder else {})},
     )

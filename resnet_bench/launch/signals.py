@@ -33,7 +33,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a handler
         if request and number == signal.SIGINT:
             raise KeyboardInterrupt
-        request.reason = f"interrupted by {signal.Signals(number).name}"
+        request.reason = request.reason or f"interrupted by {signal.Signals(number).name}"
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -42,6 +42,7 @@ class RunDescription:
         run_name: The run's name; ``<benchmark> seed <k>`` by default.
         experiment: Name of the MLflow experiment.
         parent_run_id: MLflow id of the run that this one is nested in.
+        seeds_per_device: How many runs share the device at a time.
         tags: Further tags; a name without a dot gets the prefix ``resnet_bench.``.
     """
 
@@ -59,6 +60,7 @@ class RunDescription:
     run_name: str | None = None
     experiment: str = EXPERIMENT
     parent_run_id: str | None = None
+    seeds_per_device: int = 1
     tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -116,6 +118,9 @@ class RunDescription:
             "pid": str(os.getpid()),
             "pid_start": process_start(os.getpid()) or "",
         }
+        if self.seeds_per_device > 1:
+            # Never taken back: times of a run that shared the device for a while are not those of one that had it.
+            tags["seeds_per_device"] = str(self.seeds_per_device)
         return {f"{PREFIX}{key}": value for key, value in tags.items()}
 
     def _mlflow_tags(self, commit: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 PACKAGE = "resnet-bench"
 _GIT_TIMEOUT_SECONDS = 10
 _CODE_AROUND_RUNS = {
+    "__main__.py",
     "cli.py",
     "command_line.py",
     "study_commands.py",

@@ -3,20 +3,17 @@
 import contextlib
 import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.connection import wait as wait_for
 from multiprocessing.context import SpawnProcess
 from typing import TYPE_CHECKING
 
 import torch
 
 from resnet_bench.errors import UserError
-from resnet_bench.launch import Stopped, StopRequest, stop_on_signals
+from resnet_bench.launch import Stopped, StopRequest, processes, stop_on_signals
 from resnet_bench.tuning.comparison import retrainings
 from resnet_bench.tuning.ledger import Ledger
 from resnet_bench.tuning.mirror import Mirror
@@ -28,9 +25,6 @@ if TYPE_CHECKING:
     from resnet_bench.tuning.run import StudyRequest
 
 SECONDS_BETWEEN_LOOKS = 0.5
-SECONDS_TO_STOP = 30.0
-"""What a worker gets to end its step and write its trial down before it is killed."""
-SECONDS_WITHOUT_PARENT = 5.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,7 @@ def supervise(
             yield from watch.look()
             time.sleep(SECONDS_BETWEEN_LOOKS)
     finally:
-        _end(workers)
+        processes.end([worker.process for worker in workers])
     yield from watch.look()
     if stop:
         raise Stopped("killed", stop.reason or "stopped")
@@ -92,18 +86,6 @@ def _start(request: "StudyRequest", index: int, ledger: Ledger, deadline: float 
     return _Worker(process, receiver)
 
 
-def _end(workers: list[_Worker]) -> None:
-    for worker in workers:
-        if worker.process.is_alive():
-            worker.process.terminate()
-    deadline = time.monotonic() + SECONDS_TO_STOP
-    for worker in workers:
-        worker.process.join(max(0.0, deadline - time.monotonic()))
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join()
-
-
 @contextlib.contextmanager
 def _visible_gpu(device: str, index: int) -> Iterator[None]:
     """A process that is started meanwhile sees one GPU; without GPUs, or on a named device, nothing changes."""
@@ -134,7 +116,7 @@ def _work_in_process(
     request: "StudyRequest", parent_run_id: str, deadline: float | None, complaint: Connection
 ) -> None:
     with stop_on_signals() as stop:
-        _stop_without_parent()
+        processes.stop_without_parent()
         try:
             _work(_workplace(request, parent_run_id, stop), deadline)
         except Stopped:
@@ -164,17 +146,3 @@ def _workplace(request: "StudyRequest", parent_run_id: str, stop: StopRequest) -
         runs_folder=request.study_folder,
         stop=stop,
     )
-
-
-def _stop_without_parent() -> None:
-    """When the parent dies, however it dies, stop like on a signal, and for certain some seconds later."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait_for([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(SECONDS_WITHOUT_PARENT)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent watch", daemon=True).start()

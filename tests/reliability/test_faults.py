@@ -14,7 +14,7 @@ from resnet_bench.benchmark import Benchmark, Claim, Source
 from resnet_bench.data import Dataset
 from resnet_bench.errors import UserError
 from resnet_bench.launch import RunRequest, run
-from resnet_bench.suite import sentence_of
+from resnet_bench.launch.failures import sentence_of
 from resnet_bench.tracking import Store, Tracker
 from resnet_bench.tracking.journal import Damage, Journal, metrics_record, read, write_atomically
 from resnet_bench.training import checkpoint
