@@ -241,6 +241,9 @@ def _side(spec: Source, read: Tables, keep: Callable[[Run], bool]) -> Side:
     if not finished:
         ended = f", only {text.plural(len(chosen), 'run')} that did not finish" if chosen else ""
         raise UserError(f"{name}: there is no finished run{ended}")
+    commits = sorted({run.code_commit for run in finished})
+    if _is_commit(spec) and len(commits) > 1:
+        raise UserError(f"{name}: {len(commits)} commits begin so: {', '.join(commits)}; write more digits of one")
     return Side(name, finished, read.problems)
 
 
@@ -250,12 +253,16 @@ def _selector(spec: Source) -> tuple[Callable[[Run], bool], list[Source] | None]
         return (lambda _: True), [spec]
     if tag := re.fullmatch(r"([^=\s]+)=(.*)", spec):
         return (lambda run: _tag(run, tag[1]) == tag[2]), None
-    if re.fullmatch(r"[0-9a-fA-F]{4,40}", spec):
+    if _is_commit(spec):
         return (lambda run: run.code_commit.startswith(spec.lower())), None
     raise UserError(
         f"{spec!r} is no store, folder, tag or commit: write a tracking URI such as sqlite:////path/mlflow.db, "
         "a folder with runs.parquet, key=value, or a commit of at least 4 hexadecimal digits"
     )
+
+
+def _is_commit(spec: Source) -> bool:
+    return isinstance(spec, str) and not Path(spec).is_dir() and bool(re.fullmatch(r"[0-9a-fA-F]{4,40}", spec))
 
 
 def _tag(run: Run, key: str) -> str | None:
@@ -487,14 +494,16 @@ def _cells(row: ComparisonRow) -> list[str]:
     unit = "" if row.unit in ("", "%") else f" {row.unit}"
     metric = f"{row.metric}{', %' if row.unit == '%' else ''}"
     timed = row.metric == "epoch time"
-    difference = f"×{row.difference + 1:.3f}" if timed else text.signed(row.difference, _digits(row.difference))
+    # Points of accuracy have two digits wherever they stand.
+    digits = (lambda _: 2) if row.unit == "%" else _digits
+    difference = f"×{row.difference + 1:.3f}" if timed else text.signed(row.difference, digits(row.difference))
     interval = ""
     if row.interval is not None:
         low, high = row.interval
         interval = (
             f"×{low + 1:.3f} to ×{high + 1:.3f}"
             if timed
-            else f"{text.signed(low, _digits(low))} to {text.signed(high, _digits(high))}"
+            else f"{text.signed(low, digits(low))} to {text.signed(high, digits(high))}"
         )
     return [
         _name(row),
@@ -503,7 +512,7 @@ def _cells(row: ComparisonRow) -> list[str]:
         f"{_significant(row.b)}{unit} ({row.b_runs})",
         difference,
         interval,
-        text.DASH if row.adjusted_p is None else f"{row.adjusted_p:.3f}",
+        text.DASH if row.adjusted_p is None else "<0.001" if row.adjusted_p < 0.001 else f"{row.adjusted_p:.3f}",
         row.word if row.primary else "",
     ]
 

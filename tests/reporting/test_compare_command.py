@@ -1,0 +1,148 @@
+"""``resnet-bench compare`` as a user types it: every way to name a side, on stores in which one benchmark got worse."""
+
+import html
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from resnet_bench import cli
+from resnet_bench.benchmark import Benchmark
+from resnet_bench.reporting import report, table
+from tests.reporting import synthetic
+from tests.reporting.synthetic import FakeRun
+
+BEFORE, AFTER = "a1" * 20, "b2" * 20
+BOTH = "--from before/mlflow.db --from after/mlflow.db"
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def folder(empty_database: Path, benchmarks: dict[str, Benchmark], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stores of two commits, ``after`` worse by two points in one of two benchmarks, and their tables."""
+    made = tmp_path_factory.mktemp("compared")
+    before = [
+        FakeRun(benchmarks[name], seed=seed, final=final, commit=BEFORE, tags={"team": "red"})
+        for name in ("nine-onecycle", "ranged")
+        for seed, final in enumerate((90.1, 90.4, 90.2))
+    ]
+    after = [
+        replace(run, final=run.final - 2 * (run.benchmark.name == "ranged") + 0.06, commit=AFTER, tags={"team": "blue"})
+        for run in before
+    ]
+    for name, runs in (("before", before), ("after", after)):
+        uri = synthetic.database(empty_database, made / name)
+        synthetic.log_all(uri, *runs)
+        (made / f"{name}-report").mkdir()
+        for table_name, content in report.table_files(table.read([uri])).items():
+            (made / f"{name}-report" / table_name).write_bytes(content)
+    return made
+
+
+@pytest.fixture
+def compare(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], Result]:
+    """Types the command's arguments in the folder of the stores."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def type_command(arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["resnet-bench", "compare", *shlex.split(arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        return Result(int(exit_.value.code or 0), *capsys.readouterr())
+
+    return type_command
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "where"),
+    [
+        ("before/mlflow.db", "after/mlflow.db", ""),
+        ("before-report", "after-report", ""),
+        ("before-report", "after/mlflow.db", ""),
+        ("team=red", "team=blue", BOTH),
+        ("a1a1", "b2b2b2", BOTH),
+        ("a1a1", "team=blue", "--from before/mlflow.db --from after-report"),
+    ],
+    ids=["stores", "tables", "table and store", "tags", "commits", "commit and tag of two sources"],
+)
+def test_every_way_to_name_two_sides_finds_the_regression(compare, a: str, b: str, where: str) -> None:
+    found = compare(f"{a} {b} {where} --format json --fail-on-regression")
+    assert found.code == 1
+    data = json.loads(found.out)
+    tested = {row["benchmark"]: row for row in data["rows"] if row["metric"] == "test accuracy"}
+    assert data["regressions"] == 1
+    assert data["rows"][0] == tested["ranged"], "regressions come first"
+    assert (tested["ranged"]["word"], tested["nine-onecycle"]["word"]) == ("worse", "same")
+    assert tested["ranged"]["difference"] == pytest.approx(-1.94)
+    assert tested["ranged"]["a_runs"] == tested["ranged"]["b_runs"] == 3
+    assert {"name": "code_commit", "a": BEFORE, "b": AFTER} in data["environment"]
+
+
+def test_the_exit_code_speaks_of_regressions_only_when_asked_to(compare) -> None:
+    assert compare("before-report after-report").code == 0
+    assert compare("before-report after-report --fail-on-regression").code == 1
+    assert compare("before-report after-report --fail-on-regression --benchmark nine-onecycle").code == 0
+    assert compare("after-report before-report --fail-on-regression").code == 0, "better is no regression"
+    assert compare("before-report before-report --fail-on-regression").code == 0
+
+
+@pytest.mark.parametrize("style", ["table", "markdown"])
+def test_people_read_the_same_numbers(compare, style: str) -> None:
+    out = html.unescape(compare(f"before-report after-report --format {style}").out)
+    worse, same = (
+        next(line for line in out.splitlines() if f"{name} " in line) for name in ("ranged", "nine-onecycle")
+    )
+    for part in ("90.23 (3)", "88.29 (3)", "−1.94", "−2.29 to −1.59", "<0.001", "worse"):
+        assert part in worse
+    assert "+0.06 " in same
+    assert out.index("code") < out.index("ranged"), "environments come first"
+    assert "1 worse, 1 same, 2 not tested" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("before-report nowhere.db", "'nowhere.db' is no store, folder, tag or commit"),
+        (f"team=green team=red {BOTH}", "team=green: there is no finished run"),
+        (f"a1a1 c3c3 {BOTH}", "c3c3: there is no finished run"),
+        ("a1a1 b2b2 --from none.db", "none.db does not exist"),
+        ("a1a1 b2b2", "mlflow.db does not exist; the first run makes it, or name another store with --from"),
+        ("before before-report", "before holds no report table (runs.parquet) and is no tracking URI"),
+        ("before-report after-report --format xml", "write table, markdown or json"),
+        ("before-report after-report --since yesterday", "'yesterday' is no date"),
+        ("before-report after-report --benchmark rangd", "did you mean 'ranged'?"),
+    ],
+)
+def test_a_mistake_is_one_sentence(compare, arguments: str, sentence: str) -> None:
+    code, out, err = compare(arguments)
+    assert (code, out) == (2, "")
+    assert sentence in " ".join(err.split())
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+
+
+def test_a_commit_that_is_two_is_no_side(compare, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = table.read
+
+    def with_a_like_commit(*arguments, **options):
+        tables = read(*arguments, **options)
+        commits = tables.runs["code_commit"].str.replace(AFTER, BEFORE[:-1] + "f")
+        return replace(tables, runs=tables.runs.assign(code_commit=commits))
+
+    monkeypatch.setattr(table, "read", with_a_like_commit)
+    code, _, err = compare(f"a1a1 team=blue {BOTH}")
+    assert code == 2
+    assert f"a1a1: 2 commits begin so: {BEFORE}, {BEFORE[:-1]}f; write more digits of one" in " ".join(err.split())
