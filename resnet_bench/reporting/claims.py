@@ -251,6 +251,8 @@ def _notes(group: Group, current: Benchmark | None) -> tuple[str, ...]:
     precisions = sorted({run.precision for run in group.runs})
     if len(precisions) > 1:
         notes.append(f"several precisions: {', '.join(precisions)}")
+    if any(run.shared_device for run in group.runs):
+        notes.append("some seeds were trained at once on one device, and their times are left out")
     commits = {run.code_commit for run in group.runs}
     if len(commits) > 1:
         notes.append(f"{len(commits)} code commits")

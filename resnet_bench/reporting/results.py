@@ -5,7 +5,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from resnet_bench.benchmark import Benchmark
-from resnet_bench.reporting.schema import Tables
+from resnet_bench.reporting.schema import TAG, Tables
 from resnet_bench.reporting.statistics import best_evaluation, last_evaluation, typical_epoch
 
 Series = Mapping[int, float]
@@ -73,6 +73,11 @@ class Run:
     def finished(self) -> bool:
         """Whether the run was trained to its end."""
         return self.status == "FINISHED"
+
+    @property
+    def shared_device(self) -> bool:
+        """Whether other runs shared the device; its times are left out then, as they say nothing about it alone."""
+        return f"{TAG}seeds_per_device" in self.tags
 
     def accuracy(self, split: str, *, plain: bool = False, metric: str = "accuracy") -> dict[int, float]:
         """Accuracy in percent by epoch; the final one stands at the last epoch where none was logged there.
@@ -321,7 +326,12 @@ def _run(row: Mapping[Any, Any], series: Mapping[str, Series], once: Mapping[str
         del plain[name]
     plain["id"] = plain.pop("run_id")
     plain["started"] = plain["started"].to_pydatetime()
-    return Run(**plain, metrics=series, once=once)
+    run = Run(**plain, metrics=series, once=once)
+    return replace(run, metrics=_without_times(series), once=_without_times(once)) if run.shared_device else run
+
+
+def _without_times(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if not key.startswith("time/") and not key.endswith("_seconds")}
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Which runs belong together, which count, and what each measured."""
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -8,6 +9,7 @@ import pytest
 from resnet_bench.benchmark import Benchmark
 from resnet_bench.data.catalog import DATASETS
 from resnet_bench.reporting import results
+from resnet_bench.reporting.claims import _notes
 from resnet_bench.reporting.results import Group, Run
 from resnet_bench.reporting.schema import Tables
 
@@ -120,6 +122,28 @@ def test_selection_gain() -> None:
     curves = [{1: 0.5, 2: 0.9, 4: 0.8}, {1: 0.5, 4: 0.7}]
     (group,) = results.group([run(n, seed=n, metrics={"test/accuracy": curve}) for n, curve in enumerate(curves)])
     assert group.selection_gain("test") == pytest.approx(5.0)
+
+
+def test_times_of_runs_that_shared_a_device_are_left_out(store_tables: Tables) -> None:
+    table = store_tables.runs.copy()
+    table.loc[table.benchmark == "ranged", "tags"] = json.dumps({"resnet_bench.seeds_per_device": "4"})
+    alone = [group for group in results.group(results.load(store_tables)) if group.name == "ranged"]
+    shared = [
+        group for group in results.group(results.load(replace(store_tables, runs=table))) if group.name == "ranged"
+    ]
+    for before, after in zip(alone[0].runs, shared[0].runs, strict=True):
+        assert after.shared_device
+        assert after.accuracy("test") == before.accuracy("test")
+        assert after.peak_memory == before.peak_memory
+        assert before.timed_accuracy("test")
+        assert after.timed_accuracy("test") == []
+        for name in ("train_seconds", "images_per_second", "epoch_seconds", "flops"):
+            assert getattr(before, name) is not None
+            assert getattr(after, name) is None
+    with_note = [
+        any("trained at once on one device" in note for note in _notes(group, None)) for group in (*alone, *shared)
+    ]
+    assert with_note == [False, True]
 
 
 def test_loading_keeps_the_order_of_time(store_tables: Tables) -> None:
