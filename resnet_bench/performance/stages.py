@@ -92,6 +92,7 @@ class _Bench:
         self._workload = Workload(recipe, execution, fused=not is_source, clock=clock)
         with execution.applied():
             self._workload.step()
+            self._workload.capture()
 
     def measure(self) -> Stages:
         with self._execution.applied():

@@ -1,6 +1,8 @@
 """One optimizer step of a recipe, taken apart, on images that are on the device already."""
 
+import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +12,8 @@ from resnet_bench import models
 from resnet_bench.benchmark import Recipe
 from resnet_bench.execution import Execution
 from resnet_bench.hardware import Clock, seconds_of
-from resnet_bench.training.optimizers import build_optimizer, clip_gradients
+from resnet_bench.training.captured_step import recorder_for
+from resnet_bench.training.optimizers import build_optimizer, clip_gradients, rates_from
 
 
 @dataclass(frozen=True)
@@ -57,22 +60,46 @@ class Workload:
         self.network = network.to(execution.device).to(memory_format=execution.weight_memory_format)
         self._images = images.to(execution.device).to(memory_format=execution.memory_format)
         self._optimizer = build_optimizer(recipe.optimizer, self.network, fused=fused)
+        self._rates = [torch.tensor(group["lr"], device=execution.device) for group in self._optimizer.param_groups]
         self._forward = torch.compile(self.network) if execution.compile else self.network
+        self._parts: tuple[Callable[[], None], ...] = (self._run_forward, self._run_backward, self._run_optimizer)
+        self._evaluation: Callable[[], None] = self._run_evaluation
+
+    def capture(self) -> None:
+        """Have each part of a step, and an evaluation, replayed from now on, if the execution captures steps.
+
+        Parts that cannot be captured are run as before.
+        """
+        if not self._execution.graphs:
+            return
+        recorder = recorder_for(torch.device(self._execution.device))
+        self.network.train()
+        with contextlib.suppress(RuntimeError):
+            # Each part works on what the one before left, so that only whole steps can be repeated to warm up.
+            recorder.record(self._run_step)
+            forward, backward, update = (recorder.record(part, warm_ups=0) for part in self._parts)
+            self.network.eval()
+            self._evaluation = recorder.record(self._run_evaluation)
+            self._parts = (forward, backward, update)
 
     def step(self) -> StepSeconds:
         """Do one step and say where its time went."""
         self.network.train()
-        return StepSeconds(
-            seconds_of(self._run_forward, self._execution, self._clock),
-            seconds_of(self._run_backward, self._execution, self._clock),
-            seconds_of(self._run_optimizer, self._execution, self._clock),
-        )
+        forward, backward, update = (seconds_of(part, self._execution, self._clock) for part in self._parts)
+        return StepSeconds(forward, backward, update)
 
     def evaluate(self) -> float:
         """Seconds that the network needs in eval mode for the batch."""
         self.network.eval()
+        return seconds_of(self._evaluation, self._execution, self._clock)
+
+    def _run_step(self) -> None:
+        for part in (self._run_forward, self._run_backward, self._run_optimizer):
+            part()
+
+    def _run_evaluation(self) -> None:
         with torch.no_grad():
-            return seconds_of(self._run_forward, self._execution, self._clock)
+            self._run_forward()
 
     def _run_forward(self) -> None:
         with self._execution.autocast():
@@ -85,5 +112,6 @@ class Workload:
 
     def _run_optimizer(self) -> None:
         clip_gradients(self._recipe.training, self.network)
-        self._optimizer.step()
+        with rates_from(self._optimizer, self._rates) if self._execution.graphs else contextlib.nullcontext():
+            self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

@@ -40,8 +40,8 @@ class CannotCapture(RuntimeError):
 class Recorder(Protocol):
     """Makes work on tensors that stay where they are repeatable."""
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Run some work, any number of times, and give back what repeats it.
+    def record(self, work: Callable[[], None], warm_ups: int = WARM_UPS) -> Callable[[], None]:
+        """Run some work a number of times, or once more, and give back what repeats it.
 
         Raises:
             RuntimeError: The work cannot be recorded.
@@ -51,9 +51,9 @@ class Recorder(Protocol):
 class Calls:
     """Does the work anew each time: the reference for what is recorded, and all that there is on a CPU."""
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+    def record(self, work: Callable[[], None], warm_ups: int = WARM_UPS) -> Callable[[], None]:
         """The work itself, after it was run as often as before a capture."""
-        for _ in range(WARM_UPS):
+        for _ in range(warm_ups):
             work()
         return work
 
@@ -66,7 +66,7 @@ class CudaGraphs:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+    def record(self, work: Callable[[], None], warm_ups: int = WARM_UPS) -> Callable[[], None]:
         """The replay of a graph of the work.
 
         Raises:
@@ -78,7 +78,7 @@ class CudaGraphs:
         try:
             # The outer context leaves the stream also where torch's own does not, when a capture fails.
             with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-                for _ in range(WARM_UPS):
+                for _ in range(warm_ups):
                     work()
                 # Other threads of this process may go on using the device.
                 with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):

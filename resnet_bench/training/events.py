@@ -31,6 +31,10 @@ class Started:
     """Steps already done when the run is resumed."""
     setup_seconds: float = 0.0
     """Building the network and moving the images to the device."""
+    capture_seconds: float = 0.0
+    """Of these, for capturing steps; a GPU's libraries set themselves up and choose kernels meanwhile."""
+    captures: int = 0
+    """Kinds of steps that were captured; 0 where each step is run anew."""
 
 
 @dataclass(frozen=True)

@@ -162,8 +162,13 @@ class _Run:
         self.is_evaluating = False
         if resume is not None:
             self._restore(resume)
-        self.captured = self._captured() if execution.graphs else None
-        self.setup_seconds = self.clock.stop()
+        self.setup_seconds, self.capture_seconds = self.clock.stop(), 0.0
+        self.captured: CapturedStep | None = None
+        if execution.graphs:
+            self.clock.start()
+            self.captured = self._captured()
+            self.capture_seconds = self.clock.stop()
+            self.setup_seconds += self.capture_seconds
 
     # --- the paragraph that this module is about -------------------------------------------------
 
@@ -547,6 +552,8 @@ class _Run:
             train_images=self.recipe.data.num_train,
             step=self.step,
             setup_seconds=self.setup_seconds,
+            capture_seconds=self.capture_seconds,
+            captures=len(self.captured) if self.captured is not None else 0,
         )
 
     def _end_epoch(self, accuracy: float) -> EpochEnded:

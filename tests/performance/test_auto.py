@@ -92,3 +92,14 @@ def test_a_workload_trains(long_recipe, precision) -> None:
     assert min(seconds.forward, seconds.backward, seconds.optimizer) > 0
     assert seconds.total == pytest.approx(seconds.forward + seconds.backward + seconds.optimizer)
     assert any(not old.equal(new) for old, new in zip(before, workload.network.parameters(), strict=True))
+
+
+def test_a_captured_workload_goes_on_training(long_recipe) -> None:
+    execution = dataclasses.replace(Execution.resolve("cpu", "fp32", threads=1), graphs=True)
+    workload = Workload(long_recipe, execution, batch_size=4)
+    with execution.applied():
+        workload.capture()
+        before = [parameter.clone() for parameter in workload.network.parameters()]
+        assert workload.step().total > 0
+        assert workload.evaluate() > 0
+    assert any(not old.equal(new) for old, new in zip(before, workload.network.parameters(), strict=True))
