@@ -38,7 +38,9 @@ def main() -> None:
             rates["torchvision"].append(_rate(DataLoader(PillowImages(few, recipe), recipe.training.batch_size)))
             for level in ("plain", "fast"):
                 execution = Execution.resolve("cpu", threads=1, level=level)
-                rates[level].append(_rate(train_loader(recipe, many, execution, seed=0).epoch(1)))
+                # As in a run: memory that is given back is kept where the level says so.
+                with execution.applied():
+                    rates[level].append(_rate(train_loader(recipe, many, execution, seed=0).epoch(1)))
         medians = {way: statistics.median(values) for way, values in rates.items()}
         print(
             f"{name}: torchvision {medians['torchvision']:,.0f} images/s, "

@@ -20,6 +20,8 @@ _BYTES_AT_ONCE_ON_ACCELERATORS = 64 * 2**20
 _BYTES_RESIZED_AT_ONCE = 128 * 2**20
 _IMAGES_PADDED_AT_ONCE = 5000
 
+CHANNELS = 3
+
 FIRST_EPOCH = 1
 """The number of the epoch that the stretches of `Augmentation.sizes` are counted from."""
 
@@ -45,6 +47,11 @@ class Augmentation:
     alternate: bool = False
     resize: int | None = None
     sizes: tuple[tuple[float, int], ...] = ()
+
+    @property
+    def makes_copies(self) -> bool:
+        """Whether padded or mirrored images are kept beside the split's own."""
+        return bool(self.crop_padding or self.flip)
 
 
 @dataclass(frozen=True)
@@ -132,8 +139,18 @@ class ResidentLoader:
         self._scale, self._shift = (1 / (255 * stds)).to(self._device), (-means / stds).to(self._device)
         self._labels = split.labels.to(self._home)
         height, width = split.images.shape[-2:]
-        padded = _padded_orientations(split.images, self._augmentation).to(self._home)
-        self._windows = padded.unfold(3, height, 1).unfold(4, width, 1)
+        self._image_size = height, width
+        # A row of a window is then one stretch of bytes, and its floats are where the model wants them from the start.
+        # Images that are used in place stay as they are.
+        self._is_interleaved = (
+            self._device.type == "cpu" and memory_format == torch.channels_last and self._augmentation.makes_copies
+        )
+        padded = _padded_orientations(split.images, self._augmentation, interleaved=self._is_interleaved)
+        if self._is_interleaved:
+            rows = padded.permute(0, 1, 3, 4, 2).flatten(3)
+            self._windows = rows.unfold(2, height, 1).unfold(3, width * CHANNELS, CHANNELS)
+        else:
+            self._windows = padded.to(self._home).unfold(3, height, 1).unfold(4, width, 1)
         self._prepared: dict[int, Draws | None] = {}
         if self._home.type == "cuda":
             for size in {self._augmentation.resize, *(size for _, size in self._augmentation.sizes)} - {None, height}:
@@ -164,7 +181,7 @@ class ResidentLoader:
 
     def batch_shape(self, epoch: int, batch: int) -> tuple[int, int]:
         """Images of a batch, and their height and width."""
-        size = self._size(epoch, batch) or self._windows.shape[-1]
+        size = self._size(epoch, batch) or self._image_size[-1]
         return min(self.batch_size, self._num_used - batch * self.batch_size), size
 
     def raw_batch(self, epoch: int, batch: int) -> tuple[Tensor, Tensor]:
@@ -224,10 +241,10 @@ class ResidentLoader:
     def _batches_at_once(self) -> int:
         if self._device.type == "cpu":
             return 1
-        channels, height, width = self._windows.shape[2], *self._windows.shape[-2:]
+        height, width = self._image_size
         size = self._augmentation.resize
         pixels = size * size if size else height * width
-        batch_bytes = self.batch_size * channels * pixels * self._dtype.itemsize
+        batch_bytes = self.batch_size * CHANNELS * pixels * self._dtype.itemsize
         return max(1, _BYTES_AT_ONCE_ON_ACCELERATORS // batch_bytes)
 
     def _indices(self, epoch: int) -> Draws | None:
@@ -252,17 +269,33 @@ class ResidentLoader:
             order, top, left, flip = (
                 choice[start:stop] for choice in (indices.order, indices.top, indices.left, indices.flip)
             )
-            images, labels = self._windows[order, flip, :, top, left], self._labels[order]
+            labels = self._labels[order]
+            if self._is_interleaved:
+                rows = self._windows[order, flip, top, left]
+                images = rows.view(len(rows), *self._image_size, CHANNELS).permute(0, 3, 1, 2)
+            else:
+                images = self._windows[order, flip, :, top, left]
         return images, labels
 
     def _normalised(self, images: Tensor) -> Tensor:
         if self._device.type == "cuda":
             return self._normalised_in_one_pass(images)
+        if self._is_interleaved and images.is_contiguous(memory_format=torch.channels_last):
+            return self._normalised_interleaved(images)
         is_reordered_here = self._device.type == "cpu" and self._memory_format == torch.channels_last
         memory_format = torch.contiguous_format if is_reordered_here else self._memory_format
         pixels = images.contiguous(memory_format=memory_format).float()
         pixels = pixels.div_(255).sub_(self._mean).div_(self._std).to(self._dtype)
         return _in_channels_last(pixels) if is_reordered_here else pixels
+
+    def _normalised_interleaved(self, images: Tensor) -> Tensor:
+        """The same bits, of images that lie in channels-last order already."""
+        count, channels, height, width = images.shape
+        # A whole image is a row: rows of a pixel's three numbers would be too short for vector instructions.
+        mean, std = (values.flatten().repeat(height * width) for values in (self._mean, self._std))
+        pixels = images.permute(0, 2, 3, 1).reshape(count, -1).float()
+        pixels = pixels.div_(255).sub_(mean).div_(std).to(self._dtype)
+        return pixels.view(count, height, width, channels).permute(0, 3, 1, 2)
 
     def _normalised_in_one_pass(self, images: Tensor) -> Tensor:
         """The same but for rounding; the floats are written once, where moving them is what takes time."""
@@ -278,16 +311,22 @@ def _in_channels_last(pixels: Tensor) -> Tensor:
     return reordered
 
 
-def _padded_orientations(images: Tensor, augmentation: Augmentation) -> Tensor:
-    """Padded images as they are and, if flips are asked for, mirrored: uint8 `[N, 1 or 2, 3, H + 2p, W + 2p]`."""
-    padding = augmentation.crop_padding
-    if not padding and not augmentation.flip:
+def _padded_orientations(images: Tensor, augmentation: Augmentation, *, interleaved: bool) -> Tensor:
+    """Padded images as they are and, if flips are asked for, mirrored: uint8 `[N, 1 or 2, 3, H + 2p, W + 2p]`.
+
+    Interleaved, the three numbers of a pixel lie side by side in memory.
+    """
+    if not augmentation.makes_copies:
         return images.unsqueeze(1)
+    padding = augmentation.crop_padding
     count, channels, height, width = images.shape
     if augmentation.padding_mode == "reflect" and padding >= min(height, width):
         raise ValueError(f"an image of {height}x{width} pixels cannot be padded by {padding} reflected ones")
     shape = (count, 1 + augmentation.flip, channels, height + 2 * padding, width + 2 * padding)
-    orientations = torch.empty(shape, dtype=torch.uint8)
+    if interleaved:
+        orientations = torch.empty((*shape[:2], *shape[3:], channels), dtype=torch.uint8).permute(0, 1, 4, 2, 3)
+    else:
+        orientations = torch.empty(shape, dtype=torch.uint8)
     widths = ((0, 0), (0, 0), (padding, padding), (padding, padding))
     for start in range(0, count, _IMAGES_PADDED_AT_ONCE):
         part = slice(start, start + _IMAGES_PADDED_AT_ONCE)

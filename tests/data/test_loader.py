@@ -68,9 +68,12 @@ def as_tensor(images: Sequence[Image.Image]) -> Tensor:
         Augmentation(crop_padding=31, padding_mode="reflect", flip=True),
     ],
 )
-def test_equal_to_torchvision_to_the_last_bit(augmentation: Augmentation, shuffle: bool) -> None:
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_equal_to_torchvision_to_the_last_bit(
+    augmentation: Augmentation, shuffle: bool, memory_format: torch.memory_format
+) -> None:
     split = random_split(200)
-    resident = make_loader(split, augmentation=augmentation, shuffle=shuffle)
+    resident = make_loader(split, augmentation=augmentation, shuffle=shuffle, memory_format=memory_format)
     draws = resident.draws(3)
     images = torchvision_images(split, draws, augmentation)
     raw = [resident.raw_batch(3, batch) for batch in range(len(resident))]
@@ -80,6 +83,7 @@ def test_equal_to_torchvision_to_the_last_bit(augmentation: Augmentation, shuffl
     normalise = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
     batches = list(resident.epoch(3))
     assert torch.equal(torch.cat([batch for batch, _ in batches]), torch.stack([normalise(i) for i in images]))
+    assert all(batch.is_contiguous(memory_format=memory_format) for batch, _ in batches)
     assert torch.equal(torch.cat([labels for _, labels in batches]), draws.order)
 
 
