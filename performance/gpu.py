@@ -120,8 +120,8 @@ def _tests(options: argparse.Namespace) -> bool:
     root = Path(__file__).resolve().parents[1]
     files = sorted(str(path) for path in (root / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text("utf-8"))
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-rfEs", "--tb=short", "--durations=5"]
-    # A file whose libraries are missing here does not keep the others from running.
-    command += ["--continue-on-collection-errors", *files]
+    # A file whose libraries are missing does not keep the others from running, and other versions warn of other things.
+    command += ["--continue-on-collection-errors", "-W", "default", *files]
     with (options.out / "tests.txt").open("w", encoding="utf-8") as log:
         finished = subprocess.run(command, cwd=root, stdout=log, stderr=subprocess.STDOUT, check=False)  # noqa: S603 - tests of ours
     lines = (options.out / "tests.txt").read_text(encoding="utf-8").splitlines()

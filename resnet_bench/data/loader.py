@@ -155,7 +155,7 @@ class ResidentLoader:
         if self._home.type == "cuda":
             for size in {self._augmentation.resize, *(size for _, size in self._augmentation.sizes)} - {None, height}:
                 # Sent now, because within an epoch the host would have to wait for it.
-                _pillow_weights(height, size, self._home)
+                _pillow_weights(height, size, self._windows.device)
 
     def __len__(self) -> int:
         """Batches an epoch."""

@@ -22,6 +22,7 @@ def gpu() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_steps_and_epochs_are_measured_and_written_down(gpu, tmp_path, capsys) -> None:
     assert gpu.main(["--tiny", "--part", "steps", "--part", "epochs", "--out", str(tmp_path)]) == 0
     comparison = json.loads((tmp_path / "steps-he-resnet20.json").read_text())

@@ -3,19 +3,24 @@
 import contextlib
 import copy
 import dataclasses
+import gc
 import logging
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from resnet_bench.benchmark import Recipe, merge
 from resnet_bench.data import Dataset
 from resnet_bench.execution import Execution
-from resnet_bench.training import captured_step, loop, train
+from resnet_bench.models.speedrun import Speedrun
+from resnet_bench.training import captured_step, loop, optimizers, train
 from resnet_bench.training.captured_step import Calls, CannotCapture, CapturedStep, recorder_for
 from resnet_bench.training.events import Evaluated, Started, Steps
 from resnet_bench.training.loop import _Run
+from resnet_bench.training.muon import Muon
 from resnet_bench.training.optimizers import build_optimizer
 from resnet_bench.training.schedules import build_schedule, moves_momentum
 from tests.training.conftest import PLAIN, tiny_recipe
@@ -71,6 +76,55 @@ ROUNDED = {
 """Adam divides its learning rate by a bias correction, and a captured one is rounded to float32 before that."""
 
 
+class Tape(TorchDispatchMode):
+    """What a CUDA graph is, on a CPU: the operations of one call, repeated on the tensors that it used.
+
+    Whatever else Python did in that call, such as to read a learning rate or to make a new gradient, is not repeated.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("operation not permitted when stream is capturing\nand a page of advice")
+        outputs = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.operations.append((func, args, kwargs or {}, outputs))
+        return outputs
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for func, args, kwargs, outputs in self.operations:
+            for old, new in zip(tree_leaves(outputs), tree_leaves(func(*args, **kwargs)), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+class Tapes(Calls):
+    def record(self, work, warm_ups=captured_step.WARM_UPS):
+        super().record(work, warm_ups)
+        with Tape() as tape:
+            work()
+        return tape.replay
+
+
+@pytest.fixture
+def tapes(monkeypatch) -> None:
+    """Have steps captured as on a GPU; Muon, with and without captures, updates as it does there."""
+
+    def muon(groups, *, fused, together):
+        return Muon(groups, fused=fused, together=True)
+
+    monkeypatch.setattr(loop, "recorder_for", lambda device: Tapes())
+    monkeypatch.setattr(optimizers, "Muon", muon)
+
+
+def quick_and_slow(cases, slow):
+    return [pytest.param(case, marks=pytest.mark.slow) if case in slow else case for case in cases]
+
+
 def recipe_of(case: str) -> Recipe:
     return tiny_recipe(**merge(SMALL, {**CASES, **ROUNDED}[case]))
 
@@ -95,7 +149,8 @@ def same_bits(first, second) -> bool:
 # --- against the plain loop ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.usefixtures("tapes")
+@pytest.mark.parametrize("case", quick_and_slow(CASES, slow=("no momentum", "multi-step", "last batch dropped")))
 def test_a_captured_run_has_the_bits_of_the_plain_one(images: Dataset, case: str) -> None:
     plain, expected = run(recipe_of(case), images, PLAIN)
     captured, state = run(recipe_of(case), images, CAPTURED)
@@ -115,7 +170,8 @@ def test_a_captured_run_has_the_bits_of_the_plain_one(images: Dataset, case: str
         assert (ours.loss, ours.loss_plain) == pytest.approx((theirs.loss, theirs.loss_plain), rel=1e-5)
 
 
-@pytest.mark.parametrize("case", ROUNDED)
+@pytest.mark.usefixtures("tapes")
+@pytest.mark.parametrize("case", quick_and_slow(ROUNDED, slow=("adamw phases",)))
 def test_a_captured_adam_differs_by_the_rounding_of_its_rate(images: Dataset, case: str) -> None:
     plain, expected = run(recipe_of(case), images, PLAIN)
     captured, state = run(recipe_of(case), images, CAPTURED)
@@ -125,7 +181,10 @@ def test_a_captured_adam_differs_by_the_rounding_of_its_rate(images: Dataset, ca
         torch.testing.assert_close(state["network"][name], tensor, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["plateau", "sgd one cycle", "muon sizes freeze"])
+@pytest.mark.usefixtures("tapes")
+@pytest.mark.parametrize(
+    "case", quick_and_slow(["plateau", "sgd one cycle", "muon sizes freeze"], slow=("plateau", "sgd one cycle"))
+)
 def test_resumed_behind_any_chunk_it_ends_with_the_same_bits(images: Dataset, case: str, monkeypatch) -> None:
     monkeypatch.setattr(loop, "CAPTURED_STEPS_BETWEEN_READS", 2)
     recipe = recipe_of(case)
@@ -196,45 +255,50 @@ def test_capturing_leaves_what_a_resumed_optimizer_remembers(images: Dataset) ->
         assert all(torch.equal(resumed["optimizer"]["state"][key][name], value) for name, value in entry.items())
 
 
-class Refusing(Calls):
-    def record(self, work):
-        work()
-        raise RuntimeError("operation not permitted when stream is capturing\nand a page of advice")
-
-
-class Forgetful(Calls):
+class Forgetful(Tapes):
     """Replays that do not update the weights."""
 
-    def record(self, work):
-        super().record(work)
-
-        def replay() -> None:
-            rates = captured_step.rates_from
-            captured_step.rates_from = lambda optimizer, _: rates(
-                optimizer, [torch.zeros(()) for _ in optimizer.param_groups]
-            )
-            try:
-                work()
-            finally:
-                captured_step.rates_from = rates
-
+    def record(self, work, warm_ups=captured_step.WARM_UPS):
+        replay = super().record(work, warm_ups)
+        tape = replay.__self__
+        tape.operations = [entry for entry in tape.operations if "_fused_sgd_" not in str(entry[0])]
         return replay
 
 
-@pytest.mark.parametrize("recorder", [Refusing, Forgetful])
-def test_what_cannot_be_captured_is_trained_as_it_always_was(images: Dataset, recorder, monkeypatch, caplog) -> None:
-    # A high rate, so that the second step's loss tells whether there was an update.
-    recipe = tiny_recipe(**merge(SMALL, {"optimizer": {"lr": 2.0}}))
+@pytest.mark.usefixtures("tapes")
+def test_what_waits_for_the_device_is_trained_as_it_always_was(images: Dataset, monkeypatch, caplog) -> None:
+    recipe = recipe_of("sgd")
     _, expected = run(recipe, images, PLAIN)
-    monkeypatch.setattr(loop, "recorder_for", lambda device: recorder())
+    monkeypatch.setattr(Speedrun, "forward", waiting)
     with caplog.at_level(logging.WARNING, logger="resnet_bench"):
         events, state = run(recipe, images, CAPTURED)
     assert same_bits(state, expected)
+    assert events[0].captures == 0
     assert len(losses(events)) == 6
     (record,) = caplog.records
-    reason = {Refusing: "operation not permitted when stream is capturing", Forgetful: "its losses are"}[recorder]
-    assert f"steps of speedrun are not captured as CUDA graphs, so they may take longer: {reason}" in record.message
-    assert "\n" not in record.message
+    assert record.message == (
+        "steps of speedrun are not captured as CUDA graphs, so they may take longer: "
+        "operation not permitted when stream is capturing"
+    )
+
+
+def waiting(self, maps, forward=Speedrun.forward):
+    outputs = forward(self, maps)
+    # Where its operations are counted, the network runs on no device.
+    assert outputs.is_meta or outputs.sum().item() < 1e30
+    return outputs
+
+
+def test_where_a_replay_does_something_else_steps_are_run_uncaptured(images: Dataset, monkeypatch, caplog) -> None:
+    # A high rate, so that the second step's loss tells whether there was an update.
+    recipe = tiny_recipe(**merge(SMALL, {"optimizer": {"lr": 2.0}}))
+    _, expected = run(recipe, images, PLAIN)
+    monkeypatch.setattr(loop, "recorder_for", lambda device: Forgetful())
+    with caplog.at_level(logging.WARNING, logger="resnet_bench"):
+        _, state = run(recipe, images, CAPTURED)
+    assert same_bits(state, expected)
+    (record,) = caplog.records
+    assert "so they may take longer: its losses are" in record.message
 
 
 def test_a_replay_that_does_something_else_is_refused() -> None:
@@ -376,15 +440,6 @@ def test_the_host_does_not_wait_for_the_device_within_an_epoch(images: Dataset, 
 @pytest.mark.gpu
 @needs_gpu
 def test_a_network_that_waits_for_the_device_is_trained_uncaptured(images: Dataset, monkeypatch, caplog) -> None:
-    from resnet_bench.models.speedrun import Speedrun
-
-    forward = Speedrun.forward
-
-    def waiting(self, maps):
-        outputs = forward(self, maps)
-        assert outputs.sum().item() < 1e30
-        return outputs
-
     monkeypatch.setattr(Speedrun, "forward", waiting)
     recipe = gpu_recipe("sgd")
     plain, _ = run(recipe, images, on_gpu(graphs=False))
@@ -413,13 +468,17 @@ def test_a_compiled_network_is_captured_too(images: Dataset, caplog) -> None:
 @needs_gpu
 def test_memory_of_captures_is_given_back(images: Dataset) -> None:
     recipe = gpu_recipe("sgd")
-    run(recipe, images, on_gpu())
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_reserved()
-    for _ in range(3):
-        run(recipe, images, on_gpu())
-    torch.cuda.empty_cache()
-    assert torch.cuda.memory_reserved() <= before + 2**26
+
+    def reserved_after(runs: int) -> int:
+        for _ in range(runs):
+            run(recipe, images, on_gpu())
+        gc.collect()
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_reserved()
+
+    # Libraries keep some for each of the few streams there are.
+    once = reserved_after(1)
+    assert reserved_after(3) <= once + 3 * 2**26
 
 
 def test_calls_stand_in_for_graphs_where_there_is_no_gpu() -> None:
