@@ -178,7 +178,10 @@ class _Children:
             while True:
                 while len(self._busy) < self._at_once and (request := self._next(requests)) is not None:
                     yield request, Begun()
-                    self._hand_over(request)
+                    try:
+                        self._hand_over(request)
+                    except (OSError, EOFError) as error:
+                        yield request, Ended(f"no process could be started for it ({sentence_of(error)})")
                 if not self._busy:
                     return
                 for child in self._heard():
@@ -203,6 +206,12 @@ class _Children:
         return None if self.are_through else next(requests, None)
 
     def _hand_over(self, request: RunRequest) -> None:
+        """Have a child train a run.
+
+        Raises:
+            OSError: The system starts no more processes.
+            EOFError: Likewise, where a server starts them.
+        """
         idle = next((child for child in self._children if child.request is None), None)
         child = idle or self._start()
         child.request = request

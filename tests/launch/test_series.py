@@ -178,6 +178,20 @@ def test_a_killed_process_is_a_failed_run_and_the_others_go_on(train: Train, tra
     assert end[2].failure == "its process ended without a word (exit code 3)"
 
 
+def test_a_process_that_cannot_be_started_is_a_failed_run(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, refused = child_processes.start, iter([True])
+
+    def refuse_the_first(process: Any) -> None:
+        if next(refused, False):
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        start(process)
+
+    monkeypatch.setattr(child_processes, "start", refuse_the_first)
+    end = ends(train(3, at_once=2))
+    assert end[0].failure == "no process could be started for it (Resource temporarily unavailable)"
+    assert end[1] == end[2] == Ended()
+
+
 def test_asked_to_stop_all_that_run_stop_and_no_other_begins(train: Train, trainer: Trainer) -> None:
     stop = StopRequest()
 
