@@ -61,22 +61,26 @@ class ClaimRow:
         return found
 
     @property
+    def metric(self) -> str:
+        """What the claim is of: ``accuracy``, or ``accuracy_augmented`` with test-time augmentation."""
+        return self.claim.metric if self.claim is not None else "accuracy"
+
+    @property
     def last_epoch(self) -> float | None:
         """Mean accuracy at the last epoch: our headline, whatever the claim selects."""
-        metric = self.claim.metric if self.claim is not None else "accuracy"
-        values = self.group.values(self.split, metric=metric)
+        values = self.group.values(self.split, metric=self.metric)
         return statistics.fmean(values) if values else None
 
     @property
     def plain(self) -> float | None:
-        """Mean accuracy at the last epoch in eval mode over all images."""
+        """Mean accuracy at the last epoch in eval mode over all images, none of them augmented."""
         values = self.group.values(self.split, plain=True)
         return statistics.fmean(values) if values else None
 
     @property
     def selection_gain(self) -> float | None:
         """Mean over the seeds of best epoch minus last epoch, in points."""
-        return self.group.selection_gain(self.split)
+        return self.group.selection_gain(self.split, metric=self.metric)
 
     @cached_property
     def bootstrap(self) -> Interval | None:

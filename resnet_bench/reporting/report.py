@@ -76,6 +76,8 @@ class CostRow:
     """Of what the device was measured to reach."""
     peak_memory: float | None
     joules: float | None
+    counter: str
+    """Whose counter the joules are from; empty where there are none."""
 
 
 @dataclass(frozen=True)
@@ -421,6 +423,7 @@ def _cost(group: Group, label: str, device: str, runs: Sequence[Run]) -> CostRow
     shares = [
         run.flops / peak for run in runs if run.flops is not None and (peak := run.once.get("device/peak_flops", 0)) > 0
     ]
+    joules = claim_rows.median(run.once.get("energy/joules") for run in runs)
     return CostRow(
         group=group,
         label=label,
@@ -433,7 +436,8 @@ def _cost(group: Group, label: str, device: str, runs: Sequence[Run]) -> CostRow
         flops=claim_rows.median(run.flops for run in runs),
         peak_share=statistics.median(shares) if shares else None,
         peak_memory=claim_rows.median(run.peak_memory for run in runs),
-        joules=claim_rows.median(run.once.get("energy/joules") for run in runs),
+        joules=joules,
+        counter="" if joules is None else "CPU packages" if runs[0].device_type == "cpu" else "GPU board",
     )
 
 

@@ -102,11 +102,11 @@ class Run:
         """Accuracy in percent at the last epoch that was evaluated."""
         return last_evaluation(self.accuracy(split, plain=plain, metric=metric))
 
-    def selection_gain(self, split: str) -> float | None:
-        """Points that picking the best epoch would add to the last one."""
-        curve = self.accuracy(split)
+    def selection_gain(self, split: str, *, metric: str = "accuracy") -> float | None:
+        """Points that picking the best epoch would add to the last one; None where there is nothing to pick from."""
+        curve = self.accuracy(split, metric=metric)
         best, last = best_evaluation(curve), last_evaluation(curve)
-        return None if best is None or last is None else best - last
+        return None if best is None or last is None or len(curve) < 2 else best - last
 
     @cached_property
     def epochs(self) -> int | None:
@@ -240,9 +240,9 @@ class Group:
         found = (run.last_accuracy(split, plain=plain, metric=metric) for run in self.runs)
         return [value for value in found if value is not None]
 
-    def selection_gain(self, split: str) -> float | None:
+    def selection_gain(self, split: str, *, metric: str = "accuracy") -> float | None:
         """Mean over the seeds of what picking the best epoch would add, in points."""
-        gains = [gain for run in self.runs if (gain := run.selection_gain(split)) is not None]
+        gains = [gain for run in self.runs if (gain := run.selection_gain(split, metric=metric)) is not None]
         return statistics.fmean(gains) if gains else None
 
 

@@ -14,6 +14,7 @@ from resnet_bench.reporting.claims import Claims
 from resnet_bench.reporting.figures import Plot, comparisons
 from resnet_bench.reporting.results import Group
 from resnet_bench.reporting.schema import Tables
+from tests.reporting import synthetic
 from tests.reporting.test_results import run
 
 
@@ -80,6 +81,48 @@ def test_ladder_climbs(claims: Claims) -> None:
     for mean, best in zip(steps["mean best epoch"], steps["best seed's best epoch"], strict=True):
         assert 0 <= mean <= best
     assert steps["tuned"] == pytest.approx([92.0 - 90.4133], abs=1e-3)
+
+
+def mirrored_runs() -> Group:
+    """Runs whose benchmark claims an accuracy with test-time augmentation, which is above the plain one."""
+    bench = synthetic.benchmark(
+        "mirrored",
+        [{"at_least": 90.0, "metric": "accuracy_augmented"}],
+        evaluation={"batch_size": 800, "test_time_augmentation": {"mirror": True}},
+    )
+    members = [
+        run(
+            seed,
+            seed=seed,
+            benchmark="mirrored",
+            fingerprint=bench.recipe.fingerprint,
+            benchmark_json=bench.model_dump_json(),
+            metrics={"test/accuracy": {4: final - 0.01}, "time/train_seconds": {4: 90.0 + seed}},
+            once={"final/test_accuracy_augmented": final},
+        )
+        for seed, final in enumerate((0.902, 0.904, 0.903))
+    ]
+    (group,) = results.group(members)
+    return group
+
+
+def test_a_claim_with_augmentation_is_held_against_augmented_accuracies_in_every_plot() -> None:
+    group = mirrored_runs()
+    (row,) = claim_rows.build([group], {}).rows
+    assert row.selection_gain is None
+    steps = {trace["name"]: trace["x"] for trace in valid(figures.ladder([row], {})).spec["data"] if trace.get("name")}
+    assert steps["mean last epoch"] == steps["mean best epoch"] == [0.0]
+    assert steps["best seed's best epoch"] == pytest.approx([0.1])
+    marks = {trace.get("name"): trace for trace in figures.curves(group)[0].spec["data"]}
+    assert marks["test with TTA, once a seed"]["y"] == pytest.approx([90.2, 90.4, 90.3])
+    assert marks["test, once a seed"]["y"] == pytest.approx([89.2, 89.4, 89.3])
+    for drawn in (figures.pareto, figures.strip):
+        assert "without test-time augmentation" in valid(drawn([group], "cifar10")).caption
+
+
+def test_a_single_line_has_its_name(nine: Group) -> None:
+    assert valid(figures.time_to_accuracy([nine], "cifar10")).spec["layout"]["showlegend"] is True
+    assert "augmentation" not in valid(figures.pareto([nine], "cifar10")).caption
 
 
 def test_each_of_the_curves_is_there(nine: Group) -> None:

@@ -122,6 +122,8 @@ def test_selection_gain() -> None:
     curves = [{1: 0.5, 2: 0.9, 4: 0.8}, {1: 0.5, 4: 0.7}]
     (group,) = results.group([run(n, seed=n, metrics={"test/accuracy": curve}) for n, curve in enumerate(curves)])
     assert group.selection_gain("test") == pytest.approx(5.0)
+    (once,) = results.group([run(1, seed=1, metrics={"test/accuracy": {4: 0.8}})])
+    assert once.selection_gain("test") is None, "there was nothing to pick from"
 
 
 def test_times_of_runs_that_shared_a_device_are_left_out(store_tables: Tables) -> None:

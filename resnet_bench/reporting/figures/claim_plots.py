@@ -205,7 +205,7 @@ def ladder(rows: Sequence[ClaimRow], tuned: Mapping[str, Sequence[float]]) -> Pl
     for place, row in enumerate(shown):
         assert row.claim is not None
         assert row.last_epoch is not None
-        curves = [run.accuracy(row.split) for run in row.group.runs]
+        curves = [run.accuracy(row.split, metric=row.metric) for run in row.group.runs]
         bests = [best for curve in curves if (best := rules.best_evaluation(curve)) is not None]
         values = {
             "mean last epoch": row.last_epoch,

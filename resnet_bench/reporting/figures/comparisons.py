@@ -100,7 +100,8 @@ def pareto(groups: Sequence[Group], dataset: str) -> Plot | None:
         f"pareto-{dataset}",
         f"Accuracy against training time, {dataset}",
         "A filled mark is a benchmark on a device (mean accuracy of the last epoch, median training time); "
-        "open marks are its seeds. No benchmark beats those on the dashed front in both.",
+        "open marks are its seeds. No benchmark beats those on the dashed front in both."
+        + _not_augmented(groups, dataset),
         specification(figure),
         400,
         wide=True,
@@ -151,12 +152,14 @@ def time_to_accuracy(groups: Sequence[Group], dataset: str) -> Plot | None:
     every = " or ".join("epoch" if interval == 1 else f"{interval} epochs" for interval in sorted(intervals))
     finish(figure, 360, x="accuracy to reach, %", y="median training time")
     figure.update_yaxes(_time_axis([seconds for trace in figure.data for seconds in trace.y]))
-    figure.update_layout(margin_l=74)
+    # A line alone has no entry in the legend otherwise, and so no name.
+    figure.update_layout(margin_l=74, showlegend=True)
     return Plot(
         f"time-to-{dataset}",
         f"Time to a chosen accuracy, {dataset}",
         "Training time until the mean of a run's last three evaluations holds the accuracy, median over the seeds; "
-        f"a line ends where half of them or more miss it. Evaluated every {every}; evaluation is not in the time.",
+        f"a line ends where half of them or more miss it. Evaluated every {every}; evaluation is not in the time."
+        + _not_augmented(groups, dataset),
         specification(figure),
         360,
         wide=True,
@@ -192,6 +195,7 @@ def strip(groups: Sequence[Group], dataset: str) -> Plot | None:
     figure.update_yaxes(visible=False, range=[0.45 - len(shown), 0.75])
     figure.add_vline(x=0, line={"color": MUTED, "width": 1, "dash": "dot"}, layer="below")
     caption = "A mark is one seed; each benchmark's are measured from their own mean, so that spreads compare."
+    caption += _not_augmented(groups, dataset)
     return Plot(f"strip-{dataset}", f"Seeds, {dataset}", caption, specification(figure), height)
 
 
@@ -342,7 +346,7 @@ def confusion_matrix(group: Group, confusion: pd.DataFrame) -> Plot | None:
         f"confusion-{group.key}",
         "Confusions",
         "Percent of the images of a true class (row) that were taken for another (column), all seeds together; "
-        "the diagonal, which would drown the rest, is left blank.",
+        "the diagonal, which would drown the rest, has no colour.",
         specification(figure),
         height,
     )
@@ -364,6 +368,14 @@ def most_confused(confusion: pd.DataFrame, limit: int = 8) -> list[tuple[str, st
 
 def _of_dataset(groups: Sequence[Group], dataset: str) -> list[Group]:
     return [group for group in groups if group.latest.dataset == dataset]
+
+
+def _not_augmented(groups: Sequence[Group], dataset: str) -> str:
+    """What to say of accuracies of which a claim is higher, because it is of augmented test images."""
+    definitions = [group.definition for group in _of_dataset(groups, dataset) if group.definition is not None]
+    claims = [claim for definition in definitions for claim in definition.claims]
+    augmented = any(claim.metric == "accuracy_augmented" for claim in claims)
+    return " Accuracies are without test-time augmentation (TTA)." if augmented else ""
 
 
 def _time_axis(seconds: Sequence[float]) -> dict[str, Any]:

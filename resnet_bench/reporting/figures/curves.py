@@ -44,6 +44,8 @@ def _accuracy_by_epoch(group: Group) -> Plot | None:
             _mean_line(figure, series, "train, mean", (style[0], "", "dot"), width=1.2)
         elif _seed_lines(figure, series, split, style):
             described.append(split)
+    augmented = [run.accuracy("test", metric="accuracy_augmented") for run in group.runs]
+    _seed_lines(figure, augmented, "test with TTA", STYLES[3])
     if not figure.data:
         return None
     _last_and_best(figure, group)

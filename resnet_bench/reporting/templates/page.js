@@ -46,6 +46,7 @@
     // Dragging must scroll the page on a touch screen.
     spec.layout.dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom";
     spec.layout.autosize = true;
+    if ("printing" in root.dataset) spec.layout.width = element.clientWidth;
     // On a narrow screen every entry of the legend takes a line, which must not be taken from the plot.
     if (element.clientWidth < 480) {
       const entries = spec.data.filter((trace) => trace.name && trace.showlegend !== false).length;
@@ -123,13 +124,15 @@
   addEventListener("beforeprint", () => {
     before = { theme: root.dataset.theme, closed: [...document.querySelectorAll("details.group:not([open])")] };
     before.closed.forEach((details) => { details.open = true; });
+    root.dataset.printing = "";
     setTheme("light");
     drawRest();
   });
   addEventListener("afterprint", () => {
     if (!before) return;
-    before.closed.forEach((details) => { details.open = false; });
+    delete root.dataset.printing;
     setTheme(before.theme);
+    before.closed.forEach((details) => { details.open = false; });
     before = null;
   });
 })();
