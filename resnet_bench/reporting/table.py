@@ -105,7 +105,8 @@ def read_folder(folder: Path) -> Tables:
             continue
         try:
             frame = pd.read_parquet(path)
-        except (OSError, ValueError) as error:
+        # What pandas wrote into the file about itself may be damaged too, and then raises anything.
+        except Exception as error:
             raise UserError(f"{path} is no readable table of a report: {first_line(error)}") from error
         if missing := [column for column in dtypes if column not in frame.columns]:
             raise UserError(f"{path} is no table of a report: it lacks the column {missing[0]!r}")

@@ -110,7 +110,7 @@ class Journal:
         Raises:
             OSError: The file cannot be written.
         """
-        return cls(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644))
+        return cls(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666))
 
     def append(self, record: Record) -> None:
         """Write a record behind the others.

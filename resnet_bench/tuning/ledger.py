@@ -282,9 +282,14 @@ class Ledger:
         """
         import optuna
 
-        gone = [trial for trial in self.trials((optuna.trial.TrialState.RUNNING,)) if self._is_gone(trial)]
-        for trial in gone:
-            self._fail_and_retry(trial.number)
+        gone = []
+        for trial in self.trials((optuna.trial.TrialState.RUNNING,)):
+            if self._is_gone(trial):
+                self._fail_and_retry(trial.number)
+                gone.append(trial)
+            elif _is_alive_here(trial):
+                # Once the clock was set, or the machine slept, its last heartbeat seems to be long ago.
+                self.storage.beat(trial._trial_id)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             optuna.storages.fail_stale_trials(self.study)
@@ -463,6 +468,11 @@ def _comparable(study: Study) -> Mapping[str, Any]:
 def _stream_seed(seed: int, process: int) -> int:
     """A seed of its own for each process of a study; the first has the study's."""
     return (seed + process * 0x9E3779B1) % 2**32
+
+
+def _is_alive_here(trial: "optuna.trial.FrozenTrial") -> bool:
+    worker: dict[str, Any] = trial.user_attrs.get("worker", {})
+    return worker.get("host") == socket.gethostname() and process_start(int(worker["pid"])) == worker["pid_start"]
 
 
 def _this_process() -> dict[str, Any]:

@@ -176,6 +176,15 @@ class OpenStorage:
     address: StudyStorage
     optuna: "BaseStorage"
 
+    def beat(self, trial_id: int) -> None:
+        """Tell the storage that the trial is alive, where it knows heartbeats."""
+        import optuna
+
+        if isinstance(self.optuna, optuna.storages.RDBStorage):
+            # A beat that is lost because the database is busy is made good by the next.
+            with contextlib.suppress(Exception):
+                self.optuna.record_heartbeat(trial_id)
+
     @contextlib.contextmanager
     def beating(self, trial_id: int) -> Iterator[None]:
         """While the context is open, the storage is told now and then that the trial is alive.
@@ -184,17 +193,14 @@ class OpenStorage:
         """
         import optuna
 
-        storage = self.optuna
-        if not isinstance(storage, optuna.storages.RDBStorage):
+        if not isinstance(self.optuna, optuna.storages.RDBStorage):
             yield
             return
         done = threading.Event()
 
         def beat() -> None:
             while True:
-                # A beat that is lost because the database is busy is made good by the next.
-                with contextlib.suppress(Exception):
-                    storage.record_heartbeat(trial_id)
+                self.beat(trial_id)
                 if done.wait(self.address.heartbeat_seconds):
                     return
 

@@ -1,6 +1,8 @@
 """A run from request to MLflow, however it ends."""
 
+import gc
 import json
+import sys
 
 import pytest
 import torch
@@ -121,6 +123,22 @@ def test_a_stop_request_checkpoints_and_marks_the_run(store, images, request_for
     assert tracked.data.tags["resnet_bench.reason"] == "interrupted by SIGTERM"
     state = checkpoint.load(opened.folder / "checkpoints" / "last.pt")
     assert state["position"]["step"] == 1
+
+
+def test_a_program_that_exits_in_the_middle_of_a_run_has_not_finished_it(
+    store, images, request_for, runs_folder
+) -> None:
+    def consume() -> None:
+        for event in run(request_for(keep_model=False), images, store, runs_folder=runs_folder):
+            opened.append(event)
+            if isinstance(event, Steps):
+                sys.exit()
+
+    opened = []
+    with pytest.raises(SystemExit):
+        consume()
+    gc.collect()
+    assert store.client().get_run(opened[0].run_id).info.status == "KILLED"
 
 
 def test_a_pruned_run_says_why(store, images, request_for, runs_folder) -> None:

@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-import os
-import time
+import logging
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,16 +17,11 @@ from resnet_bench import cli, registry
 from resnet_bench.benchmark import override
 from resnet_bench.data.cache import CacheEntry
 from resnet_bench.data.dataset import find_sources, load_dataset
-from resnet_bench.data.decode import decode_image, strict_decoding
 from resnet_bench.errors import UserError
 from resnet_bench.launch.run_folder import RunFolder, RunIdentity
 from resnet_bench.tracking import Store
-from resnet_bench.tracking.shipper import CURSOR, Cursor
 from tests.data import builders
-
-MUTATIONS = int(os.environ.get("RESNET_BENCH_MUTATIONS", "1000"))
-"""Of each image format and of Parquet; a nightly run sets a million."""
-SECONDS = 1.0
+from tests.reliability import mutations
 
 fuzzed = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -107,56 +102,56 @@ def test_a_tracking_uri_is_a_store_or_a_sentence_and_shows_no_secret(uri: str, t
     }  # fmt: skip
 
 
-# --- images ----------------------------------------------------------------------------------------
+# --- files -----------------------------------------------------------------------------------------
+
+NAMES = sorted(mutations.FORMATS)
 
 
-def mutated(original: bytes, random: np.random.Generator) -> bytes:
-    """A file cut off somewhere, or with some bytes of it changed."""
-    data = bytearray(original)
-    if random.random() < 0.3:
-        del data[random.integers(1, len(data)) :]
-    for position in random.integers(0, len(data), random.integers(1, 6)):
-        data[position] = random.integers(0, 256)
-    return bytes(data)
+@pytest.fixture(scope="module")
+def formats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, mutations.Format]:
+    return mutations.all_formats(tmp_path_factory.mktemp("formats"))
 
 
-@pytest.mark.parametrize("image_format", ["png", "webp", "jpeg", "bmp", "ppm"])
-def test_a_mutated_image_is_pixels_or_a_sentence(image_format: str) -> None:
-    random = np.random.default_rng(1)
-    original = builders.encode(random.integers(0, 256, (3, 32, 32), dtype=np.uint8), image_format)
-    refused, slowest = 0, 0.0
-    with strict_decoding():
-        for _ in range(MUTATIONS):
-            began = time.perf_counter()
-            sentence, image = outcome_of(lambda: decode_image(mutated(original, random), 32, "row 7"))
-            assert sentence.startswith("row 7 is") if image is None else image.shape == (32, 32, 3)
-            refused += image is None
-            slowest = max(slowest, time.perf_counter() - began)
-    assert refused > MUTATIONS / 20
-    assert slowest < SECONDS
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """A reader that goes on after damage warns of it each time."""
+    caplog.set_level(logging.ERROR, logger="resnet_bench")
 
 
-def test_mutated_parquet_is_the_dataset_or_a_sentence_that_names_the_file(tmp_path: Path) -> None:
-    """A flip in a pixel is a valid image: what comes out then is another fingerprint, which is said."""
-    info = dataclasses.replace(builders.small_info(), train_size=20, test_size=10)
-    content = builders.random_content(info)
-    builders.write_parquet(tmp_path / "cifar10", info, content)
-    shard = tmp_path / "cifar10" / "test-00000-of-00001.parquet"
-    original, random = shard.read_bytes(), np.random.default_rng(2)
-    named, slowest = 0, 0.0
-    for _ in range(max(60, MUTATIONS // 20)):
-        shard.write_bytes(mutated(original, random))
-        began = time.perf_counter()
-        sentence, read = outcome_of(lambda: next(find_sources(info, tmp_path)).read(lambda _: None))
-        named += read is None
-        if read is None:
-            assert "test-" in sentence, sentence
-        else:
-            assert read.test.images.shape == (10, 3, 32, 32)
-            assert set(read.test.labels) <= set(range(10))
-        slowest = max(slowest, time.perf_counter() - began)
-    assert named > 10
-    assert slowest < SECONDS
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mutated_file_is_read_as_promised(name: str, formats: dict[str, mutations.Format]) -> None:
+    form = formats[name]
+    mutations.mutate(name, form, form.quick).check(form)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_many_mutated_files_are_read_as_promised(name: str, formats: dict[str, mutations.Format]) -> None:
+    form = formats[name]
+    tally = mutations.mutate(name, form, mutations.MUTATIONS or 8 * form.quick, seed=2)
+    tally.check(form)
+
+
+def test_the_quick_tests_mutate_ten_thousand_files(formats: dict[str, mutations.Format]) -> None:
+    assert set(formats) == set(NAMES)
+    assert sum(form.quick for form in formats.values()) >= 10_000
+
+
+def test_a_reader_that_breaks_its_promise_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(data: bytes) -> bool:
+        return len(data.decode("ascii")) < 5
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    form = mutations.Format([b"abcdefgh"], careless, quick=1)
+    with pytest.raises(UnicodeDecodeError) as caught:
+        mutations.mutate("text", form, 1000)
+    (kept,) = tmp_path.iterdir()
+    assert str(kept) in caught.value.__notes__[0]
+    with pytest.raises(UnicodeDecodeError):
+        careless(kept.read_bytes())
+    credulous = mutations.Format([b"abcdefgh"], lambda _: False, quick=1)
+    with pytest.raises(AssertionError, match="refused=0"):
+        mutations.mutate("text", credulous, 100).check(credulous)
 
 
 # --- what the product wrote itself -----------------------------------------------------------------
@@ -191,23 +186,6 @@ def test_flipped_bits_in_the_data_cache_are_never_trained_on(tmp_path: Path) -> 
         rebuilt += any("decoding" in text for text in said)
     # A flip in the manifest's white space changes nothing.
     assert rebuilt > 40
-
-
-@fuzzed
-@given(flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), min_size=1, max_size=3))
-def test_a_damaged_position_of_the_delivery_is_noticed(flips: list[tuple[int, int]], tmp_path: Path) -> None:
-    """Trusted, it would skip records that never arrived."""
-    (tmp_path / "journal.jsonl").write_bytes(b"x" * 1000)
-    cursor = Cursor("a" * 32, arrived=500, underway=700, deferred=(100,))
-    cursor.save(tmp_path)
-    assert Cursor.load(tmp_path) == cursor
-    data = bytearray((tmp_path / CURSOR).read_bytes())
-    for position, mask in flips:
-        data[position % len(data)] ^= mask
-    if bytes(data) == (tmp_path / CURSOR).read_bytes():
-        return
-    (tmp_path / CURSOR).write_bytes(data)
-    assert Cursor.load(tmp_path) == Cursor(underway=1000)
 
 
 JSON = st.recursive(
