@@ -381,9 +381,11 @@ def compare(
 
 
 def _source(text: str) -> str:
-    """A store as the reports take it: the path of a database file stands for its SQLite URI."""
+    """A source as the reports take it: a database file stands for its SQLite URI, a report's table for its folder."""
     path = Path(text).expanduser()
-    return f"sqlite:///{path.resolve()}" if path.is_file() else text
+    if path.is_file():
+        return str(path.parent) if path.suffix == ".parquet" else f"sqlite:///{path.resolve()}"
+    return text
 
 
 # --- data, tracking, the machine -----------------------------------------------------------------

@@ -71,7 +71,7 @@ def compare(
     [
         ("before/mlflow.db", "after/mlflow.db", ""),
         ("before-report", "after-report", ""),
-        ("before-report", "after/mlflow.db", ""),
+        ("before-report/runs.parquet", "after/mlflow.db", ""),
         ("team=red", "team=blue", BOTH),
         ("a1a1", "b2b2b2", BOTH),
         ("a1a1", "team=blue", "--from before/mlflow.db --from after-report"),
