@@ -139,7 +139,8 @@ class Tracker:
         elif isinstance(event, EpochEnded):
             self._record_epoch(event, now)
         elif isinstance(event, Started):
-            self.tags({"parameters": str(event.parameters), "macs": str(event.macs)})
+            captured = {"captures": str(event.captures)} if event.captures else {}
+            self.tags({"parameters": str(event.parameters), "macs": str(event.macs), **captured})
             self._metrics("sample", 0, {"time/setup_seconds": [event.setup_seconds]}, timestamp=now)
         else:
             self._record_end(event, now)

@@ -167,8 +167,12 @@ class _Run:
         if execution.graphs:
             self.clock.start()
             self.captured = self._captured()
+            if self.device.type == "cuda":
+                # What capturing took beside the captures themselves.
+                torch.cuda.empty_cache()
             self.capture_seconds = self.clock.stop()
             self.setup_seconds += self.capture_seconds
+            self.train_loader.prepare(self.epoch)
 
     # --- the paragraph that this module is about -------------------------------------------------
 

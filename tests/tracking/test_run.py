@@ -147,6 +147,7 @@ def test_a_run_has_its_params_tags_name_and_status(store: Store, describe: Descr
         "claim": "≥ 60%",
         "parameters": "272474",
         "macs": "40551808",
+        "captures": "3",
         "pid": str(os.getpid()),
         "study": "s",
     }

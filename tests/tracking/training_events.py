@@ -87,6 +87,7 @@ def started(step: int = 0) -> Started:
         train_images=100,
         step=step,
         setup_seconds=0.5,
+        captures=3,
     )
 
 
