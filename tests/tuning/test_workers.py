@@ -2,11 +2,13 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,40 @@ def test_two_workers_share_the_work(
     ]
     assert len(finals) == len(set(finals)), "no final run is done twice"
     assert not any(psutil.pid_exists(pid) for pid in workers)
+
+
+def test_four_workers_share_one_storage_and_one_store(
+    tiny_plan: MakePlan,
+    request_for: MakeRequest,
+    dataset: Dataset,
+    stores_of: Look,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    small = 'model = { name = "he_resnet20" }\noptimizer = { lr = 0.1 }'
+    plan = tiny_plan(budget="budget = { trials = 24 }", pruner='pruner = { name = "none" }', optimizer=small)
+    request = request_for(plan, workers=4)
+    events = events_of(request, dataset)
+    # The workers inherit the console of this process.
+    written = "".join(capfd.readouterr())
+    assert "database is locked" not in written
+    assert "Traceback" not in written
+    assert sorted(event.number for event in events if isinstance(event, TrialEnded)) == list(range(24))
+    stores = stores_of(request)
+    assert_complete(stores, 24)
+    assert len(stores.ledger.trials()) == 24
+    assert len({trial.user_attrs["worker"]["pid"] for trial in stores.ledger.finished()}) == 4
+    trials, finals = stores.children("trial"), stores.children("retrain")
+    assert len(trials) == 24
+    assert {run.info.status for run in trials + finals + [stores.parent]} == {"FINISHED"}
+    arms = [(run.data.tags["resnet_bench.arm"], run.data.tags["resnet_bench.seed"]) for run in finals]
+    assert len(arms) == len(set(arms)) == 4
+    for run in trials:
+        steps = [metric.step for metric in stores.store.client().get_metric_history(run.info.run_id, "step/loss")]
+        assert sorted(steps) == list(range(1, 7))
+    for path in (tmp_path / "optuna.db", Path(request.store.uri.removeprefix("sqlite:///"))):
+        with closing(sqlite3.connect(path)) as database:
+            assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 def test_a_worker_that_is_killed_is_replaced_by_the_other(
