@@ -6,6 +6,7 @@ stays where it is and leaves its loss there, so that the host is not waited for 
 for many steps at once, and what these measured is read when all of them are done.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -84,11 +85,35 @@ class CudaGraphs:
                 with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                     work()
         except RuntimeError as error:
+            self._recover(graph)
             # Leaving a broken capture raises an error of its own; what broke it came before.
             cause = error.__context__ if isinstance(error.__context__, RuntimeError) else error
             raise RuntimeError(str(cause)) from error
         current.wait_stream(self._stream)
         return graph.replay
+
+    def _recover(self, broken: torch.cuda.CUDAGraph) -> None:
+        """Have torch know that a broken capture is over.
+
+        Some versions leave that to a capture that ends well: until then random numbers are refused outside of one
+        (CUDAGeneratorState::increase), and memory goes on being kept for it.
+        """
+        _broken.append(broken)
+        torch.cuda.synchronize(self._device)
+        with contextlib.suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(self._device.index, self._pool)
+            torch._C._cuda_releasePool(self._device.index, self._pool)
+        with (
+            contextlib.suppress(RuntimeError),
+            torch.cuda.device(self._device),
+            torch.cuda.stream(self._stream),
+            torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self._stream, capture_error_mode="thread_local"),
+        ):
+            torch.zeros(1, device=self._device)
+
+
+_broken: list[torch.cuda.CUDAGraph] = []
+"""Graphs whose capture failed; torch's allocator may still ask them whether they are being captured."""
 
 
 def recorder_for(device: torch.device) -> Recorder:
