@@ -88,8 +88,6 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteOutcome:
         UserError: Something asked for does not exist or does not fit; nothing was started.
     """
     store = Store.resolve(request.tracking, Path.cwd())
-    if request.at_once > 1:
-        processes.prepare()
     execution = Execution.resolve(
         request.device,
         request.precision,
@@ -107,6 +105,8 @@ def run_suite(request: SuiteRequest, console: Console) -> SuiteOutcome:
     choices = _choices(request, benchmarks, execution, real_data=real or request.download)
     # Made before anything is downloaded or decoded, so that a mistyped key costs nothing.
     plan = _plan(request, benchmarks, choices, execution)
+    if request.at_once > 1:
+        processes.prepare()
     datasets = _load_datasets(names, request, console)
     if any(images.generated for images in datasets.values()):
         choices = _choices(request, benchmarks, execution, real_data=False)

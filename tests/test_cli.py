@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 import typer
@@ -20,12 +21,18 @@ import typer.core
 
 from resnet_bench import cli, registry
 from resnet_bench.training import checkpoint
+from tests.reliability import tiny
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = (
     "run resnet18-step-decay --profile smoke --offline --deterministic --device cpu --precision fp32 "
     "--set data.train_images=300 --set data.test_images=100 --set training.epochs=2 --set training.batch_size=10"
 )
+TINIER = (
+    "run he-resnet20 --profile smoke --offline --deterministic --device cpu --precision fp32 --data data "
+    "--set data.train_images=40 --set data.test_images=20 --set training.batch_size=8 --set evaluation.batch_size=20"
+)
+"""On images that :func:`tests.reliability.tiny.write_images` has written, five steps an epoch."""
 
 
 class Result(NamedTuple):
@@ -287,3 +294,84 @@ def test_one_failing_run_does_not_stop_the_suite(tmp_path: Path) -> None:
     assert "at learning rate 1e+30" in out
     assert "epoch 2/2" in out
     assert "Traceback" not in out
+
+
+@pytest.mark.slow
+def test_seeds_at_once_are_the_seeds_in_turn_to_the_last_bit(tmp_path: Path) -> None:
+    """With the processes that a user gets, each with the threads that a run in turn has."""
+    from resnet_bench.tracking import Store
+
+    states: list[dict[int, dict]] = []
+    histories: list[dict[int, list[tuple[int, float]]]] = []
+    for how in ("--seeds-per-device 2 --threads 2", "--threads 1"):
+        folder = tmp_path / f"project{len(states)}"
+        tiny.write_images(folder / "data")
+        process = start(f"{TINIER} --set training.epochs=2 --seeds 2 {how}", folder)
+        out, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, out
+        runs = [json.loads(path.read_text()) | {"folder": path.parent} for path in (folder / "runs").glob("*/run.json")]
+        seeds = [run["identity"]["seed"] for run in runs]
+        assert sorted(seeds) == [0, 1]
+        client = Store.resolve(None, folder).client()
+        for run in runs:
+            tags = client.get_run(run["run_id"]).data.tags
+            assert json.loads(tags["resnet_bench.execution"])["threads"] == 1
+            assert tags.get("resnet_bench.seeds_per_device") == ("2" if "per-device" in how else None)
+        states.append(
+            {
+                seed: checkpoint.load(run["folder"] / "checkpoints" / "last.pt")
+                for seed, run in zip(seeds, runs, strict=True)
+            }
+        )
+        histories.append(
+            {
+                seed: [(m.step, m.value) for m in client.get_metric_history(run["run_id"], "step/loss")]
+                for seed, run in zip(seeds, runs, strict=True)
+            }
+        )
+    assert histories[0] == histories[1]
+    assert all(len(history) == 10 for history in histories[0].values())
+    for seed in (0, 1):
+        ours, theirs = states[0][seed]["network"], states[1][seed]["network"]
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.slow
+def test_seeds_at_once_outlive_one_another_and_never_their_parent(tmp_path: Path) -> None:
+    def wait_for_journals(count: int, steps: int) -> None:
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline:
+            journals = [path.read_text(errors="replace") for path in (tmp_path / "runs").glob("*/journal.jsonl")]
+            if sum(journal.count("step/loss") >= steps for journal in journals) >= count:
+                return
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.1)
+        raise AssertionError("the runs did not get that far")
+
+    tiny.write_images(tmp_path / "data")
+    process = start(f"{TINIER} --set training.epochs=1000 --seeds 3 --seeds-per-device 2 --threads 2", tmp_path)
+    wait_for_journals(2, 7)
+    family = psutil.Process(process.pid).children(recursive=True)
+    # Between a run's process and the command's stands the server that it was forked from.
+    trainers = [child for child in family if child.ppid() != process.pid]
+    assert len(trainers) == 2
+    trainers[0].kill()
+    wait_for_journals(3, 7)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, out
+    assert "Traceback" not in out
+    assert out.count("failed: its process was killed by SIGKILL") == 2, "once as it happens, once at the end"
+    assert psutil.wait_procs(family, timeout=20)[1] == []
+    printed = out.partition("go on with: ")[2].splitlines()[0]
+    assert printed.endswith("--resume")
+
+    steps_before = [path.read_text().count("step/loss") for path in (tmp_path / "runs").glob("*/journal.jsonl")]
+    process = start(printed.removeprefix("resnet-bench "), tmp_path)
+    wait_for_journals(2, max(steps_before) + 5)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    out, _ = process.communicate(timeout=60)
+    assert "goes on behind step" in out
+    assert psutil.wait_procs(family, timeout=30)[1] == []

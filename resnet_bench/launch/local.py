@@ -155,9 +155,13 @@ def _tracked(
                     request.recipe, dataset, event, tracker, folder, seed=request.seed, model=request.keep_model
                 )
         end = "finished"
-    except (GeneratorExit, KeyboardInterrupt):
+    except GeneratorExit:
         end, reason = "killed", "stopped before its end"
         checkpoints.keep_position()
+        raise
+    except KeyboardInterrupt:
+        # It may have come in the middle of a step, and half a step is no position to go on from.
+        end, reason = "killed", "stopped before its end"
         raise
     except Stopped as stopped:
         end, reason = stopped.end, stopped.reason

@@ -104,15 +104,16 @@ def _in_this_process(
     """Returns why the device takes no more work from this process, where that is so."""
     for request in requests:
         yield request, Begun()
-        for event in _to_its_end(request, datasets, store, runs_folder, stop):
-            if isinstance(event, Ended):
-                yield request, replace(event, device_problem=None)
-                if event.interrupted:
-                    return None
-                if event.device_problem:
-                    return event.device_problem
-            else:
-                yield request, event
+        end = Ended()
+        with contextlib.closing(_to_its_end(request, datasets, store, runs_folder, stop)) as events:
+            for event in events:
+                if isinstance(event, Ended):
+                    end = event
+                else:
+                    yield request, event
+        yield request, replace(end, device_problem=None)
+        if end.interrupted or end.device_problem:
+            return None if end.interrupted else end.device_problem
     return None
 
 

@@ -111,6 +111,32 @@ def test_a_closed_run_goes_on_in_place_and_ends_with_the_same_bits(
     assert all(torch.equal(ours["network"][name], theirs["network"][name]) for name in theirs["network"])
 
 
+def test_interrupted_in_the_middle_of_a_step_a_run_goes_on_behind_its_last_whole_epoch(
+    store, images, request_for, runs_folder, tmp_path, monkeypatch
+) -> None:
+    """A second Ctrl-C waits for nothing: the weights may be those of half a step."""
+    (*_, finished, _) = undisturbed = list(run(request_for(), images, store, runs_folder=tmp_path / "undisturbed"))
+    steps = finished.step
+    step, done = torch.optim.SGD.step, 0
+
+    def interrupted_step(self, closure=None):
+        nonlocal done
+        step(self, closure)
+        done += 1
+        if done == steps - 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", interrupted_step)
+        with pytest.raises(KeyboardInterrupt):
+            list(run(request_for(), images, store, runs_folder=runs_folder))
+    events = list(run(request_for(resume=True), images, store, runs_folder=runs_folder))
+    assert events[0].resumed_at_step == steps // 2
+    assert mlflow_run(store, events).info.status == "FINISHED"
+    ours, theirs = (checkpoint.load(each[0].folder / "checkpoints" / "last.pt") for each in (events, undisturbed))
+    assert all(torch.equal(ours["network"][name], theirs["network"][name]) for name in theirs["network"])
+
+
 def test_a_stop_request_checkpoints_and_marks_the_run(store, images, request_for, runs_folder) -> None:
     stop = StopRequest()
     generator = run(request_for(), images, store, runs_folder=runs_folder, stop=stop)
