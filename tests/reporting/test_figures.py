@@ -199,6 +199,14 @@ def test_comparisons_of_groups(groups: list[Group]) -> None:
     assert figures.pareto(full, "cifar100") is None
 
 
+def test_a_benchmark_has_another_mark_on_every_device(nine: Group) -> None:
+    named = [trace for trace in valid(figures.pareto([nine], "cifar10")).spec["data"] if "marker" in trace]
+    symbols = {trace["marker"]["symbol"] for trace in named if trace.get("showlegend") is not False}
+    assert len(symbols) == len(nine.devices) == 2
+    lines = valid(figures.time_to_accuracy([nine], "cifar10")).spec["data"]
+    assert len({trace["line"]["dash"] for trace in lines}) == 2
+
+
 @pytest.mark.parametrize("seconds", [[0.3], [1581.0], [40.0, 95.0], [12.0, 90_000.0], [3 * 86_400.0]])
 def test_an_axis_of_time_holds_its_values_and_has_marks(seconds: list[float]) -> None:
     axis = comparisons._time_axis(seconds)

@@ -15,6 +15,8 @@ pytestmark = pytest.mark.browser
 
 TIMEOUT = 120_000
 """Milliseconds to wait for the browser on a machine that has much else to do."""
+SHEET_PIXELS = 182 / 25.4 * 96
+"""Width of an A4 sheet between its margins; no other sheet in use is narrower."""
 SHOTS = os.environ.get("RESNET_BENCH_SHOTS")
 """Folder to write screenshots to; none are taken where it is not set."""
 
@@ -142,6 +144,20 @@ def test_printing_opens_everything_in_light_and_restores_it(tab: Tab) -> None:
     assert tab.theme == "dark"
     assert tab.page.evaluate("document.querySelectorAll('details.group:not([open])').length") == 1
     tab.page.click("#theme")
+
+
+def test_plots_are_printed_as_wide_as_a_sheet(tab: Tab) -> None:
+    def width() -> float:
+        return float(tab.page.evaluate("document.querySelector('[data-plot=forest] .main-svg').clientWidth"))
+
+    screen = width()
+    tab.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    undrawn = tab.page.evaluate("document.querySelectorAll('[data-plot]:not(.js-plotly-plot)').length")
+    widest = tab.page.evaluate("Math.max(...[...document.querySelectorAll('.main-svg')].map(each => each.clientWidth))")
+    assert undrawn == 0
+    assert 0.9 * SHEET_PIXELS < width() == widest < SHEET_PIXELS
+    tab.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert width() == screen
 
 
 def test_every_image_and_plot_has_words(tab: Tab) -> None:

@@ -245,7 +245,7 @@ def ladder(rows: Sequence[ClaimRow], tuned: Mapping[str, Sequence[float]]) -> Pl
                 name=name,
                 marker={
                     "symbol": symbol,
-                    "size": 18 if name == "claim" else 9,
+                    "size": 14 if name == "claim" else 9,
                     "color": color,
                     "line": {"width": 1.8, "color": color},
                 },

@@ -27,7 +27,7 @@ from resnet_bench.reporting.figures.style import (
     rounded,
     specification,
 )
-from resnet_bench.reporting.results import Group
+from resnet_bench.reporting.results import Group, Run
 
 MAX_CLASSES_SHOWN = 20
 SHOWN_TARGETS = 30.0
@@ -48,39 +48,38 @@ def pareto(groups: Sequence[Group], dataset: str) -> Plot | None:
     figure = new_figure()
     points: list[tuple[float, float]] = []
     every_seed: list[tuple[float, float]] = []
-    for group, style in zip(_of_dataset(groups, dataset), cycle(STYLES), strict=False):
-        for device, runs in group.devices.items():
-            measured = [
-                (run.train_seconds, value)
-                for run in runs
-                if run.train_seconds and (value := run.last_accuracy(group.split)) is not None
-            ]
-            if not measured:
-                continue
-            center = (statistics.median(t for t, _ in measured), statistics.fmean(a for _, a in measured))
-            points.append(center)
-            every_seed += measured
-            label = group_label(group, groups)
-            figure.add_trace(
-                go.Scatter(
-                    x=rounded(t for t, _ in measured),
-                    y=rounded(a for _, a in measured),
-                    mode="markers",
-                    marker={"symbol": f"{style[1]}-open", "size": 6, "color": style[0]},
-                    hovertemplate=f"{escaped(label)}, a seed<br>%{{y:.2f}}% in %{{x:,.1f}} s<extra></extra>",
-                    showlegend=False,
-                )
+    for (group, device, runs), style in zip(_on_devices(groups, dataset), cycle(STYLES), strict=False):
+        measured = [
+            (run.train_seconds, value)
+            for run in runs
+            if run.train_seconds and (value := run.last_accuracy(group.split)) is not None
+        ]
+        if not measured:
+            continue
+        center = (statistics.median(t for t, _ in measured), statistics.fmean(a for _, a in measured))
+        points.append(center)
+        every_seed += measured
+        label = group_label(group, groups)
+        figure.add_trace(
+            go.Scatter(
+                x=rounded(t for t, _ in measured),
+                y=rounded(a for _, a in measured),
+                mode="markers",
+                marker={"symbol": f"{style[1]}-open", "size": 6, "color": style[0]},
+                hovertemplate=f"{escaped(label)}, a seed<br>%{{y:.2f}}% in %{{x:,.1f}} s<extra></extra>",
+                showlegend=False,
             )
-            figure.add_trace(
-                go.Scatter(
-                    x=[round(center[0], 3)],
-                    y=[round(center[1], 3)],
-                    mode="markers",
-                    name=escaped(f"{label}, {device}" if device else label),
-                    marker={"symbol": style[1], "size": 11, "color": style[0]},
-                    hovertemplate="%{y:.2f}% in %{x:,.1f} s<extra>%{fullData.name}</extra>",
-                )
+        )
+        figure.add_trace(
+            go.Scatter(
+                x=[round(center[0], 3)],
+                y=[round(center[1], 3)],
+                mode="markers",
+                name=escaped(f"{label}, {device}" if device else label),
+                marker={"symbol": style[1], "size": 11, "color": style[0]},
+                hovertemplate="%{y:.2f}% in %{x:,.1f} s<extra>%{fullData.name}</extra>",
             )
+        )
     if not points:
         return None
     front = pareto_front(points)
@@ -121,32 +120,31 @@ def time_to_accuracy(groups: Sequence[Group], dataset: str) -> Plot | None:
     """For every target at once: the median time at which a benchmark's seeds reached it."""
     figure = new_figure()
     intervals = set()
-    for group, style in zip(_of_dataset(groups, dataset), cycle(STYLES), strict=False):
-        for device, runs in group.devices.items():
-            reached = [value for run in runs for _, value in run.timed_accuracy(group.curve_split)]
-            if not reached:
-                continue
-            top = max(reached)
-            bottom = max(min(reached), top - SHOWN_TARGETS)
-            targets = [bottom + (top - bottom) * place / 80 for place in range(81)]
-            medians = [times_to_accuracy(group, target, device) for target in targets]
-            curve = [(t.target, t.median) for t in medians if t is not None and math.isfinite(t.median)]
-            if not curve:
-                continue
-            label = group_label(group, groups)
-            intervals.add(evaluation_interval(runs, group.curve_split) or 1)
-            figure.add_trace(
-                go.Scatter(
-                    x=rounded(target for target, _ in curve),
-                    y=rounded(seconds for _, seconds in curve),
-                    # A run that was evaluated once has one time for every accuracy up to its own: a single point.
-                    mode="lines" if len(set(curve)) > 1 else "markers",
-                    line={"color": style[0], "width": 2, "dash": style[2], "shape": "vh"},
-                    marker={"symbol": style[1], "color": style[0], "size": 9},
-                    name=escaped(f"{label}, {device}" if device else label),
-                    hovertemplate="%{x:.1f}% by %{y:,.1f} s<extra>%{fullData.name}</extra>",
-                )
+    for (group, device, runs), style in zip(_on_devices(groups, dataset), cycle(STYLES), strict=False):
+        reached = [value for run in runs for _, value in run.timed_accuracy(group.curve_split)]
+        if not reached:
+            continue
+        top = max(reached)
+        bottom = max(min(reached), top - SHOWN_TARGETS)
+        targets = [bottom + (top - bottom) * place / 80 for place in range(81)]
+        medians = [times_to_accuracy(group, target, device) for target in targets]
+        curve = [(t.target, t.median) for t in medians if t is not None and math.isfinite(t.median)]
+        if not curve:
+            continue
+        label = group_label(group, groups)
+        intervals.add(evaluation_interval(runs, group.curve_split) or 1)
+        figure.add_trace(
+            go.Scatter(
+                x=rounded(target for target, _ in curve),
+                y=rounded(seconds for _, seconds in curve),
+                # A run that was evaluated once has one time for every accuracy up to its own: a single point.
+                mode="lines" if len(set(curve)) > 1 else "markers",
+                line={"color": style[0], "width": 2, "dash": style[2], "shape": "vh"},
+                marker={"symbol": style[1], "color": style[0], "size": 9},
+                name=escaped(f"{label}, {device}" if device else label),
+                hovertemplate="%{x:.1f}% by %{y:,.1f} s<extra>%{fullData.name}</extra>",
             )
+        )
     if not figure.data:
         return None
     every = " or ".join("epoch" if interval == 1 else f"{interval} epochs" for interval in sorted(intervals))
@@ -368,6 +366,11 @@ def most_confused(confusion: pd.DataFrame, limit: int = 8) -> list[tuple[str, st
 
 def _of_dataset(groups: Sequence[Group], dataset: str) -> list[Group]:
     return [group for group in groups if group.latest.dataset == dataset]
+
+
+def _on_devices(groups: Sequence[Group], dataset: str) -> list[tuple[Group, str, list[Run]]]:
+    """Each group on each of its devices, as its times belong to both."""
+    return [(group, device, runs) for group in _of_dataset(groups, dataset) for device, runs in group.devices.items()]
 
 
 def _not_augmented(groups: Sequence[Group], dataset: str) -> str:
