@@ -143,14 +143,15 @@ class ResidentLoader:
         # A row of a window is then one stretch of bytes, and its floats are where the model wants them from the start.
         # Images that are used in place stay as they are.
         self._is_interleaved = (
-            self._device.type == "cpu" and memory_format == torch.channels_last and self._augmentation.makes_copies
+            self._device == self._home and memory_format == torch.channels_last and self._augmentation.makes_copies
         )
-        padded = _padded_orientations(split.images, self._augmentation, interleaved=self._is_interleaved)
+        images = split.images.to(self._home)
+        padded = _padded_orientations(images, self._augmentation, interleaved=self._is_interleaved)
         if self._is_interleaved:
             rows = padded.permute(0, 1, 3, 4, 2).flatten(3)
             self._windows = rows.unfold(2, height, 1).unfold(3, width * CHANNELS, CHANNELS)
         else:
-            self._windows = padded.to(self._home).unfold(3, height, 1).unfold(4, width, 1)
+            self._windows = padded.unfold(3, height, 1).unfold(4, width, 1)
         self._prepared: dict[int, Draws | None] = {}
         if self._home.type == "cuda":
             for size in {self._augmentation.resize, *(size for _, size in self._augmentation.sizes)} - {None, height}:
@@ -272,7 +273,7 @@ class ResidentLoader:
             labels = self._labels[order]
             if self._is_interleaved:
                 rows = self._windows[order, flip, top, left]
-                images = rows.view(len(rows), *self._image_size, CHANNELS).permute(0, 3, 1, 2)
+                images = rows.reshape(len(rows), *self._image_size, CHANNELS).permute(0, 3, 1, 2)
             else:
                 images = self._windows[order, flip, :, top, left]
         return images, labels
@@ -324,20 +325,36 @@ def _padded_orientations(images: Tensor, augmentation: Augmentation, *, interlea
         raise ValueError(f"an image of {height}x{width} pixels cannot be padded by {padding} reflected ones")
     shape = (count, 1 + augmentation.flip, channels, height + 2 * padding, width + 2 * padding)
     if interleaved:
-        orientations = torch.empty((*shape[:2], *shape[3:], channels), dtype=torch.uint8).permute(0, 1, 4, 2, 3)
+        pixel_by_pixel = (*shape[:2], *shape[3:], channels)
+        orientations = torch.empty(pixel_by_pixel, dtype=torch.uint8, device=images.device).permute(0, 1, 4, 2, 3)
     else:
-        orientations = torch.empty(shape, dtype=torch.uint8)
-    widths = ((0, 0), (0, 0), (padding, padding), (padding, padding))
+        orientations = torch.empty(shape, dtype=torch.uint8, device=images.device)
     for start in range(0, count, _IMAGES_PADDED_AT_ONCE):
         part = slice(start, start + _IMAGES_PADDED_AT_ONCE)
-        if augmentation.padding_mode == "reflect":
-            padded = torch.from_numpy(np.pad(images[part].numpy(), widths, mode="reflect"))
-        else:
+        if augmentation.padding_mode == "zeros":
             padded = F.pad(images[part], (padding, padding, padding, padding))
+        elif images.is_cuda:
+            padded = _reflected_by_index(images[part], padding)
+        else:
+            padded = _reflected(images[part], padding)
         orientations[part, 0] = padded
         if augmentation.flip:
             orientations[part, 1] = padded.flip(-1)
     return orientations
+
+
+def _reflected(images: Tensor, padding: int) -> Tensor:
+    widths = ((0, 0), (0, 0), (padding, padding), (padding, padding))
+    return torch.from_numpy(np.pad(images.numpy(), widths, mode="reflect"))
+
+
+def _reflected_by_index(images: Tensor, padding: int) -> Tensor:
+    """The same on any device, of which none but the CPU reflects integers."""
+    rows, columns = (
+        torch.from_numpy(np.pad(np.arange(size), padding, mode="reflect")).to(images.device)
+        for size in images.shape[-2:]
+    )
+    return images.index_select(-2, rows).index_select(-1, columns)
 
 
 def _resized(images: Tensor, size: int) -> Tensor:

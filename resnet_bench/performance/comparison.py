@@ -132,9 +132,11 @@ def compare(
         UserError: The dataset has too few images.
     """
     recipe = benchmark.recipe
+    first = next(iter(executions.values()))
     plain = dataclasses.replace(
-        next(iter(executions.values())),
-        precision="fp32",
+        first,
+        # On a GPU torch's own fp32 has convolutions round their inputs.
+        precision="tf32" if first.device_type == "cuda" else "fp32",
         channels_last=False,
         compile=False,
         deterministic=False,
@@ -245,6 +247,8 @@ def _time_source(
     warm_up = 1 if execution.device_type == "cpu" else 20
     begun = time.perf_counter()
     with execution.applied():
+        # As torch comes; no source has it try kernels out.
+        torch.backends.cudnn.benchmark = False
         loop = SourceLoop(recipe, execution, splits_of(recipe, dataset)["train"], workers=workers)
         setup = time.perf_counter() - begun
         startup, memory, counted, started = 0.0, 0, 0, 0.0

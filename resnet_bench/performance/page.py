@@ -59,7 +59,8 @@ def remarks(comparison: Comparison) -> Sequence[str]:
     """What the tables rest on, in sentences."""
     peaks = ", ".join(f"{name} {rate / GIGA:.0f}" for name, rate in comparison.peak_flops.items())
     return [
-        f"source: torchvision on Pillow images, {comparison.workers} loader processes, fp32, contiguous, eager",
+        f"source: torchvision on Pillow images, {comparison.workers} loader processes, torch's own fp32 (on a GPU with "
+        "TF32), contiguous, eager",
         f"peak: a large matrix product, in GFLOP/s: {peaks}; a large copy: {comparison.peak_bandwidth / GIGA:.1f} GB/s",
     ]
 

@@ -1,5 +1,6 @@
 import itertools
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -107,6 +108,12 @@ def test_resizing_equals_pillow(size: int) -> None:
     assert torch.equal(resized, expected)
     # What other devices compute.
     assert torch.equal(loader._resized_by_matrices(images, size), expected)
+
+
+@pytest.mark.parametrize("padding", [1, 4, 31])
+def test_reflecting_on_a_gpu_is_reflecting(padding: int) -> None:
+    images = random_split(3).images
+    assert torch.equal(loader._reflected_by_index(images, padding), loader._reflected(images, padding))
 
 
 def test_resizing_in_parts_gives_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,9 +298,17 @@ def test_impossible_settings_are_refused() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("mode", ["reflect", "zeros"])
 @pytest.mark.parametrize("resize", [None, 40, 224])
-def test_gpu_gives_the_images_of_the_cpu(resize: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"augmentation": Augmentation(4, "reflect", flip=True, resize=resize), "shuffle": True}
+def test_gpu_gives_the_images_of_the_cpu(
+    resize: int | None,
+    mode: Literal["reflect", "zeros"],
+    memory_format: torch.memory_format,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    augmentation = Augmentation(4, mode, flip=True, resize=resize)
+    options = {"augmentation": augmentation, "shuffle": True, "memory_format": memory_format}
     on_cpu = make_loader(random_split(50), 8, **options)
     for bytes_at_once in (1, 2**28):
         monkeypatch.setattr(loader, "_BYTES_AT_ONCE_ON_ACCELERATORS", bytes_at_once)
@@ -304,6 +319,7 @@ def test_gpu_gives_the_images_of_the_cpu(resize: int | None, monkeypatch: pytest
             raw, raw_expected = on_gpu.raw_batch(2, batch)[0].cpu(), on_cpu.raw_batch(2, batch)[0]
             assert torch.equal(raw, raw_expected)
             assert torch.equal(labels.cpu(), expected_labels)
+            assert images.stride() == expected.stride()
             assert torch.allclose(images.cpu(), expected, rtol=0, atol=1e-6)
 
 
