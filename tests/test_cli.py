@@ -374,4 +374,4 @@ def test_seeds_at_once_outlive_one_another_and_never_their_parent(tmp_path: Path
     process.kill()
     out, _ = process.communicate(timeout=60)
     assert "goes on behind step" in out
-    assert psutil.wait_procs(family, timeout=30)[1] == []
+    assert psutil.wait_procs(family, timeout=10)[1] == []
