@@ -1,7 +1,7 @@
 """What is to be tried and measured on a GPU, in one command.
 
-    .venv/bin/python performance/gpu.py --data DIR --out gpu
-    .venv/bin/python performance/gpu.py --data DIR --out gpu --part steps --benchmarks resnet18-step-decay --compile
+    .venv/bin/python performance/gpu.py --data DIR
+    .venv/bin/python performance/gpu.py --data DIR --part steps --benchmarks resnet18-step-decay --compile
 
 Parts; each can be asked for alone, and they are done in this order:
 
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", action="append", choices=PARTS, help="all by default; may be given again")
     parser.add_argument("--benchmarks", nargs="+", default=list(TIMES_THE_SOURCE), metavar="NAME")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder with CIFAR; else images are generated")
-    parser.add_argument("--out", type=Path, default=Path("gpu"), help="folder for what is measured")
+    parser.add_argument("--out", type=Path, default=Path("reports/gpu"), help="folder for what is measured")
     parser.add_argument("--steps", type=int, default=100, help="measured in each turn")
     parser.add_argument("--repeats", type=int, default=2, help="turns of each way")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile, which takes a minute each")

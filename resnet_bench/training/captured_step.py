@@ -148,12 +148,11 @@ class CapturedStep:
         device = next(network.parameters()).device
         groups = len(optimizer.param_groups)
         capacity = max(capacity, WARM_UPS + 1)
-        self._slots = torch.arange(capacity, device=device)
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
         self._rates = torch.zeros(capacity, groups, device=device)
         self._losses = torch.zeros(capacity, device=device)
         self._correct = torch.zeros(capacity, dtype=torch.int64, device=device)
-        self._current_rates = torch.zeros(groups, device=device)
+        self._current_rates = torch.zeros(1, groups, device=device)
 
     def __len__(self) -> int:
         """Captures so far."""
@@ -198,15 +197,14 @@ class CapturedStep:
         self._optimizer.zero_grad(set_to_none=True)
         loss, correct = gradients(capture.images, capture.labels)
         if self.updates:
-            self._current_rates.copy_(self._rates.index_select(0, self._position).squeeze(0))
-            with rates_from(self._optimizer, self._current_rates.unbind()):
+            torch.index_select(self._rates, 0, self._position, out=self._current_rates)
+            with rates_from(self._optimizer, self._current_rates[0].unbind()):
                 self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
         else:
             capture.keep_gradients(self._optimizer)
-        is_here = self._slots == self._position
-        self._losses.copy_(torch.where(is_here, loss, self._losses))
-        self._correct.copy_(torch.where(is_here, correct, self._correct))
+        self._losses.index_copy_(0, self._position, loss.reshape(1))
+        self._correct.index_copy_(0, self._position, correct.reshape(1))
         self._position.add_(1)
 
     def _losses_of_plain_steps(self, gradients: Gradients, images: Tensor, labels: Tensor) -> list[float]:
