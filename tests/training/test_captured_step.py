@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import gc
+import itertools
 import logging
 
 import pytest
@@ -359,6 +360,77 @@ def test_schedules_change_learning_rates_only_but_for_those_that_say_so(schedule
             following.after_step()
         following.after_epoch(2.3)
     assert has_changed == moves_momentum(recipe)
+
+
+@pytest.fixture
+def driver(monkeypatch) -> list[str]:
+    """What is asked of torch.cuda, in its order; a capture in which an operation raises raises again at its end."""
+    calls: list[str] = []
+
+    class Stream:
+        def __init__(self, device=None) -> None:
+            pass
+
+        def wait_stream(self, stream) -> None:
+            calls.append("wait")
+
+    class Graph:
+        def replay(self) -> None:
+            calls.append("replay")
+
+    @contextlib.contextmanager
+    def graph(graph, *, stream, capture_error_mode, pool=None):
+        calls.append("capture")
+        try:
+            yield
+        except RuntimeError:
+            raise RuntimeError("capture_end: the capture was invalidated")  # noqa: B904 - as torch raises it
+        calls.append("captured")
+
+    replacements = {
+        "Stream": Stream,
+        "CUDAGraph": Graph,
+        "graph": graph,
+        "graph_pool_handle": lambda: (0, 1),
+        "current_stream": Stream,
+        "synchronize": lambda device: calls.append("synchronize"),
+        "device": lambda device: contextlib.nullcontext(),
+        "stream": lambda stream: contextlib.nullcontext(),
+    }
+    for name, replacement in replacements.items():
+        monkeypatch.setattr(torch.cuda, name, replacement)
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, lambda *_: calls.append("released"), raising=False)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: calls.append("a small capture"))
+    return calls
+
+
+def test_work_is_captured_behind_its_warm_ups_on_a_stream_of_its_own(driver) -> None:
+    replay = recorder_for(torch.device("cuda:0")).record(lambda: driver.append("work"))
+    assert driver == ["wait", "work", "work", "work", "capture", "work", "captured", "wait"]
+    replay()
+    assert driver[-1] == "replay"
+
+
+def test_a_broken_capture_is_ended_by_one_that_succeeds_and_names_its_cause(driver) -> None:
+    calls = itertools.count()
+
+    def waits_when_captured() -> None:
+        if next(calls) == captured_step.WARM_UPS:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="operation not permitted"):
+        recorder_for(torch.device("cuda:0")).record(waits_when_captured)
+    assert driver == [
+        "wait",
+        "capture",
+        "synchronize",
+        "released",
+        "released",
+        "capture",
+        "a small capture",
+        "captured",
+    ]
 
 
 # --- CUDA graphs -----------------------------------------------------------------------------------
