@@ -106,7 +106,7 @@ def train(
             vars(run).clear()
 
         def attempt(smaller: Recipe, eager: Execution) -> None:
-            _Run(smaller, eager, seed, dataset, None).try_out(part)
+            _Run(smaller, eager, seed, dataset, None).try_out()
 
         raise out_of_memory(recipe, execution, part, attempt)
 
@@ -282,14 +282,12 @@ class _Run:
             snapshot=self.snapshot,
         )
 
-    def try_out(self, part: Part) -> None:
-        """Use as much memory as a part of a run does; the second step has the optimizer's state beside it."""
-        if part == "training":
-            self.network.train()
-            batches = itertools.chain(self.train_loader.epoch(1), self.train_loader.epoch(2))
-            for images, labels in itertools.islice(batches, 2):
-                self._step(images, labels)
-            return
+    def try_out(self) -> None:
+        """Use as much memory as a whole run does; the second step has the optimizer's state beside it."""
+        self.network.train()
+        batches = itertools.chain(self.train_loader.epoch(1), self.train_loader.epoch(2))
+        for images, labels in itertools.islice(batches, 2):
+            self._step(images, labels)
         self.network.train(self.recipe.evaluation.mode == "batch_statistics")
         for loader in self.source_loaders.values():
             images, _ = next(loader.epoch(0))

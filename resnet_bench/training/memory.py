@@ -21,7 +21,8 @@ Part = Literal["training", "evaluation"]
 
 SHORTAGE = re.compile(
     r"DefaultCPUAllocator|std::bad_alloc|(CUDA error|MPS backend|HIP error|CUDA driver error):? out of memory"
-    r"|(CUBLAS|CUDNN|CUSOLVER)_STATUS_ALLOC_FAILED|could not create a memory object|Cannot allocate memory",
+    r"|(CUBLAS|CUDNN|CUSOLVER)_STATUS_ALLOC_FAILED|Cannot allocate memory"
+    r"|could not (create|execute) a (memory object|primitive)",
     re.IGNORECASE,
 )
 """What errors say that libraries raise as a plain ``RuntimeError`` when an allocation fails."""
@@ -31,6 +32,9 @@ SMALLEST_BATCH = 2
 
 REFINEMENTS = 2
 """How often the gap between a batch that fits and one that does not is halved."""
+
+SPARE = 0.1
+"""The share of the free memory that attempts leave, since a whole run divides it up more than a few steps do."""
 
 ROUND = 8
 """Batches are rounded down to a multiple of this, where they are at least twice as large."""
@@ -52,10 +56,10 @@ def out_of_memory(
         recipe: What did not fit; nothing of it may be held any longer.
         execution: How it was computed.
         part: Where memory ran out.
-        attempt: Uses as much memory as that part of a run does.
+        attempt: Uses as much memory as a run does.
     """
     setting = f"{part}.batch_size"
-    largest = _at_largest_images(recipe) if part == "training" else recipe
+    largest = _at_largest_images(recipe)
     # Neither compiled nor captured steps need less memory than eager ones, and they take long to make for each size.
     eager = replace(execution, compile=False, graphs=False)
     batch_size = recipe.training.batch_size if part == "training" else recipe.evaluation.batch_size
@@ -134,15 +138,16 @@ def within_free_memory(device_type: str) -> Iterator[None]:
     """Have allocations fail that the machine has no room for, where the system would end the process later instead.
 
     Linux promises more memory than there is and kills who uses it. So on a CPU the address space is limited to what
-    is taken and what is free; elsewhere nothing is done.
+    is taken and most of what is free; elsewhere nothing is done.
     """
     if device_type != "cpu" or sys.platform != "linux":
         yield
         return
     before, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = psutil.Process().memory_info().vms + psutil.virtual_memory().available
+    taken, free = psutil.Process().memory_info().vms, psutil.virtual_memory().available
     if before != resource.RLIM_INFINITY:
-        limit = min(limit, before)
+        free = min(free, before - taken)
+    limit = taken + int((1 - SPARE) * free)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     try:
         yield

@@ -31,7 +31,6 @@ import torch
 
 from resnet_bench import cli, registry
 from resnet_bench.benchmark import Benchmark, override
-from resnet_bench.data import archive
 from resnet_bench.data.cache import CacheEntry, CacheMiss
 from resnet_bench.data.dataset import find_sources
 from resnet_bench.data.decode import decode_image, strict_decoding
@@ -169,23 +168,6 @@ def _parquet(folder: Path) -> Format:
         return False
 
     return Format([shard.read_bytes()], promise, quick=100)
-
-
-def _batch(folder: Path) -> Format:
-    """Behind a checksum in the product; what is tested is that nothing else would get past its unpickler."""
-    info = dataclasses.replace(builders.small_info(), train_size=20, test_size=10)
-    source = archive.ArchiveSource(info, folder)
-
-    def promise(data: bytes) -> bool:
-        said, split = refusal(lambda: source._split("test", [archive._unpickle(data, "test_batch")]))
-        assert said or (split.images.shape == (10, 3, 32, 32) and split.labels.max() < 10)
-        return split is None
-
-    split = builders.random_content(info).test
-    small = dataclasses.replace(info, test_size=10)
-    assert small.test_size == len(split.labels)
-    # Of the pixels few, so that mutations hit what builds the array.
-    return Format([builders.python2_batch(split, info.label_key)], promise, quick=1000, refused=0.01)
 
 
 def _cache(folder: Path) -> Format:
@@ -357,7 +339,6 @@ FORMATS: dict[str, Callable[[Path], Format]] = {
     "benchmark": _benchmark,
     "study": _study,
     "parquet": _parquet,
-    "pickled batch": _batch,
     "data cache": _cache,
     "checkpoint": _checkpoint,
     "sealed checkpoint": _sealed_checkpoint,
