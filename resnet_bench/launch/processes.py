@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 
 SECONDS_TO_STOP = 30.0
 """What a child gets to end its step and write its run down before it is killed."""
-SECONDS_WITHOUT_PARENT = 5.0
+SECONDS_WITHOUT_PARENT = 3.0
 
 _PRELOADED = "resnet_bench.launch.preloaded"
 
