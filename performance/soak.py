@@ -210,8 +210,9 @@ def plot(samples: list[Sample], path: Path) -> None:
     figure = Figure(figsize=(10, 2.2 * len(QUANTITIES)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(QUANTITIES), 1, sharex=True)
+    processes = sorted({sample.process for sample in samples})
     for panel, (quantity, name) in zip(axes, QUANTITIES.items(), strict=True):
-        for process in sorted({sample.process for sample in samples}):
+        for process in processes:
             of_process = [sample for sample in samples if sample.process == process]
             panel.plot([getattr(sample, quantity) for sample in of_process], label=f"process {process + 1}", lw=1)
             first_trial = next((i for i, sample in enumerate(of_process) if sample.kind == "trial"), None)
@@ -220,6 +221,8 @@ def plot(samples: list[Sample], path: Path) -> None:
         panel.set_ylabel(name)
         panel.set_ylim(bottom=0)
     axes[0].set_title("dotted: from here on trials of a study")
+    if len(processes) > 1:
+        axes[0].legend(loc="lower right")
     axes[-1].set_xlabel("runs that the process has done")
     figure.savefig(path)
 

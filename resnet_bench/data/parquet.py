@@ -103,7 +103,8 @@ def find_parquet(info: DatasetInfo, folder: Path) -> ParquetSource | None:
 def _open(path: Path) -> pyarrow.parquet.ParquetFile:
     try:
         return pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowException) as error:
+    # A name of a column that is no UTF-8 is no error to Arrow itself.
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise UserError(f"{path} is not a readable Parquet file ({error})") from error
 
 

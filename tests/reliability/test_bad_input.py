@@ -154,6 +154,16 @@ def test_a_reader_that_breaks_its_promise_is_caught(tmp_path: Path, monkeypatch:
         mutations.mutate("text", credulous, 100).check(credulous)
 
 
+def test_parquet_whose_columns_have_names_that_are_no_text_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    """Found by mutating."""
+    info = dataclasses.replace(builders.small_info(), train_size=20, test_size=10)
+    builders.write_parquet(tmp_path / "cifar10", info, builders.random_content(info))
+    shard = tmp_path / "cifar10" / "test-00000-of-00001.parquet"
+    shard.write_bytes(shard.read_bytes().replace(b"path", b"\xd4ath"))
+    with pytest.raises(UserError, match=r"test-00000-of-00001\.parquet is not a readable Parquet file"):
+        next(find_sources(info, tmp_path)).read(lambda _: None)
+
+
 # --- what the product wrote itself -----------------------------------------------------------------
 
 
