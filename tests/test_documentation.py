@@ -35,11 +35,16 @@ def test_a_shown_command_exists(page: str, line: str) -> None:
     if words[0] == "make":
         targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
         assert set(words[1:]) <= targets, f"{page}: no such target in {line!r}"
-        variables = set(re.findall(r"^([A-Z]+) [?:]?=", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+        variables = set(re.findall(r"^([A-Z_]+) [?:]?=", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
         given = {word.partition("=")[0] for word in shlex.split(line) if re.match(r"^[A-Z_]+=", word)}
         assert given <= variables | {"MLFLOW_TRACKING_URI"}, f"{page}: no such variable in {line!r}"
     elif words[0] == "resnet-bench":
         _parse(words[1:])
+    elif words[0] == "python":
+        script = (REPOSITORY / words[1]).read_text()
+        options = {word.partition("=")[0] for word in words[2:] if word.startswith("--")}
+        unknown = [option for option in options if f'"{option}"' not in script]
+        assert not unknown, f"{page}: {words[1]} has no {unknown}"
     else:
         assert words[0] in {"git", "cd", "pip", "python3", "ssh"}, f"{page}: {line!r} is no command of ours"
 
