@@ -236,6 +236,7 @@ def test_seeds_at_once_are_the_seeds_one_after_another_to_the_last_bit(
 ) -> None:
     together, text = run_suite(seeds=[0, 1], seeds_per_device=2)
     assert "2 seeds at once" in text
+    assert [result.failure for result in together.results] == [None, None]
     in_turn, _ = run_suite(seeds=[0, 1], again=True)
     for ours, theirs in zip(together.results, in_turn.results, strict=True):
         assert ours.accuracy_by_epoch == theirs.accuracy_by_epoch

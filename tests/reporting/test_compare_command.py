@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from resnet_bench import cli
+from resnet_bench import cli, command_line
 from resnet_bench.benchmark import Benchmark
 from resnet_bench.reporting import report, table
 from tests.reporting import synthetic
@@ -55,7 +55,8 @@ def compare(
 ) -> Callable[[str], Result]:
     """Types the command's arguments in the folder of the stores."""
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("COLUMNS", "200")
+    # It has looked at the terminal when it was imported.
+    monkeypatch.setattr(command_line.console, "_width", 200)
 
     def type_command(arguments: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["resnet-bench", "compare", *shlex.split(arguments)])

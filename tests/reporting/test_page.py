@@ -42,7 +42,7 @@ class Tab:
         """Bring every plot that is not folded away into view, so that it is drawn."""
         self.page.evaluate("document.querySelectorAll('details.group').forEach(each => { each.open = true })")
         for plot in self.page.query_selector_all("[data-plot]"):
-            plot.scroll_into_view_if_needed()
+            plot.evaluate("plot => plot.scrollIntoView()")
         self.page.wait_for_function(
             "[...document.querySelectorAll('[data-plot]')].every(each => each.classList.contains('js-plotly-plot'))"
         )

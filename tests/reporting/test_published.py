@@ -15,8 +15,10 @@ from tests.reporting.synthetic import FakeRun, log_all
 def test_neither_host_nor_process_nor_path_is_handed_on(
     fresh_uri: str, benchmarks: dict[str, Benchmark], tmp_path: Path
 ) -> None:
-    run = FakeRun(benchmarks["ranged"], tags={"resnet_bench.pid": "4711", "resnet_bench.pid_start": "boot/4711"})
-    killed = "its process 4711 on test-host is gone"
+    run = FakeRun(
+        benchmarks["ranged"], tags={"resnet_bench.pid": "4194304711", "resnet_bench.pid_start": "boot/4194304711"}
+    )
+    killed = "its process 4194304711 on test-host is gone"
     full = "OSError: No space left on device: '/home/me/secret/runs/x.bin'"
     note = {"team": "ran on test-host in /home/me/secret", "link": "https://example.org/a/b"}
     log_all(
@@ -30,7 +32,7 @@ def test_neither_host_nor_process_nor_path_is_handed_on(
     result = report.write([fresh_uri, str(missing), f"sqlite:///{missing}"], tmp_path / "out")
     for file in ("index.html", "report.md", "runs.csv", "metrics.csv"):
         text = (tmp_path / "out" / file).read_text()
-        for secret in ("test-host", "4711", "/home/me", str(tmp_path)):
+        for secret in ("test-host", "4194304711", "/home/me", str(tmp_path)):
             assert secret not in text, (file, secret)
     assert "does not exist" in " ".join(result.problems)
     runs = pd.read_parquet(tmp_path / "out" / "runs.parquet").sort_values("seed")
