@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
-from resnet_bench.benchmark import Benchmark
+from resnet_bench.benchmark import IMAGE_SIZE, Benchmark
 from resnet_bench.reporting.schema import TAG, Tables
 from resnet_bench.reporting.statistics import best_evaluation, last_evaluation, typical_epoch
 
@@ -137,10 +137,31 @@ class Run:
 
     @cached_property
     def flops(self) -> float | None:
-        """Model FLOP/s: three forward passes an image (backward costs two), two operations a multiply-add."""
-        if self.macs is None or self.images_per_second is None:
+        """Model FLOP/s: three forward passes an image (backward costs two), two operations a multiply-add.
+
+        Where images grow while training, epochs are no repeats of one another, and the whole run counts.
+        """
+        rate = self.images_per_second if self._image_area == 1 else self._images_per_second_overall
+        if self.macs is None or rate is None:
             return None
-        return 3 * 2 * self.macs * self.images_per_second
+        return 3 * 2 * self.macs * self._image_area * rate
+
+    @property
+    def _image_area(self) -> float:
+        """Pixels of a training image, on average over the run, as a part of those that operations are counted for."""
+        sizes = self.recipe.get("augmentation.sizes")
+        if sizes is None or self.epochs is None:
+            return 1.0
+        full = int(self.recipe.get("augmentation.resize", IMAGE_SIZE))
+        pixels: float = sum(size["pixels"] ** 2 * size["epochs"] for size in json.loads(sizes))
+        return pixels / (full**2 * self.epochs)
+
+    @property
+    def _images_per_second_overall(self) -> float | None:
+        rates, seconds = self.metrics.get("time/images_per_second", {}), self.metrics.get("time/epoch_seconds", {})
+        epochs = [epoch for epoch in rates if epoch in seconds]
+        spent = sum(seconds[epoch] for epoch in epochs)
+        return sum(rates[epoch] * seconds[epoch] for epoch in epochs) / spent if spent else None
 
     def timed_accuracy(self, split: str) -> list[tuple[float, float]]:
         """Training seconds so far and accuracy in percent of each evaluation after the first epoch."""

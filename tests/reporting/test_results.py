@@ -106,6 +106,18 @@ def test_throughput_and_epoch_time_leave_the_first_epoch_out() -> None:
     assert run(2).flops is None
 
 
+def test_operations_are_those_of_the_images_as_they_grew() -> None:
+    sizes = '[{"pixels": 16, "epochs": 1}, {"pixels": 32, "epochs": 1}]'
+    grown = run(
+        1,
+        macs=1000,
+        recipe={"training.epochs": "2", "augmentation.sizes": sizes},
+        metrics={"time/images_per_second": {1: 40.0, 2: 10.0}, "time/epoch_seconds": {1: 1.0, 2: 4.0}},
+    )
+    # 80 images in 5 seconds, half of them with a quarter of the pixels.
+    assert grown.flops == 3 * 2 * 1000 * (40 * 0.25 + 40) / 5
+
+
 def test_train_seconds_and_memory() -> None:
     measured = run(1, metrics={"time/train_seconds": {1: 2.0, 2: 4.0}, "memory/peak_bytes": {1: 5.0, 2: 3.0}})
     assert measured.train_seconds == 4.0
