@@ -190,7 +190,10 @@ def test_a_failing_run_costs_itself_alone(run_suite: Suite, monkeypatch: pytest.
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Child processes are forks of the test, so that they start at once and hold what the test has replaced."""
+    """Child processes are forks of the test, so that they start at once and hold what the test has replaced.
+
+    They cannot train: torch refuses gradients in the fork of a process that has computed some.
+    """
     monkeypatch.setattr(processes, "context", lambda: multiprocessing.get_context("fork"))
 
 
@@ -231,9 +234,8 @@ def test_a_gpu_that_no_process_can_use_ends_the_suite_with_a_sentence(
     assert "the runs behind it were not started: the GPU takes no more work, not even from a new process" in text
 
 
-def test_seeds_at_once_are_the_seeds_one_after_another_to_the_last_bit(
-    run_suite: Suite, project: Path, forked: None
-) -> None:
+@pytest.mark.slow
+def test_seeds_at_once_are_the_seeds_one_after_another_to_the_last_bit(run_suite: Suite, project: Path) -> None:
     together, text = run_suite(seeds=[0, 1], seeds_per_device=2)
     assert "2 seeds at once" in text
     assert [result.failure for result in together.results] == [None, None]

@@ -1,16 +1,13 @@
 """The measurement of several seeds at once, on work small enough for a test."""
 
-import multiprocessing
-
 import pytest
 
 from performance.seeds_per_device import measure
-from resnet_bench.launch import processes
 from tests.training.conftest import PLAIN, tiny_recipe
 
 
-def test_every_number_of_processes_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "context", lambda: multiprocessing.get_context("fork"))
+@pytest.mark.slow
+def test_every_number_of_processes_has_its_turn() -> None:
     recipe = tiny_recipe(training={"batch_size": 4})
     rows = measure(recipe, PLAIN, [1, 2], warm_up=1, steps=2, repeats=2)
     assert [row["processes"] for row in rows] == [1, 2]

@@ -41,11 +41,13 @@ class Tab:
     def scroll_through(self) -> None:
         """Bring every plot that is not folded away into view, so that it is drawn."""
         self.page.evaluate("document.querySelectorAll('details.group').forEach(each => { each.open = true })")
+        deadline = time.monotonic() + TIMEOUT / 1000
         for plot in self.page.query_selector_all("[data-plot]"):
             plot.evaluate("plot => plot.scrollIntoView()")
-        self.page.wait_for_function(
-            "[...document.querySelectorAll('[data-plot]')].every(each => each.classList.contains('js-plotly-plot'))"
-        )
+            # The page allows no scripts but its own, so that the browser cannot be told to look by itself.
+            while not plot.evaluate("plot => plot.classList.contains('js-plotly-plot')"):
+                assert time.monotonic() < deadline, f"{plot.get_attribute('data-plot')} was not drawn"
+                self.page.wait_for_timeout(50)
 
     def shoot(self, name: str) -> None:
         if SHOTS:
