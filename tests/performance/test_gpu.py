@@ -1,29 +1,14 @@
 """The command for a GPU, tried on a CPU: that each part works, and what it writes down."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "performance" / "gpu.py"
-
-
-@pytest.fixture(scope="module")
-def gpu() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("performance_gpu", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["performance_gpu"] = module
-    spec.loader.exec_module(module)
-    return module
+from performance import gpu
 
 
 @pytest.mark.slow
-def test_steps_and_epochs_are_measured_and_written_down(gpu, tmp_path, capsys) -> None:
+def test_steps_and_epochs_are_measured_and_written_down(tmp_path, capsys) -> None:
     assert gpu.main(["--tiny", "--part", "steps", "--part", "epochs", "--out", str(tmp_path)]) == 0
     comparison = json.loads((tmp_path / "steps-he-resnet20.json").read_text())
     arms = {arm["name"]: arm for arm in comparison["arms"]}
@@ -45,7 +30,7 @@ def test_steps_and_epochs_are_measured_and_written_down(gpu, tmp_path, capsys) -
     assert json.loads((tmp_path / "environment.json").read_text())["device"] == "cpu"
 
 
-def test_a_part_that_fails_does_not_keep_the_others_from_being_done(gpu, tmp_path, capsys, monkeypatch) -> None:
+def test_a_part_that_fails_does_not_keep_the_others_from_being_done(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(gpu, "compare", lambda *_, **__: 1 / 0)
     monkeypatch.setattr(gpu, "_profile", lambda _: True)
     assert gpu.main(["--tiny", "--part", "steps", "--part", "profile", "--out", str(tmp_path)]) == 1

@@ -1,16 +1,12 @@
 """The race against published record scripts, on a CPU with scripts that are made like theirs."""
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
+from performance import gpu_records
 from resnet_bench.errors import UserError
-
-SCRIPT = Path(__file__).parents[2] / "performance" / "gpu_records.py"
 
 MAIN_SCRIPT = """
 import sys, torch
@@ -82,18 +78,6 @@ batch_size = 5000
 """
 
 
-@pytest.fixture(scope="module")
-def gpu_records() -> ModuleType:
-    """The script as a module, which processes that it starts can import, too."""
-    spec = importlib.util.spec_from_file_location("gpu_records", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_records"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def write(path: Path, text: str) -> str:
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
@@ -102,11 +86,7 @@ def write(path: Path, text: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.real_data
-def test_contenders_take_turns_and_are_compared_round_by_round(
-    gpu_records: ModuleType, real_data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    monkeypatch.setenv("PYTHONPATH", str(SCRIPT.parent))
+def test_contenders_take_turns_and_are_compared_round_by_round(real_data_folder: Path, tmp_path: Path) -> None:
     write(tmp_path / "benchmarks" / "tiny-record.toml", BENCHMARK)
     contenders = {
         "ours": "tiny-record",
@@ -124,12 +104,12 @@ def test_contenders_take_turns_and_are_compared_round_by_round(
     assert rows["printed"]["times_ours"] > rows["returned"]["times_ours"]
 
 
-def test_a_script_of_no_known_kind_is_a_sentence(gpu_records: ModuleType, tmp_path: Path) -> None:
+def test_a_script_of_no_known_kind_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"other\.py: this script has neither CifarNet and main"):
         gpu_records.prepare_script(Path(write(tmp_path / "other.py", "x = 1\n")), "cpu")
 
 
-def test_six_views_weigh_as_published(gpu_records: ModuleType) -> None:
+def test_six_views_weigh_as_published() -> None:
     """The image itself and its mirror image count half, the four moved ones the other half."""
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     views = []
@@ -143,7 +123,7 @@ def test_six_views_weigh_as_published(gpu_records: ModuleType) -> None:
     assert len(views) == 6
 
 
-def test_the_clock_of_a_script_is_the_last_number_of_its_last_row(gpu_records: ModuleType) -> None:
+def test_the_clock_of_a_script_is_the_last_number_of_its_last_row() -> None:
     text = "|  7  |  eval  |  0.9812  |  0.9388  |  0.9402  |  2.5903  |\n------\n"
     assert gpu_records.last_number_printed("|  7 |  0  | 0.5 | 0.3 |\n" + text) == 2.5903
     with pytest.raises(UserError, match=r"no row of its final evaluation"):
