@@ -1,6 +1,7 @@
 """Whether a recipe holds the accuracy that it claims, and in how many seconds: the protocol of docs/records.md."""
 
 import contextlib
+import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from resnet_bench.execution import Execution
 from resnet_bench.launch import RunRequest, StopRequest, run
 from resnet_bench.reporting.statistics import Interval, mean_interval
 from resnet_bench.tracking import Store
+from resnet_bench.tracking.environment import code_fingerprint, environment
+from resnet_bench.tracking.journal import write_atomically
 from resnet_bench.training import TrainingError, train
 from resnet_bench.training.events import EpochEnded, Finished, Started, Steps
 
@@ -175,6 +178,83 @@ def _breaches(recipe: Recipe, claim: Claim) -> Iterator[str]:
         yield "model.options.pretrained brings weights that were trained elsewhere"
 
 
+@dataclass
+class Progress:
+    """What a check has measured so far, in a file that is written anew after each seed.
+
+    Attributes:
+        path: The file; it is there while a check is under way or was interrupted.
+        what: What is checked with what, as plain values; a check goes on with the same only.
+        attempts: Seeds that are done, in their order.
+        baseline_seconds: The baseline's timings so far.
+    """
+
+    path: Path
+    what: Mapping[str, Any]
+    attempts: list[Attempt] = field(default_factory=list)
+    baseline_seconds: list[float] = field(default_factory=list)
+
+    def keep(self) -> None:
+        """Write the file."""
+        table = {
+            "what": self.what,
+            "attempts": [vars(attempt) for attempt in self.attempts],
+            "baseline_seconds": self.baseline_seconds,
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, json.dumps(table, indent=2).encode())
+
+    def read(self) -> None:
+        """Take over what the file holds.
+
+        Raises:
+            UserError: There is no file, it is damaged, or something else was checked than now.
+        """
+        try:
+            table = json.loads(self.path.read_bytes())
+            what = dict(table["what"])
+            attempts = [Attempt(**attempt) for attempt in table["attempts"]]
+            baseline_seconds = [float(seconds) for seconds in table["baseline_seconds"]]
+        except FileNotFoundError:
+            raise UserError(
+                f"--resume: {self.path} is not there, no check was interrupted; leave --resume out"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(f"--resume: {self.path} cannot be read; leave --resume out to begin anew") from None
+        # As the file has it: JSON knows no tuples.
+        now = json.loads(json.dumps(self.what))
+        for key in now:
+            if what.get(key) != now[key]:
+                raise UserError(
+                    f"--resume: the check in {self.path} was of another {key} ({what.get(key)} then, {now[key]} "
+                    "now), and half a check is none; leave --resume out to begin anew"
+                )
+        self.attempts, self.baseline_seconds = attempts, baseline_seconds
+
+    def forget(self) -> None:
+        """Delete the file: the check came to its end."""
+        self.path.unlink(missing_ok=True)
+
+
+def progress_of(
+    benchmark: Benchmark, execution: Execution, *, seeds: Sequence[int], runs_folder: Path, baseline: Benchmark | None
+) -> Progress:
+    """Where a check keeps what it has measured; nothing is read or written yet."""
+    machine = environment()
+    what = {
+        "recipe": benchmark.recipe.fingerprint,
+        "claim": claim_of(benchmark).text,
+        "seeds": list(seeds),
+        "baseline": baseline.recipe.fingerprint if baseline is not None else None,
+        "execution": execution.asdict(),
+        "code": code_fingerprint(),
+        "processor": machine["cpu"],
+        "GPU": machine["gpu"],
+        "torch": machine["torch"],
+    }
+    return Progress(runs_folder / f"record-{benchmark.name}.json", what)
+
+
 def check(
     benchmark: Benchmark,
     execution: Execution,
@@ -185,6 +265,7 @@ def check(
     runs_folder: Path,
     stop: StopRequest,
     baseline: Benchmark | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Attempt | Record]:
     """Run a recipe by the protocol: each seed once, as it comes, and a baseline timed in between.
 
@@ -197,6 +278,7 @@ def check(
         runs_folder: Where the runs keep their journals.
         stop: Set by whoever wants to stop.
         baseline: A recipe to compare with; it is timed over some steps before, between and after, not trained.
+        progress: Keeps what is measured; seeds that it holds already are not trained again.
 
     Yields:
         An ``Attempt`` for each seed, and at last the ``Record``.
@@ -211,18 +293,23 @@ def check(
             f"a record needs the published images of {dataset.name}; {dataset.location} holds others "
             "(resnet-bench data prepare fetches them)"
         )
+    progress = progress or progress_of(benchmark, execution, seeds=seeds, runs_folder=runs_folder, baseline=baseline)
     warm_up_seconds = warm_up(benchmark.recipe, execution)
-    attempts: list[Attempt] = []
-    timings: list[float] = []
     for place, seed in enumerate(seeds):
-        if baseline is not None and place in (0, len(seeds) // 2):
-            timings.append(whole_training_seconds(baseline.recipe, execution, dataset))
-        attempts.append(_attempt(benchmark, claim, execution, dataset, store, seed, runs_folder, stop))
-        yield attempts[-1]
+        if place == len(progress.attempts):
+            timings_due = 1 + (place >= len(seeds) // 2 > 0)
+            if baseline is not None and len(progress.baseline_seconds) < timings_due:
+                progress.baseline_seconds.append(whole_training_seconds(baseline.recipe, execution, dataset))
+                progress.keep()
+            progress.attempts.append(_attempt(benchmark, claim, execution, dataset, store, seed, runs_folder, stop))
+            progress.keep()
+        yield progress.attempts[place]
+    timings = list(progress.baseline_seconds)
     if baseline is not None:
         timings.append(whole_training_seconds(baseline.recipe, execution, dataset))
     name = baseline.name if baseline is not None else None
-    yield Record(benchmark, claim, execution, tuple(attempts), warm_up_seconds, name, tuple(timings))
+    yield Record(benchmark, claim, execution, tuple(progress.attempts), warm_up_seconds, name, tuple(timings))
+    progress.forget()
 
 
 def warm_up(recipe: Recipe, execution: Execution) -> float:

@@ -46,6 +46,9 @@ def check(
     baseline: Annotated[
         str | None, typer.Option("--baseline", metavar="NAME", help="A benchmark to time in between, for the ratio.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a check that was interrupted, at the seed it was at.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write everything as JSON.")] = None,
     device: Device = "auto",
     level: LevelOption = "auto",
@@ -85,6 +88,11 @@ def check(
     dataset = images.load(benchmark.recipe.data.dataset, data, progress=say)
     count = seeds or record.MIN_SEEDS[execution.device_type]
     execution = tuned(benchmark.recipe, execution, precision=precision == "auto", threads=threads is None)
+    progress = record.progress_of(benchmark, execution, seeds=range(count), runs_folder=runs, baseline=compared)
+    if resume:
+        progress.read()
+    elif progress.path.exists():
+        say(f"a check that was interrupted is thrown away ({progress.path}); --resume would go on with it")
     store = Store.resolve(tracking, Path.cwd())
     store.prepare()
     close_dead_runs(store)
@@ -100,13 +108,14 @@ def check(
                 runs_folder=runs,
                 stop=stop,
                 baseline=compared,
+                progress=progress,
             ):
                 if isinstance(found, record.Attempt):
                     say(_line(found))
                 else:
                     outcome = found
     except Stopped:
-        say(f"interrupted; a record is measured in one go: {shlex.join(['resnet-bench', *sys.argv[1:]])}")
+        say(f"interrupted; go on with: {_resumed(sys.argv[1:])}")
         raise typer.Exit(INTERRUPTED) from None
     _print(outcome)
     if out is not None:
@@ -114,6 +123,10 @@ def check(
         say(f"written to {out}")
     if not outcome.holds:
         raise typer.Exit(FAILED)
+
+
+def _resumed(arguments: list[str]) -> str:
+    return shlex.join(["resnet-bench", *(word for word in arguments if word != "--resume"), "--resume"])
 
 
 def _line(attempt: "Attempt") -> str:

@@ -13,7 +13,7 @@ from resnet_bench.cli import app
 from resnet_bench.data import Dataset
 from resnet_bench.errors import UserError
 from resnet_bench.execution import Execution
-from resnet_bench.launch import StopRequest
+from resnet_bench.launch import Stopped, StopRequest
 from resnet_bench.record import Attempt, Record
 from resnet_bench.tracking import Store
 from resnet_bench.training import Diverged
@@ -165,6 +165,34 @@ def test_each_seed_is_trained_tracked_and_timed(official: Dataset, tmp_path: Pat
     assert logged == {str(attempt.seed): pytest.approx(attempt.accuracy) for attempt in outcome.attempts}
 
 
+@pytest.mark.slow
+def test_an_interrupted_check_goes_on_at_the_seed_that_it_was_at(official: Dataset, tmp_path: Path) -> None:
+    benchmark, runs = fast(), tmp_path / "runs"
+    told = {"seeds": range(3), "runs_folder": runs, "baseline": benchmark}
+    stop = StopRequest()
+    found = checked(
+        benchmark, official, tmp_path, **told, stop=stop, progress=record.progress_of(benchmark, CPU, **told)
+    )
+    before = next(found)
+    stop.reason = "SIGTERM"
+    with pytest.raises(Stopped):
+        next(found)
+
+    progress = record.progress_of(benchmark, CPU, **told)
+    progress.read()
+    first, second, third, outcome = checked(benchmark, official, tmp_path, **told, progress=progress)
+    assert first == before
+    assert isinstance(outcome, Record)
+    assert outcome.attempts == (first, second, third)
+    assert [attempt.seed for attempt in outcome.attempts] == [0, 1, 2]
+    assert len(outcome.baseline_seconds) == 3
+    assert not progress.path.exists()
+    client = Store.resolve(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path).client()
+    tracked = client.search_runs([client.get_experiment_by_name("resnet-bench").experiment_id])
+    finished = sorted(run.data.tags["resnet_bench.seed"] for run in tracked if run.info.status == "FINISHED")
+    assert finished == ["0", "1", "2"]
+
+
 def test_a_run_that_fails_is_an_attempt(official: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def diverge(*arguments: Any, **options: Any) -> Iterator[Any]:
         raise Diverged(3, 0.1, float("nan"))
@@ -177,6 +205,52 @@ def test_a_run_that_fails_is_an_attempt(official: Dataset, tmp_path: Path, monke
     assert [attempt.failure for attempt in outcome.attempts] == [
         "the loss became nan at step 3, at learning rate 0.1"
     ] * 2
+
+
+# --- going on ----------------------------------------------------------------------------------------
+
+
+def kept(folder: Path, **changes: Any) -> record.Progress:
+    arguments = {"seeds": range(3), "runs_folder": folder, "baseline": None, **changes}
+    return record.progress_of(fast(), arguments.pop("execution", CPU), **arguments)
+
+
+def test_progress_is_read_as_it_was_kept(tmp_path: Path) -> None:
+    written = kept(tmp_path)
+    written.attempts += [Attempt(0, 90.1, 89.0, 1.0, 50.0, 2.0), Attempt(1, failure="the loss became nan")]
+    written.baseline_seconds.append(700.5)
+    written.keep()
+    read = kept(tmp_path)
+    read.read()
+    assert (read.attempts, read.baseline_seconds) == (written.attempts, written.baseline_seconds)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"seeds": range(4)}, "another seeds ([0, 1, 2] then, [0, 1, 2, 3] now)"),
+        ({"baseline": fast()}, "another baseline (None then, "),
+        ({"execution": Execution.resolve("cpu", "bf16", threads=1)}, "another execution ("),
+    ],
+)
+def test_half_a_check_is_not_finished_as_another(changes: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    kept(tmp_path).keep()
+    with pytest.raises(UserError) as raised:
+        kept(tmp_path, **changes).read()
+    assert sentence in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"what": {}, "attempts": [{"seconds": 1}]}'])
+def test_damaged_progress_is_refused_in_a_sentence(content: bytes, tmp_path: Path) -> None:
+    progress = kept(tmp_path)
+    progress.path.write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read; leave --resume out to begin anew"):
+        progress.read()
+
+
+def test_without_an_interrupted_check_there_is_nothing_to_go_on_with(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not there, no check was interrupted"):
+        kept(tmp_path).read()
 
 
 def test_generated_images_hold_no_record(tmp_path: Path) -> None:
