@@ -265,6 +265,18 @@ class ImageSize(Schema):
     """How long; a part of an epoch is a part of its steps."""
 
 
+def relative_area(sizes: Iterable[ImageSize], *, full_size: int, epochs: int) -> float:
+    """Pixels of a training image, on average over the run, as a part of those of an image of the full size.
+
+    Args:
+        sizes: As in a recipe; none where all images are of the full size.
+        full_size: Rows and columns of a test image.
+        epochs: Of the whole run.
+    """
+    pixels = sum(size.pixels**2 * size.epochs for size in sizes)
+    return pixels / (full_size**2 * epochs) if pixels else 1.0
+
+
 class Augmentation(Schema):
     """What happens to a training image; ``resize`` happens to a test image too."""
 
@@ -579,11 +591,8 @@ class Recipe(Schema):
 
     @property
     def relative_area(self) -> float:
-        """Pixels of a training image on average over the run, as a part of those of a test image."""
-        if self.augmentation.sizes is None:
-            return 1.0
-        pixels = sum(size.pixels**2 * size.epochs for size in self.augmentation.sizes)
-        return pixels / (self.image_size**2 * self.training.epochs)
+        """Pixels of a training image, on average over the run, as a part of those of a test image."""
+        return relative_area(self.augmentation.sizes or (), full_size=self.image_size, epochs=self.training.epochs)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
-from resnet_bench.benchmark import IMAGE_SIZE, Benchmark
+from resnet_bench.benchmark import IMAGE_SIZE, Benchmark, ImageSize, relative_area
 from resnet_bench.reporting.schema import TAG, Tables
 from resnet_bench.reporting.statistics import best_evaluation, last_evaluation, typical_epoch
 
@@ -152,9 +152,11 @@ class Run:
         sizes = self.recipe.get("augmentation.sizes")
         if sizes is None or self.epochs is None:
             return 1.0
-        full = int(self.recipe.get("augmentation.resize", IMAGE_SIZE))
-        pixels: float = sum(size["pixels"] ** 2 * size["epochs"] for size in json.loads(sizes))
-        return pixels / (full**2 * self.epochs)
+        return relative_area(
+            [ImageSize(**size) for size in json.loads(sizes)],
+            full_size=int(self.recipe.get("augmentation.resize", IMAGE_SIZE)),
+            epochs=self.epochs,
+        )
 
     @property
     def _images_per_second_overall(self) -> float | None:
