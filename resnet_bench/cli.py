@@ -164,8 +164,11 @@ def _print_claims(benchmark: Benchmark) -> None:
     for claim in benchmark.claims:
         at = f"epoch {claim.epoch}" if claim.epoch is not None else f"{claim.selection} epoch"
         curve = f", with a curve of {len(claim.curve.epochs)} points" if claim.curve else ""
+        runs = f", mean of {claim.runs} runs" if claim.runs > 1 else ""
         wall = f", in {claim.wall_seconds:g} s" if claim.wall_seconds else ""
-        console.print(f"  {claim.split} {claim.metric} {claim.text} ({at}{curve}{wall})", highlight=False)
+        console.print(f"  {claim.split} {claim.metric} {claim.text} ({at}{runs}{curve}{wall})", highlight=False)
+        if claim.quote:
+            console.print(f"  “{escape(claim.quote)}”", highlight=False)
 
 
 def _print_recipe(benchmark: Benchmark) -> None:

@@ -91,7 +91,7 @@ def test_list_shows_the_good_files_beside_a_broken_one(invoke, tmp_path: Path) -
 def test_show_names_claims_recipe_and_the_status_of_facts(invoke) -> None:
     result = invoke("show resnet9-onecycle-adam")
     assert result.code == 0
-    for part in ("≥ 90%", "optimizer.lr", "0.01", "recovered", "stated", "one_cycle"):
+    for part in ("≥ 90%", "in just 4 minutes”", "optimizer.lr", "0.01", "recovered", "stated", "one_cycle"):
         assert part in result.out
 
 
