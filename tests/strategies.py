@@ -82,7 +82,8 @@ def augmentations(draw: st.DrawFn, epochs: int) -> Table:
     table: Table = draw(optional(crop_padding=st.integers(0, 31), padding_mode=st.sampled_from(["zeros", "reflect"])))
     if draw(st.booleans()):
         table |= {"flip": True, **draw(optional(flip_mode=st.sampled_from(["random", "alternating"])))}
-    table |= draw(optional(resize=st.integers(8, 512)))
+    jitters = st.fixed_dictionaries({"brightness": st.floats(0.01, 1)}, optional={"contrast": st.floats(0, 0.9)})
+    table |= draw(optional(resize=st.integers(8, 512), jitter=jitters))
     if draw(st.booleans()):
         return table
     first = draw(st.floats(0.1, 0.9)) * epochs

@@ -117,6 +117,8 @@ def test_a_mistyped_name_gets_the_nearest_one(changes: Table, sentence: str) -> 
             {"augmentation": {"flip_mode": "alternating"}},
             'augmentation: flip_mode = "alternating" needs flip = true',
         ),
+        ({"augmentation": {"jitter": {}}}, "augmentation.jitter: a jitter without brightness and contrast changes"),
+        ({"augmentation": {"jitter": {"contrast": 1}}}, "augmentation.jitter.contrast"),
         (
             {"augmentation": {"sizes": [{"pixels": 16, "epochs": 2.5}, {"pixels": 32, "epochs": 5}]}},
             "augmentation.sizes add up to 7.5 epochs, shorter than the run, training.epochs = 10",
@@ -491,6 +493,7 @@ EVERY_KIND: list[Table] = [
         "augmentation": {
             "flip": True,
             "flip_mode": "alternating",
+            "jitter": {"brightness": 0.1, "contrast": 0.1},
             "sizes": [{"pixels": 16, "epochs": 2.5}, {"pixels": 32, "epochs": 7.5}],
         },
         "model": {"name": "speedrun", "whitening": {"padding": 1}},

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -28,7 +28,7 @@ FIRST_EPOCH = 1
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to an image before it is normalised, in this order: crop, flip, resize.
+    """What happens to an image, in this order: crop, flip, resize; normalisation; brightness, contrast.
 
     Attributes:
         crop_padding: Pixels added on every side before a window of the original size is cut out at random; 0 for none.
@@ -39,6 +39,8 @@ class Augmentation:
             Pillow's; None keeps the original size.
         sizes: Instead of `resize`, stretches of training: the epoch that each ends at, as a float counted from the
             start of the first, and its height and width in pixels.
+        brightness: Most that is added to the normalised values of an image, or taken from them, by chance.
+        contrast: Most that the factor of an image's normalised values is above or below 1, by chance.
     """
 
     crop_padding: int = 0
@@ -47,28 +49,39 @@ class Augmentation:
     alternate: bool = False
     resize: int | None = None
     sizes: tuple[tuple[float, int], ...] = ()
+    brightness: float = 0.0
+    contrast: float = 0.0
 
     @property
     def makes_copies(self) -> bool:
         """Whether padded or mirrored images are kept beside the split's own."""
         return bool(self.crop_padding or self.flip)
 
+    @property
+    def jitters(self) -> bool:
+        """Whether brightness or contrast vary."""
+        return bool(self.brightness or self.contrast)
+
 
 @dataclass(frozen=True)
 class Draws:
-    """The random choices of one epoch, each int64 `[N]`; entry i is for the i-th image that the model sees.
+    """The random choices of one epoch, each `[N]`; entry i is for the i-th image that the model sees.
 
     Attributes:
-        order: Index of the image in the split.
+        order: Index of the image in the split; this and the next three are int64.
         top: First row of the window in the padded image, from 0 to twice the padding.
         left: First column of the window in the padded image, before flipping.
         flip: 1 where the window is mirrored left to right.
+        factor: What the normalised image is multiplied by, float32; None where brightness and contrast stay.
+        addend: What is added then, float32.
     """
 
     order: Tensor
     top: Tensor
     left: Tensor
     flip: Tensor
+    factor: Tensor | None = None
+    addend: Tensor | None = None
 
 
 class ResidentLoader:
@@ -204,13 +217,20 @@ class ResidentLoader:
             left = torch.from_numpy(self._stream.integers("left", epoch, size, below=2 * padding + 1))
         else:
             top = left = none
-        return Draws(order, top, left, self._flips(epoch, order) if self._augmentation.flip else none)
+        flip = self._flips(epoch, order) if self._augmentation.flip else none
+        return Draws(order, top, left, flip, *(self._jitter(epoch) if self._augmentation.jitters else ()))
 
     def _flips(self, epoch: int, order: Tensor) -> Tensor:
         if not self._augmentation.alternate:
             return torch.from_numpy(self._stream.bits("flip", epoch, len(order)))
         # Here chance belongs to the image, wherever it stands in the order.
         return torch.from_numpy(self._stream.bits("flip", 0, len(order)))[order] ^ (epoch & 1)
+
+    def _jitter(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """Factor and addend of each image: moved by a brightness and multiplied by a contrast then."""
+        brightness = self._augmentation.brightness * self._stream.signed("brightness", epoch, self.num_images)
+        contrast = 1 + self._augmentation.contrast * self._stream.signed("contrast", epoch, self.num_images)
+        return torch.from_numpy(contrast).float(), torch.from_numpy(brightness * contrast).float()
 
     def _size(self, epoch: int, batch: int) -> int | None:
         """Height and width of the images of a batch; None for the original ones."""
@@ -231,6 +251,7 @@ class ResidentLoader:
             start = batch * self.batch_size
             raw, labels = self._gather(indices, start, min(start + together * self.batch_size, self._num_used))
             images = self._normalised(self._at_size(raw, size).to(self._device))
+            images = self._jittered(images, indices, start)
             labels = labels.to(self._device)
             for first in range(0, len(labels), self.batch_size):
                 yield images[first : first + self.batch_size], labels[first : first + self.batch_size]
@@ -250,17 +271,22 @@ class ResidentLoader:
 
     def _indices(self, epoch: int) -> Draws | None:
         """The choices of an epoch where the images are, or nothing if the images are used as they lie."""
-        if not self._shuffle and not self._augmentation.crop_padding and not self._augmentation.flip:
+        if not self._shuffle and not self._augmentation.makes_copies and not self._augmentation.jitters:
             return None
         draws = self.draws(epoch)
         # A window of the mirrored image lies as far from its right border as its original does from the left one.
         mirrored_left = 2 * self._augmentation.crop_padding - draws.left
         left = torch.where(draws.flip == 1, mirrored_left, draws.left)
         if self._home.type == "cpu":
-            return Draws(draws.order, draws.top, left, draws.flip)
+            return replace(draws, left=left)
+        choices = [self._sent(torch.stack([draws.order, draws.top, left, draws.flip]))]
+        if draws.factor is not None and draws.addend is not None:
+            choices.append(self._sent(torch.stack([draws.factor, draws.addend])))
+        return Draws(*(choice for several in choices for choice in several.unbind()))
+
+    def _sent(self, choices: Tensor) -> Tensor:
         # From pinned memory the host need not wait until the device has copied it.
-        choices = torch.stack([draws.order, draws.top, left, draws.flip]).pin_memory()
-        return Draws(*choices.to(self._home, non_blocking=True).unbind())
+        return choices.pin_memory().to(self._home, non_blocking=True)
 
     def _gather(self, indices: Draws | None, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Images from position `start` to before `stop` of an epoch, uint8 in their original size, and their labels."""
@@ -277,6 +303,15 @@ class ResidentLoader:
             else:
                 images = self._windows[order, flip, :, top, left]
         return images, labels
+
+    def _jittered(self, images: Tensor, indices: Draws | None, start: int) -> Tensor:
+        if indices is None or indices.factor is None or indices.addend is None:
+            return images
+        factor, addend = (
+            choice[start : start + len(images)].to(images).view(-1, 1, 1, 1)
+            for choice in (indices.factor, indices.addend)
+        )
+        return torch.addcmul(addend, images, factor, out=images)
 
     def _normalised(self, images: Tensor) -> Tensor:
         if self._device.type == "cuda":

@@ -60,6 +60,10 @@ class RandomStream:
         upper = self.raw(purpose, epoch, count) >> np.uint64(32)
         return ((upper * np.uint64(below)) >> np.uint64(32)).astype(np.int64)
 
+    def signed(self, purpose: str, epoch: int, count: int) -> npt.NDArray[np.float64]:
+        """Uniform multiples of 2**-52 from -1 to just below 1: float64 `[count]`, alike on every machine."""
+        return (self.raw(purpose, epoch, count) >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1
+
     def bits(self, purpose: str, epoch: int, count: int) -> npt.NDArray[np.int64]:
         """Fair coin tosses, the top bits: int64 `[count]` of 0 and 1."""
         return (self.raw(purpose, epoch, count) >> np.uint64(63)).astype(np.int64)

@@ -55,6 +55,8 @@ def train_loader(recipe: Recipe, split: Split, execution: Execution, seed: int) 
             alternate=augmentation.flip_mode == "alternating",
             resize=augmentation.resize,
             sizes=_ends(augmentation.sizes or ()),
+            brightness=augmentation.jitter.brightness if augmentation.jitter else 0.0,
+            contrast=augmentation.jitter.contrast if augmentation.jitter else 0.0,
         ),
         shuffle=True,
         seed=seed,

@@ -307,7 +307,7 @@ def test_gpu_gives_the_images_of_the_cpu(
     memory_format: torch.memory_format,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    augmentation = Augmentation(4, mode, flip=True, resize=resize)
+    augmentation = Augmentation(4, mode, flip=True, resize=resize, brightness=0.1, contrast=0.1)
     options = {"augmentation": augmentation, "shuffle": True, "memory_format": memory_format}
     on_cpu = make_loader(random_split(50), 8, **options)
     for bytes_at_once in (1, 2**28):
@@ -327,7 +327,7 @@ def test_gpu_gives_the_images_of_the_cpu(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_gpu_is_not_waited_for_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_BYTES_AT_ONCE_ON_ACCELERATORS", 1)
-    augmentation = Augmentation(4, "reflect", flip=True, resize=40)
+    augmentation = Augmentation(4, "reflect", flip=True, resize=40, brightness=0.1, contrast=0.1)
     resident = make_loader(random_split(50), 8, augmentation=augmentation, shuffle=True, device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -352,6 +352,45 @@ def test_alternating_flips_show_each_image_both_ways_in_turn() -> None:
     assert stats.binomtest(int(first.sum()), 400).pvalue > SMALLEST_P_VALUE
     for epoch in range(2, 6):
         assert torch.equal(by_image(epoch), first if epoch % 2 else 1 - first)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("padding", [0, 2])
+def test_jitter_moves_and_stretches_the_values_of_whole_images(
+    padding: int, memory_format: torch.memory_format
+) -> None:
+    split = random_split(200)
+    plain, jittered = (
+        make_loader(
+            split,
+            augmentation=Augmentation(padding, brightness=brightness, contrast=contrast),
+            shuffle=True,
+            memory_format=memory_format,
+        )
+        for brightness, contrast in ((0.0, 0.0), (0.3, 0.2))
+    )
+    added, factors = [], []
+    for epoch in (1, 2):
+        for (images, labels), (expected, same_labels) in zip(jittered.epoch(epoch), plain.epoch(epoch), strict=True):
+            assert torch.equal(labels, same_labels)
+            assert images.is_contiguous(memory_format=memory_format)
+            for image, original in zip(images.double(), expected.double(), strict=True):
+                factor = (image.max() - image.min()) / (original.max() - original.min())
+                brightness = image.mean() / factor - original.mean()
+                assert torch.allclose(image, (original + brightness) * factor, atol=1e-5)
+                factors.append(factor.item() - 1)
+                added.append(brightness.item())
+    for found, most in ((added, 0.3), (factors, 0.2)):
+        assert stats.kstest(found, stats.uniform(-most, 2 * most).cdf).pvalue > SMALLEST_P_VALUE
+    assert abs(np.corrcoef(added, factors)[0, 1]) < 0.2
+
+
+def test_jitter_alone_needs_no_shuffle_or_crop_and_starts_anywhere() -> None:
+    resident = make_loader(random_split(48), augmentation=Augmentation(contrast=0.5))
+    whole = [images for images, _ in resident.epoch(1)]
+    assert not torch.equal(whole[2], [images for images, _ in make_loader(random_split(48)).epoch(1)][2])
+    (last,) = (images for images, _ in resident.epoch(1, start_batch=2))
+    assert torch.equal(last, whole[2])
 
 
 @pytest.mark.parametrize("start_batch", [0, 3])

@@ -18,6 +18,7 @@ def test_golden_values() -> None:
     assert stream.permutation(3, 10).tolist() == [8, 4, 2, 5, 6, 3, 7, 9, 0, 1]
     assert stream.integers("top", 3, 10, below=9).tolist() == [4, 3, 4, 4, 7, 6, 8, 7, 3, 1]
     assert stream.bits("flip", 3, 10).tolist() == [1, 0, 0, 1, 1, 0, 1, 1, 1, 0]
+    assert stream.signed("brightness", 3, 3).tolist() == [-0.007865032504571046, 0.898337967107272, 0.25766817218445204]
 
 
 def test_a_number_depends_on_its_position_alone() -> None:
@@ -42,6 +43,13 @@ def test_integers_are_uniform(below: int) -> None:
     assert values.min() == 0
     assert values.max() == below - 1
     assert stats.chisquare(np.bincount(values)).pvalue > SMALLEST_P_VALUE
+
+
+def test_signed_numbers_are_uniform_between_minus_one_and_one() -> None:
+    values = RandomStream(0, "train").signed("contrast", 0, 100_000)
+    assert -1 <= values.min() < -0.999
+    assert 0.999 < values.max() < 1
+    assert stats.kstest(values, stats.uniform(-1, 2).cdf).pvalue > SMALLEST_P_VALUE
 
 
 def test_bits_are_fair_within_and_across_epochs() -> None:

@@ -23,6 +23,7 @@ from tests.training.conftest import PLAIN, tiny_recipe
 SPEEDRUN = {
     "augmentation": {
         "flip_mode": "alternating",
+        "jitter": {"brightness": 0.1, "contrast": 0.1},
         "sizes": [{"pixels": 16, "epochs": 1}, {"pixels": 24, "epochs": 0.4}, {"pixels": 32, "epochs": 0.6}],
     },
     "model": {
