@@ -68,6 +68,27 @@ def test_a_hopeless_way_is_timed_no_further(long_recipe, memory, monkeypatch) ->
     assert len(slow) < len(quick)
 
 
+def test_a_way_is_timed_with_the_memory_that_its_step_before_has_left(long_recipe, memory, monkeypatch) -> None:
+    steps: list[Execution] = []
+
+    def step(self):
+        is_cold = not steps or steps[-1] != self._execution
+        steps.append(self._execution)
+        return StepSeconds((5.0 if is_cold else 1.0) if self._execution.fast_paths else 2.0, 0.0, 0.0)
+
+    monkeypatch.setattr(Workload, "step", step)
+    assert tuned(long_recipe, Execution.resolve("cpu", "fp32", threads=1), precision=False).fast_paths
+
+
+@pytest.mark.parametrize(("without", "chosen"), [(0.95, True), (0.8, False)])
+def test_fast_paths_are_left_out_only_where_that_is_clearly_faster(
+    long_recipe, memory, monkeypatch, without, chosen
+) -> None:
+    timed_by(monkeypatch, lambda e: 1.0 if e.fast_paths else without)
+    asked = Execution.resolve("cpu", "fp32", threads=1)
+    assert tuned(long_recipe, asked, precision=False).fast_paths is chosen
+
+
 @pytest.mark.parametrize("change", [{"training.epochs": 1}, {}])
 def test_short_runs_and_other_levels_are_left_alone(long_recipe, memory, monkeypatch, change) -> None:
     timed = timed_by(monkeypatch, lambda e: 1.0)
