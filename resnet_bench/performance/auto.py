@@ -14,7 +14,7 @@ MAX_STEP_FLOPS = 200e9
 SHORTEST_RUN_STEPS = 200
 """A shorter run would be over before the measurement had paid for itself."""
 
-TIMINGS = 2
+TIMINGS = 3
 HOPELESS = 1.5
 """A candidate whose first timed step takes this many times the best one's is not timed again."""
 
