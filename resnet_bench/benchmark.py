@@ -265,15 +265,15 @@ class ImageSize(Schema):
     """How long; a part of an epoch is a part of its steps."""
 
 
-def relative_area(sizes: Iterable[ImageSize], *, full_size: int, epochs: int) -> float:
+def relative_area(sizes: Iterable[tuple[int, float]], *, full_size: int, epochs: int) -> float:
     """Pixels of a training image, on average over the run, as a part of those of an image of the full size.
 
     Args:
-        sizes: As in a recipe; none where all images are of the full size.
+        sizes: Rows of the images and for how many epochs, as in a recipe; none where all are of the full size.
         full_size: Rows and columns of a test image.
         epochs: Of the whole run.
     """
-    pixels = sum(size.pixels**2 * size.epochs for size in sizes)
+    pixels = sum(size**2 * length for size, length in sizes)
     return pixels / (full_size**2 * epochs) if pixels else 1.0
 
 
@@ -611,7 +611,8 @@ class Recipe(Schema):
     @property
     def relative_area(self) -> float:
         """Pixels of a training image, on average over the run, as a part of those of a test image."""
-        return relative_area(self.augmentation.sizes or (), full_size=self.image_size, epochs=self.training.epochs)
+        sizes = [(size.pixels, size.epochs) for size in self.augmentation.sizes or ()]
+        return relative_area(sizes, full_size=self.image_size, epochs=self.training.epochs)
 
     @property
     def steps_per_epoch(self) -> int:

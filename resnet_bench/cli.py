@@ -32,6 +32,7 @@ from resnet_bench.command_line import (
     precision_named,
     profile_named,
     say,
+    say_how_to_go_on,
 )
 from resnet_bench.errors import UserError
 from resnet_bench.performance_commands import LevelOption, ThreadsOption, level_named, perf
@@ -268,8 +269,7 @@ def run(
         console,
     )
     if outcome.interrupted:
-        command = shlex.join(["resnet-bench", *sys.argv[1:], *([] if resume else ["--resume"])])
-        console.print(f"interrupted; go on with: {command}", highlight=False, markup=False, soft_wrap=True)
+        say_how_to_go_on("--resume")
         raise typer.Exit(INTERRUPTED)
     if outcome.failures or outcome.abandoned:
         raise typer.Exit(FAILED)

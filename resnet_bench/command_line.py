@@ -1,6 +1,7 @@
 """What the modules of verbs share: consoles, exit codes, and options that several verbs have."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -50,6 +51,13 @@ DEFAULT_RUNS = Path("runs")
 def say(text: str) -> None:
     """Print text as it is, whatever brackets are in it."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def say_how_to_go_on(option: str | None = None) -> None:
+    """Print the command that was typed, with an option that going on takes, for whoever interrupted it."""
+    arguments = sys.argv[1:]
+    missing = [option] if option is not None and option not in arguments else []
+    say(f"interrupted; go on with: {shlex.join(['resnet-bench', *arguments, *missing])}")
 
 
 def profile_named(profile: str | None) -> ProfileName | None:

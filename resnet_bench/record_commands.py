@@ -1,9 +1,7 @@
 """The verbs of ``resnet-bench record``. Each parses, calls and prints; the work is done in ``record``."""
 
 import json
-import shlex
 import statistics
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +25,7 @@ from resnet_bench.command_line import (
     console,
     precision_named,
     say,
+    say_how_to_go_on,
 )
 from resnet_bench.errors import UserError
 from resnet_bench.performance_commands import LevelOption, ThreadsOption, level_named
@@ -115,7 +114,7 @@ def check(
                 else:
                     outcome = found
     except Stopped:
-        say(f"interrupted; go on with: {_resumed(sys.argv[1:])}")
+        say_how_to_go_on("--resume")
         raise typer.Exit(INTERRUPTED) from None
     _print(outcome)
     if out is not None:
@@ -123,10 +122,6 @@ def check(
         say(f"written to {out}")
     if not outcome.holds:
         raise typer.Exit(FAILED)
-
-
-def _resumed(arguments: list[str]) -> str:
-    return shlex.join(["resnet-bench", *(word for word in arguments if word != "--resume"), "--resume"])
 
 
 def _line(attempt: "Attempt") -> str:

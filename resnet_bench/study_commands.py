@@ -30,6 +30,7 @@ from resnet_bench.command_line import (
     precision_named,
     profile_named,
     say,
+    say_how_to_go_on,
 )
 from resnet_bench.errors import UserError
 
@@ -275,8 +276,7 @@ def run(
     close_dead_runs(store)
     result = _watch(request, dataset)
     if result is None:
-        again = shlex.join(["resnet-bench", *sys.argv[1:]])
-        console.print(f"interrupted; go on with: {again}", highlight=False, markup=False, soft_wrap=True)
+        say_how_to_go_on()
         raise typer.Exit(INTERRUPTED)
     _print_result(request, result)
 

@@ -52,6 +52,7 @@ def tuned(recipe: Recipe, execution: Execution, *, precision: bool = True, threa
 
 def _key(recipe: Recipe, execution: Execution, *, precision: bool, threads: bool) -> str:
     parts = [
+        # Not the words of choices that were remembered when single steps were timed.
         "settled execution of",
         recipe.model.model_dump_json(exclude_none=True),
         f"batch {recipe.training.batch_size} at {recipe.image_size} px",

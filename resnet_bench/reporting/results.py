@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
-from resnet_bench.benchmark import IMAGE_SIZE, Benchmark, ImageSize, relative_area
+from resnet_bench.benchmark import IMAGE_SIZE, Benchmark, relative_area
 from resnet_bench.reporting.schema import TAG, Tables
 from resnet_bench.reporting.statistics import best_evaluation, last_evaluation, typical_epoch
 
@@ -153,7 +153,7 @@ class Run:
         if sizes is None or self.epochs is None:
             return 1.0
         return relative_area(
-            [ImageSize(**size) for size in json.loads(sizes)],
+            [(size["pixels"], size["epochs"]) for size in json.loads(sizes)],
             full_size=int(self.recipe.get("augmentation.resize", IMAGE_SIZE)),
             epochs=self.epochs,
         )
