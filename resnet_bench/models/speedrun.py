@@ -7,6 +7,7 @@ network is this one with a whitening layer before it and widths 64, 256 and 256.
 
 from collections.abc import Callable, Mapping
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
@@ -24,6 +25,22 @@ class IdentityConvolution(nn.Conv2d):
         nn.init.dirac_(self.weight.data[: self.in_channels])
 
 
+class PooledConvolution(IdentityConvolution):
+    """A 3x3 convolution before a 2x2 pool, which leaves the last row and column of an odd map out: so does this.
+
+    What the pool takes is the same as from the whole map. Of 7x7 pixels a quarter need not be computed.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps `[N, out_channels, H, W]`, H and W rounded down to even numbers, of maps `[N, in_channels, H, W]`."""
+        rows_left_out, columns_left_out = maps.shape[-2] % 2, maps.shape[-1] % 2
+        if not rows_left_out and not columns_left_out:
+            return super().forward(maps)
+        # What a row of zeros behind the map would be for is left out.
+        padded = F.pad(maps, (1, 1 - columns_left_out, 1, 1 - rows_left_out))
+        return F.conv2d(padded, self.weight, self.bias, self.stride, (0, 0), self.dilation, self.groups)
+
+
 def batch_norm(channels: int) -> nn.BatchNorm2d:
     """BatchNorm with a trained bias and a scale that stays 1."""
     norm = nn.BatchNorm2d(channels, eps=1e-12, momentum=NEW_BATCH_WEIGHT)
@@ -38,7 +55,7 @@ class Group(nn.Module):
         super().__init__()
         activate = ACTIVATIONS[activation]
         self.first = nn.Sequential(
-            IdentityConvolution(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
+            PooledConvolution(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
             nn.MaxPool2d(2),
             batch_norm(out_channels),
             activate(),
