@@ -12,6 +12,7 @@ import torch
 from resnet_bench import data
 from resnet_bench.errors import UserError
 from resnet_bench.execution import Execution
+from resnet_bench.kernels import normalization
 from resnet_bench.tracking import Store
 
 MIN_PYTHON = (3, 11)
@@ -36,6 +37,7 @@ def check_machine(data_folder: Path, tracking_uri: str | None) -> list[Finding]:
         _python(),
         _torch(),
         _gpu(),
+        _compiler(),
         _execution(),
         _disk(),
         *_datasets(data_folder),
@@ -77,6 +79,13 @@ def _gpu() -> Finding:
 def _execution() -> Finding:
     execution = Execution.resolve()
     return Finding("execution", True, f"{execution.describe()} on {execution.device_name}")
+
+
+def _compiler() -> Finding:
+    if problem := normalization.problem(torch.float32):
+        remedy = "install one (gcc) for faster training on the CPU; everything works without"
+        return Finding("C compiler", False, problem, remedy, required=False)
+    return Finding("C compiler", True, "makes the fused layers that training on the CPU uses")
 
 
 def _disk() -> Finding:

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from resnet_bench.errors import UserError
-from resnet_bench.kernels import FastPaths, Remembered, kept_allocations, machine_memory
+from resnet_bench.kernels import FastPaths, Remembered, fuse, kept_allocations, machine_memory, normalization
 
 Level = Literal["auto", "plain", "fast"]
 LEVELS: tuple[Level, ...] = ("auto", "plain", "fast")
 Precision = Literal["fp32", "tf32", "bf16"]
 PrecisionChoice = Literal["auto", "fp32", "tf32", "bf16"]
 
-SWITCHES = ("channels_last", "fast_paths", "graphs", "compile", "deterministic")
+SWITCHES = ("channels_last", "fast_paths", "fused", "graphs", "compile", "deterministic")
 """Fields of an execution that are on or off, and each of which may change how numbers are rounded."""
 
 
@@ -39,6 +40,8 @@ class Execution:
         level: What was asked for: ``plain`` is torch as it comes (fp32, contiguous, eager), to compare with; ``fast``
             takes every way that is known to pay; ``auto`` chooses by measuring.
         fast_paths: On a CPU, compute convolutions of small maps as matrix products and keep freed memory.
+        fused: On a CPU, compute BatchNorm, activation and pool as one operation, by kernels that the machine's own
+            C compiler makes.
         graphs: Capture optimizer steps once and replay them: on a GPU as CUDA graphs, on a CPU as plain calls, which
             is of use to tests only.
     """
@@ -51,6 +54,7 @@ class Execution:
     threads: int
     level: Level = "auto"
     fast_paths: bool = False
+    fused: bool = False
     graphs: bool = False
 
     @classmethod
@@ -81,15 +85,19 @@ class Execution:
         """
         name = _resolve_device(device)
         is_plain = level == "plain"
+        resolved = _resolve_precision(name, "fp32" if is_plain and precision == "auto" else precision)
+        fast_paths = name == "cpu" and not is_plain and not compile
         return cls(
             device=name,
-            precision=_resolve_precision(name, "fp32" if is_plain and precision == "auto" else precision),
+            precision=resolved,
             channels_last=name != "mps" and not is_plain,
             compile=compile,
             deterministic=deterministic,
             threads=threads or usable_cores(),
             level=level,
-            fast_paths=name == "cpu" and not is_plain and not compile,
+            fast_paths=fast_paths,
+            # Each compiler and processor rounds in its own way.
+            fused=fast_paths and not deterministic and _can_fuse(resolved),
             graphs=name.startswith("cuda") and not is_plain,
         )
 
@@ -119,6 +127,12 @@ class Execution:
         """The memory order of convolution weights."""
         # oneDNN gives gradients of weights in contiguous order, whatever the weights' own: every step would copy them.
         return torch.contiguous_format if self.device_type == "cpu" else self.memory_format
+
+    def placed(self, network: nn.Module) -> nn.Module:
+        """A network on the device, in the memory order and with the layers that are trained fastest; it is changed."""
+        if self.fused:
+            fuse(network)
+        return network.to(self.device).to(memory_format=self.weight_memory_format)
 
     def asdict(self) -> dict[str, Any]:
         """The fields, as plain values."""
@@ -204,6 +218,10 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _can_fuse(precision: Precision) -> bool:
+    return normalization.problem(torch.bfloat16 if precision == "bf16" else torch.float32) is None
 
 
 def _resolve_device(device: str) -> str:

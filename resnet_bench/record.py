@@ -236,48 +236,51 @@ class Progress:
         self.path.unlink(missing_ok=True)
 
 
-def progress_of(
-    benchmark: Benchmark, execution: Execution, *, seeds: Sequence[int], runs_folder: Path, baseline: Benchmark | None
-) -> Progress:
-    """Where a check keeps what it has measured; nothing is read or written yet."""
-    machine = environment()
-    what = {
-        "recipe": benchmark.recipe.fingerprint,
-        "claim": claim_of(benchmark).text,
-        "seeds": list(seeds),
-        "baseline": baseline.recipe.fingerprint if baseline is not None else None,
-        "execution": execution.asdict(),
-        "code": code_fingerprint(),
-        "processor": machine["cpu"],
-        "GPU": machine["gpu"],
-        "torch": machine["torch"],
-    }
-    return Progress(runs_folder / f"record-{benchmark.name}.json", what)
+@dataclass(frozen=True)
+class Check:
+    """What a check measures.
+
+    Attributes:
+        benchmark: What claims the record.
+        execution: How it is run.
+        seeds: Fixed beforehand.
+        runs_folder: Where the runs keep their journals, and the check its progress.
+        baseline: A recipe to compare with; it is timed over some steps before, between and after, not trained.
+    """
+
+    benchmark: Benchmark
+    execution: Execution
+    seeds: Sequence[int]
+    runs_folder: Path
+    baseline: Benchmark | None = None
+
+    def new_progress(self) -> Progress:
+        """Where the check keeps what it has measured; nothing is read or written yet."""
+        machine = environment()
+        what = {
+            "recipe": self.benchmark.recipe.fingerprint,
+            "claim": claim_of(self.benchmark).text,
+            "seeds": list(self.seeds),
+            "baseline": self.baseline.recipe.fingerprint if self.baseline is not None else None,
+            "execution": self.execution.asdict(),
+            "code": code_fingerprint(),
+            "processor": machine["cpu"],
+            "GPU": machine["gpu"],
+            "torch": machine["torch"],
+        }
+        return Progress(self.runs_folder / f"record-{self.benchmark.name}.json", what)
 
 
-def check(
-    benchmark: Benchmark,
-    execution: Execution,
-    dataset: Dataset,
-    store: Store,
-    *,
-    seeds: Sequence[int],
-    runs_folder: Path,
-    stop: StopRequest,
-    baseline: Benchmark | None = None,
-    progress: Progress | None = None,
+def measure(
+    check: Check, dataset: Dataset, store: Store, *, stop: StopRequest, progress: Progress | None = None
 ) -> Iterator[Attempt | Record]:
     """Run a recipe by the protocol: each seed once, as it comes, and a baseline timed in between.
 
     Args:
-        benchmark: What claims the record.
-        execution: How it is run.
+        check: What is measured.
         dataset: The published images.
         store: Where the runs are tracked.
-        seeds: Fixed beforehand.
-        runs_folder: Where the runs keep their journals.
         stop: Set by whoever wants to stop.
-        baseline: A recipe to compare with; it is timed over some steps before, between and after, not trained.
         progress: Keeps what is measured; seeds that it holds already are not trained again.
 
     Yields:
@@ -287,21 +290,22 @@ def check(
         UserError: The benchmark has no record to check, or the images are not the published ones.
         Stopped: ``stop`` was set.
     """
+    benchmark, execution, baseline = check.benchmark, check.execution, check.baseline
     claim = claim_of(benchmark)
     if dataset.generated or not dataset.official:
         raise UserError(
             f"a record needs the published images of {dataset.name}; {dataset.location} holds others "
             "(resnet-bench data prepare fetches them)"
         )
-    progress = progress or progress_of(benchmark, execution, seeds=seeds, runs_folder=runs_folder, baseline=baseline)
+    progress = progress or check.new_progress()
     warm_up_seconds = warm_up(benchmark.recipe, execution)
-    for place, seed in enumerate(seeds):
+    for place, seed in enumerate(check.seeds):
         if place == len(progress.attempts):
-            timings_due = 1 + (place >= len(seeds) // 2 > 0)
+            timings_due = 1 + (place >= len(check.seeds) // 2 > 0)
             if baseline is not None and len(progress.baseline_seconds) < timings_due:
                 progress.baseline_seconds.append(whole_training_seconds(baseline.recipe, execution, dataset))
                 progress.keep()
-            progress.attempts.append(_attempt(benchmark, claim, execution, dataset, store, seed, runs_folder, stop))
+            progress.attempts.append(_attempt(check, claim, dataset, store, seed, stop))
             progress.keep()
         yield progress.attempts[place]
     timings = list(progress.baseline_seconds)
@@ -349,21 +353,12 @@ def whole_training_seconds(recipe: Recipe, execution: Execution, dataset: Datase
     return statistics.median(warm) * recipe.steps_per_epoch * recipe.training.epochs
 
 
-def _attempt(
-    benchmark: Benchmark,
-    claim: Claim,
-    execution: Execution,
-    dataset: Dataset,
-    store: Store,
-    seed: int,
-    runs_folder: Path,
-    stop: StopRequest,
-) -> Attempt:
-    request = RunRequest(benchmark, benchmark.recipe, "full", seed, execution)
+def _attempt(check: Check, claim: Claim, dataset: Dataset, store: Store, seed: int, stop: StopRequest) -> Attempt:
+    request = RunRequest(check.benchmark, check.benchmark.recipe, "full", seed, check.execution)
     setup = 0.0
     finished: Finished | None = None
     try:
-        for event in run(request, dataset, store, runs_folder=runs_folder, stop=stop):
+        for event in run(request, dataset, store, runs_folder=check.runs_folder, stop=stop):
             if isinstance(event, Started):
                 setup = event.setup_seconds
             elif isinstance(event, Finished):

@@ -87,7 +87,8 @@ def check(
     dataset = images.load(benchmark.recipe.data.dataset, data, progress=say)
     count = seeds or record.MIN_SEEDS[execution.device_type]
     execution = tuned(benchmark.recipe, execution, precision=precision == "auto", threads=threads is None)
-    progress = record.progress_of(benchmark, execution, seeds=range(count), runs_folder=runs, baseline=compared)
+    planned = record.Check(benchmark, execution, range(count), runs, compared)
+    progress = planned.new_progress()
     if resume:
         progress.read()
     elif progress.path.exists():
@@ -98,17 +99,7 @@ def check(
     say(f"{count} seeds of {name} on {execution.device_name} ({execution.describe()}), tracked in {store.shown}")
     try:
         with stop_on_signals() as stop:
-            for found in record.check(
-                benchmark,
-                execution,
-                dataset,
-                store,
-                seeds=range(count),
-                runs_folder=runs,
-                stop=stop,
-                baseline=compared,
-                progress=progress,
-            ):
+            for found in record.measure(planned, dataset, store, stop=stop, progress=progress):
                 if isinstance(found, record.Attempt):
                     say(_line(found))
                 else:

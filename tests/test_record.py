@@ -14,7 +14,7 @@ from resnet_bench.data import Dataset
 from resnet_bench.errors import UserError
 from resnet_bench.execution import Execution
 from resnet_bench.launch import Stopped, StopRequest
-from resnet_bench.record import Attempt, Record
+from resnet_bench.record import Attempt, Check, Record
 from resnet_bench.tracking import Store
 from resnet_bench.training import Diverged
 
@@ -138,17 +138,17 @@ def official() -> Dataset:
     return Dataset(**{**vars(made), "source": "parquet", "fingerprint": data.DATASETS["cifar10"].fingerprint})
 
 
-def checked(benchmark: Benchmark, dataset: Dataset, folder: Path, **changes: Any) -> Iterator[Attempt | Record]:
+def checked(check: Check, dataset: Dataset, folder: Path, **changes: Any) -> Iterator[Attempt | Record]:
     store = Store.resolve(f"sqlite:///{folder / 'mlflow.db'}", folder)
     store.prepare()
-    arguments = {"seeds": range(2), "runs_folder": folder / "runs", "stop": StopRequest(), **changes}
-    return record.check(benchmark, CPU, dataset, store, **arguments)
+    return record.measure(check, dataset, store, **{"stop": StopRequest(), **changes})
 
 
 @pytest.mark.slow
 def test_each_seed_is_trained_tracked_and_timed(official: Dataset, tmp_path: Path) -> None:
     benchmark = fast()
-    *attempts, outcome = checked(benchmark, official, tmp_path, baseline=benchmark)
+    check = Check(benchmark, CPU, range(2), tmp_path / "runs", benchmark)
+    *attempts, outcome = checked(check, official, tmp_path)
     assert isinstance(outcome, Record)
     assert list(outcome.attempts) == attempts
     assert [attempt.seed for attempt in outcome.attempts] == [0, 1]
@@ -167,20 +167,17 @@ def test_each_seed_is_trained_tracked_and_timed(official: Dataset, tmp_path: Pat
 
 @pytest.mark.slow
 def test_an_interrupted_check_goes_on_at_the_seed_that_it_was_at(official: Dataset, tmp_path: Path) -> None:
-    benchmark, runs = fast(), tmp_path / "runs"
-    told = {"seeds": range(3), "runs_folder": runs, "baseline": benchmark}
+    check = Check(fast(), CPU, range(3), tmp_path / "runs", fast())
     stop = StopRequest()
-    found = checked(
-        benchmark, official, tmp_path, **told, stop=stop, progress=record.progress_of(benchmark, CPU, **told)
-    )
+    found = checked(check, official, tmp_path, stop=stop)
     before = next(found)
     stop.reason = "SIGTERM"
     with pytest.raises(Stopped):
         next(found)
 
-    progress = record.progress_of(benchmark, CPU, **told)
+    progress = check.new_progress()
     progress.read()
-    first, second, third, outcome = checked(benchmark, official, tmp_path, **told, progress=progress)
+    first, second, third, outcome = checked(check, official, tmp_path, progress=progress)
     assert first == before
     assert isinstance(outcome, Record)
     assert outcome.attempts == (first, second, third)
@@ -200,7 +197,7 @@ def test_a_run_that_fails_is_an_attempt(official: Dataset, tmp_path: Path, monke
 
     monkeypatch.setattr("resnet_bench.record.run", diverge)
     monkeypatch.setattr("resnet_bench.record.warm_up", lambda recipe, execution: 1.0)
-    *_, outcome = checked(fast(), official, tmp_path)
+    *_, outcome = checked(Check(fast(), CPU, range(2), tmp_path / "runs"), official, tmp_path)
     assert isinstance(outcome, Record)
     assert [attempt.failure for attempt in outcome.attempts] == [
         "the loss became nan at step 3, at learning rate 0.1"
@@ -211,8 +208,8 @@ def test_a_run_that_fails_is_an_attempt(official: Dataset, tmp_path: Path, monke
 
 
 def kept(folder: Path, **changes: Any) -> record.Progress:
-    arguments = {"seeds": range(3), "runs_folder": folder, "baseline": None, **changes}
-    return record.progress_of(fast(), arguments.pop("execution", CPU), **arguments)
+    asked = {"execution": CPU, "seeds": range(3), "runs_folder": folder, **changes}
+    return Check(fast(), **asked).new_progress()
 
 
 def test_progress_is_read_as_it_was_kept(tmp_path: Path) -> None:
@@ -254,8 +251,9 @@ def test_without_an_interrupted_check_there_is_nothing_to_go_on_with(tmp_path: P
 
 
 def test_generated_images_hold_no_record(tmp_path: Path) -> None:
+    made = data.generate("cifar10", train_size=60, test_size=30)
     with pytest.raises(UserError, match="a record needs the published images of cifar10"):
-        next(checked(fast(), data.generate("cifar10", train_size=60, test_size=30), tmp_path))
+        next(checked(Check(fast(), CPU, range(2), tmp_path / "runs"), made, tmp_path))
 
 
 def test_the_command_refuses_in_a_sentence(tmp_path: Path) -> None:

@@ -25,9 +25,10 @@ HANDICAP_OF_SLOW_PATHS = 1.1
 def tuned(recipe: Recipe, execution: Execution, *, precision: bool = True, threads: bool = True) -> Execution:
     """The fastest execution for a recipe at the level ``auto``; any other level is left as it is.
 
-    On a CPU some steps are timed in fp32 and bf16, with and without the fast paths, with all threads and with half
-    of them; what was fastest is remembered for the machine, the version of torch and the shape of the work. On a GPU,
-    and for runs that are over sooner than the measurement, the execution is returned as it was resolved.
+    On a CPU some steps are timed in fp32 and bf16, with fused layers, with the fast paths alone and with neither, with
+    all threads and with half of them; what was fastest is remembered for the machine, the version of torch and the
+    shape of the work. On a GPU, and for runs that are over sooner than the measurement, the execution is returned as it
+    was resolved.
 
     Args:
         recipe: Network, image size, batch size and optimizer.
@@ -45,15 +46,20 @@ def tuned(recipe: Recipe, execution: Execution, *, precision: bool = True, threa
         best = _fastest(recipe, _ways(execution, precision=precision))
         if threads and best.threads > 1:
             best = _fastest(recipe, [best, dataclasses.replace(best, threads=best.threads // 2)])
-        found = {"precision": best.precision, "fast_paths": best.fast_paths, "threads": best.threads}
+        found = {
+            "precision": best.precision,
+            "fast_paths": best.fast_paths,
+            "fused": best.fused,
+            "threads": best.threads,
+        }
         chosen = memory.put(key, found)
     return dataclasses.replace(execution, **chosen)
 
 
 def _key(recipe: Recipe, execution: Execution, *, precision: bool, threads: bool) -> str:
     parts = [
-        # Not the words of choices that were remembered when single steps were timed.
-        "settled execution of",
+        # Not the words of choices that were remembered when there were fewer ways.
+        "fastest execution of",
         recipe.model.model_dump_json(exclude_none=True),
         f"batch {recipe.training.batch_size} at {recipe.image_size} px",
         recipe.optimizer.name,
@@ -68,10 +74,11 @@ def _ways(execution: Execution, *, precision: bool) -> list[Execution]:
     precisions: list[Precision] = [execution.precision]
     if precision:
         precisions = ["bf16", "fp32"] if has_bf16() else ["fp32"]
+    paths = [(True, True), (True, False), (False, False)] if execution.fused else [(True, False), (False, False)]
     return [
-        dataclasses.replace(execution, precision=chosen, fast_paths=fast_paths)
+        dataclasses.replace(execution, precision=chosen, fast_paths=fast_paths, fused=fused)
         for chosen in precisions
-        for fast_paths in (True, False)
+        for fast_paths, fused in paths
     ]
 
 

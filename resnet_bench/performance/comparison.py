@@ -142,6 +142,7 @@ def compare(
         deterministic=False,
         level="plain",
         fast_paths=False,
+        fused=False,
         graphs=False,
     )
     workers = loader_workers(benchmark) if workers is None else workers

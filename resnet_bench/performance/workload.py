@@ -57,7 +57,7 @@ class Workload:
             count = batch_size or recipe.training.batch_size
             images = torch.randn(count, 3, recipe.image_size, recipe.image_size)
             self._labels = torch.randint(recipe.num_outputs, (count,)).to(execution.device)
-        self.network = network.to(execution.device).to(memory_format=execution.weight_memory_format)
+        self.network = execution.placed(network)
         self._images = images.to(execution.device).to(memory_format=execution.memory_format)
         self._optimizer = build_optimizer(recipe.optimizer, self.network, fused=fused)
         self._rates = [torch.tensor(group["lr"], device=execution.device) for group in self._optimizer.param_groups]

@@ -88,7 +88,7 @@ def code_fingerprint() -> str:
     """
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
+    for file in sorted([*root.rglob("*.py"), *root.rglob("*.c")]):
         name = file.relative_to(root)
         if name.parts[0] not in _CODE_AROUND_RUNS:
             content = file.read_bytes()

@@ -492,7 +492,7 @@ class _Run:
             assert whitening is not None
             images = whitening_images(self.recipe, self.splits["train"], whitening.images)
             network.whitening.fit(images, eps=whitening.eps)
-        return network.to(self.device).to(memory_format=self.execution.weight_memory_format)
+        return self.execution.placed(network)
 
     def _freezes(self) -> list[tuple[int, list[nn.Parameter]]]:
         """The parameters that are frozen during the run, with the number of steps after which, in this order."""

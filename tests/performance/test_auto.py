@@ -43,7 +43,7 @@ def test_the_fastest_is_taken_and_remembered(long_recipe, memory, monkeypatch) -
     timed = timed_by(
         monkeypatch, lambda e: 1.0 - 0.2 * (e.precision == "fp32") - 0.2 * (not e.fast_paths) - 0.2 * (e.threads == 1)
     )
-    expected = dataclasses.replace(asked, precision="fp32", fast_paths=False, threads=1)
+    expected = dataclasses.replace(asked, precision="fp32", fast_paths=False, fused=False, threads=1)
     assert tuned(long_recipe, asked) == expected
     count = len(timed)
     assert {(e.precision, e.fast_paths) for e in timed} == {(p, f) for p in ("bf16", "fp32") for f in (True, False)}
@@ -87,6 +87,14 @@ def test_fast_paths_are_left_out_only_where_that_is_clearly_faster(
     timed_by(monkeypatch, lambda e: 1.0 if e.fast_paths else without)
     asked = Execution.resolve("cpu", "fp32", threads=1)
     assert tuned(long_recipe, asked, precision=False).fast_paths is chosen
+
+
+@pytest.mark.parametrize("slower", [-0.2, 0.2])
+def test_fused_layers_are_taken_where_they_are_faster(long_recipe, memory, monkeypatch, slower) -> None:
+    timed_by(monkeypatch, lambda e: 1.0 + slower * e.fused)
+    asked = dataclasses.replace(Execution.resolve("cpu", "fp32", threads=1), fused=True)
+    chosen = tuned(long_recipe, asked, precision=False)
+    assert (chosen.fast_paths, chosen.fused) == (True, slower < 0)
 
 
 @pytest.mark.parametrize("change", [{"training.epochs": 1}, {}])

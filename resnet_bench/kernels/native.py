@@ -1,0 +1,127 @@
+"""Kernels in C, compiled by the machine's own compiler for its own processor, and kept in the user's cache folder."""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shlex
+import shutil
+import stat
+import subprocess  # the user's own compiler  # nosec B404
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+COMPILE_SECONDS = 60
+FLAGS = ("-O3", "-march=native", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-w")
+_log = logging.getLogger(__name__)
+
+
+class CannotCompile(Exception):
+    """This machine has no compiler that makes the kernels; the message says which and why."""
+
+
+def library(source: Path, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
+    """A C file as a library of this process, compiled unless that was done before; it is tried once in a process.
+
+    Args:
+        source: The C file; it includes nothing but the C library.
+        defines: Names that the preprocessor is to know.
+
+    Raises:
+        CannotCompile: There is no compiler, it fails, or what it makes cannot be loaded.
+    """
+    found = _tried(source, defines)
+    if isinstance(found, CannotCompile):
+        raise found
+    return found
+
+
+@functools.cache
+def _tried(source: Path, defines: tuple[str, ...]) -> ctypes.CDLL | CannotCompile:
+    try:
+        return _made(source, defines)
+    except CannotCompile as error:
+        return error
+
+
+def _made(source: Path, defines: tuple[str, ...]) -> ctypes.CDLL:
+    command = [*_compiler(), *FLAGS, *(f"-D{name}" for name in defines)]
+    folder = _cache_folder()
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="resnet-bench-") as temporary:
+            return _load(_compile(source, command, Path(temporary) / "kernels.so"))
+    path = folder / f"{source.stem}-{_key(source, command)}.so"
+    if path.is_file():
+        try:
+            return _load(path)
+        except CannotCompile as error:
+            _log.debug("compiling again: %s", error)
+    return _load(_compile(source, command, path))
+
+
+def _compiler() -> list[str]:
+    command = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    found = shutil.which(command[0])
+    if found is None:
+        raise CannotCompile(f"there is no C compiler {command[0]}")
+    return [found, *command[1:]]
+
+
+def _key(source: Path, command: Sequence[str]) -> str:
+    """Of everything that decides what is compiled: text, flags, compiler and processor."""
+    processor = Path("/proc/cpuinfo")
+    flags = [line for line in _lines(processor) if line.startswith(("model name", "flags", "Features"))]
+    version = _run([*command[:1], "--version"])
+    parts = [source.read_text(encoding="utf-8"), *command, version, *sorted(set(flags))]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(errors="replace").splitlines() if path.is_file() else []
+
+
+def _cache_folder() -> Path | None:
+    """Where compiled kernels are kept; None where others could put theirs in their place."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-bench" / "kernels"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = folder.stat()
+    except OSError as error:
+        _log.debug("%s cannot be used (%s); kernels are compiled for this process only", folder, error)
+        return None
+    is_ours = found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return folder if is_ours else None
+
+
+def _compile(source: Path, command: Sequence[str], path: Path) -> Path:
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            _run([*command, "-o", str(made), str(source), "-lm"])
+            # Whoever comes at the same time makes the same file.
+            made.replace(path)
+    except OSError as error:
+        raise CannotCompile(f"{path.parent}: {error.strerror or error}") from None
+    return path
+
+
+def _run(command: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(  # noqa: S603 - the same  # nosec B603
+            command, capture_output=True, text=True, errors="replace", timeout=COMPILE_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CannotCompile(f"{command[0]}: {error}") from None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["it says nothing"]
+        raise CannotCompile(f"{command[0]} failed: {lines[0]}")
+    return done.stdout
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise CannotCompile(f"what the compiler made cannot be loaded: {error}") from None

@@ -1,0 +1,172 @@
+"""BatchNorm in training with the activation behind it and a max pool before or behind it, as one operation on a CPU.
+
+As separate operations these read and write whole maps a dozen times forward and backward, and move more bytes than the
+convolutions between them. Here it is two passes forward and two backward, and what a pool drops is never written. The
+kernels are in ``normalization.c``.
+"""
+
+import ctypes
+import enum
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from resnet_bench.kernels import native
+
+_SOURCE = Path(__file__).with_name("normalization.c")
+_DEFINES: Mapping[torch.dtype, tuple[str, ...]] = {torch.bfloat16: ("BF16",), torch.float32: ()}
+
+LANES = 16
+"""The number of channels is a multiple of this."""
+
+
+class Pool(enum.IntEnum):
+    """Where there is a 2×2 max pool; the numbers are those of the C file."""
+
+    NONE = 0
+    BEFORE = 1
+    BEHIND = 2
+
+
+class Activation(enum.IntEnum):
+    """What follows the normalisation; the numbers are those of the C file."""
+
+    IDENTITY = 0
+    RELU = 1
+    SILU = 2
+
+
+def problem(dtype: torch.dtype) -> str | None:
+    """Why there are no such kernels for a type on this machine, or None where there are.
+
+    They are compiled for the answer, which takes a second the first time.
+    """
+    try:
+        native.library(_SOURCE, _DEFINES[dtype])
+    except native.CannotCompile as error:
+        return str(error)
+    return None
+
+
+def fits(maps: Tensor, norm: nn.BatchNorm2d, pool: Pool) -> bool:
+    """Whether :func:`normalize` takes these maps; if not, they are for torch's own operations."""
+    if not norm.training or maps.device.type != "cpu" or maps.dim() != 4 or maps.dtype not in _DEFINES:
+        return False
+    count, channels, height, width = maps.shape
+    if pool is not Pool.NONE:
+        height, width = height // 2, width // 2
+    tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    return (
+        channels == norm.num_features
+        and channels % LANES == 0
+        # A single value has no variance, and torch refuses it with a sentence.
+        and count * height * width > 1
+        and maps.is_contiguous(memory_format=torch.channels_last)
+        and norm.momentum is not None
+        and all(tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous()) for tensor in tensors)
+        and problem(maps.dtype) is None
+    )
+
+
+def normalize(maps: Tensor, norm: nn.BatchNorm2d, *, pool: Pool, activation: Activation) -> Tensor:
+    """What BatchNorm in training gives, activated and pooled; its running statistics are updated.
+
+    Args:
+        maps: Shape `[N, C, H, W]`, bfloat16 or float32, in channels-last order.
+        norm: A layer that :func:`fits`.
+        pool: Where the maps are pooled; what an odd map has beyond its windows is left out, as torch does.
+        activation: What is done to normalised values.
+
+    Returns:
+        Shape `[N, C, H, W]`, or `[N, C, H // 2, W // 2]` with a pool, of the maps' type, in channels-last order.
+    """
+    outputs, mean, variance = cast(
+        tuple[Tensor, Tensor, Tensor], _Normalize.apply(maps, norm.weight, norm.bias, norm.eps, pool, activation)
+    )
+    if norm.running_mean is not None and norm.running_var is not None:
+        assert norm.num_batches_tracked is not None
+        assert norm.momentum is not None
+        values = (outputs if pool is Pool.BEFORE else maps)[:, 0].numel()
+        with torch.no_grad():
+            norm.num_batches_tracked.add_(1)
+            norm.running_mean.lerp_(mean, norm.momentum)
+            norm.running_var.lerp_(variance * (values / (values - 1)), norm.momentum)
+    return outputs
+
+
+class _Normalize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        maps: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        pool: Pool,
+        activation: Activation,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        count, channels, height, width = maps.shape
+        rows, columns = (height, width) if pool is Pool.NONE else (height // 2, width // 2)
+        mean, variance = torch.empty(channels), torch.empty(channels)
+        outputs = maps.new_empty((count, rows, columns, channels)).permute(0, 3, 1, 2)
+        pooled = torch.empty_like(outputs) if pool is Pool.BEFORE else None
+        places = torch.empty((count, rows, columns, channels), dtype=torch.uint8) if pool is not Pool.NONE else None
+        _call(
+            "forward",
+            maps.dtype,
+            maps,
+            *(count, height, width, channels),
+            *(pool, activation),
+            *(weight, bias, eps),
+            *(mean, variance, pooled, places, outputs),
+        )
+        ctx.save_for_backward(maps if pooled is None else pooled, weight, bias, mean, variance, places)
+        ctx.shape, ctx.eps, ctx.pool, ctx.activation = maps.shape, eps, pool, activation
+        ctx.mark_non_differentiable(mean, variance)
+        return outputs, mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradients: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        maps, weight, bias, mean, variance, places = ctx.saved_tensors
+        count, channels, height, width = ctx.shape
+        of_maps = maps.new_empty((count, height, width, channels)).permute(0, 3, 1, 2)
+        of_weight, of_bias = torch.empty(channels), torch.empty(channels)
+        _call(
+            "backward",
+            maps.dtype,
+            maps,
+            *(count, height, width, channels),
+            *(ctx.pool, ctx.activation),
+            *(weight, bias, ctx.eps),
+            *(mean, variance, places),
+            gradients.contiguous(memory_format=torch.channels_last),
+            *(of_maps, of_weight, of_bias),
+        )
+        return (
+            of_maps,
+            of_weight if weight is not None else None,
+            of_bias if bias is not None else None,
+            None,
+            None,
+            None,
+        )
+
+
+def _call(name: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
+    """Call a function of the C file with its arguments in their order, and the number of threads behind them."""
+    function = getattr(native.library(_SOURCE, _DEFINES[dtype]), name)
+    if function(*map(_as_c, arguments), torch.get_num_threads()):
+        raise MemoryError(f"no memory for the sums of a layer ({name})")
+
+
+def _as_c(argument: Tensor | float | None) -> Any:
+    if argument is None or isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr() if argument is not None else None)
+    if isinstance(argument, enum.IntEnum):
+        return ctypes.c_int(argument)
+    return ctypes.c_int64(argument) if isinstance(argument, int) else ctypes.c_float(argument)
