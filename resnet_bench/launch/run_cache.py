@@ -139,7 +139,11 @@ def _deciding(tags: Mapping[str, str]) -> dict[str, str]:
 
 def _differences(then: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     before, today = _deciding(then), _deciding(now)
-    return {name: (before[name], today[name]) for name in today if before[name] != today[name]}
+    found = {name: (before[name], today[name]) for name in today if before[name] != today[name]}
+    if "determinism" in found:
+        # Which kernels there are follows from it.
+        found.pop("kernels", None)
+    return found
 
 
 def _sentence(differences: Mapping[str, tuple[str, str]], nearest: "Run", request: RunRequest) -> str:

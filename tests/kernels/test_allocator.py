@@ -14,19 +14,24 @@ import psutil
 import torch
 from resnet_bench.kernels import kept_allocations
 
-def growth_after_freeing():
-    before = psutil.Process().memory_info().rss
-    block = torch.ones(100 * 2**20 // 4)
-    del block
-    return (psutil.Process().memory_info().rss - before) >> 20
+def use_and_free():
+    torch.ones(100 * 2**20 // 4)
 
-found = [growth_after_freeing()]
+def growth():
+    return (psutil.Process().memory_info().rss - at_first) >> 20
+
+use_and_free()
+at_first = psutil.Process().memory_info().rss
+use_and_free()
+found = [growth()]
 with kept_allocations(True):
-    found.append(growth_after_freeing())
+    use_and_free()
+    found.append(growth())
     with kept_allocations(False):
-        found.append(growth_after_freeing())
-    found.append(growth_after_freeing())
-found.append(growth_after_freeing())
+        found.append(growth())
+    use_and_free()
+    found.append(growth())
+found.append(growth())
 print(*found)
 """
 
