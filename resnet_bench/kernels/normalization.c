@@ -125,6 +125,22 @@ INLINE floats pulled_back(floats gradient, floats x, enum activation activation)
     }
 }
 
+/* Calls a function with an activation behind its arguments, of each activation a loop of its own. */
+#define WITH_ACTIVATION(activation, function, ...)      \
+    do {                                                \
+        switch (activation) {                           \
+        case IDENTITY:                                  \
+            function(__VA_ARGS__, IDENTITY);            \
+            break;                                      \
+        case RELU:                                      \
+            function(__VA_ARGS__, RELU);                \
+            break;                                      \
+        case SILU:                                      \
+            function(__VA_ARGS__, SILU);                \
+            break;                                      \
+        }                                               \
+    } while (0)
+
 /* --- sums over rows ------------------------------------------------------------------------------ */
 
 /* For each channel two sums; `recent` is of the last rows, in float. */
@@ -148,21 +164,23 @@ INLINE void count_rows(struct sums *sums, int64_t rows) {
     if (sums->rows >= ROWS_IN_FLOAT) settle(sums);
 }
 
-/* One set of sums for each part of the work. */
+/* One set of sums for each part of the work, and vectors of a number for each channel. */
 struct parts {
     struct sums sums[PARTS];
     float *recent;
     double *total;
+    float *vectors;
 };
 
-static int begin(struct parts *parts, int64_t channels) {
+static int begin(struct parts *parts, int64_t channels, int64_t vectors) {
+    parts->vectors = malloc(vectors * channels * sizeof(float));
     parts->recent = calloc(PARTS * 2 * channels, sizeof(float));
     parts->total = calloc(PARTS * 2 * channels, sizeof(double));
     for (int64_t part = 0; part < PARTS; part++)
         parts->sums[part] = (struct sums){
             channels, 0, parts->recent + part * 2 * channels, parts->total + part * 2 * channels
         };
-    return parts->recent && parts->total ? DONE : OUT_OF_MEMORY;
+    return parts->vectors && parts->recent && parts->total ? DONE : OUT_OF_MEMORY;
 }
 
 /* Adds all parts up in the first one's. */
@@ -175,6 +193,7 @@ static double *finish(struct parts *parts) {
 }
 
 static void end(struct parts *parts) {
+    free(parts->vectors);
     free(parts->recent);
     free(parts->total);
 }
@@ -354,15 +373,7 @@ INLINE void normalize_as(
 static void normalize(
     const struct layer *layer, const value *maps, value *outputs, uint8_t *places, int64_t first, int64_t last
 ) {
-    /* Of each activation a loop of its own. */
-    switch (layer->activation) {
-    case IDENTITY:
-        return normalize_as(layer, maps, outputs, places, first, last, IDENTITY);
-    case RELU:
-        return normalize_as(layer, maps, outputs, places, first, last, RELU);
-    case SILU:
-        return normalize_as(layer, maps, outputs, places, first, last, SILU);
-    }
+    WITH_ACTIVATION(layer->activation, normalize_as, layer, maps, outputs, places, first, last);
 }
 
 /* Normalise maps by their own mean and variance.
@@ -396,12 +407,11 @@ int forward(
     int threads
 ) {
     struct parts parts;
-    float *vectors = malloc(3 * channels * sizeof(float));
-    if (begin(&parts, channels) != DONE || !vectors) {
+    if (begin(&parts, channels, 3) != DONE) {
         end(&parts);
-        free(vectors);
         return OUT_OF_MEMORY;
     }
+    float *vectors = parts.vectors;
     float *reference = vectors + 2 * channels;
     const struct layer layer = {
         images, height, width, channels, pool, activation, mean, vectors, vectors + channels, NULL, NULL
@@ -426,7 +436,6 @@ int forward(
     for (int64_t part = 0; part < PARTS; part++)
         normalize(&layer, normalized, outputs, places, bands * part / PARTS, bands * (part + 1) / PARTS);
     end(&parts);
-    free(vectors);
     return DONE;
 }
 
@@ -497,14 +506,7 @@ static void add_all_gradients(
     int64_t first,
     int64_t last
 ) {
-    switch (layer->activation) {
-    case IDENTITY:
-        return add_all_gradients_as(layer, maps, gradients, places, sums, first, last, IDENTITY);
-    case RELU:
-        return add_all_gradients_as(layer, maps, gradients, places, sums, first, last, RELU);
-    case SILU:
-        return add_all_gradients_as(layer, maps, gradients, places, sums, first, last, SILU);
-    }
+    WITH_ACTIVATION(layer->activation, add_all_gradients_as, layer, maps, gradients, places, sums, first, last);
 }
 
 /* A value's gradient from that before the activation. */
@@ -612,14 +614,7 @@ static void propagate(
     int64_t first,
     int64_t last
 ) {
-    switch (layer->activation) {
-    case IDENTITY:
-        return propagate_as(layer, maps, gradients, places, outputs, first, last, IDENTITY);
-    case RELU:
-        return propagate_as(layer, maps, gradients, places, outputs, first, last, RELU);
-    case SILU:
-        return propagate_as(layer, maps, gradients, places, outputs, first, last, SILU);
-    }
+    WITH_ACTIVATION(layer->activation, propagate_as, layer, maps, gradients, places, outputs, first, last);
 }
 
 /* The gradients of `forward`.
@@ -654,12 +649,11 @@ int backward(
     int threads
 ) {
     struct parts parts;
-    float *vectors = malloc(4 * channels * sizeof(float));
-    if (begin(&parts, channels) != DONE || !vectors) {
+    if (begin(&parts, channels, 4) != DONE) {
         end(&parts);
-        free(vectors);
         return OUT_OF_MEMORY;
     }
+    float *vectors = parts.vectors;
     const struct layer layer = {
         images, height, width, channels, pool, activation,
         mean, vectors, vectors + channels, vectors + 2 * channels, vectors + 3 * channels,
@@ -685,6 +679,5 @@ int backward(
     for (int64_t part = 0; part < PARTS; part++)
         propagate(&layer, maps, gradients, places, map_gradients, bands * part / PARTS, bands * (part + 1) / PARTS);
     end(&parts);
-    free(vectors);
     return DONE;
 }
