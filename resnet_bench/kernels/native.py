@@ -62,7 +62,11 @@ def _made(source: Path, defines: tuple[str, ...]) -> ctypes.CDLL:
 
 
 def _compiler() -> list[str]:
-    command = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    wanted = os.environ.get("CC", "")
+    try:
+        command = shlex.split(wanted) or ["cc"]
+    except ValueError as error:
+        raise CannotCompile(f"CC={wanted} is no command: {error}") from None
     found = shutil.which(command[0])
     if found is None:
         raise CannotCompile(f"there is no C compiler {command[0]}")

@@ -107,7 +107,7 @@ def test_what_cannot_be_loaded_is_said(source) -> None:
         seven(source)
 
 
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false", 'cc "'])
 def test_without_a_compiler_training_does_without(compiler, monkeypatch) -> None:
     monkeypatch.setenv("CC", compiler)
     assert compiler in str(normalization.problem(torch.float32))
