@@ -85,7 +85,7 @@ def _compiler() -> Finding:
     if problem := normalization.problem(torch.float32):
         remedy = "install one (gcc) for faster training on the CPU; everything works without"
         return Finding("C compiler", False, problem, remedy, required=False)
-    return Finding("C compiler", True, "makes the fused layers that training on the CPU uses")
+    return Finding("C compiler", True, "makes the kernels that training on the CPU uses")
 
 
 def _disk() -> Finding:

@@ -1,18 +1,21 @@
-"""Convolutions of small maps on a CPU as matrix products, equal to torch's own up to rounding.
+"""Ways to compute convolutions on a CPU other than torch's own, equal to it up to rounding.
 
-oneDNN's kernels are made for large maps. Where a map is small, two things are faster. A map of at most 2×2 pixels
-makes a padded convolution a matrix product of whole maps with no more products than the convolution has; of the taps
-of its kernel only those that touch a pixel are used: at 1×1 the centre alone, a ninth of the work. And the gradient
-of the weights is one product of the output's gradient with the input's patches (im2col), which on some processors
-takes a third of the library's time and on others twice of it: that has to be measured.
+oneDNN's kernels are made for large maps. A map of at most 2×2 pixels makes a padded convolution a matrix product of
+whole maps with no more products than the convolution has; of the taps of its kernel only those that touch a pixel are
+used: at 1×1 the centre alone, a ninth of the work. The gradient of the weights is one product of the output's gradient
+with the input's patches (im2col). And 3×3 taps need fewer products where tiles of maps are transformed (Winograd).
+Which of these is faster than the library depends on the shape and the processor: that has to be measured.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from resnet_bench.kernels import winograd
 
 MAX_DENSE_PIXELS = 4
 """Above 2×2 pixels a product of whole maps multiplies more than the convolution does."""
@@ -149,43 +152,114 @@ def weight_gradient_by_product(images: Tensor, gradient: Tensor, weight: Tensor,
     return (by_pixel.mT @ patches).view(out_channels, kernel, kernel, channels).permute(0, 3, 1, 2)
 
 
-def convolution_with_product_gradient(
-    images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
+# --- passes in ways of one's own -------------------------------------------------------------------
+
+
+class Ways(NamedTuple):
+    """How each pass of a convolution is computed: ``library`` is torch's own kernel.
+
+    Attributes:
+        forward: ``library`` or ``winograd``.
+        images: The gradient of the images: ``library`` or ``winograd``.
+        weight: The gradient of the weight: ``library``, ``product`` or ``winograd``.
+    """
+
+    forward: str = "library"
+    images: str = "library"
+    weight: str = "library"
+
+
+def forward_by_library(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """A convolution by torch's own kernel, in the type of the images."""
+    in_bias = None if bias is None else bias.to(images.dtype)
+    return torch.conv2d(images, weight.to(images.dtype), in_bias, geometry.stride, geometry.padding)
+
+
+def forward_by_winograd(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """The same, of bfloat16 images that :func:`winograd.fits`."""
+    return winograd.convolve(images, weight.float(), None if bias is None else bias.float(), geometry.padding)
+
+
+def images_gradient_by_library(images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """The gradient of a convolution's images, by torch's own kernel."""
+    return _convolution_backward(gradient, images, weight, geometry, (True, False))[0]
+
+
+def images_gradient_by_winograd(
+    images: Tensor,  # noqa: ARG001 - all ways are called alike
+    gradient: Tensor,
+    weight: Tensor,
+    geometry: Geometry,
 ) -> Tensor:
-    """A convolution whose weights' gradient is a matrix product; otherwise torch's own.
+    """The same, where channels and outputs :func:`winograd.fits` when they change places."""
+    return winograd.gradient_of_images(gradient, weight.float(), geometry.padding)
+
+
+def weight_gradient_by_winograd(
+    images: Tensor,
+    gradient: Tensor,
+    weight: Tensor,  # noqa: ARG001 - all ways are called alike
+    geometry: Geometry,
+) -> Tensor:
+    """The gradient of a convolution's weights; see :func:`weight_gradient_by_product`."""
+    return winograd.gradient_of_weight(images, gradient, geometry.padding)
+
+
+FORWARD: Mapping[str, Callable[[Tensor, Tensor, Tensor | None, Geometry], Tensor]] = {
+    "library": forward_by_library,
+    "winograd": forward_by_winograd,
+}
+IMAGES_GRADIENT: Mapping[str, Callable[[Tensor, Tensor, Tensor, Geometry], Tensor]] = {
+    "library": images_gradient_by_library,
+    "winograd": images_gradient_by_winograd,
+}
+WEIGHT_GRADIENT: Mapping[str, Callable[[Tensor, Tensor, Tensor, Geometry], Tensor]] = {
+    "library": weight_gradient_by_library,
+    "product": weight_gradient_by_product,
+    "winograd": weight_gradient_by_winograd,
+}
+
+
+def convolution(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, ways: Ways) -> Tensor:
+    """A convolution whose passes are computed in chosen ways.
 
     Args:
         images: Shape `[N, C, S, S]`; the convolution computes in their type.
         weight: Shape `[O, C, K, K]`; its gradient is of its own type and memory order.
         bias: Shape `[O]`.
         geometry: Kernel size, stride and padding.
+        ways: Of each pass.
+
+    Returns:
+        Shape `[N, O, T, T]`.
     """
-    return cast(Tensor, _ProductGradient.apply(images, weight, bias, geometry))
+    return cast(Tensor, _Convolution.apply(images, weight, bias, geometry, ways))
 
 
-class _ProductGradient(torch.autograd.Function):
+class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-        ctx.geometry = geometry
+    def forward(
+        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, ways: Ways
+    ) -> Tensor:
+        ctx.geometry, ctx.ways = geometry, ways
         ctx.save_for_backward(images, weight)
-        in_bias = None if bias is None else bias.to(images.dtype)
         ctx.bias_type = None if bias is None else bias.dtype
-        return torch.conv2d(images, weight.to(images.dtype), in_bias, geometry.stride, geometry.padding)
+        return FORWARD[ways.forward](images, weight, bias, geometry)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         images, weight = ctx.saved_tensors
-        wants_images, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        wants_images, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         of_images = of_weight = of_bias = None
         if wants_images:
-            of_images = _convolution_backward(gradient, images, weight.to(images.dtype), ctx.geometry, (True, False))[0]
+            of_images = IMAGES_GRADIENT[ctx.ways.images](images, gradient, weight, ctx.geometry)
         if wants_weight:
-            product = weight_gradient_by_product(images, gradient, weight, ctx.geometry)
-            of_weight = torch.empty_like(weight).copy_(product)
+            found = WEIGHT_GRADIENT[ctx.ways.weight](images, gradient, weight, ctx.geometry)
+            of_weight = torch.empty_like(weight).copy_(found)
         if wants_bias:
             of_bias = gradient.sum((0, 2, 3), dtype=ctx.bias_type)
-        return of_images, of_weight, of_bias, None
+        return of_images, of_weight, of_bias, None, None
 
 
 def _convolution_backward(
@@ -194,7 +268,7 @@ def _convolution_backward(
     of_images, of_weight, _ = torch.ops.aten.convolution_backward(
         gradient,
         images,
-        weight,
+        weight.to(images.dtype),
         None,
         [geometry.stride] * 2,
         [geometry.padding] * 2,

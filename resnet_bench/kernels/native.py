@@ -1,6 +1,7 @@
 """Kernels in C, compiled by the machine's own compiler for its own processor, and kept in the user's cache folder."""
 
 import ctypes
+import enum
 import functools
 import hashlib
 import logging
@@ -12,6 +13,10 @@ import subprocess  # the user's own compiler  # nosec B404
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 COMPILE_SECONDS = 60
 FLAGS = ("-O3", "-march=native", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-w")
@@ -36,6 +41,40 @@ def library(source: Path, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
     if isinstance(found, CannotCompile):
         raise found
     return found
+
+
+def problem(source: Path, defines: tuple[str, ...] = ()) -> str | None:
+    """Why there is no such library on this machine, or None where there is; it is compiled for the answer."""
+    try:
+        library(source, defines)
+    except CannotCompile as error:
+        return str(error)
+    return None
+
+
+def call(kernels: ctypes.CDLL, name: str, *arguments: Tensor | float | None) -> None:
+    """Call a function of a library that uses as many threads as torch does.
+
+    Args:
+        kernels: What :func:`library` gave.
+        name: A function that takes the number of threads, an int, behind its arguments, and gives 0 if it had the
+            memory that it needs.
+        arguments: In the function's order: tensors become pointers to their values and None a null pointer, members
+            of an enumeration an int, whole numbers an int64_t, and others a float.
+
+    Raises:
+        MemoryError: It had not.
+    """
+    if getattr(kernels, name)(*map(_as_c, arguments), ctypes.c_int(torch.get_num_threads())):
+        raise MemoryError(f"no memory for what a layer is computed with ({name})")
+
+
+def _as_c(argument: Tensor | float | None) -> Any:
+    if argument is None or isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr() if argument is not None else None)
+    if isinstance(argument, enum.IntEnum):
+        return ctypes.c_int(argument)
+    return ctypes.c_int64(argument) if isinstance(argument, int) else ctypes.c_float(argument)
 
 
 @functools.cache

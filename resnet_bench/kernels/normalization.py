@@ -5,7 +5,6 @@ convolutions between them. Here it is two passes forward and two backward, and w
 kernels are in ``normalization.c``.
 """
 
-import ctypes
 import enum
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,11 +44,7 @@ def problem(dtype: torch.dtype) -> str | None:
 
     They are compiled for the answer, which takes a second the first time.
     """
-    try:
-        native.library(_SOURCE, _DEFINES[dtype])
-    except native.CannotCompile as error:
-        return str(error)
-    return None
+    return native.problem(_SOURCE, _DEFINES[dtype])
 
 
 def fits(maps: Tensor, norm: nn.BatchNorm2d, pool: Pool) -> bool:
@@ -115,9 +110,9 @@ class _Normalize(torch.autograd.Function):
         outputs = maps.new_empty((count, rows, columns, channels)).permute(0, 3, 1, 2)
         pooled = torch.empty_like(outputs) if pool is Pool.BEFORE else None
         places = torch.empty((count, rows, columns, channels), dtype=torch.uint8) if pool is not Pool.NONE else None
-        _call(
+        native.call(
+            native.library(_SOURCE, _DEFINES[maps.dtype]),
             "forward",
-            maps.dtype,
             maps,
             *(count, height, width, channels),
             *(pool, activation),
@@ -136,9 +131,9 @@ class _Normalize(torch.autograd.Function):
         count, channels, height, width = ctx.shape
         of_maps = maps.new_empty((count, height, width, channels)).permute(0, 3, 1, 2)
         of_weight, of_bias = torch.empty(channels), torch.empty(channels)
-        _call(
+        native.call(
+            native.library(_SOURCE, _DEFINES[maps.dtype]),
             "backward",
-            maps.dtype,
             maps,
             *(count, height, width, channels),
             *(ctx.pool, ctx.activation),
@@ -155,18 +150,3 @@ class _Normalize(torch.autograd.Function):
             None,
             None,
         )
-
-
-def _call(name: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
-    """Call a function of the C file with its arguments in their order, and the number of threads behind them."""
-    function = getattr(native.library(_SOURCE, _DEFINES[dtype]), name)
-    if function(*map(_as_c, arguments), torch.get_num_threads()):
-        raise MemoryError(f"no memory for the sums of a layer ({name})")
-
-
-def _as_c(argument: Tensor | float | None) -> Any:
-    if argument is None or isinstance(argument, Tensor):
-        return ctypes.c_void_p(argument.data_ptr() if argument is not None else None)
-    if isinstance(argument, enum.IntEnum):
-        return ctypes.c_int(argument)
-    return ctypes.c_int64(argument) if isinstance(argument, int) else ctypes.c_float(argument)

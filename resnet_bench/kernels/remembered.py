@@ -54,13 +54,24 @@ class Remembered:
 def machine_memory(machine: str) -> Remembered:
     """The choices for a machine, named with all that a measurement depends on: processor, threads, versions.
 
-    They are kept in the user's cache folder, one file a machine.
+    They are kept in the user's cache folder, one file for a machine and the kernels as they are: a faster one may have
+    been the slower one before.
     """
-    name = hashlib.sha256(machine.encode()).hexdigest()[:12]
+    name = hashlib.sha256(f"{machine}, {_kernels()}".encode()).hexdigest()[:12]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     memory = Remembered(cache / "resnet-bench" / f"execution-{name}.json")
     memory.put("machine", machine)
     return memory
+
+
+@functools.cache
+def _kernels() -> str:
+    """A digest of all that there is to choose from."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.iterdir()):
+        if path.suffix in (".py", ".c"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,30 +1,34 @@
 """The context of faster ways: what it takes over, what it leaves alone, and what it remembers."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
 
 from resnet_bench import models
 from resnet_bench.execution import Execution
-from resnet_bench.kernels import FastPaths, Remembered, fast_paths
-from resnet_bench.kernels.convolution import Geometry
+from resnet_bench.kernels import FastPaths, Remembered, fast_paths, winograd
+from resnet_bench.kernels.convolution import Geometry, Ways
+
+needs_winograd = pytest.mark.skipif(winograd.problem() is not None, reason=f"{winograd.problem()}")
 
 
-def choosing(monkeypatch, by_library: float, by_product: float) -> list[torch.Size]:
-    """Have the measurement give these seconds; returns the shapes that it was asked for."""
-    asked: list[torch.Size] = []
+def choosing(monkeypatch, **seconds: float) -> list[tuple[str, int]]:
+    """Have the measurement give these seconds, and 1 for the library; returns what it is asked for."""
+    asked: list[tuple[str, int]] = []
 
-    def measure(images, weight, geometry, dtype):
-        asked.append(images.shape)
-        return by_library, by_product
+    def measure(name, ways, shape):
+        asked.append((name, shape.size))
+        return {way: seconds.get(way, 1.0 if way == "library" else 2.0) for way in ways}
 
-    monkeypatch.setattr(fast_paths, "_time_weight_gradients", measure)
+    monkeypatch.setattr(fast_paths, "_time", measure)
     return asked
 
 
 @pytest.mark.parametrize("product", [True, False])
 def test_a_network_gives_the_same_with_and_without(tmp_path, monkeypatch, product) -> None:
-    asked = choosing(monkeypatch, 1.0, 0.5 if product else 2.0)
+    asked = choosing(monkeypatch, product=0.5 if product else 2.0)
     torch.manual_seed(0)
     network = models.build("resnet18", num_classes=10).double()
     images = torch.randn(6, 3, 32, 32, dtype=torch.float64)
@@ -35,7 +39,7 @@ def test_a_network_gives_the_same_with_and_without(tmp_path, monkeypatch, produc
             outputs = network(images)
         outputs.logsumexp(1).sum().backward()
         found.append([outputs.detach(), *(parameter.grad.clone() for parameter in network.parameters())])
-    assert {shape[-1] for shape in asked} == {8, 4}
+    assert set(asked) == {("weight", 8), ("weight", 4)}
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
     assert list(network.state_dict()) == keys
@@ -53,7 +57,7 @@ def test_a_network_gives_the_same_with_and_without(tmp_path, monkeypatch, produc
     ],
 )
 def test_unusual_convolutions_stay_torchs_own(layer, tmp_path, monkeypatch) -> None:
-    choosing(monkeypatch, 1.0, 0.1)
+    choosing(monkeypatch, product=0.1)
     images = torch.randn(2, 4, 2, 2)
     expected = layer(images)
     with FastPaths(None, Remembered(tmp_path / "choices.json")):
@@ -61,7 +65,7 @@ def test_unusual_convolutions_stay_torchs_own(layer, tmp_path, monkeypatch) -> N
 
 
 def test_a_shape_is_measured_once_and_remembered(tmp_path, monkeypatch) -> None:
-    asked = choosing(monkeypatch, 1.0, 0.5)
+    asked = choosing(monkeypatch, product=0.5)
     images, weight = torch.randn(2, 4, 4, 4), torch.randn(4, 4, 3, 3, requires_grad=True)
     for path in (tmp_path / "a.json", tmp_path / "a.json", tmp_path / "b.json"):
         with FastPaths(None, Remembered(path)):
@@ -70,26 +74,80 @@ def test_a_shape_is_measured_once_and_remembered(tmp_path, monkeypatch) -> None:
     assert len(asked) == 2
 
 
-def test_only_a_gain_beyond_noise_is_taken(tmp_path, monkeypatch) -> None:
-    choosing(monkeypatch, 1.0, 0.95)
-    assert not fast_paths.product_pays(
-        Remembered(tmp_path / "choices.json"),
-        torch.randn(2, 4, 4, 4),
-        torch.randn(4, 4, 3, 3),
-        Geometry(3, 1, 1),
-        torch.float32,
-    )
+@pytest.mark.parametrize(("seconds", "expected"), [(0.95, "library"), (0.85, "product")])
+def test_only_a_gain_beyond_noise_is_taken(tmp_path, monkeypatch, seconds, expected) -> None:
+    choosing(monkeypatch, product=seconds)
+    memory = Remembered(tmp_path / "choices.json")
+    weight = torch.randn(4, 4, 3, 3, requires_grad=True)
+    ways = fast_paths.chosen_ways(memory, torch.randn(2, 4, 4, 4), weight, Geometry(3, 1, 1), torch.float32)
+    assert ways == Ways(weight=expected)
 
 
-def test_the_measurement_times_both_ways() -> None:
-    seconds = fast_paths._time_weight_gradients(
-        torch.randn(2, 4, 4, 4), torch.randn(4, 4, 3, 3), Geometry(3, 2, 1), torch.bfloat16
-    )
-    assert all(0 < taken < 1 for taken in seconds)
+def test_a_way_that_is_not_there_is_not_taken(tmp_path) -> None:
+    memory = Remembered(tmp_path / "choices.json")
+    images, weight = torch.randn(2, 4, 4, 4), torch.randn(4, 4, 3, 3, requires_grad=True)
+    shape = fast_paths._Shape(2, 4, 4, 4, Geometry(3, 1, 1), torch.float32)
+    memory.put(f"weight of a convolution {shape}", "winograd")
+    assert fast_paths.chosen_ways(memory, images, weight, Geometry(3, 1, 1), torch.float32) == Ways()
+
+
+@pytest.mark.parametrize("name", ["forward", "images", "weight"])
+def test_the_measurement_times_every_way(name) -> None:
+    shape = fast_paths._Shape(2, 16, 4, 16, Geometry(3, 1, 1), torch.bfloat16)
+    ways = fast_paths._possible_ways(shape)[name]
+    seconds = fast_paths._time(name, ways, shape)
+    assert list(seconds) == list(ways)
+    assert all(0 < taken < 1 for taken in seconds.values())
+
+
+@needs_winograd
+def test_a_pass_that_is_not_needed_is_not_measured(tmp_path, monkeypatch) -> None:
+    asked = choosing(monkeypatch, winograd=0.1)
+    layer, images = nn.Conv2d(16, 16, 3, padding=1), torch.randn(2, 16, 4, 4)
+    with FastPaths(torch.bfloat16, Remembered(tmp_path / "choices.json")):
+        with torch.no_grad():
+            layer(images)
+        assert asked == [("forward", 4)]
+        layer(images)
+        assert asked == [("forward", 4), ("weight", 4)]
+        layer(images.requires_grad_())
+    assert asked == [("forward", 4), ("weight", 4), ("images", 4)]
+
+
+@needs_winograd
+def test_a_network_with_fewer_products_is_as_near_to_plain_as_bf16(tmp_path, monkeypatch) -> None:
+    choosing(monkeypatch, winograd=0.1)
+    torch.manual_seed(0)
+    network = models.build("resnet9", num_classes=10)
+    images, labels = torch.randn(32, 3, 32, 32), torch.randint(0, 10, (32,))
+    found = {}
+    for way in ("plain", "bf16", "winograd"):
+        network.zero_grad()
+        with contextlib.ExitStack() as contexts:
+            if way != "plain":
+                contexts.enter_context(torch.autocast("cpu", dtype=torch.bfloat16))
+            if way == "winograd":
+                contexts.enter_context(FastPaths(torch.bfloat16, Remembered(tmp_path / "choices.json")))
+            outputs = network(images)
+        nn.functional.cross_entropy(outputs.float(), labels).backward()
+        found[way] = torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+    of_bf16, of_winograd = (torch.dist(found[way], found["plain"]) for way in ("bf16", "winograd"))
+    assert of_winograd != of_bf16
+    assert of_winograd < 2.5 * of_bf16
+
+
+def test_images_of_other_channels_are_torchs_own_error(tmp_path, monkeypatch) -> None:
+    choosing(monkeypatch, winograd=0.1, product=0.1)
+    layer = nn.Conv2d(16, 16, 3, padding=1)
+    with (
+        FastPaths(torch.bfloat16, Remembered(tmp_path / "choices.json")),
+        pytest.raises(RuntimeError, match="expected input"),
+    ):
+        layer(torch.randn(2, 32, 4, 4))
 
 
 def test_nothing_is_measured_for_evaluation_or_where_bits_must_repeat(tmp_path, monkeypatch) -> None:
-    asked = choosing(monkeypatch, 1.0, 0.1)
+    asked = choosing(monkeypatch, product=0.1)
     layer, images = nn.Conv2d(4, 4, 3, padding=1), torch.randn(2, 4, 4, 4)
     with FastPaths(None, Remembered(tmp_path / "choices.json")), torch.no_grad():
         layer(images)

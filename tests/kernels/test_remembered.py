@@ -2,7 +2,7 @@
 
 import pytest
 
-from resnet_bench.kernels import Remembered, machine_memory
+from resnet_bench.kernels import Remembered, machine_memory, remembered
 
 
 def test_the_first_value_stays_for_every_process(tmp_path) -> None:
@@ -41,5 +41,8 @@ def test_machines_are_kept_apart(tmp_path, monkeypatch) -> None:
         machine_memory.cache_clear()
         assert machine_memory("one CPU").get("shape") == "product"
         assert machine_memory("one CPU").get("machine") == "one CPU"
+        machine_memory.cache_clear()
+        monkeypatch.setattr(remembered, "_kernels", lambda: "of another version")
+        assert machine_memory("one CPU").get("shape") is None
     finally:
         machine_memory.cache_clear()

@@ -1,0 +1,621 @@
+/* 3x3 convolutions with stride 1, and their gradients, with 16 products where the plain way needs 36.
+ *
+ * An output of 2x2 pixels and the 4x4 pixels that it comes from are a tile. A tile's 16 pixels are transformed to 16
+ * frequencies, and so is each filter; at each frequency the convolution is a matrix product, from channels to output
+ * channels. The gradient of the filters is a matrix product at each frequency too, over tiles. After A. Lavin and
+ * S. Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308), F(2x2, 3x3).
+ *
+ * Maps are bfloat16 in channels-last order, [images, height, width, channels]; filters and their gradient are float,
+ * [outputs, channels, 3, 3]. Transforms are computed in float, factors of products rounded to bfloat16 and products
+ * summed in float, as the processor's own instruction does.
+ */
+
+#ifndef __AVX512BF16__
+#error this processor does not multiply bfloat16 by AVX-512
+#endif
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum result { DONE, OUT_OF_MEMORY };
+
+#define INLINE static inline __attribute__((always_inline))
+
+#define LANES 16
+#define FREQUENCIES 16
+/* Tiles whose frequencies are at hand at once: as many as leave room for filters in a core's second cache. */
+#define TILES 48
+#define TILES_OF_MANY_CHANNELS 24
+#define MANY_CHANNELS 256
+/* Bytes that are behind each frequency, too, so that not all of them want the same place in a core's first cache. */
+#define CACHE_LINE 64
+/* Pixels between a tile and those that are asked for. */
+#define AHEAD 4
+/* Pairs of tiles that a gradient of filters is summed over before it is written. */
+#define PAIRS 128
+
+/* Bytes that such sums may take, of all threads. */
+#define SUMS (256 << 20)
+
+typedef uint16_t value;
+/* Two values, whose products with two others are added at once. */
+typedef uint32_t pair;
+
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+static void *memory(int64_t bytes) { return aligned_alloc(CACHE_LINE, parts_of(bytes, CACHE_LINE) * CACHE_LINE); }
+
+/* --- values -------------------------------------------------------------------------------------- */
+
+#define ALL_LANES ((__mmask16)-1)
+
+/* Calls a function for each vector of channels, with the channels before it and the lanes that are filled behind its
+ * arguments. A mask that the compiler knows to be full costs nothing. */
+#define FOR_CHANNELS(channels, function, ...)                                                                   \
+    do {                                                                                                        \
+        int64_t c = 0;                                                                                          \
+        for (; c + LANES <= (channels); c += LANES) function(__VA_ARGS__, c, ALL_LANES);                        \
+        if (c < (channels)) function(__VA_ARGS__, c, (__mmask16)((1 << ((channels) - c)) - 1));                 \
+    } while (0)
+
+INLINE __m512 load(const value *from, __mmask16 lanes) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
+INLINE void store(value *to, __m512 numbers, __mmask16 lanes) {
+    _mm256_mask_storeu_epi16(to, lanes, (__m256i)_mm512_cvtneps_pbh(numbers));
+}
+
+/* Of each lane a pair. */
+INLINE void store_pairs(pair *to, __m256i first, __m256i second) {
+    __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16);
+    _mm512_storeu_si512(to, _mm512_or_si512(_mm512_cvtepu16_epi32(first), high));
+}
+
+/* --- transforms ---------------------------------------------------------------------------------- */
+
+/* Each works on rows and then on columns; `step` is the distance between a line's numbers. */
+
+INLINE void pixels_of_line(__m512 *x, int step) {
+    __m512 first = x[0] - x[2 * step], second = x[step] + x[2 * step];
+    __m512 third = x[2 * step] - x[step], fourth = x[step] - x[3 * step];
+    x[0] = first, x[step] = second, x[2 * step] = third, x[3 * step] = fourth;
+}
+
+/* Frequencies of 4x4 pixels, in their place. */
+INLINE void frequencies_of_pixels(__m512 x[FREQUENCIES]) {
+    for (int i = 0; i < 4; i++) pixels_of_line(x + i, 4);
+    for (int i = 0; i < 4; i++) pixels_of_line(x + 4 * i, 1);
+}
+
+/* Frequencies of the gradients of 2x2 pixels of the output. */
+INLINE void frequencies_of_gradients(const __m512 y[4], __m512 x[FREQUENCIES]) {
+    __m512 rows[4][2];
+    for (int j = 0; j < 2; j++) {
+        rows[0][j] = y[j], rows[1][j] = y[j] + y[2 + j];
+        rows[2][j] = y[j] - y[2 + j], rows[3][j] = -y[2 + j];
+    }
+    for (int i = 0; i < 4; i++) {
+        x[4 * i] = rows[i][0], x[4 * i + 1] = rows[i][0] + rows[i][1];
+        x[4 * i + 2] = rows[i][0] - rows[i][1], x[4 * i + 3] = -rows[i][1];
+    }
+}
+
+/* 2x2 pixels of the output. */
+INLINE void pixels_of_frequencies(const __m512 x[FREQUENCIES], __m512 y[4]) {
+    __m512 rows[2][4];
+    for (int j = 0; j < 4; j++) {
+        rows[0][j] = x[j] + x[4 + j] + x[8 + j];
+        rows[1][j] = x[4 + j] - x[8 + j] - x[12 + j];
+    }
+    for (int i = 0; i < 2; i++) {
+        y[2 * i] = rows[i][0] + rows[i][1] + rows[i][2];
+        y[2 * i + 1] = rows[i][1] - rows[i][2] - rows[i][3];
+    }
+}
+
+/* Frequencies of the 9 taps of filters. */
+INLINE void frequencies_of_taps(const __m512 w[9], __m512 x[FREQUENCIES]) {
+    const __m512 half = _mm512_set1_ps(0.5f);
+    __m512 rows[4][3];
+    for (int j = 0; j < 3; j++) {
+        __m512 ends = half * (w[j] + w[6 + j]), middle = half * w[3 + j];
+        rows[0][j] = w[j], rows[1][j] = ends + middle, rows[2][j] = ends - middle, rows[3][j] = w[6 + j];
+    }
+    for (int i = 0; i < 4; i++) {
+        __m512 ends = half * (rows[i][0] + rows[i][2]), middle = half * rows[i][1];
+        x[4 * i] = rows[i][0], x[4 * i + 1] = ends + middle, x[4 * i + 2] = ends - middle, x[4 * i + 3] = rows[i][2];
+    }
+}
+
+/* The 9 taps of filters' gradients. */
+INLINE void taps_of_frequencies(const __m512 x[FREQUENCIES], __m512 w[9]) {
+    const __m512 half = _mm512_set1_ps(0.5f);
+    __m512 rows[3][4];
+    for (int j = 0; j < 4; j++) {
+        rows[0][j] = x[j] + half * (x[4 + j] + x[8 + j]);
+        rows[1][j] = half * (x[4 + j] - x[8 + j]);
+        rows[2][j] = half * (x[4 + j] + x[8 + j]) + x[12 + j];
+    }
+    for (int i = 0; i < 3; i++) {
+        w[3 * i] = rows[i][0] + half * (rows[i][1] + rows[i][2]);
+        w[3 * i + 1] = half * (rows[i][1] - rows[i][2]);
+        w[3 * i + 2] = half * (rows[i][1] + rows[i][2]) + rows[i][3];
+    }
+}
+
+/* --- matrix products ----------------------------------------------------------------------------- */
+
+/* What is multiplied: `sums[r][c]`, or what is added to it, is the sum over k of `rows[r][k] * columns[k][c]`. */
+struct product {
+    const pair *rows;
+    int64_t of_row, of_step;
+    const pair *columns;
+    int64_t of_line;
+    int64_t pairs;
+    float *sums;
+    int64_t of_sum;
+    int add;
+};
+
+/* A part of it that the registers hold: some rows, and some columns of as many lanes. */
+INLINE void multiply_block(const struct product *p, int64_t row, int64_t column, const int rows, const int columns) {
+    __m512 sums[8][4];
+    float *at = p->sums + row * p->of_sum + column;
+    const pair *left = p->rows + row * p->of_row, *right = p->columns + column;
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < columns; c++)
+            sums[r][c] = p->add ? _mm512_loadu_ps(at + r * p->of_sum + c * LANES) : _mm512_setzero_ps();
+    for (int64_t k = 0; k < p->pairs; k++) {
+        __m512bh factors[4];
+        for (int c = 0; c < columns; c++)
+            factors[c] = (__m512bh)_mm512_loadu_si512(right + k * p->of_line + c * LANES);
+        for (int r = 0; r < rows; r++) {
+            const __m512bh factor = (__m512bh)_mm512_set1_epi32(left[r * p->of_row + k * p->of_step]);
+            for (int c = 0; c < columns; c++) sums[r][c] = _mm512_dpbf16_ps(sums[r][c], factor, factors[c]);
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < columns; c++) _mm512_storeu_ps(at + r * p->of_sum + c * LANES, sums[r][c]);
+}
+
+INLINE void multiply_rows(const struct product *p, int64_t rows, int64_t column, const int columns, const int at_once) {
+    int64_t row = 0;
+    for (; row + at_once <= rows; row += at_once) multiply_block(p, row, column, at_once, columns);
+    for (; row < rows; row += 2) multiply_block(p, row, column, 2, columns);
+}
+
+/* An even number of rows, and up to four times as many columns as there are lanes. */
+static void multiply(const struct product *p, int64_t rows, int64_t column, int64_t columns) {
+    switch (columns / LANES) {
+    case 1:
+        multiply_rows(p, rows, column, 1, 8);
+        break;
+    case 2:
+        multiply_rows(p, rows, column, 2, 8);
+        break;
+    case 3:
+        multiply_rows(p, rows, column, 3, 8);
+        break;
+    case 4:
+        multiply_rows(p, rows, column, 4, 6);
+        break;
+    }
+}
+
+/* Columns are multiplied in strips of up to four times the lanes, as equal as can be. */
+INLINE int64_t strips_of(int64_t columns) { return parts_of(columns, 4 * LANES); }
+INLINE int64_t strip_begin(int64_t columns, int64_t strip) {
+    return columns / LANES * strip / strips_of(columns) * LANES;
+}
+
+/* --- tiles --------------------------------------------------------------------------------------- */
+
+struct maps {
+    const value *values;
+    int64_t height, width, channels;
+};
+
+/* Tiles of a map's output, counted row by row, image by image. */
+struct tiling {
+    int64_t images, rows, columns;
+};
+
+INLINE int64_t tiles_of(const struct tiling *tiling) { return tiling->images * tiling->rows * tiling->columns; }
+
+struct tile {
+    int64_t image, row, column;
+};
+
+INLINE struct tile tile_at(const struct tiling *tiling, int64_t index) {
+    const int64_t columns = tiling->columns, rows = tiling->rows;
+    return (struct tile){index / (rows * columns), index / columns % rows * 2, index % columns * 2};
+}
+
+INLINE void advance(const struct tiling *tiling, struct tile *tile) {
+    tile->column += 2;
+    if (tile->column < 2 * tiling->columns) return;
+    tile->column = 0;
+    tile->row += 2;
+    if (tile->row < 2 * tiling->rows) return;
+    tile->row = 0;
+    tile->image++;
+}
+
+/* Where a square's pixels are; `nothing`, which is zeros, is where the map has none. */
+INLINE void find_pixels(
+    const struct maps *maps, int64_t image, int64_t row, int64_t column, const int size, const value *nothing,
+    const value **pixels
+) {
+    const value *corner = maps->values + ((image * maps->height + row) * maps->width + column) * maps->channels;
+    for (int y = 0; y < size; y++) {
+        const int row_inside = (uint64_t)(row + y) < (uint64_t)maps->height;
+        for (int x = 0; x < size; x++) {
+            const int inside = row_inside & ((uint64_t)(column + x) < (uint64_t)maps->width);
+            pixels[size * y + x] = inside ? corner + (y * maps->width + x) * maps->channels : nothing;
+        }
+    }
+}
+
+/* Asks for the pixels of the tiles behind this one, which the processor does not see coming among so many lines. */
+INLINE void ask_ahead(
+    const struct maps *maps, int64_t image, int64_t row, int64_t column, const int rows, const int columns
+) {
+    const value *corner = maps->values + ((image * maps->height + row) * maps->width + column + AHEAD) * maps->channels;
+    for (int y = 0; y < rows; y++)
+        for (int64_t i = 0; i < columns * maps->channels; i += CACHE_LINE / (int64_t)sizeof(value))
+            _mm_prefetch((const char *)(corner + y * maps->width * maps->channels + i), _MM_HINT_T0);
+}
+
+/* --- filters ------------------------------------------------------------------------------------- */
+
+struct filters {
+    const float *weights;
+    int64_t outputs, channels;
+    /* Whether channels and outputs change places, and rows and columns run backwards: for the gradient of the maps. */
+    int turned;
+};
+
+/* Filters from 16 channels to one output. */
+INLINE void taps_at(const struct filters *filters, int64_t output, int64_t channel, __m512 taps[9]) {
+    const int64_t of_output = filters->turned ? 9 : 9 * filters->channels;
+    const int64_t of_channel = filters->turned ? 9 * filters->outputs : 9;
+    const int64_t lanes = smaller(LANES, filters->channels - channel);
+    float numbers[9][LANES] = {{0}};
+    for (int64_t lane = 0; lane < lanes; lane++) {
+        const float *filter = filters->weights + output * of_output + (channel + lane) * of_channel;
+        for (int tap = 0; tap < 9; tap++) numbers[filters->turned ? 8 - tap : tap][lane] = filter[tap];
+    }
+    for (int tap = 0; tap < 9; tap++) taps[tap] = _mm512_loadu_ps(numbers[tap]);
+}
+
+/* Filters' frequencies, strip by strip of the outputs: [strip][frequency][pair of channels][output of the strip]. */
+static void transform_filters(const struct filters *filters, pair *transformed, int threads) {
+    const int64_t outputs = filters->outputs, pairs = filters->channels / 2;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t strip = 0; strip < strips_of(outputs); strip++) {
+        const int64_t begin = strip_begin(outputs, strip), width = strip_begin(outputs, strip + 1) - begin;
+        for (int64_t c = 0; c < filters->channels; c += LANES)
+            for (int64_t output = 0; output < width; output++) {
+                __m512 taps[9], x[FREQUENCIES];
+                taps_at(filters, begin + output, c, taps);
+                frequencies_of_taps(taps, x);
+                for (int f = 0; f < FREQUENCIES; f++) {
+                    pair rounded[LANES / 2];
+                    store((value *)rounded, x[f], ALL_LANES);
+                    pair *to = transformed + (begin * FREQUENCIES + f * width) * pairs + output;
+                    for (int64_t i = 0; i < LANES / 2 && c / 2 + i < pairs; i++) to[(c / 2 + i) * width] = rounded[i];
+                }
+            }
+    }
+}
+
+/* --- the convolution ----------------------------------------------------------------------------- */
+
+struct convolution {
+    struct maps maps;
+    struct tiling tiling;
+    int64_t padding;
+    const pair *filters;
+    const float *bias;
+    struct maps outputs;
+    const value *nothing;
+    /* Tiles at hand at once, and the values of a frequency of them. */
+    int64_t room, of_frequency;
+};
+
+/* Some channels of a tile. */
+INLINE void transform_tile(
+    const value **pixels, value *transformed, int64_t of_frequency, int64_t c, __mmask16 lanes
+) {
+    __m512 x[FREQUENCIES];
+    for (int f = 0; f < FREQUENCIES; f++) x[f] = load(pixels[f] + c, lanes);
+    frequencies_of_pixels(x);
+    for (int f = 0; f < FREQUENCIES; f++) store(transformed + f * of_frequency + c, x[f], lanes);
+}
+
+INLINE void transform_tiles(const struct convolution *own, int64_t first, int64_t count, value *transformed) {
+    const int64_t channels = own->maps.channels, padding = own->padding;
+    struct tile tile = tile_at(&own->tiling, first);
+    for (int64_t i = 0; i < count; i++) {
+        const value *pixels[FREQUENCIES];
+        find_pixels(&own->maps, tile.image, tile.row - padding, tile.column - padding, 4, own->nothing, pixels);
+        ask_ahead(&own->maps, tile.image, tile.row - padding, tile.column - padding + 2, 4, 2);
+        FOR_CHANNELS(channels, transform_tile, pixels, transformed + i * channels, own->of_frequency);
+        advance(&own->tiling, &tile);
+    }
+}
+
+/* Writes a strip of the outputs' channels. */
+INLINE void write_tiles(
+    const struct convolution *own, int64_t first, int64_t count, const float *sums, int64_t begin,
+    int64_t width
+) {
+    const struct maps *outputs = &own->outputs;
+    struct tile tile = tile_at(&own->tiling, first);
+    for (int64_t i = 0; i < count; i++, advance(&own->tiling, &tile)) {
+        const int64_t rows = smaller(2, outputs->height - tile.row), columns = smaller(2, outputs->width - tile.column);
+        const int64_t corner = (tile.image * outputs->height + tile.row) * outputs->width + tile.column;
+        for (int64_t c = 0; c < width; c += LANES) {
+            __m512 x[FREQUENCIES], y[4];
+            for (int f = 0; f < FREQUENCIES; f++) x[f] = _mm512_loadu_ps(sums + (f * own->room + i) * width + c);
+            pixels_of_frequencies(x, y);
+            const __m512 bias = own->bias ? _mm512_loadu_ps(own->bias + begin + c) : _mm512_setzero_ps();
+            for (int64_t row = 0; row < rows; row++)
+                for (int64_t column = 0; column < columns; column++) {
+                    const int64_t pixel = corner + row * outputs->width + column;
+                    value *to = (value *)outputs->values + pixel * outputs->channels + begin + c;
+                    store(to, y[2 * row + column] + bias, ALL_LANES);
+                }
+        }
+    }
+}
+
+INLINE void convolve_tiles(
+    const struct convolution *own, int64_t first, int64_t count, value *transformed, float *sums
+) {
+    const int64_t channels = own->maps.channels, outputs = own->outputs.channels, pairs = channels / 2;
+    transform_tiles(own, first, count, transformed);
+    for (int64_t strip = 0; strip < strips_of(outputs); strip++) {
+        const int64_t begin = strip_begin(outputs, strip), width = strip_begin(outputs, strip + 1) - begin;
+        for (int f = 0; f < FREQUENCIES; f++) {
+            const struct product product = {
+                (const pair *)(transformed + f * own->of_frequency), pairs, 1,
+                own->filters + (begin * FREQUENCIES + f * width) * pairs, width,
+                pairs, sums + f * own->room * width, width, 0,
+            };
+            multiply(&product, parts_of(count, 2) * 2, 0, width);
+        }
+        write_tiles(own, first, count, sums, begin, width);
+    }
+}
+
+/* A convolution, or the gradient of its maps.
+ *
+ * maps        [images, height, width, channels]; channels are a multiple of 8
+ * padding     rows and columns of zeros around the maps
+ * weights     [outputs, channels, 3, 3]; where `turned`, [channels, outputs, 3, 3], whose rows and columns run backwards
+ * outputs     a multiple of 16
+ * bias        [outputs], or NULL
+ * results     [images, out_height, out_width, outputs], written; at most height + 2 * padding - 2 rows
+ *
+ * Returns 0, or 1 without memory.
+ */
+int convolve(
+    const value *maps,
+    int64_t images,
+    int64_t height,
+    int64_t width,
+    int64_t channels,
+    int64_t padding,
+    const float *weights,
+    int64_t outputs,
+    int64_t turned,
+    const float *bias,
+    value *results,
+    int64_t out_height,
+    int64_t out_width,
+    int threads
+) {
+    const struct filters filters = {weights, outputs, channels, turned};
+    pair *transformed = memory(FREQUENCIES * channels * outputs * sizeof(value));
+    value *nothing = calloc(channels, sizeof(value));
+    const int64_t room = channels > MANY_CHANNELS ? TILES_OF_MANY_CHANNELS : TILES;
+    const int64_t of_frequency = room * channels + CACHE_LINE / (int64_t)sizeof(value);
+    const struct convolution own = {
+        {maps, height, width, channels}, {images, parts_of(out_height, 2), parts_of(out_width, 2)}, padding,
+        transformed, bias, {results, out_height, out_width, outputs}, nothing, room, of_frequency,
+    };
+    const int64_t tiles = tiles_of(&own.tiling);
+    int result = transformed && nothing ? DONE : OUT_OF_MEMORY;
+    if (result == DONE) {
+        transform_filters(&filters, transformed, threads);
+#pragma omp parallel num_threads(threads)
+        {
+            value *own_tiles = memory(FREQUENCIES * of_frequency * sizeof(value));
+            float *sums = memory(FREQUENCIES * room * 4 * LANES * sizeof(float));
+            if (!own_tiles || !sums) result = OUT_OF_MEMORY;
+#pragma omp for schedule(static)
+            for (int64_t first = 0; first < tiles; first += room)
+                if (own_tiles && sums) convolve_tiles(&own, first, smaller(room, tiles - first), own_tiles, sums);
+            free(own_tiles);
+            free(sums);
+        }
+    }
+    free(transformed);
+    free(nothing);
+    return result;
+}
+
+/* --- the gradient of the filters ----------------------------------------------------------------- */
+
+struct gradient {
+    struct maps maps, gradients;
+    struct tiling tiling;
+    int64_t padding;
+    /* Channels, rounded up to whole vectors. */
+    int64_t room;
+    /* Pairs of a frequency of the maps, and of one of the gradients. */
+    int64_t of_frequency, of_gradients_frequency;
+    const value *nothing;
+    /* What tiles are summed up in, a part of the tiles each: [part][frequency][output][channel]. */
+    int64_t parts, of_part;
+    float *sums;
+};
+
+/* Frequencies of tiles, two by two: [frequency][pair of tiles][channel]. */
+struct pairs {
+    pair *of_maps, *of_gradients;
+};
+
+/* Some channels of two tiles of the maps. */
+INLINE void transform_pixels(
+    const value *pixels[2][FREQUENCIES], pair *transformed, int64_t of_frequency, int64_t c, __mmask16 lanes
+) {
+    __m256i rounded[2][FREQUENCIES];
+    for (int i = 0; i < 2; i++) {
+        __m512 x[FREQUENCIES];
+        for (int f = 0; f < FREQUENCIES; f++) x[f] = load(pixels[i][f] + c, lanes);
+        frequencies_of_pixels(x);
+        for (int f = 0; f < FREQUENCIES; f++) rounded[i][f] = (__m256i)_mm512_cvtneps_pbh(x[f]);
+    }
+    for (int f = 0; f < FREQUENCIES; f++) store_pairs(transformed + f * of_frequency + c, rounded[0][f], rounded[1][f]);
+}
+
+/* Some channels of two tiles' gradients. */
+INLINE void transform_gradients(
+    const value *pixels[2][4], pair *transformed, int64_t of_frequency, int64_t c, __mmask16 lanes
+) {
+    __m256i rounded[2][FREQUENCIES];
+    for (int i = 0; i < 2; i++) {
+        __m512 y[4], x[FREQUENCIES];
+        for (int j = 0; j < 4; j++) y[j] = load(pixels[i][j] + c, lanes);
+        frequencies_of_gradients(y, x);
+        for (int f = 0; f < FREQUENCIES; f++) rounded[i][f] = (__m256i)_mm512_cvtneps_pbh(x[f]);
+    }
+    for (int f = 0; f < FREQUENCIES; f++) store_pairs(transformed + f * of_frequency + c, rounded[0][f], rounded[1][f]);
+}
+
+INLINE void transform_pair(const struct gradient *own, int64_t index, int64_t place, const struct pairs *to) {
+    const int64_t outputs = own->gradients.channels, padding = own->padding;
+    const value *pixels[2][FREQUENCIES], *corners[2][4];
+    struct tile tile = tile_at(&own->tiling, index);
+    for (int i = 0; i < 2; i++, advance(&own->tiling, &tile)) {
+        /* Behind the last tile of an odd number comes one of an image that is not there: nothing is inside. */
+        const int64_t missing = tile.image < own->tiling.images ? 0 : own->maps.height + padding;
+        const int64_t row = tile.row + missing;
+        find_pixels(&own->maps, tile.image, row - padding, tile.column - padding, 4, own->nothing, pixels[i]);
+        find_pixels(&own->gradients, tile.image, row, tile.column, 2, own->nothing, corners[i]);
+        ask_ahead(&own->maps, tile.image, row - padding, tile.column - padding + 2, 4, 2);
+        ask_ahead(&own->gradients, tile.image, row, tile.column, 2, 2);
+    }
+    pair *of_maps = to->of_maps + place * own->room, *of_gradients = to->of_gradients + place * outputs;
+    FOR_CHANNELS(own->maps.channels, transform_pixels, pixels, of_maps, own->of_frequency);
+    FOR_CHANNELS(outputs, transform_gradients, corners, of_gradients, own->of_gradients_frequency);
+}
+
+/* Adds what some pairs of tiles give. */
+static void add_pairs(const struct gradient *own, int64_t first, int64_t count, const struct pairs *pairs, float *sums) {
+    const int64_t outputs = own->gradients.channels, room = own->room;
+    for (int64_t i = 0; i < count; i++) transform_pair(own, 2 * (first + i), i, pairs);
+    for (int64_t strip = 0; strip < strips_of(room); strip++) {
+        const int64_t begin = strip_begin(room, strip), width = strip_begin(room, strip + 1) - begin;
+        for (int f = 0; f < FREQUENCIES; f++) {
+            const struct product product = {
+                pairs->of_gradients + f * own->of_gradients_frequency, 1, outputs,
+                pairs->of_maps + f * own->of_frequency, room,
+                count, sums + f * outputs * room, room, 1,
+            };
+            multiply(&product, outputs, begin, width);
+        }
+    }
+}
+
+static int add_part(const struct gradient *own, int64_t part) {
+    const int64_t all = parts_of(tiles_of(&own->tiling), 2);
+    const int64_t begin = all * part / own->parts, end = all * (part + 1) / own->parts;
+    const struct pairs pairs = {
+        memory(FREQUENCIES * own->of_frequency * sizeof(pair)),
+        memory(FREQUENCIES * own->of_gradients_frequency * sizeof(pair)),
+    };
+    const int result = pairs.of_maps && pairs.of_gradients ? DONE : OUT_OF_MEMORY;
+    if (result == DONE) {
+        float *sums = own->sums + part * own->of_part;
+        memset(sums, 0, own->of_part * sizeof(float));
+        for (int64_t first = begin; first < end; first += PAIRS)
+            add_pairs(own, first, smaller(PAIRS, end - first), &pairs, sums);
+    }
+    free(pairs.of_maps);
+    free(pairs.of_gradients);
+    return result;
+}
+
+/* The taps' gradients of one output's filters. */
+INLINE void write_taps(const struct gradient *own, int64_t output, float *to) {
+    const int64_t channels = own->maps.channels, outputs = own->gradients.channels;
+    for (int64_t c = 0; c < channels; c += LANES) {
+        __m512 x[FREQUENCIES], taps[9];
+        float numbers[9][LANES];
+        for (int f = 0; f < FREQUENCIES; f++) {
+            const float *sums = own->sums + (f * outputs + output) * own->room + c;
+            x[f] = _mm512_loadu_ps(sums);
+            for (int64_t part = 1; part < own->parts; part++) x[f] += _mm512_loadu_ps(sums + part * own->of_part);
+        }
+        taps_of_frequencies(x, taps);
+        for (int tap = 0; tap < 9; tap++) _mm512_storeu_ps(numbers[tap], taps[tap]);
+        for (int64_t lane = 0; lane < smaller(LANES, channels - c); lane++)
+            for (int tap = 0; tap < 9; tap++) to[(c + lane) * 9 + tap] = numbers[tap][lane];
+    }
+}
+
+/* The gradient of a convolution's filters. It is summed up in as many parts as there are threads.
+ *
+ * maps        [images, height, width, channels]; channels are a multiple of 8
+ * padding     rows and columns of zeros around the maps
+ * gradients   of the outputs, [images, out_height, out_width, outputs]; outputs are a multiple of 16
+ * results     [outputs, channels, 3, 3], written
+ *
+ * Returns 0, or 1 without memory.
+ */
+int gradient_of_filters(
+    const value *maps,
+    int64_t images,
+    int64_t height,
+    int64_t width,
+    int64_t channels,
+    int64_t padding,
+    const value *gradients,
+    int64_t outputs,
+    int64_t out_height,
+    int64_t out_width,
+    float *results,
+    int threads
+) {
+    const int64_t room = parts_of(channels, LANES) * LANES, of_part = FREQUENCIES * outputs * room;
+    const int64_t affordable = SUMS / (of_part * (int64_t)sizeof(float)), parts = smaller(threads, affordable + 1);
+    value *nothing = calloc(outputs > channels ? outputs : channels, sizeof(value));
+    const struct gradient own = {
+        {maps, height, width, channels},
+        {gradients, out_height, out_width, outputs},
+        {images, parts_of(out_height, 2), parts_of(out_width, 2)},
+        padding, room,
+        PAIRS * room + CACHE_LINE / (int64_t)sizeof(pair), PAIRS * outputs + CACHE_LINE / (int64_t)sizeof(pair),
+        nothing, parts, of_part, memory(parts * of_part * sizeof(float)),
+    };
+    int result = own.sums && nothing ? DONE : OUT_OF_MEMORY;
+    if (result == DONE) {
+#pragma omp parallel for num_threads(parts) schedule(static) reduction(| : result)
+        for (int64_t part = 0; part < parts; part++) result |= add_part(&own, part);
+    }
+    if (result == DONE) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t output = 0; output < outputs; output++) write_taps(&own, output, results + output * channels * 9);
+    }
+    free(own.sums);
+    free(nothing);
+    return result;
+}
