@@ -185,14 +185,10 @@ def images_gradient_by_library(images: Tensor, gradient: Tensor, weight: Tensor,
     return _convolution_backward(gradient, images, weight, geometry, (True, False))[0]
 
 
-def images_gradient_by_winograd(
-    images: Tensor,  # noqa: ARG001 - all ways are called alike
-    gradient: Tensor,
-    weight: Tensor,
-    geometry: Geometry,
-) -> Tensor:
+def images_gradient_by_winograd(images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """The same, where channels and outputs :func:`winograd.fits` when they change places."""
-    return winograd.gradient_of_images(gradient, weight.float(), geometry.padding)
+    size = (images.shape[-2], images.shape[-1])
+    return winograd.gradient_of_images(gradient, weight.float(), geometry.padding, size)
 
 
 def weight_gradient_by_winograd(
@@ -260,6 +256,48 @@ class _Convolution(torch.autograd.Function):
         if wants_bias:
             of_bias = gradient.sum((0, 2, 3), dtype=ctx.bias_type)
         return of_images, of_weight, of_bias, None, None
+
+
+def pooled_convolution(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+    """A convolution that :func:`winograd.fits`, and a 2×2 max pool behind it, as one operation.
+
+    Args:
+        images: Shape `[N, C, S, S]`, bfloat16.
+        weight: Shape `[O, C, 3, 3]`; its gradient is of its own type and memory order.
+        bias: Shape `[O]`.
+        padding: Rows and columns of zeros around the images.
+
+    Returns:
+        Shape `[N, O, T, T]`, T half the size of the convolution's output, rounded down.
+    """
+    return cast(Tensor, _PooledConvolution.apply(images, weight, bias, padding))
+
+
+class _PooledConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+        in_bias = None if bias is None else bias.float()
+        largest, places = winograd.convolve_and_pool(images, weight.float(), in_bias, padding)
+        ctx.padding = padding
+        ctx.save_for_backward(images, weight, places)
+        ctx.bias_type = None if bias is None else bias.dtype
+        return largest
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        images, weight, places = ctx.saved_tensors
+        wants_images, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        of_images = of_weight = of_bias = None
+        if wants_images:
+            size = (images.shape[-2], images.shape[-1])
+            of_images = winograd.gradient_of_images(gradient, weight.float(), ctx.padding, size, places)
+        if wants_weight:
+            found = winograd.gradient_of_weight(images, gradient, ctx.padding, places)
+            of_weight = torch.empty_like(weight).copy_(found)
+        if wants_bias:
+            of_bias = gradient.sum((0, 2, 3), dtype=ctx.bias_type)
+        return of_images, of_weight, of_bias, None
 
 
 def _convolution_backward(

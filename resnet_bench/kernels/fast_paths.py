@@ -3,12 +3,15 @@
 It changes no network: parameters, buffers and state dicts are the same with and without it.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from contextvars import ContextVar, Token
+from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from resnet_bench.kernels import convolution, winograd
@@ -20,7 +23,14 @@ MAX_PRODUCT_PIXELS = 64
 
 TIMINGS = 3
 WORTHWHILE = 0.9
-"""Of the library's time; a smaller gain is within the noise of the measurement."""
+"""Of the time of torch's own; a smaller gain is within the noise of the measurement."""
+
+_active: ContextVar["FastPaths | None"] = ContextVar("fast_paths", default=None)
+
+
+def active() -> "FastPaths | None":
+    """The innermost context that this is called in."""
+    return _active.get()
 
 
 class FastPaths(TorchFunctionMode):
@@ -36,6 +46,18 @@ class FastPaths(TorchFunctionMode):
         super().__init__()
         self._dtype = dtype
         self._memory = memory
+        self._outer: Token[FastPaths | None] | None = None
+
+    def __enter__(self) -> Self:
+        """Begin to take over."""
+        self._outer = _active.set(self)
+        return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
+
+    def __exit__(self, *exception: Any) -> None:
+        """Leave convolutions to whoever did them before."""
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        assert self._outer is not None
+        _active.reset(self._outer)
 
     def __torch_function__(
         self,
@@ -51,6 +73,31 @@ class FastPaths(TorchFunctionMode):
                 return faster
         return func(*args, **(kwargs or {}))
 
+    def convolve_and_pool(self, layer: nn.Conv2d, images: Tensor) -> Tensor | None:
+        """What a layer gives with a 2×2 max pool behind it, as one operation.
+
+        Args:
+            layer: A convolution with 3×3 taps or others.
+            images: Shape `[N, C, S, S]`.
+
+        Returns:
+            Shape `[N, O, T, T]`, or None if one after the other is faster, or all there is.
+        """
+        if isinstance(layer.padding, str) or layer.padding_mode != "zeros" or self._memory is None:
+            return None
+        (rows, columns), (up, left), (below, right) = layer.stride, layer.padding, layer.dilation
+        shape = self._shape(images, layer.weight, (rows, columns), (up, left), (below, right), layer.groups)
+        if shape is None or shape.out_size < 2:
+            return None
+        needed = _needed(images, layer.weight)
+        if not all("winograd" in ways for name, ways in _possible_ways(shape).items() if name in needed):
+            return None
+        key = f"convolution and pool {shape}, {' '.join(needed)}"
+        ways = chosen_ways(self._memory, images, layer.weight, shape)
+        if _fastest(self._memory, key, ("apart", "winograd"), lambda: _time_pooled(shape, needed, ways)) == "apart":
+            return None
+        return convolution.pooled_convolution(images.to(shape.dtype), layer.weight, layer.bias, shape.geometry.padding)
+
     def _convolution(
         self,
         images: Tensor,
@@ -62,24 +109,39 @@ class FastPaths(TorchFunctionMode):
         groups: int,
     ) -> Tensor | None:
         """The convolution, or None if torch's own is to be taken."""
-        if isinstance(padding, str) or groups != 1 or tuple(dilation) != (1, 1) or images.dim() != 4:
+        shape = None if isinstance(padding, str) else self._shape(images, weight, stride, padding, dilation, groups)
+        if shape is None:
             return None
-        if images.device.type != "cpu" or images.shape[1] != weight.shape[1]:
-            return None
-        if not convolution.is_square(images, weight, stride, padding):
-            return None
-        geometry = Geometry(weight.shape[-1], stride[0], padding[0])
-        dtype = self._dtype or images.dtype
-        if convolution.is_dense(images.shape[-1], geometry):
-            return convolution.dense_convolution(images.to(dtype), weight, bias, geometry)
+        if convolution.is_dense(shape.size, shape.geometry):
+            return convolution.dense_convolution(images.to(shape.dtype), weight, bias, shape.geometry)
         if self._memory is None:
             return None
-        ways = chosen_ways(self._memory, images, weight, geometry, dtype)
+        ways = chosen_ways(self._memory, images, weight, shape)
         # Where nothing is to be gained torch's own function is the shortest way.
-        return None if ways == Ways() else convolution.convolution(images.to(dtype), weight, bias, geometry, ways)
+        if ways == Ways():
+            return None
+        return convolution.convolution(images.to(shape.dtype), weight, bias, shape.geometry, ways)
+
+    def _shape(
+        self,
+        images: Tensor,
+        weight: Tensor,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+        groups: int,
+    ) -> "Shape | None":
+        """The shape of a convolution that there may be ways for; of one that is wrong torch is to say so."""
+        if groups != 1 or tuple(dilation) != (1, 1) or images.dim() != 4 or images.device.type != "cpu":
+            return None
+        if images.shape[1] != weight.shape[1] or not convolution.is_square(images, weight, stride, padding):
+            return None
+        count, channels, size, _ = images.shape
+        geometry = Geometry(weight.shape[-1], stride[0], padding[0])
+        return Shape(count, channels, size, weight.shape[0], geometry, self._dtype or images.dtype)
 
 
-class _Shape(NamedTuple):
+class Shape(NamedTuple):
     """All that the time of a convolution depends on."""
 
     images: int
@@ -91,6 +153,7 @@ class _Shape(NamedTuple):
 
     @property
     def out_size(self) -> int:
+        """Rows of the output."""
         return self.geometry.output_size(self.size)
 
     def __str__(self) -> str:
@@ -100,21 +163,32 @@ class _Shape(NamedTuple):
         )
 
 
-def chosen_ways(memory: Remembered, images: Tensor, weight: Tensor, geometry: Geometry, dtype: torch.dtype) -> Ways:
+def chosen_ways(memory: Remembered, images: Tensor, weight: Tensor, shape: Shape) -> Ways:
     """The fastest way of each pass that a convolution is going to have, measured once a shape and machine.
 
     A pass that it is not going to have is the library's.
     """
-    count, channels, size, _ = images.shape
-    shape = _Shape(count, channels, size, weight.shape[0], geometry, dtype)
-    trained = torch.is_grad_enabled()
-    needed = {"forward": True, "images": trained and images.requires_grad, "weight": trained and weight.requires_grad}
     possible = _possible_ways(shape)
-    return Ways(**{name: _fastest(memory, name, possible[name], shape) for name in needed if needed[name]})
+    return Ways(
+        **{
+            name: _fastest(
+                memory, f"{name} of a convolution {shape}", ways, functools.partial(_time, name, ways, shape)
+            )
+            for name in _needed(images, weight)
+            if len(ways := possible[name]) > 1
+        }
+    )
 
 
-def _possible_ways(shape: _Shape) -> Mapping[str, Sequence[str]]:
-    """What there is to choose from, for each pass."""
+def _needed(images: Tensor, weight: Tensor) -> tuple[str, ...]:
+    """The passes that a convolution is going to have."""
+    trained = torch.is_grad_enabled()
+    has = {"forward": True, "images": trained and images.requires_grad, "weight": trained and weight.requires_grad}
+    return tuple(name for name, needed in has.items() if needed)
+
+
+def _possible_ways(shape: Shape) -> Mapping[str, Sequence[str]]:
+    """What there is to choose from, for each pass; first torch's own."""
     kernel, stride, padding = shape.geometry
     ways: dict[str, list[str]] = {name: ["library"] for name in Ways._fields}
     if kernel == 1 or shape.out_size < 1:
@@ -130,40 +204,69 @@ def _possible_ways(shape: _Shape) -> Mapping[str, Sequence[str]]:
     return ways
 
 
-def _fastest(memory: Remembered, name: str, ways: Sequence[str], shape: _Shape) -> str:
-    """The way of a pass that was measured to be fastest."""
-    if len(ways) == 1:
-        return ways[0]
-    key = f"{name} of a convolution {shape}"
+def _fastest(memory: Remembered, key: str, ways: Sequence[str], measure: Callable[[], Mapping[str, float]]) -> str:
+    """The way that was measured to be fastest; the first one unless another is worthwhile."""
     chosen = memory.get(key)
     if chosen is None:
-        seconds = _time(name, ways, shape)
+        seconds = measure()
         best = min(seconds, key=seconds.__getitem__)
-        chosen = memory.put(key, best if seconds[best] < WORTHWHILE * seconds["library"] else "library")
+        chosen = memory.put(key, best if seconds[best] < WORTHWHILE * seconds[ways[0]] else ways[0])
     # What another machine, or another compiler, chose may not be there.
-    return chosen if chosen in ways else "library"
+    return chosen if chosen in ways else ways[0]
 
 
 @torch.no_grad()
-def _time(name: str, ways: Sequence[str], shape: _Shape) -> dict[str, float]:
-    """Seconds of a pass by each way, the best of a few that take turns."""
-    images = _ones(shape.images, shape.channels, shape.size, shape.dtype)
+def _time(name: str, ways: Sequence[str], shape: Shape) -> dict[str, float]:
+    """Seconds of a pass by each way."""
+    images, weight = _operands(shape)
     gradient = _ones(shape.images, shape.outputs, shape.out_size, shape.dtype)
-    weight = torch.ones(shape.outputs, shape.channels, shape.geometry.kernel, shape.geometry.kernel)
+
+    def compute(way: str) -> None:
+        if name == "forward":
+            convolution.FORWARD[way](images, weight, None, shape.geometry)
+        elif name == "images":
+            convolution.IMAGES_GRADIENT[way](images, gradient, weight, shape.geometry)
+        else:
+            found = convolution.WEIGHT_GRADIENT[way](images, gradient, weight, shape.geometry)
+            # As in training, the gradient ends up in the weights' own type and memory order.
+            torch.empty_like(weight).copy_(found)
+
+    return _seconds(ways, compute)
+
+
+@torch.enable_grad()
+def _time_pooled(shape: Shape, needed: Sequence[str], ways: Ways) -> dict[str, float]:
+    """Seconds of a convolution and a pool, with the gradients that are needed, apart and as one."""
+    images, weight = _operands(shape)
+    inputs = [tensor.requires_grad_() for name, tensor in (("images", images), ("weight", weight)) if name in needed]
+
+    def compute(way: str) -> None:
+        if way == "apart":
+            outputs = F.max_pool2d(convolution.convolution(images, weight, None, shape.geometry, ways), 2)
+        else:
+            outputs = convolution.pooled_convolution(images, weight, None, shape.geometry.padding)
+        if inputs:
+            torch.autograd.grad(outputs, inputs, torch.ones_like(outputs))
+
+    # Otherwise the context would look for ways of the convolution that is timed.
+    with torch._C.DisableTorchFunction():
+        return _seconds(("apart", "winograd"), compute)
+
+
+def _seconds(ways: Sequence[str], compute: Callable[[str], None]) -> dict[str, float]:
+    """The best of a few that take turns."""
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(1 + TIMINGS):
         for way, taken in seconds.items():
             started = time.perf_counter()
-            if name == "forward":
-                convolution.FORWARD[way](images, weight, None, shape.geometry)
-            elif name == "images":
-                convolution.IMAGES_GRADIENT[way](images, gradient, weight, shape.geometry)
-            else:
-                found = convolution.WEIGHT_GRADIENT[way](images, gradient, weight, shape.geometry)
-                # As in training, the gradient ends up in the weights' own type and memory order.
-                torch.empty_like(weight).copy_(found)
+            compute(way)
             taken.append(time.perf_counter() - started)
     return {way: min(taken[1:]) for way, taken in seconds.items()}
+
+
+def _operands(shape: Shape) -> tuple[Tensor, Tensor]:
+    weight = torch.ones(shape.outputs, shape.channels, shape.geometry.kernel, shape.geometry.kernel)
+    return _ones(shape.images, shape.channels, shape.size, shape.dtype), weight
 
 
 def _ones(count: int, channels: int, size: int, dtype: torch.dtype) -> Tensor:

@@ -5,14 +5,19 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from resnet_bench.kernels import normalization
+from resnet_bench.kernels import fast_paths, normalization
 from resnet_bench.kernels.normalization import Activation, Pool
+
+FOR_A_POOL = "for_a_pool"
+"""An attribute of convolutions that compute only what a 2×2 pool behind them takes."""
 
 _ACTIVATIONS: dict[type[nn.Module], Activation] = {nn.ReLU: Activation.RELU, nn.SiLU: Activation.SILU}
 
 
 def fuse(network: nn.Module) -> None:
-    """Have every sequence of a network compute BatchNorm, activation and pool as one operation where it can.
+    """Have every sequence of a network compute layers that follow each other as one operation where it can.
+
+    These are a convolution and a pool, and BatchNorm with the activation behind it and a pool before or behind it.
 
     Layers, parameters, names and state dicts stay as they are, and so does what a sequence does in eval mode.
     """
@@ -28,6 +33,9 @@ class FusedSequential(nn.Sequential):
         """The outputs of the last layer; the layers' own shapes."""
         layers: list[nn.Module] = list(self)
         while layers:
+            if (pooled := _convolved_and_pooled(layers, input)) is not None:
+                input, layers = pooled, layers[2:]  # noqa: A001
+                continue
             group = _leading_group(layers)
             if group is not None and normalization.fits(input, group.norm, group.pool):
                 input = normalization.normalize(  # noqa: A001
@@ -37,6 +45,15 @@ class FusedSequential(nn.Sequential):
             else:
                 input = layers.pop(0)(input)  # noqa: A001
         return input
+
+
+def _convolved_and_pooled(layers: Sequence[nn.Module], images: Tensor) -> Tensor | None:
+    """What the first two layers give, if they are a convolution and a pool that are computed faster as one."""
+    paths = fast_paths.active()
+    if paths is None or len(layers) < 2 or not _is_pool(layers[1]) or not isinstance(layers[0], nn.Conv2d):
+        return None
+    computed_as_usual = type(layers[0]).forward is nn.Conv2d.forward or hasattr(layers[0], FOR_A_POOL)
+    return paths.convolve_and_pool(layers[0], images) if computed_as_usual and not _is_watched(layers[0]) else None
 
 
 class _Group(NamedTuple):

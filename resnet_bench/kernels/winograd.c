@@ -8,6 +8,9 @@
  * Maps are bfloat16 in channels-last order, [images, height, width, channels]; filters and their gradient are float,
  * [outputs, channels, 3, 3]. Transforms are computed in float, factors of products rounded to bfloat16 and products
  * summed in float, as the processor's own instruction does.
+ *
+ * A tile's outputs are also what a 2x2 max pool behind the convolution takes the largest of. Then only that is written,
+ * with its place in the tile, and of the gradient there is only that of the largest: all others are zero.
  */
 
 #ifndef __AVX512BF16__
@@ -45,6 +48,9 @@ typedef uint32_t pair;
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+/* Channels, and those that fill up the last vector of them. */
+INLINE int64_t filled(int64_t channels) { return parts_of(channels, LANES) * LANES; }
 
 static void *memory(int64_t bytes) { return aligned_alloc(CACHE_LINE, parts_of(bytes, CACHE_LINE) * CACHE_LINE); }
 
@@ -210,13 +216,16 @@ static void multiply(const struct product *p, int64_t rows, int64_t column, int6
 /* Columns are multiplied in strips of up to four times the lanes, as equal as can be. */
 INLINE int64_t strips_of(int64_t columns) { return parts_of(columns, 4 * LANES); }
 INLINE int64_t strip_begin(int64_t columns, int64_t strip) {
-    return columns / LANES * strip / strips_of(columns) * LANES;
+    return parts_of(columns, LANES) * strip / strips_of(columns) * LANES;
 }
 
 /* --- tiles --------------------------------------------------------------------------------------- */
 
+/* Where there are `places`, `values` are the largest of each 2x2 pixels of the maps, in [images, height / 2, width / 2,
+ * channels], and a map is zero but there. The places of pixels among four are 0, 1 above and 2, 3 below. */
 struct maps {
     const value *values;
+    const uint8_t *places;
     int64_t height, width, channels;
 };
 
@@ -246,25 +255,46 @@ INLINE void advance(const struct tiling *tiling, struct tile *tile) {
     tile->image++;
 }
 
-/* Where a square's pixels are; `nothing`, which is zeros, is where the map has none. */
+/* A square's pixels. */
+struct pixels {
+    const value *values[FREQUENCIES];
+    const uint8_t *places[FREQUENCIES];
+    /* The place among four of each. */
+    uint8_t own[FREQUENCIES];
+};
+
+/* Where they are; `nothing`, which is zeros, is where the map has none. */
 INLINE void find_pixels(
-    const struct maps *maps, int64_t image, int64_t row, int64_t column, const int size, const value *nothing,
-    const value **pixels
+    const struct maps *maps, int64_t image, int64_t row, int64_t column, const int size, const int pooled,
+    const value *nothing, struct pixels *pixels
 ) {
-    const value *corner = maps->values + ((image * maps->height + row) * maps->width + column) * maps->channels;
+    const int64_t height = maps->height >> pooled, width = maps->width >> pooled;
     for (int y = 0; y < size; y++) {
         const int row_inside = (uint64_t)(row + y) < (uint64_t)maps->height;
+        const int64_t line = (image * height + ((row + y) >> pooled)) * width;
         for (int x = 0; x < size; x++) {
-            const int inside = row_inside & ((uint64_t)(column + x) < (uint64_t)maps->width);
-            pixels[size * y + x] = inside ? corner + (y * maps->width + x) * maps->channels : nothing;
+            const int inside = row_inside & ((uint64_t)(column + x) < (uint64_t)maps->width), at = size * y + x;
+            const int64_t pixel = (line + ((column + x) >> pooled)) * maps->channels;
+            pixels->values[at] = inside ? maps->values + pixel : nothing;
+            if (!pooled) continue;
+            pixels->places[at] = inside ? maps->places + pixel : (const uint8_t *)nothing;
+            pixels->own[at] = 2 * ((row + y) & 1) + ((column + x) & 1);
         }
     }
 }
 
+INLINE __m512 load_pixel(const struct pixels *pixels, int at, int64_t c, __mmask16 lanes, const int pooled) {
+    if (!pooled) return load(pixels->values[at] + c, lanes);
+    const __m128i places = _mm_maskz_loadu_epi8(lanes, pixels->places[at] + c);
+    const __mmask16 largest = _mm_mask_cmpeq_epi8_mask(lanes, places, _mm_set1_epi8(pixels->own[at]));
+    return load(pixels->values[at] + c, largest);
+}
+
 /* Asks for the pixels of the tiles behind this one, which the processor does not see coming among so many lines. */
 INLINE void ask_ahead(
-    const struct maps *maps, int64_t image, int64_t row, int64_t column, const int rows, const int columns
+    const struct maps *maps, int64_t image, int64_t row, int64_t column, const int rows, const int columns, const int pooled
 ) {
+    if (pooled) return;
     const value *corner = maps->values + ((image * maps->height + row) * maps->width + column + AHEAD) * maps->channels;
     for (int y = 0; y < rows; y++)
         for (int64_t i = 0; i < columns * maps->channels; i += CACHE_LINE / (int64_t)sizeof(value))
@@ -280,11 +310,11 @@ struct filters {
     int turned;
 };
 
-/* Filters from 16 channels to one output. */
+/* Filters from 16 channels to one output; those to an output that only fills up are zero. */
 INLINE void taps_at(const struct filters *filters, int64_t output, int64_t channel, __m512 taps[9]) {
     const int64_t of_output = filters->turned ? 9 : 9 * filters->channels;
     const int64_t of_channel = filters->turned ? 9 * filters->outputs : 9;
-    const int64_t lanes = smaller(LANES, filters->channels - channel);
+    const int64_t lanes = output < filters->outputs ? smaller(LANES, filters->channels - channel) : 0;
     float numbers[9][LANES] = {{0}};
     for (int64_t lane = 0; lane < lanes; lane++) {
         const float *filter = filters->weights + output * of_output + (channel + lane) * of_channel;
@@ -330,56 +360,98 @@ struct convolution {
 
 /* Some channels of a tile. */
 INLINE void transform_tile(
-    const value **pixels, value *transformed, int64_t of_frequency, int64_t c, __mmask16 lanes
+    const struct pixels *pixels, const int pooled, value *transformed, int64_t of_frequency, int64_t c, __mmask16 lanes
 ) {
     __m512 x[FREQUENCIES];
-    for (int f = 0; f < FREQUENCIES; f++) x[f] = load(pixels[f] + c, lanes);
+    for (int f = 0; f < FREQUENCIES; f++) x[f] = load_pixel(pixels, f, c, lanes, pooled);
     frequencies_of_pixels(x);
     for (int f = 0; f < FREQUENCIES; f++) store(transformed + f * of_frequency + c, x[f], lanes);
 }
 
-INLINE void transform_tiles(const struct convolution *own, int64_t first, int64_t count, value *transformed) {
-    const int64_t channels = own->maps.channels, padding = own->padding;
+INLINE void transform_tiles(
+    const struct convolution *own, int64_t first, int64_t count, value *transformed, const int pooled
+) {
+    const int64_t channels = own->maps.channels;
     struct tile tile = tile_at(&own->tiling, first);
-    for (int64_t i = 0; i < count; i++) {
-        const value *pixels[FREQUENCIES];
-        find_pixels(&own->maps, tile.image, tile.row - padding, tile.column - padding, 4, own->nothing, pixels);
-        ask_ahead(&own->maps, tile.image, tile.row - padding, tile.column - padding + 2, 4, 2);
-        FOR_CHANNELS(channels, transform_tile, pixels, transformed + i * channels, own->of_frequency);
-        advance(&own->tiling, &tile);
+    for (int64_t i = 0; i < count; i++, advance(&own->tiling, &tile)) {
+        const int64_t row = tile.row - own->padding, column = tile.column - own->padding;
+        struct pixels pixels;
+        find_pixels(&own->maps, tile.image, row, column, 4, pooled, own->nothing, &pixels);
+        ask_ahead(&own->maps, tile.image, row, column + 2, 4, 2, pooled);
+        FOR_CHANNELS(channels, transform_tile, &pixels, pooled, transformed + i * channels, own->of_frequency);
     }
 }
 
-/* Writes a strip of the outputs' channels. */
-INLINE void write_tiles(
-    const struct convolution *own, int64_t first, int64_t count, const float *sums, int64_t begin,
-    int64_t width
+/* Writes some channels of a tile. */
+INLINE void write_tile(
+    const struct maps *outputs, const struct tile *tile, const __m512 y[4], int64_t c, __mmask16 lanes
 ) {
-    const struct maps *outputs = &own->outputs;
-    struct tile tile = tile_at(&own->tiling, first);
-    for (int64_t i = 0; i < count; i++, advance(&own->tiling, &tile)) {
-        const int64_t rows = smaller(2, outputs->height - tile.row), columns = smaller(2, outputs->width - tile.column);
-        const int64_t corner = (tile.image * outputs->height + tile.row) * outputs->width + tile.column;
-        for (int64_t c = 0; c < width; c += LANES) {
-            __m512 x[FREQUENCIES], y[4];
-            for (int f = 0; f < FREQUENCIES; f++) x[f] = _mm512_loadu_ps(sums + (f * own->room + i) * width + c);
-            pixels_of_frequencies(x, y);
-            const __m512 bias = own->bias ? _mm512_loadu_ps(own->bias + begin + c) : _mm512_setzero_ps();
-            for (int64_t row = 0; row < rows; row++)
-                for (int64_t column = 0; column < columns; column++) {
-                    const int64_t pixel = corner + row * outputs->width + column;
-                    value *to = (value *)outputs->values + pixel * outputs->channels + begin + c;
-                    store(to, y[2 * row + column] + bias, ALL_LANES);
-                }
+    const int64_t rows = smaller(2, outputs->height - tile->row), columns = smaller(2, outputs->width - tile->column);
+    const int64_t corner = (tile->image * outputs->height + tile->row) * outputs->width + tile->column;
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t column = 0; column < columns; column++) {
+            const int64_t pixel = corner + row * outputs->width + column;
+            store((value *)outputs->values + pixel * outputs->channels + c, y[2 * row + column], lanes);
         }
+}
+
+/* Writes the largest of each channel; what is no number counts as larger than any. */
+INLINE void write_largest(
+    const struct maps *outputs, const struct tile *tile, const __m512 y[4], int64_t c, __mmask16 lanes
+) {
+    __m512 largest = y[0];
+    __m512i place = _mm512_setzero_si512();
+    for (int i = 1; i < 4; i++) {
+        __mmask16 larger = _mm512_cmp_ps_mask(y[i], largest, _CMP_GT_OQ) | _mm512_cmp_ps_mask(y[i], y[i], _CMP_UNORD_Q);
+        largest = _mm512_mask_mov_ps(largest, larger, y[i]);
+        place = _mm512_mask_mov_epi32(place, larger, _mm512_set1_epi32(i));
     }
+    const int64_t line = (tile->image * (outputs->height / 2) + tile->row / 2) * (outputs->width / 2);
+    const int64_t at = (line + tile->column / 2) * outputs->channels + c;
+    store((value *)outputs->values + at, largest, lanes);
+    _mm_mask_storeu_epi8((uint8_t *)outputs->places + at, lanes, _mm512_cvtepi32_epi8(place));
+}
+
+/* Computes and writes some channels of a tile. */
+INLINE void finish_tile(
+    const struct convolution *own, const struct tile *tile, const float *sums, int64_t of_frequency, int64_t c,
+    __mmask16 lanes
+) {
+    __m512 x[FREQUENCIES], y[4];
+    for (int f = 0; f < FREQUENCIES; f++) x[f] = _mm512_loadu_ps(sums + f * of_frequency);
+    pixels_of_frequencies(x, y);
+    const __m512 bias = own->bias ? _mm512_maskz_loadu_ps(lanes, own->bias + c) : _mm512_setzero_ps();
+    for (int j = 0; j < 4; j++) y[j] += bias;
+    if (own->outputs.places)
+        write_largest(&own->outputs, tile, y, c, lanes);
+    else
+        write_tile(&own->outputs, tile, y, c, lanes);
+}
+
+/* Finishes a strip of the outputs' channels. */
+INLINE void write_tiles(
+    const struct convolution *own, int64_t first, int64_t count, const float *sums, int64_t begin, int64_t width
+) {
+    const int64_t of_frequency = own->room * width, outputs = own->outputs.channels;
+    struct tile tile = tile_at(&own->tiling, first);
+    for (int64_t i = 0; i < count; i++, advance(&own->tiling, &tile))
+        for (int64_t c = 0; c < width; c += LANES) {
+            const float *own_sums = sums + i * width + c;
+            if (begin + c + LANES <= outputs)
+                finish_tile(own, &tile, own_sums, of_frequency, begin + c, ALL_LANES);
+            else
+                finish_tile(own, &tile, own_sums, of_frequency, begin + c, (__mmask16)((1 << (outputs - begin - c)) - 1));
+        }
 }
 
 INLINE void convolve_tiles(
     const struct convolution *own, int64_t first, int64_t count, value *transformed, float *sums
 ) {
     const int64_t channels = own->maps.channels, outputs = own->outputs.channels, pairs = channels / 2;
-    transform_tiles(own, first, count, transformed);
+    if (own->maps.places)
+        transform_tiles(own, first, count, transformed, 1);
+    else
+        transform_tiles(own, first, count, transformed, 0);
     for (int64_t strip = 0; strip < strips_of(outputs); strip++) {
         const int64_t begin = strip_begin(outputs, strip), width = strip_begin(outputs, strip + 1) - begin;
         for (int f = 0; f < FREQUENCIES; f++) {
@@ -397,16 +469,20 @@ INLINE void convolve_tiles(
 /* A convolution, or the gradient of its maps.
  *
  * maps        [images, height, width, channels]; channels are a multiple of 8
+ * places      NULL; or the places of the largest among four, of which alone there are maps: see `struct maps`
  * padding     rows and columns of zeros around the maps
  * weights     [outputs, channels, 3, 3]; where `turned`, [channels, outputs, 3, 3], whose rows and columns run backwards
- * outputs     a multiple of 16
+ * outputs     a multiple of 8, too
  * bias        [outputs], or NULL
  * results     [images, out_height, out_width, outputs], written; at most height + 2 * padding - 2 rows
+ * out_places  NULL; or [images, out_height / 2, out_width / 2, outputs], written, as are the results then: of each four
+ *             outputs only the largest, and its place; height and width are even
  *
  * Returns 0, or 1 without memory.
  */
 int convolve(
     const value *maps,
+    const uint8_t *places,
     int64_t images,
     int64_t height,
     int64_t width,
@@ -417,18 +493,19 @@ int convolve(
     int64_t turned,
     const float *bias,
     value *results,
+    uint8_t *out_places,
     int64_t out_height,
     int64_t out_width,
     int threads
 ) {
     const struct filters filters = {weights, outputs, channels, turned};
-    pair *transformed = memory(FREQUENCIES * channels * outputs * sizeof(value));
+    pair *transformed = memory(FREQUENCIES * channels * filled(outputs) * sizeof(value));
     value *nothing = calloc(channels, sizeof(value));
     const int64_t room = channels > MANY_CHANNELS ? TILES_OF_MANY_CHANNELS : TILES;
     const int64_t of_frequency = room * channels + CACHE_LINE / (int64_t)sizeof(value);
     const struct convolution own = {
-        {maps, height, width, channels}, {images, parts_of(out_height, 2), parts_of(out_width, 2)}, padding,
-        transformed, bias, {results, out_height, out_width, outputs}, nothing, room, of_frequency,
+        {maps, places, height, width, channels}, {images, parts_of(out_height, 2), parts_of(out_width, 2)}, padding,
+        transformed, bias, {results, out_places, out_height, out_width, outputs}, nothing, room, of_frequency,
     };
     const int64_t tiles = tiles_of(&own.tiling);
     int result = transformed && nothing ? DONE : OUT_OF_MEMORY;
@@ -457,8 +534,8 @@ struct gradient {
     struct maps maps, gradients;
     struct tiling tiling;
     int64_t padding;
-    /* Channels, rounded up to whole vectors. */
-    int64_t room;
+    /* Channels of the maps and of the gradients, and those that fill up the last vector of each. */
+    int64_t room, gradients_room;
     /* Pairs of a frequency of the maps, and of one of the gradients. */
     int64_t of_frequency, of_gradients_frequency;
     const value *nothing;
@@ -474,12 +551,12 @@ struct pairs {
 
 /* Some channels of two tiles of the maps. */
 INLINE void transform_pixels(
-    const value *pixels[2][FREQUENCIES], pair *transformed, int64_t of_frequency, int64_t c, __mmask16 lanes
+    const struct pixels pixels[2], pair *transformed, int64_t of_frequency, int64_t c, __mmask16 lanes
 ) {
     __m256i rounded[2][FREQUENCIES];
     for (int i = 0; i < 2; i++) {
         __m512 x[FREQUENCIES];
-        for (int f = 0; f < FREQUENCIES; f++) x[f] = load(pixels[i][f] + c, lanes);
+        for (int f = 0; f < FREQUENCIES; f++) x[f] = load_pixel(&pixels[i], f, c, lanes, 0);
         frequencies_of_pixels(x);
         for (int f = 0; f < FREQUENCIES; f++) rounded[i][f] = (__m256i)_mm512_cvtneps_pbh(x[f]);
     }
@@ -488,45 +565,51 @@ INLINE void transform_pixels(
 
 /* Some channels of two tiles' gradients. */
 INLINE void transform_gradients(
-    const value *pixels[2][4], pair *transformed, int64_t of_frequency, int64_t c, __mmask16 lanes
+    const struct pixels pixels[2], const int pooled, pair *transformed, int64_t of_frequency, int64_t c, __mmask16 lanes
 ) {
     __m256i rounded[2][FREQUENCIES];
     for (int i = 0; i < 2; i++) {
         __m512 y[4], x[FREQUENCIES];
-        for (int j = 0; j < 4; j++) y[j] = load(pixels[i][j] + c, lanes);
+        for (int j = 0; j < 4; j++) y[j] = load_pixel(&pixels[i], j, c, lanes, pooled);
         frequencies_of_gradients(y, x);
         for (int f = 0; f < FREQUENCIES; f++) rounded[i][f] = (__m256i)_mm512_cvtneps_pbh(x[f]);
     }
     for (int f = 0; f < FREQUENCIES; f++) store_pairs(transformed + f * of_frequency + c, rounded[0][f], rounded[1][f]);
 }
 
-INLINE void transform_pair(const struct gradient *own, int64_t index, int64_t place, const struct pairs *to) {
-    const int64_t outputs = own->gradients.channels, padding = own->padding;
-    const value *pixels[2][FREQUENCIES], *corners[2][4];
+INLINE void transform_pair(
+    const struct gradient *own, int64_t index, int64_t place, const struct pairs *to, const int pooled
+) {
+    const int64_t padding = own->padding;
+    struct pixels pixels[2], corners[2];
     struct tile tile = tile_at(&own->tiling, index);
     for (int i = 0; i < 2; i++, advance(&own->tiling, &tile)) {
         /* Behind the last tile of an odd number comes one of an image that is not there: nothing is inside. */
         const int64_t missing = tile.image < own->tiling.images ? 0 : own->maps.height + padding;
         const int64_t row = tile.row + missing;
-        find_pixels(&own->maps, tile.image, row - padding, tile.column - padding, 4, own->nothing, pixels[i]);
-        find_pixels(&own->gradients, tile.image, row, tile.column, 2, own->nothing, corners[i]);
-        ask_ahead(&own->maps, tile.image, row - padding, tile.column - padding + 2, 4, 2);
-        ask_ahead(&own->gradients, tile.image, row, tile.column, 2, 2);
+        find_pixels(&own->maps, tile.image, row - padding, tile.column - padding, 4, 0, own->nothing, &pixels[i]);
+        find_pixels(&own->gradients, tile.image, row, tile.column, 2, pooled, own->nothing, &corners[i]);
+        ask_ahead(&own->maps, tile.image, row - padding, tile.column - padding + 2, 4, 2, 0);
+        ask_ahead(&own->gradients, tile.image, row, tile.column, 2, 2, pooled);
     }
-    pair *of_maps = to->of_maps + place * own->room, *of_gradients = to->of_gradients + place * outputs;
+    pair *of_maps = to->of_maps + place * own->room, *of_gradients = to->of_gradients + place * own->gradients_room;
     FOR_CHANNELS(own->maps.channels, transform_pixels, pixels, of_maps, own->of_frequency);
-    FOR_CHANNELS(outputs, transform_gradients, corners, of_gradients, own->of_gradients_frequency);
+    FOR_CHANNELS(own->gradients.channels, transform_gradients, corners, pooled, of_gradients, own->of_gradients_frequency);
 }
 
 /* Adds what some pairs of tiles give. */
 static void add_pairs(const struct gradient *own, int64_t first, int64_t count, const struct pairs *pairs, float *sums) {
     const int64_t outputs = own->gradients.channels, room = own->room;
-    for (int64_t i = 0; i < count; i++) transform_pair(own, 2 * (first + i), i, pairs);
+    for (int64_t i = 0; i < count; i++)
+        if (own->gradients.places)
+            transform_pair(own, 2 * (first + i), i, pairs, 1);
+        else
+            transform_pair(own, 2 * (first + i), i, pairs, 0);
     for (int64_t strip = 0; strip < strips_of(room); strip++) {
         const int64_t begin = strip_begin(room, strip), width = strip_begin(room, strip + 1) - begin;
         for (int f = 0; f < FREQUENCIES; f++) {
             const struct product product = {
-                pairs->of_gradients + f * own->of_gradients_frequency, 1, outputs,
+                pairs->of_gradients + f * own->of_gradients_frequency, 1, own->gradients_room,
                 pairs->of_maps + f * own->of_frequency, room,
                 count, sums + f * outputs * room, room, 1,
             };
@@ -576,7 +659,8 @@ INLINE void write_taps(const struct gradient *own, int64_t output, float *to) {
  *
  * maps        [images, height, width, channels]; channels are a multiple of 8
  * padding     rows and columns of zeros around the maps
- * gradients   of the outputs, [images, out_height, out_width, outputs]; outputs are a multiple of 16
+ * gradients   of the outputs, [images, out_height, out_width, outputs]; outputs are a multiple of 8, too
+ * places      NULL; or the places of the largest among four, which alone have gradients: see `struct maps`
  * results     [outputs, channels, 3, 3], written
  *
  * Returns 0, or 1 without memory.
@@ -589,21 +673,22 @@ int gradient_of_filters(
     int64_t channels,
     int64_t padding,
     const value *gradients,
+    const uint8_t *places,
     int64_t outputs,
     int64_t out_height,
     int64_t out_width,
     float *results,
     int threads
 ) {
-    const int64_t room = parts_of(channels, LANES) * LANES, of_part = FREQUENCIES * outputs * room;
+    const int64_t room = filled(channels), gradients_room = filled(outputs), of_part = FREQUENCIES * outputs * room;
     const int64_t affordable = SUMS / (of_part * (int64_t)sizeof(float)), parts = smaller(threads, affordable + 1);
     value *nothing = calloc(outputs > channels ? outputs : channels, sizeof(value));
     const struct gradient own = {
-        {maps, height, width, channels},
-        {gradients, out_height, out_width, outputs},
+        {maps, NULL, height, width, channels},
+        {gradients, places, out_height, out_width, outputs},
         {images, parts_of(out_height, 2), parts_of(out_width, 2)},
-        padding, room,
-        PAIRS * room + CACHE_LINE / (int64_t)sizeof(pair), PAIRS * outputs + CACHE_LINE / (int64_t)sizeof(pair),
+        padding, room, gradients_room,
+        PAIRS * room + CACHE_LINE / (int64_t)sizeof(pair), PAIRS * gradients_room + CACHE_LINE / (int64_t)sizeof(pair),
         nothing, parts, of_part, memory(parts * of_part * sizeof(float)),
     };
     int result = own.sums && nothing ? DONE : OUT_OF_MEMORY;

@@ -2,8 +2,9 @@
 
 After A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308). What is multiplied
 are sums of pixels and of weights, rounded to bfloat16 like the pixels themselves, so that the error of a result is up
-to twice that of torch's bfloat16 convolution. The kernels are in ``winograd.c``; a machine has them if it has a C
-compiler and its processor multiplies bfloat16 by AVX-512.
+to twice that of torch's bfloat16 convolution. A 2×2 max pool behind the convolution can be part of it; its windows'
+other pixels are never written then, nor their gradients. The kernels are in ``winograd.c``; a machine has them if it
+has a C compiler and its processor multiplies bfloat16 by AVX-512.
 """
 
 from pathlib import Path
@@ -18,9 +19,7 @@ _SOURCE = Path(__file__).with_name("winograd.c")
 KERNEL = 3
 MAX_PADDING = 2
 CHANNELS = 8
-"""The number of channels that are convolved is a multiple of this."""
-OUTPUTS = 16
-"""The number of channels that come out is a multiple of this."""
+"""The numbers of channels that are convolved and that come out are multiples of this."""
 
 
 def problem() -> str | None:
@@ -33,7 +32,7 @@ def problem() -> str | None:
 
 def fits(channels: int, outputs: int, padding: int) -> bool:
     """Whether convolutions with 3×3 taps and stride 1 from so many channels to so many can be computed here."""
-    return channels % CHANNELS == 0 and outputs % OUTPUTS == 0 and 0 <= padding <= MAX_PADDING and problem() is None
+    return channels % CHANNELS == 0 and outputs % CHANNELS == 0 and 0 <= padding <= MAX_PADDING and problem() is None
 
 
 def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
@@ -48,60 +47,111 @@ def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int) 
     Returns:
         Shape `[N, O, H + 2 * padding - 2, W + 2 * padding - 2]`, bfloat16, in channels-last order.
     """
-    return _convolve(images, weight, bias, padding, outputs=weight.shape[0], turned=False)
+    height, width = _out_size(images, padding)
+    results = images.new_empty((len(images), height, width, weight.shape[0]))
+    _convolve(images, None, weight, bias, padding, results, None, (height, width), turned=False)
+    return results.permute(0, 3, 1, 2)
 
 
-def gradient_of_images(gradient: Tensor, weight: Tensor, padding: int) -> Tensor:
-    """The gradient of what :func:`convolve` was given, from that of what it gave.
+def convolve_and_pool(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> tuple[Tensor, Tensor]:
+    """The convolution and a 2×2 max pool behind it; what is outside of the pool's windows is not computed.
 
     Args:
-        gradient: Shape `[N, O, H + 2 * padding - 2, W + 2 * padding - 2]`, bfloat16.
-        weight: Shape `[O, C, 3, 3]`, float32; C is a multiple of `OUTPUTS`.
+        images: Shape `[N, C, H, W]`, bfloat16, H and W at least 4 with the padding.
+        weight: Shape `[O, C, 3, 3]`, float32.
+        bias: Shape `[O]`, float32.
+        padding: Rows and columns of zeros around the images.
+
+    Returns:
+        The largest of each window, bfloat16, and their places in the windows, uint8 (0 and 1 above, 2 and 3 below),
+        each of shape `[N, O, (H + 2 * padding - 2) // 2, (W + 2 * padding - 2) // 2]` and in channels-last order.
+    """
+    rows, columns = (size // 2 for size in _out_size(images, padding))
+    largest = images.new_empty((len(images), rows, columns, weight.shape[0]))
+    places = torch.empty_like(largest, dtype=torch.uint8)
+    _convolve(images, None, weight, bias, padding, largest, places, (2 * rows, 2 * columns), turned=False)
+    return largest.permute(0, 3, 1, 2), places.permute(0, 3, 1, 2)
+
+
+def gradient_of_images(
+    gradient: Tensor, weight: Tensor, padding: int, size: tuple[int, int], places: Tensor | None = None
+) -> Tensor:
+    """The gradient of what was convolved, from that of what came out.
+
+    Args:
+        gradient: Shape as :func:`convolve` or :func:`convolve_and_pool` gave it, bfloat16.
+        weight: Shape `[O, C, 3, 3]`, float32.
         padding: As it was given.
+        size: Height and width of the images.
+        places: As :func:`convolve_and_pool` gave them.
 
     Returns:
         Shape `[N, C, H, W]`, bfloat16, in channels-last order.
     """
-    return _convolve(gradient, weight, None, KERNEL - 1 - padding, outputs=weight.shape[1], turned=True)
+    results = gradient.new_empty((len(gradient), *size, weight.shape[1]))
+    _convolve(gradient, places, weight, None, KERNEL - 1 - padding, results, None, size, turned=True)
+    return results.permute(0, 3, 1, 2)
 
 
-def gradient_of_weight(images: Tensor, gradient: Tensor, padding: int) -> Tensor:
-    """The gradient of the weight that :func:`convolve` was given.
+def gradient_of_weight(images: Tensor, gradient: Tensor, padding: int, places: Tensor | None = None) -> Tensor:
+    """The gradient of the weight.
 
     Args:
         images: Shape `[N, C, H, W]`, bfloat16.
-        gradient: Shape `[N, O, H + 2 * padding - 2, W + 2 * padding - 2]`, bfloat16.
+        gradient: Shape as :func:`convolve` or :func:`convolve_and_pool` gave it, bfloat16.
         padding: As it was given.
+        places: As :func:`convolve_and_pool` gave them.
 
     Returns:
         Shape `[O, C, 3, 3]`, float32, contiguous.
     """
     images, gradient = (maps.contiguous(memory_format=torch.channels_last) for maps in (images, gradient))
-    count, channels, height, width = images.shape
-    _, outputs, out_height, out_width = gradient.shape
+    (count, channels, height, width), outputs = images.shape, gradient.shape[1]
     found = torch.empty(outputs, channels, KERNEL, KERNEL)
     native.call(
         native.library(_SOURCE),
         "gradient_of_filters",
         *(images, count, height, width, channels, padding),
-        *(gradient, outputs, out_height, out_width),
+        *(gradient, _in_order(places), outputs, *_whole_size(gradient, places)),
         found,
     )
     return found
 
 
 def _convolve(
-    images: Tensor, weight: Tensor, bias: Tensor | None, padding: int, *, outputs: int, turned: bool
-) -> Tensor:
-    images = images.contiguous(memory_format=torch.channels_last)
-    count, channels, height, width = images.shape
-    out_height, out_width = (size + 2 * padding - (KERNEL - 1) for size in (height, width))
-    results = images.new_empty((count, out_height, out_width, outputs))
+    maps: Tensor,
+    places: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: int,
+    results: Tensor,
+    out_places: Tensor | None,
+    out_size: tuple[int, int],
+    *,
+    turned: bool,
+) -> None:
+    """What the C file calls `convolve`, with the size of maps that are pooled before they are."""
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    count, channels, _, _ = maps.shape
     native.call(
         native.library(_SOURCE),
         "convolve",
-        *(images, count, height, width, channels, padding),
-        *(weight.contiguous(), outputs, turned, bias),
-        *(results, out_height, out_width),
+        *(maps, _in_order(places), count, *_whole_size(maps, places), channels, padding),
+        *(weight.contiguous(), results.shape[-1], turned, bias),
+        *(results, out_places, *out_size),
     )
-    return results.permute(0, 3, 1, 2)
+
+
+def _out_size(images: Tensor, padding: int) -> tuple[int, int]:
+    height, width = images.shape[-2:]
+    return height + 2 * padding - (KERNEL - 1), width + 2 * padding - (KERNEL - 1)
+
+
+def _whole_size(maps: Tensor, places: Tensor | None) -> tuple[int, int]:
+    """Height and width of maps before they were pooled, if they are."""
+    height, width = maps.shape[-2:]
+    return (height, width) if places is None else (2 * height, 2 * width)
+
+
+def _in_order(places: Tensor | None) -> Tensor | None:
+    return None if places is None else places.contiguous(memory_format=torch.channels_last)

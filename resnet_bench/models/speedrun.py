@@ -31,6 +31,9 @@ class PooledConvolution(IdentityConvolution):
     What the pool takes is the same as from the whole map. Of 7x7 pixels a quarter need not be computed.
     """
 
+    for_a_pool = True
+    """For kernels that compute convolution and pool as one."""
+
     def forward(self, maps: Tensor) -> Tensor:
         """Maps `[N, out_channels, H, W]`, H and W rounded down to even numbers, of maps `[N, in_channels, H, W]`."""
         rows_left_out, columns_left_out = maps.shape[-2] % 2, maps.shape[-1] % 2

@@ -8,8 +8,12 @@ from torch import nn
 
 from resnet_bench import models
 from resnet_bench.execution import Execution
-from resnet_bench.kernels import FastPaths, Remembered, fast_paths, winograd
+from resnet_bench.kernels import FastPaths, Remembered, fast_paths, fuse, winograd
 from resnet_bench.kernels.convolution import Geometry, Ways
+from resnet_bench.kernels.fast_paths import Shape
+from resnet_bench.models.speedrun import PooledConvolution
+
+SHAPE = Shape(2, 4, 4, 4, Geometry(3, 1, 1), torch.float32)
 
 needs_winograd = pytest.mark.skipif(winograd.problem() is not None, reason=f"{winograd.problem()}")
 
@@ -22,7 +26,12 @@ def choosing(monkeypatch, **seconds: float) -> list[tuple[str, int]]:
         asked.append((name, shape.size))
         return {way: seconds.get(way, 1.0 if way == "library" else 2.0) for way in ways}
 
+    def measure_pooled(shape, needed, ways):
+        asked.append(("pool", shape.size))
+        return {"apart": 1.0, "winograd": seconds.get("winograd", 2.0)}
+
     monkeypatch.setattr(fast_paths, "_time", measure)
+    monkeypatch.setattr(fast_paths, "_time_pooled", measure_pooled)
     return asked
 
 
@@ -79,21 +88,20 @@ def test_only_a_gain_beyond_noise_is_taken(tmp_path, monkeypatch, seconds, expec
     choosing(monkeypatch, product=seconds)
     memory = Remembered(tmp_path / "choices.json")
     weight = torch.randn(4, 4, 3, 3, requires_grad=True)
-    ways = fast_paths.chosen_ways(memory, torch.randn(2, 4, 4, 4), weight, Geometry(3, 1, 1), torch.float32)
+    ways = fast_paths.chosen_ways(memory, torch.randn(2, 4, 4, 4), weight, SHAPE)
     assert ways == Ways(weight=expected)
 
 
 def test_a_way_that_is_not_there_is_not_taken(tmp_path) -> None:
     memory = Remembered(tmp_path / "choices.json")
     images, weight = torch.randn(2, 4, 4, 4), torch.randn(4, 4, 3, 3, requires_grad=True)
-    shape = fast_paths._Shape(2, 4, 4, 4, Geometry(3, 1, 1), torch.float32)
-    memory.put(f"weight of a convolution {shape}", "winograd")
-    assert fast_paths.chosen_ways(memory, images, weight, Geometry(3, 1, 1), torch.float32) == Ways()
+    memory.put(f"weight of a convolution {SHAPE}", "winograd")
+    assert fast_paths.chosen_ways(memory, images, weight, SHAPE) == Ways()
 
 
 @pytest.mark.parametrize("name", ["forward", "images", "weight"])
 def test_the_measurement_times_every_way(name) -> None:
-    shape = fast_paths._Shape(2, 16, 4, 16, Geometry(3, 1, 1), torch.bfloat16)
+    shape = Shape(2, 16, 4, 16, Geometry(3, 1, 1), torch.bfloat16)
     ways = fast_paths._possible_ways(shape)[name]
     seconds = fast_paths._time(name, ways, shape)
     assert list(seconds) == list(ways)
@@ -134,6 +142,96 @@ def test_a_network_with_fewer_products_is_as_near_to_plain_as_bf16(tmp_path, mon
     of_bf16, of_winograd = (torch.dist(found[way], found["plain"]) for way in ("bf16", "winograd"))
     assert of_winograd != of_bf16
     assert of_winograd < 2.5 * of_bf16
+
+
+@needs_winograd
+@pytest.mark.parametrize("needed", [("forward",), ("forward", "images", "weight")])
+def test_the_measurement_times_a_pool_apart_and_as_one(needed) -> None:
+    shape = Shape(2, 16, 5, 16, Geometry(3, 1, 1), torch.bfloat16)
+    seconds = fast_paths._time_pooled(shape, needed, Ways())
+    assert set(seconds) == {"apart", "winograd"}
+    assert all(0 < taken < 1 for taken in seconds.values())
+
+
+def layers_with_a_pool(convolution: nn.Module) -> nn.Module:
+    network = nn.Sequential(convolution, nn.MaxPool2d(2), nn.BatchNorm2d(16), nn.SiLU())
+    fuse(network)
+    return network
+
+
+@needs_winograd
+@pytest.mark.parametrize("size", [8, 9])
+@pytest.mark.parametrize("kind", [nn.Conv2d, PooledConvolution])
+def test_a_pool_behind_a_convolution_is_part_of_it_where_that_is_faster(tmp_path, monkeypatch, kind, size) -> None:
+    torch.manual_seed(0)
+    network = layers_with_a_pool(kind(16, 16, 3, padding=1))
+    images = torch.randn(8, 16, size, size).contiguous(memory_format=torch.channels_last)
+    found = {}
+    for way, seconds in (("plain", None), ("apart", 2.0), ("as one", 0.1)):
+        asked = choosing(monkeypatch, winograd=seconds)
+        inputs = [images.clone().requires_grad_(), *network.parameters()]
+        with contextlib.ExitStack() as contexts:
+            if seconds is not None:
+                contexts.enter_context(torch.autocast("cpu", dtype=torch.bfloat16))
+                contexts.enter_context(FastPaths(torch.bfloat16, Remembered(tmp_path / f"{way}.json")))
+            outputs = network(inputs[0])
+        assert (("pool", size) in asked) == (seconds is not None)
+        gradients = torch.autograd.grad(outputs.float().square().sum(), inputs)
+        found[way] = [outputs.detach().float(), *gradients]
+    assert not torch.equal(found["as one"][0], found["apart"][0])
+    for plain, as_one in zip(found["plain"], found["as one"], strict=True):
+        # Where two are nearly equal another one may be the largest; a convolution's bias before BatchNorm has no gradient.
+        assert torch.dist(as_one, plain) < 0.25 * max(plain.norm(), 1)
+
+
+class Doubled(nn.Conv2d):
+    """A convolution whose outputs are not a convolution's."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Twice the outputs."""
+        return 2 * super().forward(images)
+
+
+@needs_winograd
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        Doubled(16, 16, 3, padding=1),
+        nn.Conv2d(16, 16, 3, padding="same"),
+        nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(16, 16, 3, padding=1, stride=2),
+        nn.Conv2d(16, 16, 5, padding=2),
+        nn.Conv2d(16, 16, 3, padding=1, groups=2),
+    ],
+)
+def test_a_pool_behind_an_unusual_convolution_stays_behind_it(tmp_path, monkeypatch, convolution) -> None:
+    asked = choosing(monkeypatch, winograd=0.1)
+    network, images = layers_with_a_pool(convolution), torch.randn(4, 16, 8, 8)
+    memory = Remembered(tmp_path / "choices.json")
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), FastPaths(torch.bfloat16, memory):
+        outputs = network(images)
+        expected = nn.Sequential(*network)(images)
+    assert "pool" not in dict(asked)
+    assert torch.dist(outputs.float(), expected.float()) < 0.05 * expected.float().norm()
+
+
+@needs_winograd
+def test_a_watched_convolution_is_seen(tmp_path, monkeypatch) -> None:
+    choosing(monkeypatch, winograd=0.1)
+    network, seen = layers_with_a_pool(nn.Conv2d(16, 16, 3, padding=1)), []
+    network[0].register_forward_hook(lambda *_: seen.append(1))
+    with torch.autocast("cpu", dtype=torch.bfloat16), FastPaths(torch.bfloat16, Remembered(tmp_path / "choices.json")):
+        network(torch.randn(4, 16, 8, 8))
+    assert seen == [1]
+
+
+def test_the_innermost_context_is_the_active_one(tmp_path) -> None:
+    assert fast_paths.active() is None
+    with FastPaths(None, None) as outer:
+        with FastPaths(None, None) as inner:
+            assert fast_paths.active() is inner
+        assert fast_paths.active() is outer
+    assert fast_paths.active() is None
 
 
 def test_images_of_other_channels_are_torchs_own_error(tmp_path, monkeypatch) -> None:
