@@ -180,7 +180,7 @@ def test_a_pool_behind_a_convolution_is_part_of_it_where_that_is_faster(tmp_path
         found[way] = [outputs.detach().float(), *gradients]
     assert not torch.equal(found["as one"][0], found["apart"][0])
     for plain, as_one in zip(found["plain"], found["as one"], strict=True):
-        # Where two are nearly equal another one may be the largest; a convolution's bias before BatchNorm has no gradient.
+        # Where two are nearly equal another may be the largest; a convolution's bias before BatchNorm has no gradient.
         assert torch.dist(as_one, plain) < 0.25 * max(plain.norm(), 1)
 
 
