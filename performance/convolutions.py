@@ -49,19 +49,14 @@ def ways_of(
     out_size = geometry.output_size(size)
     gradient = torch.randn(count, outputs, out_size, out_size).bfloat16().to(memory_format=order)
     weight = torch.randn(outputs, channels, 3, 3)
-    fits = {
-        "forward": stride == 1 and winograd.fits(channels, outputs, 1),
-        "images": stride == 1 and winograd.fits(outputs, channels, 1),
-    }
-    fits["weight"] = fits["forward"]
+    fits = stride == 1 and winograd.fits(channels, outputs, 1)
     passes = {
         "forward": {name: partial(way, images, weight, None, geometry) for name, way in FORWARD.items()},
         "images": {name: partial(way, images, gradient, weight, geometry) for name, way in IMAGES_GRADIENT.items()},
         "weight": {name: partial(way, images, gradient, weight, geometry) for name, way in WEIGHT_GRADIENT.items()},
     }
     return {
-        name: {way: call for way, call in ways.items() if way != "winograd" or fits[name]}
-        for name, ways in passes.items()
+        name: {way: call for way, call in ways.items() if way != "winograd" or fits} for name, ways in passes.items()
     }
 
 

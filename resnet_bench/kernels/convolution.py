@@ -186,7 +186,7 @@ def images_gradient_by_library(images: Tensor, gradient: Tensor, weight: Tensor,
 
 
 def images_gradient_by_winograd(images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """The same, where channels and outputs :func:`winograd.fits` when they change places."""
+    """The same, of a convolution that :func:`winograd.fits`."""
     size = (images.shape[-2], images.shape[-1])
     return winograd.gradient_of_images(gradient, weight.float(), geometry.padding, size)
 
@@ -246,16 +246,18 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         images, weight = ctx.saved_tensors
-        wants_images, wants_weight, wants_bias, *_ = ctx.needs_input_grad
-        of_images = of_weight = of_bias = None
-        if wants_images:
-            of_images = IMAGES_GRADIENT[ctx.ways.images](images, gradient, weight, ctx.geometry)
-        if wants_weight:
-            found = WEIGHT_GRADIENT[ctx.ways.weight](images, gradient, weight, ctx.geometry)
-            of_weight = torch.empty_like(weight).copy_(found)
-        if wants_bias:
-            of_bias = gradient.sum((0, 2, 3), dtype=ctx.bias_type)
-        return of_images, of_weight, of_bias, None, None
+        operands = (images, gradient, weight, ctx.geometry)
+        return (
+            *_gradients(
+                ctx,
+                gradient,
+                weight,
+                lambda: IMAGES_GRADIENT[ctx.ways.images](*operands),
+                lambda: WEIGHT_GRADIENT[ctx.ways.weight](*operands),
+            ),
+            None,
+            None,
+        )
 
 
 def pooled_convolution(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
@@ -287,17 +289,29 @@ class _PooledConvolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         images, weight, places = ctx.saved_tensors
-        wants_images, wants_weight, wants_bias, _ = ctx.needs_input_grad
-        of_images = of_weight = of_bias = None
-        if wants_images:
-            size = (images.shape[-2], images.shape[-1])
-            of_images = winograd.gradient_of_images(gradient, weight.float(), ctx.padding, size, places)
-        if wants_weight:
-            found = winograd.gradient_of_weight(images, gradient, ctx.padding, places)
-            of_weight = torch.empty_like(weight).copy_(found)
-        if wants_bias:
-            of_bias = gradient.sum((0, 2, 3), dtype=ctx.bias_type)
-        return of_images, of_weight, of_bias, None
+        size = (images.shape[-2], images.shape[-1])
+        return (
+            *_gradients(
+                ctx,
+                gradient,
+                weight,
+                lambda: winograd.gradient_of_images(gradient, weight.float(), ctx.padding, size, places),
+                lambda: winograd.gradient_of_weight(images, gradient, ctx.padding, places),
+            ),
+            None,
+        )
+
+
+def _gradients(
+    ctx: Any, gradient: Tensor, weight: Tensor, of_images: Callable[[], Tensor], of_weight: Callable[[], Tensor]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of images, weight and bias that are wanted; a parameter's is of its own type and memory order."""
+    wants_images, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+    return (
+        of_images() if wants_images else None,
+        torch.empty_like(weight).copy_(of_weight()) if wants_weight else None,
+        gradient.sum((0, 2, 3), dtype=ctx.bias_type) if wants_bias else None,
+    )
 
 
 def _convolution_backward(

@@ -89,12 +89,15 @@ class FastPaths(TorchFunctionMode):
         shape = self._shape(images, layer.weight, (rows, columns), (up, left), (below, right), layer.groups)
         if shape is None or shape.out_size < 2:
             return None
-        needed = _needed(images, layer.weight)
-        if not all("winograd" in ways for name, ways in _possible_ways(shape).items() if name in needed):
+        if not _fits_winograd(shape):
             return None
+        memory, needed = self._memory, _needed(images, layer.weight)
+
+        def measure() -> dict[str, float]:
+            return _time_pooled(shape, needed, chosen_ways(memory, images, layer.weight, shape))
+
         key = f"convolution and pool {shape}, {' '.join(needed)}"
-        ways = chosen_ways(self._memory, images, layer.weight, shape)
-        if _fastest(self._memory, key, ("apart", "winograd"), lambda: _time_pooled(shape, needed, ways)) == "apart":
+        if _fastest(memory, key, ("apart", "winograd"), measure) == "apart":
             return None
         return convolution.pooled_convolution(images.to(shape.dtype), layer.weight, layer.bias, shape.geometry.padding)
 
@@ -189,19 +192,21 @@ def _needed(images: Tensor, weight: Tensor) -> tuple[str, ...]:
 
 def _possible_ways(shape: Shape) -> Mapping[str, Sequence[str]]:
     """What there is to choose from, for each pass; first torch's own."""
-    kernel, stride, padding = shape.geometry
     ways: dict[str, list[str]] = {name: ["library"] for name in Ways._fields}
-    if kernel == 1 or shape.out_size < 1:
+    if shape.geometry.kernel == 1 or shape.out_size < 1:
         return ways
     if 1 < shape.out_size**2 <= MAX_PRODUCT_PIXELS:
         ways["weight"].append("product")
-    if shape.dtype == torch.bfloat16 and kernel == winograd.KERNEL and stride == 1:
-        if winograd.fits(shape.channels, shape.outputs, padding):
-            ways["forward"].append("winograd")
-            ways["weight"].append("winograd")
-        if winograd.fits(shape.outputs, shape.channels, padding):
-            ways["images"].append("winograd")
+    if _fits_winograd(shape):
+        for of_pass in ways.values():
+            of_pass.append("winograd")
     return ways
+
+
+def _fits_winograd(shape: Shape) -> bool:
+    kernel, stride, padding = shape.geometry
+    is_of_its_kind = shape.dtype == torch.bfloat16 and kernel == winograd.KERNEL and stride == 1
+    return is_of_its_kind and winograd.fits(shape.channels, shape.outputs, padding)
 
 
 def _fastest(memory: Remembered, key: str, ways: Sequence[str], measure: Callable[[], Mapping[str, float]]) -> str:

@@ -58,13 +58,16 @@ static void *memory(int64_t bytes) { return aligned_alloc(CACHE_LINE, parts_of(b
 
 #define ALL_LANES ((__mmask16)-1)
 
+/* The first lanes, fewer than all. */
+INLINE __mmask16 first_lanes(int64_t count) { return (1 << count) - 1; }
+
 /* Calls a function for each vector of channels, with the channels before it and the lanes that are filled behind its
  * arguments. A mask that the compiler knows to be full costs nothing. */
 #define FOR_CHANNELS(channels, function, ...)                                                                   \
     do {                                                                                                        \
         int64_t c = 0;                                                                                          \
         for (; c + LANES <= (channels); c += LANES) function(__VA_ARGS__, c, ALL_LANES);                        \
-        if (c < (channels)) function(__VA_ARGS__, c, (__mmask16)((1 << ((channels) - c)) - 1));                 \
+        if (c < (channels)) function(__VA_ARGS__, c, first_lanes((channels) - c));                              \
     } while (0)
 
 INLINE __m512 load(const value *from, __mmask16 lanes) {
@@ -440,7 +443,7 @@ INLINE void write_tiles(
             if (begin + c + LANES <= outputs)
                 finish_tile(own, &tile, own_sums, of_frequency, begin + c, ALL_LANES);
             else
-                finish_tile(own, &tile, own_sums, of_frequency, begin + c, (__mmask16)((1 << (outputs - begin - c)) - 1));
+                finish_tile(own, &tile, own_sums, of_frequency, begin + c, first_lanes(outputs - begin - c));
         }
 }
 

@@ -31,7 +31,7 @@ def problem() -> str | None:
 
 
 def fits(channels: int, outputs: int, padding: int) -> bool:
-    """Whether convolutions with 3×3 taps and stride 1 from so many channels to so many can be computed here."""
+    """Whether 3×3 convolutions, stride 1, of so many channels to so many can be computed here, and their gradients."""
     return channels % CHANNELS == 0 and outputs % CHANNELS == 0 and 0 <= padding <= MAX_PADDING and problem() is None
 
 
