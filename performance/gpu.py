@@ -38,6 +38,7 @@ from resnet_bench.performance.page import remarks, speed_table, stage_table
 from resnet_bench.training import train
 from resnet_bench.training.events import EpochEnded, Evaluated, Started
 
+ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("tests", "steps", "profile", "epochs")
 
 TIMES_THE_SOURCE = {
@@ -117,16 +118,19 @@ def _look(options: argparse.Namespace) -> None:
 
 def _tests(options: argparse.Namespace) -> bool:
     """Every test that is marked for it, the rest of the run's output cut short."""
-    root = Path(__file__).resolve().parents[1]
-    files = sorted(str(path) for path in (root / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text("utf-8"))
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-rfEs", "--tb=short", "--durations=5"]
     # A file whose libraries are missing does not keep the others from running, and other versions warn of other things.
-    command += ["--continue-on-collection-errors", "-W", "default", *files]
+    command += ["--continue-on-collection-errors", "-W", "default", *files_with_tests()]
     with (options.out / "tests.txt").open("w", encoding="utf-8") as log:
-        finished = subprocess.run(command, cwd=root, stdout=log, stderr=subprocess.STDOUT, check=False)  # noqa: S603 - tests of ours
+        finished = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False)  # noqa: S603 - tests of ours
     lines = (options.out / "tests.txt").read_text(encoding="utf-8").splitlines()
     console.print("\n".join(lines[-40:]), markup=False)
     return finished.returncode == 0
+
+
+def files_with_tests() -> list[str]:
+    """The files in which there are tests for a GPU: to collect all the others takes longer than these tests."""
+    return sorted(str(path) for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text("utf-8"))
 
 
 # --- steps -----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import torch
 
 from resnet_bench.errors import UserError
 from resnet_bench.execution import SWITCHES, Execution
+from tests.idle_gpu import needs_gpu
 
 
 def test_the_cpu_is_always_there() -> None:
@@ -32,7 +33,7 @@ def test_a_missing_gpu_says_what_to_write() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@needs_gpu
 def test_a_gpu_beyond_the_last_names_those_there_are() -> None:
     with pytest.raises(UserError, match="this machine's GPUs are"):
         Execution.resolve("cuda:99")

@@ -85,10 +85,13 @@ class CudaGraphs:
                 with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                     work()
         except RuntimeError as error:
-            self._recover(graph)
+            if not isinstance(error.__context__, RuntimeError):
+                # The work failed and the capture ended well, with the memory that the work had taken until then.
+                graph.reset()
+                raise
             # Leaving a broken capture raises an error of its own; what broke it came before.
-            cause = error.__context__ if isinstance(error.__context__, RuntimeError) else error
-            raise RuntimeError(str(cause)) from error
+            self._recover(graph)
+            raise RuntimeError(str(error.__context__)) from error
         current.wait_stream(self._stream)
         return graph.replay
 
@@ -101,6 +104,9 @@ class CudaGraphs:
         _broken.append(broken)
         torch.cuda.synchronize(self._device)
         with contextlib.suppress(RuntimeError):
+            broken.reset()
+        with contextlib.suppress(RuntimeError):
+            # Where that did not give its memory back.
             torch._C._cuda_endAllocateToPool(self._device.index, self._pool)
             torch._C._cuda_releasePool(self._device.index, self._pool)
         with (

@@ -42,7 +42,7 @@ from resnet_bench.training.events import (
     Steps,
 )
 from resnet_bench.training.images import evaluation_loader, splits_of, train_loader, whitening_images
-from resnet_bench.training.memory import Part, out_of_memory, ran_out_of_memory
+from resnet_bench.training.memory import Part, free_what_is_unused, out_of_memory, ran_out_of_memory
 from resnet_bench.training.optimizers import build_optimizer, clip_gradients
 from resnet_bench.training.schedules import build_schedule, moves_momentum
 
@@ -360,13 +360,15 @@ class _Run:
                         captured.capture(self._gradients, images, labels, stage=frozen)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
-            _log.warning(
-                "steps of %s are not captured as CUDA graphs, so they may take longer: %s",
-                self.recipe.model.name,
-                reason,
-            )
-            return None
-        return captured
+        else:
+            return captured
+        # What the broken capture and the error's frames hold is memory that the steps to come need.
+        del captured
+        free_what_is_unused()
+        _log.warning(
+            "steps of %s are not captured as CUDA graphs, so they may take longer: %s", self.recipe.model.name, reason
+        )
+        return None
 
     def _kinds_of_steps(self) -> list[tuple[int, int, int]]:
         """The different steps that are left: how many freezes are behind them, images, and height and width."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from resnet_bench.data import Augmentation, Draws, ResidentLoader, Split, loader
+from tests.idle_gpu import needs_computing_gpu, needs_gpu
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 SMALLEST_P_VALUE = 1e-3
@@ -297,7 +298,7 @@ def test_impossible_settings_are_refused() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@needs_computing_gpu
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("mode", ["reflect", "zeros"])
 @pytest.mark.parametrize("resize", [None, 40, 224])
@@ -324,7 +325,7 @@ def test_gpu_gives_the_images_of_the_cpu(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@needs_gpu
 def test_gpu_is_not_waited_for_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_BYTES_AT_ONCE_ON_ACCELERATORS", 1)
     augmentation = Augmentation(4, "reflect", flip=True, resize=40, brightness=0.1, contrast=0.1)

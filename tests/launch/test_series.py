@@ -33,6 +33,7 @@ from resnet_bench.launch.failures import device_problem
 from resnet_bench.launch.shared_images import SharedImages
 from resnet_bench.tracking import Store
 from resnet_bench.training.events import Steps
+from tests.idle_gpu import needs_computing_gpu
 
 Told = list[tuple[RunRequest, SeriesEvent]]
 Train = Callable[..., Told]
@@ -263,7 +264,7 @@ def test_shared_images_are_the_same_and_written_into_by_nobody(images: Dataset) 
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@needs_computing_gpu
 def test_a_failed_assertion_in_a_kernel_costs_its_run_alone(
     images: Dataset, request_for: Callable[..., RunRequest], tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from resnet_bench.training import memory, train
 from resnet_bench.training.errors import OutOfMemory
 from resnet_bench.training.loop import _Run
 from resnet_bench.training.memory import largest_fitting, ran_out_of_memory, within_free_memory
+from tests.idle_gpu import needs_gpu
 from tests.training.conftest import PLAIN, images, tiny_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -199,12 +200,11 @@ def test_a_cpu_without_memory_names_a_batch_that_really_trains(setting: str, bat
 
 
 @pytest.mark.gpu
+@needs_gpu
 def test_a_gpu_without_memory_names_a_batch_that_really_trains(images: Dataset) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
     execution = Execution.resolve("cuda", "fp32")
     recipe = tiny_recipe(
-        model={"name": "resnet18"}, augmentation={"resize": 512}, training={"batch_size": 40, "epochs": 1}
+        model={"name": "torchvision:resnet18"}, augmentation={"resize": 512}, training={"batch_size": 40, "epochs": 1}
     )
     recipe = override(recipe, {"evaluation.batch_size": 2})
     total = torch.cuda.get_device_properties(0).total_memory

@@ -24,6 +24,7 @@ from resnet_bench.training.loop import _Run
 from resnet_bench.training.muon import Muon
 from resnet_bench.training.optimizers import build_optimizer
 from resnet_bench.training.schedules import build_schedule, moves_momentum
+from tests.idle_gpu import needs_computing_gpu, needs_gpu
 from tests.training.conftest import PLAIN, tiny_recipe
 
 CAPTURED = dataclasses.replace(PLAIN, graphs=True)
@@ -378,6 +379,9 @@ def driver(monkeypatch) -> list[str]:
         def replay(self) -> None:
             calls.append("replay")
 
+        def reset(self) -> None:
+            calls.append("reset")
+
     @contextlib.contextmanager
     def graph(graph, *, stream, capture_error_mode, pool=None):
         calls.append("capture")
@@ -425,6 +429,7 @@ def test_a_broken_capture_is_ended_by_one_that_succeeds_and_names_its_cause(driv
         "wait",
         "capture",
         "synchronize",
+        "reset",
         "released",
         "released",
         "capture",
@@ -434,8 +439,6 @@ def test_a_broken_capture_is_ended_by_one_that_succeeds_and_names_its_cause(driv
 
 
 # --- CUDA graphs -----------------------------------------------------------------------------------
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
 
 def on_gpu(precision: str = "fp32", **changes) -> Execution:
@@ -465,7 +468,7 @@ def test_graphs_follow_the_plain_loop(images: Dataset, case: str, precision: str
 
 
 @pytest.mark.gpu
-@needs_gpu
+@needs_computing_gpu
 def test_graphs_follow_the_cpu(images: Dataset) -> None:
     """The same weights, batches and, but for rounding, losses as on the device that all else is tested on."""
     recipe = gpu_recipe("muon sizes freeze")
@@ -520,14 +523,14 @@ def test_a_network_that_waits_for_the_device_is_trained_uncaptured(images: Datas
     assert "not captured as CUDA graphs" in caplog.text
     assert losses(events) == pytest.approx(losses(plain), rel=2e-3)
     # The device is as good as before.
-    assert torch.rand(4, device="cuda").min() >= 0
+    assert torch.rand(4, device="cuda").cpu().min() >= 0
     monkeypatch.undo()
     again, _ = run(recipe, images, on_gpu())
     assert losses(again) == pytest.approx(losses(plain), rel=2e-3)
 
 
 @pytest.mark.gpu
-@needs_gpu
+@needs_computing_gpu
 def test_a_compiled_network_is_captured_too(images: Dataset, caplog) -> None:
     recipe = gpu_recipe("sgd")
     plain, _ = run(recipe, images, on_gpu(graphs=False))
@@ -552,6 +555,34 @@ def test_memory_of_captures_is_given_back(images: Dataset) -> None:
     # Libraries keep some for each of the few streams there are.
     once = reserved_after(1)
     assert reserved_after(3) <= once + 3 * 2**26
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("fails_at", range(captured_step.WARM_UPS + 1))
+@pytest.mark.parametrize("error", ["memory", "wait"])
+def test_memory_of_a_capture_that_fails_is_given_back(error: str, fails_at: int) -> None:
+    device = torch.device("cuda:0")
+    calls = itertools.count()
+
+    def work() -> None:
+        maps = torch.empty(2**28, device=device)
+        if next(calls) == fails_at:
+            if error == "memory":
+                torch.empty(2**50, device=device)
+            maps.sum().item()
+            raise RuntimeError("out of luck")
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    with pytest.raises(RuntimeError, match=r"memory|capturing|luck"):
+        recorder_for(device).record(work)
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= before + 2**26
+    replay = recorder_for(device).record(lambda: torch.ones(4, device=device).add_(1))
+    replay()
 
 
 def test_calls_stand_in_for_graphs_where_there_is_no_gpu() -> None:

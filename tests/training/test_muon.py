@@ -10,6 +10,7 @@ from torch import nn
 from resnet_bench import benchmark
 from resnet_bench.training.muon import Muon, orthogonalized
 from resnet_bench.training.optimizers import build_optimizer
+from tests.idle_gpu import needs_computing_gpu
 
 
 def muon_recipe(**changes: Any) -> benchmark.Muon:
@@ -146,7 +147,7 @@ def test_filters_updated_together_are_updated_as_one_by_one(normalize: bool, nes
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@needs_computing_gpu
 def test_on_a_gpu_filters_are_updated_together_and_as_on_the_cpu() -> None:
     on_cpu, on_gpu = network(), network().cuda()
     optimizers = [build_optimizer(muon_recipe(), net, fused=True) for net in (on_cpu, on_gpu)]

@@ -14,13 +14,16 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from resnet_bench.data import Dataset
+from resnet_bench.training.memory import free_what_is_unused
 from resnet_bench.tuning.events import StudyFinished, TrialEnded
 from resnet_bench.tuning.ledger import Ledger
 from resnet_bench.tuning.run import StudyRequest, run_study
 from resnet_bench.tuning.storage import StudyStorage
 from resnet_bench.tuning.studies import Plan
+from tests.idle_gpu import needs_gpu
 from tests.tuning.conftest import Stores, events_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
@@ -315,14 +318,11 @@ def test_a_journal_file_serves_as_well(
 
 
 @pytest.mark.gpu
+@needs_gpu
 def test_memory_that_ran_out_is_free_for_the_next_trial(
     tiny_plan: MakePlan, request_for: MakeRequest, dataset: Dataset, stores_of: Look, scripted_settings: Any
 ) -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        pytest.skip("needs an NVIDIA GPU")
-    greedy = 'model = { name = "resnet18" }\naugmentation = { resize = 512 }\n'
+    greedy = 'model = { name = "torchvision:resnet18" }\naugmentation = { resize = 512 }\n'
     space = 'training.batch_size = { type = "categorical", choices = [2, 40] }'
     scripted_settings([{}, {"training.batch_size": 40}, {"training.batch_size": 2}])
     plan = tiny_plan(
@@ -332,6 +332,7 @@ def test_memory_that_ran_out_is_free_for_the_next_trial(
         **{"optimizer.lr": space, "optimizer.momentum": "", "optimizer.nesterov": ""},
     )
     total = torch.cuda.get_device_properties(0).total_memory
+    free_what_is_unused()
     torch.cuda.set_per_process_memory_fraction(1.2e9 / total)
     try:
         request = request_for(plan, device="cuda")
