@@ -1,5 +1,6 @@
 """One run in this process: training, watched by the tracker and written to checkpoints."""
 
+import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,10 @@ from resnet_bench.tracking import RunDescription, ShippingReport, Store, Tracker
 from resnet_bench.tracking.environment import code_fingerprint
 from resnet_bench.training import checkpoint, train
 from resnet_bench.training.events import EndReason, EpochEnded, Evaluated, Event, Finished, State, Steps
+
+WRITING_SHARE = 0.05
+"""Checkpoints are as far apart as it takes for this to be the share of the time that goes into them; a run that is
+killed loses twenty times what one takes to write, and an epoch if that is longer."""
 
 
 @dataclass(frozen=True)
@@ -183,12 +188,16 @@ class _Checkpoints:
         self._folder = folder
         self._wanted = request.keep_model
         self._watched = next(iter(request.recipe.evaluation.splits), None)
+        self._last_epoch = request.recipe.training.epochs
         self._best: float = resume_from["best_accuracy"] if resume_from else -1.0
         self._improved = False
+        self._best_weights: State | None = None
         self._position: Callable[[], State] | None = None
+        self._written_at = time.perf_counter()
+        self._writing_seconds = 0.0
 
     def keep(self, event: Event) -> None:
-        """Write what the event calls for."""
+        """Hold on to what the event brings, and write it where that is due."""
         self._position = event.snapshot if isinstance(event, Steps | EpochEnded) else None
         if not self._wanted:
             return
@@ -197,14 +206,27 @@ class _Checkpoints:
         if isinstance(event, EpochEnded):
             if self._improved:
                 self._improved = False
-                weights = {"network": event.snapshot()["network"], "epoch": event.epoch, "accuracy": self._best}
-                checkpoint.save(weights, self._folder.best_checkpoint)
-            self.keep_position()
+                network = {name: tensor.clone() for name, tensor in event.snapshot()["network"].items()}
+                self._best_weights = {"network": network, "epoch": event.epoch, "accuracy": self._best}
+            if event.epoch == self._last_epoch or self._is_due():
+                self.keep_position()
+
+    def _is_due(self) -> bool:
+        """Whether writing takes a small share of the time: a GPU may be done with an epoch before the disk is."""
+        return self._writing_seconds <= WRITING_SHARE * (time.perf_counter() - self._written_at)
 
     def keep_position(self) -> None:
         """Write the position behind the last event, where it is one that a run can go on from."""
-        if self._wanted and self._position is not None:
-            checkpoint.save({**self._position(), "best_accuracy": self._best}, self._folder.last_checkpoint)
+        if not self._wanted or self._position is None:
+            return
+        began = time.perf_counter()
+        # The position knows how good the best epoch was, so that its weights have to be there first.
+        if self._best_weights is not None:
+            checkpoint.save(self._best_weights, self._folder.best_checkpoint)
+            self._best_weights = None
+        checkpoint.save({**self._position(), "best_accuracy": self._best}, self._folder.last_checkpoint)
+        self._written_at = time.perf_counter()
+        self._writing_seconds = self._written_at - began
 
 
 def describe(request: RunRequest, dataset: Dataset, *, folder: str | None = None) -> RunDescription:

@@ -3,11 +3,12 @@
 import gc
 import json
 import sys
+import time
 
 import pytest
 import torch
 
-from resnet_bench.launch import RunOpened, Stopped, StopRequest, run
+from resnet_bench.launch import RunOpened, Stopped, StopRequest, local, run
 from resnet_bench.launch.local import RunClosed
 from resnet_bench.training import Diverged, checkpoint
 from resnet_bench.training.events import EpochEnded, Finished, Steps
@@ -204,3 +205,41 @@ def test_a_run_that_another_process_holds_is_not_taken_over(store, images, reque
     other = next(run(request_for(resume=True), images, store, runs_folder=runs_folder))
     assert other.folder != opened.folder
     generator.close()
+
+
+@pytest.mark.parametrize(("writing_seconds", "epochs_written"), [(0.0, [1, 2, 3, 4]), (0.3, [1, 4])])
+def test_checkpoints_are_rarer_where_the_disk_is_slower_than_an_epoch(
+    store, images, request_for, runs_folder, monkeypatch, writing_seconds, epochs_written
+) -> None:
+    """The best epoch's weights are those that the position knows of; the last epoch's position is there at the end."""
+    save, written = checkpoint.save, []
+
+    def slowly(state, path) -> None:
+        time.sleep(writing_seconds)
+        save(state, path)
+        if path.name == "last.pt":
+            written.append(state["position"]["epoch"] - 1)
+            assert checkpoint.load(path.with_name("best.pt"))["accuracy"] == state["best_accuracy"]
+
+    monkeypatch.setattr(checkpoint, "save", slowly)
+    if writing_seconds == 0:
+        monkeypatch.setattr(local, "WRITING_SHARE", 1e9)
+    request = request_for(recipe={"training": {"epochs": 4}})
+    list(run(request, images, store, runs_folder=runs_folder))
+    assert written == epochs_written
+
+
+def test_who_stops_a_run_loses_nothing_though_no_checkpoint_was_due(
+    store, images, request_for, runs_folder, monkeypatch
+) -> None:
+    monkeypatch.setattr(local, "WRITING_SHARE", 0.0)
+    request = request_for(recipe={"training": {"epochs": 4}})
+    generator = run(request, images, store, runs_folder=runs_folder)
+    third = until(generator, lambda event: isinstance(event, EpochEnded) and event.epoch == 3)[-1]
+    weights = {name: value.clone() for name, value in third.snapshot()["network"].items()}
+    kept = next(runs_folder.glob("*/checkpoints/last.pt"))
+    assert checkpoint.load(kept)["position"]["step"] < third.snapshot()["position"]["step"]
+    generator.close()
+    last = checkpoint.load(kept)
+    assert all(torch.equal(last["network"][name], value) for name, value in weights.items())
+    assert checkpoint.load(kept.with_name("best.pt"))["accuracy"] == last["best_accuracy"]
