@@ -29,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder with CIFAR; else images are generated")
     parser.add_argument("--images", type=int, default=6400, help="training images an epoch")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--repeats", type=int, default=7, help="epochs with and epochs without")
     arguments = parser.parse_args()
 
@@ -43,7 +44,7 @@ def main() -> None:
             "evaluation.splits": [],
         },
     )
-    execution = Execution.resolve("cpu")
+    execution = Execution.resolve(arguments.device)
     images = data.load("cifar10", arguments.data, allow_generated=True)
 
     def epoch(tracker: Tracker | None) -> tuple[float, float]:

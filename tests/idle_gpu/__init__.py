@@ -39,7 +39,7 @@ needs_computing_gpu = pytest.mark.skipif(
 
 
 def build(folder: Path) -> Path:
-    """Compile the library.
+    """Compile the library, which torch has to find there before its own: ``LD_PRELOAD``.
 
     Raises:
         Unavailable: There is a GPU, or torch, its headers or a compiler is missing.

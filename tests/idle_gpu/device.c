@@ -4,6 +4,8 @@
  * Streams, events and captures follow CUDA's rules: who waits for the device, or allocates, where a stream is being
  * captured, gets the error that CUDA gives. So what runs on the host can be tested, and what is computed cannot.
  *
+ * With IDLE_GPU_REPLAY_MICROSECONDS each replay of a graph takes so long, and who waits for the device waits for it.
+ *
  * It is loaded before torch (LD_PRELOAD), whose packages bring the headers. */
 
 #include <cuda.h>
@@ -24,6 +26,7 @@
 #define SHARED_MEMORY (227 << 10)
 #define MEMORY ((size_t)64 << 30) /* as much as is asked for: pages that nobody writes to take no room */
 #define MAX_ALLOCATIONS 65536
+#define SECOND 1000000000L /* in nanoseconds */
 
 /* --- counts, for tests to read ------------------------------------------------------------------ */
 
@@ -102,7 +105,17 @@ static cudaError_t invalidated(void) {
 
 static cudaError_t asked(void) { return is_forbidden() ? invalidated() : cudaSuccess; }
 
+static int64_t nanoseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * SECOND + now.tv_nsec;
+}
+
+static int64_t busy_until;
+
 static cudaError_t waited(cudaStream_t stream) {
+    struct timespec until = {busy_until / SECOND, busy_until % SECOND};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL)) continue;
     counts.waits++;
     return named(stream)->status ? invalidated() : asked();
 }
@@ -202,6 +215,9 @@ cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *made, cudaGraph_t gra
 }
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
+    const char *microseconds = getenv("IDLE_GPU_REPLAY_MICROSECONDS");
+    int64_t now = nanoseconds();
+    if (microseconds != NULL) busy_until = (busy_until > now ? busy_until : now) + 1000 * atol(microseconds);
     counts.replays++;
     return cudaSuccess;
 }

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,22 @@ def test_its_memory_holds_zeros() -> None:
     assert torch.equal(images.pin_memory(), images)
     with pytest.raises(RuntimeError, match="on the same device"):
         there + images
+
+
+@pytest.mark.gpu
+@needs_idle_gpu
+def test_replays_take_as_long_as_they_are_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, graph = torch.ones(4, device="cuda"), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+        images.mul_(2)
+    monkeypatch.setenv("IDLE_GPU_REPLAY_MICROSECONDS", "50000")
+    began = time.perf_counter()
+    for _ in range(4):
+        graph.replay()
+    launched = time.perf_counter()
+    images.sum().item()
+    assert time.perf_counter() - began >= 0.2
+    assert launched - began < 0.2
 
 
 @pytest.mark.gpu
