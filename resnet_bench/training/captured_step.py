@@ -66,6 +66,8 @@ class CudaGraphs:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
+        # The memory is given up with the last graph in it, and some versions of torch capture no other into it then.
+        self._graphs: list[torch.cuda.CUDAGraph] = []
 
     def record(self, work: Callable[[], None], warm_ups: int = WARM_UPS) -> Callable[[], None]:
         """The replay of a graph of the work.
@@ -93,6 +95,7 @@ class CudaGraphs:
             self._recover(graph)
             raise RuntimeError(str(error.__context__)) from error
         current.wait_stream(self._stream)
+        self._graphs.append(graph)
         return graph.replay
 
     def _recover(self, broken: torch.cuda.CUDAGraph) -> None:

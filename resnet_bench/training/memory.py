@@ -64,7 +64,7 @@ def out_of_memory(
     eager = replace(execution, compile=False, graphs=False)
     batch_size = recipe.training.batch_size if part == "training" else recipe.evaluation.batch_size
     free_what_is_unused()
-    with within_free_memory(execution.device_type):
+    with within_free_memory(execution.device):
         fitting = largest_fitting(batch_size, lambda size: attempt(override(largest, {setting: size}), eager))
     return OutOfMemory(execution.device_name, recipe.model.name, batch_size, fitting, setting=setting)
 
@@ -133,16 +133,34 @@ def free_what_is_unused() -> None:
         torch.cuda.empty_cache()
 
 
-@contextlib.contextmanager
-def within_free_memory(device_type: str) -> Iterator[None]:
-    """Have allocations fail that the machine has no room for, where the system would end the process later instead.
+def within_free_memory(device: str) -> contextlib.AbstractContextManager[None]:
+    """Have allocations fail beyond most of what is free, of the machine's memory or of a GPU's.
 
-    Linux promises more memory than there is and kills who uses it. So on a CPU the address space is limited to what
-    is taken and most of what is free; elsewhere nothing is done.
+    Linux promises more memory than there is and kills who uses it, so that on a CPU it is the address space that is
+    limited. On a GPU some of what attempts leave goes to steps that could not be captured.
     """
-    if device_type != "cpu" or sys.platform != "linux":
+    if device.startswith("cuda"):
+        return _within_free_gpu_memory(device)
+    if device == "cpu" and sys.platform == "linux":
+        return _within_free_address_space()
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _within_free_gpu_memory(device: str) -> Iterator[None]:
+    before = torch.cuda.get_per_process_memory_fraction(device)
+    free, total = torch.cuda.mem_get_info(device)
+    taken = torch.cuda.memory_reserved(device)
+    free = min(free, int(before * total) - taken)
+    torch.cuda.set_per_process_memory_fraction((taken + (1 - SPARE) * free) / total, device)
+    try:
         yield
-        return
+    finally:
+        torch.cuda.set_per_process_memory_fraction(before, device)
+
+
+@contextlib.contextmanager
+def _within_free_address_space() -> Iterator[None]:
     before, hard = resource.getrlimit(resource.RLIMIT_AS)
     taken, free = psutil.Process().memory_info().vms, psutil.virtual_memory().available
     if before != resource.RLIM_INFINITY:

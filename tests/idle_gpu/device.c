@@ -266,10 +266,12 @@ cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, uns
     return cudaEventRecord(event, stream);
 }
 
-/* A stream that waits for one that is being captured is captured with it. */
+/* A stream that waits for one that is being captured is captured with it, which the default stream cannot be. */
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags) {
     cudaStream_t of = event->captured_in;
-    if (of != NULL && of->status == cudaStreamCaptureStatusActive && named(stream) != of) *named(stream) = *of;
+    if (of == NULL || of->status != cudaStreamCaptureStatusActive || named(stream) == of) return cudaSuccess;
+    if (named(stream) == &default_stream) return invalidated();
+    *stream = *of;
     return cudaSuccess;
 }
 

@@ -559,6 +559,16 @@ def test_memory_of_captures_is_given_back(images: Dataset) -> None:
 
 @pytest.mark.gpu
 @needs_gpu
+def test_a_replay_that_nobody_keeps_costs_the_others_nothing() -> None:
+    device = torch.device("cuda:0")
+    recorder = recorder_for(device)
+    for _ in range(3):
+        recorder.record(lambda: torch.ones(4, device=device).add_(1))()
+        gc.collect()
+
+
+@pytest.mark.gpu
+@needs_gpu
 @pytest.mark.parametrize("fails_at", range(captured_step.WARM_UPS + 1))
 @pytest.mark.parametrize("error", ["memory", "wait"])
 def test_memory_of_a_capture_that_fails_is_given_back(error: str, fails_at: int) -> None:
