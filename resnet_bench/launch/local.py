@@ -19,9 +19,9 @@ from resnet_bench.tracking.environment import code_fingerprint
 from resnet_bench.training import checkpoint, train
 from resnet_bench.training.events import EndReason, EpochEnded, Evaluated, Event, Finished, State, Steps
 
-WRITING_SHARE = 0.05
-"""Checkpoints are as far apart as it takes for this to be the share of the time that goes into them; a run that is
-killed loses twenty times what one takes to write, and an epoch if that is longer."""
+TIMES_ITS_WRITING = 20.0
+"""As many times as a checkpoint took to write, none is written that need not be: a GPU may be done with an epoch before
+the disk is. A run that is killed loses that much, and an epoch if that is longer."""
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,7 @@ class _Checkpoints:
         self._improved = False
         self._best_weights: State | None = None
         self._position: Callable[[], State] | None = None
-        self._written_at = time.perf_counter()
-        self._writing_seconds = 0.0
+        self._due_at = 0.0
 
     def keep(self, event: Event) -> None:
         """Hold on to what the event brings, and write it where that is due."""
@@ -208,12 +207,8 @@ class _Checkpoints:
                 self._improved = False
                 network = {name: tensor.clone() for name, tensor in event.snapshot()["network"].items()}
                 self._best_weights = {"network": network, "epoch": event.epoch, "accuracy": self._best}
-            if event.epoch == self._last_epoch or self._is_due():
+            if event.epoch == self._last_epoch or time.perf_counter() >= self._due_at:
                 self.keep_position()
-
-    def _is_due(self) -> bool:
-        """Whether writing takes a small share of the time: a GPU may be done with an epoch before the disk is."""
-        return self._writing_seconds <= WRITING_SHARE * (time.perf_counter() - self._written_at)
 
     def keep_position(self) -> None:
         """Write the position behind the last event, where it is one that a run can go on from."""
@@ -225,8 +220,8 @@ class _Checkpoints:
             checkpoint.save(self._best_weights, self._folder.best_checkpoint)
             self._best_weights = None
         checkpoint.save({**self._position(), "best_accuracy": self._best}, self._folder.last_checkpoint)
-        self._written_at = time.perf_counter()
-        self._writing_seconds = self._written_at - began
+        ended = time.perf_counter()
+        self._due_at = ended + TIMES_ITS_WRITING * (ended - began)
 
 
 def describe(request: RunRequest, dataset: Dataset, *, folder: str | None = None) -> RunDescription:

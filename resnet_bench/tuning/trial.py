@@ -1,7 +1,6 @@
 """One trial: an ordinary run (or one a seed), scored on the validation split and stopped early where it lags."""
 
 import contextlib
-import gc
 import json
 import math
 import statistics
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
-import torch
 
 from resnet_bench.benchmark import Recipe
 from resnet_bench.data import Dataset
@@ -21,6 +19,7 @@ from resnet_bench.launch import RunOpened, RunRequest, Stopped, StopRequest, run
 from resnet_bench.tracking import STUDIES_EXPERIMENT, Store
 from resnet_bench.training import Diverged, TrainingError
 from resnet_bench.training.events import EpochEnded, Evaluated
+from resnet_bench.training.memory import free_what_is_unused
 from resnet_bench.tuning.events import TrialEnded, TrialReported, TrialStarted
 from resnet_bench.tuning.ledger import Claimed, Ledger, TrialEnd
 from resnet_bench.tuning.mirror import Mirror
@@ -225,8 +224,7 @@ def free_memory(execution: Execution) -> None:
     """Give a GPU's memory back between two runs, so that the next one has all of it."""
     if execution.device_type == "cuda":
         # What a failed run's traceback held is free only once its cycles are collected.
-        gc.collect()
-        torch.cuda.empty_cache()
+        free_what_is_unused()
 
 
 @contextlib.contextmanager

@@ -7,13 +7,13 @@ library that is loaded before it (``device.c``, ``libraries.c``). Its memory hol
 import ctypes
 import functools
 import importlib.util
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+
+from resnet_bench.kernels import native
 
 NAME = "idle device"
 SOURCES = Path(__file__).parent
@@ -48,9 +48,10 @@ def build(folder: Path) -> Path:
         raise Unavailable("this machine has an NVIDIA GPU")
     if torch.version.cuda is None:
         raise Unavailable("this torch knows no CUDA")
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        raise Unavailable("needs a C compiler")
+    try:
+        compiler = native._compiler()
+    except native.CannotCompile as problem:
+        raise Unavailable(str(problem)) from None
     packages = importlib.util.find_spec("nvidia")
     homes = [Path(home) for home in packages.submodule_search_locations or ()] if packages else []
     major = torch.version.cuda.split(".")[0]
@@ -64,7 +65,7 @@ def build(folder: Path) -> Path:
         raise Unavailable("needs the headers of CUDA and cuDNN that torch's packages bring")
     library = folder / LIBRARY
     sources = [str(SOURCES / name) for name in ("device.c", "libraries.c")]
-    command = [compiler, "-std=gnu11", "-O1", "-fPIC", "-shared", "-w", f"-Wl,-soname,{LIBRARY}"]
+    command = [*compiler, "-std=gnu11", "-O1", "-fPIC", "-shared", "-w", f"-Wl,-soname,{LIBRARY}"]
     command += [f"-I{path}" for path in (SOURCES, *headers)]
     finished = subprocess.run([*command, "-o", str(library), *sources, "-lpthread"], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr

@@ -73,7 +73,6 @@ const char *cudaGetErrorString(cudaError_t error) {
 /* --- streams and captures ----------------------------------------------------------------------- */
 
 struct CUgraph_st { size_t nodes; };
-struct CUgraphExec_st { size_t nodes; };
 struct CUstream_st {
     enum cudaStreamCaptureStatus status;
     unsigned long long capture;
@@ -103,7 +102,9 @@ static cudaError_t invalidated(void) {
     return failed(cudaErrorStreamCaptureUnsupported);
 }
 
-static cudaError_t asked(void) { return is_forbidden() ? invalidated() : cudaSuccess; }
+static cudaError_t asked(cudaStream_t stream) {
+    return named(stream)->status || is_forbidden() ? invalidated() : cudaSuccess;
+}
 
 static int64_t nanoseconds(void) {
     struct timespec now;
@@ -117,7 +118,7 @@ static cudaError_t waited(cudaStream_t stream) {
     struct timespec until = {busy_until / SECOND, busy_until % SECOND};
     while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL)) continue;
     counts.waits++;
-    return named(stream)->status ? invalidated() : asked();
+    return asked(stream);
 }
 
 /* Whether a capture takes in what goes to this stream; -1 where it is broken. */
@@ -160,7 +161,7 @@ cudaError_t cudaStreamGetPriority(cudaStream_t stream, int *priority) {
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return waited(stream); }
 
-cudaError_t cudaStreamQuery(cudaStream_t stream) { return named(stream)->status ? invalidated() : asked(); }
+cudaError_t cudaStreamQuery(cudaStream_t stream) { return asked(stream); }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode) {
     if (named(stream) == &default_stream || capturing != NULL) return failed(cudaErrorStreamCaptureUnsupported);
@@ -204,15 +205,9 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *mode
     return cudaSuccess;
 }
 
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t *made, cudaGraph_t graph, unsigned long long flags) {
-    *made = malloc(sizeof **made);
-    (*made)->nodes = graph->nodes;
-    return cudaSuccess;
-}
-
-cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *made, cudaGraph_t graph, unsigned long long flags) {
-    return cudaGraphInstantiate(made, graph, flags);
-}
+MAKES(cudaGraphInstantiate)
+MAKES(cudaGraphInstantiateWithFlags)
+SUCCEEDS(cudaGraphExecDestroy)
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
     const char *microseconds = getenv("IDLE_GPU_REPLAY_MICROSECONDS");
@@ -232,15 +227,10 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
     return cudaSuccess;
 }
 
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
-    free(graph);
-    return cudaSuccess;
-}
-
 /* --- events ------------------------------------------------------------------------------------- */
 
 struct CUevent_st {
-    struct timespec at;
+    int64_t at;
     cudaStream_t captured_in;
 };
 
@@ -257,7 +247,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-    clock_gettime(CLOCK_MONOTONIC, &event->at);
+    event->at = nanoseconds();
     event->captured_in = named(stream)->status ? named(stream) : NULL;
     return cudaSuccess;
 }
@@ -275,12 +265,12 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
     return cudaSuccess;
 }
 
-cudaError_t cudaEventQuery(cudaEvent_t event) { return asked(); }
+cudaError_t cudaEventQuery(cudaEvent_t event) { return asked(NULL); }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) { return waited(NULL); }
 
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t from, cudaEvent_t to) {
-    *milliseconds = (to->at.tv_sec - from->at.tv_sec) * 1e3f + (to->at.tv_nsec - from->at.tv_nsec) / 1e6f;
+    *milliseconds = (to->at - from->at) / 1e6f;
     return cudaSuccess;
 }
 

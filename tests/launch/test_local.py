@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import sys
 import time
 
@@ -223,7 +224,7 @@ def test_checkpoints_are_rarer_where_the_disk_is_slower_than_an_epoch(
 
     monkeypatch.setattr(checkpoint, "save", slowly)
     if writing_seconds == 0:
-        monkeypatch.setattr(local, "WRITING_SHARE", 1e9)
+        monkeypatch.setattr(local, "TIMES_ITS_WRITING", 0.0)
     request = request_for(recipe={"training": {"epochs": 4}})
     list(run(request, images, store, runs_folder=runs_folder))
     assert written == epochs_written
@@ -232,7 +233,7 @@ def test_checkpoints_are_rarer_where_the_disk_is_slower_than_an_epoch(
 def test_who_stops_a_run_loses_nothing_though_no_checkpoint_was_due(
     store, images, request_for, runs_folder, monkeypatch
 ) -> None:
-    monkeypatch.setattr(local, "WRITING_SHARE", 0.0)
+    monkeypatch.setattr(local, "TIMES_ITS_WRITING", math.inf)
     request = request_for(recipe={"training": {"epochs": 4}})
     generator = run(request, images, store, runs_folder=runs_folder)
     third = until(generator, lambda event: isinstance(event, EpochEnded) and event.epoch == 3)[-1]
