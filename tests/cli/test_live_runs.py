@@ -42,7 +42,7 @@ def test_a_log_gets_one_line_an_epoch_without_control_characters() -> None:
     lines = output.getvalue().splitlines()
     assert lines == [
         "[1/2] tiny seed 3  starts",
-        "[1/2] tiny seed 3  epoch 1/1: loss 2.5000, accuracy 25.00%, 80 images/s, 0.5 s",
+        "[1/2] tiny seed 3  epoch 1/1: loss 2.5000, accuracy 25.00%, 80 images/s, 500 ms",
         "[1/2] tiny seed 3  failed: it broke",
     ]
 
