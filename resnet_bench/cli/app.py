@@ -388,7 +388,8 @@ def tracking_flush(tracking: TrackingURI = None, runs: RunsFolder = DEFAULT_RUNS
     from resnet_bench.tracking.store import Store
     from resnet_bench.tracking.uploader import flush_all
 
-    if not flush_all(Store.resolve(tracking, Path.cwd()), runs, say=say):
+    named = Store.resolve(tracking, Path.cwd()) if tracking else None
+    if not flush_all(named, runs, say=say):
         raise typer.Exit(FAILED)
 
 

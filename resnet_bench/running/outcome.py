@@ -9,6 +9,7 @@ from resnet_bench.running.events import Closed, Event, JobFinished, Opened
 from resnet_bench.running.run import RunClosed, RunOpened, RunRequest
 from resnet_bench.running.run_cache import FinishedRun
 from resnet_bench.running.series import SeriesEvent
+from resnet_bench.tracking.vocabulary import current_metrics
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started
 
 if TYPE_CHECKING:
@@ -104,18 +105,18 @@ class Outcome:
         def history(key: str) -> dict[int, float]:
             return {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, key)}
 
-        metrics: Mapping[str, float] = run.data.metrics
+        metrics: Mapping[str, float] = current_metrics(run.data.metrics)
         throughput = history("time/images_per_second")
         return cls(
             run_id=run.info.run_id,
             url=url,
             epochs=max(throughput, default=0),
             accuracy_by_epoch=history("test/accuracy"),
-            accuracy_standard=metrics.get("final/test_accuracy_plain"),
-            accuracy_tta=metrics.get("final/test_accuracy_augmented"),
+            accuracy_standard=metrics.get("final/test_accuracy_standard"),
+            accuracy_tta=metrics.get("final/test_accuracy_tta"),
             setup_seconds=metrics.get("time/setup_seconds", 0.0),
             train_seconds=metrics.get("final/train_seconds"),
-            tta_seconds=metrics.get("final/augmented_seconds", 0.0),
+            tta_seconds=metrics.get("final/tta_seconds", 0.0),
             throughput_by_epoch=[throughput[epoch] for epoch in sorted(throughput)],
             sharing=int(run.data.tags.get("resnet_bench.seeds_per_device", "1")),
             cached=True,

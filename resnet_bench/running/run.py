@@ -16,11 +16,11 @@ from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.artifacts import log_outcome, log_recipe
 from resnet_bench.running.run_folder import RunFolder, RunIdentity
 from resnet_bench.running.stopping import Stop, Stopped
+from resnet_bench.tracking.delivery import UploadReport
 from resnet_bench.tracking.environment import code_fingerprint
 from resnet_bench.tracking.facts import RunDescription
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
-from resnet_bench.tracking.uploader import UploadReport
 from resnet_bench.training import checkpoint
 from resnet_bench.training.events import EndReason, EpochEnded, Evaluated, Event, Finished, State, Steps
 from resnet_bench.training.loop import train

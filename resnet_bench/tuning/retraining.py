@@ -9,7 +9,7 @@ from resnet_bench.base.describe_error import describe_error
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.run import RunOpened, RunRequest, run
 from resnet_bench.running.stopping import Stopped
-from resnet_bench.tracking.experiments import STUDIES_EXPERIMENT
+from resnet_bench.tracking.vocabulary import STUDIES_EXPERIMENT
 from resnet_bench.training.events import Evaluated
 from resnet_bench.tuning.events import Retrained
 from resnet_bench.tuning.results import arms, retraining_key, retraining_seeds

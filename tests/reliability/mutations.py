@@ -39,9 +39,9 @@ from resnet_bench.recipe.changes import override
 from resnet_bench.recipe.files import load_benchmark, load_benchmark_file
 from resnet_bench.reporting import table
 from resnet_bench.running.run_folder import RunFolder, RunIdentity
+from resnet_bench.tracking.cursor import CURSOR, Cursor
 from resnet_bench.tracking.journal import Damage, Journal, metrics_record, read
 from resnet_bench.tracking.store import Store
-from resnet_bench.tracking.uploader import CURSOR, Cursor
 from resnet_bench.training import checkpoint
 from resnet_bench.tuning.plan import load_study_file
 from tests.data import builders

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from resnet_bench.recipe.benchmark import Benchmark
-from resnet_bench.tracking.experiments import EXPERIMENT
 from resnet_bench.tracking.facts import RunDescription
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
+from resnet_bench.tracking.vocabulary import EXPERIMENT
 from resnet_bench.training.events import Evaluated
 
 from .training_events import BENCHMARK, STEPS_PER_EPOCH, finished, learning_rate, loss, started, steps
@@ -39,7 +39,7 @@ def processes() -> multiprocessing.context.ForkServerContext:
 def open_tracker(project: Path, folder: Path, *, seed: int, resume_step: int | None = None) -> Tracker:
     import resnet_bench.tracking.tracker
 
-    resnet_bench.tracking.run.SHIP_SECONDS = 0.01
+    resnet_bench.tracking.tracker.UPLOAD_SECONDS = 0.01
     benchmark = Benchmark.model_validate(BENCHMARK)
     description = RunDescription(
         benchmark=benchmark,
