@@ -4,7 +4,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich import box
@@ -38,6 +38,8 @@ from resnet_bench.cli.screen import (
 from resnet_bench.cli.study import study_app
 from resnet_bench.models.of_recipe import check_benchmark
 from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.recipe.changes import parse_assignments
+from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.recipe.files import load_benchmark, load_benchmark_file, scan_benchmarks
 from resnet_bench.recipe.writing import copy_benchmark
 
@@ -84,7 +86,7 @@ def list_benchmarks(benchmarks: BenchmarksFolder = None) -> None:
     for name in ("dataset", "network", "epochs", "claim"):
         table.add_column(name, justify="right" if name == "epochs" else "left", overflow="fold")
     for benchmark in found.values():
-        claim = next((claim.text for claim in benchmark.claims if claim.split == "test"), "–")
+        claim = benchmark.test_claim.text if benchmark.test_claim else "–"
         recipe = benchmark.recipe
         table.add_row(benchmark.name, recipe.data.dataset, recipe.model.name, str(recipe.training.epochs), claim)
     console.print(table)
@@ -251,7 +253,7 @@ def run(
             names=names,
             seeds=_seeds(seed, seeds),
             profile=profile_named(profile),
-            assignments=_assignments(assignments or []),
+            assignments=parse_assignments(assignments or []),
             device=device,
             precision=precision_named(precision),
             deterministic=deterministic,
@@ -283,22 +285,6 @@ def _seeds(seed: list[int] | None, seeds: int | None) -> list[int]:
     if seed and len(set(seed)) != len(seed):
         raise UserError(f"--seed: a seed is given twice in {seed}")
     return seed or list(range(seeds or 1))
-
-
-def _assignments(texts: list[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` texts as a table; a value is read as TOML where it is TOML, else as a string."""
-    import tomllib
-
-    assignments: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"--set {text}: write a key and a value, such as --set optimizer.lr=0.02")
-        try:
-            assignments[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except (tomllib.TOMLDecodeError, RecursionError):
-            assignments[key.strip()] = value.strip()
-    return assignments
 
 
 # --- reports -------------------------------------------------------------------------------------
@@ -432,11 +418,10 @@ def data_prepare(
     """
     from resnet_bench.base.names import unknown_name
     from resnet_bench.data.dataset import load_dataset
-    from resnet_bench.recipe.settings import NUM_CLASSES
 
-    for name in datasets or list(NUM_CLASSES):
-        if name not in NUM_CLASSES:
-            raise UserError(unknown_name("dataset", name, NUM_CLASSES))
+    for name in datasets or list(DATASETS):
+        if name not in DATASETS:
+            raise UserError(unknown_name("dataset", name, DATASETS))
         dataset = load_dataset(name, data, download=download, progress=say)
         console.print(
             f"{name}: {len(dataset.train.labels)} + {len(dataset.test.labels)} images from {dataset.source} "

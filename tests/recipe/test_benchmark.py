@@ -116,7 +116,7 @@ def test_a_mistyped_name_gets_the_nearest_one(changes: Table, sentence: str) -> 
         ),
         (
             {"training": {"freeze": [{"parameters": "conv1.*", "after_epochs": 10}]}},
-            "training.freeze: after_epochs = 10 of 'conv1.*' is no shorter than the run, training.epochs = 10",
+            "training.freeze: after_epochs = 10 of 'conv1.*' is not shorter than the run, training.epochs = 10",
         ),
         (
             {"evaluation": {"test_time_augmentation": {"mirror": False}}},
