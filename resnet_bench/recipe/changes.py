@@ -26,8 +26,10 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(base)
     for key, value in changes.items():
         below = merged.get(key)
-        is_merged = isinstance(below, Mapping) and isinstance(value, Mapping) and not is_renamed(below, value)
-        merged[key] = merge(below, value) if is_merged else value
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and not is_renamed(below, value):
+            merged[key] = merge(below, value)
+        else:
+            merged[key] = value
     return merged
 
 

@@ -209,10 +209,10 @@ def test_files_that_extend_one_another_by_way_of_a_replaced_one_are_listed(folde
         (b"a = 1\na = 2\n", "is not valid TOML: Cannot overwrite a value (at line 2, column 6)"),
         (b'title = "\xff"', "is not UTF-8 text (byte 9)"),
         (b"#" * 300_000, "is larger than 256 KiB"),
-        (b"a = " + b"[" * 5000 + b"]" * 5000, "tables or lists lie too deep within one another"),
-        (b"a" + b".a" * 100 + b" = 1", "tables or lists lie more than 16 deep within one another"),
-        (b"a = 0x" + b"f" * 5000, "holds a whole number of more than 64 bits"),
-        (b"a = [1, {b = 9223372036854775808}]", "holds a whole number of more than 64 bits"),
+        (b"a = " + b"[" * 5000 + b"]" * 5000, "tables or lists are nested too deep"),
+        (b"a" + b".a" * 100 + b" = 1", "tables or lists are nested more than 16 deep"),
+        (b"a = 0x" + b"f" * 5000, "contains a whole number of more than 64 bits"),
+        (b"a = [1, {b = 9223372036854775808}]", "contains a whole number of more than 64 bits"),
         (b"a = " + b"9" * 5000, "is not valid TOML: "),
     ],
 )
@@ -252,7 +252,7 @@ def test_a_file_gives_no_name_of_its_own(tmp_path: Path) -> None:
             "unknown key 'recipe.training.clip_valu'; did you mean 'recipe.training.clip_value'",
         ),
         ("batch_size = 128, ", "", "recipe.training.batch_size is missing"),
-        ("[profiles.smoke]", "[profiles.smok]", "profiles.smok: unknown value 'smok'; did you mean 'smoke'?"),
+        ("[profiles.smoke]", "[profiles.smok]", "unknown profile 'smok'; did you mean 'smoke'?"),
         ("test_images = 200", "test_image = 200", "profiles.smoke: unknown key 'data.test_image'; did you mean"),
         (
             "train_images = 500",
@@ -485,7 +485,7 @@ def test_a_copy_trains_as_the_original_and_claims_nothing(folder: Path) -> None:
 
 def test_a_copy_overwrites_nothing(folder: Path) -> None:
     path = write(folder, "mine", "precious")
-    with pytest.raises(UserError, match=r"mine\.toml exists and is left as it is"):
+    with pytest.raises(UserError, match=r"mine\.toml exists; choose another name"):
         copy_benchmark("parent", path, folder)
     assert path.read_text() == "precious"
 
