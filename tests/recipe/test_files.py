@@ -182,6 +182,16 @@ def test_a_broken_file_is_told_and_disturbs_no_other(folder: Path) -> None:
         load_benchmark("broken", folder)
 
 
+def test_scan_reads_each_file_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder, "child", 'extends = "parent"')
+    write(folder, "grandchild", 'extends = "child"')
+    read: list[str] = []
+    original = files.read_toml
+    monkeypatch.setattr(files, "read_toml", lambda path: read.append(path.name) or original(path))
+    assert {"parent", "child", "grandchild"} <= scan_benchmarks(folder)[0].keys()
+    assert sorted(read) == sorted(set(read))
+
+
 def test_benchmarks_are_listed_by_family(folder: Path) -> None:
     write(folder, "variant-10", 'extends = "parent"')
     write(folder, "variant-9", 'extends = "parent"')
