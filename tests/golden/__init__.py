@@ -142,8 +142,11 @@ def query(database: Path, sql: str, *values: str) -> list[Any]:
 
 
 def run_ids(project: Path, role: str) -> dict[str, str]:
-    """The MLflow runs of a role, by name."""
-    sql = "SELECT name, r.run_uuid FROM runs r JOIN tags t USING (run_uuid) WHERE key = 'resnet_bench.role' AND value=?"
+    """The MLflow runs of a role, by name: the latest of each."""
+    sql = (
+        "SELECT name, run_uuid FROM runs JOIN tags USING (run_uuid) "
+        "WHERE key = 'resnet_bench.role' AND value = ? ORDER BY start_time"
+    )
     return dict(query(project / "mlflow.db", sql, role))
 
 
