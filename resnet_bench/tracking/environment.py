@@ -9,29 +9,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from resnet_bench.base.machine import cpu_name
+
 PACKAGE = "resnet-bench"
 _GIT_TIMEOUT_SECONDS = 10
-_CODE_AROUND_RUNS = {
-    "__main__.py",
-    "cli.py",
-    "command_line.py",
-    "study_commands.py",
-    "record_commands.py",
-    "performance_commands.py",
-    "record.py",
-    "performance",
-    "hardware.py",
-    "suite.py",
-    "terminal.py",
-    "checkup.py",
-    "registry.py",
-    "errors.py",
-    "tuning",
-    "reporting",
-    "launch",
-    "tracking",
-}
-"""What plans, tracks and shows runs, and decides nothing about what they give."""
+DECIDING_CODE = ("data/", "execution/", "kernels/", "models/", "training/", "recipe/settings.py", "recipe/recipe.py")
+"""Rooms and modules whose code decides what a recipe gives; the others plan, track and show runs."""
 
 
 def environment() -> dict[str, Any]:
@@ -49,7 +32,7 @@ def environment() -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "driver": driver,
         "gpu": ", ".join(gpus) or None,
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
@@ -89,10 +72,10 @@ def code_fingerprint() -> str:
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for file in sorted([*root.rglob("*.py"), *root.rglob("*.c")]):
-        name = file.relative_to(root)
-        if name.parts[0] not in _CODE_AROUND_RUNS:
+        name = file.relative_to(root).as_posix()
+        if name.startswith(DECIDING_CODE):
             content = file.read_bytes()
-            digest.update(f"{name.as_posix()} {len(content)}\n".encode() + content)
+            digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:16]
 
 
@@ -116,15 +99,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
 
 
 def _nvidia() -> tuple[list[str], str | None]:
