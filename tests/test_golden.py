@@ -90,9 +90,9 @@ def test_fingerprints_of_shipped_recipes(elsewhere: Path, check: Check) -> None:
 
 def _smoke_fingerprint(name: str) -> str | None:
     """The one thing that no command prints without training: this import moves with its module."""
-    from resnet_bench import registry
+    from resnet_bench.recipe.files import load_benchmark
 
-    profiles = registry.load(name).profiles
+    profiles = load_benchmark(name).profiles
     return profiles["smoke"].fingerprint if "smoke" in profiles else None
 
 
