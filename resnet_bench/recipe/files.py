@@ -130,7 +130,10 @@ def locate(kind: Kind, name: str, given: Path | None = None) -> Path:
     searched = search_folders(kind, given)
     path = find_file(name, searched)
     if path is None:
-        raise UserError(unknown_name(_SINGULAR[kind], name, toml_files(searched)))
+        files = toml_files(searched)
+        # By family: of several names that begin alike, the one that reproduces an article is suggested.
+        known = [*scan_benchmarks(given)[0], *files] if kind == "benchmarks" else files
+        raise UserError(unknown_name(_SINGULAR[kind], name, known))
     return path
 
 

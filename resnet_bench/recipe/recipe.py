@@ -118,8 +118,8 @@ class Recipe(Schema):
 
 @functools.cache
 def recipe_keys() -> tuple[str, ...]:
-    """List every dotted key that a recipe may have, over all optimizers and schedules."""
-    return tuple(sorted(set(dotted_keys(Recipe))))
+    """List every dotted key that a recipe may have, over all optimizers and schedules, in the order of the schema."""
+    return tuple(dict.fromkeys(dotted_keys(Recipe)))
 
 
 def _broken_rules(recipe: Recipe) -> Iterable[str]:
