@@ -40,7 +40,8 @@ def search_folders(kind: Kind, given: Path | None = None) -> list[Path]:
         UserError: The given folder is none.
     """
     if given is not None and not given.is_dir():
-        raise UserError(f"{given} is no folder; --{kind} takes a folder with TOML files")
+        option = {"benchmarks": "--benchmark-dir", "studies": "--study-dir"}[kind]
+        raise UserError(f"{given} is not a folder; {option} takes a folder with TOML files")
     own = given if given is not None else Path(kind)
     wheel, repository = _PACKAGE / "shipped" / kind, _PACKAGE.parent / kind
     candidates = [own, wheel if wheel.is_dir() else repository]

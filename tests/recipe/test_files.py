@@ -130,7 +130,7 @@ def test_an_installed_package_brings_its_own_files(tmp_path: Path, monkeypatch: 
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere is no folder; --benchmarks takes a folder"):
+    with pytest.raises(UserError, match=r"nowhere is not a folder; --benchmark-dir takes a folder"):
         search_folders("benchmarks", tmp_path / "nowhere")
 
 

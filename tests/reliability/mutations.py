@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.cli import app
+from resnet_bench.cli import run
 from resnet_bench.data.cache import CacheEntry, CacheMiss
 from resnet_bench.data.dataset import find_sources
 from resnet_bench.data.decode import decode_image, strict_decoding
@@ -313,7 +313,7 @@ def _assignment(_: Path) -> Format:
 
     def promise(data: bytes) -> bool:
         text = data.decode("utf-8", "replace")
-        said, changed = refusal(lambda: override(recipe, app._assignments([text]), where="--set"))
+        said, changed = refusal(lambda: override(recipe, run.read_changes([text]), where="--set"))
         assert said.startswith("--set") if changed is None else changed.fingerprint
         return changed is None
 
