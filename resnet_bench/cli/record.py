@@ -94,8 +94,7 @@ def check(
     from resnet_bench.measure.autotune import autotune
     from resnet_bench.models.of_recipe import check_benchmark
     from resnet_bench.running import record
-    from resnet_bench.running.run import Stopped
-    from resnet_bench.running.stopping import stop_on_signals
+    from resnet_bench.running.stopping import Stopped, stop_on_signals
     from resnet_bench.tracking.stale_runs import close_stale_runs
 
     check_benchmark(benchmark)

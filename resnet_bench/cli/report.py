@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from resnet_bench.base.text import plural
 from resnet_bench.cli.options import (
     BenchmarkDir,
     OnlyBenchmarks,
@@ -46,4 +47,4 @@ def report(
     result = write(chosen, output, benchmarks=benchmarks, study=study, since=since, benchmarks_folder=benchmark_dir)
     for problem in result.problems:
         note(problem)
-    echo(f"report of {result.runs} run{'s' if result.runs != 1 else ''}: {result.page.resolve()}")
+    echo(f"report of {plural(result.runs, 'run')}: {result.page.resolve()}")

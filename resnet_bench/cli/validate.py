@@ -15,7 +15,7 @@ app = new_app()
 
 @app.command(
     help=help_text(
-        "Check benchmark files against the schema and the networks that exist.",
+        "Check benchmark files: against the schema, and against the models that exist.",
         example="validate benchmarks/my-resnet9.toml",
         following="run my-resnet9 --profile smoke",
     )

@@ -66,7 +66,7 @@ def test_help_prints_its_example_on_one_line(path: str) -> None:
 @pytest.mark.parametrize("verb", app.VERBS)
 def test_list_of_verbs_says_what_each_verb_says(verb: str) -> None:
     first = str(app.load(verb).help).partition("\n")[0]
-    assert first.startswith(app.VERBS[verb].removesuffix("."))
+    assert first.startswith(app.VERBS[verb].rstrip("."))
 
 
 def test_help_survives_python_without_docstrings() -> None:
