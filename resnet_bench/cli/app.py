@@ -32,6 +32,10 @@ VERBS = {
 """Each verb, the module of its name in this package, and its line in the list of verbs."""
 
 
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""What Typer raises for a command that cannot be parsed; it has no public name."""
+
+
 class VerbGroup(TyperGroup):
     """The verbs by their lines in the table; only the verb that is typed is imported."""
 
@@ -78,7 +82,7 @@ def _root(
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    """Options that stand before the verb."""
+    """Read the options that stand before the verb."""
 
 
 def main() -> None:
@@ -90,16 +94,18 @@ def main() -> None:
     _replace_unprintable()
     try:
         try:
-            app(prog_name="resnet-bench")
+            code = app(prog_name="resnet-bench", standalone_mode=False)
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
+    except UsageError as error:
+        _print_usage_error(error)
+        sys.exit(2)
     except UserError as error:
-        # Rich costs as much as all of --help.
-        from resnet_bench.cli.screen import BAD_INPUT, print_error
-
-        print_error(str(error))
-        sys.exit(BAD_INPUT)
+        _print_error(str(error))
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(1)
     except OSError as error:
         # An error of a file carries its name.
         if error.filename is not None or error.errno not in _OUTPUT_ERRORS:
@@ -109,6 +115,26 @@ def main() -> None:
         if error.errno != errno.EPIPE:
             sys.stderr.write(f"error: the output cannot be written: {error.strerror}\n")
         sys.exit(1)
+    sys.exit(code)
+
+
+def _print_usage_error(error: Any) -> None:
+    # The words of pydantic, with which Typer reads values.
+    message = error.format_message().replace("Value error, ", "")
+    if "\n" in message:
+        # The help of a verb with verbs of its own, of which none was typed.
+        typer.echo(message, err=True)
+        return
+    _print_error(f"{message[0].lower()}{message[1:]}")
+    if error.ctx is not None:
+        typer.echo(f"see: {error.ctx.command_path} --help", err=True)
+
+
+def _print_error(text: str) -> None:
+    # Rich, which the screen is made with, costs as much as all of --help.
+    from resnet_bench.cli.screen import print_error
+
+    print_error(text)
 
 
 _OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO)
