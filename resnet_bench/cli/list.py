@@ -21,7 +21,7 @@ def list_benchmarks(benchmark_dir: BenchmarkDir = None) -> None:
     table = new_table("name", "dataset", "network", "epochs", "claim", right=["epochs"])
     for benchmark in found.values():
         recipe = benchmark.recipe
-        claim = next((claim.text for claim in benchmark.claims if claim.split == "test"), "–")
+        claim = benchmark.test_claim.text if benchmark.test_claim else "–"
         table.add_row(benchmark.name, recipe.data.dataset, recipe.model.name, str(recipe.training.epochs), claim)
     print_table(table)
     for problem in problems.values():

@@ -1,9 +1,8 @@
 """The verb ``resnet-bench run``."""
 
 import sys
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -29,7 +28,7 @@ from resnet_bench.cli.options import (
     new_app,
 )
 from resnet_bench.cli.screen import FAILED, INTERRUPTED, console, print_resume_command
-from resnet_bench.recipe.changes import override
+from resnet_bench.recipe.changes import override, parse_assignments
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.tracking.store import Store
 
@@ -76,7 +75,7 @@ def run(
     yes: Yes = False,
 ) -> None:
     # What does not exist is refused at once; torch takes seconds to import.
-    changes = read_changes(assignments or [])
+    changes = parse_assignments(assignments or [])
     for name in names:
         override(load_benchmark(name, benchmark_dir).recipe, changes, where="--set")
     folder = data_folder(data)
@@ -122,17 +121,3 @@ def _seeds(seed: list[int] | None, seeds: int | None) -> list[int]:
     if seed and len(set(seed)) != len(seed):
         raise UserError(f"--seed: a seed is given twice in {seed}")
     return seed or list(range(seeds or 1))
-
-
-def read_changes(texts: list[str]) -> dict[str, Any]:
-    """Read ``KEY=VALUE`` texts; a value that is not TOML is a string."""
-    changes: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"--set {text}: write a key and a value, such as --set optimizer.lr=0.02")
-        try:
-            changes[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except (tomllib.TOMLDecodeError, RecursionError):
-            changes[key.strip()] = value.strip()
-    return changes
