@@ -63,7 +63,7 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
     listed = subprocess.run(
-        [sys.executable, "-P", "-m", "resnet_bench.cli.app", "list"],
+        [sys.executable, "-P", "-m", "resnet_bench", "list"],
         cwd=empty,
         env={**os.environ, "PYTHONPATH": str(installed), "COLUMNS": "150"},
         check=True,

@@ -250,7 +250,7 @@ def _announce(
     if cached := len(plan) - len(left):
         what = "All of them were" if not left else f"{cached} of them {'were' if cached > 1 else 'was'}"
         console.print(
-            f"{what} finished before with the same recipe, images, execution and code (--again trains anew); "
+            f"{what} finished before with the same recipe, images, execution and code (--force trains them again); "
             f"{len(left)} left to train.",
             highlight=False,
             soft_wrap=True,
