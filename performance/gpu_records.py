@@ -83,9 +83,9 @@ def prepare_ours(name: str, benchmarks: Path | None, folder: Path, device: str) 
                 seconds += event.setup_seconds
             elif isinstance(event, Finished):
                 seconds += event.train_seconds
-                if claim.metric == "accuracy_augmented":
-                    seconds += event.augmented_seconds
-                accuracy = 100 * event.metrics[f"test/{claim.metric}"]
+                if is_tta := claim.metric == "accuracy_augmented":
+                    seconds += event.tta_seconds
+                accuracy = 100 * event.metrics["test/accuracy_tta" if is_tta else "test/accuracy"]
         return accuracy, seconds
 
     return train_once

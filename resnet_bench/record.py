@@ -366,13 +366,14 @@ def _attempt(check: Check, claim: Claim, dataset: Dataset, store: Store, seed: i
     except (TrainingError, RuntimeError) as error:
         return Attempt(seed, failure=str(error).splitlines()[0])
     assert finished is not None
+    is_tta = claim.metric == "accuracy_augmented"
     return Attempt(
         seed=seed,
-        accuracy=_percent(finished.metrics, f"test/{claim.metric}"),
-        plain=_percent(finished.metrics, "test/accuracy_plain"),
+        accuracy=_percent(finished.metrics, "test/accuracy_tta" if is_tta else "test/accuracy"),
+        plain=_percent(finished.metrics, "test/accuracy_standard"),
         setup_seconds=setup,
         train_seconds=finished.train_seconds,
-        augmented_seconds=finished.augmented_seconds if claim.metric == "accuracy_augmented" else 0.0,
+        augmented_seconds=finished.tta_seconds if is_tta else 0.0,
     )
 
 

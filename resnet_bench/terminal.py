@@ -66,9 +66,9 @@ class RunResult:
             case RunOpened():
                 self.url, self.folder = event.url, str(event.folder)
             case Evaluated(split="test"):
-                self.accuracy, self.accuracy_plain = event.accuracy, event.accuracy_plain
+                self.accuracy, self.accuracy_plain = event.accuracy, event.accuracy_standard
                 self.accuracy_by_epoch[event.epoch] = event.accuracy
-                self.accuracy_augmented = event.accuracy_augmented
+                self.accuracy_augmented = event.accuracy_tta
             case EpochEnded():
                 self.epochs, self.images_per_second = event.epoch, event.images_per_second
                 self.train_seconds = event.train_seconds

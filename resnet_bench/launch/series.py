@@ -20,7 +20,7 @@ from resnet_bench.launch.local import RunClosed, RunOpened, RunRequest, Stopped,
 from resnet_bench.launch.shared_images import SharedImages
 from resnet_bench.launch.signals import StopRequest, stop_on_signals
 from resnet_bench.tracking import Store, close_dead_runs
-from resnet_bench.training.events import EpochEnded, Event, Finished, State, Steps
+from resnet_bench.training.events import EpochEnded, Evaluated, Event, Finished, Started, State, Steps
 
 SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -339,7 +339,7 @@ def _portable(event: Event | RunOpened | RunClosed | Ended) -> Event | RunOpened
     """The event without what is of use in its own process alone."""
     if isinstance(event, Finished):
         return replace(event, snapshot=_elsewhere, predictions=None)
-    if isinstance(event, Steps | EpochEnded):
+    if isinstance(event, Started | Steps | Evaluated | EpochEnded):
         return replace(event, snapshot=_elsewhere)
     return event
 

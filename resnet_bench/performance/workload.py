@@ -12,7 +12,7 @@ from resnet_bench import models
 from resnet_bench.benchmark import Recipe
 from resnet_bench.execution import Execution
 from resnet_bench.hardware import Clock, seconds_of
-from resnet_bench.training.captured_step import recorder_for
+from resnet_bench.training.cuda_graphs import recorder_for
 from resnet_bench.training.optimizers import build_optimizer, clip_gradients, rates_from
 
 

@@ -35,6 +35,8 @@ SAMPLE_SECONDS = 10.0
 """Between two looks at processor, memory and GPU."""
 _MAX_WAITING = 10_000
 _MAX_DIGEST_LENGTH = 36
+_STORED = {"accuracy_standard": "accuracy_plain", "loss_standard": "loss_plain", "accuracy_tta": "accuracy_augmented"}
+"""Names of the events' metrics that are stored under an older name."""
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +99,7 @@ class Tracker:
             raise
         try:
             if tracker._shipper.run_id is not None or tracker._kinds():
-                tracker._go_on(resume_step or 0)
+                tracker._go_on(resume_step)
             else:
                 tracker._begin()
         except BaseException:
@@ -247,9 +249,10 @@ class Tracker:
         """The kinds of records that the journal holds."""
         return {found.record["kind"] for found in read(self._journal.path, final=True) if isinstance(found, Entry)}
 
-    def _go_on(self, step: int) -> None:
-        epoch = step // self._description.recipe.steps_per_epoch if step else -1
-        self._journal.truncate_after_step(step, epoch, delivered=self._shipper.underway)
+    def _go_on(self, step: int | None) -> None:
+        # A checkpoint before the first step keeps the evaluations of epoch 0; without one they are done again.
+        epoch = -1 if step is None else step // self._description.recipe.steps_per_epoch
+        self._journal.truncate_after_step(step or 0, epoch, delivered=self._shipper.underway)
         entries = [found for found in read(self._journal.path, final=True) if isinstance(found, Entry)]
         # What the store has cannot be taken back, and a second value for a step would be a lie: the first stays.
         self._last_steps = last_steps(entries)
@@ -276,16 +279,21 @@ class Tracker:
     # --- events ------------------------------------------------------------------------------------
 
     def _record_evaluation(self, event: "Evaluated", now: int) -> None:
-        names = ("accuracy", "accuracy_plain", "loss", "loss_plain")
-        values = {f"{event.split}/{name}": [float(getattr(event, name))] for name in names}
-        if event.accuracy_augmented is not None:
-            values[f"{event.split}/accuracy_augmented"] = [event.accuracy_augmented]
+        measured = {
+            "accuracy": event.accuracy,
+            "accuracy_standard": event.accuracy_standard,
+            "loss": event.loss,
+            "loss_standard": event.loss_standard,
+        }
+        if event.accuracy_tta is not None:
+            measured["accuracy_tta"] = event.accuracy_tta
+        values = {f"{event.split}/{_STORED.get(name, name)}": [float(value)] for name, value in measured.items()}
         self._metrics("epoch", event.epoch, values, timestamp=now)
         spent = self._evaluation_seconds.get(event.epoch, 0.0)
         self._evaluation_seconds[event.epoch] = spent + event.seconds
         self._watch_claims(event.split, event.accuracy)
-        if event.accuracy_augmented is not None:
-            self._watch_claims(event.split, event.accuracy_augmented, "accuracy_augmented")
+        if event.accuracy_tta is not None:
+            self._watch_claims(event.split, event.accuracy_tta, "accuracy_augmented")
 
     def _record_epoch(self, event: "EpochEnded", now: int) -> None:
         values = {
@@ -303,11 +311,14 @@ class Tracker:
         self._note_claims(event.epoch, event.train_seconds, now)
 
     def _record_end(self, event: "Finished", now: int) -> None:
-        values = {f"final/{key.replace('/', '_')}": [float(value)] for key, value in event.metrics.items()}
+        values = {}
+        for key, value in event.metrics.items():
+            split, _, name = key.partition("/")
+            values[f"final/{split}_{_STORED.get(name, name)}"] = [float(value)]
         values["final/train_seconds"] = [float(event.train_seconds)]
         values["final/evaluation_seconds"] = [float(event.evaluation_seconds)]
-        if event.augmented_seconds:
-            values["final/augmented_seconds"] = [float(event.augmented_seconds)]
+        if event.tta_seconds:
+            values["final/augmented_seconds"] = [float(event.tta_seconds)]
         self._metrics("epoch", event.epoch, values, timestamp=now)
         self._flush_evaluation_seconds(now)
         self._note_claims(event.epoch, event.train_seconds, now)

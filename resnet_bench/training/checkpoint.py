@@ -17,7 +17,9 @@ import torch
 from resnet_bench.errors import UserError
 from resnet_bench.training.events import State
 
-FORMAT = 1
+FORMAT = 2
+"""Format 2 knows which evaluations are done: a run resumes after any event, also between two evaluations."""
+
 UNFINISHED = ".unfinished"
 """What the name of a checkpoint ends in that is still being written."""
 

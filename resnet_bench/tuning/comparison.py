@@ -78,7 +78,7 @@ def retrain(workplace: Workplace, retraining: Retraining) -> Generator[Retrained
                             found["accuracy"] = workplace.mirror.test_accuracy(event.run_id)
                     case Evaluated(split="test"):
                         found["accuracy"] = event.accuracy
-                        found["accuracy_plain"] = event.accuracy_plain
+                        found["accuracy_plain"] = event.accuracy_standard
     except Stopped:
         raise
     except SETTING_FAILURES as error:
