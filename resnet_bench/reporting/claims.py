@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
-from resnet_bench.benchmark import Benchmark, Claim
+from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.recipe.claims import Claim
 from resnet_bench.reporting import statistics as rules
 from resnet_bench.reporting.results import Group, Run
 from resnet_bench.reporting.statistics import RECOMMENDED_SEEDS, Interval, TimesToAccuracy, Verdict

@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from resnet_bench.benchmark import Benchmark
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
+from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.reporting.schema import (
     CONFUSION_DTYPES,
     METRIC_DTYPES,

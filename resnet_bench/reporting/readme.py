@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
 from resnet_bench.reporting import report, table
 from resnet_bench.reporting.files import write_all
 from resnet_bench.reporting.published import published

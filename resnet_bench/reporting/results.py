@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
-from resnet_bench.benchmark import IMAGE_SIZE, Benchmark, relative_area
+from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.recipe.settings import IMAGE_SIZE, relative_pixels
 from resnet_bench.reporting.schema import TAG, Tables
 from resnet_bench.reporting.statistics import best_evaluation, last_evaluation, typical_epoch
 
@@ -152,7 +153,7 @@ class Run:
         sizes = self.recipe.get("augmentation.sizes")
         if sizes is None or self.epochs is None:
             return 1.0
-        return relative_area(
+        return relative_pixels(
             [(size["pixels"], size["epochs"]) for size in json.loads(sizes)],
             full_size=int(self.recipe.get("augmentation.resize", IMAGE_SIZE)),
             epochs=self.epochs,
@@ -212,7 +213,7 @@ class Group:
     def published_images(self) -> bool:
         """Whether the runs used exactly the dataset that the benchmark's recipe names, as it was published."""
         # The package of images brings torch along, which a report of smoke runs can do without.
-        from resnet_bench.data.catalog import DATASETS
+        from resnet_bench.recipe.datasets import DATASETS
 
         run = self.latest
         if self.definition is None or run.dataset != self.definition.recipe.data.dataset:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from resnet_bench.benchmark import Claim
+from resnet_bench.recipe.claims import Claim
 
 Word = Literal["reproduced", "not reproduced", "exceeded", "inconclusive", "not judged"]
 Outcome = Literal["different", "same", "unclear"]

@@ -1,6 +1,7 @@
 """When a run first held the level that its source claims."""
 
-from resnet_bench.benchmark import Claim, Recipe
+from resnet_bench.recipe.claims import Claim
+from resnet_bench.recipe.recipe import Recipe
 
 WINDOW = 3
 """Evaluations whose mean must reach the level: a single one crosses it early, on noise."""

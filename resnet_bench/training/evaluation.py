@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_bench.benchmark import SplitName, Views
-from resnet_bench.data import ResidentLoader
-from resnet_bench.execution import Execution
+from resnet_bench.data.loader import ResidentLoader
+from resnet_bench.data.of_recipe import evaluation_loader
+from resnet_bench.execution.execution import Execution
+from resnet_bench.recipe.settings import SplitName, TestTimeAugmentation
 from resnet_bench.training.events import Evaluated, Predictions
-from resnet_bench.training.images import evaluation_loader
 from resnet_bench.training.memory import ran_out_of_memory, shortage_in
 from resnet_bench.training.session import Clock, Session
 
@@ -222,7 +222,7 @@ def measure(
         network: On the execution's device; its outputs are logits [B, classes].
         batches: The images and labels.
         execution: Precision of the forward pass. Losses are computed in fp32.
-        mode: ``eval`` or ``batch_statistics`` (see :class:`~resnet_bench.benchmark.Evaluation`).
+        mode: ``eval`` or ``batch_statistics`` (see :class:`~resnet_bench.recipe.settings.Evaluation`).
         keep_probabilities: Also return softmax outputs and labels.
         batches_of: Average over batches of this many images instead of the batches given.
     """
@@ -264,7 +264,9 @@ def measure(
 
 
 @torch.no_grad()
-def evaluate_tta(network: nn.Module, batches: Batches, execution: Execution, augmentation: Views) -> float:
+def evaluate_tta(
+    network: nn.Module, batches: Batches, execution: Execution, augmentation: TestTimeAugmentation
+) -> float:
     """Measure the accuracy, a fraction, of outputs averaged over several views of each image.
 
     Args:
@@ -286,7 +288,7 @@ def evaluate_tta(network: nn.Module, batches: Batches, execution: Execution, aug
     return int(torch.stack(correct).sum().cpu()) / count
 
 
-def tta_views(images: Tensor, augmentation: Views) -> Iterator[tuple[Tensor, float]]:
+def tta_views(images: Tensor, augmentation: TestTimeAugmentation) -> Iterator[tuple[Tensor, float]]:
     """Give the views of a batch [B, 3, H, W], each with its weight; the weights add up to 1."""
     shifted = [(images, 1.0)]
     if shift := augmentation.shift:

@@ -6,9 +6,9 @@ chunk of steps, so watching costs nothing.
 
 from collections.abc import Generator, Iterator
 
-from resnet_bench.benchmark import Recipe
-from resnet_bench.data import Dataset
-from resnet_bench.execution import Execution
+from resnet_bench.data.dataset import Dataset
+from resnet_bench.execution.execution import Execution
+from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.training.cuda_graphs import build_step
 from resnet_bench.training.evaluation import Evaluator
 from resnet_bench.training.events import Event, State

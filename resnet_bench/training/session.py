@@ -13,14 +13,17 @@ import torch
 import torch._dynamo  # An optimizer imports it, for seconds; here that is part of the set-up time.
 from torch import nn
 
-from resnet_bench import models
-from resnet_bench.benchmark import Recipe, SplitName
-from resnet_bench.data import Dataset, Split
-from resnet_bench.errors import UserError
-from resnet_bench.execution import Execution
+from resnet_bench.base.errors import UserError
+from resnet_bench.data.dataset import Dataset, Split
+from resnet_bench.data.of_recipe import splits_of, train_loader, whitening_images
+from resnet_bench.execution.execution import Execution
+from resnet_bench.models.of_recipe import build_network, frozen_parameters
+from resnet_bench.models.size import count_macs, count_parameters
+from resnet_bench.models.whitening import Whitened
+from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.recipe.settings import SplitName
 from resnet_bench.training.errors import Diverged
 from resnet_bench.training.events import EpochEnded, Finished, Predictions, Started, State, Steps
-from resnet_bench.training.images import splits_of, train_loader, whitening_images
 from resnet_bench.training.optimizers import build_optimizer
 from resnet_bench.training.schedules import build_schedule
 
@@ -134,7 +137,7 @@ class Session:
         if execution.device_type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         self.splits = splits_of(recipe, dataset)
-        self.network = _build_network(recipe, execution, seed, self.splits["train"])
+        self.network = _build_initial_network(recipe, execution, seed, self.splits["train"])
         self.freezes = _find_freezes(recipe, self.network)
         self.frozen = 0
         self.optimizer = build_optimizer(recipe.optimizer, self.network, fused=True)
@@ -184,8 +187,8 @@ class Session:
         """The first event; the set-up time ends here."""
         size = self.recipe.image_size
         return Started(
-            parameters=models.count_parameters(self.network),
-            macs=models.count_macs(self.network, (3, size, size)),
+            parameters=count_parameters(self.network),
+            macs=count_macs(self.network, (3, size, size)),
             steps_per_epoch=self.recipe.steps_per_epoch,
             epochs=self.recipe.training.epochs,
             train_images=self.recipe.data.num_train,
@@ -323,12 +326,12 @@ def _snapshot_while_alive(session: Session) -> Callable[[], State]:
 # --- setting up ----------------------------------------------------------------------------------------
 
 
-def _build_network(recipe: Recipe, execution: Execution, seed: int, train: Split) -> nn.Module:
+def _build_initial_network(recipe: Recipe, execution: Execution, seed: int, train: Split) -> nn.Module:
     # Built on the CPU whatever the device, so that a seed gives the same weights everywhere.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_derived_seed(seed, "initialisation", 0))
-        network = models.build_network(recipe)
-    if isinstance(network, models.Whitened):
+        network = build_network(recipe)
+    if isinstance(network, Whitened):
         whitening = recipe.model.whitening
         assert whitening is not None
         network.whitening.fit(whitening_images(recipe, train, whitening.images), eps=whitening.eps)
@@ -338,7 +341,7 @@ def _build_network(recipe: Recipe, execution: Execution, seed: int, train: Split
 def _find_freezes(recipe: Recipe, network: nn.Module) -> list[tuple[int, list[nn.Parameter]]]:
     freezes = [
         (math.ceil(freeze.after_epochs * recipe.steps_per_epoch), parameters)
-        for freeze, parameters in models.frozen_parameters(recipe, network)
+        for freeze, parameters in frozen_parameters(recipe, network)
     ]
     return sorted(freezes, key=lambda freeze: freeze[0])
 

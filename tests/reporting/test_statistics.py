@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from resnet_bench.benchmark import Claim
+from resnet_bench.recipe.claims import Claim
 from resnet_bench.reporting import statistics as rules
 from resnet_bench.reporting.statistics import Difference, Interval, TimesToAccuracy, Verdict
 

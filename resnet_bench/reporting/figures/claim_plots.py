@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from resnet_bench.benchmark import Claim
+from resnet_bench.recipe.claims import Claim
 from resnet_bench.reporting import statistics as rules
 from resnet_bench.reporting import text
 from resnet_bench.reporting.claims import ClaimRow
