@@ -18,7 +18,9 @@ from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.training.events import State
 
-FORMAT = 1
+FORMAT = 2
+"""Format 2 knows which evaluations are done: a run resumes after any event, also between two evaluations."""
+
 UNFINISHED = ".unfinished"
 """What the name of a checkpoint ends in that is still being written."""
 
