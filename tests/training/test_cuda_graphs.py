@@ -220,6 +220,19 @@ def test_graphed_run_resumed_after_any_chunk_ends_with_the_same_bits(images: Dat
         assert losses(events) == losses(undisturbed)[snapshot["position"]["step"] :]
 
 
+@pytest.mark.usefixtures("tapes")
+def test_captures_are_freed_before_the_last_event(images: Dataset) -> None:
+    """Consumers of ``Finished`` export the network, and keep the event; both must not cost the memory of graphs."""
+
+    def captures() -> int:
+        gc.collect()
+        return sum(type(each) is StepGraphs for each in gc.get_objects())
+
+    counts = [captures() for _ in train(recipe_of("sgd"), GRAPHED, 1, images)]
+    assert set(counts[:-1]) == {1}
+    assert counts[-1] == 0
+
+
 # --- capturing -------------------------------------------------------------------------------------
 
 
