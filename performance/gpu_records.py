@@ -39,8 +39,8 @@ from torch import Tensor
 from resnet_bench import data, registry
 from resnet_bench.errors import UserError
 from resnet_bench.execution import Execution
+from resnet_bench.judging.intervals import mean_interval
 from resnet_bench.record import claim_of, warm_up
-from resnet_bench.reporting.statistics import mean_interval
 from resnet_bench.training import train
 from resnet_bench.training.events import Finished, Started
 

@@ -12,8 +12,8 @@ from resnet_bench.benchmark import Benchmark, Claim, Recipe
 from resnet_bench.data import Dataset, generate
 from resnet_bench.errors import UserError
 from resnet_bench.execution import Execution
+from resnet_bench.judging.intervals import Interval, mean_interval
 from resnet_bench.launch import RunRequest, StopRequest, run
-from resnet_bench.reporting.statistics import Interval, mean_interval
 from resnet_bench.tracking import Store
 from resnet_bench.tracking.environment import code_fingerprint, environment
 from resnet_bench.tracking.journal import write_atomically

@@ -16,11 +16,11 @@ from resnet_bench.benchmark import Benchmark, Claim, ProfileName, override
 from resnet_bench.data import Dataset
 from resnet_bench.errors import UserError
 from resnet_bench.execution import Execution, Level, PrecisionChoice
+from resnet_bench.judging.verdict import may_judge, verdict
 from resnet_bench.launch import Begun, Ended, RunRequest, StopRequest, processes, stop_on_signals, train_series
 from resnet_bench.launch.plan import ProfileChoice, choose_profile, estimate_seconds, measure_flops_per_second
 from resnet_bench.launch.run_cache import RunCache
 from resnet_bench.performance import tuned
-from resnet_bench.reporting.statistics import verdict
 from resnet_bench.terminal import RunDisplay, RunResult, SuiteDisplay, closing_table, duration, percent
 from resnet_bench.tracking import Store, close_dead_runs
 
@@ -351,7 +351,7 @@ def _own_recipes(results: Sequence[RunResult], datasets: Mapping[str, Dataset]) 
     for result in results:
         request, claim = result.request, _test_claim(result)
         compared = request.benchmark.source.compares_with
-        judged = request.profile == "full" and not datasets[request.recipe.data.dataset].generated
+        judged = may_judge(request.profile, generated=datasets[request.recipe.data.dataset].generated)
         if compared is None or claim is None or not judged or result.train_seconds is None:
             continue
         if result.seeds_per_device > 1:
@@ -407,7 +407,7 @@ def _verdicts(
         judged = verdict(
             claim,
             curves[result.request.benchmark.name],
-            full_profile=result.request.profile == "full",
+            profile=result.request.profile,
             changed=changed,
             generated=images.generated,
             same_dataset=images.official,

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from resnet_bench.judging.target import TargetMonitor
 from resnet_bench.tracking import mlflow_client
-from resnet_bench.tracking.claim import ClaimWatch
 from resnet_bench.tracking.description import PREFIX, RunDescription
 from resnet_bench.tracking.journal import Axis, Entry, Journal, Record, last_steps, metrics_record, read
 from resnet_bench.tracking.shipper import JOURNAL, Shipper, ShippingReport
@@ -393,12 +393,12 @@ def save_model(
     )
 
 
-def _claim_watches(description: RunDescription) -> dict[str, ClaimWatch]:
+def _claim_watches(description: RunDescription) -> dict[str, TargetMonitor]:
     """For each claim the metric that will say when it was held: the headline's has no number, the others count on."""
     if not description.judges_claims:
         return {}
     return {
-        f"time/to_claim_{number}_seconds" if number > 1 else "time/to_claim_seconds": ClaimWatch(
+        f"time/to_claim_{number}_seconds" if number > 1 else "time/to_claim_seconds": TargetMonitor(
             claim, description.recipe
         )
         for number, claim in enumerate(description.benchmark.claims, start=1)

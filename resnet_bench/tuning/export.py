@@ -11,7 +11,7 @@ from resnet_bench import registry
 from resnet_bench.benchmark import NAME_PATTERN, NOT_GIVEN, Benchmark, Tuned, override
 from resnet_bench.errors import UserError
 from resnet_bench.tuning.ledger import Ledger
-from resnet_bench.tuning.results import Comparison, StudyResult
+from resnet_bench.tuning.results import StudyComparison, StudyResult
 from resnet_bench.tuning.space import Settings, differences, tuned_recipe
 
 _DIGITS = 3
@@ -80,8 +80,9 @@ def tuned_table(ledger: Ledger, result: StudyResult) -> Tuned:
         measured["test_tuned"] = _percent(statistics.fmean(comparison.tuned))
         measured["test_difference"] = _percent(difference.value)
         measured["seeds"] = min(len(comparison.source), len(comparison.tuned))
-        if difference.low is not None and difference.high is not None:
-            measured["test_interval"] = (_percent(difference.low), _percent(difference.high))
+        if difference.interval is not None:
+            low, high = difference.interval
+            measured["test_interval"] = (_percent(low), _percent(high))
     return Tuned(
         study=ledger.name,
         trials=result.counts.finished,
@@ -153,7 +154,7 @@ def _percent(fraction: float) -> float:
     return round(100 * fraction, _DIGITS)
 
 
-def comparison_text(comparison: Comparison | None) -> str:
+def comparison_text(comparison: StudyComparison | None) -> str:
     """The study's result in one sentence."""
     if comparison is None or comparison.difference is None:
         return "not compared on the test set"
@@ -161,9 +162,9 @@ def comparison_text(comparison: Comparison | None) -> str:
         return "no settings were better than the source's own"
     difference = comparison.difference
     means = f"{statistics.fmean(comparison.tuned):.2%} against {statistics.fmean(comparison.source):.2%}"
-    if difference.low is None or difference.high is None:
+    if difference.interval is None:
         return f"{means} on the test set: {100 * difference.value:+.2f} points, too few seeds for an interval"
     return (
         f"{means} on the test set: {100 * difference.value:+.2f} points, "
-        f"95% interval {100 * difference.low:+.2f} to {100 * difference.high:+.2f}"
+        f"95% interval {100 * difference.interval.low:+.2f} to {100 * difference.interval.high:+.2f}"
     )

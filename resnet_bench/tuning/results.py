@@ -1,34 +1,22 @@
 """What came of a study: the best settings, and how they fare against the source's on the test set."""
 
 import math
-import statistics
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from resnet_bench.judging.intervals import Difference, Interval, welch
 from resnet_bench.tuning.ledger import Arm, Counts, Ledger
 from resnet_bench.tuning.space import Settings, differences, retraining_recipe
 
 FIRST_RETRAINING_SEED = 1000
 """Trials run seeds 0, 1, …; what was chosen on those is judged on others."""
-CONFIDENCE = 0.95
 MIN_TRIALS_FOR_IMPORTANCE = 4
 """Complete trials below which an importance would be an accident."""
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How much better the tuned mean is than the source's, as a fraction, with Welch's interval."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    """None where a side has fewer than two runs, or none of them differ."""
-
-
-@dataclass(frozen=True)
-class Comparison:
+class StudyComparison:
     """The runs trained again with fresh seeds, judged once on the test set.
 
     Attributes:
@@ -45,12 +33,12 @@ class Comparison:
 
     @property
     def difference(self) -> Difference | None:
-        """Tuned minus source; None where a side has no run."""
+        """Tuned minus source, as a fraction; None where a side has no run."""
         if not self.source or not self.tuned:
             return None
         if self.same_settings:
-            return Difference(0.0, 0.0, 0.0)
-        return welch_difference(self.source, self.tuned)
+            return Difference(0.0, Interval(0.0, 0.0))
+        return welch(self.source, self.tuned)
 
 
 @dataclass(frozen=True)
@@ -66,25 +54,10 @@ class StudyResult:
     """The best settings that are not the source's."""
     source_validation: float
     best_validation: float
-    comparison: Comparison | None
+    comparison: StudyComparison | None
     """None before the runs with fresh seeds."""
     importances: dict[str, float]
     url: str | None = None
-
-
-def welch_difference(source: Sequence[float], tuned: Sequence[float]) -> Difference:
-    """The difference of two means with its 95% interval, variances not taken to be equal (Welch)."""
-    from scipy import stats
-
-    value = statistics.fmean(tuned) - statistics.fmean(source)
-    if min(len(source), len(tuned)) < 2:
-        return Difference(value)
-    with warnings.catch_warnings():
-        # One side may be without spread, which scipy takes for a loss of precision.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        interval = stats.ttest_ind(tuned, source, equal_var=False).confidence_interval(CONFIDENCE)
-    low, high = float(interval.low), float(interval.high)
-    return Difference(value, low, high) if math.isfinite(low) and math.isfinite(high) else Difference(value)
 
 
 def retraining_key(fingerprint: str, seed: int) -> str:
@@ -108,7 +81,7 @@ def arms(ledger: Ledger) -> dict[Arm, Settings]:
     return found
 
 
-def comparison(ledger: Ledger) -> Comparison | None:
+def comparison(ledger: Ledger) -> StudyComparison | None:
     """The comparison as far as its runs are done; None where none is."""
     remembered: dict[Arm, list[dict[str, Any]]] = {}
     for arm, settings in arms(ledger).items():
@@ -120,7 +93,7 @@ def comparison(ledger: Ledger) -> Comparison | None:
     accuracies = {
         arm: tuple(run["accuracy"] for run in runs if run["accuracy"] is not None) for arm, runs in remembered.items()
     }
-    return Comparison(
+    return StudyComparison(
         source=accuracies["source"],
         tuned=accuracies.get("tuned", accuracies["source"]),
         same_settings="tuned" not in accuracies,
