@@ -5,8 +5,11 @@ from typing import Any
 from hypothesis import reject, settings
 from hypothesis import strategies as st
 
-from resnet_bench.benchmark import Benchmark, Recipe, override_nested, parse
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
+from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.recipe.changes import override_nested
+from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.recipe.schema import parse
 
 # On a machine with other work to do, an example that took long is no failure.
 settings.register_profile("shared machine", deadline=None)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from resnet_bench import cli, registry
+from resnet_bench.cli import app
+from resnet_bench.recipe.files import load_all_benchmarks
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "CHANGELOG.md"]
@@ -50,11 +51,11 @@ def test_a_shown_command_exists(page: str, line: str) -> None:
 
 
 def _parse(words: list[str]) -> None:
-    command = typer.main.get_command(cli.app)
+    command = typer.main.get_command(app.app)
     while hasattr(command, "commands"):
         name, *words = words
         assert name in command.commands, f"there is no verb {name!r}"
         command = command.commands[name]
     context = command.make_context(command.name, list(words))
     for name in context.params.get("names") or []:
-        assert name in registry.load_all() or name.startswith("my-"), f"there is no benchmark {name!r}"
+        assert name in load_all_benchmarks() or name.startswith("my-"), f"there is no benchmark {name!r}"

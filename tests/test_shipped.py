@@ -9,20 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from resnet_bench import data, registry
-from resnet_bench.benchmark import override
-from resnet_bench.execution import Execution
-from resnet_bench.training import train
+from resnet_bench.data.dataset import generate_dataset
+from resnet_bench.execution.execution import Execution
+from resnet_bench.recipe.changes import override
+from resnet_bench.recipe.files import load_all_benchmarks, load_benchmark
 from resnet_bench.training.events import Evaluated, Finished, Steps
+from resnet_bench.training.loop import train
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", registry.load_all())
+@pytest.mark.parametrize("name", load_all_benchmarks())
 def test_every_shipped_benchmark_trains(name: str) -> None:
     """Its smoke profile, cut to a few batches of generated images."""
-    recipe = registry.load(name).recipe_for("smoke")
+    recipe = load_benchmark(name).recipe_for("smoke")
     held_out = {"data.validation.images": 16} if recipe.data.validation else {}
     cut = {
         "data.train_images": 96 + sum(held_out.values()),
@@ -33,7 +34,7 @@ def test_every_shipped_benchmark_trains(name: str) -> None:
         **held_out,
     }
     recipe = override(recipe, cut)
-    images = data.generate(recipe.data.dataset, train_size=112, test_size=16)
+    images = generate_dataset(recipe.data.dataset, train_size=112, test_size=16)
     events = list(train(recipe, Execution.resolve("cpu"), 0, images))
     losses = [loss for event in events if isinstance(event, Steps) for loss in event.losses]
     assert len(losses) == 6
@@ -62,14 +63,14 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
     listed = subprocess.run(
-        [sys.executable, "-P", "-m", "resnet_bench.cli", "list"],
+        [sys.executable, "-P", "-m", "resnet_bench.cli.app", "list"],
         cwd=empty,
         env={**os.environ, "PYTHONPATH": str(installed), "COLUMNS": "150"},
         check=True,
         capture_output=True,
         text=True,
     ).stdout
-    assert all(name in listed for name in registry.load_all())
+    assert all(name in listed for name in load_all_benchmarks())
     studies = {path.name for path in (installed / "resnet_bench" / "shipped" / "studies").glob("*.toml")}
     assert studies == {path.name for path in (REPOSITORY / "studies").glob("*.toml")}
     templates = {path.name for path in (installed / "resnet_bench" / "reporting" / "templates").iterdir()}

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from resnet_bench.data.catalog import DatasetInfo
+from resnet_bench.base.errors import UserError
 from resnet_bench.data.content import Content, Progress, SplitArrays, check_complete
-from resnet_bench.errors import UserError
+from resnet_bench.recipe.datasets import DatasetFacts
 
 _DOWNLOAD_TIMEOUT_SECONDS = 30
 
@@ -31,7 +31,7 @@ class ArchiveSource:
         location: The archive file, or the extracted folder.
     """
 
-    info: DatasetInfo
+    info: DatasetFacts
     location: Path
     kind = "torchvision archive"
 
@@ -132,7 +132,7 @@ class ArchiveSource:
         return split
 
 
-def find_archive(info: DatasetInfo, folder: Path) -> ArchiveSource | None:
+def find_archive(info: DatasetFacts, folder: Path) -> ArchiveSource | None:
     """The archive of a dataset in a folder or in its subfolder of the dataset's name.
 
     An extracted folder with all its files comes before the packed archive, as in torchvision.
@@ -149,7 +149,7 @@ def find_archive(info: DatasetInfo, folder: Path) -> ArchiveSource | None:
     return incomplete
 
 
-def download_archive(info: DatasetInfo, folder: Path, progress: Progress) -> None:
+def download_archive(info: DatasetFacts, folder: Path, progress: Progress) -> None:
     """Downloads the archive into a folder through torchvision, which shows a progress bar.
 
     The file appears under its name when it is whole and verified. Of several processes one downloads.
@@ -187,7 +187,7 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _batches(info: DatasetInfo) -> tuple[tuple[str, str], ...]:
+def _batches(info: DatasetFacts) -> tuple[tuple[str, str], ...]:
     return (*info.train_batches, *info.test_batches, info.meta_batch)
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from resnet_bench.data.catalog import DatasetInfo
 from resnet_bench.data.content import Content, Progress, SplitArrays, fingerprint, sha256_of_array
+from resnet_bench.recipe.datasets import DatasetFacts
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -26,7 +26,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {"images": np.dtype(np.uint8), "labels": np.
 CacheState = Literal["missing", "outdated", "damaged", "ready"]
 
 
-class Source(Protocol):
+class DataSource(Protocol):
     """One place that a dataset can be read from."""
 
     @property
@@ -34,7 +34,7 @@ class Source(Protocol):
         """What a run names as its source."""
 
     @property
-    def info(self) -> DatasetInfo:
+    def info(self) -> DatasetFacts:
         """The dataset."""
 
     @property
@@ -65,11 +65,11 @@ class CacheEntry:
         folder: The entry's folder.
     """
 
-    source: Source
+    source: DataSource
     folder: Path
 
     @classmethod
-    def of(cls, source: Source, cache_folder: Path) -> "CacheEntry":
+    def of(cls, source: DataSource, cache_folder: Path) -> "CacheEntry":
         """The entry of a source in a cache folder, whether it exists or not."""
         place = hashlib.sha256(f"{source.kind}/{source.location}".encode()).hexdigest()
         return cls(source, cache_folder / f"{source.info.name}-{place[:12]}")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_bench.data.catalog import DatasetInfo
+from resnet_bench.base.errors import UserError
 from resnet_bench.data.content import Content, Progress, SplitArrays
 from resnet_bench.data.decode import IMAGE_SUFFIXES, decode_image, strict_decoding
-from resnet_bench.errors import UserError
+from resnet_bench.recipe.datasets import DatasetFacts
 
 _TEST_FOLDERS = ("test", "valid", "val")
 _IMAGES_BETWEEN_MESSAGES = 10_000
@@ -29,7 +29,7 @@ class ClassFolderSource:
         location: The folder that holds `train`.
     """
 
-    info: DatasetInfo
+    info: DatasetFacts
     location: Path
     kind = "image folder"
 
@@ -98,7 +98,7 @@ class ClassFolderSource:
         return SplitArrays(images, labels)
 
 
-def find_class_folders(info: DatasetInfo, folder: Path) -> ClassFolderSource | None:
+def find_class_folders(info: DatasetFacts, folder: Path) -> ClassFolderSource | None:
     """The class folders of a dataset: in its folder, or the given folder itself if it has as many classes."""
     source = ClassFolderSource(info, folder / info.name)
     if source.files():

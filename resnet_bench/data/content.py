@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from resnet_bench.data.catalog import DatasetInfo
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
+from resnet_bench.recipe.datasets import DatasetFacts
 
 Progress = Callable[[str], None]
 """Called with a line of text for a human, now and then."""
@@ -57,7 +57,7 @@ def fingerprint(name: str, content: Content) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
-def check_complete(info: DatasetInfo, split_name: str, found: int, where: str) -> None:
+def check_complete(info: DatasetFacts, split_name: str, found: int, where: str) -> None:
     """Refuses a split of a published dataset that lacks images or has too many.
 
     Args:

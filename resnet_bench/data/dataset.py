@@ -10,14 +10,14 @@ import numpy.typing as npt
 import torch
 from filelock import FileLock, Timeout
 
+from resnet_bench.base.errors import UserError
 from resnet_bench.data.archive import download_archive, find_archive
-from resnet_bench.data.cache import CacheEntry, CacheMiss, CacheState, Source, default_cache_folder
-from resnet_bench.data.catalog import DATASETS, DatasetInfo
+from resnet_bench.data.cache import CacheEntry, CacheMiss, CacheState, DataSource, default_cache_folder
 from resnet_bench.data.class_folders import find_class_folders
 from resnet_bench.data.content import Content, Progress, SplitArrays, fingerprint, in_canonical_order
 from resnet_bench.data.generated import generate_content
 from resnet_bench.data.parquet import find_parquet
-from resnet_bench.errors import UserError
+from resnet_bench.recipe.datasets import DATASETS, DatasetFacts
 
 GENERATED = "generated"
 """What a generated dataset names as its source."""
@@ -104,7 +104,7 @@ class DataStatus:
         return self.fingerprint == DATASETS[self.name].fingerprint
 
 
-def load(
+def load_dataset(
     name: str,
     folder: Path,
     *,
@@ -135,7 +135,7 @@ def load(
     Raises:
         UserError: The name is unknown, no source is there, or a source is damaged; the message says what to do.
     """
-    return load_dataset(
+    return load(
         _info(name),
         folder,
         cache_folder=cache_folder,
@@ -145,8 +145,8 @@ def load(
     )
 
 
-def load_dataset(
-    info: DatasetInfo,
+def load(
+    info: DatasetFacts,
     folder: Path,
     *,
     cache_folder: Path | None,
@@ -178,7 +178,7 @@ def load_dataset(
     return _generated(info, info.train_size, info.test_size, seed=0)
 
 
-def status(folder: Path, *, cache_folder: Path | None = None) -> list[DataStatus]:
+def dataset_status(folder: Path, *, cache_folder: Path | None = None) -> list[DataStatus]:
     """Says for each dataset what a folder holds of it; decodes nothing and writes nothing.
 
     Args:
@@ -193,7 +193,7 @@ def status(folder: Path, *, cache_folder: Path | None = None) -> list[DataStatus
     return [_status(info, folder, cache_folder) for info in DATASETS.values()]
 
 
-def generate(name: str, *, train_size: int = 4096, test_size: int = 1024, seed: int = 0) -> Dataset:
+def generate_dataset(name: str, *, train_size: int = 4096, test_size: int = 1024, seed: int = 0) -> Dataset:
     """Makes a dataset up: deterministic, learnable images with as many classes as the named dataset has.
 
     Args:
@@ -208,16 +208,16 @@ def generate(name: str, *, train_size: int = 4096, test_size: int = 1024, seed: 
     return _generated(_info(name), train_size, test_size, seed)
 
 
-def find_sources(info: DatasetInfo, folder: Path) -> Iterator[Source]:
+def find_sources(info: DatasetFacts, folder: Path) -> Iterator[DataSource]:
     """Every source of a dataset under a folder, in the order in which they are preferred."""
-    finders: tuple[Callable[[DatasetInfo, Path], Source | None], ...]
+    finders: tuple[Callable[[DatasetFacts, Path], DataSource | None], ...]
     finders = (find_archive, find_parquet, find_class_folders)
     for find in finders:
         if source := find(info, folder):
             yield source
 
 
-def _info(name: str) -> DatasetInfo:
+def _info(name: str) -> DatasetFacts:
     if name in DATASETS:
         return DATASETS[name]
     nearest = difflib.get_close_matches(name, DATASETS, n=1)
@@ -272,7 +272,7 @@ def _build(entry: CacheEntry, progress: Progress) -> tuple[Content, str]:
         return content, content_fingerprint
 
 
-def _decoded(source: Source, progress: Progress) -> tuple[Content, str]:
+def _decoded(source: DataSource, progress: Progress) -> tuple[Content, str]:
     progress(f"decoding {source.info.name} from {source.location} ({source.kind})")
     try:
         train, test = source.read(progress)
@@ -282,12 +282,12 @@ def _decoded(source: Source, progress: Progress) -> tuple[Content, str]:
     return content, fingerprint(source.info.name, content)
 
 
-def _generated(info: DatasetInfo, train_size: int, test_size: int, seed: int) -> Dataset:
+def _generated(info: DatasetFacts, train_size: int, test_size: int, seed: int) -> Dataset:
     content = generate_content(info, train_size, test_size, seed)
     return _dataset(info, content, fingerprint(info.name, content), GENERATED, f"generated with seed {seed}")
 
 
-def _dataset(info: DatasetInfo, content: Content, content_fingerprint: str, source: str, location: str) -> Dataset:
+def _dataset(info: DatasetFacts, content: Content, content_fingerprint: str, source: str, location: str) -> Dataset:
     return Dataset(
         name=info.name,
         train=_split(content.train),
@@ -303,7 +303,7 @@ def _split(arrays: SplitArrays) -> Split:
     return Split(torch.from_numpy(arrays.images), torch.from_numpy(arrays.labels))
 
 
-def _status(info: DatasetInfo, folder: Path, cache_folder: Path) -> DataStatus:
+def _status(info: DatasetFacts, folder: Path, cache_folder: Path) -> DataStatus:
     sources = list(find_sources(info, folder))
     state: CacheState = "missing"
     content_fingerprint = None
@@ -324,7 +324,7 @@ def _status(info: DatasetInfo, folder: Path, cache_folder: Path) -> DataStatus:
     )
 
 
-def _how_to_get(info: DatasetInfo) -> str:
+def _how_to_get(info: DatasetFacts) -> str:
     return (
         f"put {info.archive_filename} there, or Parquet files ({info.name}/train-*.parquet and "
         f"{info.name}/test-*.parquet), or class folders ({info.name}/train/<class>/*.png and "

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
 
 _FORMATS = ("PNG", "WEBP", "JPEG", "BMP", "PPM")
 

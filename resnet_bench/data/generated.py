@@ -3,9 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 
-from resnet_bench.data.catalog import DatasetInfo
 from resnet_bench.data.content import Content, SplitArrays, in_canonical_order
 from resnet_bench.data.random_streams import RandomStream
+from resnet_bench.recipe.datasets import DatasetFacts
 
 _CELL = 4
 _CONTRAST = 40
@@ -14,7 +14,7 @@ _LARGEST_SHIFT = 2
 _IMAGES_AT_ONCE = 2000
 
 
-def generate_content(info: DatasetInfo, train_size: int, test_size: int, seed: int) -> Content:
+def generate_content(info: DatasetFacts, train_size: int, test_size: int, seed: int) -> Content:
     """Images with a class-dependent pattern each, in canonical order; the classes are equally frequent.
 
     A class is a coarse pattern of coloured cells, the same seen in a mirror so that flipping does not change the
@@ -34,7 +34,7 @@ def generate_content(info: DatasetInfo, train_size: int, test_size: int, seed: i
     )
 
 
-def _patterns(info: DatasetInfo, seed: int) -> npt.NDArray[np.int16]:
+def _patterns(info: DatasetFacts, seed: int) -> npt.NDArray[np.int16]:
     """Every shifted pattern of every class, int16 `[classes, shifts, 3, H, W]` around 128."""
     cells = info.image_size // _CELL
     stream = RandomStream(seed, f"generated/{info.name}/patterns")

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from resnet_bench.data.catalog import DatasetInfo
+from resnet_bench.base.errors import UserError
 from resnet_bench.data.content import Content, Progress, SplitArrays, check_complete
 from resnet_bench.data.decode import decode_image, strict_decoding
-from resnet_bench.errors import UserError
+from resnet_bench.recipe.datasets import DatasetFacts
 
 _IMAGE_COLUMNS = ("img", "image")
 _ROWS_AT_ONCE = 1000
@@ -27,7 +27,7 @@ class ParquetSource:
         location: The folder.
     """
 
-    info: DatasetInfo
+    info: DatasetFacts
     location: Path
     kind = "parquet"
 
@@ -85,7 +85,7 @@ class ParquetSource:
                 raise UserError(f"{shard} is damaged after row {row} ({error})") from error
 
 
-def find_parquet(info: DatasetInfo, folder: Path) -> ParquetSource | None:
+def find_parquet(info: DatasetFacts, folder: Path) -> ParquetSource | None:
     """The Parquet files of a dataset: in its folder, one of the hub's subfolders, or the given folder itself."""
     own = folder / info.name
     for location in (own, own / "data", own / "plain_text", own / info.name):
@@ -108,7 +108,7 @@ def _open(path: Path) -> pyarrow.parquet.ParquetFile:
         raise UserError(f"{path} is not a readable Parquet file ({error})") from error
 
 
-def _image_column(file: pyarrow.parquet.ParquetFile, info: DatasetInfo, path: Path) -> str:
+def _image_column(file: pyarrow.parquet.ParquetFile, info: DatasetFacts, path: Path) -> str:
     schema = file.schema_arrow
     for name in _IMAGE_COLUMNS:
         if name not in schema.names or info.label_column not in schema.names:

@@ -5,7 +5,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from resnet_bench.benchmark import Claim, Recipe
+from resnet_bench.recipe.claims import Claim
+from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.judging.intervals import Interval
 
 WINDOW = 3

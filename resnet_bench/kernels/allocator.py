@@ -22,7 +22,7 @@ _policies = [_GIVE_BACK]
 
 
 @contextlib.contextmanager
-def kept_allocations(keep: bool) -> Iterator[None]:
+def retain_heap(keep: bool) -> Iterator[None]:
     """Have this process keep freed memory (or, within such a context, give it back again) until the context is left.
 
     Does nothing where the C library is not glibc. Set `keep` to False to measure or to train as without it.

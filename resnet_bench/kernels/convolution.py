@@ -1,4 +1,4 @@
-"""Ways to compute convolutions on a CPU other than torch's own, equal to it up to rounding.
+"""ConvAlgorithms to compute convolutions on a CPU other than torch's own, equal to it up to rounding.
 
 oneDNN's kernels are made for large maps. A map of at most 2×2 pixels makes a padded convolution a matrix product of
 whole maps with no more products than the convolution has; of the taps of its kernel only those that touch a pixel are
@@ -122,12 +122,12 @@ class _DenseWeight(torch.autograd.Function):
 # --- the weights' gradient -------------------------------------------------------------------------
 
 
-def weight_gradient_by_library(images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+def grad_weight_default(images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """The gradient of a convolution's weights, by torch's own kernel; see :func:`weight_gradient_by_product`."""
     return _convolution_backward(gradient, images, weight, geometry, (False, True))[1]
 
 
-def weight_gradient_by_product(images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+def grad_weight_gemm(images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """The gradient of a convolution's weights, as the product of the output's gradient and the input's patches.
 
     Args:
@@ -155,7 +155,7 @@ def weight_gradient_by_product(images: Tensor, gradient: Tensor, weight: Tensor,
 # --- passes in ways of one's own -------------------------------------------------------------------
 
 
-class Ways(NamedTuple):
+class ConvAlgorithms(NamedTuple):
     """How each pass of a convolution is computed: ``library`` is torch's own kernel.
 
     Attributes:
@@ -180,7 +180,7 @@ def forward_by_winograd(images: Tensor, weight: Tensor, bias: Tensor | None, geo
     return winograd.convolve(images, weight.float(), None if bias is None else bias.float(), geometry.padding)
 
 
-def images_gradient_by_library(images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+def grad_input_default(images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """The gradient of a convolution's images, by torch's own kernel."""
     return _convolution_backward(gradient, images, weight, geometry, (True, False))[0]
 
@@ -206,17 +206,19 @@ FORWARD: Mapping[str, Callable[[Tensor, Tensor, Tensor | None, Geometry], Tensor
     "winograd": forward_by_winograd,
 }
 IMAGES_GRADIENT: Mapping[str, Callable[[Tensor, Tensor, Tensor, Geometry], Tensor]] = {
-    "library": images_gradient_by_library,
+    "library": grad_input_default,
     "winograd": images_gradient_by_winograd,
 }
 WEIGHT_GRADIENT: Mapping[str, Callable[[Tensor, Tensor, Tensor, Geometry], Tensor]] = {
-    "library": weight_gradient_by_library,
-    "product": weight_gradient_by_product,
+    "library": grad_weight_default,
+    "product": grad_weight_gemm,
     "winograd": weight_gradient_by_winograd,
 }
 
 
-def convolution(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, ways: Ways) -> Tensor:
+def convolution(
+    images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, ways: ConvAlgorithms
+) -> Tensor:
     """A convolution whose passes are computed in chosen ways.
 
     Args:
@@ -235,7 +237,7 @@ def convolution(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: G
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, ways: Ways
+        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, ways: ConvAlgorithms
     ) -> Tensor:
         ctx.geometry, ctx.ways = geometry, ways
         ctx.save_for_backward(images, weight)

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from resnet_bench.base.tuning_cache import TuningCache
 from resnet_bench.kernels import convolution, winograd
-from resnet_bench.kernels.convolution import Geometry, Ways
-from resnet_bench.kernels.remembered import Remembered
+from resnet_bench.kernels.convolution import ConvAlgorithms, Geometry
 
 MAX_PRODUCT_PIXELS = 64
 """Above 8×8 pixels im2col has never been seen to pay; such maps are not measured."""
@@ -42,7 +42,7 @@ class FastPaths(TorchFunctionMode):
             save work on every processor, so that the same bits come out everywhere that torch gives them.
     """
 
-    def __init__(self, dtype: torch.dtype | None, memory: Remembered | None) -> None:
+    def __init__(self, dtype: torch.dtype | None, memory: TuningCache | None) -> None:
         super().__init__()
         self._dtype = dtype
         self._memory = memory
@@ -94,7 +94,7 @@ class FastPaths(TorchFunctionMode):
         memory, needed = self._memory, _needed(images, layer.weight)
 
         def measure() -> dict[str, float]:
-            return _time_pooled(shape, needed, chosen_ways(memory, images, layer.weight, shape))
+            return _time_pooled(shape, needed, chosen_algorithms(memory, images, layer.weight, shape))
 
         key = f"convolution and pool {shape}, {' '.join(needed)}"
         if _fastest(memory, key, ("apart", "winograd"), measure) == "apart":
@@ -119,9 +119,9 @@ class FastPaths(TorchFunctionMode):
             return convolution.dense_convolution(images.to(shape.dtype), weight, bias, shape.geometry)
         if self._memory is None:
             return None
-        ways = chosen_ways(self._memory, images, weight, shape)
+        ways = chosen_algorithms(self._memory, images, weight, shape)
         # Where nothing is to be gained torch's own function is the shortest way.
-        if ways == Ways():
+        if ways == ConvAlgorithms():
             return None
         return convolution.convolution(images.to(shape.dtype), weight, bias, shape.geometry, ways)
 
@@ -166,13 +166,13 @@ class Shape(NamedTuple):
         )
 
 
-def chosen_ways(memory: Remembered, images: Tensor, weight: Tensor, shape: Shape) -> Ways:
+def chosen_algorithms(memory: TuningCache, images: Tensor, weight: Tensor, shape: Shape) -> ConvAlgorithms:
     """The fastest way of each pass that a convolution is going to have, measured once a shape and machine.
 
     A pass that it is not going to have is the library's.
     """
     possible = _possible_ways(shape)
-    return Ways(
+    return ConvAlgorithms(
         **{
             name: _fastest(
                 memory, f"{name} of a convolution {shape}", ways, functools.partial(_time, name, ways, shape)
@@ -192,7 +192,7 @@ def _needed(images: Tensor, weight: Tensor) -> tuple[str, ...]:
 
 def _possible_ways(shape: Shape) -> Mapping[str, Sequence[str]]:
     """What there is to choose from, for each pass; first torch's own."""
-    ways: dict[str, list[str]] = {name: ["library"] for name in Ways._fields}
+    ways: dict[str, list[str]] = {name: ["library"] for name in ConvAlgorithms._fields}
     if shape.geometry.kernel == 1 or shape.out_size < 1:
         return ways
     if 1 < shape.out_size**2 <= MAX_PRODUCT_PIXELS:
@@ -209,7 +209,7 @@ def _fits_winograd(shape: Shape) -> bool:
     return is_of_its_kind and winograd.fits(shape.channels, shape.outputs, padding)
 
 
-def _fastest(memory: Remembered, key: str, ways: Sequence[str], measure: Callable[[], Mapping[str, float]]) -> str:
+def _fastest(memory: TuningCache, key: str, ways: Sequence[str], measure: Callable[[], Mapping[str, float]]) -> str:
     """The way that was measured to be fastest; the first one unless another is worthwhile."""
     chosen = memory.get(key)
     if chosen is None:
@@ -240,7 +240,7 @@ def _time(name: str, ways: Sequence[str], shape: Shape) -> dict[str, float]:
 
 
 @torch.enable_grad()
-def _time_pooled(shape: Shape, needed: Sequence[str], ways: Ways) -> dict[str, float]:
+def _time_pooled(shape: Shape, needed: Sequence[str], ways: ConvAlgorithms) -> dict[str, float]:
     """Seconds of a convolution and a pool, with the gradients that are needed, apart and as one."""
     images, weight = _operands(shape)
     inputs = [tensor.requires_grad_() for name, tensor in (("images", images), ("weight", weight)) if name in needed]

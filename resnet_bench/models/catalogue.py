@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import nn
 
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
 from resnet_bench.models import resnet_he, resnet_projected
 from resnet_bench.models.cifar100_resnet import cifar100_resnet
 from resnet_bench.models.resnet9 import resnet9
@@ -30,7 +30,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Network:
+class ModelEntry:
     """A constructor, called as `constructor(num_classes, **options)`, and its options."""
 
     constructor: Callable[..., nn.Module]
@@ -51,17 +51,17 @@ ACTIVATION = Option(f"one of {', '.join(ACTIVATIONS)}", lambda value: isinstance
 DROPOUT = Option("a number from 0 up to, but not including, 1", _is_rate)
 PRETRAINED = Option("true or false", lambda value: isinstance(value, bool))
 
-NETWORKS: Mapping[str, Network] = {
-    "resnet9": Network(resnet9, {"dropout": DROPOUT}),
-    "resnet34_biased": Network(resnet34_biased),
-    "cifar100_resnet": Network(cifar100_resnet, {"dropout": DROPOUT}),
-    "resnet18": Network(resnet_projected.resnet18),
-    "resnet34": Network(resnet_projected.resnet34),
-    "resnet50": Network(resnet_projected.resnet50),
-    "resnet101": Network(resnet_projected.resnet101),
-    "resnet152": Network(resnet_projected.resnet152),
-    "resnet18_3x3": Network(resnet18_3x3),
-    "speedrun": Network(
+NETWORKS: Mapping[str, ModelEntry] = {
+    "resnet9": ModelEntry(resnet9, {"dropout": DROPOUT}),
+    "resnet34_biased": ModelEntry(resnet34_biased),
+    "cifar100_resnet": ModelEntry(cifar100_resnet, {"dropout": DROPOUT}),
+    "resnet18": ModelEntry(resnet_projected.resnet18),
+    "resnet34": ModelEntry(resnet_projected.resnet34),
+    "resnet50": ModelEntry(resnet_projected.resnet50),
+    "resnet101": ModelEntry(resnet_projected.resnet101),
+    "resnet152": ModelEntry(resnet_projected.resnet152),
+    "resnet18_3x3": ModelEntry(resnet18_3x3),
+    "speedrun": ModelEntry(
         speedrun,
         {
             "width1": WIDTH,
@@ -71,15 +71,15 @@ NETWORKS: Mapping[str, Network] = {
             "activation": ACTIVATION,
         },
     ),
-    "he_resnet20": Network(resnet_he.he_resnet20),
-    "he_resnet32": Network(resnet_he.he_resnet32),
-    "he_resnet44": Network(resnet_he.he_resnet44),
-    "he_resnet56": Network(resnet_he.he_resnet56),
-    "he_resnet110": Network(resnet_he.he_resnet110),
-    "plain20": Network(resnet_he.plain20),
-    "plain32": Network(resnet_he.plain32),
-    "plain44": Network(resnet_he.plain44),
-    "plain56": Network(resnet_he.plain56),
+    "he_resnet20": ModelEntry(resnet_he.he_resnet20),
+    "he_resnet32": ModelEntry(resnet_he.he_resnet32),
+    "he_resnet44": ModelEntry(resnet_he.he_resnet44),
+    "he_resnet56": ModelEntry(resnet_he.he_resnet56),
+    "he_resnet110": ModelEntry(resnet_he.he_resnet110),
+    "plain20": ModelEntry(resnet_he.plain20),
+    "plain32": ModelEntry(resnet_he.plain32),
+    "plain44": ModelEntry(resnet_he.plain44),
+    "plain56": ModelEntry(resnet_he.plain56),
 }
 
 
@@ -140,7 +140,7 @@ def build(
     return whitened(network, kernel_size=whitening.kernel_size, padding=whitening.padding)
 
 
-def _find(name: str) -> Network:
+def _find(name: str) -> ModelEntry:
     if name in NETWORKS:
         return NETWORKS[name]
     # Importing torchvision takes seconds, which the suite's own networks need not cost.
@@ -148,7 +148,7 @@ def _find(name: str) -> Network:
 
     classifier = name.removeprefix(TORCHVISION)
     if name.startswith(TORCHVISION) and classifier in classifier_names():
-        return Network(partial(torchvision_classifier, classifier), {"pretrained": PRETRAINED})
+        return ModelEntry(partial(torchvision_classifier, classifier), {"pretrained": PRETRAINED})
     raise UserError(_no_such_network(name, classifier_names()))
 
 

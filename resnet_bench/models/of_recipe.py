@@ -5,10 +5,12 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from resnet_bench.benchmark import Freeze, Recipe
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
 from resnet_bench.models.catalogue import WhiteningLayer, build
 from resnet_bench.models.size import count_macs
+from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.recipe.settings import Freeze
 
 
 def build_network(recipe: Recipe, *, pretrained: bool = True) -> nn.Module:
@@ -78,3 +80,35 @@ def frozen_parameters(recipe: Recipe, network: nn.Module) -> list[tuple[Freeze, 
     if not left:
         raise UserError("training.freeze: nothing would be left to train; freeze fewer parameters")
     return found
+
+
+def check_benchmark(benchmark: Benchmark) -> None:
+    """Check what the schema cannot: that the networks exist, take their options, and fit the images.
+
+    Raises:
+        UserError: Such as an unknown network, with the nearest name.
+    """
+    for place, recipe in {"recipe": benchmark.recipe, **_placed_profiles(benchmark)}.items():
+        try:
+            _check_network(recipe)
+        except UserError as error:
+            raise UserError(f"{benchmark.name}: {place}.model: {error}") from None
+
+
+def _check_network(recipe: Recipe) -> None:
+    # Listing benchmarks must not wait seconds for torch.
+    from resnet_bench.models.catalogue import validate
+    from resnet_bench.models.of_recipe import frozen_parameters, network_outline
+    from resnet_bench.models.size import count_macs
+
+    validate(recipe.model.name, recipe.model.options)
+    network = network_outline(recipe)
+    frozen_parameters(recipe, network)
+    if not recipe.model.name.startswith("torchvision:"):
+        # torchvision's classifiers pool to one pixel, so they take images of any size.
+        for size in {recipe.image_size, *(stretch.pixels for stretch in recipe.augmentation.sizes or ())}:
+            count_macs(network, (3, size, size))
+
+
+def _placed_profiles(benchmark: Benchmark) -> dict[str, Recipe]:
+    return {f"profiles.{name}": recipe for name, recipe in benchmark.profiles.items()}

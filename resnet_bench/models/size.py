@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
 
 
 def count_parameters(model: nn.Module) -> int:

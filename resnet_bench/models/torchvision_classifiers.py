@@ -7,7 +7,7 @@ import torch
 import torchvision.models
 from torch import nn
 
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
 
 
 @cache

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
 
 
 class PatchWhitening(nn.Conv2d):

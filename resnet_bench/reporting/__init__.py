@@ -1,1 +1,1 @@
-"""Reads what the runs left in MLflow and says what it means: tables, verdicts, comparisons and pages."""
+"""Reports from what the tracking store holds."""

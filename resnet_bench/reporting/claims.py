@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
-from resnet_bench.benchmark import Benchmark, Claim
 from resnet_bench.judging.intervals import Interval, bootstrap_interval
 from resnet_bench.judging.target import TimesToAccuracy, held_levels
 from resnet_bench.judging.verdict import MIN_SEEDS, RECOMMENDED_SEEDS, Verdict, describe, selected, verdict
+from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.recipe.claims import Claim
 from resnet_bench.reporting.runs import Run, RunGroup
 from resnet_bench.reporting.tables import current_metric
 from resnet_bench.reporting.wording import listed

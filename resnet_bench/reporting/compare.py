@@ -12,8 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from resnet_bench.benchmark import REPRODUCTION_MARGIN
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
+from resnet_bench.recipe.claims import REPRODUCTION_MARGIN
 from resnet_bench.reporting import results, schema, table, text
 from resnet_bench.reporting import statistics as rules
 from resnet_bench.reporting.published import machine_name

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
 
 
 def write_all(folder: Path, contents: Mapping[str, bytes]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
 from resnet_bench.reporting.anonymize import public_name
 from resnet_bench.reporting.run_artifacts import RunArtifacts
 from resnet_bench.reporting.tables import (

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from resnet_bench import registry
-from resnet_bench.benchmark import unknown_name
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
+from resnet_bench.base.names import unknown_name
+from resnet_bench.recipe.files import search_folders, toml_files
 from resnet_bench.reporting.anonymize import public_name
 from resnet_bench.reporting.mlflow_reader import StoreReader
 from resnet_bench.reporting.tables import TABLES, Tables, conformed, first_line, tidy
@@ -190,7 +190,7 @@ def _nothing_found(
 
 def _advice(everything: Tables, benchmarks: Sequence[str], study: str | None) -> str:
     """Return what to ask for instead, or how to make what was asked for."""
-    shipped = registry.files(registry.folders("benchmarks"))
+    shipped = toml_files(search_folders("benchmarks"))
     benchmarks_there, studies_there = ({*everything.runs[column]} - {""} for column in ("benchmark", "study"))
     if study is not None and study not in studies_there:
         return unknown_name("study", study, studies_there) if studies_there else "it holds no study"

@@ -20,12 +20,12 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from resnet_bench import registry
+from resnet_bench.recipe.files import scan_benchmarks
 from resnet_bench.reporting import claims as claim_rows
 from resnet_bench.reporting import figures, files, results, schema, studies, text
 from resnet_bench.reporting import table as tables
 from resnet_bench.reporting.claims import Claims
-from resnet_bench.reporting.figures import Plot
+from resnet_bench.reporting.figures.style import Plot
 from resnet_bench.reporting.published import published
 from resnet_bench.reporting.results import Group, Run
 from resnet_bench.reporting.schema import Tables
@@ -197,7 +197,7 @@ def build(read: Tables, *, benchmarks: Sequence[str] | None = None, benchmarks_f
         benchmarks_folder: Folder of benchmarks to look through before the shipped ones.
     """
     problems = list(read.problems)
-    known, broken = registry.scan(benchmarks_folder)
+    known, broken = scan_benchmarks(benchmarks_folder)
     problems += broken.values()
     runs = results.load(read)
     groups = results.group(runs)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from resnet_bench.benchmark import Benchmark
+from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.reporting.tables import first_line
 
 if TYPE_CHECKING:

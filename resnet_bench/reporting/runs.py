@@ -12,7 +12,9 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
-from resnet_bench.benchmark import IMAGE_SIZE, Benchmark, relative_area
+from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.recipe.datasets import DATASETS
+from resnet_bench.recipe.settings import IMAGE_SIZE, relative_pixels
 from resnet_bench.judging.intervals import typical_epoch
 from resnet_bench.judging.verdict import apart, best_evaluation, last_evaluation
 from resnet_bench.reporting.tables import GROUP_COLUMNS, SPLITS, TAG, RunRow, Tables, current_metric, first_line
@@ -153,9 +155,6 @@ class RunGroup:
     @cached_property
     def published_images(self) -> bool:
         """Whether the runs used exactly the dataset that the benchmark's recipe names, as it was published."""
-        # The package of images brings torch along, which a report of smoke runs can do without.
-        from resnet_bench.data.catalog import DATASETS
-
         run = self.latest
         if self.definition is None or run.dataset != self.definition.recipe.data.dataset:
             return False
@@ -360,7 +359,7 @@ def _relative_pixels(run: Run) -> float:
     sizes = run.recipe.get("augmentation.sizes")
     if sizes is None or run.epochs is None:
         return 1.0
-    return relative_area(
+    return relative_pixels(
         [(size["pixels"], size["epochs"]) for size in json.loads(sizes)],
         full_size=int(run.recipe.get("augmentation.resize", IMAGE_SIZE)),
         epochs=run.epochs,

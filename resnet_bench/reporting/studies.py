@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from resnet_bench.benchmark import short_names
+from resnet_bench.recipe.changes import short_names
 from resnet_bench.reporting import figures, text
 from resnet_bench.reporting import statistics as rules
-from resnet_bench.reporting.figures import Plot
+from resnet_bench.reporting.figures.style import Plot
 from resnet_bench.reporting.results import Run
 from resnet_bench.reporting.statistics import Difference, Interval
 

@@ -11,27 +11,8 @@ from typing import Any
 
 PACKAGE = "resnet-bench"
 _GIT_TIMEOUT_SECONDS = 10
-_CODE_AROUND_RUNS = {
-    "__main__.py",
-    "cli.py",
-    "command_line.py",
-    "study_commands.py",
-    "record_commands.py",
-    "performance_commands.py",
-    "record.py",
-    "performance",
-    "hardware.py",
-    "suite.py",
-    "terminal.py",
-    "checkup.py",
-    "registry.py",
-    "errors.py",
-    "tuning",
-    "reporting",
-    "launch",
-    "tracking",
-}
-"""What plans, tracks and shows runs, and decides nothing about what they give."""
+DECIDING_CODE = ("data/", "execution/", "kernels/", "models/", "training/", "recipe/settings.py", "recipe/recipe.py")
+"""Rooms and modules whose code decides what a recipe gives; the others plan, track and show runs."""
 
 
 def environment() -> dict[str, Any]:
@@ -89,10 +70,10 @@ def code_fingerprint() -> str:
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for file in sorted([*root.rglob("*.py"), *root.rglob("*.c")]):
-        name = file.relative_to(root)
-        if name.parts[0] not in _CODE_AROUND_RUNS:
+        name = file.relative_to(root).as_posix()
+        if name.startswith(DECIDING_CODE):
             content = file.read_bytes()
-            digest.update(f"{name.as_posix()} {len(content)}\n".encode() + content)
+            digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()[:16]
 
 

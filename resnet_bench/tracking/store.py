@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from filelock import FileLock, Timeout
 
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
 from resnet_bench.tracking import mlflow_client
 from resnet_bench.tracking.experiments import EXPERIMENTS, experiment_tags
 

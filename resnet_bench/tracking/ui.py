@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
 from resnet_bench.tracking import mlflow_client
 from resnet_bench.tracking.experiments import EXPERIMENTS, runs_page
 from resnet_bench.tracking.store import Store

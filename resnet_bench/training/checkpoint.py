@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
 from resnet_bench.training.events import State
 
 FORMAT = 1

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_bench.benchmark import Views
-from resnet_bench.data import ResidentLoader
-from resnet_bench.execution import Execution
+from resnet_bench.data.loader import ResidentLoader
+from resnet_bench.execution.execution import Execution
+from resnet_bench.recipe.settings import TestTimeAugmentation
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,9 @@ def measure(
 
 
 @torch.no_grad()
-def measure_augmented(network: nn.Module, loader: ResidentLoader, execution: Execution, augmentation: Views) -> float:
+def measure_augmented(
+    network: nn.Module, loader: ResidentLoader, execution: Execution, augmentation: TestTimeAugmentation
+) -> float:
     """The fraction of a split that is classified correctly when the outputs of several views are averaged.
 
     Args:
@@ -116,7 +118,7 @@ def measure_augmented(network: nn.Module, loader: ResidentLoader, execution: Exe
     return int(torch.stack(correct).sum().cpu()) / loader.num_images
 
 
-def _views(images: Tensor, augmentation: Views) -> Iterator[tuple[Tensor, float]]:
+def _views(images: Tensor, augmentation: TestTimeAugmentation) -> Iterator[tuple[Tensor, float]]:
     """The views of a batch and what each weighs; the weights add up to 1."""
     moved = [(images, 1.0)]
     if shift := augmentation.shift:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from resnet_bench.benchmark import SplitName
+from resnet_bench.recipe.settings import SplitName
 
 State = dict[str, Any]
 """Everything that a run needs to go on: tensors and plain values, as ``torch.load(weights_only=True)`` reads."""

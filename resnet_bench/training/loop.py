@@ -22,26 +22,20 @@ import torch._dynamo  # An optimizer imports it for seconds, in a run's set-up t
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resnet_bench import models
-from resnet_bench.benchmark import Recipe, SplitName
-from resnet_bench.data import Dataset, ResidentLoader
-from resnet_bench.data.loader import FIRST_EPOCH
-from resnet_bench.errors import UserError
-from resnet_bench.execution import Execution
+from resnet_bench.base.errors import UserError
+from resnet_bench.data.dataset import Dataset
+from resnet_bench.data.loader import FIRST_EPOCH, ResidentLoader
+from resnet_bench.data.of_recipe import evaluation_loader, splits_of, train_loader, whitening_images
+from resnet_bench.execution.execution import Execution
+from resnet_bench.models.of_recipe import build_network, frozen_parameters
+from resnet_bench.models.size import count_macs, count_parameters
+from resnet_bench.models.whitening import Whitened
+from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.recipe.settings import SplitName
 from resnet_bench.training.captured_step import CapturedStep, recorder_for
 from resnet_bench.training.errors import Diverged
 from resnet_bench.training.evaluation import Measured, measure, measure_augmented
-from resnet_bench.training.events import (
-    EpochEnded,
-    Evaluated,
-    Event,
-    Finished,
-    Predictions,
-    Started,
-    State,
-    Steps,
-)
-from resnet_bench.training.images import evaluation_loader, splits_of, train_loader, whitening_images
+from resnet_bench.training.events import EpochEnded, Evaluated, Event, Finished, Predictions, Started, State, Steps
 from resnet_bench.training.memory import Part, free_what_is_unused, out_of_memory, ran_out_of_memory
 from resnet_bench.training.optimizers import build_optimizer, clip_gradients
 from resnet_bench.training.schedules import build_schedule, moves_momentum
@@ -488,8 +482,8 @@ class _Run:
         # Built on the CPU whatever the device, so that a seed gives the same weights everywhere.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_derived_seed(self.seed, "initialisation", 0))
-            network = models.build_network(self.recipe)
-        if isinstance(network, models.Whitened):
+            network = build_network(self.recipe)
+        if isinstance(network, Whitened):
             whitening = self.recipe.model.whitening
             assert whitening is not None
             images = whitening_images(self.recipe, self.splits["train"], whitening.images)
@@ -500,7 +494,7 @@ class _Run:
         """The parameters that are frozen during the run, with the number of steps after which, in this order."""
         freezes = [
             (math.ceil(freeze.after_epochs * self.recipe.steps_per_epoch), parameters)
-            for freeze, parameters in models.frozen_parameters(self.recipe, self.network)
+            for freeze, parameters in frozen_parameters(self.recipe, self.network)
         ]
         return sorted(freezes, key=lambda freeze: freeze[0])
 
@@ -549,8 +543,8 @@ class _Run:
     def _started_event(self) -> Started:
         size = self.recipe.image_size
         return Started(
-            parameters=models.count_parameters(self.network),
-            macs=models.count_macs(self.network, (3, size, size)),
+            parameters=count_parameters(self.network),
+            macs=count_macs(self.network, (3, size, size)),
             steps_per_epoch=self.recipe.steps_per_epoch,
             epochs=self.recipe.training.epochs,
             train_images=self.recipe.data.num_train,

@@ -12,8 +12,9 @@ from typing import Literal
 import psutil  # type: ignore[import-untyped]
 import torch
 
-from resnet_bench.benchmark import Recipe, override
-from resnet_bench.execution import Execution
+from resnet_bench.execution.execution import Execution
+from resnet_bench.recipe.changes import override
+from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.training.errors import OutOfMemory
 
 Part = Literal["training", "evaluation"]

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resnet_bench import benchmark
+from resnet_bench.recipe.settings import SGD, Adam, AdamW, MuonConfig, Optimizer, SGDSettings, Training
 from resnet_bench.training.muon import Muon
 
 
-def build_optimizer(recipe: benchmark.Optimizer, network: nn.Module, *, fused: bool) -> torch.optim.Optimizer:
+def build_optimizer(recipe: Optimizer, network: nn.Module, *, fused: bool) -> torch.optim.Optimizer:
     """The optimizer of a recipe.
 
     Args:
@@ -21,13 +21,13 @@ def build_optimizer(recipe: benchmark.Optimizer, network: nn.Module, *, fused: b
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     match recipe:
-        case benchmark.Muon():
+        case MuonConfig():
             on_gpu = any(parameter.is_cuda for parameter in parameters)
             return Muon(_muon_groups(recipe, network), fused=fused, together=on_gpu)
-        case benchmark.SGD():
+        case SGD():
             return torch.optim.SGD(parameters, **_sgd_arguments(recipe), fused=fused)
-        case benchmark.Adam() | benchmark.AdamW():
-            constructor = torch.optim.AdamW if isinstance(recipe, benchmark.AdamW) else torch.optim.Adam
+        case Adam() | AdamW():
+            constructor = torch.optim.AdamW if isinstance(recipe, AdamW) else torch.optim.Adam
             return constructor(
                 parameters,
                 lr=recipe.lr,
@@ -38,7 +38,7 @@ def build_optimizer(recipe: benchmark.Optimizer, network: nn.Module, *, fused: b
             )
 
 
-def clip_gradients(recipe: benchmark.Training, network: nn.Module) -> None:
+def clip_gradients(recipe: Training, network: nn.Module) -> None:
     """Clip the network's gradients where the recipe says so: each entry, or their joint norm."""
     if recipe.clip_value is not None:
         nn.utils.clip_grad_value_(network.parameters(), recipe.clip_value)
@@ -74,7 +74,7 @@ def rates_from(optimizer: torch.optim.Optimizer, rates: Sequence[Tensor]) -> Ite
             group.update(values)
 
 
-def _muon_groups(recipe: benchmark.Muon, network: nn.Module) -> list[dict[str, Any]]:
+def _muon_groups(recipe: MuonConfig, network: nn.Module) -> list[dict[str, Any]]:
     """Filters first, so that their learning rate is the one that is logged; groups without a member are left out."""
     filters: list[nn.Parameter] = []
     heads: list[nn.Parameter] = []
@@ -94,7 +94,7 @@ def _muon_groups(recipe: benchmark.Muon, network: nn.Module) -> list[dict[str, A
     return [group for group in groups if group["params"]]
 
 
-def _sgd_arguments(recipe: benchmark.SGDSettings) -> dict[str, Any]:
+def _sgd_arguments(recipe: SGDSettings) -> dict[str, Any]:
     return {
         "lr": recipe.lr,
         "momentum": recipe.momentum,

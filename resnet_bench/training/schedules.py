@@ -5,7 +5,8 @@ from typing import Any, Protocol
 
 from torch.optim import Optimizer, lr_scheduler
 
-from resnet_bench import benchmark
+from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.recipe.settings import Constant, Cosine, Linear, MultiStep, OneCycle, Phases, Plateau
 from resnet_bench.training.optimizers import forget_momentum
 
 
@@ -28,14 +29,14 @@ class Schedule(Protocol):
         """Go on from what ``state_dict`` returned."""
 
 
-def build_schedule(recipe: benchmark.Recipe, optimizer: Optimizer) -> Schedule:
+def build_schedule(recipe: Recipe, optimizer: Optimizer) -> Schedule:
     """The schedule of a recipe, attached to its optimizer."""
     schedule, optimizer_recipe = recipe.schedule, recipe.optimizer
     total_steps = recipe.training.epochs * recipe.steps_per_epoch
     match schedule:
-        case benchmark.Constant():
+        case Constant():
             return _Fixed()
-        case benchmark.OneCycle():
+        case OneCycle():
             return _EveryStep(
                 lr_scheduler.OneCycleLR(
                     optimizer,
@@ -49,19 +50,19 @@ def build_schedule(recipe: benchmark.Recipe, optimizer: Optimizer) -> Schedule:
                     max_momentum=schedule.max_momentum,
                 )
             )
-        case benchmark.Cosine():
+        case Cosine():
             return _EveryStep(
                 lr_scheduler.CosineAnnealingLR(
                     optimizer, T_max=total_steps, eta_min=optimizer_recipe.lr * schedule.final_factor
                 )
             )
-        case benchmark.Linear():
+        case Linear():
             return _EveryStep(lr_scheduler.LambdaLR(optimizer, partial(_linear_factor, schedule, total_steps)))
-        case benchmark.MultiStep():
+        case MultiStep():
             return _EveryEpoch(
                 lr_scheduler.MultiStepLR(optimizer, milestones=list(schedule.milestones), gamma=schedule.factor)
             )
-        case benchmark.Plateau():
+        case Plateau():
             return _OnPlateau(
                 lr_scheduler.ReduceLROnPlateau(
                     optimizer,
@@ -71,16 +72,16 @@ def build_schedule(recipe: benchmark.Recipe, optimizer: Optimizer) -> Schedule:
                     min_lr=schedule.min_lr,
                 )
             )
-        case benchmark.Phases():
+        case Phases():
             return _Phases(schedule, optimizer)
 
 
-def moves_momentum(recipe: benchmark.Recipe) -> bool:
+def moves_momentum(recipe: Recipe) -> bool:
     """Whether the recipe's schedule changes more than learning rates: the optimizer's momentum or first beta."""
-    return isinstance(recipe.schedule, benchmark.OneCycle) and recipe.schedule.cycle_momentum
+    return isinstance(recipe.schedule, OneCycle) and recipe.schedule.cycle_momentum
 
 
-def _linear_factor(schedule: benchmark.Linear, total_steps: int, step: int) -> float:
+def _linear_factor(schedule: Linear, total_steps: int, step: int) -> float:
     """The multiple of the learning rate after so many steps."""
     rising = schedule.rising_fraction * total_steps
     if step < rising:
@@ -152,7 +153,7 @@ class _OnPlateau(_Fixed):
 class _Phases(_Fixed):
     """Phases that someone started by hand: each sets its rate, and forgets the momentum of the one before."""
 
-    def __init__(self, recipe: benchmark.Phases, optimizer: Optimizer) -> None:
+    def __init__(self, recipe: Phases, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self._restart_momentum = recipe.restart_momentum
         self._base_rates = [float(group["lr"]) for group in optimizer.param_groups]

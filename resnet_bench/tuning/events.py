@@ -7,9 +7,9 @@ counts over all seeds of a trial.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from resnet_bench.tuning.ledger import Arm, TrialEnd, is_interrupted
 from resnet_bench.tuning.results import StudyResult
-from resnet_bench.tuning.space import Settings
+from resnet_bench.tuning.space import Params
+from resnet_bench.tuning.trial_queue import Arm, TrialEnd, is_interrupted
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -20,7 +20,7 @@ class TrialStarted:
     """A trial begins to train."""
 
     number: int
-    settings: Settings
+    settings: Params
     is_source: bool
 
 
@@ -38,7 +38,7 @@ class TrialEnded:
     """A trial is over."""
 
     number: int
-    settings: Settings
+    settings: Params
     is_source: bool
     state: TrialEnd | Literal["INTERRUPTED"]
     values: tuple[float, ...] = ()

@@ -7,23 +7,27 @@ from typing import Any
 
 import tomli_w
 
-from resnet_bench import registry
-from resnet_bench.benchmark import NAME_PATTERN, NOT_GIVEN, Benchmark, Tuned, override
-from resnet_bench.errors import UserError
-from resnet_bench.tuning.ledger import Ledger
+from resnet_bench.base.errors import UserError
+from resnet_bench.base.names import NAME_PATTERN
+from resnet_bench.models.of_recipe import check_benchmark
+from resnet_bench.recipe.benchmark import Benchmark, Tuned
+from resnet_bench.recipe.changes import override
+from resnet_bench.recipe.files import load_benchmark_file
+from resnet_bench.recipe.schema import NOT_GIVEN
 from resnet_bench.tuning.results import StudyComparison, StudyResult
-from resnet_bench.tuning.space import Settings, differences, tuned_recipe
+from resnet_bench.tuning.space import Params, differences, tuned_recipe
+from resnet_bench.tuning.trial_queue import TrialQueue
 
 _DIGITS = 3
 
 
-def recipe_text(ledger: Ledger, result: StudyResult) -> str:
+def recipe_text(ledger: TrialQueue, result: StudyResult) -> str:
     """The whole tuned recipe as TOML."""
     recipe = tuned_recipe(ledger.base, result.best_settings)
     return tomli_w.dumps({"recipe": recipe.model_dump(exclude_none=True, mode="json")})
 
 
-def export(ledger: Ledger, result: StudyResult, path: Path, benchmarks: Path | None = None) -> None:
+def export(ledger: TrialQueue, result: StudyResult, path: Path, benchmarks: Path | None = None) -> None:
     """Write the tuned recipe as a benchmark file that extends the original, and load it to be sure.
 
     Args:
@@ -52,10 +56,10 @@ def export(ledger: Ledger, result: StudyResult, path: Path, benchmarks: Path | N
         raise UserError(f"{path} exists and is left as it is; name another file with --output") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
-    registry.check(registry.load_file(path, benchmarks))
+    check_benchmark(load_benchmark_file(path, benchmarks))
 
 
-def tuned_benchmark_text(ledger: Ledger, result: StudyResult) -> str:
+def tuned_benchmark_text(ledger: TrialQueue, result: StudyResult) -> str:
     """A benchmark file that extends the tuned one: only what differs, and what the study measured."""
     original = ledger.benchmark
     changed = differences(original.recipe, result.best_settings)
@@ -70,7 +74,7 @@ def tuned_benchmark_text(ledger: Ledger, result: StudyResult) -> str:
     return tomli_w.dumps(table)
 
 
-def tuned_table(ledger: Ledger, result: StudyResult) -> Tuned:
+def tuned_table(ledger: TrialQueue, result: StudyResult) -> Tuned:
     """What the study measured, in percent."""
     measured: dict[str, Any] = {}
     comparison = result.comparison
@@ -92,7 +96,7 @@ def tuned_table(ledger: Ledger, result: StudyResult) -> Tuned:
     )
 
 
-def _notes(ledger: Ledger, result: StudyResult) -> str:
+def _notes(ledger: TrialQueue, result: StudyResult) -> str:
     definition = ledger.definition
     searched = ", ".join(definition.space)
     notes = [f"Found by the study {ledger.name}: {result.counts.finished} trials over {searched}."]
@@ -105,7 +109,7 @@ def _notes(ledger: Ledger, result: StudyResult) -> str:
     return " ".join(notes)
 
 
-def budget_text(ledger: Ledger) -> str:
+def budget_text(ledger: TrialQueue) -> str:
     """At which budget trials and final runs were trained, for a person."""
     definition, base = ledger.definition, ledger.base
     trial = definition.budget.epochs or base.training.epochs
@@ -113,7 +117,7 @@ def budget_text(ledger: Ledger) -> str:
     return f"trials of {trial} epochs, final runs of {final} epochs on {base.data.num_train} images"
 
 
-def _budget(ledger: Ledger) -> str:
+def _budget(ledger: TrialQueue) -> str:
     """What the study's final runs have less of than the benchmark's own recipe."""
     full, base = ledger.benchmark.recipe, ledger.base
     epochs = ledger.definition.retrain.epochs or base.training.epochs
@@ -125,7 +129,7 @@ def _budget(ledger: Ledger) -> str:
     return ", ".join(parts)
 
 
-def smoke_repairs(original: Benchmark, changed: Settings) -> Settings:
+def smoke_repairs(original: Benchmark, changed: Params) -> Params:
     """What the smoke profile must take back, because its few images do not bear a tuned setting."""
     smoke = original.profiles.get("smoke")
     if smoke is None:
@@ -139,7 +143,7 @@ def smoke_repairs(original: Benchmark, changed: Settings) -> Settings:
     return {}
 
 
-def _nested(settings: Settings) -> dict[str, Any]:
+def _nested(settings: Params) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for key, value in settings.items():
         *parents, leaf = key.split(".")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from resnet_bench.judging.intervals import Difference, Interval, welch
-from resnet_bench.tuning.ledger import Arm, Counts, Ledger
-from resnet_bench.tuning.space import Settings, differences, retraining_recipe
+from resnet_bench.tuning.space import Params, differences, retraining_recipe
+from resnet_bench.tuning.trial_queue import Arm, Counts, TrialQueue
 
 FIRST_RETRAINING_SEED = 1000
 """Trials run seeds 0, 1, …; what was chosen on those is judged on others."""
@@ -48,9 +48,9 @@ class StudyResult:
     name: str
     counts: Counts
     best_number: int
-    best_settings: Settings
-    source_settings: Settings
-    changed: Settings
+    best_settings: Params
+    source_settings: Params
+    changed: Params
     """The best settings that are not the source's."""
     source_validation: float
     best_validation: float
@@ -65,23 +65,23 @@ def retraining_key(fingerprint: str, seed: int) -> str:
     return f"retrained/{fingerprint}/{seed}"
 
 
-def retraining_seeds(ledger: Ledger) -> list[int]:
+def retraining_seeds(ledger: TrialQueue) -> list[int]:
     """The fresh seeds that both arms are trained with."""
     return [FIRST_RETRAINING_SEED + i for i in range(ledger.definition.retrain.seeds)]
 
 
-def arms(ledger: Ledger) -> dict[Arm, Settings]:
+def arms(ledger: TrialQueue) -> dict[Arm, Params]:
     """The settings that are trained again; the source's alone where nothing was better."""
     best, source = ledger.best_trial(), ledger.source_trial()
     if best is None or source is None:
         return {}
-    found: dict[Arm, Settings] = {"source": source.params}
+    found: dict[Arm, Params] = {"source": source.params}
     if differences(ledger.base, best.params):
         found["tuned"] = best.params
     return found
 
 
-def comparison(ledger: Ledger) -> StudyComparison | None:
+def comparison(ledger: TrialQueue) -> StudyComparison | None:
     """The comparison as far as its runs are done; None where none is."""
     remembered: dict[Arm, list[dict[str, Any]]] = {}
     for arm, settings in arms(ledger).items():
@@ -106,7 +106,7 @@ def comparison(ledger: Ledger) -> StudyComparison | None:
     )
 
 
-def study_result(ledger: Ledger, *, url: str | None = None) -> StudyResult | None:
+def study_result(ledger: TrialQueue, *, url: str | None = None) -> StudyResult | None:
     """The result of a study so far; None before the source's own settings are through."""
     best, source = ledger.best_trial(), ledger.source_trial()
     if best is None or source is None:
@@ -126,7 +126,7 @@ def study_result(ledger: Ledger, *, url: str | None = None) -> StudyResult | Non
     )
 
 
-def importances(ledger: Ledger) -> dict[str, float]:
+def importances(ledger: TrialQueue) -> dict[str, float]:
     """How much each parameter decides of the validation accuracy (PED-ANOVA), from 0 to 1, largest first.
 
     Empty where too few trials are complete, or their values do not differ.

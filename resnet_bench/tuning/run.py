@@ -6,23 +6,25 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from resnet_bench import data
-from resnet_bench.benchmark import DatasetName
-from resnet_bench.data import Dataset
-from resnet_bench.errors import UserError
-from resnet_bench.execution import Execution, PrecisionChoice
-from resnet_bench.launch import Stopped, StopRequest
-from resnet_bench.tracking import Store, flush_all
+from resnet_bench.base.errors import UserError
+from resnet_bench.data.dataset import Dataset, generate_dataset, load_dataset
+from resnet_bench.execution.choices import PrecisionChoice
+from resnet_bench.execution.execution import Execution
+from resnet_bench.recipe.settings import DatasetName
+from resnet_bench.running.run import Stopped
+from resnet_bench.running.stopping import Stop
+from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.uploader import flush_all
 from resnet_bench.tuning.artifacts import write_artifacts
 from resnet_bench.tuning.events import StudyEvent, StudyFinished, StudyOpened
-from resnet_bench.tuning.ledger import Ledger
-from resnet_bench.tuning.mirror import Mirror
+from resnet_bench.tuning.mlflow_sync import MlflowSync
+from resnet_bench.tuning.plan import Plan
 from resnet_bench.tuning.results import StudyResult, study_result
 from resnet_bench.tuning.storage import StudyStorage
-from resnet_bench.tuning.studies import Plan
-from resnet_bench.tuning.trial import Workplace
+from resnet_bench.tuning.trial import WorkerContext
+from resnet_bench.tuning.trial_queue import TrialQueue
 from resnet_bench.tuning.watch import Watch
-from resnet_bench.tuning.work import work
+from resnet_bench.tuning.worker import work
 
 _log = logging.getLogger(__name__)
 
@@ -51,8 +53,8 @@ class Images:
         """
         if self.generated is not None:
             train, test = self.generated
-            return data.generate(self.dataset, train_size=train, test_size=test, seed=0)
-        return data.load(self.dataset, self.folder, allow_generated=self.allow_generated, progress=progress)
+            return generate_dataset(self.dataset, train_size=train, test_size=test, seed=0)
+        return load_dataset(self.dataset, self.folder, allow_generated=self.allow_generated, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,7 @@ class StudyRequest:
         return self.runs_folder / "studies" / self.name
 
 
-def run_study(
-    request: StudyRequest, dataset: Dataset, stop: StopRequest | None = None
-) -> Generator[StudyEvent, None, None]:
+def run_study(request: StudyRequest, dataset: Dataset, stop: Stop | None = None) -> Generator[StudyEvent, None, None]:
     """Run a study, or go on with it, to its budget's number of finished trials and the comparison at its end.
 
     Args:
@@ -111,13 +111,13 @@ def run_study(
     from resnet_bench.tuning.workers import supervise
 
     # A request that nothing is asked of yet is false.
-    stop = StopRequest() if stop is None else stop
+    stop = Stop() if stop is None else stop
     execution = request.execution()
     request.store.prepare()
     storage = request.storage.open()
-    ledger = Ledger.begin(request.name, request.plan, storage, dataset)
-    mirror = Mirror.open(request.store, ledger, request.plan, dataset, execution)
-    workplace = Workplace(
+    ledger = TrialQueue.begin(request.name, request.plan, storage, dataset)
+    mirror = MlflowSync.open(request.store, ledger, request.plan, dataset, execution)
+    workplace = WorkerContext(
         plan=request.plan,
         ledger=ledger,
         mirror=mirror,
@@ -158,7 +158,7 @@ def _deadline(plan: Plan) -> float | None:
     return None if seconds is None else time.monotonic() + seconds
 
 
-def _tidy_up(workplace: Workplace) -> None:
+def _tidy_up(workplace: WorkerContext) -> None:
     """Notice trials whose process is gone, deliver what is undelivered, and let MLflow say what Optuna says."""
     workplace.ledger.recover()
     if workplace.runs_folder.is_dir():
@@ -167,7 +167,7 @@ def _tidy_up(workplace: Workplace) -> None:
     workplace.mirror.show_progress()
 
 
-def _conclude(workplace: Workplace) -> StudyResult:
+def _conclude(workplace: WorkerContext) -> StudyResult:
     """Take the result from the ledger and log it."""
     result = study_result(workplace.ledger, url=workplace.mirror.url)
     if result is None:

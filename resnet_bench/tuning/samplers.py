@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resnet_bench.benchmark import unknown_name
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
+from resnet_bench.base.names import unknown_name
 from resnet_bench.tuning.study import Key, Parameter, Study, Value
 
 if TYPE_CHECKING:

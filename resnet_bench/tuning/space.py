@@ -3,24 +3,18 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from resnet_bench.benchmark import (
-    NOT_GIVEN,
-    OPTIONS_PREFIX,
-    Benchmark,
-    ProfileName,
-    Recipe,
-    override,
-    override_nested,
-    recipe_keys,
-    unknown_name,
-)
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
+from resnet_bench.base.names import unknown_name
+from resnet_bench.recipe.benchmark import Benchmark, ProfileName
+from resnet_bench.recipe.changes import OPTIONS_PREFIX, override, override_nested
+from resnet_bench.recipe.recipe import Recipe, recipe_keys
+from resnet_bench.recipe.schema import NOT_GIVEN
 from resnet_bench.tuning.study import Key, Parameter, Study, Value, same_value
 
 if TYPE_CHECKING:
     import optuna
 
-Settings = dict[Key, Value]
+Params = dict[Key, Value]
 """Values of the parameters that are searched, by recipe key."""
 
 _JUDGES = ("data.", "evaluation.")
@@ -89,14 +83,14 @@ def retraining_recipe(study: Study, base: Recipe, settings: Mapping[Key, Any]) -
 # --- the source's own settings ---------------------------------------------------------------------
 
 
-def source_settings(study: Study, base: Recipe) -> Settings:
+def source_settings(study: Study, base: Recipe) -> Params:
     """What the source says for each parameter that is searched.
 
     Raises:
         UserError: The space does not hold it; the sentence says what to widen.
     """
     flat = base.flat()
-    settings: Settings = {}
+    settings: Params = {}
     for key, parameter in study.space.items():
         if parameter.when is not None and not parameter.when.holds(settings):
             continue
@@ -156,14 +150,14 @@ def _check_key(key: Key, where: str) -> None:
         raise UserError(f"{where}: {unknown_name('recipe key', key, recipe_keys())}")
 
 
-def _settings_with(study: Study, source: Settings, key: Key, value: Value) -> Settings:
-    """Settings in which one parameter has one value, and the others the source's where it says one."""
-    wanted: Settings = {key: value}
+def _settings_with(study: Study, source: Params, key: Key, value: Value) -> Params:
+    """Params in which one parameter has one value, and the others the source's where it says one."""
+    wanted: Params = {key: value}
     condition = study.space[key].when
     while condition is not None:
         wanted[condition.key] = condition.equals[0] if isinstance(condition.equals, tuple) else condition.equals
         condition = study.space[condition.key].when
-    settings: Settings = {}
+    settings: Params = {}
     for name, parameter in study.space.items():
         if parameter.when is None or parameter.when.holds(settings):
             settings[name] = wanted.get(name, source.get(name, parameter.representative))
@@ -177,9 +171,9 @@ def _cause(error: UserError) -> str:
 # --- drawing ---------------------------------------------------------------------------------------
 
 
-def suggest(trial: "optuna.Trial", space: Mapping[Key, Parameter]) -> Settings:
+def suggest(trial: "optuna.Trial", space: Mapping[Key, Parameter]) -> Params:
     """Let the sampler choose a value for each parameter whose condition holds."""
-    settings: Settings = {}
+    settings: Params = {}
     for key, parameter in space.items():
         if parameter.when is None or parameter.when.holds(settings):
             settings[key] = _suggest_one(trial, key, parameter)
@@ -198,7 +192,7 @@ def _suggest_one(trial: "optuna.Trial", key: Key, parameter: Parameter) -> Value
     return trial.suggest_float(key, float(low), float(high), step=step, log=parameter.type == "log-float")
 
 
-def differences(base: Recipe, settings: Mapping[Key, Value]) -> Settings:
+def differences(base: Recipe, settings: Mapping[Key, Value]) -> Params:
     """The settings that are not the recipe's own."""
     flat = base.flat()
     return {key: value for key, value in settings.items() if not same_value(flat.get(key, NOT_GIVEN), value)}

@@ -10,8 +10,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from resnet_bench.benchmark import MAX_NAME_LENGTH, NAME_PATTERN, Count, HeldOut, OptionValue, ProfileName, Schema
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
+from resnet_bench.base.names import MAX_NAME_LENGTH, NAME_PATTERN
+from resnet_bench.recipe.benchmark import ProfileName
+from resnet_bench.recipe.schema import Count, OptionValue, Schema
+from resnet_bench.recipe.settings import ValidationSplit
 
 SamplerName = Literal["tpe", "gp", "cma_es", "random", "grid"]
 PrunerName = Literal["none", "median", "successive_halving", "hyperband", "wilcoxon"]
@@ -155,7 +158,7 @@ class Budget(Schema):
     """After this time no trial is started; each ``study run`` has it anew."""
 
 
-class Retraining(Schema):
+class RetrainConfig(Schema):
     """How the best and the source's settings are held against each other at the end."""
 
     seeds: Count = RETRAIN_SEEDS
@@ -181,9 +184,9 @@ class Study(Schema):
     """Runs a trial, with seeds 0, 1, …; the objective is their mean."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the sampler."""
-    validation: HeldOut | None = None
+    validation: ValidationSplit | None = None
     """Held out of the training images to score trials, where the recipe has no validation split of its own."""
-    retrain: Retraining = Retraining()
+    retrain: RetrainConfig = RetrainConfig()
     recipe: dict[str, Any] = Field(default_factory=dict)
     """What trials and retrained runs change in the benchmark's recipe, source's settings included."""
     profiles: "dict[Literal['smoke'], Study]" = Field(default_factory=dict)

@@ -11,38 +11,40 @@ from pathlib import Path
 
 import optuna
 
-from resnet_bench.benchmark import Recipe
-from resnet_bench.data import Dataset
-from resnet_bench.errors import UserError
-from resnet_bench.execution import Execution
-from resnet_bench.launch import RunOpened, RunRequest, Stopped, StopRequest, run
-from resnet_bench.tracking import STUDIES_EXPERIMENT, Store
-from resnet_bench.training import Diverged, TrainingError
+from resnet_bench.base.errors import UserError
+from resnet_bench.data.dataset import Dataset
+from resnet_bench.execution.execution import Execution
+from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.running.run import RunOpened, RunRequest, Stopped, run
+from resnet_bench.running.stopping import Stop
+from resnet_bench.tracking.experiments import STUDIES_EXPERIMENT
+from resnet_bench.tracking.store import Store
+from resnet_bench.training.errors import Diverged, TrainingError
 from resnet_bench.training.events import EpochEnded, Evaluated
 from resnet_bench.training.memory import free_what_is_unused
 from resnet_bench.tuning.events import TrialEnded, TrialReported, TrialStarted
-from resnet_bench.tuning.ledger import Claimed, Ledger, TrialEnd
-from resnet_bench.tuning.mirror import Mirror
+from resnet_bench.tuning.mlflow_sync import MlflowSync
+from resnet_bench.tuning.plan import Plan
 from resnet_bench.tuning.space import trial_recipe
-from resnet_bench.tuning.studies import Plan
 from resnet_bench.tuning.study import Study
+from resnet_bench.tuning.trial_queue import AcquiredTrial, TrialEnd, TrialQueue
 
 SETTING_FAILURES = (TrainingError, UserError, MemoryError, RuntimeError, ValueError)
 """What settings can bring about: a batch too large for the memory, a combination that torch refuses."""
 
 
 @dataclass(frozen=True)
-class Workplace:
+class WorkerContext:
     """What a process needs to run the trials of a study."""
 
     plan: Plan
-    ledger: Ledger
-    mirror: Mirror
+    ledger: TrialQueue
+    mirror: MlflowSync
     dataset: Dataset
     store: Store
     execution: Execution
     runs_folder: Path
-    stop: StopRequest
+    stop: Stop
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class _DivergedAt(Exception):
 
 
 def run_trial(
-    workplace: Workplace, claimed: Claimed
+    workplace: WorkerContext, claimed: AcquiredTrial
 ) -> Generator[TrialStarted | TrialReported | TrialEnded, None, None]:
     """Run one trial and write down how it ended, in Optuna and in MLflow.
 
@@ -98,7 +100,7 @@ def run_trial(
     yield TrialEnded.of(frozen)
 
 
-def _outcome(workplace: Workplace, claimed: Claimed) -> Generator[TrialReported, None, _Outcome]:
+def _outcome(workplace: WorkerContext, claimed: AcquiredTrial) -> Generator[TrialReported, None, _Outcome]:
     trial = claimed.trial
     several = len(workplace.plan.study.objectives) > 1
     try:
@@ -122,7 +124,9 @@ def _outcome(workplace: Workplace, claimed: Claimed) -> Generator[TrialReported,
     return _Outcome("COMPLETE", values=values)
 
 
-def _train_seeds(workplace: Workplace, claimed: Claimed, recipe: Recipe) -> Generator[TrialReported, None, list[float]]:
+def _train_seeds(
+    workplace: WorkerContext, claimed: AcquiredTrial, recipe: Recipe
+) -> Generator[TrialReported, None, list[float]]:
     """Train once a seed; the objectives are means over the seeds."""
     study = workplace.plan.study
     accuracies, seconds = [], []
@@ -135,7 +139,7 @@ def _train_seeds(workplace: Workplace, claimed: Claimed, recipe: Recipe) -> Gene
 
 
 def _train_once(
-    workplace: Workplace, claimed: Claimed, recipe: Recipe, seed: int
+    workplace: WorkerContext, claimed: AcquiredTrial, recipe: Recipe, seed: int
 ) -> Generator[TrialReported, None, tuple[float, float]]:
     """Train with one seed: its validation accuracy at the end, and its training seconds."""
     trial, study = claimed.trial, workplace.plan.study
@@ -193,7 +197,7 @@ def _report(trial: optuna.Trial, accuracy: float, epoch: int) -> None:
         raise _Lost from None
 
 
-def _request(workplace: Workplace, claimed: Claimed, recipe: Recipe, seed: int) -> RunRequest:
+def _request(workplace: WorkerContext, claimed: AcquiredTrial, recipe: Recipe, seed: int) -> RunRequest:
     number, name = claimed.trial.number, workplace.ledger.name
     first_run: str | None = claimed.trial.user_attrs.get("mlflow_run_id")
     return RunRequest(

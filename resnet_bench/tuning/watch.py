@@ -4,10 +4,10 @@ import contextlib
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
-from resnet_bench.tuning.comparison import retrainings
 from resnet_bench.tuning.events import Retrained, RetrainingStarted, TrialEnded, TrialReported, TrialStarted
-from resnet_bench.tuning.ledger import Ledger, is_counted
-from resnet_bench.tuning.work import WorkEvent
+from resnet_bench.tuning.retraining import retrainings
+from resnet_bench.tuning.trial_queue import TrialQueue, is_counted
+from resnet_bench.tuning.worker import WorkEvent
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Watch:
     """What was seen of a study so far."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: TrialQueue) -> None:
         """Begin with what is there: only what happens from now on is told."""
         ended = [trial for trial in ledger.trials() if trial.state.is_finished()]
         self.earlier = tuple(TrialEnded.of(trial) for trial in ended if is_counted(trial))

@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from resnet_bench.errors import UserError
-from resnet_bench.launch import Stopped, StopRequest, processes, stop_on_signals
-from resnet_bench.tuning.comparison import retrainings
-from resnet_bench.tuning.ledger import Ledger
-from resnet_bench.tuning.mirror import Mirror
-from resnet_bench.tuning.trial import Workplace
+from resnet_bench.base.errors import UserError
+from resnet_bench.running import processes
+from resnet_bench.running.run import Stopped
+from resnet_bench.running.stopping import Stop, stop_on_signals
+from resnet_bench.tuning.mlflow_sync import MlflowSync
+from resnet_bench.tuning.retraining import retrainings
+from resnet_bench.tuning.trial import WorkerContext
+from resnet_bench.tuning.trial_queue import TrialQueue
 from resnet_bench.tuning.watch import Watch
-from resnet_bench.tuning.work import WorkEvent, work
+from resnet_bench.tuning.worker import WorkEvent, work
 
 if TYPE_CHECKING:
     from resnet_bench.tuning.run import StudyRequest
 
-SECONDS_BETWEEN_LOOKS = 0.5
+POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class _Worker:
 
 
 def supervise(
-    request: "StudyRequest", ledger: Ledger, watch: Watch, stop: StopRequest, deadline: float | None
+    request: "StudyRequest", ledger: TrialQueue, watch: Watch, stop: Stop, deadline: float | None
 ) -> Generator[WorkEvent, None, None]:
     """Let worker processes do the work, and tell what happens by watching the storage.
 
@@ -49,7 +51,7 @@ def supervise(
             if stop:
                 break
             yield from watch.look()
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(POLL_SECONDS)
     finally:
         processes.end([worker.process for worker in workers])
     yield from watch.look()
@@ -70,7 +72,7 @@ def supervise(
         )
 
 
-def _start(request: "StudyRequest", index: int, ledger: Ledger, deadline: float | None) -> _Worker:
+def _start(request: "StudyRequest", index: int, ledger: TrialQueue, deadline: float | None) -> _Worker:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     parent_run_id = str(ledger.recall("mlflow_run_id"))
@@ -125,7 +127,7 @@ def _work_in_process(
             complaint.send(str(error))
 
 
-def _work(workplace: Workplace, deadline: float | None) -> None:
+def _work(workplace: WorkerContext, deadline: float | None) -> None:
     try:
         for _ in work(workplace, deadline):
             pass
@@ -133,13 +135,13 @@ def _work(workplace: Workplace, deadline: float | None) -> None:
         workplace.ledger.interrupt_own()
 
 
-def _workplace(request: "StudyRequest", parent_run_id: str, stop: StopRequest) -> Workplace:
-    ledger = Ledger.join(request.name, request.plan, request.storage.open())
+def _workplace(request: "StudyRequest", parent_run_id: str, stop: Stop) -> WorkerContext:
+    ledger = TrialQueue.join(request.name, request.plan, request.storage.open())
     threads = max(1, request.execution().threads // request.workers)
-    return Workplace(
+    return WorkerContext(
         plan=request.plan,
         ledger=ledger,
-        mirror=Mirror(request.store, ledger, parent_run_id),
+        mirror=MlflowSync(request.store, ledger, parent_run_id),
         dataset=request.images.load(),
         store=request.store,
         execution=request.execution(threads),

@@ -12,14 +12,14 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
-from resnet_bench.data.catalog import DATASETS, DatasetInfo
 from resnet_bench.data.content import Content, SplitArrays
+from resnet_bench.recipe.datasets import DATASETS, DatasetFacts
 
 TRAIN_SIZE = 60
 TEST_SIZE = 20
 
 
-def small_info(name: str = "cifar10") -> DatasetInfo:
+def small_info(name: str = "cifar10") -> DatasetFacts:
     """A published dataset with 60 training and 20 test images, in two training batches and one test batch."""
     return dataclasses.replace(
         DATASETS[name],
@@ -31,7 +31,7 @@ def small_info(name: str = "cifar10") -> DatasetInfo:
     )
 
 
-def random_content(info: DatasetInfo, seed: int = 0) -> Content:
+def random_content(info: DatasetFacts, seed: int = 0) -> Content:
     """Noise images; every class occurs in both splits if there are at most 20."""
     random = np.random.default_rng(seed)
 
@@ -42,7 +42,7 @@ def random_content(info: DatasetInfo, seed: int = 0) -> Content:
     return Content(split(info.train_size), split(info.test_size))
 
 
-def write_extracted_archive(root: Path, info: DatasetInfo, content: Content) -> DatasetInfo:
+def write_extracted_archive(root: Path, info: DatasetFacts, content: Content) -> DatasetFacts:
     """Writes the batches as Python 2 pickled them in 2009; returns the dataset with their checksums."""
     folder = root / info.archive_folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,13 +64,13 @@ def write_extracted_archive(root: Path, info: DatasetInfo, content: Content) -> 
     )
 
 
-def replace_test_batch(root: Path, info: DatasetInfo, data: bytes) -> DatasetInfo:
+def replace_test_batch(root: Path, info: DatasetFacts, data: bytes) -> DatasetFacts:
     """Overwrites the test batch; returns the dataset as if this were the published file."""
     name = info.test_batches[0][0]
     return dataclasses.replace(info, test_batches=((name, _write(root / info.archive_folder / name, data)),))
 
 
-def pack_archive(root: Path, info: DatasetInfo) -> DatasetInfo:
+def pack_archive(root: Path, info: DatasetFacts) -> DatasetFacts:
     """Packs the extracted folder; returns the dataset with the archive's checksums."""
     archive = root / info.archive_filename
     with tarfile.open(archive, "w:gz") as file:
@@ -78,14 +78,14 @@ def pack_archive(root: Path, info: DatasetInfo) -> DatasetInfo:
     return with_checksums_of(archive, info)
 
 
-def with_checksums_of(archive: Path, info: DatasetInfo) -> DatasetInfo:
+def with_checksums_of(archive: Path, info: DatasetFacts) -> DatasetFacts:
     data = archive.read_bytes()
     return dataclasses.replace(
         info, archive_md5=hashlib.md5(data).hexdigest(), archive_sha256=hashlib.sha256(data).hexdigest()
     )
 
 
-def write_parquet(folder: Path, info: DatasetInfo, content: Content, image_column: str = "img") -> None:
+def write_parquet(folder: Path, info: DatasetFacts, content: Content, image_column: str = "img") -> None:
     """Two shards of training images and one of test images, as lossless WebP and PNG."""
     half = len(content.train.labels) // 2
     for shard, part in enumerate((slice(0, half), slice(half, None))):
@@ -95,14 +95,14 @@ def write_parquet(folder: Path, info: DatasetInfo, content: Content, image_colum
 
 
 def write_shard(
-    path: Path, info: DatasetInfo, split: SplitArrays, image_format: str = "png", image_column: str = "img"
+    path: Path, info: DatasetFacts, split: SplitArrays, image_format: str = "png", image_column: str = "img"
 ) -> None:
     write_rows(path, info, [encode(image, image_format) for image in split.images], split.labels, image_column)
 
 
 def write_rows(
     path: Path,
-    info: DatasetInfo,
+    info: DatasetFacts,
     encoded: list[bytes | None],
     labels: np.ndarray | list[int],
     image_column: str = "img",
@@ -118,7 +118,7 @@ def write_rows(
 
 
 def write_class_folders(
-    root: Path, info: DatasetInfo, content: Content, test_name: str = "test", names: list[str] | None = None
+    root: Path, info: DatasetFacts, content: Content, test_name: str = "test", names: list[str] | None = None
 ) -> None:
     names = names or list(info.class_names)
     for split_name, split in (("train", content.train), (test_name, content.test)):

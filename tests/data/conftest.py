@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from resnet_bench.data import Dataset, load
-from resnet_bench.data.catalog import DatasetInfo
 from resnet_bench.data.content import Content
-from resnet_bench.data.dataset import load_dataset
+from resnet_bench.data.dataset import Dataset, load, load_dataset
+from resnet_bench.recipe.datasets import DatasetFacts
 from tests.data.builders import random_content, small_info
 
 Load = Callable[..., Dataset]
@@ -22,12 +21,12 @@ def user_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def info() -> DatasetInfo:
+def info() -> DatasetFacts:
     return small_info()
 
 
 @pytest.fixture
-def content(info: DatasetInfo) -> Content:
+def content(info: DatasetFacts) -> Content:
     return random_content(info)
 
 
@@ -41,9 +40,9 @@ def messages() -> list[str]:
 def load_small(messages: list[str]) -> Load:
     """Loads a dataset that is not in the catalogue."""
 
-    def load_it(info: DatasetInfo, folder: Path, **options: object) -> Dataset:
+    def load_it(info: DatasetFacts, folder: Path, **options: object) -> Dataset:
         defaults = {"cache_folder": None, "download": False, "allow_generated": False, "progress": messages.append}
-        return load_dataset(info, folder, **{**defaults, **options})  # type: ignore[arg-type]
+        return load(info, folder, **{**defaults, **options})  # type: ignore[arg-type]
 
     return load_it
 
@@ -55,4 +54,4 @@ def real_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def real_cifar10(real_data_folder: Path, real_cache_folder: Path) -> Dataset:
-    return load("cifar10", real_data_folder, cache_folder=real_cache_folder)
+    return load_dataset("cifar10", real_data_folder, cache_folder=real_cache_folder)

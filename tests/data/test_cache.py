@@ -13,25 +13,25 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_bench.data import Dataset, cache
+from resnet_bench.data import cache
 from resnet_bench.data.cache import CacheEntry, CacheMiss
-from resnet_bench.data.catalog import DatasetInfo
 from resnet_bench.data.content import Content
-from resnet_bench.data.dataset import find_sources, load_dataset
+from resnet_bench.data.dataset import Dataset, find_sources, load
 from resnet_bench.data.parquet import ParquetSource
+from resnet_bench.recipe.datasets import DatasetFacts
 from tests.data import builders
 
 Load = Callable[..., Dataset]
 
 
 @pytest.fixture
-def folder(info: DatasetInfo, content: Content, tmp_path: Path) -> Path:
+def folder(info: DatasetFacts, content: Content, tmp_path: Path) -> Path:
     """A data folder with Parquet files."""
     builders.write_parquet(tmp_path / "data" / "cifar10", info, content)
     return tmp_path / "data"
 
 
-def entry_of(info: DatasetInfo, folder: Path) -> CacheEntry:
+def entry_of(info: DatasetFacts, folder: Path) -> CacheEntry:
     source = next(find_sources(info, folder.resolve()))
     return CacheEntry.of(source, folder.resolve() / ".resnet-bench-cache")
 
@@ -55,7 +55,7 @@ def assert_equal(dataset: Dataset, other: Dataset) -> None:
         assert torch.equal(split.labels, expected.labels)
 
 
-def test_images_are_decoded_once(info: DatasetInfo, folder: Path, load_small: Load, messages: list[str]) -> None:
+def test_images_are_decoded_once(info: DatasetFacts, folder: Path, load_small: Load, messages: list[str]) -> None:
     first = load_small(info, folder)
     second = load_small(info, folder)
     assert decodings(messages) == 1
@@ -65,7 +65,7 @@ def test_images_are_decoded_once(info: DatasetInfo, folder: Path, load_small: Lo
 
 @pytest.mark.parametrize("change", ["touched", "rewritten", "added"])
 def test_changed_source_is_decoded_again(
-    change: str, info: DatasetInfo, content: Content, folder: Path, load_small: Load, messages: list[str]
+    change: str, info: DatasetFacts, content: Content, folder: Path, load_small: Load, messages: list[str]
 ) -> None:
     first = load_small(info, folder)
     if change == "touched":
@@ -84,7 +84,7 @@ def test_changed_source_is_decoded_again(
 
 
 def test_writing_into_a_loaded_dataset_leaves_the_cache_alone(
-    info: DatasetInfo, folder: Path, load_small: Load
+    info: DatasetFacts, folder: Path, load_small: Load
 ) -> None:
     first = load_small(info, folder)
     before = first.train.images.clone()
@@ -95,7 +95,7 @@ def test_writing_into_a_loaded_dataset_leaves_the_cache_alone(
 @pytest.mark.parametrize("file", ["train-images", "train-labels", "test-images", "test-labels"])
 @pytest.mark.parametrize("damage", ["flipped", "shortened", "deleted"])
 def test_damaged_array_is_noticed_and_built_again(
-    file: str, damage: str, info: DatasetInfo, folder: Path, load_small: Load, messages: list[str]
+    file: str, damage: str, info: DatasetFacts, folder: Path, load_small: Load, messages: list[str]
 ) -> None:
     first = load_small(info, folder)
     # The arrays of `first` are the files themselves, so that what damages one changes the other.
@@ -121,7 +121,7 @@ def test_damaged_array_is_noticed_and_built_again(
     assert decodings(messages) == 2
 
 
-def test_no_damage_to_the_manifest_goes_unnoticed(info: DatasetInfo, folder: Path, load_small: Load) -> None:
+def test_no_damage_to_the_manifest_goes_unnoticed(info: DatasetFacts, folder: Path, load_small: Load) -> None:
     expected = load_small(info, folder).fingerprint
     entry = entry_of(info, folder)
     path = entry.folder / "manifest.json"
@@ -139,7 +139,7 @@ def test_no_damage_to_the_manifest_goes_unnoticed(info: DatasetInfo, folder: Pat
 
 
 def test_read_only_data_folder_uses_the_cache_of_the_user(
-    info: DatasetInfo, folder: Path, load_small: Load, messages: list[str], user_cache_folder: Path
+    info: DatasetFacts, folder: Path, load_small: Load, messages: list[str], user_cache_folder: Path
 ) -> None:
     folder.chmod(0o555)
     load_small(info, folder)
@@ -151,7 +151,7 @@ def test_read_only_data_folder_uses_the_cache_of_the_user(
 
 
 def test_images_stay_in_memory_where_no_cache_can_be_kept(
-    info: DatasetInfo, folder: Path, load_small: Load, messages: list[str], tmp_path: Path
+    info: DatasetFacts, folder: Path, load_small: Load, messages: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     dataset = load_small(info, folder, cache_folder=tmp_path / "file")
@@ -209,7 +209,7 @@ def fault(number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def test_every_write_fault_leaves_no_entry_or_a_whole_one(
-    info: DatasetInfo, folder: Path, load_small: Load, messages: list[str], monkeypatch: pytest.MonkeyPatch
+    info: DatasetFacts, folder: Path, load_small: Load, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = load_small(info, folder, cache_folder=folder / "elsewhere")
     number = 0
@@ -230,7 +230,7 @@ def test_every_write_fault_leaves_no_entry_or_a_whole_one(
     assert number - 1 == 20
 
 
-def load_slowly(info: DatasetInfo, folder: Path, seconds: float, barrier: Barrier, results: Any) -> None:
+def load_slowly(info: DatasetFacts, folder: Path, seconds: float, barrier: Barrier, results: Any) -> None:
     """Runs in a process of its own."""
     messages: list[str] = []
     read = ParquetSource.read
@@ -242,13 +242,11 @@ def load_slowly(info: DatasetInfo, folder: Path, seconds: float, barrier: Barrie
 
     ParquetSource.read = slow_read  # type: ignore[method-assign]
     barrier.wait()
-    dataset = load_dataset(
-        info, folder, cache_folder=None, download=False, allow_generated=False, progress=messages.append
-    )
+    dataset = load(info, folder, cache_folder=None, download=False, allow_generated=False, progress=messages.append)
     results.put((dataset.fingerprint, int(dataset.train.images.sum(dtype=torch.int64)), messages))
 
 
-def test_of_two_processes_one_decodes_and_the_other_waits(info: DatasetInfo, content: Content, folder: Path) -> None:
+def test_of_two_processes_one_decodes_and_the_other_waits(info: DatasetFacts, content: Content, folder: Path) -> None:
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(2), context.Queue()
     processes = [context.Process(target=load_slowly, args=(info, folder, 1, barrier, results)) for _ in range(2)]
@@ -268,7 +266,7 @@ def test_of_two_processes_one_decodes_and_the_other_waits(info: DatasetInfo, con
 
 
 @pytest.mark.slow
-def test_a_killed_process_holds_no_one_up(info: DatasetInfo, folder: Path, load_small: Load) -> None:
+def test_a_killed_process_holds_no_one_up(info: DatasetFacts, folder: Path, load_small: Load) -> None:
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(1), context.Queue()
     process = context.Process(target=load_slowly, args=(info, folder, 600, barrier, results))
@@ -283,7 +281,7 @@ def test_a_killed_process_holds_no_one_up(info: DatasetInfo, folder: Path, load_
 
 
 def test_source_that_changes_while_it_is_read_is_decoded_again(
-    info: DatasetInfo, folder: Path, load_small: Load, messages: list[str], monkeypatch: pytest.MonkeyPatch
+    info: DatasetFacts, folder: Path, load_small: Load, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = ParquetSource.read
 
@@ -299,7 +297,7 @@ def test_source_that_changes_while_it_is_read_is_decoded_again(
     assert decodings(messages) == 2
 
 
-def test_leftovers_of_a_killed_process_are_cleared(info: DatasetInfo, folder: Path, load_small: Load) -> None:
+def test_leftovers_of_a_killed_process_are_cleared(info: DatasetFacts, folder: Path, load_small: Load) -> None:
     entry = entry_of(info, folder)
     entry.folder.mkdir(parents=True)
     (entry.folder / "train-images.bin.tmp").write_bytes(b"half")
@@ -310,7 +308,7 @@ def test_leftovers_of_a_killed_process_are_cleared(info: DatasetInfo, folder: Pa
 
 
 def test_entry_of_another_format_is_built_again(
-    info: DatasetInfo, folder: Path, load_small: Load, messages: list[str], monkeypatch: pytest.MonkeyPatch
+    info: DatasetFacts, folder: Path, load_small: Load, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(cache, "_FORMAT", 0)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from resnet_bench.data import Dataset
-from resnet_bench.data.catalog import DatasetInfo
+from resnet_bench.base.errors import UserError
 from resnet_bench.data.content import Content
-from resnet_bench.errors import UserError
+from resnet_bench.data.dataset import Dataset
+from resnet_bench.recipe.datasets import DatasetFacts
 from tests.data import builders
 
 Load = Callable[..., Dataset]
@@ -23,8 +23,8 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def published(
-    info: DatasetInfo, content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[DatasetInfo]:
+    info: DatasetFacts, content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[DatasetFacts]:
     """A small dataset whose archive a server on this machine offers."""
     monkeypatch.setenv("no_proxy", "*")
     site = tmp_path / "site"
@@ -41,7 +41,7 @@ def published(
 
 
 def test_archive_is_downloaded_when_asked_for(
-    published: DatasetInfo, tmp_path: Path, load_small: Load, messages: list[str], capfd: pytest.CaptureFixture[str]
+    published: DatasetFacts, tmp_path: Path, load_small: Load, messages: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "data"
     with pytest.raises(UserError, match="data prepare"):
@@ -57,7 +57,7 @@ def test_archive_is_downloaded_when_asked_for(
 
 @pytest.mark.parametrize("failure", ["not found", "wrong contents", "no server"])
 def test_failed_download_is_explained_and_leaves_nothing(
-    failure: str, published: DatasetInfo, tmp_path: Path, load_small: Load, messages: list[str]
+    failure: str, published: DatasetFacts, tmp_path: Path, load_small: Load, messages: list[str]
 ) -> None:
     data = tmp_path / "data"
     info = {
@@ -73,7 +73,7 @@ def test_failed_download_is_explained_and_leaves_nothing(
 
 
 def test_nothing_is_downloaded_when_a_source_is_there(
-    published: DatasetInfo, content: Content, tmp_path: Path, load_small: Load
+    published: DatasetFacts, content: Content, tmp_path: Path, load_small: Load
 ) -> None:
     builders.write_parquet(tmp_path / "data" / "cifar10", published, content)
     assert load_small(published, tmp_path / "data", download=True).source == "parquet"

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from resnet_bench.data import Augmentation, ResidentLoader, generate, load
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
+from resnet_bench.data.dataset import generate_dataset, load_dataset
+from resnet_bench.data.loader import Augmentation, ResidentLoader
 
 GOLDEN_10 = "0500c7c82144241a8b2aa54705ca39840fb215d28eafa0a00a985370df33a349"
 GOLDEN_100 = "bbaecce50fdeb40c52ee2b466a2ea88ca1423ec9f9c8da35ec453cb44d1c577b"
@@ -15,14 +16,14 @@ GOLDEN_100 = "bbaecce50fdeb40c52ee2b466a2ea88ca1423ec9f9c8da35ec453cb44d1c577b"
 
 def test_golden_fingerprints() -> None:
     """Generated images are the same on every machine and in every release."""
-    assert generate("cifar10", train_size=100, test_size=50).fingerprint == GOLDEN_10
-    assert generate("cifar100", train_size=100, test_size=50).fingerprint == GOLDEN_100
-    assert generate("cifar10", train_size=100, test_size=50, seed=1).fingerprint != GOLDEN_10
+    assert generate_dataset("cifar10", train_size=100, test_size=50).fingerprint == GOLDEN_10
+    assert generate_dataset("cifar100", train_size=100, test_size=50).fingerprint == GOLDEN_100
+    assert generate_dataset("cifar10", train_size=100, test_size=50, seed=1).fingerprint != GOLDEN_10
 
 
 @pytest.mark.parametrize(("name", "num_classes"), [("cifar10", 10), ("cifar100", 100)])
 def test_shape_and_balance(name: str, num_classes: int) -> None:
-    dataset = generate(name, train_size=1000, test_size=200)
+    dataset = generate_dataset(name, train_size=1000, test_size=200)
     assert (dataset.source, dataset.generated, dataset.official) == ("generated", True, False)
     assert dataset.train.images.shape == (1000, 3, 32, 32)
     assert dataset.train.images.dtype == torch.uint8
@@ -33,17 +34,17 @@ def test_shape_and_balance(name: str, num_classes: int) -> None:
 
 def test_load_falls_back_to_full_size_and_says_so(tmp_path: Path) -> None:
     messages: list[str] = []
-    dataset = load("cifar10", tmp_path, allow_generated=True, progress=messages.append)
+    dataset = load_dataset("cifar10", tmp_path, allow_generated=True, progress=messages.append)
     assert dataset.generated
     assert (len(dataset.train), len(dataset.test)) == (50_000, 10_000)
     assert any("GENERATED IMAGES" in message and "resnet-bench data prepare" in message for message in messages)
     with pytest.raises(UserError):
-        load("cifar10", tmp_path)
+        load_dataset("cifar10", tmp_path)
 
 
 @pytest.mark.parametrize(("name", "chance"), [("cifar10", 0.1), ("cifar100", 0.01)])
 def test_a_small_network_learns_in_one_epoch(name: str, chance: float) -> None:
-    dataset = generate(name)
+    dataset = generate_dataset(name)
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(3, 32, 4, stride=4),

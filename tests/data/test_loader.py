@@ -11,8 +11,10 @@ from scipy import stats
 from torch import Tensor
 from torchvision import transforms
 
-from resnet_bench.data import Augmentation, Draws, ResidentLoader, Split, loader
-from tests.idle_gpu import needs_computing_gpu, needs_gpu
+from resnet_bench.data import loader
+from resnet_bench.data.dataset import Split
+from resnet_bench.data.loader import Augmentation, Draws, ResidentLoader
+from tests.stub_cuda import needs_computing_gpu, needs_gpu
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 SMALLEST_P_VALUE = 1e-3

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_bench.data import DATASETS, Dataset, Split, load, status
+from resnet_bench.data.dataset import Dataset, Split, dataset_status, load_dataset
+from resnet_bench.recipe.datasets import DATASETS
 
 pytestmark = pytest.mark.real_data
 
@@ -39,7 +40,7 @@ def test_cifar10_is_the_published_one(real_cifar10: Dataset) -> None:
 
 @pytest.mark.slow
 def test_cifar100_is_the_published_one(real_data_folder: Path, tmp_path: Path) -> None:
-    dataset = load("cifar100", real_data_folder, cache_folder=tmp_path)
+    dataset = load_dataset("cifar100", real_data_folder, cache_folder=tmp_path)
     check(dataset, (0.50707516, 0.48654887, 0.44091784), (0.26733429, 0.25643846, 0.27615047))
 
 
@@ -52,9 +53,11 @@ def test_the_first_images_are_a_fair_sample(real_cifar10: Dataset) -> None:
 def test_it_comes_from_the_cache_the_second_time(
     real_cifar10: Dataset, real_data_folder: Path, real_cache_folder: Path
 ) -> None:
-    entry = next(entry for entry in status(real_data_folder, cache_folder=real_cache_folder) if entry.name == "cifar10")
+    entry = next(
+        entry for entry in dataset_status(real_data_folder, cache_folder=real_cache_folder) if entry.name == "cifar10"
+    )
     assert (entry.cache, entry.fingerprint, entry.official) == ("ready", real_cifar10.fingerprint, True)
     messages: list[str] = []
-    again = load("cifar10", real_data_folder, cache_folder=real_cache_folder, progress=messages.append)
+    again = load_dataset("cifar10", real_data_folder, cache_folder=real_cache_folder, progress=messages.append)
     assert messages == []
     assert torch.equal(again.train.images, real_cifar10.train.images)

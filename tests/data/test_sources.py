@@ -11,15 +11,14 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, ImageFolder
 
-from resnet_bench.data import Dataset, load, status
+from resnet_bench.base.errors import UserError
 from resnet_bench.data.archive import find_archive
-from resnet_bench.data.catalog import DatasetInfo
 from resnet_bench.data.class_folders import find_class_folders
 from resnet_bench.data.content import Content, SplitArrays
-from resnet_bench.data.dataset import find_sources
+from resnet_bench.data.dataset import Dataset, dataset_status, find_sources, load_dataset
 from resnet_bench.data.decode import decode_image, strict_decoding
 from resnet_bench.data.parquet import find_parquet
-from resnet_bench.errors import UserError
+from resnet_bench.recipe.datasets import DatasetFacts
 from tests.data import builders
 
 Load = Callable[..., Dataset]
@@ -71,7 +70,7 @@ def test_every_source_gives_the_same_tensors_and_fingerprint(name: str, tmp_path
 
 
 def test_fingerprint_changes_with_a_pixel_a_label_and_the_name(
-    info: DatasetInfo, content: Content, tmp_path: Path, load_small: Load
+    info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load
 ) -> None:
     brighter = content.train.images.copy()
     brighter[7, 1, 2, 3] ^= 1
@@ -90,7 +89,7 @@ def test_fingerprint_changes_with_a_pixel_a_label_and_the_name(
     assert len(fingerprints) == len(variants)
 
 
-def test_archive_equals_what_torchvision_reads(info: DatasetInfo, content: Content, tmp_path: Path) -> None:
+def test_archive_equals_what_torchvision_reads(info: DatasetFacts, content: Content, tmp_path: Path) -> None:
     info = builders.write_extracted_archive(tmp_path, info, content)
 
     class Small(CIFAR10):
@@ -106,7 +105,7 @@ def test_archive_equals_what_torchvision_reads(info: DatasetInfo, content: Conte
         assert split.labels.tolist() == reference.targets
 
 
-def test_class_folders_equal_what_torchvision_reads(info: DatasetInfo, content: Content, tmp_path: Path) -> None:
+def test_class_folders_equal_what_torchvision_reads(info: DatasetFacts, content: Content, tmp_path: Path) -> None:
     builders.write_class_folders(tmp_path, info, content)
     source = find_class_folders(info, tmp_path)
     assert source is not None
@@ -122,7 +121,7 @@ def test_class_folders_equal_what_torchvision_reads(info: DatasetInfo, content: 
 # --- discovery ------------------------------------------------------------------------------------------------------
 
 
-def test_sources_are_preferred_in_the_documented_order(info: DatasetInfo, content: Content, tmp_path: Path) -> None:
+def test_sources_are_preferred_in_the_documented_order(info: DatasetFacts, content: Content, tmp_path: Path) -> None:
     builders.write_class_folders(tmp_path / "cifar10", info, content)
     kinds = [source.kind for source in find_sources(info, tmp_path)]
     assert kinds == ["image folder"]
@@ -137,7 +136,7 @@ def test_sources_are_preferred_in_the_documented_order(info: DatasetInfo, conten
 @pytest.mark.parametrize("layout", ["cifar10", "cifar10/data", "cifar10/plain_text", "cifar10/cifar10", "."])
 @pytest.mark.parametrize("image_column", ["img", "image"])
 def test_parquet_layouts(
-    layout: str, image_column: str, info: DatasetInfo, content: Content, tmp_path: Path, load_small: Load
+    layout: str, image_column: str, info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load
 ) -> None:
     builders.write_parquet(tmp_path / layout, info, content, image_column)
     dataset = load_small(info, tmp_path)
@@ -148,7 +147,7 @@ def test_parquet_layouts(
 @pytest.mark.parametrize("layout", ["cifar10", "."])
 @pytest.mark.parametrize("test_name", ["test", "valid", "val"])
 def test_class_folder_layouts(
-    layout: str, test_name: str, info: DatasetInfo, content: Content, tmp_path: Path, load_small: Load
+    layout: str, test_name: str, info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load
 ) -> None:
     builders.write_class_folders(tmp_path / layout, info, content, test_name)
     (tmp_path / layout / "train" / "notes.txt").write_text("not an image")
@@ -157,7 +156,7 @@ def test_class_folder_layouts(
 
 
 def test_class_folders_below_superclasses(
-    info: DatasetInfo, content: Content, tmp_path: Path, load_small: Load
+    info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load
 ) -> None:
     names = [f"{'animals' if label in (2, 3, 4, 5, 6, 7) else 'vehicles'}/{name}" for label, name in
              enumerate(info.class_names)]  # fmt: skip
@@ -175,7 +174,7 @@ def test_class_folders_with_other_names_map_by_number_or_in_sorted_order(
     assert_holds(load_small(info, tmp_path), content)
 
 
-def test_a_folder_of_another_dataset_is_not_taken(info: DatasetInfo, content: Content, tmp_path: Path) -> None:
+def test_a_folder_of_another_dataset_is_not_taken(info: DatasetFacts, content: Content, tmp_path: Path) -> None:
     hundred = builders.small_info("cifar100")
     builders.write_parquet(tmp_path / "parquet", info, content)
     builders.write_class_folders(tmp_path / "folders", info, content)
@@ -184,7 +183,7 @@ def test_a_folder_of_another_dataset_is_not_taken(info: DatasetInfo, content: Co
 
 
 def test_partly_extracted_folder_gives_way_to_the_archive(
-    info: DatasetInfo, content: Content, tmp_path: Path, load_small: Load
+    info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load
 ) -> None:
     info = builders.write_extracted_archive(tmp_path, info, content)
     info = builders.pack_archive(tmp_path, info)
@@ -197,13 +196,13 @@ def test_partly_extracted_folder_gives_way_to_the_archive(
 
 
 def test_status_says_what_is_there_without_decoding(content: Content, tmp_path: Path) -> None:
-    assert [(entry.name, entry.sources, entry.cache) for entry in status(tmp_path / "nowhere")] == [
+    assert [(entry.name, entry.sources, entry.cache) for entry in dataset_status(tmp_path / "nowhere")] == [
         ("cifar10", (), "missing"),
         ("cifar100", (), "missing"),
     ]
     builders.write_parquet(tmp_path / "cifar10", builders.small_info(), content)
     builders.write_class_folders(tmp_path / "cifar10", builders.small_info(), content)
-    entry = status(tmp_path)[0]
+    entry = dataset_status(tmp_path)[0]
     folder = str((tmp_path / "cifar10").resolve())
     assert entry.sources == (("parquet", folder), ("image folder", folder))
     assert (entry.cache, entry.fingerprint, entry.official) == ("missing", None, False)
@@ -215,12 +214,12 @@ def test_status_says_what_is_there_without_decoding(content: Content, tmp_path: 
 
 def test_unknown_name_gets_the_nearest_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean cifar100"):
-        load("cifar-100", tmp_path)
+        load_dataset("cifar-100", tmp_path)
 
 
 def test_nothing_there_says_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        load("cifar10", tmp_path)
+        load_dataset("cifar10", tmp_path)
     for hint in (
         "cifar-10-python.tar.gz",
         "cifar10/train-*.parquet",
@@ -233,7 +232,7 @@ def test_nothing_there_says_what_to_type(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("split_name", ["train", "test"])
 def test_missing_parquet_rows_are_counted(
-    split_name: str, info: DatasetInfo, content: Content, tmp_path: Path, load_small: Load
+    split_name: str, info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load
 ) -> None:
     builders.write_parquet(tmp_path / "cifar10", info, content)
     sorted((tmp_path / "cifar10").glob(f"{split_name}-*"))[0].unlink()
@@ -242,7 +241,7 @@ def test_missing_parquet_rows_are_counted(
 
 
 def test_archive_with_too_few_images_is_refused(
-    info: DatasetInfo, content: Content, tmp_path: Path, load_small: Load
+    info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load
 ) -> None:
     written = builders.write_extracted_archive(tmp_path, info, content)
     with pytest.raises(UserError, match=r"holds 60 train images of cifar10 and 61 are expected"):
@@ -275,7 +274,7 @@ BAD_IMAGES = {
 
 @pytest.mark.parametrize("kind", BAD_IMAGES)
 def test_corrupt_parquet_row_is_named(
-    kind: str, info: DatasetInfo, content: Content, tmp_path: Path, load_small: Load
+    kind: str, info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load
 ) -> None:
     data, reason = BAD_IMAGES[kind]
     builders.write_parquet(tmp_path / "cifar10", info, content)
@@ -289,7 +288,7 @@ def test_corrupt_parquet_row_is_named(
 
 @pytest.mark.parametrize("label", [-1, 10])
 def test_parquet_label_out_of_range_is_named(
-    label: int, info: DatasetInfo, content: Content, tmp_path: Path, load_small: Load
+    label: int, info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load
 ) -> None:
     builders.write_parquet(tmp_path / "cifar10", info, content)
     labels = content.test.labels.copy()
@@ -301,14 +300,14 @@ def test_parquet_label_out_of_range_is_named(
 
 
 def test_parquet_with_other_columns_is_named(
-    info: DatasetInfo, content: Content, tmp_path: Path, load_small: Load
+    info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load
 ) -> None:
     builders.write_parquet(tmp_path / "cifar10", info, content, image_column="picture")
     with pytest.raises(UserError, match=r"train-00000-of-00002\.parquet has the columns picture, label"):
         load_small(info, tmp_path)
 
 
-def test_damaged_parquet_file_is_named(info: DatasetInfo, content: Content, tmp_path: Path, load_small: Load) -> None:
+def test_damaged_parquet_file_is_named(info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load) -> None:
     builders.write_parquet(tmp_path / "cifar10", info, content)
     shard = tmp_path / "cifar10" / "train-00000-of-00002.parquet"
     data = shard.read_bytes()
@@ -317,7 +316,7 @@ def test_damaged_parquet_file_is_named(info: DatasetInfo, content: Content, tmp_
         load_small(info, tmp_path)
 
 
-def test_corrupt_image_file_is_named(info: DatasetInfo, content: Content, tmp_path: Path, load_small: Load) -> None:
+def test_corrupt_image_file_is_named(info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load) -> None:
     builders.write_class_folders(tmp_path, info, content)
     path = min((tmp_path / "train" / "cat").iterdir())
     path.write_bytes(truncated_png())
@@ -333,7 +332,7 @@ def test_corrupt_image_file_is_named(info: DatasetInfo, content: Content, tmp_pa
     ],
 )
 def test_misnamed_class_folders_are_explained(
-    change: dict[str, str], reason: str, info: DatasetInfo, content: Content, tmp_path: Path, load_small: Load
+    change: dict[str, str], reason: str, info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load
 ) -> None:
     names = [change.get(name, name) for name in info.class_names]
     builders.write_class_folders(tmp_path / "cifar10", info, content, names=names)
@@ -342,7 +341,7 @@ def test_misnamed_class_folders_are_explained(
 
 
 def test_class_folders_without_test_images_are_refused(
-    info: DatasetInfo, content: Content, tmp_path: Path, load_small: Load
+    info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load
 ) -> None:
     builders.write_class_folders(tmp_path / "cifar10", info, content, test_name="held-out")
     with pytest.raises(UserError, match="no test images"):
@@ -363,7 +362,7 @@ class Bomb:
 
 
 def test_tampered_batch_is_refused_before_it_is_unpickled(
-    info: DatasetInfo, content: Content, tmp_path: Path, load_small: Load, monkeypatch: pytest.MonkeyPatch
+    info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     info = builders.write_extracted_archive(tmp_path, info, content)
     builders.replace_test_batch(tmp_path, info, pickle.dumps({"data": Bomb(tmp_path / "executed")}))
@@ -373,7 +372,7 @@ def test_tampered_batch_is_refused_before_it_is_unpickled(
 
 
 def test_tampered_archive_is_refused_before_it_is_opened(
-    info: DatasetInfo, content: Content, tmp_path: Path, load_small: Load, monkeypatch: pytest.MonkeyPatch
+    info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     info = builders.write_extracted_archive(tmp_path / "extracted", info, content)
     info = builders.pack_archive(tmp_path / "extracted", info)
@@ -387,7 +386,7 @@ def test_tampered_archive_is_refused_before_it_is_opened(
 
 
 def test_pickle_that_would_run_code_does_not(
-    info: DatasetInfo, content: Content, tmp_path: Path, load_small: Load
+    info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load
 ) -> None:
     info = builders.write_extracted_archive(tmp_path, info, content)
     info = builders.replace_test_batch(tmp_path, info, pickle.dumps({"data": Bomb(tmp_path / "executed")}))
@@ -397,7 +396,7 @@ def test_pickle_that_would_run_code_does_not(
 
 
 def test_batches_of_another_layout_are_refused(
-    info: DatasetInfo, content: Content, tmp_path: Path, load_small: Load
+    info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load
 ) -> None:
     info = builders.write_extracted_archive(tmp_path, info, content)
     pixels = np.zeros((20, 3072), np.uint8)
@@ -416,7 +415,7 @@ def test_batches_of_another_layout_are_refused(
 
 @pytest.mark.parametrize("kind", ["parent", "absolute", "link"])
 def test_archive_that_escapes_its_folder_is_refused(
-    kind: str, info: DatasetInfo, content: Content, tmp_path: Path, load_small: Load
+    kind: str, info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load
 ) -> None:
     info = builders.write_extracted_archive(tmp_path / "extracted", info, content)
     member = tarfile.TarInfo({"parent": "../escaped", "absolute": str(tmp_path / "escaped"), "link": "link"}[kind])
@@ -459,6 +458,6 @@ def test_mutated_images_are_decoded_or_refused() -> None:
     assert refused > 500
 
 
-def test_finders_find_nothing_where_there_is_nothing(info: DatasetInfo, tmp_path: Path) -> None:
+def test_finders_find_nothing_where_there_is_nothing(info: DatasetFacts, tmp_path: Path) -> None:
     for find in (find_archive, find_parquet, find_class_folders):
         assert find(info, tmp_path / "nowhere") is None

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from resnet_bench.data import split_train_validation
+from resnet_bench.data.split import split_train_validation
 
 
 @pytest.mark.parametrize(("size", "validation_size", "seed"), [(50_000, 5_000, 42), (7, 3, 0), (5, 0, 1), (5, 5, 1)])

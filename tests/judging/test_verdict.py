@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_bench.benchmark import Claim
+from resnet_bench.recipe.claims import Claim
 from resnet_bench.judging import verdict
 from resnet_bench.judging.intervals import Interval
 from resnet_bench.judging.verdict import Verdict

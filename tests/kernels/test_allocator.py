@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from resnet_bench.kernels import kept_allocations
+from resnet_bench.kernels.allocator import retain_heap
 
 IN_A_PROCESS_OF_ITS_OWN = """
 import psutil
@@ -49,5 +49,5 @@ def test_freed_memory_is_kept_inside_and_given_back_outside() -> None:
 
 def test_without_glibc_it_does_nothing(monkeypatch) -> None:
     monkeypatch.setattr("resnet_bench.kernels.allocator._glibc", lambda: None)
-    with kept_allocations(True):
+    with retain_heap(True):
         assert torch.ones(3).sum() == 3

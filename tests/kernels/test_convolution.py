@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet_bench.kernels.convolution import (
+    ConvAlgorithms,
     Geometry,
-    Ways,
     convolution,
     dense_convolution,
+    grad_weight_default,
+    grad_weight_gemm,
     is_dense,
-    weight_gradient_by_library,
-    weight_gradient_by_product,
 )
 
 
@@ -41,7 +41,7 @@ def outputs_and_gradients(way, images, weight, bias, geometry):
 
 
 def by_product(images, weight, bias, geometry):
-    return convolution(images, weight, bias, geometry, Ways(weight="product"))
+    return convolution(images, weight, bias, geometry, ConvAlgorithms(weight="product"))
 
 
 def by_torch(images, weight, bias, geometry):
@@ -98,8 +98,8 @@ def test_in_bf16_both_ways_to_the_weights_gradient_round_alike(size) -> None:
     torch.manual_seed(0)
     images, gradient = torch.randn(8, 32, size, size), torch.randn(8, 16, size, size)
     weight, geometry = torch.randn(16, 32, 3, 3), Geometry(3, 1, 1)
-    exact = weight_gradient_by_library(images.double(), gradient.double(), weight.double(), geometry)
-    for way in (weight_gradient_by_library, weight_gradient_by_product):
+    exact = grad_weight_default(images.double(), gradient.double(), weight.double(), geometry)
+    for way in (grad_weight_default, grad_weight_gemm):
         found = way(images.bfloat16(), gradient.bfloat16(), weight.bfloat16(), geometry)
         assert (found.double() - exact).abs().max() < 0.01 * exact.abs().max()
 

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_bench import models
-from resnet_bench.execution import Execution
-from resnet_bench.kernels import FastPaths, Remembered, fast_paths, fuse, winograd
-from resnet_bench.kernels.convolution import Geometry, Ways
-from resnet_bench.kernels.fast_paths import Shape
+from resnet_bench.base.tuning_cache import TuningCache
+from resnet_bench.execution.execution import Execution
+from resnet_bench.kernels import fast_paths, winograd
+from resnet_bench.kernels.convolution import ConvAlgorithms, Geometry
+from resnet_bench.kernels.fast_paths import FastPaths, Shape
+from resnet_bench.kernels.fusion import fuse
+from resnet_bench.models.catalogue import build
 from resnet_bench.models.speedrun import PooledConvolution
 
 SHAPE = Shape(2, 4, 4, 4, Geometry(3, 1, 1), torch.float32)
@@ -39,10 +41,10 @@ def choosing(monkeypatch, **seconds: float) -> list[tuple[str, int]]:
 def test_a_network_gives_the_same_with_and_without(tmp_path, monkeypatch, product) -> None:
     asked = choosing(monkeypatch, product=0.5 if product else 2.0)
     torch.manual_seed(0)
-    network = models.build("resnet18", num_classes=10).double()
+    network = build("resnet18", num_classes=10).double()
     images = torch.randn(6, 3, 32, 32, dtype=torch.float64)
     keys, found = list(network.state_dict()), []
-    for context in (FastPaths(None, Remembered(tmp_path / "choices.json")), torch.enable_grad()):
+    for context in (FastPaths(None, TuningCache(tmp_path / "choices.json")), torch.enable_grad()):
         network.zero_grad()
         with context:
             outputs = network(images)
@@ -69,7 +71,7 @@ def test_unusual_convolutions_stay_torchs_own(layer, tmp_path, monkeypatch) -> N
     choosing(monkeypatch, product=0.1)
     images = torch.randn(2, 4, 2, 2)
     expected = layer(images)
-    with FastPaths(None, Remembered(tmp_path / "choices.json")):
+    with FastPaths(None, TuningCache(tmp_path / "choices.json")):
         torch.testing.assert_close(layer(images), expected)
 
 
@@ -77,7 +79,7 @@ def test_a_shape_is_measured_once_and_remembered(tmp_path, monkeypatch) -> None:
     asked = choosing(monkeypatch, product=0.5)
     images, weight = torch.randn(2, 4, 4, 4), torch.randn(4, 4, 3, 3, requires_grad=True)
     for path in (tmp_path / "a.json", tmp_path / "a.json", tmp_path / "b.json"):
-        with FastPaths(None, Remembered(path)):
+        with FastPaths(None, TuningCache(path)):
             torch.conv2d(images, weight, None, (1, 1), (1, 1), (1, 1), 1)
             nn.functional.conv2d(images, weight, padding=1)
     assert len(asked) == 2
@@ -86,17 +88,17 @@ def test_a_shape_is_measured_once_and_remembered(tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize(("seconds", "expected"), [(0.95, "library"), (0.85, "product")])
 def test_only_a_gain_beyond_noise_is_taken(tmp_path, monkeypatch, seconds, expected) -> None:
     choosing(monkeypatch, product=seconds)
-    memory = Remembered(tmp_path / "choices.json")
+    memory = TuningCache(tmp_path / "choices.json")
     weight = torch.randn(4, 4, 3, 3, requires_grad=True)
-    ways = fast_paths.chosen_ways(memory, torch.randn(2, 4, 4, 4), weight, SHAPE)
-    assert ways == Ways(weight=expected)
+    ways = fast_paths.chosen_algorithms(memory, torch.randn(2, 4, 4, 4), weight, SHAPE)
+    assert ways == ConvAlgorithms(weight=expected)
 
 
 def test_a_way_that_is_not_there_is_not_taken(tmp_path) -> None:
-    memory = Remembered(tmp_path / "choices.json")
+    memory = TuningCache(tmp_path / "choices.json")
     images, weight = torch.randn(2, 4, 4, 4), torch.randn(4, 4, 3, 3, requires_grad=True)
     memory.put(f"weight of a convolution {SHAPE}", "winograd")
-    assert fast_paths.chosen_ways(memory, images, weight, SHAPE) == Ways()
+    assert fast_paths.chosen_algorithms(memory, images, weight, SHAPE) == ConvAlgorithms()
 
 
 @pytest.mark.parametrize("name", ["forward", "images", "weight"])
@@ -112,7 +114,7 @@ def test_the_measurement_times_every_way(name) -> None:
 def test_a_pass_that_is_not_needed_is_not_measured(tmp_path, monkeypatch) -> None:
     asked = choosing(monkeypatch, winograd=0.1)
     layer, images = nn.Conv2d(16, 16, 3, padding=1), torch.randn(2, 16, 4, 4)
-    with FastPaths(torch.bfloat16, Remembered(tmp_path / "choices.json")):
+    with FastPaths(torch.bfloat16, TuningCache(tmp_path / "choices.json")):
         with torch.no_grad():
             layer(images)
         assert asked == [("forward", 4)]
@@ -126,7 +128,7 @@ def test_a_pass_that_is_not_needed_is_not_measured(tmp_path, monkeypatch) -> Non
 def test_a_network_with_fewer_products_is_as_near_to_plain_as_bf16(tmp_path, monkeypatch) -> None:
     choosing(monkeypatch, winograd=0.1)
     torch.manual_seed(0)
-    network = models.build("resnet9", num_classes=10)
+    network = build("resnet9", num_classes=10)
     images, labels = torch.randn(32, 3, 32, 32), torch.randint(0, 10, (32,))
     found = {}
     for way in ("plain", "bf16", "winograd"):
@@ -135,7 +137,7 @@ def test_a_network_with_fewer_products_is_as_near_to_plain_as_bf16(tmp_path, mon
             if way != "plain":
                 contexts.enter_context(torch.autocast("cpu", dtype=torch.bfloat16))
             if way == "winograd":
-                contexts.enter_context(FastPaths(torch.bfloat16, Remembered(tmp_path / "choices.json")))
+                contexts.enter_context(FastPaths(torch.bfloat16, TuningCache(tmp_path / "choices.json")))
             outputs = network(images)
         nn.functional.cross_entropy(outputs.float(), labels).backward()
         found[way] = torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
@@ -148,7 +150,7 @@ def test_a_network_with_fewer_products_is_as_near_to_plain_as_bf16(tmp_path, mon
 @pytest.mark.parametrize("needed", [("forward",), ("forward", "images", "weight")])
 def test_the_measurement_times_a_pool_apart_and_as_one(needed) -> None:
     shape = Shape(2, 16, 5, 16, Geometry(3, 1, 1), torch.bfloat16)
-    seconds = fast_paths._time_pooled(shape, needed, Ways())
+    seconds = fast_paths._time_pooled(shape, needed, ConvAlgorithms())
     assert set(seconds) == {"apart", "winograd"}
     assert all(0 < taken < 1 for taken in seconds.values())
 
@@ -173,7 +175,7 @@ def test_a_pool_behind_a_convolution_is_part_of_it_where_that_is_faster(tmp_path
         with contextlib.ExitStack() as contexts:
             if seconds is not None:
                 contexts.enter_context(torch.autocast("cpu", dtype=torch.bfloat16))
-                contexts.enter_context(FastPaths(torch.bfloat16, Remembered(tmp_path / f"{way}.json")))
+                contexts.enter_context(FastPaths(torch.bfloat16, TuningCache(tmp_path / f"{way}.json")))
             outputs = network(inputs[0])
         assert (("pool", size) in asked) == (seconds is not None)
         gradients = torch.autograd.grad(outputs.float().square().sum(), inputs)
@@ -207,7 +209,7 @@ class Doubled(nn.Conv2d):
 def test_a_pool_behind_an_unusual_convolution_stays_behind_it(tmp_path, monkeypatch, convolution) -> None:
     asked = choosing(monkeypatch, winograd=0.1)
     network, images = layers_with_a_pool(convolution), torch.randn(4, 16, 8, 8)
-    memory = Remembered(tmp_path / "choices.json")
+    memory = TuningCache(tmp_path / "choices.json")
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), FastPaths(torch.bfloat16, memory):
         outputs = network(images)
         expected = nn.Sequential(*network)(images)
@@ -220,7 +222,7 @@ def test_a_watched_convolution_is_seen(tmp_path, monkeypatch) -> None:
     choosing(monkeypatch, winograd=0.1)
     network, seen = layers_with_a_pool(nn.Conv2d(16, 16, 3, padding=1)), []
     network[0].register_forward_hook(lambda *_: seen.append(1))
-    with torch.autocast("cpu", dtype=torch.bfloat16), FastPaths(torch.bfloat16, Remembered(tmp_path / "choices.json")):
+    with torch.autocast("cpu", dtype=torch.bfloat16), FastPaths(torch.bfloat16, TuningCache(tmp_path / "choices.json")):
         network(torch.randn(4, 16, 8, 8))
     assert seen == [1]
 
@@ -238,7 +240,7 @@ def test_images_of_other_channels_are_torchs_own_error(tmp_path, monkeypatch) ->
     choosing(monkeypatch, winograd=0.1, product=0.1)
     layer = nn.Conv2d(16, 16, 3, padding=1)
     with (
-        FastPaths(torch.bfloat16, Remembered(tmp_path / "choices.json")),
+        FastPaths(torch.bfloat16, TuningCache(tmp_path / "choices.json")),
         pytest.raises(RuntimeError, match="expected input"),
     ):
         layer(torch.randn(2, 32, 4, 4))
@@ -247,7 +249,7 @@ def test_images_of_other_channels_are_torchs_own_error(tmp_path, monkeypatch) ->
 def test_nothing_is_measured_for_evaluation_or_where_bits_must_repeat(tmp_path, monkeypatch) -> None:
     asked = choosing(monkeypatch, product=0.1)
     layer, images = nn.Conv2d(4, 4, 3, padding=1), torch.randn(2, 4, 4, 4)
-    with FastPaths(None, Remembered(tmp_path / "choices.json")), torch.no_grad():
+    with FastPaths(None, TuningCache(tmp_path / "choices.json")), torch.no_grad():
         layer(images)
     with Execution.resolve("cpu", "fp32", deterministic=True).autocast():
         layer(images)

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_bench import models
-from resnet_bench.execution import Execution
-from resnet_bench.kernels import fuse, normalization
+from resnet_bench.execution.execution import Execution
+from resnet_bench.kernels import normalization
+from resnet_bench.kernels.fusion import fuse
 from resnet_bench.kernels.normalization import Activation, Pool
+from resnet_bench.models.catalogue import WhiteningLayer, build
 
 PROBLEM = normalization.problem(torch.float32)
 pytestmark = pytest.mark.skipif(PROBLEM is not None, reason=f"{PROBLEM}")
@@ -90,7 +91,7 @@ def test_evaluation_is_torchs_own(asked) -> None:
     [
         ("resnet9", {}, None),
         ("resnet18", {}, None),
-        ("speedrun", {"width1": 16, "width2": 32, "width3": 48, "activation": "silu"}, models.WhiteningLayer()),
+        ("speedrun", {"width1": 16, "width2": 32, "width3": 48, "activation": "silu"}, WhiteningLayer()),
         ("speedrun", {"width1": 16, "width2": 16, "width3": 16, "convolutions": 3, "activation": "gelu"}, None),
     ],
 )
@@ -98,7 +99,7 @@ def test_a_network_trains_as_without(name, options, whitening, asked) -> None:
     networks = []
     for _ in range(2):
         torch.manual_seed(0)
-        networks.append(models.build(name, num_classes=10, options=options, whitening=whitening))
+        networks.append(build(name, num_classes=10, options=options, whitening=whitening))
     plain, fused = networks
     fuse(fused)
     assert list(plain.state_dict()) == list(fused.state_dict())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnet_bench.execution import Execution
+from resnet_bench.execution.execution import Execution
 from resnet_bench.kernels import native, normalization
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler cc")

@@ -5,12 +5,11 @@ import inspect
 import pytest
 import torch
 
-from resnet_bench import models
-from resnet_bench.errors import UserError
-from resnet_bench.models.catalogue import NETWORKS
+from resnet_bench.base.errors import UserError
+from resnet_bench.models.catalogue import NETWORKS, build, names, validate
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", names())
 def test_the_table_says_what_the_constructors_take(name: str) -> None:
     network = NETWORKS[name]
     parameters = inspect.signature(network.constructor).parameters.values()
@@ -22,11 +21,11 @@ def test_the_table_says_what_the_constructors_take(name: str) -> None:
             assert network.options[parameter.name].accepts(parameter.default)
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", names())
 def test_every_network_maps_images_to_logits(name: str) -> None:
     pixels = 224 if name == "resnet34_biased" else 32
     with torch.device("meta"):
-        model = models.build(name, num_classes=7)
+        model = build(name, num_classes=7)
         assert model.training
         assert model(torch.empty(5, 3, pixels, pixels)).shape == (5, 7)
 
@@ -47,7 +46,7 @@ def test_every_network_maps_images_to_logits(name: str) -> None:
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest_one(name: str, nearest: str | None) -> None:
-    for refuse in (lambda: models.validate(name), lambda: models.build(name, num_classes=10)):
+    for refuse in (lambda: validate(name), lambda: build(name, num_classes=10)):
         with pytest.raises(UserError) as refusal:
             refuse()
         message = str(refusal.value)
@@ -77,9 +76,9 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(name: str, nearest: str
 )
 def test_a_wrong_option_is_refused(name: str, options: dict[str, bool | int | float | str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        models.validate(name, options)
+        validate(name, options)
     with pytest.raises(UserError, match=sentence):
-        models.build(name, num_classes=10, options=options)
+        build(name, num_classes=10, options=options)
 
 
 @pytest.mark.parametrize(
@@ -93,13 +92,13 @@ def test_a_wrong_option_is_refused(name: str, options: dict[str, bool | int | fl
     ],
 )
 def test_right_options_pass(name: str, options: dict[str, bool | int | float | str] | None) -> None:
-    models.validate(name, options)
+    validate(name, options)
 
 
 def test_the_caller_seeds_the_weights() -> None:
     def weights(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        model = models.build("he_resnet20", num_classes=10)
+        model = build("he_resnet20", num_classes=10)
         return torch.nn.utils.parameters_to_vector(model.parameters())
 
     first, again, other = weights(1), weights(1), weights(2)

@@ -7,15 +7,9 @@ import torch
 import torchvision.models
 from torch import Tensor, nn
 
-from resnet_bench import models
-from resnet_bench.models import (
-    cifar100_resnet,
-    resnet9,
-    resnet18_3x3,
-    resnet34_biased,
-    resnet_he,
-    resnet_projected,
-)
+from resnet_bench.models import cifar100_resnet, resnet9, resnet18_3x3, resnet34_biased, resnet_he, resnet_projected
+from resnet_bench.models.catalogue import build, names
+from resnet_bench.models.size import count_parameters
 
 ONE_OF_EACH_SOURCE = ["resnet9", "resnet34_biased", "cifar100_resnet", "resnet18", "resnet18_3x3", "he_resnet20"]
 
@@ -30,9 +24,9 @@ def images(name: str, count: int) -> Tensor:
     return torch.randn(count, 3, pixels, pixels)
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", names())
 def test_the_gradient_reaches_every_parameter(name: str) -> None:
-    model = models.build(name, num_classes=10)
+    model = build(name, num_classes=10)
     batch = images(name, 4 if name == "resnet34_biased" else 8)
     loss = nn.functional.cross_entropy(model(batch), torch.arange(len(batch)))
     loss.backward()
@@ -51,7 +45,7 @@ def test_the_gradient_reaches_every_parameter(name: str) -> None:
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_SOURCE)
 def test_channels_last_changes_nothing_but_the_layout(name: str) -> None:
-    model = models.build(name, num_classes=10, options={"dropout": 0.0} if name == "cifar100_resnet" else None)
+    model = build(name, num_classes=10, options={"dropout": 0.0} if name == "cifar100_resnet" else None)
     model, batch = model.double(), images(name, 2).double()
     with torch.no_grad():
         expected = model(batch)
@@ -62,7 +56,7 @@ def test_channels_last_changes_nothing_but_the_layout(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*ONE_OF_EACH_SOURCE, "plain20", "resnet50"])
 def test_each_network_is_one_graph_to_the_compiler(name: str) -> None:
-    model = models.build(name, num_classes=10, options={"dropout": 0.0} if name == "cifar100_resnet" else None)
+    model = build(name, num_classes=10, options={"dropout": 0.0} if name == "cifar100_resnet" else None)
     batch = images(name, 4)
     expected = model(batch)
     expected.sum().backward()
@@ -109,7 +103,7 @@ def test_a_block_of_the_cifar100_resnet_whose_branch_is_zero_is_the_identity_alo
 
 
 def test_the_residual_pairs_of_resnet9_add_to_their_input() -> None:
-    model = models.build("resnet9", num_classes=10).eval()
+    model = build("resnet9", num_classes=10).eval()
     batch = images("resnet9", 2)
     assert isinstance(model, resnet9.ResNet9)
     zero_last_batch_norm(model.res1)
@@ -162,8 +156,8 @@ def test_option_a_takes_every_second_pixel_and_pads_with_channels_of_zeros() -> 
 
 
 def test_a_plain_network_is_the_residual_one_without_its_shortcuts() -> None:
-    residual = models.build("he_resnet20", num_classes=10).eval()
-    plain = models.build("plain20", num_classes=10).eval()
+    residual = build("he_resnet20", num_classes=10).eval()
+    plain = build("plain20", num_classes=10).eval()
     plain.load_state_dict(residual.state_dict())
     batch = images("plain20", 2)
     assert not torch.allclose(residual(batch), plain(batch))
@@ -204,10 +198,10 @@ def assert_same_function(model: nn.Module, reference: nn.Module, batch: Tensor) 
 
 
 def test_resnet34_biased_is_torchvisions_resnet34_when_its_biases_are_zero() -> None:
-    model = models.build("resnet34_biased", num_classes=10)
+    model = build("resnet34_biased", num_classes=10)
     reference = torchvision.models.resnet34(num_classes=10)
     biases = sum(m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d))
-    assert models.count_parameters(model) == models.count_parameters(reference) + biases
+    assert count_parameters(model) == count_parameters(reference) + biases
     assert_same_function(model, reference, images("resnet34_biased", 2))
 
 
@@ -215,7 +209,7 @@ def test_resnet18_3x3_is_torchvisions_resnet18_with_its_stem_exchanged() -> None
     reference = torchvision.models.resnet18(num_classes=10)
     reference.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
     reference.maxpool = nn.Identity()
-    assert_same_function(models.build("resnet18_3x3", num_classes=10), reference, images("resnet18_3x3", 4))
+    assert_same_function(build("resnet18_3x3", num_classes=10), reference, images("resnet18_3x3", 4))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34"])
@@ -223,13 +217,13 @@ def test_projected_basic_networks_are_torchvisions_with_one_projection_more(name
     reference = torchvision.models.get_model(name, num_classes=10)
     assert isinstance(reference, torchvision.models.ResNet)
     reference.layer1[0].downsample = nn.Sequential(nn.Conv2d(64, 64, 1, bias=False), nn.BatchNorm2d(64))
-    assert_same_function(models.build(name, num_classes=10), reference, images(name, 16))
+    assert_same_function(build(name, num_classes=10), reference, images(name, 16))
 
 
 def test_projected_resnet50_is_torchvisions() -> None:
     """A bottleneck stage widens its input fourfold from the first stage on, so torchvision projects there too."""
     reference = torchvision.models.resnet50(num_classes=1000)
-    assert_same_function(models.build("resnet50", num_classes=1000), reference, images("resnet50", 16))
+    assert_same_function(build("resnet50", num_classes=1000), reference, images("resnet50", 16))
 
 
 @pytest.mark.parametrize(
@@ -237,7 +231,7 @@ def test_projected_resnet50_is_torchvisions() -> None:
     [("cifar100_resnet", "fan_out"), ("resnet18", "fan_out"), ("resnet50", "fan_out"), ("he_resnet56", "fan_in")],
 )
 def test_convolutions_start_kaiming_normal(name: str, mode: str) -> None:
-    model = models.build(name, num_classes=10)
+    model = build(name, num_classes=10)
     tested = 0
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -257,14 +251,14 @@ def test_convolutions_start_kaiming_normal(name: str, mode: str) -> None:
 
 @pytest.mark.parametrize("name", ["cifar100_resnet", "he_resnet20"])
 def test_the_bias_of_the_last_layer_starts_at_zero_where_the_source_says_so(name: str) -> None:
-    *_, last = models.build(name, num_classes=10).modules()
+    *_, last = build(name, num_classes=10).modules()
     assert isinstance(last, nn.Linear)
     assert (last.bias == 0).all()
 
 
 @pytest.mark.parametrize("name", ["resnet9", "cifar100_resnet"])
 def test_dropout_acts_in_training_only(name: str) -> None:
-    model = models.build(name, num_classes=10, options={"dropout": 0.5})
+    model = build(name, num_classes=10, options={"dropout": 0.5})
     batch = images(name, 4)
     assert not torch.equal(model(batch), model(batch))
     model.eval()
@@ -274,7 +268,7 @@ def test_dropout_acts_in_training_only(name: str) -> None:
 def test_dropout_of_resnet9_acts_on_single_features_and_of_the_cifar100_resnet_on_whole_channels() -> None:
     seen: list[Tensor] = []
     for name in ("resnet9", "cifar100_resnet"):
-        model = models.build(name, num_classes=10, options={"dropout": 0.5})
+        model = build(name, num_classes=10, options={"dropout": 0.5})
         (dropout,) = (module for module in model.modules() if isinstance(module, nn.Dropout | nn.Dropout2d))
         dropout.register_forward_hook(lambda module, inputs, output: seen.append((output == 0) & (inputs[0] > 0)))
         model(images(name, 4))
@@ -288,7 +282,7 @@ def test_dropout_of_resnet9_acts_on_single_features_and_of_the_cifar100_resnet_o
 
 def test_resnet9_without_dropout_is_the_network_of_the_article() -> None:
     """The article has no Dropout at all: at rate 0 it neither changes a value nor draws a random number."""
-    model = models.build("resnet9", num_classes=10)
+    model = build("resnet9", num_classes=10)
     batch = images("resnet9", 2)
     generator = torch.get_rng_state()
     assert torch.equal(model(batch), model(batch))

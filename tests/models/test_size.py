@@ -7,8 +7,10 @@ import torch
 import torchvision.models
 from torch import nn
 
-from resnet_bench import models
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
+from resnet_bench.models.catalogue import build
+from resnet_bench.models.of_recipe import network_outline, recipe_macs
+from resnet_bench.models.size import count_macs, count_parameters
 from tests.training.conftest import tiny_recipe
 
 SIZES = [
@@ -36,9 +38,9 @@ SIZES = [
 @pytest.mark.parametrize(("name", "num_classes", "pixels", "parameters", "macs"), SIZES)
 def test_parameters_and_macs(name: str, num_classes: int, pixels: int, parameters: int, macs: int) -> None:
     with torch.device("meta"):
-        model = models.build(name, num_classes=num_classes)
-    assert models.count_parameters(model) == parameters
-    assert models.count_macs(model, (3, pixels, pixels)) == macs
+        model = build(name, num_classes=num_classes)
+    assert count_parameters(model) == parameters
+    assert count_macs(model, (3, pixels, pixels)) == macs
 
 
 @pytest.mark.parametrize("depth", [32, 44])
@@ -47,26 +49,26 @@ def test_depths_between_the_published_ones_grow_by_equal_blocks(depth: int) -> N
     per_n = sum(2 * (9 * width * width + 2 * width) for width in (16, 32, 64))
     for family in ("he_resnet", "plain"):
         with torch.device("meta"):
-            model = models.build(f"{family}{depth}", num_classes=10)
-        assert models.count_parameters(model) == 269_722 + (depth - 20) // 6 * per_n
+            model = build(f"{family}{depth}", num_classes=10)
+        assert count_parameters(model) == 269_722 + (depth - 20) // 6 * per_n
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "squeezenet1_0", "vit_b_16"])
 def test_counts_agree_with_those_that_torchvision_publishes(name: str) -> None:
     published = torchvision.models.get_model_weights(name).DEFAULT.meta
     with torch.device("meta"):
-        model = models.build(f"torchvision:{name}", num_classes=1000)
-    assert models.count_parameters(model) == published["num_params"]
-    assert models.count_macs(model, (3, 224, 224)) / 1e9 == pytest.approx(published["_ops"], abs=5e-4)
+        model = build(f"torchvision:{name}", num_classes=1000)
+    assert count_parameters(model) == published["num_params"]
+    assert count_macs(model, (3, 224, 224)) / 1e9 == pytest.approx(published["_ops"], abs=5e-4)
 
 
 def test_counting_leaves_the_model_and_the_random_generator_alone() -> None:
-    model = models.build("cifar100_resnet", num_classes=100, options={"dropout": 0.5})
+    model = build("cifar100_resnet", num_classes=100, options={"dropout": 0.5})
     before = {key: value.clone() for key, value in model.state_dict().items()}
     generator = torch.get_rng_state()
 
     with torch.no_grad():
-        models.count_macs(model, (3, 32, 32))
+        count_macs(model, (3, 32, 32))
 
     assert model.training
     assert all(module.training for module in model.modules())
@@ -95,25 +97,25 @@ def test_the_work_of_a_recipe_is_counted_without_weights_or_random_numbers(
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", download)
     recipe = tiny_recipe(model=model, augmentation=augmentation)
     generator = torch.get_rng_state()
-    assert all(value.is_meta for value in models.network_outline(recipe).state_dict().values())
-    assert models.recipe_macs(recipe) == macs
+    assert all(value.is_meta for value in network_outline(recipe).state_dict().values())
+    assert recipe_macs(recipe) == macs
     assert torch.equal(torch.get_rng_state(), generator)
 
 
 def test_counting_follows_the_precision_of_the_model() -> None:
-    model = models.build("he_resnet20", num_classes=10)
-    assert models.count_macs(model.to(torch.bfloat16), (3, 32, 32)) == 40_551_040
+    model = build("he_resnet20", num_classes=10)
+    assert count_macs(model.to(torch.bfloat16), (3, 32, 32)) == 40_551_040
 
 
 def test_frozen_parameters_are_not_counted() -> None:
     layer = nn.Linear(3, 4)
     layer.bias.requires_grad_(False)
-    assert models.count_parameters(layer) == 12
+    assert count_parameters(layer) == 12
 
 
 @pytest.mark.parametrize(("name", "pixels"), [("resnet9", 64), ("resnet34_biased", 32), ("resnet18", 64)])
 def test_images_of_another_size_are_refused_in_a_sentence(name: str, pixels: int) -> None:
     with torch.device("meta"):
-        model = models.build(name, num_classes=10)
+        model = build(name, num_classes=10)
     with pytest.raises(UserError, match=f"does not take images of 3 channels and {pixels} x {pixels} pixels"):
-        models.count_macs(model, (3, pixels, pixels))
+        count_macs(model, (3, pixels, pixels))

@@ -5,30 +5,31 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_bench import models
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
+from resnet_bench.models.catalogue import WhiteningLayer, build
+from resnet_bench.models.size import count_macs, count_parameters
 from resnet_bench.models.speedrun import IdentityConvolution, PooledConvolution
-from resnet_bench.models.whitening import PatchWhitening, whitened
+from resnet_bench.models.whitening import PatchWhitening, Whitened, whitened
 
-LAYER = models.WhiteningLayer()
+LAYER = WhiteningLayer()
 
 
 def test_the_record_network_has_its_published_size() -> None:
-    network = models.build("speedrun", num_classes=10, whitening=LAYER)
+    network = build("speedrun", num_classes=10, whitening=LAYER)
     scales = sum(norm.num_features for norm in network.modules() if isinstance(norm, nn.BatchNorm2d))
     # 1.972 million in the record, whose whitening filters and scales are parameters too.
     fixed = scales + 24 * 12
-    assert models.count_parameters(network) + fixed == pytest.approx(1.972e6, rel=1e-3)
+    assert count_parameters(network) + fixed == pytest.approx(1.972e6, rel=1e-3)
     # 118.1 million where each convolution computes the row and column of an odd map that its pool leaves out.
     left_out = 9 * (24 * 64 * (31**2 - 30**2) + 64 * 256 * (15**2 - 14**2) + 256 * 256 * (7**2 - 6**2))
-    assert models.count_macs(network, (3, 32, 32)) + left_out == pytest.approx(118.1e6, rel=1e-3)
+    assert count_macs(network, (3, 32, 32)) + left_out == pytest.approx(118.1e6, rel=1e-3)
 
 
 @pytest.mark.parametrize("pixels", [16, 20, 24, 32])
 @pytest.mark.parametrize("convolutions", [2, 3])
 def test_it_takes_images_of_many_sizes(pixels: int, convolutions: int) -> None:
     options = {"width1": 8, "width2": 12, "width3": 16, "convolutions": convolutions, "activation": "relu"}
-    network = models.build("speedrun", num_classes=7, options=options, whitening=LAYER)
+    network = build("speedrun", num_classes=7, options=options, whitening=LAYER)
     assert network(torch.randn(3, 3, pixels, pixels)).shape == (3, 7)
 
 
@@ -54,7 +55,7 @@ def test_what_a_pool_leaves_out_is_not_computed(height: int, width: int) -> None
 
 def test_the_third_convolution_is_crossed_by_a_shortcut() -> None:
     options = {"width1": 8, "width2": 8, "width3": 8, "convolutions": 3, "activation": "relu"}
-    group = models.build("speedrun", num_classes=10, options=options).group1.eval()
+    group = build("speedrun", num_classes=10, options=options).group1.eval()
     nn.init.zeros_(group.third[0].weight)
     maps = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(group(maps), group.first(maps).relu())
@@ -78,8 +79,8 @@ def test_whitened_patches_are_uncorrelated_and_of_one_variance(kernel_size: int)
 
 @pytest.mark.parametrize("name", ["resnet9", "resnet18", "he_resnet20", "torchvision:resnet18"])
 def test_it_stands_before_any_network(name: str) -> None:
-    network = models.build(name, num_classes=10, whitening=models.WhiteningLayer(kernel_size=3, padding=1))
-    assert isinstance(network, models.Whitened)
+    network = build(name, num_classes=10, whitening=WhiteningLayer(kernel_size=3, padding=1))
+    assert isinstance(network, Whitened)
     network.whitening.fit(torch.randn(20, 3, 32, 32), eps=5e-4)
     network(torch.randn(4, 3, 32, 32)).sum().backward()
     assert network.whitening.bias.grad is not None

@@ -7,8 +7,9 @@ import pytest
 import torch
 import torchvision.models
 
-from resnet_bench import models
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
+from resnet_bench.models.catalogue import build, validate
+from resnet_bench.models.size import count_parameters
 from resnet_bench.models.torchvision_classifiers import classifier_names, replace_head
 
 ONE_OF_EACH_FAMILY = [
@@ -39,7 +40,7 @@ ONE_OF_EACH_FAMILY = [
 def outline(name: str, num_classes: int) -> torch.nn.Module:
     """A classifier without storage, except RegNet, whose constructor computes with tensors."""
     with torch.device("cpu" if name.startswith("regnet") else "meta"):
-        return models.build(f"torchvision:{name}", num_classes=num_classes)
+        return build(f"torchvision:{name}", num_classes=num_classes)
 
 
 def test_classifiers_and_nothing_else_are_named() -> None:
@@ -47,7 +48,7 @@ def test_classifiers_and_nothing_else_are_named() -> None:
     assert {"resnet18", "densenet201", "vit_b_16"} <= set(names)
     assert not any("rcnn" in name or "fcn" in name or "quantized" in name or "r3d" in name for name in names)
     for name in names:
-        models.validate(f"torchvision:{name}", {"pretrained": True})
+        validate(f"torchvision:{name}", {"pretrained": True})
         assert torchvision.models.get_model_weights(name).DEFAULT.url
 
 
@@ -81,13 +82,13 @@ def put_weights(name: str, folder: Path) -> dict[str, torch.Tensor]:
 def test_pretrained_weights_come_with_a_new_head(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     downloaded = put_weights(name, tmp_path)
-    model = models.build(f"torchvision:{name}", num_classes=10, options={"pretrained": True})
+    model = build(f"torchvision:{name}", num_classes=10, options={"pretrained": True})
 
     new = [key for key, value in model.state_dict().items() if not torch.equal(value, downloaded[key])]
     head_weight, head_bias = new
     assert model.state_dict()[head_weight].shape[0] == 10
     assert model.state_dict()[head_bias].shape == (10,)
-    assert models.count_parameters(model) == models.count_parameters(outline(name, 10))
+    assert count_parameters(model) == count_parameters(outline(name, 10))
 
 
 def test_a_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +98,7 @@ def test_a_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.urlopen", no_network)
     with pytest.raises(UserError, match="no route to host") as refusal:
-        models.build("torchvision:resnet18", num_classes=10, options={"pretrained": True})
+        build("torchvision:resnet18", num_classes=10, options={"pretrained": True})
     message = str(refusal.value)
     assert torchvision.models.get_model_weights("resnet18").DEFAULT.url in message
     assert str(tmp_path / "hub" / "checkpoints") in message
@@ -110,4 +111,4 @@ def test_a_broken_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.M
     file.parent.mkdir(parents=True)
     file.write_bytes(b"<html>moved</html>")
     with pytest.raises(UserError, match="in place of a broken one"):
-        models.build("torchvision:resnet18", num_classes=10, options={"pretrained": True})
+        build("torchvision:resnet18", num_classes=10, options={"pretrained": True})

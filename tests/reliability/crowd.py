@@ -21,8 +21,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from resnet_bench import suite
-from resnet_bench.tracking import EXPERIMENT, Store
+from resnet_bench.cli import suite
+from resnet_bench.tracking.experiments import EXPERIMENT
+from resnet_bench.tracking.store import Store
 from tests.reliability import kills, tiny
 
 

@@ -36,12 +36,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from resnet_bench import suite
+from resnet_bench.cli import suite
 from resnet_bench.data.cache import CacheEntry
 from resnet_bench.reporting import files, report
-from resnet_bench.tracking import EXPERIMENT, Store
+from resnet_bench.tracking.experiments import EXPERIMENT
 from resnet_bench.tracking.journal import Damage, read
-from resnet_bench.tracking.shipper import Delivery
+from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.uploader import Delivery
 from resnet_bench.training import checkpoint
 from resnet_bench.training.loop import _Run
 from tests.reliability import tiny

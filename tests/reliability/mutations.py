@@ -29,19 +29,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from resnet_bench import cli, registry
-from resnet_bench.benchmark import Benchmark, override
+from resnet_bench.base.errors import UserError
+from resnet_bench.cli import app
 from resnet_bench.data.cache import CacheEntry, CacheMiss
 from resnet_bench.data.dataset import find_sources
 from resnet_bench.data.decode import decode_image, strict_decoding
-from resnet_bench.errors import UserError
-from resnet_bench.launch.run_folder import RunFolder, RunIdentity
+from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.recipe.changes import override
+from resnet_bench.recipe.files import load_benchmark, load_benchmark_file
 from resnet_bench.reporting import table
-from resnet_bench.tracking import Store
+from resnet_bench.running.run_folder import RunFolder, RunIdentity
 from resnet_bench.tracking.journal import Damage, Journal, metrics_record, read
-from resnet_bench.tracking.shipper import CURSOR, Cursor
+from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.uploader import CURSOR, Cursor
 from resnet_bench.training import checkpoint
-from resnet_bench.tuning import studies
+from resnet_bench.tuning.plan import load_study_file
 from tests.data import builders
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -130,7 +132,7 @@ def _benchmark(folder: Path) -> Format:
 
     def promise(data: bytes) -> bool:
         path.write_bytes(data)
-        said, benchmark = refusal(lambda: registry.load_file(path))
+        said, benchmark = refusal(lambda: load_benchmark_file(path))
         assert said.startswith(str(path)) if benchmark is None else isinstance(benchmark, Benchmark)
         return benchmark is None
 
@@ -143,7 +145,7 @@ def _study(folder: Path) -> Format:
 
     def promise(data: bytes) -> bool:
         path.write_bytes(data)
-        said, study = refusal(lambda: studies.load_file(path))
+        said, study = refusal(lambda: load_study_file(path))
         assert said.startswith(str(path)) or study is not None
         return study is None
 
@@ -307,11 +309,11 @@ def _report_table(folder: Path) -> Format:
 
 
 def _assignment(_: Path) -> Format:
-    recipe = registry.load("resnet18-step-decay").recipe
+    recipe = load_benchmark("resnet18-step-decay").recipe
 
     def promise(data: bytes) -> bool:
         text = data.decode("utf-8", "replace")
-        said, changed = refusal(lambda: override(recipe, cli._assignments([text]), where="--set"))
+        said, changed = refusal(lambda: override(recipe, app._assignments([text]), where="--set"))
         assert said.startswith("--set") if changed is None else changed.fingerprint
         return changed is None
 

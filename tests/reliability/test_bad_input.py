@@ -13,13 +13,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from resnet_bench import cli, registry
-from resnet_bench.benchmark import override
+from resnet_bench.base.errors import UserError
+from resnet_bench.cli import app
 from resnet_bench.data.cache import CacheEntry
-from resnet_bench.data.dataset import find_sources, load_dataset
-from resnet_bench.errors import UserError
-from resnet_bench.launch.run_folder import RunFolder, RunIdentity
-from resnet_bench.tracking import Store
+from resnet_bench.data.dataset import find_sources
+from resnet_bench.recipe.changes import override
+from resnet_bench.recipe.files import load_benchmark
+from resnet_bench.running.run_folder import RunFolder, RunIdentity
+from resnet_bench.tracking.store import Store
 from tests.data import builders
 from tests.reliability import mutations
 
@@ -39,15 +40,15 @@ def outcome_of(call: Callable[[], Outcome]) -> tuple[str, Outcome | None]:
 
 # --- the command line ------------------------------------------------------------------------------
 
-KEYS = st.one_of(st.sampled_from(sorted(registry.load("resnet18-step-decay").recipe.flat())), st.text(max_size=20))
+KEYS = st.one_of(st.sampled_from(sorted(load_benchmark("resnet18-step-decay").recipe.flat())), st.text(max_size=20))
 VALUES = st.one_of(st.text(max_size=30), st.sampled_from(["nan", "1e999", "[" * 500, "{a={a={}}}", "0x", "-1", "true"]))
 
 
 @fuzzed
 @given(key=KEYS, value=VALUES, equals=st.sampled_from(["=", "==", " = ", ""]))
 def test_what_is_set_is_a_recipe_or_a_sentence(key: str, value: str, equals: str) -> None:
-    recipe = registry.load("resnet18-step-decay").recipe
-    said, changed = outcome_of(lambda: override(recipe, cli._assignments([f"{key}{equals}{value}"]), where="--set"))
+    recipe = load_benchmark("resnet18-step-decay").recipe
+    said, changed = outcome_of(lambda: override(recipe, app._assignments([f"{key}{equals}{value}"]), where="--set"))
     assert said.startswith("--set") if changed is None else changed.fingerprint
 
 
@@ -172,9 +173,7 @@ def test_flipped_bits_in_the_data_cache_are_never_trained_on(tmp_path: Path) -> 
     builders.write_parquet(tmp_path / "cifar10", info, builders.random_content(info))
 
     def load() -> str:
-        dataset = load_dataset(
-            info, tmp_path, cache_folder=None, download=False, allow_generated=False, progress=said.append
-        )
+        dataset = load(info, tmp_path, cache_folder=None, download=False, allow_generated=False, progress=said.append)
         return f"{dataset.fingerprint} {int(dataset.train.images.sum())} {int(dataset.test.labels.sum())}"
 
     said: list[str] = []

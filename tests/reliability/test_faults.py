@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from resnet_bench import data
-from resnet_bench.benchmark import Benchmark, Claim, Source
-from resnet_bench.data import Dataset
-from resnet_bench.errors import UserError
-from resnet_bench.launch import RunRequest, run
-from resnet_bench.launch.failures import sentence_of
-from resnet_bench.tracking import Store, Tracker
+from resnet_bench.base.describe_error import describe_error
+from resnet_bench.base.errors import UserError
+from resnet_bench.data.dataset import Dataset, generate_dataset
+from resnet_bench.recipe.benchmark import Benchmark, Source
+from resnet_bench.recipe.claims import Claim
+from resnet_bench.running.run import RunRequest, run
 from resnet_bench.tracking.journal import Damage, Journal, metrics_record, read, write_atomically
+from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.training import checkpoint
 from tests.reliability import tiny
 from tests.reliability.faults import FaultyDisk
@@ -27,7 +28,7 @@ CODES = [errno.ENOSPC, errno.EIO]
 
 @pytest.fixture(scope="module")
 def images() -> Dataset:
-    return data.generate("cifar10", train_size=64, test_size=32)
+    return generate_dataset("cifar10", train_size=64, test_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def disturb(
         try:
             train(runs)
         except Exception as error:
-            failure = sentence_of(error)
+            failure = describe_error(error)
     if failure is not None:
         assert "\n" not in failure
         assert os.strerror(code) in failure, failure
@@ -130,12 +131,12 @@ def test_a_folder_that_cannot_be_written_is_one_sentence_before_anything_is_trai
 
         from rich.console import Console
 
-        from resnet_bench.suite import run_suite
+        from resnet_bench.cli.suite import run_suite
 
         with pytest.raises(UserError, match=r"taken: runs cannot be kept in this folder"):
             run_suite(tiny.suite_request(tmp_path, **changes), Console(file=StringIO()))
         return
-    from resnet_bench.launch.run_folder import RunFolder, RunIdentity
+    from resnet_bench.running.run_folder import RunFolder, RunIdentity
 
     identity = RunIdentity("tiny", "full", 0, "f" * 12, "d", "run", "cpu fp32", "code")
     with pytest.raises(UserError, match=r"cannot write the run's files here .*choose another with --runs DIR"):

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from resnet_bench.benchmark import override
-from resnet_bench.data import Dataset
-from resnet_bench.execution import Execution
-from resnet_bench.training import memory, train
+from resnet_bench.data.dataset import Dataset
+from resnet_bench.execution.execution import Execution
+from resnet_bench.recipe.changes import override
+from resnet_bench.training import memory
 from resnet_bench.training.errors import OutOfMemory
-from resnet_bench.training.loop import _Run
+from resnet_bench.training.loop import _Run, train
 from resnet_bench.training.memory import largest_fitting, ran_out_of_memory, within_free_memory
-from tests.idle_gpu import needs_gpu
+from tests.stub_cuda import needs_gpu
 from tests.training.conftest import PLAIN, images, tiny_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from resnet_bench import data
 from resnet_bench.data.cache import CacheEntry
-from resnet_bench.data.dataset import find_sources
+from resnet_bench.data.dataset import find_sources, generate_dataset
 from resnet_bench.reporting import files
 from resnet_bench.tracking.journal import Journal, write_atomically
 from resnet_bench.training import checkpoint
-from resnet_bench.tuning import studies
-from resnet_bench.tuning.ledger import Ledger
+from resnet_bench.tuning.plan import load_study_file, plan_study
 from resnet_bench.tuning.storage import StudyStorage
+from resnet_bench.tuning.trial_queue import TrialQueue
 from tests.data import builders
 from tests.tuning.conftest import write_tiny
 
@@ -71,8 +70,8 @@ def test_what_is_replaced_has_the_mode_of_any_other_file(
 def test_a_trial_lives_on_when_the_clock_is_set(days: int, tmp_path: Path) -> None:
     """Moving the heartbeat is what a clock that is set, or a machine that slept, looks like from the storage."""
     storage = StudyStorage(f"sqlite:///{tmp_path / 'optuna.db'}")
-    plan = studies.plan(studies.load_file(write_tiny(tmp_path)), "smoke")
-    ledger = Ledger.begin("study", plan, storage.open(), data.generate("cifar10", train_size=60, test_size=20))
+    plan = plan_study(load_study_file(write_tiny(tmp_path)), "smoke")
+    ledger = TrialQueue.begin("study", plan, storage.open(), generate_dataset("cifar10", train_size=60, test_size=20))
     claimed = ledger.claim()
     assert claimed is not None
     ledger.storage.beat(claimed.trial._trial_id)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
-from resnet_bench.errors import UserError
-from resnet_bench.tracking import Store, ui_command
+from resnet_bench.base.errors import UserError
+from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.ui import ui_command
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 AUDIT = runpy.run_path(str(REPOSITORY / ".ci" / "audit.py"), run_name="audit")

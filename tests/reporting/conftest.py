@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from resnet_bench import registry
-from resnet_bench.benchmark import Benchmark
+from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.recipe.writing import to_toml
 from resnet_bench.reporting import report, results, table
 from resnet_bench.reporting.report import ReportResult
 from resnet_bench.reporting.results import Group
@@ -52,7 +52,7 @@ def benchmarks_folder(benchmarks: dict[str, Benchmark], tmp_path_factory: pytest
     """A folder with those benchmarks as files."""
     folder = tmp_path_factory.mktemp("benchmarks")
     for bench in benchmarks.values():
-        (folder / f"{bench.name}.toml").write_text(registry.to_toml(bench))
+        (folder / f"{bench.name}.toml").write_text(to_toml(bench))
     return folder
 
 
@@ -141,7 +141,7 @@ def nasty_uri(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) ->
     client = MlflowClient(uri)
     for seed in range(3):
         synthetic.log(client, replace(run, seed=seed, final=90 + seed / 10), seed)
-    failed = replace(run, seed=5, status="FAILED", reason=NASTY, tags={"resnet_bench.benchmark": NASTY})
+    failed = replace(run, seed=5, status="FAILED", reason=NASTY, tags={"resnet_bench.recipe.benchmark": NASTY})
     synthetic.log(client, failed, 9)
     synthetic.log_study(client, bench, NASTY, minute=20, trials=6)
     return uri

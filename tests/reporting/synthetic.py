@@ -16,8 +16,9 @@ from typing import Any
 
 from PIL import Image
 
-from resnet_bench.benchmark import Benchmark, parse
-from resnet_bench.data.catalog import DATASETS
+from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.recipe.datasets import DATASETS
+from resnet_bench.recipe.schema import parse
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 EXPERIMENT = "resnet-bench"

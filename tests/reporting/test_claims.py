@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from resnet_bench.benchmark import Benchmark
+from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.reporting import claims as claim_rows
 from resnet_bench.reporting import results
 from resnet_bench.reporting.claims import ClaimRow, Claims

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
 from resnet_bench.reporting import compare as comparing
 from resnet_bench.reporting import report
 from resnet_bench.reporting import statistics as rules

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
-from resnet_bench import cli, command_line
-from resnet_bench.benchmark import Benchmark
+from resnet_bench.cli import app, screen
+from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.reporting import report, table
 from tests.reporting import synthetic
 from tests.reporting.synthetic import FakeRun
@@ -56,12 +56,12 @@ def compare(
     """Types the command's arguments in the folder of the stores."""
     monkeypatch.chdir(folder)
     # It has looked at the terminal when it was imported.
-    monkeypatch.setattr(command_line.console, "_width", 200)
+    monkeypatch.setattr(screen.console, "_width", 200)
 
     def type_command(arguments: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["resnet-bench", "compare", *shlex.split(arguments)])
         with pytest.raises(SystemExit) as exit_:
-            cli.main()
+            app.main()
         return Result(int(exit_.value.code or 0), *capsys.readouterr())
 
     return type_command

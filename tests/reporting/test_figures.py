@@ -7,11 +7,12 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from resnet_bench.benchmark import Benchmark
+from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.reporting import claims as claim_rows
 from resnet_bench.reporting import figures, results
 from resnet_bench.reporting.claims import Claims
-from resnet_bench.reporting.figures import Plot, comparisons
+from resnet_bench.reporting.figures import comparisons
+from resnet_bench.reporting.figures.style import Plot
 from resnet_bench.reporting.results import Group
 from resnet_bench.reporting.schema import Tables
 from tests.reporting import synthetic

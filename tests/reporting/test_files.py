@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
 from resnet_bench.reporting import files
 
 OLD = {"index.html": b"old page", "runs.csv": b"old table"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from resnet_bench.benchmark import Benchmark
+from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.reporting import report, table
 from resnet_bench.reporting.published import machine_name, published
 from tests.reporting.synthetic import FakeRun, log_all

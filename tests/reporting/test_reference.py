@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
 from resnet_bench.reporting import readme, report, table
 from resnet_bench.reporting.report import ReportResult
 

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 
-from resnet_bench.benchmark import Benchmark
-from resnet_bench.data.catalog import DATASETS
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
+from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.reporting import report, schema, table
 from resnet_bench.reporting.report import ReportResult
 from resnet_bench.reporting.schema import Tables

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from resnet_bench.benchmark import Benchmark
-from resnet_bench.data.catalog import DATASETS
+from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.reporting import results
 from resnet_bench.reporting.claims import _notes
 from resnet_bench.reporting.results import Group, Run

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from resnet_bench.benchmark import Benchmark
+from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.reporting import report
 from tests.reporting.synthetic import FakeRun, log_all
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from resnet_bench.benchmark import Benchmark
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
+from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.reporting import mlflow_reader, report, results, schema, table
 from resnet_bench.reporting.schema import TABLES, Tables
 from tests.reporting import synthetic

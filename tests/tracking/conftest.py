@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from resnet_bench.benchmark import Benchmark
-from resnet_bench.tracking import RunDescription, Store, ui_command
+from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.tracking.facts import RunDescription
+from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.ui import ui_command
 
 from .training_events import BENCHMARK
 

@@ -18,11 +18,17 @@ def test_the_fingerprint_of_the_code_follows_what_decides_a_result_and_nothing_e
     fingerprint = environment.code_fingerprint.__wrapped__
     before = fingerprint()
     assert len(before) == 16
-    for name in ("reporting/report.py", "cli.py", "tracking/run.py"):
+    for name in ("reporting/report.py", "cli/app.py", "tracking/tracker.py"):
         (package / name).write_text("changed")
     assert fingerprint() == before
     seen = {before}
-    for name in ("training/loop.py", "models/resnet9.py", "data/loader.py", "execution.py", "benchmark.py"):
+    for name in (
+        "training/loop.py",
+        "models/resnet9.py",
+        "data/loader.py",
+        "execution/execution.py",
+        "recipe/recipe.py",
+    ):
         (package / name).write_text("changed")
         seen.add(fingerprint())
     assert len(seen) == 6

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from resnet_bench.benchmark import Benchmark
-from resnet_bench.tracking import EXPERIMENT, RunDescription, Store, Tracker
+from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.tracking.experiments import EXPERIMENT
+from resnet_bench.tracking.facts import RunDescription
+from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.training.events import Evaluated
 
 from .training_events import BENCHMARK, STEPS_PER_EPOCH, finished, learning_rate, loss, started, steps
@@ -28,13 +31,13 @@ def processes() -> multiprocessing.context.ForkServerContext:
     """Starts processes that have imported everything already, so that a kill hits the work and not the start."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["mlflow.store.tracking.sqlalchemy_store", "resnet_bench.tracking.run", "resnet_bench.training.events"]
+        ["mlflow.store.tracking.sqlalchemy_store", "resnet_bench.tracking.tracker", "resnet_bench.training.events"]
     )
     return context
 
 
 def open_tracker(project: Path, folder: Path, *, seed: int, resume_step: int | None = None) -> Tracker:
-    import resnet_bench.tracking.run
+    import resnet_bench.tracking.tracker
 
     resnet_bench.tracking.run.SHIP_SECONDS = 0.01
     benchmark = Benchmark.model_validate(BENCHMARK)

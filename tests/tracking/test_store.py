@@ -9,10 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from resnet_bench.errors import UserError
-from resnet_bench.tracking import EXPERIMENTS, Store
-from resnet_bench.tracking.experiments import VIEW_KEY
-from resnet_bench.tracking.store import network_file_system_notice
+from resnet_bench.base.errors import UserError
+from resnet_bench.tracking.experiments import EXPERIMENTS, VIEW_KEY
+from resnet_bench.tracking.store import Store, network_file_system_notice
 
 from .conftest import free_port, run_python
 

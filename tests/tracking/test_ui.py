@@ -8,9 +8,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from resnet_bench.errors import UserError
-from resnet_bench.tracking import Store, ui_command
+from resnet_bench.base.errors import UserError
 from resnet_bench.tracking.experiments import EXPERIMENTS, VIEW_KEY, experiment_tags, runs_page
+from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.ui import ui_command
 
 from .conftest import free_port
 

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
-from resnet_bench import data
-from resnet_bench.benchmark import Recipe, merge, parse
-from resnet_bench.data import Dataset
-from resnet_bench.execution import Execution
+from resnet_bench.data.dataset import Dataset, generate_dataset
+from resnet_bench.execution.execution import Execution
+from resnet_bench.recipe.changes import merge
+from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.recipe.schema import parse
 
 PLAIN = Execution("cpu", "fp32", channels_last=False, compile=False, deterministic=True, threads=1)
 
@@ -35,4 +36,4 @@ def tiny_recipe(**changes: Any) -> Recipe:
 @pytest.fixture(scope="session")
 def images() -> Dataset:
     """Generated images: 64 to train on, 32 to test on."""
-    return data.generate("cifar10", train_size=64, test_size=32)
+    return generate_dataset("cifar10", train_size=64, test_size=32)

@@ -13,18 +13,19 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from resnet_bench.benchmark import Recipe, merge
-from resnet_bench.data import Dataset
-from resnet_bench.execution import Execution
+from resnet_bench.data.dataset import Dataset
+from resnet_bench.execution.execution import Execution
 from resnet_bench.models.speedrun import Speedrun
-from resnet_bench.training import captured_step, loop, optimizers, train
+from resnet_bench.recipe.changes import merge
+from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.training import captured_step, loop, optimizers
 from resnet_bench.training.captured_step import Calls, CannotCapture, CapturedStep, recorder_for
 from resnet_bench.training.events import Evaluated, Started, Steps
-from resnet_bench.training.loop import _Run
+from resnet_bench.training.loop import _Run, train
 from resnet_bench.training.muon import Muon
 from resnet_bench.training.optimizers import build_optimizer
 from resnet_bench.training.schedules import build_schedule, moves_momentum
-from tests.idle_gpu import needs_computing_gpu, needs_gpu
+from tests.stub_cuda import needs_computing_gpu, needs_gpu
 from tests.training.conftest import PLAIN, tiny_recipe
 
 CAPTURED = dataclasses.replace(PLAIN, graphs=True)

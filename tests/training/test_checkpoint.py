@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
 from resnet_bench.training import checkpoint
 from tests.reliability.faults import FaultyDisk
 

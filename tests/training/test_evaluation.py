@@ -6,9 +6,10 @@ import torch.nn.functional as F
 import torchvision.transforms.functional as TF
 from torch import nn
 
-from resnet_bench import models
-from resnet_bench.benchmark import Views
-from resnet_bench.data import Dataset, ResidentLoader, Split
+from resnet_bench.data.dataset import Dataset, Split
+from resnet_bench.data.loader import ResidentLoader
+from resnet_bench.models.catalogue import build
+from resnet_bench.recipe.settings import TestTimeAugmentation as Augmented
 from resnet_bench.training.evaluation import _views, measure, measure_augmented
 from tests.training.conftest import PLAIN
 
@@ -18,7 +19,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
     torch.manual_seed(0)
-    network = models.build("resnet9", num_classes=10, options={"dropout": 0.5})
+    network = build("resnet9", num_classes=10, options={"dropout": 0.5})
     # Running statistics that differ from any batch's, so that the two modes cannot be confused.
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -98,7 +99,7 @@ def test_batch_statistics_depend_on_the_company_and_eval_mode_does_not(images: D
     alone, together = loader(images, 20, 5), loader(images, 20, 20)
     in_eval = [measure(network, batches, PLAIN, mode="eval").loss_over_images for batches in (alone, together)]
     assert in_eval[0] == pytest.approx(in_eval[1], rel=1e-5)
-    without_dropout = models.build("resnet9", num_classes=10)
+    without_dropout = build("resnet9", num_classes=10)
     by_batch = [
         measure(without_dropout, batches, PLAIN, mode="batch_statistics").loss_over_images
         for batches in (alone, together)
@@ -128,7 +129,7 @@ def test_probabilities_come_in_the_order_of_the_images(images: Dataset, network:
 @torch.no_grad()
 def test_views_are_averaged_as_written_out(images: Dataset, network: nn.Module, augmentation: dict) -> None:
     """With the weights of the record scripts: half on the image where it lies, a quarter on each moved one."""
-    views = Views(**augmentation)
+    views = Augmented(**augmentation)
     measured = measure_augmented(network, loader(images, 20, 8), PLAIN, views)
     network.eval()
     batch, labels = next(loader(images, 20, 20).epoch(0))
@@ -149,6 +150,6 @@ def test_views_are_averaged_as_written_out(images: Dataset, network: nn.Module, 
 def test_the_weights_of_the_views_add_up_to_one() -> None:
     image = torch.ones(1, 3, 8, 8)
     for mirror, shift in ((True, 0), (True, 1), (False, 3)):
-        views = list(_views(image, Views(mirror=mirror, shift=shift)))
+        views = list(_views(image, Augmented(mirror=mirror, shift=shift)))
         assert sum(weight for _, weight in views) == 1
         assert all(view.shape == image.shape for view, _ in views)

@@ -11,13 +11,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_bench import models
-from resnet_bench.benchmark import merge
-from resnet_bench.data import Augmentation, Dataset, ResidentLoader, Split
-from resnet_bench.errors import UserError
-from resnet_bench.execution import Execution
-from resnet_bench.training import Diverged, train
+from resnet_bench.base.errors import UserError
+from resnet_bench.data.dataset import Dataset, Split
+from resnet_bench.data.loader import Augmentation, ResidentLoader
+from resnet_bench.execution.execution import Execution
+from resnet_bench.models.catalogue import build
+from resnet_bench.models.whitening import PatchWhitening
+from resnet_bench.recipe.changes import merge
+from resnet_bench.training.errors import Diverged
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, State, Steps
+from resnet_bench.training.loop import train
 from tests.training.conftest import PLAIN, tiny_recipe
 
 SPEEDRUN = {
@@ -74,7 +77,7 @@ def initial_network(recipe, images, seed=0):
         update={"optimizer": recipe.optimizer.model_copy(update={"lr": 1e-30, "weight_decay": 0})}
     )
     first = next(event for event in train(frozen, PLAIN, seed, images) if isinstance(event, Steps))
-    network = models.build(recipe.model.name, num_classes=10, options=recipe.model.options)
+    network = build(recipe.model.name, num_classes=10, options=recipe.model.options)
     network.load_state_dict(first.snapshot()["network"])
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -387,7 +390,7 @@ def test_test_time_augmentation_is_measured_once_and_apart(images: Dataset) -> N
 def test_the_whitening_layer_is_fitted_to_training_images(images: Dataset) -> None:
     recipe = tiny_recipe(**SPEEDRUN)
     _, state = run_to_end(recipe, images)
-    layer = models.PatchWhitening(3, kernel_size=2, padding=0)
+    layer = PatchWhitening(3, kernel_size=2, padding=0)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (recipe.data.mean, recipe.data.std))
     layer.fit((images.train.images[:30].float() / 255 - mean) / std, eps=5e-4)
     torch.testing.assert_close(state["network"]["whitening.weight"], layer.weight.detach())

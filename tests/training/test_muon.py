@@ -7,16 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_bench import benchmark
+from resnet_bench.recipe.schema import parse
+from resnet_bench.recipe.settings import MuonConfig
 from resnet_bench.training.muon import Muon, orthogonalized
 from resnet_bench.training.optimizers import build_optimizer
-from tests.idle_gpu import needs_computing_gpu
+from tests.stub_cuda import needs_computing_gpu
 
 
-def muon_recipe(**changes: Any) -> benchmark.Muon:
+def muon_recipe(**changes: Any) -> MuonConfig:
     sgd = {"lr": 0.05, "momentum": 0.85, "nesterov": True, "weight_decay": 0.01}
     table = {"name": "muon", "lr": 0.24, "momentum": 0.6, "nesterov": True, "rest": sgd, **changes}
-    return benchmark.parse(benchmark.Muon, table, where="test")
+    return parse(MuonConfig, table, where="test")
 
 
 def network() -> nn.Sequential:

@@ -11,16 +11,15 @@ from typing import Any
 import optuna
 import pytest
 
-from resnet_bench import data
-from resnet_bench.benchmark import Recipe
-from resnet_bench.tracking import Store
+from resnet_bench.data.dataset import Dataset, generate_dataset
+from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.tracking.store import Store
 from resnet_bench.training.errors import Diverged, OutOfMemory
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, Steps
-from resnet_bench.tuning import studies
-from resnet_bench.tuning.ledger import Ledger
+from resnet_bench.tuning.plan import Plan, load_study_file, plan_study
 from resnet_bench.tuning.run import Images, StudyRequest, run_study
 from resnet_bench.tuning.storage import StudyStorage
-from resnet_bench.tuning.studies import Plan
+from resnet_bench.tuning.trial_queue import TrialQueue
 
 TRAIN_IMAGES, TEST_IMAGES = 60, 20
 
@@ -47,8 +46,8 @@ optimizer = { lr = 0.1 }
 
 
 @pytest.fixture(scope="session")
-def dataset() -> data.Dataset:
-    return data.generate("cifar10", train_size=TRAIN_IMAGES, test_size=TEST_IMAGES, seed=0)
+def dataset() -> Dataset:
+    return generate_dataset("cifar10", train_size=TRAIN_IMAGES, test_size=TEST_IMAGES, seed=0)
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +90,7 @@ def write_study(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def tiny_plan(write_study: Callable[..., Path]) -> Callable[..., Plan]:
-    return lambda **replaced: studies.plan(studies.load_file(write_study(**replaced)), "smoke")
+    return lambda **replaced: plan_study(load_study_file(write_study(**replaced)), "smoke")
 
 
 @pytest.fixture
@@ -128,7 +127,7 @@ def script_training(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
     """Train without a network; returns the recipes that are trained, as they come."""
     trained: list[Recipe] = []
 
-    def train(recipe: Recipe, execution: Any, seed: int, dataset: data.Dataset, *, resume: Any = None) -> Iterator[Any]:
+    def train(recipe: Recipe, execution: Any, seed: int, dataset: Dataset, *, resume: Any = None) -> Iterator[Any]:
         trained.append(recipe)
         steps = recipe.steps_per_epoch
         yield Started(1, 1, steps, recipe.training.epochs, recipe.data.num_train)
@@ -151,7 +150,7 @@ def script_training(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
             metrics = {"test/accuracy": accuracy, "test/accuracy_plain": accuracy / 2}
         yield Finished(recipe.training.epochs, last, 0.03, 0.01, metrics, None, dict)
 
-    monkeypatch.setattr("resnet_bench.launch.local.train", train)
+    monkeypatch.setattr("resnet_bench.training.loop.train", train)
     return trained
 
 
@@ -178,7 +177,7 @@ class ScriptedSampler(optuna.samplers.BaseSampler):
 
 def script_settings(monkeypatch: pytest.MonkeyPatch, settings: list[dict[str, Any]]) -> None:
     """Decide what each trial number tries."""
-    monkeypatch.setattr("resnet_bench.tuning.ledger.build_sampler", lambda study, *, seed: ScriptedSampler(settings))
+    monkeypatch.setattr("resnet_bench.tuning.samplers.build_sampler", lambda study, *, seed: ScriptedSampler(settings))
 
 
 @pytest.fixture
@@ -197,7 +196,7 @@ def sgd(lr: float, *, momentum: float = 0.9, nesterov: bool = False) -> dict[str
 class Stores:
     """What Optuna and MLflow hold of one study."""
 
-    ledger: Ledger
+    ledger: TrialQueue
     store: Store
 
     @property
@@ -244,11 +243,11 @@ class Stores:
 @pytest.fixture
 def stores_of() -> Callable[[StudyRequest], Stores]:
     def look(request: StudyRequest) -> Stores:
-        return Stores(Ledger.read(request.name, request.storage.open()), request.store)
+        return Stores(TrialQueue.read(request.name, request.storage.open()), request.store)
 
     return look
 
 
-def events_of(request: StudyRequest, dataset: data.Dataset, kind: type | None = None) -> list[Any]:
+def events_of(request: StudyRequest, dataset: Dataset, kind: type | None = None) -> list[Any]:
     """Run a study to its end: its events, or those of one kind."""
     return [event for event in run_study(request, dataset) if kind is None or isinstance(event, kind)]

@@ -12,18 +12,20 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from resnet_bench import registry, study_commands
-from resnet_bench.benchmark import Recipe, override
-from resnet_bench.data import Dataset
-from resnet_bench.errors import UserError
-from resnet_bench.study_commands import study_app
-from resnet_bench.tracking import Store
-from resnet_bench.tuning import studies
+from resnet_bench.base.errors import UserError
+from resnet_bench.cli import study
+from resnet_bench.cli.study import study_app
+from resnet_bench.data.dataset import Dataset
+from resnet_bench.recipe.changes import override
+from resnet_bench.recipe.files import load_benchmark, load_benchmark_file
+from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.tracking.store import Store
 from resnet_bench.tuning.artifacts import write_artifacts, write_plots
 from resnet_bench.tuning.export import export, smoke_repairs
-from resnet_bench.tuning.ledger import Ledger
+from resnet_bench.tuning.plan import load_study_file, plan_study
 from resnet_bench.tuning.results import StudyResult, study_result
 from resnet_bench.tuning.run import StudyRequest
+from resnet_bench.tuning.trial_queue import TrialQueue
 from tests.tuning.conftest import events_of, script_settings, script_training, sgd, skip_plots, tiny_request, write_tiny
 
 
@@ -31,7 +33,7 @@ from tests.tuning.conftest import events_of, script_settings, script_training, s
 def done(tmp_path_factory: pytest.TempPathFactory, store: Store, dataset: Dataset) -> Iterator[StudyRequest]:
     """A finished study whose third trial is the best."""
     folder = tmp_path_factory.mktemp("done")
-    plan = studies.plan(studies.load_file(write_tiny(folder, budget="budget = { trials = 5 }")), "smoke")
+    plan = plan_study(load_study_file(write_tiny(folder, budget="budget = { trials = 5 }")), "smoke")
     request = tiny_request(plan, "tiny", folder, store)
     with pytest.MonkeyPatch.context() as monkeypatch:
         script_training(monkeypatch)
@@ -42,8 +44,8 @@ def done(tmp_path_factory: pytest.TempPathFactory, store: Store, dataset: Datase
         yield request
 
 
-def _look(request: StudyRequest) -> tuple[Ledger, StudyResult]:
-    ledger = Ledger.read(request.name, request.storage.open())
+def _look(request: StudyRequest) -> tuple[TrialQueue, StudyResult]:
+    ledger = TrialQueue.read(request.name, request.storage.open())
     result = study_result(ledger)
     assert result is not None
     return ledger, result
@@ -53,8 +55,8 @@ def test_an_exported_benchmark_is_the_original_with_what_was_tuned(done: StudyRe
     ledger, result = _look(done)
     path = tmp_path / "resnet18-step-decay-tuned.toml"
     export(ledger, result, path)
-    loaded = registry.load_file(path)
-    original = registry.load("resnet18-step-decay")
+    loaded = load_benchmark_file(path)
+    original = load_benchmark("resnet18-step-decay")
 
     assert loaded.extends == "resnet18-step-decay"
     assert loaded.source.kind == "tuned"
@@ -79,7 +81,7 @@ def test_an_exported_benchmark_is_the_original_with_what_was_tuned(done: StudyRe
 
 
 def test_a_batch_that_the_smoke_images_do_not_bear_is_taken_back_there(tmp_path: Path) -> None:
-    original = registry.load("resnet18-step-decay")
+    original = load_benchmark("resnet18-step-decay")
     own_batch = original.profiles["smoke"].data.num_train
     assert smoke_repairs(original, {"training.batch_size": 2 * own_batch}) == {}, "its smoke profile has its own batch"
     smoke = override(original.profiles["smoke"], {"training.batch_size": original.recipe.training.batch_size})
@@ -137,7 +139,7 @@ def test_the_artifacts_say_what_the_study_says(done: StudyRequest, tmp_path: Pat
 def invoke(monkeypatch: pytest.MonkeyPatch, store: Store) -> Callable[..., str]:
     """Types a command in the test's folder; returns what it prints."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
-    monkeypatch.setattr(study_commands, "console", Console(width=200))
+    monkeypatch.setattr(study, "console", Console(width=200))
 
     def run(*arguments: str, code: int = 0) -> str:
         result = CliRunner().invoke(study_app, list(arguments))
@@ -177,7 +179,7 @@ def test_export_says_when_it_is_no_result(done: StudyRequest, invoke: Callable[.
     assert "this is no result" in output
     path = Path("benchmarks") / "resnet18-step-decay-tuned.toml"
     assert f"wrote {path}" in output
-    assert registry.load_file(path).tuned is not None
+    assert load_benchmark_file(path).tuned is not None
 
 
 def test_best_of_an_unknown_study_brings_the_nearest(done: StudyRequest, invoke: Callable[..., str]) -> None:
@@ -195,8 +197,8 @@ def test_run_on_the_command_line(
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("resnet_bench.data.load", lambda *arguments, **options: dataset)
-    monkeypatch.setattr("resnet_bench.launch.plan.measure_flops_per_second", lambda execution: 1e11)
+    monkeypatch.setattr("resnet_bench.data.dataset.load_dataset", lambda *arguments, **options: dataset)
+    monkeypatch.setattr("resnet_bench.measure.estimate.measure_flops_per_second", lambda execution: 1e11)
     write_study()
     command = ("run", "tiny", "--studies", str(tmp_path), "--device", "cpu", "--yes", "--offline", "--name", "cli")
     output = invoke(*command)

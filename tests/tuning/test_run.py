@@ -5,16 +5,17 @@ from typing import Any
 
 import pytest
 
-from resnet_bench.benchmark import Recipe
-from resnet_bench.data import Dataset
-from resnet_bench.errors import UserError
-from resnet_bench.launch import Stopped, StopRequest
-from resnet_bench.tracking import Store
+from resnet_bench.base.errors import UserError
+from resnet_bench.data.dataset import Dataset
+from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.running.run import Stopped
+from resnet_bench.running.stopping import Stop
+from resnet_bench.tracking.store import Store
 from resnet_bench.tuning.events import Retrained, StudyFinished, StudyOpened, TrialEnded, TrialReported
-from resnet_bench.tuning.ledger import Ledger
+from resnet_bench.tuning.plan import Plan
 from resnet_bench.tuning.results import FIRST_RETRAINING_SEED
 from resnet_bench.tuning.run import StudyRequest, run_study
-from resnet_bench.tuning.studies import Plan
+from resnet_bench.tuning.trial_queue import TrialQueue
 from tests.tuning.conftest import (
     DIVERGING_LR,
     MEMORY_EATING_LR,
@@ -185,7 +186,7 @@ def test_stopped_and_taken_up_again(
     settings = [{}, sgd(0.02), sgd(0.03), sgd(0.04)]
     scripted_settings(settings)
     request = request_for(tiny_plan(pruner='pruner = { name = "none" }'))
-    stop = StopRequest()
+    stop = Stop()
     events = run_study(request, dataset, stop)
     next(event for event in events if isinstance(event, TrialReported) and event.number == 1)
     stop.reason = "interrupted by SIGTERM"
@@ -278,10 +279,10 @@ def test_another_definition_or_other_images_are_refused(
     changed = request_for(tiny_plan(sampler='sampler = { name = "tpe" }'))
     with pytest.raises(UserError, match=r"another definition \(changed since: sampler\)"):
         events_of(changed, dataset)
-    from resnet_bench import data
+    from resnet_bench.data.dataset import generate_dataset
 
     with pytest.raises(UserError, match="begun on other images"):
-        events_of(one, data.generate("cifar10", train_size=60, test_size=20, seed=1))
+        events_of(one, generate_dataset("cifar10", train_size=60, test_size=20, seed=1))
 
 
 def test_several_objectives(
@@ -349,7 +350,7 @@ def test_another_tracking_store_than_the_studys_is_named(
 ) -> None:
     request = request_for(tiny_plan(budget="budget = { trials = 1 }"))
     events_of(request, dataset)
-    ledger = Ledger.read(request.name, request.storage.open())
+    ledger = TrialQueue.read(request.name, request.storage.open())
     ledger.remember("mlflow_run_id", "0" * 32)
     with pytest.raises(UserError, match="has logged its runs to another tracking store"):
         events_of(request, dataset)

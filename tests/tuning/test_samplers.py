@@ -6,9 +6,9 @@ from collections.abc import Callable
 import optuna
 import pytest
 
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
 from resnet_bench.tuning import samplers, space
-from resnet_bench.tuning.studies import Plan
+from resnet_bench.tuning.plan import Plan
 
 MakePlan = Callable[..., Plan]
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from resnet_bench.benchmark import PROFILES, ProfileName
-from resnet_bench.tuning import studies
+from resnet_bench.recipe.benchmark import PROFILES, ProfileName
+from resnet_bench.tuning.plan import plan_study, scan_studies
 from resnet_bench.tuning.space import retraining_recipe, trial_recipe
 
-FOUND, PROBLEMS = studies.scan()
+FOUND, PROBLEMS = scan_studies()
 MAIN_BENCHMARKS = {"resnet9-onecycle-adam", "resnet34-sgd-224", "resnet18-step-decay", "cifar100-resnet"}
 
 
@@ -24,7 +24,7 @@ def test_each_main_benchmark_has_a_study_of_its_name() -> None:
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("name", FOUND)
 def test_a_shipped_study_fits_its_benchmark(name: str, profile: ProfileName) -> None:
-    plan = studies.plan(FOUND[name], profile)
+    plan = plan_study(FOUND[name], profile)
     settings = plan.source_settings
     trial = trial_recipe(plan.study, plan.base, settings)
     final = retraining_recipe(plan.study, plan.base, settings)

@@ -6,8 +6,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from resnet_bench.tuning import space, studies
-from resnet_bench.tuning.studies import Plan
+from resnet_bench.tuning import space
+from resnet_bench.tuning.plan import Plan, load_study_file, plan_study
 
 Write = Callable[..., Path]
 
@@ -71,7 +71,7 @@ def test_a_split_that_the_recipe_holds_itself_stays(write_study: Write) -> None:
         data="data = { train_images = 72, test_images = 20, validation = { images = 32 } }",
         training="training = { epochs = 3, batch_size = 8 }",
     )
-    plan = studies.plan(studies.load_file(path), "smoke")
+    plan = plan_study(load_study_file(path), "smoke")
     trial = space.trial_recipe(plan.study, plan.base, plan.source_settings)
     final = space.retraining_recipe(plan.study, plan.base, plan.source_settings)
     assert trial.data == final.data == plan.base.data

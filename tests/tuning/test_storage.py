@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet_bench.errors import UserError
+from resnet_bench.base.errors import UserError
 from resnet_bench.tuning.storage import StudyStorage
 
 MLFLOW = "sqlite:////elsewhere/mlflow.db"

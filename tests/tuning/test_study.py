@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from resnet_bench.errors import UserError
-from resnet_bench.tuning import studies
+from resnet_bench.base.errors import UserError
+from resnet_bench.tuning.plan import load_study, load_study_file, plan_study
 from resnet_bench.tuning.study import Parameter
 
 Write = Callable[..., Path]
@@ -107,7 +107,7 @@ Write = Callable[..., Path]
 )
 def test_what_is_wrong_is_refused_in_one_sentence(replaced: dict[str, str], message: str, write_study: Write) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        studies.plan(studies.load_file(write_study(**replaced)), "smoke")
+        plan_study(load_study_file(write_study(**replaced)), "smoke")
     assert "\n" not in str(caught.value)
 
 
@@ -115,17 +115,17 @@ def test_a_file_names_its_study_itself(write_study: Write) -> None:
     path = write_study()
     path.write_text('name = "other"\n' + path.read_text())
     with pytest.raises(UserError, match="a study is named after its file"):
-        studies.load_file(path)
+        load_study_file(path)
 
 
 def test_an_unknown_study_brings_the_nearest_name() -> None:
     with pytest.raises(UserError, match="unknown study 'resnet18-step-decay-gpu'; did you mean 'resnet18-step-decay"):
-        studies.load("resnet18-step-decay-gpu")
+        load_study("resnet18-step-decay-gpu")
 
 
 def test_a_profile_is_the_study_with_its_differences(write_study: Write) -> None:
     more = "budget = { trials = 2 }\n\n[profiles.smoke.space]\noptimizer.lr = { high = 0.5 }\n"
-    study = studies.load_file(write_study(more=more))
+    study = load_study_file(write_study(more=more))
     smoke = study.for_profile("smoke")
     assert study.budget.trials == 3
     assert smoke.budget.trials == 2

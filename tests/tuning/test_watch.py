@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from resnet_bench.benchmark import Recipe
-from resnet_bench.data import Dataset
+from resnet_bench.cli.live_study import LiveTable, Progress
+from resnet_bench.data.dataset import Dataset
+from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.tuning.events import Retrained, RetrainingStarted, TrialEnded, TrialReported, TrialStarted
-from resnet_bench.tuning.ledger import Ledger
-from resnet_bench.tuning.live import LiveTable, Progress
+from resnet_bench.tuning.plan import Plan
 from resnet_bench.tuning.run import StudyRequest, run_study
 from resnet_bench.tuning.storage import StudyStorage
-from resnet_bench.tuning.studies import Plan
+from resnet_bench.tuning.trial_queue import TrialQueue
 from resnet_bench.tuning.watch import Watch
 from tests.tuning.conftest import sgd
 
@@ -24,11 +24,11 @@ pytestmark = pytest.mark.usefixtures("without_plots")
 
 
 @pytest.fixture
-def ledger(tmp_path: Any, tiny_plan: MakePlan, dataset: Dataset) -> Ledger:
-    return Ledger.begin("study", tiny_plan(), StudyStorage(f"sqlite:///{tmp_path / 'optuna.db'}").open(), dataset)
+def ledger(tmp_path: Any, tiny_plan: MakePlan, dataset: Dataset) -> TrialQueue:
+    return TrialQueue.begin("study", tiny_plan(), StudyStorage(f"sqlite:///{tmp_path / 'optuna.db'}").open(), dataset)
 
 
-def test_what_was_through_before_is_told_once_as_earlier(ledger: Ledger) -> None:
+def test_what_was_through_before_is_told_once_as_earlier(ledger: TrialQueue) -> None:
     first = ledger.claim()
     assert first is not None
     ledger.end(first.trial, "COMPLETE", [0.5])
@@ -40,7 +40,7 @@ def test_what_was_through_before_is_told_once_as_earlier(ledger: Ledger) -> None
     assert list(watch.look()) == []
 
 
-def test_a_trial_is_told_from_its_settings_to_its_end(ledger: Ledger) -> None:
+def test_a_trial_is_told_from_its_settings_to_its_end(ledger: TrialQueue) -> None:
     watch = Watch(ledger)
     undecided = ledger.study.ask()
     assert list(watch.look()) == [], "its settings are not drawn yet"
@@ -82,7 +82,7 @@ def test_best_so_far_counts_earlier_trials_and_those_of_other_processes(
             assert progress.best is not None
             assert progress.best.number == 1, "what an earlier run of the study has found"
             assert progress.finished == 2
-            other = Ledger.join(request.name, request.plan, request.storage.open())
+            other = TrialQueue.join(request.name, request.plan, request.storage.open())
             claimed = other.claim()
             assert claimed is not None
             other.end(claimed.trial, "COMPLETE", [0.99])

@@ -16,14 +16,14 @@ import psutil
 import pytest
 import torch
 
-from resnet_bench.data import Dataset
+from resnet_bench.data.dataset import Dataset
 from resnet_bench.training.memory import free_what_is_unused
 from resnet_bench.tuning.events import StudyFinished, TrialEnded
-from resnet_bench.tuning.ledger import Ledger
+from resnet_bench.tuning.plan import Plan
 from resnet_bench.tuning.run import StudyRequest, run_study
 from resnet_bench.tuning.storage import StudyStorage
-from resnet_bench.tuning.studies import Plan
-from tests.idle_gpu import needs_gpu
+from resnet_bench.tuning.trial_queue import TrialQueue
+from tests.stub_cuda import needs_gpu
 from tests.tuning.conftest import Stores, events_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
@@ -63,7 +63,7 @@ def runs(process: psutil.Process) -> bool:
         return False
 
 
-def running_pids(ledger: Ledger) -> list[int]:
+def running_pids(ledger: TrialQueue) -> list[int]:
     """The processes that have begun to train a trial."""
     return [
         trial.user_attrs["worker"]["pid"]
@@ -122,19 +122,19 @@ if __name__ == "__main__":
         process.communicate()
 
 
-def wait_for_training(request: StudyRequest, trial: int) -> Ledger:
+def wait_for_training(request: StudyRequest, trial: int) -> TrialQueue:
     """Wait until a trial of a study trains in some process."""
     storage = until(lambda: request.storage.exists and request.storage, "the storage")
 
-    def ledger() -> Ledger | None:
-        from resnet_bench.errors import UserError
+    def ledger() -> TrialQueue | None:
+        from resnet_bench.base.errors import UserError
 
         try:
-            return Ledger.read(request.name, storage.open())
+            return TrialQueue.read(request.name, storage.open())
         except UserError:
             return None
 
-    found: Ledger = until(ledger, "the study")
+    found: TrialQueue = until(ledger, "the study")
     until(
         lambda: any(
             other.number == trial and other.state.name == "RUNNING" and "mlflow_run_id" in other.user_attrs

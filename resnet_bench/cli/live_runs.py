@@ -1,0 +1,122 @@
+"""Live display of runs."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from resnet_bench.base.text import duration
+from resnet_bench.running.run import RunOpened, RunRequest
+from resnet_bench.running.series import JobFinished, SeriesEvent
+from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, Steps
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class SuiteDisplay:
+    """Live progress of a suite of runs, a bar for each that is under way; plain lines where there is no terminal."""
+
+    def __init__(self, console: Console, total_runs: int) -> None:
+        """Show progress of this many runs on this console."""
+        self._console = console
+        self._total_runs = total_runs
+        self._runs_begun = 0
+        self._progress: Progress | None = None
+
+    @contextmanager
+    def shown(self) -> Iterator["SuiteDisplay"]:
+        """While the context is open, the bars are on the screen."""
+        if not self._console.is_terminal:
+            yield self
+            return
+        columns = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[facts]}"),
+        )
+        with Progress(*columns, console=self._console, expand=True) as self._progress:
+            yield self
+
+    def begin(self, request: RunRequest) -> "RunDisplay":
+        """What shows the progress of a run that is about to start."""
+        self._runs_begun += 1
+        title = f"[{self._runs_begun}/{self._total_runs}] {request.benchmark.name} seed {request.seed}"
+        return RunDisplay(title, self._console, self._progress)
+
+
+class RunDisplay:
+    """Live progress of one run."""
+
+    def __init__(self, title: str, console: Console, progress: Progress | None) -> None:
+        """Show a bar among others, or lines that begin with a title."""
+        self._title = title
+        self._console = console
+        self._progress = progress
+        self._epochs = 0
+        self._images_left = self._images_total = 0
+        self._images_per_second = 0.0
+        self._loss = self._accuracy = float("nan")
+        self._last_line = time.monotonic()
+        self._bar: TaskID | None = None
+        if progress is not None:
+            # A bracket would be read as markup.
+            self._bar = progress.add_task(title.replace("[", r"\["), total=None, facts="setting up")
+        else:
+            self._line("starts")
+
+    def take(self, event: SeriesEvent) -> None:
+        """Show what an event says."""
+        match event:
+            case RunOpened() if event.resumed_at_step:
+                self._line(f"goes on behind step {event.resumed_at_step}")
+            case Started():
+                self._epochs = event.epochs
+                self._images_total = event.train_images * event.epochs
+                self._images_left = self._images_total - event.train_images * event.step // event.steps_per_epoch
+            case Steps():
+                self._images_left -= event.images
+                self._loss = event.losses[-1]
+                rate = event.images / event.seconds if event.seconds else 0.0
+                self._images_per_second = (
+                    0.8 * self._images_per_second + 0.2 * rate if self._images_per_second else rate
+                )
+                self._show(f"epoch {event.epoch}/{self._epochs}, step {event.last_step}")
+            case Evaluated():
+                self._accuracy = event.accuracy
+            case EpochEnded():
+                accuracy = f", accuracy {self._accuracy:.2%}" if self._accuracy == self._accuracy else ""
+                self._line(
+                    f"epoch {event.epoch}/{self._epochs}: loss {event.loss:.4f}{accuracy}, "
+                    f"{event.images_per_second:,.0f} images/s, {duration(event.seconds)}"
+                )
+            case Finished():
+                self._show("logging the outcome", force=True)
+            case JobFinished():
+                if event.failure is not None:
+                    self._line(f"failed: {event.failure}")
+                self._remove()
+
+    def _remove(self) -> None:
+        """Take the bar off the screen."""
+        if self._progress is not None and self._bar is not None:
+            self._progress.remove_task(self._bar)
+            self._bar = None
+
+    def _show(self, position: str, *, force: bool = False) -> None:
+        left = duration(self._images_left / self._images_per_second) if self._images_per_second else "?"
+        facts = f"{position}, {self._images_per_second:,.0f} images/s, loss {self._loss:.3f}"
+        if self._accuracy == self._accuracy:
+            facts += f", accuracy {self._accuracy:.1%}"
+        facts += f", {left} left"
+        if self._progress is not None and self._bar is not None:
+            done = self._images_total - self._images_left
+            self._progress.update(self._bar, total=self._images_total, completed=done, facts=facts)
+        elif not force and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
+            self._line(facts)
+
+    def _line(self, text: str) -> None:
+        self._last_line = time.monotonic()
+        self._console.print(f"{self._title}  {text}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""How a recipe is executed: device, precision, kernels."""

@@ -1,0 +1,1 @@
+"""Measure speed, energy and time, and choose the fastest execution."""

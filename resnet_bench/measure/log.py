@@ -1,0 +1,68 @@
+"""Comparisons in MLflow: an experiment of their own, a run for each benchmark."""
+
+import json
+from dataclasses import asdict
+
+from resnet_bench.measure.speed import SpeedComparison
+from resnet_bench.tracking.environment import code_version, environment
+from resnet_bench.tracking.store import Store
+
+PERFORMANCE_EXPERIMENT = "resnet-bench perf"
+
+
+def log_comparison(comparison: SpeedComparison, store: Store) -> str:
+    """Log a comparison.
+
+    Args:
+        comparison: What was measured.
+        store: Where to.
+
+    Returns:
+        The run's address.
+
+    Raises:
+        UserError: The store cannot be opened.
+        Exception: Whatever the database driver or the server's client raises.
+    """
+    store.prepare([PERFORMANCE_EXPERIMENT])
+    client = store.client()
+    commit, dirty = code_version()
+    tags = {
+        "resnet_bench.perf.benchmark": comparison.benchmark,
+        "resnet_bench.perf.device": comparison.device,
+        "resnet_bench.perf.generated": str(comparison.generated).lower(),
+        "resnet_bench.perf.environment": json.dumps(environment(), sort_keys=True),
+        "resnet_bench.perf.code_commit": commit,
+        "resnet_bench.perf.code_dirty": str(dirty).lower(),
+    }
+    experiment = store.experiment_id(client, PERFORMANCE_EXPERIMENT)
+    run = client.create_run(experiment, tags=tags, run_name=f"perf {comparison.benchmark}")
+    run_id = run.info.run_id
+    for name in ("batch_size", "workers", "repeats", "steps"):
+        client.log_param(run_id, name, getattr(comparison, name))
+    for key, value in metrics_of(comparison).items():
+        client.log_metric(run_id, key, value)
+    client.log_dict(run_id, comparison.asdict(), "comparison.json")
+    client.set_terminated(run_id)
+    return store.run_url(run_id)
+
+
+def metrics_of(comparison: SpeedComparison) -> dict[str, float]:
+    """The figures under names such as ``fast/ratio`` and ``fast/stage/backward_ms``."""
+    found = {"peak/bandwidth": comparison.peak_bandwidth}
+    for arm in comparison.arms:
+        figures = {
+            "images_per_second": arm.images_per_second.median,
+            "step_ms": arm.milliseconds.median,
+            "ratio": arm.ratio.median,
+            "ratio_low": arm.ratio.low,
+            "ratio_high": arm.ratio.high,
+            "peak_share": arm.peak_share,
+            "peak_flops": comparison.peak_flops[arm.name],
+            "peak_memory_bytes": arm.peak_memory_bytes,
+            "startup_seconds": arm.startup_seconds,
+            "compile_seconds": arm.compile_seconds,
+            **{f"stage/{name}_ms": value for name, value in asdict(arm.stages).items()},
+        }
+        found |= {f"{arm.name}/{name}": float(value) for name, value in figures.items()}
+    return found

@@ -1,0 +1,1 @@
+"""Benchmarks and recipes: what is trained."""

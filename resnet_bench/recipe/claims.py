@@ -1,0 +1,107 @@
+"""What a source claims, in percent, with the curve that it published."""
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    Field,
+    model_validator,
+)
+
+from resnet_bench.base.names import shown
+from resnet_bench.recipe.schema import PRINTED_NUMBER, Schema, rises
+from resnet_bench.recipe.settings import SplitName
+
+REPRODUCTION_MARGIN = 1.0
+"""Points by which our mean may miss a claimed number and still reproduce it (see docs/statistics.md)."""
+
+
+class Curve(Schema):
+    """A published learning curve: accuracy in percent at the end of each of these epochs."""
+
+    epochs: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
+    values: Annotated[tuple[Annotated[float, Field(ge=0, le=100)], ...], Field(strict=False)]
+    note: str | None = None
+    """What the curve belongs to, where that is not exactly this recipe."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.epochs) != len(self.values) or not self.epochs:
+            raise ValueError(
+                f"a curve needs as many values as epochs, got {len(self.epochs)} epochs and {len(self.values)} values"
+            )
+        if not rises(self.epochs):
+            raise ValueError(f"the epochs of a curve must rise, got {shown(list(self.epochs))}")
+        return self
+
+
+class Claim(Schema):
+    """What a source says its recipe reaches, in percent.
+
+    Exactly one of ``value``, ``at_least`` and ``range`` is given. ``value`` is the number as it is printed,
+    a string, because its last digit says how far it was rounded.
+    """
+
+    metric: Literal["accuracy", "accuracy_augmented"] = "accuracy"
+    """``accuracy_augmented`` is the accuracy with the recipe's test-time augmentation."""
+    split: SplitName = "test"
+    value: Annotated[str, Field(pattern=PRINTED_NUMBER)] | None = None
+    at_least: Annotated[float, Field(ge=0, le=100)] | None = None
+    range: (
+        Annotated[
+            tuple[Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=100)]],
+            Field(strict=False),
+        ]
+        | None
+    ) = None
+    selection: Literal["last", "best", "epoch", "unknown"] = "last"
+    """Which epoch of the source's run the number is taken from."""
+    epoch: Annotated[int, Field(ge=0)] | None = None
+    runs: Annotated[int, Field(ge=1)] = 1
+    """How many runs of the source stand behind the number."""
+    curve: Curve | None = None
+    wall_seconds: Annotated[float, Field(gt=0)] | None = None
+    quote: str | None = None
+    """The claim in few words, as a reader would look for it in the source."""
+
+    @model_validator(mode="after")
+    def _one_number(self) -> Self:
+        given = [name for name in ("value", "at_least", "range") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"a claim needs exactly one of value, at_least and range, got {', '.join(given) or 'none'}"
+            )
+        if self.value is not None and float(self.value) > 100:
+            raise ValueError(f"value is a percentage, got {self.value!r}")
+        if self.range is not None and self.range[0] > self.range[1]:
+            raise ValueError(f"range runs from low to high, got {list(self.range)}")
+        if (self.selection == "epoch") != (self.epoch is not None):
+            raise ValueError('epoch = … and selection = "epoch" are given together')
+        return self
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The values, in percent, that the printed claim stands for: lowest and highest."""
+        if self.at_least is not None:
+            return self.at_least, math.inf
+        if self.range is not None:
+            return self.range
+        assert self.value is not None
+        digits = len(self.value.partition(".")[2])
+        half_unit = 0.5 * 10.0**-digits
+        return float(self.value) - half_unit, float(self.value) + half_unit
+
+    @property
+    def margin(self) -> float:
+        """Points added on both sides of the interval before a mean is held against it."""
+        return REPRODUCTION_MARGIN if self.value is not None else 0.0
+
+    @property
+    def text(self) -> str:
+        """The claim as a table shows it, such as ``82.87%``, ``≥ 90%``, ``62–63%`` or ``≥ 94% (TTA)``."""
+        augmented = " (TTA)" if self.metric == "accuracy_augmented" else ""
+        if self.at_least is not None:
+            return f"≥ {self.at_least:g}%{augmented}"
+        if self.range is not None:
+            return f"{self.range[0]:g}–{self.range[1]:g}%{augmented}"
+        return f"{self.value}%{augmented}"

@@ -1,0 +1,407 @@
+"""The sections of a recipe: data, augmentation, model, optimizer, schedule, training, evaluation."""
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    model_validator,
+)
+
+from resnet_bench.base.names import shown
+from resnet_bench.recipe.schema import (
+    OPTION_PATTERN,
+    RGB,
+    Count,
+    MaybeNotGiven,
+    OptionValue,
+    Schema,
+    rises,
+    without_absent,
+)
+
+DatasetName = Literal["cifar10", "cifar100"]
+SplitName = Literal["train", "validation", "test"]
+NUM_CLASSES: Mapping[str, int] = {"cifar10": 10, "cifar100": 100}
+TRAIN_IMAGES = 50_000
+TEST_IMAGES = 10_000
+IMAGE_SIZE = 32
+
+
+class ValidationSplit(Schema):
+    """A validation split taken from the training images.
+
+    The first ``images`` of the training images in the order of ``numpy.random.RandomState(seed).shuffle``.
+    """
+
+    images: Count
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+
+
+class Data(Schema):
+    """Which images, how they are split, and the constants that normalise them."""
+
+    dataset: DatasetName
+    mean: RGB
+    std: RGB
+    validation: Annotated[ValidationSplit | None, MaybeNotGiven] = None
+    train_images: Annotated[Annotated[int, Field(ge=2, le=TRAIN_IMAGES)] | None, MaybeNotGiven] = None
+    """Use only this many training images (the validation split is taken from them)."""
+    test_images: Annotated[Annotated[int, Field(ge=1, le=TEST_IMAGES)] | None, MaybeNotGiven] = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {list(self.std)}")
+        if self.validation is not None and self.validation.images >= self.available_images:
+            raise ValueError(
+                f"validation.images = {self.validation.images} leaves nothing of the "
+                f"{self.available_images} training images to train on"
+            )
+        return self
+
+    @property
+    def available_images(self) -> int:
+        """Training images before a validation split is taken away."""
+        return self.train_images or TRAIN_IMAGES
+
+    @property
+    def num_train(self) -> int:
+        """Images trained on in an epoch."""
+        return self.available_images - (self.validation.images if self.validation else 0)
+
+    @property
+    def num_test(self) -> int:
+        """Images of the test set that are used."""
+        return self.test_images or TEST_IMAGES
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the dataset."""
+        return NUM_CLASSES[self.dataset]
+
+
+class ResizeStage(Schema):
+    """A stretch of training on images of one size."""
+
+    pixels: Annotated[int, Field(ge=8, le=IMAGE_SIZE)]
+    """Side that training images are downsampled to (bilinear, antialiased, as Pillow does)."""
+    epochs: Annotated[float, Field(gt=0)]
+    """How long; a part of an epoch is a part of its steps."""
+
+
+def relative_pixels(sizes: Iterable[tuple[int, float]], *, full_size: int, epochs: int) -> float:
+    """Pixels of a training image, on average over the run, as a part of those of an image of the full size.
+
+    Args:
+        sizes: Rows of the images and for how many epochs, as in a recipe; none where all are of the full size.
+        full_size: Rows and columns of a test image.
+        epochs: Of the whole run.
+    """
+    pixels = sum(size**2 * length for size, length in sizes)
+    return pixels / (full_size**2 * epochs) if pixels else 1.0
+
+
+class Jitter(Schema):
+    """Brightness and contrast that vary from image to image, by chance; after hiverge/cifar10-speedrun.
+
+    Both act on the normalised image, brightness first.
+    """
+
+    brightness: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Most that is added to an image's values or taken from them, in standard deviations of a pixel."""
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Most that the factor of an image's values is above or below 1."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.brightness and not self.contrast:
+            raise ValueError("a jitter without brightness and contrast changes nothing; leave it out")
+        return self
+
+
+class Augmentation(Schema):
+    """What happens to a training image; ``resize`` happens to a test image too."""
+
+    resize: Annotated[Annotated[int, Field(ge=8, le=512)] | None, MaybeNotGiven] = None
+    """Side in pixels that every image is resized to (bilinear, antialiased, as Pillow does); where ``sizes`` are given,
+    every test image."""
+    crop_padding: Annotated[int, Field(ge=0, lt=IMAGE_SIZE)] = 0
+    """Pixels padded on each side before a random crop of the original size."""
+    padding_mode: Literal["zeros", "reflect"] = "zeros"
+    flip: bool = False
+    """MlflowSync left to right with probability one half."""
+    flip_mode: Annotated[Literal["random", "alternating"] | None, MaybeNotGiven] = None
+    """``alternating``: chance decides for the first epoch only, and then every image is mirrored in every other epoch
+    (K. Jordan, arXiv 2404.00498). ``random`` where it is not given: chance decides every time."""
+    jitter: Annotated[Jitter | None, MaybeNotGiven] = None
+    sizes: Annotated[Annotated[tuple[ResizeStage, ...], Field(strict=False, min_length=1)] | None, MaybeNotGiven] = None
+    """Train on smaller images at first; together as long as the run. Test images keep their size, or that of
+    ``resize``."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.flip_mode is not None and not self.flip:
+            raise ValueError(f'flip_mode = "{self.flip_mode}" needs flip = true')
+        return self
+
+
+class Whitening(Schema):
+    """A frozen convolution before the network that whitens the patches of training images.
+
+    Its filters are the eigenvectors of the patches' covariance, each divided by the root of its eigenvalue, and
+    their negatives (D. Page, "How to train your ResNet"; K. Jordan, arXiv 2404.00498). Its bias is trained: it is the
+    parameter ``whitening.bias``.
+    """
+
+    kernel_size: Annotated[int, Field(ge=2, le=5)] = 2
+    padding: Annotated[int, Field(ge=0, le=2)] = 0
+    images: Annotated[int, Field(ge=1, le=TRAIN_IMAGES)] = 5000
+    """How many training images the covariance is taken from; fewer where there are not as many."""
+    eps: Annotated[float, Field(gt=0)] = 5e-4
+    """Added to the eigenvalues."""
+
+
+class ModelConfig(Schema):
+    """The network, by its name in ``resnet_bench.models``."""
+
+    name: str
+    whitening: Annotated[Whitening | None, MaybeNotGiven] = None
+    num_classes: Annotated[Annotated[int, Field(ge=2, le=1_000_000)] | None, MaybeNotGiven] = None
+    """Outputs of the last layer; the dataset's classes where it is not given."""
+    allow_unused_classes: bool = False
+    """Says that an output layer with more outputs than classes is meant."""
+    options: Annotated[
+        dict[Annotated[str, Field(pattern=OPTION_PATTERN)], OptionValue], BeforeValidator(without_absent)
+    ] = Field(default_factory=dict)
+    """Arguments of the network's own, such as ``dropout``."""
+
+
+class SGDSettings(Schema):
+    """The arguments of ``torch.optim.SGD``."""
+
+    lr: Annotated[float, Field(gt=0)]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov = true needs a momentum above 0")
+        return self
+
+
+class SGD(SGDSettings):
+    """``torch.optim.SGD``."""
+
+    name: Literal["sgd"]
+
+
+class AdamFamily(Schema):
+    """What ``torch.optim.Adam`` and ``torch.optim.AdamW`` share."""
+
+    lr: Annotated[float, Field(gt=0)]
+    betas: Annotated[
+        tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Field(strict=False)
+    ] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Adam(AdamFamily):
+    """``torch.optim.Adam``: weight decay is coupled, an L2 term in the gradient."""
+
+    name: Literal["adam"]
+
+
+class AdamW(AdamFamily):
+    """``torch.optim.AdamW``: weight decay is decoupled from the gradient."""
+
+    name: Literal["adamw"]
+
+
+class MuonConfig(SGDSettings):
+    """Muon for the filters of convolutions, SGD for everything else (K. Jordan, kellerjordan.github.io/posts/muon).
+
+    A filter tensor [out, in, h, w] is seen as a matrix [out, in·h·w]; its momentum, orthogonalised, is its update.
+    """
+
+    name: Literal["muon"]
+    steps: Annotated[int, Field(ge=1, le=10)] = 3
+    """Newton–Schulz iterations."""
+    normalize_filters: bool = True
+    """Bring each filter tensor to the norm √out before its update."""
+    rest: SGDSettings
+    """For biases, BatchNorm's parameters and whatever else is no filter."""
+    head: Annotated[SGDSettings | None, MaybeNotGiven] = None
+    """For the weights of linear layers; like the rest where it is not given."""
+
+
+Optimizer = Annotated[SGD | Adam | AdamW | MuonConfig, Field(discriminator="name")]
+
+
+class Constant(Schema):
+    """The learning rate of the optimizer throughout."""
+
+    name: Literal["constant"]
+
+
+class OneCycle(Schema):
+    """``torch.optim.lr_scheduler.OneCycleLR`` over the whole run, stepped every batch.
+
+    Its peak is the learning rate of the optimizer; the defaults are torch's.
+    """
+
+    name: Literal["one_cycle"]
+    rising_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    initial_divisor: Annotated[float, Field(gt=1)] = 25.0
+    final_divisor: Annotated[float, Field(gt=1)] = 1e4
+    cycle_momentum: bool = True
+    base_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.85
+    max_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.cycle_momentum and self.base_momentum > self.max_momentum:
+            raise ValueError(f"base_momentum = {self.base_momentum} is above max_momentum = {self.max_momentum}")
+        return self
+
+
+class MultiStep(Schema):
+    """``torch.optim.lr_scheduler.MultiStepLR``: the rate is multiplied by ``factor`` at each milestone."""
+
+    name: Literal["multi_step"]
+    milestones: Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
+    """Epochs after which the rate changes, rising."""
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if not rises(self.milestones):
+            raise ValueError(f"milestones must rise, got {shown(list(self.milestones))}")
+        return self
+
+
+class Phase(Schema):
+    """A stretch of epochs at one learning rate."""
+
+    epochs: Count
+    factor: Annotated[float, Field(gt=0)]
+    """The rate, as a multiple of the optimizer's learning rate."""
+
+
+class Phases(Schema):
+    """Phases started by hand one after another, each with a fresh optimizer where the momentum restarts."""
+
+    name: Literal["phases"]
+    phases: Annotated[tuple[Phase, ...], Field(strict=False, min_length=1)]
+    restart_momentum: bool = True
+
+
+class Plateau(Schema):
+    """``torch.optim.lr_scheduler.ReduceLROnPlateau`` on the loss of the first evaluated split."""
+
+    name: Literal["plateau"]
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    patience: Annotated[int, Field(ge=0, le=1_000_000_000)] = 10
+    threshold: Annotated[float, Field(ge=0)] = 1e-4
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+
+
+class Cosine(Schema):
+    """``torch.optim.lr_scheduler.CosineAnnealingLR`` over the whole run, stepped every batch."""
+
+    name: Literal["cosine"]
+    final_factor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The rate at the end, as a multiple of the optimizer's learning rate."""
+
+
+class Linear(Schema):
+    """The learning rate rises linearly, if it shall, and then falls linearly, stepped every batch."""
+
+    name: Literal["linear"]
+    rising_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The part of the run in which the rate rises from 0 to the optimizer's."""
+    final_factor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The rate at the end, as a multiple of the optimizer's learning rate."""
+
+
+Schedule = Annotated[
+    Constant | OneCycle | MultiStep | Phases | Plateau | Cosine | Linear,
+    Field(discriminator="name"),
+]
+
+
+class Freeze(Schema):
+    """Parameters that are no longer trained from some point on."""
+
+    parameters: Annotated[str, Field(min_length=1, max_length=200)]
+    """Their names, or a shell pattern such as ``group1.*``."""
+    after_epochs: Annotated[float, Field(ge=0)]
+    """How long they are trained; a part of an epoch is a part of its steps."""
+
+
+class Training(Schema):
+    """The training loop."""
+
+    epochs: Count
+    batch_size: Count
+    last_batch: Literal["keep", "drop"] = "keep"
+    """Whether a smaller batch at the end of an epoch is trained on."""
+    clip_value: Annotated[Annotated[float, Field(gt=0)] | None, MaybeNotGiven] = None
+    """Clip each gradient entry to ± this (``torch.nn.utils.clip_grad_value_``)."""
+    clip_norm: Annotated[Annotated[float, Field(gt=0)] | None, MaybeNotGiven] = None
+    """Scale all gradients so that their joint 2-norm is at most this."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    freeze: Annotated[Annotated[tuple[Freeze, ...], Field(strict=False, min_length=1)] | None, MaybeNotGiven] = None
+    """Where all parameters below a layer are frozen, the backward pass ends there."""
+    reported_loss: Literal["mean", "last_batch"] = "mean"
+    """What the source prints as an epoch's training loss; the mean is logged as well."""
+    train_accuracy: Literal["running", "separate_pass"] = "running"
+    """``separate_pass``: after each epoch the training set is run through once more, shuffled and augmented as
+    for training, in the mode of the evaluation."""
+
+    @model_validator(mode="after")
+    def _one_clip(self) -> Self:
+        if self.clip_value is not None and self.clip_norm is not None:
+            raise ValueError("give clip_value or clip_norm, not both")
+        return self
+
+
+class TestTimeAugmentation(Schema):
+    """TestTimeAugmentation of an image over which the network's outputs are averaged, after the last epoch."""
+
+    mirror: bool = True
+    """Average each view with its mirror image."""
+    shift: Annotated[int, Field(ge=0, le=8)] = 0
+    """Give half of the weight to the image moved by so many pixels, up and left, and down and right (reflected at the
+    border)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.mirror and not self.shift:
+            raise ValueError("neither mirror nor shift is asked for; leave test_time_augmentation out")
+        return self
+
+
+class Evaluation(Schema):
+    """How accuracy is measured, the source's way. The plain way is always measured beside it."""
+
+    batch_size: Count
+    mode: Literal["eval", "batch_statistics"] = "eval"
+    """``batch_statistics``: the source never calls ``eval()``, so BatchNorm uses the statistics of the batch
+    and dropout stays active."""
+    averaging: Literal["images", "batches"] = "images"
+    """``batches``: the unweighted mean of the batches' means, which over-weights a smaller last batch."""
+    shuffle: bool = False
+    before_training: bool = False
+    """Evaluate once before the first step; the curve then starts at epoch 0."""
+    splits: Annotated[tuple[Literal["validation", "test"], ...], Field(strict=False)] = ("test",)
+    """Splits evaluated while training; ``test`` here means that the source looks at its test set."""
+    every: Count = 1
+    """Epochs between two evaluations; the last epoch is always evaluated."""
+    test_at_end: bool = True
+    test_time_augmentation: Annotated[TestTimeAugmentation | None, MaybeNotGiven] = None
+    """Also measure the accuracy over several views of each image, and report it apart from the plain one."""

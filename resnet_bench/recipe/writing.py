@@ -1,0 +1,132 @@
+"""Write benchmarks as TOML files."""
+
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from resnet_bench.base.errors import UserError
+from resnet_bench.base.names import is_file_name
+from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.recipe.changes import override_nested
+from resnet_bench.recipe.files import Table, load_benchmark
+from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.recipe.schema import NOT_GIVEN, Schema, parse
+
+_SHORT_LIST = re.compile(r"^(?P<key>\S+) = \[\n(?P<values>(?:    [^\s{\[].*,\n)+)\]$", re.MULTILINE)
+
+
+def to_toml(benchmark: Benchmark) -> str:
+    """The text of a file that holds the whole benchmark, nothing left to a parent.
+
+    Loading it under the same file name gives an equal benchmark, but that ``extends`` is None.
+    """
+    table: Table = {"source": _written(benchmark.source)}
+    if benchmark.claims:
+        table["claims"] = [_written(claim) for claim in benchmark.claims]
+    table["recipe"] = benchmark.recipe.model_dump(exclude_none=True, mode="json")
+    if not benchmark.recipe.model.options:
+        del table["recipe"]["model"]["options"]
+    if benchmark.profiles:
+        table["profiles"] = {
+            name: _differences(benchmark.recipe, profile) for name, profile in benchmark.profiles.items()
+        }
+    if benchmark.tuned is not None:
+        table["tuned"] = _written(benchmark.tuned)
+    return _SHORT_LIST.sub(_on_one_line, tomli_w.dumps(table))
+
+
+def _on_one_line(found: re.Match[str]) -> str:
+    values = [line.removeprefix("    ").removesuffix(",") for line in found["values"].rstrip("\n").split("\n")]
+    line = f"{found['key']} = [{', '.join(values)}]"
+    return line if len(line) <= 110 else found[0]
+
+
+def copy_benchmark(name: str, path: Path, folder: Path | None = None) -> None:
+    """Write the start of a recipe of one's own: everything of a benchmark that trains, nothing to look up.
+
+    What a source says of itself stays behind: its claims and facts are not those of a changed recipe.
+
+    Args:
+        name: The benchmark to start from.
+        path: File to write; its folder is made where it is missing.
+        folder: Folder of benchmarks to look through first.
+
+    Raises:
+        UserError: There is no such benchmark, the file exists, or its name is not one for a benchmark.
+    """
+    original = load_benchmark(name, folder)
+    if path.suffix != ".toml" or not is_file_name(path.stem):
+        raise UserError(
+            f"{path}: name the file after the new benchmark, in lower-case letters, digits and hyphens, "
+            f"such as {path.parent / 'my-resnet.toml'}"
+        )
+    own = original.model_copy(
+        update={
+            "source": parse(
+                type(original.source),
+                {"title": f"My variant of {original.name}", "kind": "ours", "notes": f"Started from {original.name}."},
+                where=str(path),
+            ),
+            "claims": (),
+            "tuned": None,
+        }
+    )
+    text = f"""\
+# A benchmark of your own, started from {original.name}. Change what you like, then:
+#   resnet-bench validate {shlex.quote(str(path))}
+#   resnet-bench run {shlex.quote(str(path))} --profile smoke
+# [profiles.smoke] holds what differs in a run of a few minutes. An optional key is taken away by "{NOT_GIVEN}".
+
+{to_toml(own)}"""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        if path.exists():
+            raise UserError(f"{path} exists and is left as it is; take another name or remove it") from None
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _written(part: Schema) -> Table:
+    return part.model_dump(exclude_none=True, exclude_defaults=True, mode="json")
+
+
+def _differences(recipe: Recipe, profile: Recipe) -> Table:
+    """The table that :func:`resnet_bench.recipe.changes.override_nested` turns the recipe into the profile with."""
+    full, wanted = (part.model_dump(exclude_none=True, mode="json") for part in (recipe, profile))
+    differences = _difference(full, wanted)
+    scaled = {key: value for key, value in differences.items() if key != "schedule"}
+    if _gives(recipe, scaled, profile):
+        return scaled
+    # With another number of epochs, a schedule that is left out would be scaled.
+    return {**differences, "schedule": wanted["schedule"]}
+
+
+def _gives(recipe: Recipe, changes: Table, profile: Recipe) -> bool:
+    try:
+        return override_nested(recipe, changes, where="profile") == profile
+    except UserError:
+        return False
+
+
+def _difference(base: Mapping[str, Any], wanted: Mapping[str, Any]) -> Table:
+    differences: Table = {key: NOT_GIVEN for key in base if key not in wanted}
+    for key, value in wanted.items():
+        below = base.get(key)
+        renamed = (
+            isinstance(below, dict)
+            and isinstance(value, dict)
+            and "name" in value
+            and value["name"] != below.get("name")
+        )
+        if isinstance(below, dict) and isinstance(value, dict) and not renamed:
+            if inner := _difference(below, value):
+                differences[key] = inner
+        elif key not in base or value != below:
+            differences[key] = value
+    return differences

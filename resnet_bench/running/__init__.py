@@ -1,0 +1,1 @@
+"""Run plans: prepare, run and resume jobs."""

@@ -1,0 +1,120 @@
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.tracking.environment import environment
+from resnet_bench.tracking.facts import RunDescription
+
+from .training_events import BENCHMARK
+
+Describe = Callable[..., RunDescription]
+
+CODE_VERSION = "from resnet_bench.tracking.environment import code_version; print(*code_version())"
+
+
+def code_version_in(folder: Path, **environment: str) -> list[str]:
+    """What a copy of the package says of itself."""
+    done = subprocess.run(
+        [sys.executable, "-c", CODE_VERSION],
+        cwd=folder,
+        env={"PYTHONPATH": str(folder), "HOME": str(folder), "PATH": "/usr/bin:/bin", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def git(folder: Path, *words: str) -> str:
+    who = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+    return subprocess.run(
+        ["git", "-C", str(folder), *who, *words], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+@pytest.fixture
+def copy_of_the_package(tmp_path: Path) -> Path:
+    package = Path(__file__).parents[2] / "resnet_bench"
+    shutil.copytree(package, tmp_path / "copy" / "resnet_bench", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "copy"
+
+
+def test_the_code_version_is_the_commit_of_the_checkout_and_whether_it_is_dirty(copy_of_the_package: Path) -> None:
+    folder = copy_of_the_package
+    (folder / ".gitignore").write_text("__pycache__/\n")
+    git(folder, "init", "--quiet")
+    # No commit yet.
+    assert code_version_in(folder)[1] == "False"
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "-m", "first")
+    commit = git(folder, "rev-parse", "HEAD")
+    assert code_version_in(folder) == [commit, "False"]
+    changed = folder / "resnet_bench" / "base" / "errors.py"
+    changed.write_text(changed.read_text() + "# changed\n")
+    assert code_version_in(folder) == [commit, "True"]
+
+
+def test_an_installed_package_is_named_by_its_version(copy_of_the_package: Path) -> None:
+    folder = copy_of_the_package
+    version, dirty = code_version_in(folder)
+    assert version.startswith("v")
+    assert dirty == "False"
+    # It lies in the checkout of something else, as a virtual environment does.
+    (folder / ".gitignore").write_text("*\n")
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--force", ".gitignore")
+    git(folder, "commit", "--quiet", "-m", "another project")
+    assert code_version_in(folder) == [version, "False"]
+
+
+def test_no_git_is_no_error(copy_of_the_package: Path) -> None:
+    assert code_version_in(copy_of_the_package, PATH="/nowhere")[0].startswith("v")
+
+
+def test_the_environment_is_complete_and_plain() -> None:
+    found = environment()
+    assert set(found) >= {
+        "python", "torch", "torchvision", "cuda", "cudnn", "driver", "gpu", "cpu", "cores", "threads", "os",
+    }  # fmt: skip
+    assert found["torch"] == torch.__version__
+    assert found["threads"] == torch.get_num_threads()
+    assert found["cores"] >= 1
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_the_params_are_the_recipe_and_nothing_else(describe: Describe) -> None:
+    description = describe()
+    params = description.params()
+    assert set(params) == set(description.recipe.flat())
+    assert params["schedule.name"] == "constant"
+    assert params["evaluation.splits"] == '["test"]'
+    assert params["augmentation.flip"] == "false"
+
+
+def test_every_tag_is_a_string_that_mlflow_takes(describe: Describe) -> None:
+    tags = describe(role="trial", tags={"trial_number": "7"}).all_tags()
+    assert all(isinstance(value, str) for value in tags.values())
+    assert tags["resnet_bench.trial_number"] == "7"
+    assert "mlflow.runColor" not in tags
+
+
+def test_repeats_share_a_colour_and_benchmarks_do_not(describe: Describe) -> None:
+    other = Benchmark.model_validate({**BENCHMARK, "name": "other"})
+    one, repeat, another = (
+        describe(**changes).all_tags()["mlflow.runColor"] for changes in ({}, {"seed": 9}, {"benchmark": other})
+    )
+    assert one == repeat != another
+
+
+def test_the_note_says_when_numbers_mean_nothing(describe: Describe) -> None:
+    assert "generated images" in describe(generated=True).all_tags()["mlflow.note.content"]
+    assert "judges no claim" in describe(profile="smoke").all_tags()["mlflow.note.content"]
