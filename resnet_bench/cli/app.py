@@ -366,6 +366,7 @@ def compare(
     Next: resnet-bench report --from before/mlflow.db --from mlflow.db
     """
     from resnet_bench.reporting import compare as comparing
+    from resnet_bench.reporting import compare_text
 
     if style not in ("table", "markdown", "json"):
         raise UserError(f"--format {style}: there is no such format; write table, markdown or json")
@@ -377,10 +378,11 @@ def compare(
         since=since,
     )
     if style == "table":
-        console.print(found.render())
+        console.print(compare_text.table(found))
     else:
         # Not through rich, which would wrap lines that a program reads.
-        sys.stdout.write(found.markdown() if style == "markdown" else found.json())
+        write = compare_text.markdown if style == "markdown" else compare_text.as_json
+        sys.stdout.write(write(found))
     if fail_on_regression and found.regressions:
         raise typer.Exit(FAILED)
 

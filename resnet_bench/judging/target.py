@@ -5,9 +5,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from resnet_bench.judging.intervals import Interval
 from resnet_bench.recipe.claims import Claim
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.judging.intervals import Interval
 
 WINDOW = 3
 """Evaluations in a row whose mean must reach the target: a single one crosses it early, on noise."""

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from resnet_bench.recipe.claims import Claim
 from resnet_bench.judging.intervals import Interval, mean_interval, prediction_interval, standard_deviation
+from resnet_bench.recipe.claims import Claim
 
 Word = Literal["reproduced", "not reproduced", "exceeded", "inconclusive", "not judged"]
 

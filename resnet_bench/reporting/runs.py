@@ -12,11 +12,11 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
+from resnet_bench.judging.intervals import typical_epoch
+from resnet_bench.judging.verdict import apart, best_evaluation, last_evaluation
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.recipe.settings import IMAGE_SIZE, relative_pixels
-from resnet_bench.judging.intervals import typical_epoch
-from resnet_bench.judging.verdict import apart, best_evaluation, last_evaluation
 from resnet_bench.reporting.tables import GROUP_COLUMNS, SPLITS, TAG, RunRow, Tables, current_metric, first_line
 
 Series = Mapping[int, float]

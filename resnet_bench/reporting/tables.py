@@ -176,8 +176,8 @@ class RunRow:
     version: str = _column()
     parameters: int | None = _column(NUMBER)
     macs: int | None = _column(NUMBER)
-    started: datetime = _column(MOMENT, lambda stored: stored.run.info.start_time)
-    ended: datetime | None = _column(MOMENT, lambda stored: stored.run.info.end_time, repr_=False)
+    started: datetime = _column(MOMENT, lambda stored: stored.run.info.start_time)  # noqa: RUF009 - it makes a field
+    ended: datetime | None = _column(MOMENT, lambda stored: stored.run.info.end_time, repr_=False)  # noqa: RUF009
     parent_run_id: str = _column(TEXT, lambda stored: stored.run.data.tags.get("mlflow.parentRunId", ""))
     study: str = _column()
     sampler: str = _column(repr_=False)

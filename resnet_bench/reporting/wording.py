@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from resnet_bench.judging.intervals import Interval, standard_deviation
 from resnet_bench.judging.target import TimesToAccuracy
@@ -92,12 +93,12 @@ def share(fraction: float | None) -> str:
 
 
 def reached(times: TimesToAccuracy) -> str:
-    """Return how many runs reached a target and when, such as ``3 of 5 reached; 4 min 10 s [4 min 1 s, ∞]``."""
+    """Return how many runs reached a target and when, such as ``3 of 5 reached; 4 min 10 s (4 min 1 s to ∞)``."""
     if times.reached == 0:
         return f"0 of {len(times.times)} reached"
     low, high = times.range
     return (
-        f"{times.reached} of {len(times.times)} reached; {duration(times.median)} [{duration(low)}, {duration(high)}]"
+        f"{times.reached} of {len(times.times)} reached; {duration(times.median)} ({duration(low)} to {duration(high)})"
     )
 
 
@@ -128,6 +129,11 @@ def listed(items: Sequence[str], limit: int = 6) -> str:
 def plural(count: int, noun: str) -> str:
     """Return a count with its noun."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def moment(time: datetime) -> str:
+    """Return a date and time to the minute."""
+    return time.strftime("%Y-%m-%d %H:%M")
 
 
 def _scaled(value: float | None, base: int, units: Sequence[str]) -> str:

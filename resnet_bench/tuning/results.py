@@ -1,18 +1,15 @@
 """What came of a study: the best settings, and how they fare against the source's on the test set."""
 
-import math
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
 from resnet_bench.judging.intervals import Difference, Interval, welch
+from resnet_bench.reporting.study_plots import importances
 from resnet_bench.tuning.space import Params, differences, retraining_recipe
 from resnet_bench.tuning.trial_queue import Arm, Counts, TrialQueue
 
 FIRST_RETRAINING_SEED = 1000
 """Trials run seeds 0, 1, …; what was chosen on those is judged on others."""
-MIN_TRIALS_FOR_IMPORTANCE = 4
-"""Complete trials below which an importance would be an accident."""
 
 
 @dataclass(frozen=True)
@@ -121,28 +118,6 @@ def study_result(ledger: TrialQueue, *, url: str | None = None) -> StudyResult |
         source_validation=source.values[0],
         best_validation=best.values[0],
         comparison=comparison(ledger),
-        importances=importances(ledger),
+        importances=importances(ledger.study),
         url=url,
     )
-
-
-def importances(ledger: TrialQueue) -> dict[str, float]:
-    """How much each parameter decides of the validation accuracy (PED-ANOVA), from 0 to 1, largest first.
-
-    Empty where too few trials are complete, or their values do not differ.
-    """
-    import optuna
-
-    complete = [trial for trial in ledger.finished() if trial.state.name == "COMPLETE"]
-    if len(complete) < MIN_TRIALS_FOR_IMPORTANCE or len({trial.values[0] for trial in complete}) < 2:
-        return {}
-    # PED-ANOVA takes low to be good of what it is told to look at; without being told, it knows the direction.
-    several = len(ledger.definition.objectives) > 1
-    target = (lambda trial: -float(trial.values[0])) if several else None
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="PedAnovaImportanceEvaluator computes")
-            found = optuna.importance.get_param_importances(ledger.study, target=target)
-    except (ValueError, RuntimeError):
-        return {}
-    return {key: float(value) for key, value in found.items() if math.isfinite(value)}

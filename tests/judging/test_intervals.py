@@ -141,7 +141,9 @@ def false_alarms(rows: int, runs: int, repetitions: int) -> float:
     numbers = random.Random(f"{rows} {runs}")
     alarms = 0
     for _ in range(repetitions):
-        found = [intervals.welch(*([numbers.gauss(90, 0.3) for _ in range(runs)] for _ in range(2))) for _ in range(rows)]
+        found = [
+            intervals.welch(*([numbers.gauss(90, 0.3) for _ in range(runs)] for _ in range(2))) for _ in range(rows)
+        ]
         adjusted = intervals.holm([difference.p for difference in found if difference.p is not None])
         alarms += any(
             intervals.outcome(difference, p, 1.0) == "different" for difference, p in zip(found, adjusted, strict=True)

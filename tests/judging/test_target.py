@@ -5,10 +5,10 @@ import subprocess
 import sys
 from typing import Any
 
-from resnet_bench.recipe.claims import Claim
-from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.judging import target
 from resnet_bench.judging.target import TargetMonitor, TimesToAccuracy
+from resnet_bench.recipe.claims import Claim
+from resnet_bench.recipe.recipe import Recipe
 
 # --- time to an accuracy -------------------------------------------------------------------------
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_bench.recipe.claims import Claim
 from resnet_bench.judging import verdict
 from resnet_bench.judging.intervals import Interval
 from resnet_bench.judging.verdict import Verdict
+from resnet_bench.recipe.claims import Claim
 
 VALUES = [90.31, 90.62, 90.48, 90.12, 90.55]
 

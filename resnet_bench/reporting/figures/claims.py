@@ -7,9 +7,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from resnet_bench.recipe.claims import Claim
 from resnet_bench.judging.intervals import Interval, mean_interval
 from resnet_bench.judging.verdict import best_evaluation, claimed_number
+from resnet_bench.recipe.claims import Claim
 from resnet_bench.reporting import wording
 from resnet_bench.reporting.claims import ClaimRow
 from resnet_bench.reporting.figures.style import (

@@ -141,7 +141,7 @@ def add_line(
     **trace: Any,
 ) -> None:
     """Draw a line; see :func:`add_marks`. A trace may have a ``shape``, or be a line with marks by its ``mode``."""
-    line = {"color": color, "width": width, "dash": dash}
+    line: dict[str, Any] = {"color": color, "width": width} | ({"dash": dash} if dash != "solid" else {})
     if "shape" in trace:
         line["shape"] = trace.pop("shape")
     _add(figure, x, y, {"mode": "lines", "line": line} | trace, name, hover)
