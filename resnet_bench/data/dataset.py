@@ -1,6 +1,5 @@
 """A dataset by name: found, decoded, cached, verified."""
 
-import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.names import nearest
 from resnet_bench.data.archive import download_archive, find_archive
 from resnet_bench.data.cache import CacheEntry, CacheMiss, CacheState, DataSource, default_cache_folder
 from resnet_bench.data.class_folders import find_class_folders
@@ -102,6 +102,46 @@ class DataStatus:
     def official(self) -> bool:
         """Whether the cached images are exactly the published ones."""
         return self.fingerprint == DATASETS[self.name].fingerprint
+
+
+@dataclass(frozen=True)
+class ImageLocation:
+    """Where each process finds images.
+
+    Attributes:
+        folder: The data folder; it need not exist.
+        allow_generated: Generate images where there are none.
+        generated: Generate this many training and test images, whatever there is.
+        download: Download the archive into the folder where no source is there.
+    """
+
+    folder: Path
+    allow_generated: bool = False
+    generated: tuple[int, int] | None = None
+    download: bool = False
+
+
+def load_images(name: str, images: ImageLocation, progress: Progress | None = None) -> Dataset:
+    """Load a dataset from where its images are.
+
+    Args:
+        name: Name in `DATASETS`.
+        images: Where to look.
+        progress: Called with a line of text now and then.
+
+    Raises:
+        UserError: There are no images, or they are damaged.
+    """
+    if images.generated is not None:
+        train, test = images.generated
+        return generate_dataset(name, train_size=train, test_size=test, seed=0)
+    return load_dataset(
+        name,
+        images.folder,
+        download=images.download,
+        allow_generated=images.allow_generated,
+        progress=progress,
+    )
 
 
 def load_dataset(
@@ -220,8 +260,8 @@ def find_sources(info: DatasetFacts, folder: Path) -> Iterator[DataSource]:
 def _info(name: str) -> DatasetFacts:
     if name in DATASETS:
         return DATASETS[name]
-    nearest = difflib.get_close_matches(name, DATASETS, n=1)
-    suggestion = f"did you mean {nearest[0]}? " if nearest else ""
+    near = nearest(name, DATASETS)
+    suggestion = f"did you mean {near}? " if near else ""
     raise UserError(f"there is no dataset {name!r}: {suggestion}known ones are {', '.join(DATASETS)}")
 
 

@@ -5,8 +5,10 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
+from resnet_bench.base.describe_error import describe_error
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.running.run import RunOpened, RunRequest, Stopped, run
+from resnet_bench.running.run import RunOpened, RunRequest, run
+from resnet_bench.running.stopping import Stopped
 from resnet_bench.tracking.experiments import STUDIES_EXPERIMENT
 from resnet_bench.training.events import Evaluated
 from resnet_bench.tuning.events import Retrained
@@ -83,7 +85,7 @@ def retrain(workplace: WorkerContext, retraining: RetrainJob) -> Generator[Retra
         raise
     except SETTING_FAILURES as error:
         found["accuracy"] = None
-        found["reason"] = (str(error).splitlines() or [""])[0] or type(error).__name__
+        found["reason"] = describe_error(error)
     finally:
         free_memory(workplace.execution)
     if found["accuracy"] is None and found["reason"] is None:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import optuna
 
+from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.execution.execution import Execution
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.running.run import RunOpened, RunRequest, Stopped, run
-from resnet_bench.running.stopping import Stop
+from resnet_bench.running.run import RunOpened, RunRequest, run
+from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.tracking.experiments import STUDIES_EXPERIMENT
 from resnet_bench.tracking.store import Store
 from resnet_bench.training.errors import Diverged, TrainingError
@@ -119,7 +120,7 @@ def _outcome(workplace: WorkerContext, claimed: AcquiredTrial) -> Generator[Tria
     except SETTING_FAILURES as error:
         if trial.user_attrs.get("mlflow_run_id") is None:
             trial.set_user_attr("mlflow_run_id", workplace.mirror.bare_run(trial.number, claimed.settings))
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        reason = describe_error(error)
         return _Outcome("FAIL", reason=reason)
     return _Outcome("COMPLETE", values=values)
 
