@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
+from resnet_bench.base.text import listed
 from resnet_bench.judging.intervals import Interval, bootstrap_interval
 from resnet_bench.judging.target import TimesToAccuracy, held_levels
 from resnet_bench.judging.verdict import MIN_SEEDS, RECOMMENDED_SEEDS, Verdict, describe, selected, verdict
@@ -14,7 +15,6 @@ from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.claims import Claim
 from resnet_bench.reporting.runs import Run, RunGroup
 from resnet_bench.reporting.tables import current_metric
-from resnet_bench.reporting.wording import listed
 
 
 @dataclass(frozen=True)
@@ -288,5 +288,6 @@ def _left_out(group: RunGroup) -> list[str]:
         for metric in run.not_finite:
             found.setdefault(metric, []).append(str(run.seed if run.seed is not None else run.id[:8]))
     return [
-        f"values of {metric} that are not finite are left out (seed {listed(seeds)})" for metric, seeds in found.items()
+        f"values of {metric} that are not finite are left out (seed {listed(seeds, 6)})"
+        for metric, seeds in found.items()
     ]

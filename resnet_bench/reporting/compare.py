@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.text import DASH, listed, plural
+from resnet_bench.base.uris import redact
 from resnet_bench.judging import intervals
 from resnet_bench.judging.intervals import Difference, Interval, Ratio
 from resnet_bench.judging.verdict import best_evaluation, last_evaluation
@@ -20,14 +22,16 @@ from resnet_bench.reporting import reading
 from resnet_bench.reporting.anonymize import machine_name
 from resnet_bench.reporting.reading import Source
 from resnet_bench.reporting.runs import Run, RunGroup, group, load
-from resnet_bench.reporting.tables import RUN_COLUMNS, SPLITS, TAG, Tables, hidden
-from resnet_bench.reporting.wording import DASH, listed, plural
+from resnet_bench.reporting.tables import RUN_COLUMNS, SPLITS, TAG, Tables
 from resnet_bench.tracking.store import Store
 
 Word = Literal["worse", "better", "same", "unclear", "identical", "not tested"]
 
 MIN_SWITCHES = 3
 """Switches between the sides on one machine from which their runs count as interleaved."""
+
+MAX_LISTED = 6
+"""Names that a sentence lists before it only counts the rest."""
 
 ENVIRONMENT_KEYS = ("gpu", "driver", "cuda", "cudnn", "torch", "torchvision", "python", "cpu", "cores", "threads", "os")
 
@@ -153,7 +157,7 @@ def compare_runs(a: Side, b: Side) -> ResultComparison:
 
 
 def _side(spec: Source, read: Tables, keep: Callable[[Run], bool]) -> Side:
-    name = hidden(spec.shown if isinstance(spec, Store) else str(spec))
+    name = spec.shown if isinstance(spec, Store) else redact(spec) if isinstance(spec, str) else str(spec)
     runs, problems = load(read)
     chosen = [run for run in runs if run.role == "run" and keep(run)]
     finished = tuple(run for run in chosen if run.finished)
@@ -272,7 +276,7 @@ def _accuracy_row(a: RunGroup, b: RunGroup, note: str) -> ComparisonRow | None:
     same = [] if note else _identical_seeds(a, b)
     notes = [note] if note else []
     if same:
-        seeds = listed([str(seed) for seed in same])
+        seeds = listed([str(seed) for seed in same], MAX_LISTED)
         notes.append(f"bit-identical for seed{'s' if len(same) > 1 else ''} {seeds}")
     row = replace(row, primary=True, note="; ".join(notes))
     if len(same) == len(a.runs) == len(b.runs):

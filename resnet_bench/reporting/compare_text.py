@@ -12,8 +12,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from resnet_bench.base.text import DASH, listed
 from resnet_bench.reporting import wording
-from resnet_bench.reporting.compare import ComparisonRow, ResultComparison
+from resnet_bench.reporting.compare import MAX_LISTED, ComparisonRow, ResultComparison
 
 COLUMNS = ("benchmark", "metric", "A (n)", "B (n)", "difference", "95% CI", "p (Holm)", "")
 
@@ -72,7 +73,7 @@ def notes(comparison: ResultComparison) -> list[str]:
     for row in comparison.rows:
         if row.note:
             together.setdefault(row.note, []).append(f"{_name(row)} ({row.metric})")
-    return [f"{wording.listed(names)}: {note}" for note, names in together.items()]
+    return [f"{listed(names, MAX_LISTED)}: {note}" for note, names in together.items()]
 
 
 def summary(comparison: ResultComparison) -> str:
@@ -93,7 +94,7 @@ def _preamble(comparison: ResultComparison) -> list[str]:
         lines.append("The same environment on both sides.")
     for names, side in ((comparison.only_a, "A"), (comparison.only_b, "B")):
         if names:
-            lines.append(f"Only {side} has runs of {wording.listed(names)}.")
+            lines.append(f"Only {side} has runs of {listed(names, MAX_LISTED)}.")
     return [*lines, *comparison.problems]
 
 
@@ -119,7 +120,7 @@ def _cells(row: ComparisonRow) -> list[str]:
         f"{_significant(row.b)}{unit} ({row.b_runs})",
         difference,
         interval,
-        wording.DASH if row.adjusted_p is None else "<0.001" if row.adjusted_p < 0.001 else f"{row.adjusted_p:.3f}",
+        DASH if row.adjusted_p is None else "<0.001" if row.adjusted_p < 0.001 else f"{row.adjusted_p:.3f}",
         row.word if row.primary else "",
     ]
 
@@ -135,7 +136,7 @@ def _digits(value: float) -> int:
 
 def _significant(value: float) -> str:
     if not math.isfinite(value):
-        return wording.DASH
+        return DASH
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.4g}"
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import jinja2
 
+from resnet_bench.base import text
 from resnet_bench.reporting import wording
 from resnet_bench.reporting.figures.style import THEME
 
@@ -20,9 +21,17 @@ ROOT = Path(__file__).parent
 TEMPLATES = ROOT / "templates"
 SECTIONS = ROOT / "sections"
 FILTERS = (
-    "number", "signed", "interval", "mean_with_interval", "duration", "share", "listed", "plural", "seeds", "moment",
-)  # fmt: skip
-"""Functions of :mod:`wording` that templates use."""
+    text.duration,
+    text.plural,
+    wording.interval,
+    wording.mean_with_interval,
+    wording.moment,
+    wording.number,
+    wording.seeds,
+    wording.share,
+    wording.signed,
+)
+"""What templates write numbers with, by its own name."""
 
 _WRAPPED = re.compile(
     r"(?P<licence>/\*.*?\*/)\s*"
@@ -104,9 +113,8 @@ def _environment(*, autoescape: bool) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in FILTERS:
-        environment.filters[name] = getattr(wording, name)
+    environment.filters |= {write.__name__: write for write in FILTERS}
     environment.filters["slug"] = lambda value: re.sub(r"[^a-z0-9]+", "-", str(value).lower()).strip("-")
     environment.filters["sentence"] = lambda value: value[:1].upper() + value[1:]
-    environment.globals.update(DASH=wording.DASH, MARKS=wording.VERDICT_MARKS)
+    environment.globals.update(DASH=text.DASH, MARKS=wording.VERDICT_MARKS)
     return environment

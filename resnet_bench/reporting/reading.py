@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.names import unknown_name
 from resnet_bench.recipe.files import search_folders, toml_files
 from resnet_bench.reporting.anonymize import public_name
 from resnet_bench.reporting.mlflow_reader import StoreReader
-from resnet_bench.reporting.tables import TABLES, Tables, conformed, first_line, tidy
+from resnet_bench.reporting.tables import TABLES, Tables, conformed, tidy
 from resnet_bench.tracking.store import Store
 
 Source = str | Path | Store
@@ -108,11 +109,13 @@ def read_folder(folder: Path) -> Tables:
             frame = pd.read_parquet(path)
         # The file's metadata for pandas may be damaged too, which raises anything.
         except Exception as error:
-            raise UserError(f"{path} is not a readable table of a report: {first_line(error)}") from error
+            raise UserError(
+                f"{path} is not a readable table of a report: {describe_error(error, limit=160)}"
+            ) from error
         try:
             frames[name] = conformed(frame, dtypes)
         except (TypeError, ValueError, OverflowError) as error:
-            raise UserError(f"{path} is not a table of a report: {first_line(error)}") from error
+            raise UserError(f"{path} is not a table of a report: {describe_error(error, limit=160)}") from error
     return Tables(
         frames["runs"], frames["metrics"], frames["confusion"], frames["mistakes"], (public_name(str(folder)),)
     )

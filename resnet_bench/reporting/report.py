@@ -119,14 +119,15 @@ def build(read: Tables, *, benchmarks: Sequence[str] | None = None, benchmarks_f
     known, broken = scan_benchmarks(benchmarks_folder)
     loaded, left_out = runs.load(read)
     groups = runs.group(loaded)
-    problems = [*read.problems, *broken.values(), *left_out]
+    found, untold = studies.usable(studies.find(loaded))
+    problems = [*read.problems, *broken.values(), *left_out, *untold]
     if not groups:
         problems.append("no benchmark run has finished yet, so there is nothing to judge or to compare")
     results = Results(
         tables=read,
         runs=tuple(loaded),
         claims=claim_rows.build(groups, known, benchmarks),
-        studies=tuple(studies.find(loaded)),
+        studies=tuple(found),
     )
     return Report(
         made=datetime.now(UTC),

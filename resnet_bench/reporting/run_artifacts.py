@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from resnet_bench.base.describe_error import describe_error
 from resnet_bench.recipe.benchmark import Benchmark
-from resnet_bench.reporting.tables import first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,7 +51,7 @@ class RunArtifacts:
         try:
             Benchmark.model_validate_json(text)
         except ValidationError as error:
-            self._report(run_id, "benchmark.json", first_line(error))
+            self._report(run_id, "benchmark.json", describe_error(error, limit=160))
             return ""
         return text
 
@@ -64,7 +64,7 @@ class RunArtifacts:
             names, *rows = csv.reader(io.StringIO(text))
             counts = np.array([[int(count) for count in row] for row in rows], dtype=np.int64)
         except (ValueError, OverflowError, csv.Error) as error:
-            self._report(run_id, "confusion_matrix.csv", first_line(error))
+            self._report(run_id, "confusion_matrix.csv", describe_error(error, limit=160))
             return []
         if counts.shape != (len(names), len(names)) or counts.min() < 0:
             self._report(run_id, "confusion_matrix.csv", "it is not a square of counts")
@@ -101,7 +101,7 @@ class RunArtifacts:
                 for entry in entries
             ]
         except (ValidationError, ValueError) as error:
-            self._report(run_id, "confident_mistakes.json", first_line(error))
+            self._report(run_id, "confident_mistakes.json", describe_error(error, limit=160))
             return []
 
     def _text(self, run_id: str, name: str) -> str | None:
@@ -117,7 +117,7 @@ class RunArtifacts:
             folder.mkdir(exist_ok=True)
             return Path(self.client.download_artifacts(run_id, name, str(folder))).read_text("utf-8")
         except Exception as error:  # whatever the artifact store's client raises
-            self._report(run_id, name, first_line(error))
+            self._report(run_id, name, describe_error(error, limit=160))
             return None
 
     def _listed(self, run_id: str) -> dict[str, int]:
@@ -148,7 +148,7 @@ def redrawn_png(encoded: str) -> str:
                     raise ValueError(f"an image has {image.width}×{image.height} pixels, not 8 to 64 per side")
                 pixels = image.convert("RGB")
     except (binascii.Error, OSError, SyntaxError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"an image is not a PNG in base64 ({first_line(error)})") from error
+        raise ValueError(f"an image is not a PNG in base64 ({describe_error(error, limit=160)})") from error
     buffer = io.BytesIO()
     pixels.save(buffer, format="PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

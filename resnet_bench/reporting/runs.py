@@ -12,12 +12,13 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
+from resnet_bench.base.describe_error import describe_error
 from resnet_bench.judging.intervals import typical_epoch
 from resnet_bench.judging.verdict import apart, best_evaluation, last_evaluation
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.recipe.settings import IMAGE_SIZE, relative_pixels
-from resnet_bench.reporting.tables import GROUP_COLUMNS, SPLITS, TAG, RunRow, Tables, current_metric, first_line
+from resnet_bench.reporting.tables import GROUP_COLUMNS, SPLITS, TAG, RunRow, Tables, current_metric
 
 Series = Mapping[int, float]
 """Values of one metric under the epoch or the optimizer step that they belong to."""
@@ -232,7 +233,7 @@ def load(tables: Tables) -> tuple[list[Run], tuple[str, ...]]:
             run = _run(row, series.get(run_id, {}), once.get(run_id, {}))
             _measure(run)
         except Exception as error:  # whatever a forged or damaged value makes of a computation
-            problems.append(f"run {run_id} is left out: {type(error).__name__}: {first_line(error)}")
+            problems.append(f"run {run_id} is left out: {type(error).__name__}: {describe_error(error, limit=160)}")
         else:
             runs.append(run)
     return runs, tuple(problems)

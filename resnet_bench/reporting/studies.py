@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from resnet_bench.base.describe_error import describe_error
 from resnet_bench.judging.intervals import Difference, Interval, welch
 from resnet_bench.judging.verdict import apart
 from resnet_bench.reporting.runs import Run
@@ -136,6 +137,21 @@ def find(runs: Sequence[Run]) -> list[StudyReport]:
         for parent in runs
         if parent.role == "study"
     ]
+
+
+def usable(found: Sequence[StudyReport]) -> tuple[list[StudyReport], list[str]]:
+    """Return the studies that can be reported, and one sentence per study that cannot."""
+    studies, problems = [], []
+    for study in found:
+        try:
+            # Whatever is computed from a study's own values is computed here, so that it fails here or nowhere.
+            _ = study.plotted, study.difference, study.source_won
+        except Exception as error:  # whatever Optuna makes of a forged or damaged value
+            reason = describe_error(error, limit=160)
+            problems.append(f"study {study.name} is left out: {type(error).__name__}: {reason}")
+        else:
+            studies.append(study)
+    return studies, problems
 
 
 def accuracies(arm: Sequence[Run]) -> list[float]:

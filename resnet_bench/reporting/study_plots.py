@@ -13,6 +13,7 @@ import optuna
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from resnet_bench.base.text import DASH, listed, plural
 from resnet_bench.recipe.changes import short_names
 from resnet_bench.reporting import wording
 from resnet_bench.reporting.figures.comparisons import pareto_front
@@ -178,7 +179,7 @@ def _importances(study: PlottedStudy) -> Plot | None:
     finish(figure, height, x="importance, all together 100%", named=True)
     figure.update_xaxes(tickformat=".0%")
     figure.update_yaxes(autorange="reversed", type="category")
-    caption = f"By Optuna's default evaluator, from {wording.plural(len(study.complete), 'completed trial')}."
+    caption = f"By Optuna's default evaluator, from {plural(len(study.complete), 'completed trial')}."
     return _plot(study, "param_importances", "Importances", caption, figure, height=height)
 
 
@@ -248,7 +249,7 @@ def _slices(study: PlottedStudy) -> Plot | None:
         elif key in study.log_keys and min(values) > 0:
             axis |= {"type": "log"} | ({"dtick": 1} if _decades(values) > 1.5 else {})
         figure.update_xaxes(**axis, col=column)
-    caption = f"Validation accuracy against {_and(study.keys)}, one mark per completed trial."
+    caption = f"Validation accuracy against {listed(study.keys)}, one mark per completed trial."
     return _plot(study, "slice", "Slices", caption, figure, wide=True)
 
 
@@ -293,7 +294,7 @@ def _parallel(study: PlottedStudy) -> Plot | None:
     figure.update_xaxes(tickvals=list(range(len(axes))), ticktext=[escaped(axis) for axis in axes], showgrid=False)
     figure.update_yaxes(visible=False, range=[-0.14, 1.14])
     caption = (
-        f"One line per completed trial through its validation accuracy and {_and(study.keys)}; "
+        f"One line per completed trial through its validation accuracy and {listed(study.keys)}; "
         "logarithmic where searched so."
     )
     return _plot(study, "parallel_coordinate", "Parallel coordinates", caption, figure, wide=True)
@@ -376,9 +377,5 @@ def _decades(values: Iterable[float]) -> float:
     return math.log10(max(found) / min(found))
 
 
-def _and(keys: Sequence[str]) -> str:
-    return " and ".join(part for part in (", ".join(keys[:-1]), keys[-1]) if part)
-
-
 def _shown(value: Any) -> str:
-    return wording.DASH if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+    return DASH if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

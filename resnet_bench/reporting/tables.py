@@ -303,15 +303,3 @@ def conformed(frame: pd.DataFrame, dtypes: Mapping[str, str]) -> pd.DataFrame:
         frame["metric"] = frame["metric"].map(names).astype("str")
         frame["value"] = frame["value"].map(restored).astype("float64")
     return frame
-
-
-def hidden(source: str) -> str:
-    """Return a source as it may be printed: without the user and password of its address."""
-    return re.sub(r"://[^/@\s]*@", "://…@", source)
-
-
-def first_line(error: BaseException, limit: int = 160) -> str:
-    """Return the first line of an error, without what a connection string could give away."""
-    text = str(error).strip() or type(error).__name__
-    line = hidden(text.splitlines()[0])
-    return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -5,11 +5,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+from resnet_bench.base.text import DASH, duration
 from resnet_bench.judging.intervals import Interval, standard_deviation
 from resnet_bench.judging.target import TimesToAccuracy
 from resnet_bench.judging.verdict import Verdict
-
-DASH = "–"
 
 VERDICT_MARKS = {
     "reproduced": "●",
@@ -50,24 +49,6 @@ def mean_with_interval(verdict: Verdict) -> str:
     if verdict.interval is None:
         return number(verdict.mean)
     return f"{verdict.mean:.2f} ± {verdict.interval.high - verdict.mean:.2f}"
-
-
-def duration(seconds: float | None) -> str:
-    """Return a duration in words: ``8.3 s``, ``4 min 10 s``, ``2 h 5 min``, ``3 d 4 h``."""
-    if seconds is None or math.isnan(seconds):
-        return DASH
-    if math.isinf(seconds):
-        return "∞"
-    if seconds < 0.9995:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    if whole < 86_400:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
 
 
 def size(count: float | None) -> str:
@@ -113,22 +94,6 @@ def mean_of(values: Sequence[float]) -> str:
         return DASH
     spread = f" (SD {standard_deviation(values):.2f})" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.2f}%{spread}"
-
-
-def setting(value: object) -> str:
-    """Return the value of a recipe key, a real number with four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def listed(items: Sequence[str], limit: int = 6) -> str:
-    """Return items joined by commas, cut where there are many."""
-    shown = ", ".join(items[:limit])
-    return f"{shown} and {len(items) - limit} more" if len(items) > limit else shown
-
-
-def plural(count: int, noun: str) -> str:
-    """Return a count with its noun."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def moment(time: datetime) -> str:

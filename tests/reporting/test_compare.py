@@ -88,10 +88,10 @@ def test_one_run_a_side_is_said_to_tell_nothing() -> None:
 def test_bit_identical_runs_are_said_to_be_so() -> None:
     found = comparing.compare_runs(side("A"), side("B"))
     assert primary(found).word == "identical"
-    assert primary(found).note == "bit-identical for seeds 0, 1, 2, 3, 4, 5"
+    assert primary(found).note == "bit-identical for seeds 0, 1, 2, 3, 4 and 5"
     assert primary(found).adjusted_p is None
     partly = comparing.compare_runs(side("A"), side("B", finals=[*GOOD[:3], 90.9, 90.8, 90.0]))
-    assert primary(partly).note == "bit-identical for seeds 0, 1, 2"
+    assert primary(partly).note == "bit-identical for seeds 0, 1 and 2"
 
 
 def test_p_values_are_adjusted_over_the_benchmarks() -> None:

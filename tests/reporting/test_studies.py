@@ -136,3 +136,18 @@ def test_a_study_that_the_source_has_won_says_so(study: StudyReport) -> None:
     assert not study.source_won
     only_source = replace(study, trials=study.trials[:1], tuned=())
     assert only_source.source_won
+
+
+def test_a_study_whose_space_makes_no_sense_is_named_and_the_others_are_reported(study: StudyReport) -> None:
+    space = {"training.batch_size": {"choices": [[128], [256]]}}
+    forged = replace(study, parent=replace(study.parent, study="forged", search_space=space))
+    studies_left, problems = studies.usable([forged, study])
+    assert studies_left == [study]
+    assert len(problems) == 1
+    assert problems[0].startswith("study forged is left out: TypeError: ")
+
+
+def test_a_smoke_study_tunes_nothing_that_a_claim_is_compared_with(study: StudyReport) -> None:
+    smoke = replace(study, parent=replace(study.parent, profile="smoke"))
+    assert studies.tuned_accuracies([smoke]) == {}
+    assert list(studies.tuned_accuracies([study])) == ["nine-onecycle"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from resnet_bench.reporting import wording
+from resnet_bench.base.text import plural
 from resnet_bench.reporting.figures.claims import reference
 from resnet_bench.reporting.figures.style import (
     INK,
@@ -55,7 +55,7 @@ def _accuracy_by_epoch(group: RunGroup) -> Plot | None:
         return None
     _last_and_best(figure, group)
     _published(figure, group)
-    seeds = wording.plural(len(group.runs), "seed")
+    seeds = plural(len(group.runs), "seed")
     band = ": a thin line each, their mean, and the band from the lowest to the highest of them"
     finish(figure, HEIGHT, x="epoch", y="accuracy, %")
     mark_whole_numbers(figure)

@@ -1,5 +1,6 @@
 """Show each claim beside our runs, and what is missing to judge the others."""
 
+from resnet_bench.base.text import DASH
 from resnet_bench.reporting.claims import ClaimRow, Missing
 from resnet_bench.reporting.figures.claims import forest, selection_effect
 from resnet_bench.reporting.figures.style import present
@@ -14,7 +15,7 @@ from resnet_bench.reporting.sections.section import (
     grid,
     runs_grid,
 )
-from resnet_bench.reporting.wording import DASH, interval, number, signed
+from resnet_bench.reporting.wording import interval, number, signed
 
 
 def build(results: Results) -> View:

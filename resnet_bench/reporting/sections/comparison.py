@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 
+from resnet_bench.base.text import DASH, duration
 from resnet_bench.judging.target import TimesToAccuracy
 from resnet_bench.reporting.claims import times_to_accuracy
 from resnet_bench.reporting.figures import comparisons
 from resnet_bench.reporting.figures.style import present
 from resnet_bench.reporting.runs import RunGroup
 from resnet_bench.reporting.sections.section import Cell, Grid, Results, Section, View, grid
-from resnet_bench.reporting.wording import DASH, duration, reached
+from resnet_bench.reporting.wording import reached
 
 MAX_TARGETS = 4
 

@@ -3,10 +3,11 @@
 import statistics
 from collections.abc import Sequence
 
+from resnet_bench.base.text import DASH, duration
 from resnet_bench.reporting.claims import median
 from resnet_bench.reporting.runs import Run, RunGroup
 from resnet_bench.reporting.sections.section import Cell, Results, Section, View, apart_badge, grid
-from resnet_bench.reporting.wording import DASH, duration, energy, flops, number, share, size
+from resnet_bench.reporting.wording import energy, flops, number, share, size
 
 TITLES = (
     "Benchmark|Device|Precision|#Runs|#Training time|#Images/s|#Model FLOP/s|#% of measured peak|#Peak memory|#Energy"

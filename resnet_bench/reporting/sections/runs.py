@@ -4,9 +4,9 @@ import json
 from collections import defaultdict
 from typing import Any
 
+from resnet_bench.base.text import DASH, plural
 from resnet_bench.reporting.runs import Run
 from resnet_bench.reporting.sections.section import Results, Section, View, apart_badge, runs_grid
-from resnet_bench.reporting.wording import DASH, plural
 
 
 def build(results: Results) -> View:

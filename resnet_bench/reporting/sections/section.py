@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from resnet_bench.reporting import wording
+from resnet_bench.base.text import DASH
 from resnet_bench.reporting.claims import Claims
 from resnet_bench.reporting.figures.style import Plot, group_labels
 from resnet_bench.reporting.runs import Run, RunGroup, by_run, of_group
 from resnet_bench.reporting.studies import StudyReport, tuned_accuracies
 from resnet_bench.reporting.tables import Tables
+from resnet_bench.reporting.wording import moment
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,13 +157,13 @@ def runs_grid(runs: Sequence[Run], *, with_store: bool) -> Grid:
     rows: list[list[str | Cell]] = [
         [
             run.name,
-            wording.DASH if run.seed is None else str(run.seed),
+            DASH if run.seed is None else str(run.seed),
             f"{run.status.lower()}: {run.reason}" if run.reason else run.status.lower(),
-            run.device or wording.DASH,
-            run.precision or wording.DASH,
-            Cell(run.code_commit[:12] or wording.DASH, "uncommitted changes" if run.code_dirty else "", code=True),
-            Cell(run.data_fingerprint[:12] or wording.DASH, code=True),
-            wording.moment(run.started),
+            run.device or DASH,
+            run.precision or DASH,
+            Cell(run.code_commit[:12] or DASH, "uncommitted changes" if run.code_dirty else "", code=True),
+            Cell(run.data_fingerprint[:12] or DASH, code=True),
+            moment(run.started),
             Cell(run.id, code=True),
             *([run.store] if with_store else []),
         ]

@@ -2,12 +2,13 @@
 
 from typing import Any
 
+from resnet_bench.base.text import plural, setting
 from resnet_bench.judging.intervals import Interval
 from resnet_bench.reporting.figures.style import Plot
 from resnet_bench.reporting.sections.section import Grid, Results, Section, View, grid
 from resnet_bench.reporting.studies import StudyReport, accuracies, named
 from resnet_bench.reporting.study_plots import plots
-from resnet_bench.reporting.wording import mean_of, number, plural, setting, signed
+from resnet_bench.reporting.wording import mean_of, number, signed
 
 
 def build(results: Results) -> View:
