@@ -96,7 +96,7 @@ class TargetMonitor:
         self._metric = claim.metric
         # Rounding in a mean must not decide; one image of ten thousand is a hundred thousand times as much.
         self._level = claim.interval[0] / 100 - 1e-9
-        self._planned = _planned_evaluations(recipe, claim.split) if claim.metric == "accuracy" else 1
+        self._planned = len(recipe.evaluations(claim.split)) if claim.metric == "accuracy" else 1
         self._accuracies: list[float] = []
 
     def evaluated(self, split: str, accuracy: float, metric: str = "accuracy") -> None:
@@ -114,12 +114,3 @@ class TargetMonitor:
     def held(self) -> bool:
         """Whether the level is held as of the last evaluation."""
         return held(self._accuracies, planned=self._planned) >= self._level
-
-
-def _planned_evaluations(recipe: Recipe, split: str) -> int:
-    evaluation, epochs = recipe.evaluation, recipe.training.epochs
-    if split == "train":
-        return epochs
-    if split not in evaluation.splits:
-        return 1
-    return -(-epochs // evaluation.every) + int(evaluation.before_training)

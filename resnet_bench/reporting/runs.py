@@ -17,7 +17,7 @@ from resnet_bench.judging.intervals import typical_epoch
 from resnet_bench.judging.verdict import apart, best_evaluation, last_evaluation
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.datasets import DATASETS
-from resnet_bench.recipe.settings import IMAGE_SIZE, relative_pixels
+from resnet_bench.recipe.settings import relative_pixels
 from resnet_bench.reporting.tables import GROUP_COLUMNS, SPLITS, TAG, RunRow, Tables, current_metric
 
 Series = Mapping[int, float]
@@ -362,7 +362,7 @@ def _relative_pixels(run: Run) -> float:
         return 1.0
     return relative_pixels(
         [(size["pixels"], size["epochs"]) for size in json.loads(sizes)],
-        full_size=int(run.recipe.get("augmentation.resize", IMAGE_SIZE)),
+        full_size=int(run.recipe.get("augmentation.resize") or DATASETS[run.dataset].image_size),
         epochs=run.epochs,
     )
 
