@@ -13,11 +13,11 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.base.files import write_atomically
 from resnet_bench.data.dataset import Dataset, generate_dataset
 from resnet_bench.execution.execution import Execution
+from resnet_bench.judging.intervals import Interval, mean_interval
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.changes import cut_short
 from resnet_bench.recipe.claims import Claim
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.reporting.statistics import Interval, mean_interval
 from resnet_bench.running.run import RunRequest, run
 from resnet_bench.running.stopping import Stop
 from resnet_bench.tracking.environment import code_fingerprint, environment
