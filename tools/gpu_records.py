@@ -39,10 +39,9 @@ from torch import Tensor
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import load_dataset
 from resnet_bench.execution.execution import Execution
+from resnet_bench.judging.intervals import mean_interval
 from resnet_bench.recipe.files import load_benchmark
-from resnet_bench.reporting.statistics import mean_interval
 from resnet_bench.running.record import claim_of, warm_up
-from resnet_bench.tracking.vocabulary import current_metrics
 from resnet_bench.training.events import Finished, Started
 from resnet_bench.training.loop import train
 
@@ -86,8 +85,8 @@ def prepare_ours(name: str, benchmarks: Path | None, folder: Path, device: str) 
             elif isinstance(event, Finished):
                 seconds += event.train_seconds
                 if claim.is_tta:
-                    seconds += event.augmented_seconds
-                accuracy = 100 * current_metrics(event.metrics)[f"test/{claim.metric}"]
+                    seconds += event.tta_seconds
+                accuracy = 100 * event.metrics[f"test/{claim.metric}"]
         return accuracy, seconds
 
     return train_once

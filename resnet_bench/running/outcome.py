@@ -77,13 +77,13 @@ class Outcome:
                 self.setup_seconds = event.setup_seconds
             case Evaluated(split="test"):
                 self.accuracy_by_epoch[event.epoch] = event.accuracy
-                self.accuracy_standard = event.accuracy_plain
-                self.accuracy_tta = event.accuracy_augmented
+                self.accuracy_standard = event.accuracy_standard
+                self.accuracy_tta = event.accuracy_tta
             case EpochEnded():
                 self.epochs, self.train_seconds = event.epoch, event.train_seconds
                 self.throughput_by_epoch.append(event.images_per_second)
             case Finished():
-                self.tta_seconds = event.augmented_seconds
+                self.tta_seconds = event.tta_seconds
             case Closed():
                 self.not_uploaded = None if event.upload.complete else event.upload.sentence
             case JobFinished():
@@ -172,9 +172,9 @@ class RunResult:
             case RunOpened():
                 self.url, self.folder = event.url, str(event.folder)
             case Evaluated(split="test"):
-                self.accuracy, self.accuracy_plain = event.accuracy, event.accuracy_plain
+                self.accuracy, self.accuracy_plain = event.accuracy, event.accuracy_standard
                 self.accuracy_by_epoch[event.epoch] = event.accuracy
-                self.accuracy_augmented = event.accuracy_augmented
+                self.accuracy_augmented = event.accuracy_tta
             case EpochEnded():
                 self.epochs, self.images_per_second = event.epoch, event.images_per_second
                 self.train_seconds = event.train_seconds

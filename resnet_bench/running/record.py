@@ -13,16 +13,15 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.base.files import write_atomically
 from resnet_bench.data.dataset import Dataset, generate_dataset
 from resnet_bench.execution.execution import Execution
+from resnet_bench.judging.intervals import Interval, mean_interval
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.changes import cut_short
 from resnet_bench.recipe.claims import Claim
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.reporting.statistics import Interval, mean_interval
 from resnet_bench.running.run import RunRequest, run
 from resnet_bench.running.stopping import Stop
 from resnet_bench.tracking.environment import code_fingerprint, environment
 from resnet_bench.tracking.store import Store
-from resnet_bench.tracking.vocabulary import current_metrics
 from resnet_bench.training.errors import TrainingError
 from resnet_bench.training.events import EpochEnded, Finished, Started, Steps
 from resnet_bench.training.loop import train
@@ -365,14 +364,13 @@ def _attempt(check: Check, claim: Claim, dataset: Dataset, store: Store, seed: i
     except (TrainingError, RuntimeError) as error:
         return Attempt(seed, failure=describe_error(error))
     assert finished is not None
-    measured = current_metrics(finished.metrics)
     return Attempt(
         seed=seed,
-        accuracy=_percent(measured, f"test/{claim.metric}"),
-        plain=_percent(measured, "test/accuracy_standard"),
+        accuracy=_percent(finished.metrics, f"test/{claim.metric}"),
+        plain=_percent(finished.metrics, "test/accuracy_standard"),
         setup_seconds=setup,
         train_seconds=finished.train_seconds,
-        augmented_seconds=finished.augmented_seconds if claim.is_tta else 0.0,
+        augmented_seconds=finished.tta_seconds if claim.is_tta else 0.0,
     )
 
 

@@ -22,7 +22,7 @@ _DESCRIPTIONS: Mapping[str, str] = {
 }
 _DESCRIPTIONS_0_1_0 = (
     "Benchmark runs: one recipe × one seed × one execution each. Accuracies are fractions. "
-    "`final/test_accuracy` is measured as the source measures it, `final/test_accuracy_plain` in eval mode; "
+    "`final/test_accuracy` is measured as the source measures it, `final/test_accuracy_standard` in eval mode; "
     "`resnet_bench.claim` is what the source says. A `smoke` profile and generated images judge no claim.",
     "Studies: the parent run is the study, its children are the trials and the runs that were trained again "
     "with fresh seeds. A trial that was pruned is marked KILLED and says why in `resnet_bench.reason`.",

@@ -4,8 +4,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from resnet_bench.judging.target import TargetMonitor
 from resnet_bench.tracking import vocabulary as names
-from resnet_bench.tracking.claim import ClaimWatch
 from resnet_bench.tracking.facts import RunDescription
 from resnet_bench.tracking.journal import Axis, Entry, Record, last_steps, metrics_record
 
@@ -108,12 +108,12 @@ class Recorder:
     def _evaluation(self, event: "Evaluated", now: int) -> Iterator[Record]:
         measured = {
             "accuracy": event.accuracy,
-            "accuracy_standard": event.accuracy_plain,
+            "accuracy_standard": event.accuracy_standard,
             "loss": event.loss,
-            "loss_standard": event.loss_plain,
+            "loss_standard": event.loss_standard,
         }
-        if event.accuracy_augmented is not None:
-            measured["accuracy_tta"] = event.accuracy_augmented
+        if event.accuracy_tta is not None:
+            measured["accuracy_tta"] = event.accuracy_tta
         values = {names.split_metric(event.split, name): value for name, value in measured.items()}
         yield from self.metrics("epoch", event.epoch, _single(values), timestamp=now)
         self._evaluation_seconds[event.epoch] = self._evaluation_seconds.get(event.epoch, 0.0) + event.seconds
@@ -138,13 +138,13 @@ class Recorder:
 
     def _end(self, event: "Finished", now: int) -> Iterator[Record]:
         values = {}
-        for key, value in names.current_metrics(event.metrics).items():
+        for key, value in event.metrics.items():
             split, _, name = key.partition("/")
             values[names.final_metric(split, name)] = value
         values[names.FINAL_TRAIN_SECONDS] = event.train_seconds
         values[names.FINAL_EVALUATION_SECONDS] = event.evaluation_seconds
-        if event.augmented_seconds:
-            values[names.FINAL_TTA_SECONDS] = event.augmented_seconds
+        if event.tta_seconds:
+            values[names.FINAL_TTA_SECONDS] = event.tta_seconds
         yield from self.metrics("epoch", event.epoch, _single(values), timestamp=now)
         yield from self.rest()
         yield from self._reached_claims(event.epoch, event.train_seconds, now)
@@ -175,11 +175,11 @@ def _single(values: Mapping[str, float]) -> dict[str, list[float]]:
     return {key: [float(value)] for key, value in values.items()}
 
 
-def _claim_watches(description: RunDescription) -> dict[str, ClaimWatch]:
+def _claim_watches(description: RunDescription) -> dict[str, TargetMonitor]:
     """For each claim the metric that will say when it was reached."""
     if not description.judges_claims:
         return {}
     return {
-        names.to_claim_seconds(number): ClaimWatch(claim, description.recipe)
+        names.to_claim_seconds(number): TargetMonitor(claim, description.recipe)
         for number, claim in enumerate(description.benchmark.claims, start=1)
     }

@@ -91,7 +91,7 @@ class Tracker:
             raise
         try:
             if tracker.run_id is not None or any(_entries(journal)):
-                tracker._resume(description, resume_step or 0)
+                tracker._resume(description, resume_step)
             else:
                 tracker._begin(description)
         except BaseException:
@@ -190,10 +190,11 @@ class Tracker:
         self._writer.append([created, *_recipe_records(description)])
         self._uploader.create_run()
 
-    def _resume(self, description: RunDescription, step: int) -> None:
-        epoch = step // description.recipe.steps_per_epoch if step else -1
+    def _resume(self, description: RunDescription, step: int | None) -> None:
+        # A checkpoint before the first step keeps the evaluations of epoch 0; without one they are repeated.
+        epoch = -1 if step is None else step // description.recipe.steps_per_epoch
         journal = self._writer.journal
-        journal.truncate_after_step(step, epoch, delivered=self._uploader.cursor.underway)
+        journal.truncate_after_step(step or 0, epoch, delivered=self._uploader.cursor.underway)
         entries = _entries(journal)
         self._recorder.catch_up(entries, epoch)
         # A process that was killed right after its first record left neither params nor dataset.

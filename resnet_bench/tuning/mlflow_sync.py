@@ -114,7 +114,7 @@ class MlflowSync:
             if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
                 raise UserError(
                     f"{store.shown}: study {ledger.name} has logged its runs to another tracking store, which this one "
-                    "does not hold; name that with --tracking, or begin anew with --name"
+                    "does not hold; name that with --tracking, or start from scratch with --study-name"
                 ) from None
             raise UserError(
                 f"{store.shown}: a study needs its tracking store to begin, and it does not answer "

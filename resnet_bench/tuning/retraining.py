@@ -80,7 +80,7 @@ def retrain(workplace: WorkerContext, retraining: RetrainJob) -> Generator[Retra
                             found["accuracy"] = workplace.mirror.test_accuracy(event.run_id)
                     case Evaluated(split="test"):
                         found["accuracy"] = event.accuracy
-                        found["accuracy_plain"] = event.accuracy_plain
+                        found["accuracy_plain"] = event.accuracy_standard
     except Stopped:
         raise
     except SETTING_FAILURES as error:

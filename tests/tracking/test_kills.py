@@ -66,7 +66,7 @@ def train(project: Path, folder: Path) -> None:
         last = min(done + 7, STEPS, (done // CHECKPOINT_EVERY + 1) * CHECKPOINT_EVERY)
         tracker.record(steps(done + 1, last))
         for epoch in range(done // STEPS_PER_EPOCH + 1, last // STEPS_PER_EPOCH + 1):
-            tracker.record(Evaluated(epoch, last, "test", 1 / epoch, 1.0, 1.0, 1.0, 50, 0.1))
+            tracker.record(Evaluated(epoch, last, "test", 1 / epoch, 1.0, 1.0, 1.0, 50, 0.1, snapshot=dict))
         done = last
         if done % CHECKPOINT_EVERY == 0:
             unfinished = checkpoint.with_suffix(".unfinished")
