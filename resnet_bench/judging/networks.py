@@ -1,7 +1,7 @@
 """Compare two trained networks on the same images.
 
-This is about two networks, never about two recipes: a recipe's verdict rests on seeds. Two seeds of one recipe disagree on
-many images, so their churn is the floor under any other.
+This is about two networks, never about two recipes: a recipe's verdict rests on seeds. Two seeds of one recipe disagree
+on many images, so their churn is the floor under any other.
 """
 
 from dataclasses import dataclass
