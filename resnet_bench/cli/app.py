@@ -34,6 +34,7 @@ from resnet_bench.cli.screen import (
 from resnet_bench.cli.study import study_app
 from resnet_bench.models.of_recipe import check_benchmark
 from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.recipe.files import load_benchmark, load_benchmark_file, scan_benchmarks
 from resnet_bench.recipe.writing import copy_benchmark
 
@@ -81,7 +82,7 @@ def list_benchmarks(benchmarks: BenchmarksFolder = None) -> None:
     for name in ("dataset", "network", "epochs", "claim"):
         table.add_column(name, justify="right" if name == "epochs" else "left", overflow="fold")
     for benchmark in found.values():
-        claim = next((claim.text for claim in benchmark.claims if claim.split == "test"), "–")
+        claim = benchmark.test_claim.text if benchmark.test_claim else "–"
         recipe = benchmark.recipe
         table.add_row(benchmark.name, recipe.data.dataset, recipe.model.name, str(recipe.training.epochs), claim)
     console.print(table)
@@ -330,11 +331,10 @@ def data_prepare(
     """
     from resnet_bench.base.names import unknown_name
     from resnet_bench.data.dataset import load_dataset
-    from resnet_bench.recipe.settings import NUM_CLASSES
 
-    for name in datasets or list(NUM_CLASSES):
-        if name not in NUM_CLASSES:
-            raise UserError(unknown_name("dataset", name, NUM_CLASSES))
+    for name in datasets or list(DATASETS):
+        if name not in DATASETS:
+            raise UserError(unknown_name("dataset", name, DATASETS))
         dataset = load_dataset(name, data, download=download, progress=say)
         console.print(
             f"{name}: {len(dataset.train.labels)} + {len(dataset.test.labels)} images from {dataset.source} "

@@ -1,7 +1,7 @@
 """The verb ``run``: train benchmarks, watch them, and track them in MLflow."""
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -24,6 +24,7 @@ from resnet_bench.cli.screen import (
     print_resume_command,
     profile_named,
 )
+from resnet_bench.recipe.changes import parse_assignments
 
 
 def run(
@@ -71,7 +72,7 @@ def run(
             names=names,
             seeds=_seeds(seed, seeds),
             profile=profile_named(profile),
-            assignments=_assignments(assignments or []),
+            assignments=parse_assignments(assignments or []),
             device=device,
             precision=precision_named(precision),
             deterministic=deterministic,
@@ -103,19 +104,3 @@ def _seeds(seed: list[int] | None, seeds: int | None) -> list[int]:
     if seed and len(set(seed)) != len(seed):
         raise UserError(f"--seed: a seed is given twice in {seed}")
     return seed or list(range(seeds or 1))
-
-
-def _assignments(texts: list[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` texts as a table; a value is read as TOML where it is TOML, else as a string."""
-    import tomllib
-
-    assignments: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"--set {text}: write a key and a value, such as --set optimizer.lr=0.02")
-        try:
-            assignments[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except (tomllib.TOMLDecodeError, RecursionError):
-            assignments[key.strip()] = value.strip()
-    return assignments
