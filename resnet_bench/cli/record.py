@@ -1,7 +1,8 @@
-"""The verbs of ``resnet-bench record``. Each parses, calls and prints; the work is done in ``record``."""
+"""The verbs of ``resnet-bench record``. Each parses, calls and prints."""
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.text import percent
 from resnet_bench.cli.perf import LevelOption, ThreadsOption, level_named
 from resnet_bench.cli.screen import (
     DEFAULT_DATA,
@@ -28,11 +30,12 @@ from resnet_bench.cli.screen import (
     print_resume_command,
     say,
 )
-from resnet_bench.models.of_recipe import check_benchmark
 from resnet_bench.recipe.files import load_benchmark
 
 if TYPE_CHECKING:
-    from resnet_bench.running.record import Attempt, Record
+    from resnet_bench.recipe.claims import Claim
+    from resnet_bench.running.outcome import Outcome
+    from resnet_bench.running.record_check import Record
 
 record_app = typer.Typer(help="Check a speed record by its protocol.", no_args_is_help=True)
 
@@ -47,7 +50,7 @@ def check(
         str | None, typer.Option("--baseline", metavar="NAME", help="A benchmark to time in between, for the ratio.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a check that was interrupted, at the seed it was at.")
+        bool, typer.Option("--resume", help="Resume an interrupted check at the seed it was at.")
     ] = False,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write everything as JSON.")] = None,
     device: Device = "auto",
@@ -67,17 +70,19 @@ def check(
 
     Next: resnet-bench report
     """
-    from resnet_bench.data.dataset import load_dataset
-    from resnet_bench.execution.execution import Execution
-    from resnet_bench.measure.autotune import autotune
-    from resnet_bench.running import record
+    from resnet_bench.data.dataset import ImageLocation
+    from resnet_bench.execution.options import ExecutionOptions
+    from resnet_bench.judging.record import MIN_SEEDS, claim_of
+        from resnet_bench.running.context import Context
+    from resnet_bench.running.prepare import resolve
+    from resnet_bench.running.record_check import Record, RecordCheck
     from resnet_bench.running.stopping import Stopped, stop_on_signals
     from resnet_bench.tracking.stale_runs import close_stale_runs
     from resnet_bench.tracking.store import Store
 
     benchmark = load_benchmark(name, benchmarks)
     check_benchmark(benchmark)
-    record.claim_of(benchmark)
+    claim = claim_of(benchmark)
     compared = load_benchmark(baseline, benchmarks) if baseline is not None else None
     if compared is not None and compared.recipe.data.dataset != benchmark.recipe.data.dataset:
         raise UserError(
@@ -85,65 +90,72 @@ def check(
         )
     if out is not None and not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
-    execution = Execution.resolve(device, precision_named(precision), threads=threads, level=level_named(level))
-    dataset = load_dataset(benchmark.recipe.data.dataset, data, progress=say)
-    count = seeds or record.MIN_SEEDS[execution.device_type]
-    execution = autotune(benchmark.recipe, execution, precision=precision == "auto", threads=threads is None)
-    planned = record.Check(benchmark, execution, range(count), runs, compared)
-    progress = planned.new_progress()
+    context = Context(
+        store=Store.resolve(tracking, Path.cwd()),
+        run_dir=runs,
+        images=ImageLocation(data),
+        options=ExecutionOptions(
+            device=device, mode=level_named(level), precision=precision_named(precision), threads=threads
+        ),
+    )
+    context.open_images(benchmark.recipe.data.dataset, say)
+    execution = resolve(benchmark.recipe, context.options)
+    count = seeds or MIN_SEEDS[execution.device_type]
+    planned = RecordCheck(benchmark, range(count), compared)
+    progress = planned.new_progress(execution, runs)
     if resume:
         progress.read()
+        if progress.under_way is not None:
+            say(f"seed {progress.under_way} was under way when the check ended; it is trained from scratch")
     elif progress.path.exists():
-        say(f"a check that was interrupted is thrown away ({progress.path}); --resume would go on with it")
-    store = Store.resolve(tracking, Path.cwd())
-    store.prepare()
-    close_stale_runs(store)
-    say(f"{count} seeds of {name} on {execution.device_name} ({execution.describe()}), tracked in {store.shown}")
+        say(f"an interrupted check is thrown away ({progress.path}); --resume would continue it")
+    context.store.prepare()
+    close_stale_runs(context.store)
+    say(f"{count} seeds of {name} on {execution.device_name} ({execution.describe()}), tracked in {context.store.shown}")
     try:
-        with stop_on_signals() as stop:
-            for found in record.measure(planned, dataset, store, stop=stop, progress=progress):
-                if isinstance(found, record.Attempt):
-                    say(_line(found))
+        with stop_on_signals(announce="stopping; the seeds that are done are kept") as stop:
+            for found in planned.measure(replace(context, stop=stop), progress):
+                if isinstance(found, Record):
+                    record = found
                 else:
-                    outcome = found
+                    say(_line(*found, claim))
     except Stopped:
-        print_resume_command("--resume")
+        print_resume_command("--resume" if progress.path.exists() else None)
         raise typer.Exit(INTERRUPTED) from None
-    _print(outcome)
+    _print(record)
     if out is not None:
-        out.write_text(json.dumps(outcome.asdict(), indent=2) + "\n", encoding="utf-8")
+        out.write_text(json.dumps(record.asdict(), indent=2) + "\n", encoding="utf-8")
         say(f"written to {out}")
-    if not outcome.holds:
+    if not record.verdict.holds:
         raise typer.Exit(FAILED)
 
 
-def _line(attempt: "Attempt") -> str:
-    if attempt.failure is not None:
-        return f"seed {attempt.seed}: failed: {attempt.failure}"
-    return f"seed {attempt.seed}: {attempt.accuracy:.2f}% in {attempt.seconds:.1f} s (plain {attempt.plain:.2f}%)"
+def _line(seed: int, outcome: "Outcome", claim: "Claim") -> str:
+    from resnet_bench.running.record_check import clock_seconds, record_accuracy
+
+    accuracy = record_accuracy(outcome, claim)
+    if accuracy is None:
+        return f"seed {seed}: failed: {outcome.failure}"
+    return (
+        f"seed {seed}: {accuracy:.2f}% in {clock_seconds(outcome, claim):.1f} s "
+        f"(standard {percent(outcome.accuracy_standard)})"
+    )
 
 
 def _print(found: "Record") -> None:
     table = Table(title=found.benchmark.name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("seed", "accuracy", "plain", "set-up s", "training s", "augmented test s", "clock s"):
+    for name in ("seed", "accuracy", "standard", "set-up s", "training s", "TTA s", "clock s"):
         table.add_column(name, justify="right")
-    for attempt in found.attempts:
+    seconds = ("setup_seconds", "train_seconds", "tta_seconds", "seconds")
+    for attempt in found.asdict()["attempts"]:
         table.add_row(
-            str(attempt.seed),
-            "failed" if attempt.accuracy is None else f"{attempt.accuracy:.2f}",
-            "–" if attempt.plain is None else f"{attempt.plain:.2f}",
-            *(
-                f"{seconds:.1f}"
-                for seconds in (
-                    attempt.setup_seconds,
-                    attempt.train_seconds,
-                    attempt.augmented_seconds,
-                    attempt.seconds,
-                )
-            ),
+            str(attempt["seed"]),
+            "failed" if attempt["accuracy"] is None else f"{attempt['accuracy']:.2f}",
+            "–" if attempt["standard"] is None else f"{attempt['standard']:.2f}",
+            *(f"{attempt[name]:.1f}" for name in seconds),
         )
     console.print(table)
-    say(found.sentence)
+    say(found.verdict.sentence)
     if found.seconds:
         low, high = min(found.seconds), max(found.seconds)
         say(
@@ -151,9 +163,8 @@ def _print(found: "Record") -> None:
             f"warm-up outside of it {found.warm_up_seconds:.1f} s; on {found.execution.device_name} "
             f"({found.execution.describe()})"
         )
-    if found.ratio is not None:
-        seconds = statistics.median(found.baseline_seconds)
+    if found.speedup is not None:
         say(
-            f"baseline {found.baseline}: {seconds:.0f} s for its whole training, timed over some steps before, "
-            f"between and after the seeds; {found.ratio:.1f} times as long"
+            f"baseline {found.baseline}: {statistics.median(found.baseline_seconds):.0f} s for its whole training, "
+            f"timed over some steps before, between and after the seeds; speedup {found.speedup:.1f}×"
         )

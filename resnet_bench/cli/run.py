@@ -1,6 +1,7 @@
 """The verb ``run``: train benchmarks, watch them, and track them in MLflow."""
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -28,10 +29,13 @@ from resnet_bench.cli.screen import (
 
 def run(
     names: Annotated[list[str], typer.Argument(help="Benchmarks to run.", autocompletion=complete_benchmark)],
-    seed: Annotated[list[int] | None, typer.Option("--seed", min=0, help="A seed; may be given again.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option("--seed", min=0, max=2**63 - 1, help="A seed; may be given again.")
+    ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Run seeds 0 to N-1.")] = None,
     seeds_per_device: Annotated[
-        int, typer.Option("--seeds-per-device", metavar="N", min=1, help="Train N seeds at once, each in a process.")
+        int,
+        typer.Option("--seeds-per-device", metavar="N", min=1, help="Train N seeds per device in parallel processes."),
     ] = 1,
     profile: Annotated[
         str | None, typer.Option("--profile", help="full or smoke; else what this machine can do.")
@@ -54,8 +58,8 @@ def run(
     tracking: TrackingURI = None,
     runs: RunsFolder = DEFAULT_RUNS,
     benchmarks: BenchmarksFolder = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what was interrupted.")] = False,
-    again: Annotated[bool, typer.Option("--again", help="Train anew what is finished already.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume interrupted runs.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Train finished runs from scratch.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a long run.")] = False,
 ) -> None:
     """Train benchmarks, watch them, and track them in MLflow.
@@ -64,36 +68,47 @@ def run(
 
     Next: resnet-bench report, or resnet-bench ui
     """
-    from resnet_bench.cli import suite
+    from resnet_bench.cli.live_runs import lasting
+    from resnet_bench.cli.run_all import run_all
+    from resnet_bench.data.dataset import ImageLocation
+    from resnet_bench.execution.options import ExecutionOptions
+    from resnet_bench.running.context import Context
+    from resnet_bench.running.plan import RunOptions
+    from resnet_bench.tracking.store import Store
 
-    outcome = suite.run_suite(
-        suite.SuiteRequest(
-            names=names,
-            seeds=_seeds(seed, seeds),
-            profile=profile_named(profile),
-            assignments=_assignments(assignments or []),
-            device=device,
-            precision=precision_named(precision),
-            deterministic=deterministic,
-            compile=compile,
-            data=data,
-            download=download,
-            tracking=tracking,
-            runs=runs,
-            benchmarks=benchmarks,
-            resume=resume,
-            again=again,
-            ask=not yes and sys.stdin.isatty() and console.is_terminal,
-            level=level_named(execution),
-            threads=threads,
-            seeds_per_device=seeds_per_device,
-        ),
-        console,
+    options = RunOptions(
+        names=names,
+        seeds=_seeds(seed, seeds),
+        profile=profile_named(profile),
+        changes=_assignments(assignments or []),
+        resume=resume,
+        force=again,
+        seeds_per_device=seeds_per_device,
+        benchmark_dir=benchmarks,
     )
-    if outcome.interrupted:
-        print_resume_command("--resume")
+    executed = ExecutionOptions(
+        device=device,
+        mode=level_named(execution),
+        precision=precision_named(precision),
+        threads=threads,
+        compile=compile,
+        deterministic=deterministic,
+    )
+    context = Context(
+        store=Store.resolve(tracking, Path.cwd()),
+        run_dir=runs,
+        images=ImageLocation(data, allow_generated=options.profile != "full", download=download),
+        options=executed,
+    )
+    # A service or a batch job may have closed standard input.
+    can_ask = sys.stdin is not None and sys.stdin.isatty() and console.is_terminal
+    with lasting(console):
+        summary = run_all(options, context, console, ask=can_ask and not yes)
+        if summary.interrupted:
+            print_resume_command("--resume" if summary.is_resumable else None)
+    if summary.interrupted:
         raise typer.Exit(INTERRUPTED)
-    if outcome.failures or outcome.abandoned:
+    if summary.failures or summary.abandoned:
         raise typer.Exit(FAILED)
 
 

@@ -1,4 +1,6 @@
-"""Whether a device still takes work."""
+"""Which devices there are, and whether one still takes work."""
+
+import os
 
 import torch
 
@@ -17,3 +19,12 @@ def device_problem(execution: Execution) -> str | None:
         # CUDA never forgives some errors, such as a failed assertion in a kernel: only a new process helps.
         return f"{execution.device} takes no more work ({describe_error(error)})"
     return None
+
+
+def visible_gpus() -> list[str]:
+    """Return the NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; opens none."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    if named is None:
+        return [str(number) for number in range(count)]
+    return [gpu.strip() for gpu in named.split(",") if gpu.strip()][:count]

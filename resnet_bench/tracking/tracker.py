@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from resnet_bench.tracking import mlflow_client
 from resnet_bench.tracking.claim import ClaimWatch
-from resnet_bench.tracking.facts import PREFIX, RunDescription
+from resnet_bench.tracking.facts import PREFIX, RunFacts
 from resnet_bench.tracking.journal import Axis, Entry, Journal, Record, last_steps, metrics_record, read
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.system import SystemSampler
@@ -47,7 +47,7 @@ class Tracker:
     """
 
     def __init__(
-        self, store: Store, description: RunDescription, folder: Path, journal: Journal, *, run_id: str | None
+        self, store: Store, description: RunFacts, folder: Path, journal: Journal, *, run_id: str | None
     ) -> None:
         """Use :meth:`open`."""
         self._store = store
@@ -68,7 +68,7 @@ class Tracker:
     def open(
         cls,
         store: Store,
-        description: RunDescription,
+        description: RunFacts,
         folder: Path,
         *,
         resume_run_id: str | None = None,
@@ -214,7 +214,7 @@ class Tracker:
 
     def _begin(self) -> None:
         description = self._description
-        tags = description.all_tags()
+        tags = description.tags()
         tags[f"{PREFIX}run_key"] = uuid.uuid4().hex
         self._append(
             {
@@ -393,7 +393,7 @@ def save_model(
     )
 
 
-def _claim_watches(description: RunDescription) -> dict[str, ClaimWatch]:
+def _claim_watches(description: RunFacts) -> dict[str, ClaimWatch]:
     """For each claim the metric that will say when it was held: the headline's has no number, the others count on."""
     if not description.judges_claims:
         return {}

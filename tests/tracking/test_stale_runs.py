@@ -10,12 +10,12 @@ import psutil
 import pytest
 
 from resnet_bench.tracking.experiments import EXPERIMENT
-from resnet_bench.tracking.facts import RunDescription
+from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.stale_runs import close_stale_runs, process_start
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
 
-Describe = Callable[..., RunDescription]
+Describe = Callable[..., RunFacts]
 
 
 @pytest.fixture
@@ -47,11 +47,11 @@ def tags_of(pid: int) -> dict[str, str]:
 TRACK = """
 import pathlib, sys, time
 from resnet_bench.benchmark import Benchmark
-from resnet_bench.tracking import RunDescription, Store, Tracker
+from resnet_bench.tracking import RunFacts, Store, Tracker
 from tests.tracking.training_events import BENCHMARK, started, training
 
 benchmark = Benchmark.model_validate(BENCHMARK)
-description = RunDescription(
+description = RunFacts(
     benchmark=benchmark, recipe=benchmark.recipe, profile="full", seed=0, execution={"device": "cpu"},
     device_name="x", dataset_name="cifar10", data_source="parquet", data_fingerprint="f", generated=False,
 )
