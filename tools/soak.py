@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from resnet_bench.data.dataset import generate_dataset
-from resnet_bench.execution.execution import Execution
+from resnet_bench.data.dataset import ImageLocation
+from resnet_bench.execution.options import ExecutionOptions
 from resnet_bench.recipe.changes import override
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.running.context import Context
@@ -118,7 +118,6 @@ def work(folder: Path, process: int, runs: int, trials: int, seconds: float) -> 
     os.chdir(folder)
     store = Store.resolve(f"sqlite:///{folder / 'mlflow.db'}")
     store.prepare()
-    execution = Execution.resolve("cpu", "fp32", threads=1)
     context = Context(
         store,
         folder / "runs",
@@ -161,7 +160,7 @@ def work(folder: Path, process: int, runs: int, trials: int, seconds: float) -> 
             precision="fp32",
         )
         sampler.start()
-        for event in run_study(request_, images):
+        for event in run_study(request_, request_.images.load()):
             if isinstance(event, TrialEnded):
                 sampler.take("trial")
                 if time.monotonic() - began > seconds:

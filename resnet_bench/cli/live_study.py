@@ -1,7 +1,5 @@
 """What a person sees while a study goes on: one table, a row a trial."""
 
-import math
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from resnet_bench.base.text import duration, percent, setting
 from resnet_bench.recipe.changes import short_names
 from resnet_bench.tuning.events import (
     Retrained,
@@ -155,14 +154,14 @@ class LiveTable:
                 pass
 
     def _sentence(self, row: TrialRow) -> str:
-        settings = ", ".join(f"{self._names.get(key, key)} {_short(value)}" for key, value in row.settings.items())
+        settings = ", ".join(f"{self._names.get(key, key)} {setting(value, 3)}" for key, value in row.settings.items())
         source = " (the source's own)" if row.is_source else ""
         why = f": {row.reason}" if row.reason else ""
         best = self._progress.best
-        so_far = f"; best {_percent(best.accuracy)} in trial {best.number}" if best is not None else ""
+        so_far = f"; best {percent(best.accuracy)} in trial {best.number}" if best is not None else ""
         return (
             f"[{self._progress.finished}/{self._progress.wanted}] trial {row.number}{source} {settings}: "
-            f"{_percent(row.accuracy)} {row.state.lower()}{why}{so_far}; {self._time_left()}"
+            f"{percent(row.accuracy)} {row.state.lower()}{why}{so_far}; {self._time_left()}"
         )
 
     def _line(self, text: str) -> None:
@@ -170,7 +169,7 @@ class LiveTable:
 
     def _time_left(self) -> str:
         left = self._progress.seconds_left
-        return f"about {_duration(left)} left" if left is not None else "time left not known yet"
+        return f"about {duration(left)} left" if left is not None else "time left not known yet"
 
     def _renderable(self) -> Group:
         progress = self._progress
@@ -189,18 +188,18 @@ class LiveTable:
             state = row.state.lower() + (f": {row.reason}" if row.reason and row.state == "FAIL" else "")
             table.add_row(
                 f"{mark}{row.number}",
-                *(_short(row.settings[key]) if key in row.settings else "–" for key in self._keys),
+                *(setting(row.settings[key], 3) if key in row.settings else "–" for key in self._keys),
                 f"{row.epoch}/{progress.trial_epochs}",
-                _percent(row.accuracy),
+                percent(row.accuracy),
                 Text(state + (" (source)" if row.is_source else ""), style=_STYLES.get(row.state, "")),
-                _duration(row.seconds) if row.seconds else "",
+                duration(row.seconds) if row.seconds else "",
             )
         lines = [Text(self._headline())]
         if progress.final_runs_left is not None:
             done = len(progress.retrained)
             lines.append(Text(f"final runs with fresh seeds: {done} of {progress.final_runs_left}"))
             lines += [
-                Text(f"  {run.arm} seed {run.seed}: {_percent(run.accuracy)} {run.reason or ''}")
+                Text(f"  {run.arm} seed {run.seed}: {percent(run.accuracy)} {run.reason or ''}")
                 for run in progress.retrained
             ]
         return Group(table, *lines)
@@ -209,17 +208,5 @@ class LiveTable:
         progress, best = self._progress, self._progress.best
         if not progress.wanted:
             return "opening the study"
-        so_far = f"best so far {_percent(best.accuracy)} (trial {best.number})" if best is not None else "no score yet"
+        so_far = f"best so far {percent(best.accuracy)} (trial {best.number})" if best is not None else "no score yet"
         return f"{progress.finished} of {progress.wanted} trials · {so_far} · {self._time_left()}"
-
-
-def _percent(fraction: float | None) -> str:
-    return f"{fraction:.2%}" if fraction is not None and math.isfinite(fraction) else "–"
-
-
-def _short(value: Value) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _duration(seconds: float) -> str:
-    return time.strftime("%H:%M:%S", time.gmtime(seconds)) if seconds < 86400 else f"{seconds / 86400:.1f} days"

@@ -13,6 +13,7 @@ from rich.prompt import Confirm
 from rich.table import Table
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.text import duration, plural, setting
 from resnet_bench.cli.screen import (
     BAD_INPUT,
     DEFAULT_DATA,
@@ -156,9 +157,9 @@ def _print_plan(plan: "Plan") -> None:
     assert held_out is not None
     for line in (
         f"objectives: {', '.join(study.objectives)}",
-        f"trials: {study.budget.trials} of {trial.training.epochs} epochs, {_counted(study.seeds, 'seed')}, "
+        f"trials: {study.budget.trials} of {trial.training.epochs} epochs, {plural(study.seeds, 'seed')}, "
         f"on {trial.data.num_train} images, scored on {held_out.images} held out",
-        f"final runs: {_counted(study.retrain.seeds, 'fresh seed')} a side, {final.training.epochs} epochs on "
+        f"final runs: {plural(study.retrain.seeds, 'fresh seed')} a side, {final.training.epochs} epochs on "
         f"{final.data.num_train} images, judged once on {final.data.num_test} test images",
         f"sampler: {_with_options(study.sampler)}",
         f"pruner: {_with_options(study.pruner)}",
@@ -170,10 +171,6 @@ def _with_options(named: "Sampler | Pruner") -> str:
     if not named.options:
         return named.name
     return f"{named.name} with {', '.join(f'{key} = {json.dumps(value)}' for key, value in named.options.items())}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _print_trials(ledger: "TrialQueue") -> None:
@@ -191,7 +188,7 @@ def _print_trials(ledger: "TrialQueue") -> None:
         state = "interrupted" if is_interrupted(trial) else trial.state.name.lower()
         table.add_row(
             f"{mark}{trial.number}",
-            *(_value(trial.params[key]) if key in trial.params else "–" for key in keys),
+            *(setting(trial.params[key]) if key in trial.params else "–" for key in keys),
             str(trial.last_step or "–"),
             f"{trial.values[0]:.2%}" if trial.values else "–",
             state + (" (source)" if "source" in trial.user_attrs else ""),
@@ -202,10 +199,6 @@ def _print_trials(ledger: "TrialQueue") -> None:
         f"{counts.finished} of {counts.wanted} trials are through, {counts.pruned} pruned, {counts.failed} failed",
         highlight=False,
     )
-
-
-def _value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 # --- running ---------------------------------------------------------------------------------------
@@ -316,7 +309,6 @@ def _choose(
 
 def _announce(request: "StudyRequest", why: str, dataset: Any) -> float:
     """Say what will run, why, on what, and for how long; return the seconds."""
-    from resnet_bench.base.text import duration
     from resnet_bench.measure.estimate import estimate_seconds, measure_flops_per_second
     from resnet_bench.tuning.space import retraining_recipe, trial_recipe
 
@@ -327,7 +319,7 @@ def _announce(request: "StudyRequest", why: str, dataset: Any) -> float:
     final_seconds = estimate_seconds(retraining_recipe(plan.study, plan.base, source), rate)
     seconds = plan.study.budget.trials * trial_seconds + 2 * plan.study.retrain.seeds * final_seconds
     console.print(f"study {request.name} in the {plan.profile} profile: {why}.", highlight=False, markup=False)
-    say(f"on {execution.device_name} ({execution.describe()}), {_counted(request.workers, 'worker')}")
+    say(f"on {execution.device_name} ({execution.describe()}), {plural(request.workers, 'worker')}")
     if dataset.generated:
         console.print(
             f"[bold yellow]{dataset.name}: GENERATED IMAGES[/], no CIFAR was found; every number below says nothing "
@@ -396,8 +388,8 @@ def _print_best(result: "StudyResult") -> None:
         best, source = result.best_settings.get(key), result.source_settings.get(key)
         table.add_row(
             key,
-            f"[bold]{_value(best)}[/]" if key in result.changed else _value(best) if best is not None else "–",
-            _value(source) if source is not None else "–",
+            f"[bold]{setting(best)}[/]" if key in result.changed else setting(best) if best is not None else "–",
+            setting(source) if source is not None else "–",
         )
     table.add_row("validation accuracy", f"{result.best_validation:.2%}", f"{result.source_validation:.2%}")
     console.print(table)

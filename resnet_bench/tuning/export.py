@@ -1,6 +1,5 @@
 """The tuned recipe as text: whole, or as a benchmark file that extends the one that was tuned."""
 
-import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import tomli_w
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.names import NAME_PATTERN
+from resnet_bench.base.names import is_file_name
 from resnet_bench.models.of_recipe import check_benchmark
 from resnet_bench.recipe.benchmark import Benchmark, Tuned
 from resnet_bench.recipe.changes import override
@@ -43,7 +42,7 @@ def export(ledger: TrialQueue, result: StudyResult, path: Path, benchmarks: Path
         raise UserError(
             f"study {ledger.name}: no settings were better than the source's own, so there is nothing to export"
         )
-    if path.suffix != ".toml" or not re.fullmatch(NAME_PATTERN, path.stem):
+    if path.suffix != ".toml" or not is_file_name(path.stem):
         raise UserError(
             f"{path}: name the file after the new benchmark, in lower-case letters, digits and hyphens, "
             f"such as {ledger.benchmark.name}-tuned.toml"

@@ -5,6 +5,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
+from resnet_bench.base.describe_error import describe_error
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.events import Opened
 from resnet_bench.running.job import Job
@@ -85,7 +86,7 @@ def retrain(workplace: WorkerContext, retraining: RetrainJob) -> Generator[Retra
         raise
     except SETTING_FAILURES as error:
         found["accuracy"] = None
-        found["reason"] = (str(error).splitlines() or [""])[0] or type(error).__name__
+        found["reason"] = describe_error(error)
     finally:
         free_memory(workplace.execution)
     if found["accuracy"] is None and found["reason"] is None:

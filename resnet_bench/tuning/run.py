@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
+from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import Dataset, generate_dataset, load_dataset
 from resnet_bench.execution.choices import PrecisionChoice
@@ -143,7 +144,7 @@ def run_study(request: StudyRequest, dataset: Dataset, stop: Stop | None = None)
         status, reason = "KILLED", str(error) or "stopped before its end"
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        reason = describe_error(error)
         raise
     finally:
         ledger.interrupt_own()

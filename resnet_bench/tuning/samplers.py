@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.names import unknown_name
 from resnet_bench.tuning.study import Key, Parameter, Study, Value
@@ -208,4 +209,4 @@ def _explained(where: str) -> Iterator[None]:
         try:
             yield
         except (TypeError, ValueError) as error:
-            raise UserError(f"{where}.options: {str(error).splitlines()[0]}") from None
+            raise UserError(f"{where}.options: {describe_error(error)}") from None

@@ -10,12 +10,14 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.uris import redact, same_place
 from resnet_bench.tracking.store import network_file_system_notice
 
 if TYPE_CHECKING:
@@ -66,9 +68,9 @@ class StudyStorage:
         """
         folder = folder.resolve()
         found = _absolute(url or f"sqlite:///{DEFAULT_FILE}", folder)
-        if _is_database(found) and _same_database(found, tracking_uri):
+        if _is_database(found) and same_place(found, tracking_uri):
             raise UserError(
-                f"{_shown(found)} is MLflow's database, and Optuna cannot share it: both keep a table of the same "
+                f"{redact(found)} is MLflow's database, and Optuna cannot share it: both keep a table of the same "
                 "name for their versions; take another with --storage"
             )
         return cls(found)
@@ -76,7 +78,7 @@ class StudyStorage:
     @property
     def shown(self) -> str:
         """The URL as it may be printed: without its password."""
-        return _shown(self.url)
+        return redact(self.url)
 
     @property
     def _file(self) -> Path | None:
@@ -133,8 +135,7 @@ class StudyStorage:
             except UserError:
                 raise
             except Exception as error:  # whatever the database driver raises
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise UserError(f"{self.shown} cannot be opened: {reason[:300]}") from None
+                raise UserError(f"{self.shown} cannot be opened: {describe_error(error, self.url)}") from None
 
     def _connect(self) -> "BaseStorage":
         import optuna
@@ -268,35 +269,6 @@ def _absolute(url: str, folder: Path) -> str:
 
 def _is_database(url: str) -> bool:
     return not url.startswith(("journal:", "grpc:"))
-
-
-def _same_database(left: str, right: str) -> bool:
-    ours, theirs = _identity(left), _identity(right)
-    return ours is not None and ours == theirs
-
-
-def _identity(url: str) -> tuple[Any, ...] | None:
-    """What two URLs of one database share, whatever the driver, the user or the spelling of a path."""
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        parts = make_url(url)
-    except ArgumentError:
-        return None
-    kind = parts.drivername.partition("+")[0]
-    if kind == "sqlite":
-        return kind, Path(parts.database or "").resolve()
-    if kind not in _PORTS:
-        return None
-    host = parts.host or "localhost"
-    return kind, "localhost" if host == "127.0.0.1" else host, parts.port or _PORTS[kind], parts.database
-
-
-def _shown(url: str) -> str:
-    from sqlalchemy.engine import make_url
-
-    return make_url(url).render_as_string(hide_password=True) if _is_database(url) else url
 
 
 def _missing_package(url: str, error: ImportError) -> str:

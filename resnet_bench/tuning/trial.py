@@ -11,6 +11,7 @@ from pathlib import Path
 
 import optuna
 
+from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import Dataset, ImageLocation
 from resnet_bench.execution.execution import Execution
@@ -123,7 +124,7 @@ def _outcome(workplace: WorkerContext, claimed: AcquiredTrial) -> Generator[Tria
     except SETTING_FAILURES as error:
         if trial.user_attrs.get("mlflow_run_id") is None:
             trial.set_user_attr("mlflow_run_id", workplace.mirror.bare_run(trial.number, claimed.settings))
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        reason = describe_error(error)
         return _Outcome("FAIL", reason=reason)
     return _Outcome("COMPLETE", values=values)
 

@@ -7,8 +7,6 @@ in between and however many processes share the work.
 """
 
 import json
-import os
-import socket
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from resnet_bench.base import machine
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.tracking.stale_runs import process_start
 from resnet_bench.tuning import space
 from resnet_bench.tuning.plan import Plan
 from resnet_bench.tuning.samplers import build_pruner, build_sampler
@@ -252,7 +250,7 @@ class TrialQueue:
             self.recover()
             while self.trials((optuna.trial.TrialState.WAITING,)):
                 trial = self.study.ask()
-                trial.set_user_attr("worker", _this_process())
+                trial.set_user_attr("worker", machine.this_process())
                 if self._is_surplus(trial):
                     # Another machine was quicker: there is nothing to run for this one.
                     trial.set_user_attr("surplus", True)
@@ -313,7 +311,7 @@ class TrialQueue:
 
         with self.storage.address.alone():
             for trial in self.trials((optuna.trial.TrialState.RUNNING,)):
-                if trial.user_attrs.get("worker") == _this_process():
+                if trial.user_attrs.get("worker") == machine.this_process():
                     self._fail_and_retry(trial.number)
 
     def _fail_and_retry(self, number: int) -> None:
@@ -333,13 +331,9 @@ class TrialQueue:
             started = trial.datetime_start
             age = time.time() - started.timestamp() if started else 0.0
             return self._file_based or age > self.storage.address.grace_seconds
-        if worker["host"] != socket.gethostname():
-            return False
-        here = (process_start(os.getpid()) or "").rpartition("/")[0]
-        if worker["pid_start"].rpartition("/")[0] == here:
-            return process_start(int(worker["pid"])) != str(worker["pid_start"])
-        # The same machine, started anew; of a server's clients several may bear one name.
-        return self._file_based and worker["pid_start"].partition("/")[0] != here.partition("/")[0]
+        # Of a server's clients several may bear one name.
+        host, pid, start = worker["host"], int(worker["pid"]), worker["pid_start"]
+        return machine.exit_reason(host, pid, start, one_machine=self._file_based) is not None
 
     # --- ending trials -----------------------------------------------------------------------------
 
@@ -473,8 +467,4 @@ def _stream_seed(seed: int, process: int) -> int:
 
 def _is_alive_here(trial: "optuna.trial.FrozenTrial") -> bool:
     worker: dict[str, Any] = trial.user_attrs.get("worker", {})
-    return worker.get("host") == socket.gethostname() and process_start(int(worker["pid"])) == worker["pid_start"]
-
-
-def _this_process() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "pid_start": process_start(os.getpid()) or ""}
+    return bool(worker) and machine.is_alive(int(worker["pid"]), worker["pid_start"], host=worker["host"])
