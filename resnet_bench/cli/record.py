@@ -62,7 +62,7 @@ def check(
     runs: RunsFolder = DEFAULT_RUNS,
     benchmarks: BenchmarksFolder = None,
 ) -> None:
-    """Train a recipe once a seed and say whether its claim holds, and in how many seconds.
+    """Train a recipe once per seed; report whether its claim holds, and in how many seconds.
 
     The lower end of the one-sided 95% interval of the mean has to reach the claim; see docs/records.md.
 
@@ -73,7 +73,8 @@ def check(
     from resnet_bench.data.dataset import ImageLocation
     from resnet_bench.execution.options import ExecutionOptions
     from resnet_bench.judging.record import MIN_SEEDS, claim_of
-        from resnet_bench.running.context import Context
+    from resnet_bench.models.of_recipe import check_benchmark
+    from resnet_bench.running.context import Context
     from resnet_bench.running.prepare import resolve
     from resnet_bench.running.record_check import Record, RecordCheck
     from resnet_bench.running.stopping import Stopped, stop_on_signals
@@ -111,7 +112,8 @@ def check(
         say(f"an interrupted check is thrown away ({progress.path}); --resume would continue it")
     context.store.prepare()
     close_stale_runs(context.store)
-    say(f"{count} seeds of {name} on {execution.device_name} ({execution.describe()}), tracked in {context.store.shown}")
+    where = f"{execution.device_name} ({execution.describe()})"
+    say(f"{count} seeds of {name} on {where}, tracked in {context.store.shown}")
     try:
         with stop_on_signals(announce="stopping; the seeds that are done are kept") as stop:
             for found in planned.measure(replace(context, stop=stop), progress):

@@ -12,7 +12,7 @@ from rich.prompt import Confirm
 from rich.table import Table
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.text import duration
+from resnet_bench.base.text import duration, plural
 from resnet_bench.cli.closing import print_closing
 from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay
 from resnet_bench.data.dataset import Dataset, dataset_status
@@ -149,7 +149,7 @@ def _announce(
     seconds = sum(surveyed.seconds for surveyed in left) / in_parallel
     jobs_of = Counter(plan.choices[job.benchmark.name] for job in plan.jobs)
     for choice, count in jobs_of.items():
-        echo(f"{count} run{'s' if count != 1 else ''} in the {choice.profile} profile: {choice.reason}.")
+        echo(f"{plural(count, 'run')} in the {choice.profile} profile: {choice.reason}.")
     if cached := len(plan.jobs) - len(left):
         what = "All of them were" if not left else f"{cached} of them {'were' if cached > 1 else 'was'}"
         echo(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from resnet_bench.base.machine import usable_cores
+from resnet_bench.base.machine import default_threads
 from resnet_bench.execution.choices import Level, PrecisionChoice
 from resnet_bench.execution.execution import Execution, find_device
 
@@ -59,4 +59,4 @@ class ExecutionOptions:
     @property
     def total_threads(self) -> int:
         """CPU threads as typed; else all usable cores."""
-        return self.threads or usable_cores()
+        return self.threads or default_threads()

@@ -1,5 +1,6 @@
 """The result of one run, built from its events or from the tracking store."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
@@ -70,10 +71,10 @@ class Outcome:
         """Take over what an event of the run tells."""
         match event:
             case Opened(outcome=Outcome()):
-                vars(self).update(vars(event.outcome))
+                vars(self).update(copy.deepcopy(vars(event.outcome)))
             case Opened():
                 if event.earlier is not None:
-                    vars(self).update(vars(event.earlier))
+                    vars(self).update(copy.deepcopy(vars(event.earlier)))
                 self.run_id, self.url, self.folder = event.run_id, event.url, str(event.folder or "")
                 self.warm_up_seconds = event.warm_up_seconds
             case Started() if event.step == 0:

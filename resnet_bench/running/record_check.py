@@ -173,9 +173,7 @@ class RecordProgress:
                 f"--resume: {self.path} is not there, no check was interrupted; leave --resume out"
             ) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(
-                f"--resume: {self.path} cannot be read; leave --resume out to start from scratch"
-            ) from None
+            raise UserError(f"--resume: {self.path} cannot be read; leave --resume out to start from scratch") from None
         # As the file has it: JSON knows no tuples.
         now = json.loads(json.dumps(self.what))
         for key in now:
@@ -291,9 +289,7 @@ class RecordCheck:
         if unstarted is None:
             progress.forget()
 
-    def _train(
-        self, context: Context, progress: RecordProgress
-    ) -> Generator[tuple[int, Outcome], None, str | None]:
+    def _train(self, context: Context, progress: RecordProgress) -> Generator[tuple[int, Outcome], None, str | None]:
         """Returns why seeds were not started, where some were not."""
         outcome, unstarted = Outcome(), None
         launched = find_launcher("inline", [Place()]).run(self._tasks(progress), context)

@@ -3,6 +3,7 @@
 import io
 from dataclasses import replace
 
+from resnet_bench.running.series import JobFinished
 from rich.console import Console
 
 from resnet_bench.cli.closing import closing_table
@@ -11,7 +12,6 @@ from resnet_bench.recipe.benchmark import Benchmark, Source
 from resnet_bench.recipe.claims import Claim
 from resnet_bench.running.outcome import RunResult
 from resnet_bench.running.run import RunRequest
-from resnet_bench.running.series import JobFinished
 from resnet_bench.training.events import EpochEnded, Evaluated, Started, Steps
 from tests.training.conftest import PLAIN, tiny_recipe
 
