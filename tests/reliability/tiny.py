@@ -77,6 +77,6 @@ def speed_up(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("resnet_bench.running.plan.measure_flops_per_second", lambda execution: 1e9)
     patch.setattr("resnet_bench.running.plan.estimate_seconds", lambda recipe, rate: 1.0)
     patch.setattr("resnet_bench.running.plan.check_benchmark", lambda benchmark: None)
-    patch.setattr("resnet_bench.training.loop.count_macs", lambda network, shape: 1)
+    patch.setattr("resnet_bench.models.of_recipe.count_macs", lambda network, shape: 1)
     patch.setattr("resnet_bench.running.pictures.write_confusion_matrix_png", draw_nothing)
     patch.setattr("resnet_bench.tracking.tracker.save_model", save_weights)

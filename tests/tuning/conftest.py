@@ -150,7 +150,7 @@ def script_training(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
             metrics = {"test/accuracy": accuracy, "test/accuracy_plain": accuracy / 2}
         yield Finished(recipe.training.epochs, last, 0.03, 0.01, metrics, None, dict)
 
-    monkeypatch.setattr("resnet_bench.training.loop.train", train)
+    monkeypatch.setattr("resnet_bench.running.run.train", train)
     return trained
 
 
@@ -177,7 +177,9 @@ class ScriptedSampler(optuna.samplers.BaseSampler):
 
 def script_settings(monkeypatch: pytest.MonkeyPatch, settings: list[dict[str, Any]]) -> None:
     """Decide what each trial number tries."""
-    monkeypatch.setattr("resnet_bench.tuning.samplers.build_sampler", lambda study, *, seed: ScriptedSampler(settings))
+    monkeypatch.setattr(
+        "resnet_bench.tuning.trial_queue.build_sampler", lambda study, *, seed: ScriptedSampler(settings)
+    )
 
 
 @pytest.fixture
