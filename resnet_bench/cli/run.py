@@ -80,7 +80,7 @@ def run(
         names=names,
         seeds=_seeds(seed, seeds),
         profile=profile_named(profile),
-        changes=_assignments(assignments or []),
+        changes=parse_assignments(assignments or []),
         resume=resume,
         force=again,
         seeds_per_device=seeds_per_device,
@@ -120,7 +120,7 @@ def _seeds(seed: list[int] | None, seeds: int | None) -> list[int]:
     return seed or list(range(seeds or 1))
 
 
-def _assignments(texts: list[str]) -> dict[str, Any]:
+def parse_assignments(texts: list[str]) -> dict[str, Any]:
     """``KEY=VALUE`` texts as a table; a value is read as TOML where it is TOML, else as a string."""
     import tomllib
 

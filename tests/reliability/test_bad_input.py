@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -14,15 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.cli import app
+from resnet_bench.cli.run import parse_assignments
 from resnet_bench.data.cache import CacheEntry
 from resnet_bench.data.dataset import find_sources, load
 from resnet_bench.recipe.changes import override
 from resnet_bench.recipe.files import load_benchmark
-from resnet_bench.running.run_folder import RunFolder, RunIdentity
+from resnet_bench.running.run_folder import RunFolder
 from resnet_bench.tracking.store import Store
 from tests.data import builders
-from tests.reliability import mutations
+from tests.reliability import mutations, tiny
 
 fuzzed = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -48,7 +49,7 @@ VALUES = st.one_of(st.text(max_size=30), st.sampled_from(["nan", "1e999", "[" * 
 @given(key=KEYS, value=VALUES, equals=st.sampled_from(["=", "==", " = ", ""]))
 def test_what_is_set_is_a_recipe_or_a_sentence(key: str, value: str, equals: str) -> None:
     recipe = load_benchmark("resnet18-step-decay").recipe
-    said, changed = outcome_of(lambda: override(recipe, app._assignments([f"{key}{equals}{value}"]), where="--set"))
+    said, changed = outcome_of(lambda: override(recipe, parse_assignments([f"{key}{equals}{value}"]), where="--set"))
     assert said.startswith("--set") if changed is None else changed.fingerprint
 
 
@@ -209,6 +210,7 @@ JSON = st.recursive(
 def test_a_damaged_state_of_a_run_is_no_run(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "runs" / "a").mkdir(parents=True, exist_ok=True)
     (tmp_path / "runs" / "a" / "run.json").write_bytes(content)
-    identity = RunIdentity("tiny", "full", 0, "f", "d", "run", "cpu fp32", "code")
-    found: Any = RunFolder.find(tmp_path / "runs", identity)
-    assert found is None
+    found = RunFolder.acquire(tmp_path / "runs", tiny.facts())
+    assert found.path.name != "a"
+    found.release()
+    shutil.rmtree(found.path)

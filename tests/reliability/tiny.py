@@ -10,8 +10,10 @@ import pytest
 from resnet_bench.data.content import Content, SplitArrays
 from resnet_bench.data.dataset import ImageLocation
 from resnet_bench.execution.options import ExecutionOptions
+from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.running.context import Context
 from resnet_bench.running.plan import RunOptions
+from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.store import Store
 from tests.data import builders
 
@@ -58,6 +60,23 @@ def context(project: Path, *, tracking: str | None = None, run_dir: Path | None 
         run_dir=run_dir or project / "runs",
         images=ImageLocation(project / "data"),
         options=replace(executed, **changes),
+    )
+
+
+def facts() -> RunFacts:
+    """What such a run is tracked as."""
+    benchmark = load_benchmark(BENCHMARK)
+    return RunFacts(
+        benchmark=benchmark,
+        recipe=benchmark.recipe_for("smoke"),
+        profile="smoke",
+        seed=0,
+        execution={"device": "cpu", "precision": "fp32", "threads": 1},
+        device_name="a processor",
+        dataset_name="cifar10",
+        data_source="image folder",
+        data_fingerprint="d" * 64,
+        generated=False,
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from resnet_bench.running.record import Attempt, Check, Record
 from typer.testing import CliRunner
 
 from resnet_bench.base.errors import UserError
@@ -16,7 +17,6 @@ from resnet_bench.recipe.changes import merge
 from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.recipe.schema import parse
 from resnet_bench.running import record
-from resnet_bench.running.record import Attempt, Check, Record
 from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.tracking.store import Store
 from resnet_bench.training.errors import Diverged
