@@ -4,16 +4,16 @@ Everything here goes through the command line and what it leaves. A deliberate c
 ``pytest tests/test_golden.py -m '' --update-golden``.
 """
 
-import itertools
 import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import typer.core
+from pyarrow import parquet
 
 from tests import golden
 from tests.golden import command, typed
@@ -107,7 +107,7 @@ def test_verbs_options_and_arguments(monkeypatch: pytest.MonkeyPatch, check: Che
 
 def _walk(group: Any, *names: str) -> Iterator[tuple[tuple[str, ...], Any]]:
     for name in group.list_commands(None):
-        verb = group.get_command(None, name)
+        _, verb, _ = group.resolve_command(None, [name])
         if hasattr(verb, "list_commands"):
             yield from _walk(verb, *names, name)
         elif not verb.hidden:
@@ -172,35 +172,52 @@ def _check_training(name: str, project: Path, check: Check, updating: bool) -> N
         check("training.json", {name: actual})
         return
     expected = golden.read("training.json")[name]
-    problems = [*_differing_metrics(expected["metrics"], actual["metrics"])]
-    problems += _differing_weights(expected["weights"], actual["weights"])
-    assert not problems, "\n".join(problems)
     here = {key: value for key, value in actual["bits"].items() if key != "sha256"}
-    if any(expected["bits"][key] != value for key, value in here.items()):
+    recorded = all(expected["bits"][key] == value for key, value in here.items())
+    close = RECORDED if recorded else ELSEWHERE
+    problems = [*_differing_metrics(expected["metrics"], actual["metrics"], close)]
+    problems += _differing_weights(expected["weights"], actual["weights"], close)
+    assert not problems, "\n".join(problems)
+    if not recorded:
         pytest.skip(f"bits are those of {expected['bits']}, not of {here}; the numbers agree")
     assert actual["bits"] == expected["bits"], "the numbers agree but the bits of the weights do not"
 
 
-def _differing_metrics(expected: dict[str, list[float]], actual: dict[str, list[float]]) -> Iterator[str]:
+class Close(NamedTuple):
+    """How far numbers may lie apart, relatively; sums of weights relative to their norm, because they may be zero."""
+
+    metric: float
+    norm: float
+    sum: float
+
+
+RECORDED = Close(1e-4, 1e-4, 1e-4)
+ELSEWHERE = Close(2e-3, 4e-2, 0.3)
+"""Training amplifies rounding: several times what SSE4.1 in place of AVX-512 did to the same torch, which was 0.0005 of
+a loss, 0.013 of a norm and 0.09 of a sum. Two of the recipes stayed within 0.0001."""
+
+
+def _differing_metrics(expected: dict[str, list[float]], actual: dict[str, list[float]], close: Close) -> Iterator[str]:
     if expected.keys() != actual.keys():
         yield f"metrics: {sorted(expected)} became {sorted(actual)}"
     for key in expected.keys() & actual.keys():
         # On another machine an image of the 64 may be seen as something else.
         absolute = 0.02 if "accuracy" in key else 1e-7
-        if actual[key] != pytest.approx(expected[key], rel=1e-4, abs=absolute):
+        if actual[key] != pytest.approx(expected[key], rel=close.metric, abs=absolute):
             yield f"{key}: {expected[key]} became {actual[key]}"
 
 
-def _differing_weights(expected: dict[str, Any], actual: dict[str, Any]) -> Iterator[str]:
+def _differing_weights(expected: dict[str, Any], actual: dict[str, Any], close: Close) -> Iterator[str]:
     if expected.keys() != actual.keys():
         yield f"weights: {sorted(expected)} became {sorted(actual)}"
     for name in expected.keys() & actual.keys():
         before, after = expected[name], actual[name]
-        # A sum may be near zero; what it is made of is as large as the norm.
-        close = after["norm"] == pytest.approx(before["norm"], rel=1e-4, abs=1e-6) and after["sum"] == pytest.approx(
-            before["sum"], rel=1e-4, abs=1e-4 * before["norm"] + 1e-6
+        same = (
+            before["shape"] == after["shape"]
+            and after["norm"] == pytest.approx(before["norm"], rel=close.norm, abs=1e-6)
+            and after["sum"] == pytest.approx(before["sum"], rel=close.norm, abs=close.sum * before["norm"] + 1e-6)
         )
-        if before["shape"] != after["shape"] or not close:
+        if not same:
             yield f"{name}: {before} became {after}"
 
 
@@ -290,9 +307,9 @@ def _report_of(source: str, project: Path) -> None:
     assert "report of 11 runs" in printed.out
     report = (project / "new" / "report.md").read_text("utf-8")
     assert "golden-study-smoke" in report
-    assert {path.name for path in (project / "new").glob("*.parquet")} >= {
-        path.name for path in (project / "report").iterdir()
-    }
+    # Confusion and mistakes come from artifacts, which a report does without where they are not found.
+    rows = {path.name: parquet.read_metadata(path).num_rows for path in (project / "report").iterdir()}
+    assert {name: parquet.read_metadata(project / "new" / name).num_rows for name in rows} == rows
 
 
 def test_a_study_of_0_1_0_is_shown(kept: Path) -> None:
@@ -320,8 +337,10 @@ def test_a_change_is_seen_and_shown() -> None:
     with pytest.raises(AssertionError, match=r"(?s)-  \"a\": 1.*\+  \"a\": 2.*--update-golden"):
         golden.assert_same({"x": {"a": 1}}, {"x": {"a": 2}}, "some.json")
     weights = {"w": {"shape": [2], "sum": 1.0, "norm": 1.0}}
-    for key, value in (("shape", [1, 2]), ("sum", 1.001), ("norm", 1.001)):
-        assert [*_differing_weights(weights, {"w": {**weights["w"], key: value}})]
-    assert [*_differing_metrics({"step/loss": [1.0, 2.0]}, {"step/loss": [1.0, 2.001]})]
-    assert [*_differing_metrics({"step/loss": [1.0]}, {"step/loss": [1.0, 2.0]})]
-    assert [*itertools.chain(_differing_metrics({"a": [1.0]}, {}), _differing_weights(weights, {}))]
+    for close, factor in ((RECORDED, 1.001), (ELSEWHERE, 1.5)):
+        for key, value in (("shape", [1, 2]), ("sum", factor), ("norm", factor)):
+            assert [*_differing_weights(weights, {"w": {**weights["w"], key: value}}, close)]
+        assert [*_differing_weights(weights, {}, close)]
+        assert [*_differing_metrics({"step/loss": [1.0, 2.0]}, {"step/loss": [1.0, 2.01]}, close)]
+        assert [*_differing_metrics({"step/loss": [1.0]}, {"step/loss": [1.0, 2.0]}, close)]
+        assert [*_differing_metrics({"step/loss": [1.0]}, {}, close)]

@@ -85,8 +85,8 @@ def prepare_ours(name: str, benchmarks: Path | None, folder: Path, device: str) 
                 seconds += event.setup_seconds
             elif isinstance(event, Finished):
                 seconds += event.train_seconds
-                if claim.metric == "accuracy_augmented":
-                    seconds += event.augmented_seconds
+                if claim.is_tta:
+                    seconds += event.tta_seconds
                 accuracy = 100 * event.metrics[f"test/{claim.metric}"]
         return accuracy, seconds
 

@@ -11,7 +11,6 @@ from rich.table import Table
 from resnet_bench.base.text import duration, percent
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.execution.execution import Execution
-from resnet_bench.recipe.claims import Claim
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.reporting.statistics import verdict
 from resnet_bench.running.job import Job
@@ -50,7 +49,7 @@ def closing_table(results: Sequence[Result], verdicts: Sequence[str]) -> Table:
     ):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]  # literals in a loop
     for i, ((job, outcome), word) in enumerate(zip(results, verdicts, strict=True)):
-        claim = test_claim(job)
+        claim = job.benchmark.test_claim
         table.add_row(
             job.benchmark.name,
             str(job.seed),
@@ -134,7 +133,7 @@ def beside_the_article(
     """Return what a recipe of our own reached in full, beside the article that reaches for the same."""
     sentences = []
     for job, outcome in results:
-        claim, compared = test_claim(job), job.benchmark.source.compares_with
+        claim, compared = job.benchmark.test_claim, job.benchmark.source.compares_with
         judged = job.profile == "full" and not datasets[job.recipe.data.dataset].generated
         if compared is None or claim is None or not judged or outcome.train_seconds is None:
             continue
@@ -145,7 +144,7 @@ def beside_the_article(
         if not accuracies:
             continue
         article = load_benchmark(compared)
-        theirs = next((claim for claim in article.claims if claim.split == "test"), None)
+        theirs = article.test_claim
         said = ""
         if theirs is not None:
             time = f" in {duration(theirs.wall_seconds)}" if theirs.wall_seconds else ""
@@ -164,12 +163,12 @@ def find_verdicts(
     """Return a word and a reason for each result; seeds of one benchmark are judged together."""
     curves: dict[str, list[dict[int, float]]] = defaultdict(list)
     for job, outcome in results:
-        claim = test_claim(job)
+        claim = job.benchmark.test_claim
         if claim is not None and outcome.failure is None and (accuracies := outcome.accuracies(claim.metric)):
             curves[job.benchmark.name].append({epoch: 100 * value for epoch, value in accuracies.items()})
     verdicts = []
     for job, outcome in results:
-        claim, accuracy = test_claim(job), outcome.accuracy
+        claim, accuracy = job.benchmark.test_claim, outcome.accuracy
         unjudged = outcome.failure is not None or outcome.interrupted or accuracy is None or math.isnan(accuracy)
         if claim is None or unjudged:
             verdicts.append(("–", ""))
@@ -185,8 +184,3 @@ def find_verdicts(
         )
         verdicts.append((judged.word, judged.reason))
     return verdicts
-
-
-def test_claim(job: Job) -> Claim | None:
-    """Return the claim about the test split that verdicts are about."""
-    return next((claim for claim in job.benchmark.claims if claim.split == "test"), None)

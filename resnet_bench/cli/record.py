@@ -12,64 +12,88 @@ from rich.table import Table
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import percent
-from resnet_bench.cli.perf import LevelOption, ThreadsOption, level_named
-from resnet_bench.cli.screen import (
-    DEFAULT_DATA,
+from resnet_bench.cli.options import (
     DEFAULT_RUNS,
-    FAILED,
-    INTERRUPTED,
+    BenchmarkDir,
     BenchmarkName,
-    BenchmarksFolder,
     DataFolder,
     Device,
+    ExecutionMode,
     Precision,
-    RunsFolder,
+    RunDir,
+    Threads,
     TrackingURI,
-    console,
-    precision_named,
-    print_resume_command,
-    say,
+    complete_benchmark,
+    data_folder,
+    help_text,
+    new_app,
 )
+from resnet_bench.cli.screen import FAILED, INTERRUPTED, console, echo, print_resume_command, print_table
 from resnet_bench.recipe.files import load_benchmark
+from resnet_bench.tracking.store import Store
 
 if TYPE_CHECKING:
     from resnet_bench.recipe.claims import Claim
     from resnet_bench.running.outcome import Outcome
     from resnet_bench.running.record_check import Record
 
-record_app = typer.Typer(help="Check a speed record by its protocol.", no_args_is_help=True)
+app = new_app("Check a speed record.")
 
 
-@record_app.command()
+@app.callback()
+def _group() -> None:
+    """Make Typer keep the one verb below the group's name."""
+
+
+@app.command(
+    help=help_text(
+        "Train a recipe once per seed, and report whether its claim holds, and in how many seconds.\n\nThe lower "
+        "bound of the one-sided 95% CI of the mean has to reach the claim; see docs/records.md.",
+        example="record check speedrun-90",
+        following="report",
+    )
+)
 def check(
     name: BenchmarkName,
     seeds: Annotated[
-        int | None, typer.Option("--seeds", min=1, help="Seeds 0 to N-1; else as many as the protocol asks for.")
+        int | None,
+        typer.Option("--seeds", metavar="N", min=1, help="Check seeds 0 to N-1; the protocol's number by default."),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option("--baseline", metavar="NAME", help="A benchmark to time in between, for the ratio.")
+        str | None,
+        typer.Option(
+            "--baseline",
+            metavar="NAME",
+            help="Time this benchmark in between, for the speedup.",
+            autocompletion=complete_benchmark,
+        ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Resume an interrupted check at the seed it was at.")
-    ] = False,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Also write everything as JSON.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted check.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write everything as JSON.")
+    ] = None,
     device: Device = "auto",
-    level: LevelOption = "auto",
+    execution_mode: ExecutionMode = "auto",
     precision: Precision = "auto",
-    threads: ThreadsOption = None,
-    data: DataFolder = DEFAULT_DATA,
+    threads: Threads = None,
+    data: DataFolder = None,
     tracking: TrackingURI = None,
-    runs: RunsFolder = DEFAULT_RUNS,
-    benchmarks: BenchmarksFolder = None,
+    run_dir: RunDir = DEFAULT_RUNS,
+    benchmark_dir: BenchmarkDir = None,
 ) -> None:
-    """Train a recipe once per seed; report whether its claim holds, and in how many seconds.
+    benchmark = load_benchmark(name, benchmark_dir)
+    compared = load_benchmark(baseline, benchmark_dir) if baseline is not None else None
+    if compared is not None and compared.recipe.data.dataset != benchmark.recipe.data.dataset:
+        raise UserError(
+            f"--baseline {baseline} is trained on {compared.recipe.data.dataset}, {name} on another dataset"
+        )
+    if output is not None and not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no folder {output.parent}")
+    folder = data_folder(data)
+    store = Store.resolve(tracking, Path.cwd())
 
-    The lower end of the one-sided 95% interval of the mean has to reach the claim; see docs/records.md.
-
-    Example: resnet-bench record check speedrun-90 --baseline resnet9-onecycle-adam
-
-    Next: resnet-bench report
-    """
+    # Torch is imported when the verb is called, so that help, completion and mistakes are quick.
+    from resnet_bench.cli.live_runs import lasting
     from resnet_bench.data.dataset import ImageLocation
     from resnet_bench.execution.options import ExecutionOptions
     from resnet_bench.judging.record import MIN_SEEDS, claim_of
@@ -79,55 +103,39 @@ def check(
     from resnet_bench.running.record_check import Record, RecordCheck
     from resnet_bench.running.stopping import Stopped, stop_on_signals
     from resnet_bench.tracking.stale_runs import close_stale_runs
-    from resnet_bench.tracking.store import Store
 
-    benchmark = load_benchmark(name, benchmarks)
     check_benchmark(benchmark)
     claim = claim_of(benchmark)
-    compared = load_benchmark(baseline, benchmarks) if baseline is not None else None
-    if compared is not None and compared.recipe.data.dataset != benchmark.recipe.data.dataset:
-        raise UserError(
-            f"--baseline {baseline} is trained on {compared.recipe.data.dataset}, {name} on another dataset"
-        )
-    if out is not None and not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}")
-    context = Context(
-        store=Store.resolve(tracking, Path.cwd()),
-        run_dir=runs,
-        images=ImageLocation(data),
-        options=ExecutionOptions(
-            device=device, mode=level_named(level), precision=precision_named(precision), threads=threads
-        ),
-    )
-    context.open_images(benchmark.recipe.data.dataset, say)
-    execution = resolve(benchmark.recipe, context.options)
+    options = ExecutionOptions(device=device, mode=execution_mode, precision=precision, threads=threads)
+    context = Context(store, run_dir, ImageLocation(folder), options)
+    context.open_images(benchmark.recipe.data.dataset, echo)
+    execution = resolve(benchmark.recipe, options)
     count = seeds or MIN_SEEDS[execution.device_type]
     planned = RecordCheck(benchmark, range(count), compared)
-    progress = planned.new_progress(execution, runs)
+    progress = planned.new_progress(execution, run_dir)
     if resume:
         progress.read()
         if progress.under_way is not None:
-            say(f"seed {progress.under_way} was under way when the check ended; it is trained from scratch")
+            echo(f"seed {progress.under_way} was under way when the check ended; it is trained from scratch")
     elif progress.path.exists():
-        say(f"an interrupted check is thrown away ({progress.path}); --resume would continue it")
-    context.store.prepare()
-    close_stale_runs(context.store)
-    where = f"{execution.device_name} ({execution.describe()})"
-    say(f"{count} seeds of {name} on {where}, tracked in {context.store.shown}")
+        echo(f"an interrupted check is thrown away ({progress.path}); --resume would continue it")
+    store.prepare()
+    close_stale_runs(store)
+    echo(f"{count} seeds of {name} on {execution.device_name} ({execution.describe()}), tracked in {store.shown}")
     try:
-        with stop_on_signals(announce="stopping; the seeds that are done are kept") as stop:
+        with lasting(console), stop_on_signals(announce="stopping; the seeds that are done are kept") as stop:
             for found in planned.measure(replace(context, stop=stop), progress):
                 if isinstance(found, Record):
                     record = found
                 else:
-                    say(_line(*found, claim))
+                    echo(_line(*found, claim))
     except Stopped:
         print_resume_command("--resume" if progress.path.exists() else None)
         raise typer.Exit(INTERRUPTED) from None
     _print(record)
-    if out is not None:
-        out.write_text(json.dumps(record.asdict(), indent=2) + "\n", encoding="utf-8")
-        say(f"written to {out}")
+    if output is not None:
+        output.write_text(json.dumps(record.asdict(), indent=2) + "\n", encoding="utf-8")
+        echo(f"wrote {output}")
     if not record.verdict.holds:
         raise typer.Exit(FAILED)
 
@@ -156,17 +164,17 @@ def _print(found: "Record") -> None:
             "–" if attempt["standard"] is None else f"{attempt['standard']:.2f}",
             *(f"{attempt[name]:.1f}" for name in seconds),
         )
-    console.print(table)
-    say(found.verdict.sentence)
+    print_table(table)
+    echo(found.verdict.sentence)
     if found.seconds:
         low, high = min(found.seconds), max(found.seconds)
-        say(
+        echo(
             f"clock: median {statistics.median(found.seconds):.1f} s [{low:.1f}, {high:.1f}]; "
             f"warm-up outside of it {found.warm_up_seconds:.1f} s; on {found.execution.device_name} "
             f"({found.execution.describe()})"
         )
     if found.speedup is not None:
-        say(
+        echo(
             f"baseline {found.baseline}: {statistics.median(found.baseline_seconds):.0f} s for its whole training, "
             f"timed over some steps before, between and after the seeds; speedup {found.speedup:.1f}×"
         )

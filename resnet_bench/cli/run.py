@@ -1,104 +1,117 @@
-"""The verb ``run``: train benchmarks, watch them, and track them in MLflow."""
+"""The verb ``resnet-bench run``."""
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.cli.perf import LevelOption, ThreadsOption, level_named
-from resnet_bench.cli.screen import (
-    DEFAULT_DATA,
+from resnet_bench.cli.options import (
     DEFAULT_RUNS,
-    FAILED,
-    INTERRUPTED,
-    BenchmarksFolder,
+    BenchmarkDir,
     DataFolder,
+    Deterministic,
     Device,
+    Download,
+    ExecutionMode,
     Precision,
-    RunsFolder,
+    Profile,
+    RunDir,
+    Threads,
     TrackingURI,
+    Yes,
     complete_benchmark,
-    console,
-    precision_named,
-    print_resume_command,
-    profile_named,
+    complete_setting,
+    data_folder,
+    help_text,
+    new_app,
 )
+from resnet_bench.cli.screen import FAILED, INTERRUPTED, console, print_resume_command
+from resnet_bench.recipe.changes import override, parse_assignments
+from resnet_bench.recipe.files import load_benchmark
+from resnet_bench.tracking.store import Store
+
+app = new_app()
 
 
+@app.command(
+    help=help_text(
+        "Train benchmarks and track them in MLflow.",
+        example="run resnet9-onecycle-adam --seeds 3 --profile full",
+        following="report",
+    )
+)
 def run(
-    names: Annotated[list[str], typer.Argument(help="Benchmarks to run.", autocompletion=complete_benchmark)],
+    names: Annotated[list[str], typer.Argument(help="Names of benchmarks.", autocompletion=complete_benchmark)],
     seed: Annotated[
-        list[int] | None, typer.Option("--seed", min=0, max=2**63 - 1, help="A seed; may be given again.")
+        list[int] | None,
+        typer.Option("--seed", metavar="N", min=0, max=2**63 - 1, help="Run this seed; may be repeated."),
     ] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Run seeds 0 to N-1.")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", metavar="N", min=1, help="Run seeds 0 to N-1.")] = None,
     seeds_per_device: Annotated[
         int,
-        typer.Option("--seeds-per-device", metavar="N", min=1, help="Train N seeds per device in parallel processes."),
+        typer.Option("--seeds-per-device", metavar="N", min=1, help="Train N seeds in parallel, each in a process."),
     ] = 1,
-    profile: Annotated[
-        str | None, typer.Option("--profile", help="full or smoke; else what this machine can do.")
-    ] = None,
+    profile: Profile = None,
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key; may be given again.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a recipe key; may be repeated.", autocompletion=complete_setting
+        ),
     ] = None,
     device: Device = "auto",
-    execution: LevelOption = "auto",
+    execution: ExecutionMode = "auto",
     precision: Precision = "auto",
-    threads: ThreadsOption = None,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="The same seed gives the same bits on the same machine.")
-    ] = False,
-    compile: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,  # noqa: A002
-    data: DataFolder = DEFAULT_DATA,
-    download: Annotated[
-        bool, typer.Option("--download/--offline", help="Whether CIFAR may be downloaded where it is missing.")
-    ] = True,
+    threads: Threads = None,
+    deterministic: Deterministic = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Train with torch.compile.")] = False,  # noqa: A002
+    data: DataFolder = None,
+    download: Download = True,
     tracking: TrackingURI = None,
-    runs: RunsFolder = DEFAULT_RUNS,
-    benchmarks: BenchmarksFolder = None,
+    run_dir: RunDir = DEFAULT_RUNS,
+    benchmark_dir: BenchmarkDir = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume interrupted runs.")] = False,
-    again: Annotated[bool, typer.Option("--again", help="Train finished runs from scratch.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a long run.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Train finished runs again, from scratch.")] = False,
+    yes: Yes = False,
 ) -> None:
-    """Train benchmarks, watch them, and track them in MLflow.
+    # What does not exist is refused at once; torch takes seconds to import.
+    changes = parse_assignments(assignments or [])
+    for name in names:
+        override(load_benchmark(name, benchmark_dir).recipe, changes, where="--set")
+    folder = data_folder(data)
+    wanted = _seeds(seed, seeds)
+    store = Store.resolve(tracking, Path.cwd())
 
-    Example: resnet-bench run resnet9-onecycle-adam --seeds 3 --profile full
-
-    Next: resnet-bench report, or resnet-bench ui
-    """
     from resnet_bench.cli.live_runs import lasting
     from resnet_bench.cli.run_all import run_all
     from resnet_bench.data.dataset import ImageLocation
     from resnet_bench.execution.options import ExecutionOptions
     from resnet_bench.running.context import Context
     from resnet_bench.running.plan import RunOptions
-    from resnet_bench.tracking.store import Store
 
     options = RunOptions(
         names=names,
-        seeds=_seeds(seed, seeds),
-        profile=profile_named(profile),
-        changes=parse_assignments(assignments or []),
+        seeds=wanted,
+        profile=profile,
+        changes=changes,
         resume=resume,
-        force=again,
+        force=force,
         seeds_per_device=seeds_per_device,
-        benchmark_dir=benchmarks,
-    )
-    executed = ExecutionOptions(
-        device=device,
-        mode=level_named(execution),
-        precision=precision_named(precision),
-        threads=threads,
-        compile=compile,
-        deterministic=deterministic,
+        benchmark_dir=benchmark_dir,
     )
     context = Context(
-        store=Store.resolve(tracking, Path.cwd()),
-        run_dir=runs,
-        images=ImageLocation(data, allow_generated=options.profile != "full", download=download),
-        options=executed,
+        store=store,
+        run_dir=run_dir,
+        images=ImageLocation(folder, allow_generated=profile != "full", download=download),
+        options=ExecutionOptions(
+            device=device,
+            mode=execution,
+            precision=precision,
+            threads=threads,
+            compile=compile,
+            deterministic=deterministic,
+        ),
     )
     # A service or a batch job may have closed standard input.
     can_ask = sys.stdin is not None and sys.stdin.isatty() and console.is_terminal
@@ -118,19 +131,3 @@ def _seeds(seed: list[int] | None, seeds: int | None) -> list[int]:
     if seed and len(set(seed)) != len(seed):
         raise UserError(f"--seed: a seed is given twice in {seed}")
     return seed or list(range(seeds or 1))
-
-
-def parse_assignments(texts: list[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` texts as a table; a value is read as TOML where it is TOML, else as a string."""
-    import tomllib
-
-    assignments: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"--set {text}: write a key and a value, such as --set optimizer.lr=0.02")
-        try:
-            assignments[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except (tomllib.TOMLDecodeError, RecursionError):
-            assignments[key.strip()] = value.strip()
-    return assignments

@@ -15,6 +15,7 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import duration, plural
 from resnet_bench.cli.closing import print_closing
 from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay
+from resnet_bench.cli.screen import announce_generated, print_table
 from resnet_bench.data.dataset import Dataset, dataset_status
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import Event, JobFinished, JobStarted, Opened
@@ -69,7 +70,10 @@ def run_all(options: RunOptions, context: Context, console: Console, *, ask: boo
     """
 
     def echo(text: str | Table) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=isinstance(text, str))
+        if isinstance(text, Table):
+            print_table(text, console)
+        else:
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     benchmarks = load_benchmarks(options)
     names = sorted({benchmark.recipe.data.dataset for benchmark in benchmarks})
@@ -153,7 +157,7 @@ def _announce(
     if cached := len(plan.jobs) - len(left):
         what = "All of them were" if not left else f"{cached} of them {'were' if cached > 1 else 'was'}"
         echo(
-            f"{what} finished before with the same recipe, images, execution and code (--again trains them from "
+            f"{what} finished before with the same recipe, images, execution and code (--force trains them from "
             f"scratch); {len(left)} left to train."
         )
     together = f", {plan.sharing} seeds in parallel" if plan.sharing > 1 else ""
@@ -161,11 +165,7 @@ def _announce(
     echo(f"on {usual.device_name} ({usual.execution.describe()}){together}")
     for name, images in datasets.items():
         if images.generated:
-            console.print(
-                f"[bold yellow]{name}: GENERATED IMAGES[/], no CIFAR was found; every number below says nothing about "
-                "the benchmarks. Put CIFAR into the data folder (--data DIR), or: resnet-bench data prepare",
-                highlight=False,
-            )
+            announce_generated(name, console)
         else:
             echo(f"{name} from {images.source} at {images.location}")
     echo(f"tracked in {store.shown}")

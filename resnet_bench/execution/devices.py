@@ -1,6 +1,8 @@
-"""Which devices there are, and whether one still takes work."""
+"""Which devices there are, whether one still takes work, and what NVIDIA's driver says of it."""
 
+import functools
 import os
+from typing import Any
 
 import torch
 
@@ -28,3 +30,46 @@ def visible_gpus() -> list[str]:
     if named is None:
         return [str(number) for number in range(count)]
     return [gpu.strip() for gpu in named.split(",") if gpu.strip()][:count]
+
+
+def nvml_handle(device: str) -> Any | None:
+    """Return NVML's handle of a CUDA device that torch has opened; None where the driver does not tell.
+
+    Args:
+        device: Such as ``cuda:0``.
+    """
+    # Asking torch for a GPU's properties opens it, which is for the training loop to do.
+    opened = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    if not device.startswith("cuda") or not opened or not _start_nvml(os.getpid()):
+        return None
+    import pynvml
+
+    try:
+        # NVML numbers all GPUs of the machine, torch those that the process may see; the identifier is the same.
+        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    except (pynvml.NVMLError, AttributeError):
+        return None
+
+
+def nvidia_gpus() -> tuple[list[str], str | None]:
+    """Return the names of the machine's NVIDIA GPUs and the driver's version, without opening a GPU."""
+    if not _start_nvml(os.getpid()):
+        return [], None
+    import pynvml
+
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
+        return [str(pynvml.nvmlDeviceGetName(handle)) for handle in handles], str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return [], None
+
+
+@functools.cache
+def _start_nvml(process: int) -> bool:  # noqa: ARG001 - a forked child must start it for itself
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return False
+    return True

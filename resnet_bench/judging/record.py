@@ -93,7 +93,7 @@ def claim_of(benchmark: Benchmark) -> Claim:
     if claim is None:
         raise UserError(
             f"benchmark {benchmark.name} has no record to check: it needs a claim such as "
-            '[[claims]] at_least = 90.0, metric = "accuracy_augmented"'
+            '[[claims]] at_least = 90.0, metric = "accuracy_tta"'
         )
     for problem in _breaches(benchmark.recipe, claim):
         raise UserError(f"benchmark {benchmark.name} cannot hold a record: {problem}")

@@ -139,7 +139,6 @@ class _Checkpoints:
         self._best: float = resume_from["best_accuracy"] if resume_from else -1.0
         told = resume_from.get("told", {}) if resume_from else {}
         self.outcome = Outcome(**{name: told[name] for name in _TOLD if name in told})
-        self._improved = False
         self._best_weights: State | None = None
         self._position: Callable[[], State] | None = None
         self._due_at = 0.0
@@ -147,21 +146,20 @@ class _Checkpoints:
     def keep(self, event: TrainingEvent) -> None:
         """Hold on to what the event brings, and write it where that is due."""
         self.outcome.take(event)
-        self._position = event.snapshot if isinstance(event, Steps | EpochEnded) else None
+        self._position = event.snapshot
         if not self._wanted:
             return
         if isinstance(event, Evaluated) and event.split == self._watched and event.accuracy > self._best:
-            self._best, self._improved = event.accuracy, event.epoch > 0
-        if isinstance(event, EpochEnded):
-            if self._improved:
-                self._improved = False
+            self._best = event.accuracy
+            if event.epoch > 0:
                 network = {name: tensor.clone() for name, tensor in event.snapshot()["network"].items()}
                 self._best_weights = {"network": network, "epoch": event.epoch, "accuracy": self._best}
-            if event.epoch == self._last_epoch or time.perf_counter() >= self._due_at:
-                self.keep_position()
+        is_due = time.perf_counter() >= self._due_at
+        if isinstance(event, EpochEnded) and (is_due or event.epoch == self._last_epoch):
+            self.keep_position()
 
     def keep_position(self) -> None:
-        """Write the position after the last event, where it is one that a run can resume from."""
+        """Write the position after the last event."""
         if not self._wanted or self._position is None:
             return
         began = time.perf_counter()

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from resnet_bench.running.outcome import Outcome
-from resnet_bench.tracking.facts import PREFIX, RunFacts
+from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.vocabulary import PREFIX
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -77,7 +78,9 @@ class RunCache:
         differences, nearest = min(compared, key=lambda each: len(each[0]))
         if differences:
             return CacheLookup(why_not=", ".join(differences))
-        return CacheLookup(Outcome.from_store(nearest, client, self.store.run_url(nearest.info.run_id)))
+        return CacheLookup(
+            Outcome.from_store(nearest, client, self.store.run_url(nearest.info.run_id, nearest.info.experiment_id))
+        )
 
     def _connected(self) -> "MlflowClient":
         if self._client is None:

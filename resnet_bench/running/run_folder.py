@@ -12,7 +12,8 @@ from filelock import FileLock, Timeout
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.files import write_atomically
-from resnet_bench.tracking.facts import PREFIX, RunFacts
+from resnet_bench.tracking.facts import RunFacts
+from resnet_bench.tracking.vocabulary import PREFIX
 from resnet_bench.training import checkpoint
 
 STATE_FILE = "run.json"
@@ -182,7 +183,9 @@ def _holder(state: Mapping[str, Any]) -> str:
 
 
 def _cannot_write(run_dir: Path, error: OSError) -> UserError:
-    return UserError(f"{run_dir}: cannot write the run's files here ({error.strerror}); choose another with --runs DIR")
+    return UserError(
+        f"{run_dir}: cannot write the run's files here ({error.strerror}); choose another with --run-dir DIR"
+    )
 
 
 def _modified(file: Path) -> float:

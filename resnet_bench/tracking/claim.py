@@ -19,7 +19,7 @@ class ClaimWatch:
         self._metric = claim.metric
         # Rounding in a mean must not decide; one image of ten thousand is a hundred thousand times as much.
         self._level = claim.interval[0] / 100 - 1e-9
-        self._planned = 1 if claim.metric == "accuracy_augmented" else _planned_evaluations(recipe, claim.split)
+        self._planned = 1 if claim.is_tta else _planned_evaluations(recipe, claim.split)
         self._accuracies: list[float] = []
 
     def evaluated(self, split: str, accuracy: float, metric: str = "accuracy") -> None:

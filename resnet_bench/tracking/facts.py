@@ -13,9 +13,8 @@ from resnet_bench.base.machine import this_process
 from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.tracking.environment import code_fingerprint, code_version, environment, package_version
-from resnet_bench.tracking.experiments import EXPERIMENT
+from resnet_bench.tracking.vocabulary import EXPERIMENT, PREFIX
 
-PREFIX = "resnet_bench."
 ASKED = ("benchmark", "profile", "seed", "role", "study")
 """Tags that two runs of one experiment share, whatever they were run on."""
 
@@ -143,7 +142,7 @@ class RunFacts:
             "data_fingerprint": self.data_fingerprint,
             "generated": _boolean(self.generated),
             "code_commit": commit,
-            "code_dirty": _boolean(dirty),
+            "code_dirty": "unknown" if dirty is None else _boolean(dirty),
             "code_fingerprint": code_fingerprint(),
             "version": package_version(),
             "source_title": self.benchmark.source.title,

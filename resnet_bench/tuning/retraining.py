@@ -10,7 +10,7 @@ from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.events import Opened
 from resnet_bench.running.job import Job
 from resnet_bench.running.stopping import Stopped
-from resnet_bench.tracking.experiments import STUDIES_EXPERIMENT
+from resnet_bench.tracking.vocabulary import STUDIES_EXPERIMENT
 from resnet_bench.training.events import Evaluated
 from resnet_bench.tuning.events import Retrained
 from resnet_bench.tuning.results import arms, retraining_key, retraining_seeds
@@ -81,7 +81,7 @@ def retrain(workplace: WorkerContext, retraining: RetrainJob) -> Generator[Retra
                             found["accuracy_plain"] = event.outcome.accuracy_standard
                     case Evaluated(split="test"):
                         found["accuracy"] = event.accuracy
-                        found["accuracy_plain"] = event.accuracy_plain
+                        found["accuracy_plain"] = event.accuracy_standard
     except Stopped:
         raise
     except SETTING_FAILURES as error:

@@ -22,8 +22,8 @@ from resnet_bench.running.job import Job
 from resnet_bench.running.prepare import look_up
 from resnet_bench.running.run import run
 from resnet_bench.running.stopping import Stop, Stopped
-from resnet_bench.tracking.experiments import STUDIES_EXPERIMENT
 from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.vocabulary import STUDIES_EXPERIMENT
 from resnet_bench.training.errors import Diverged, TrainingError
 from resnet_bench.training.events import EpochEnded, Evaluated
 from resnet_bench.training.memory import free_what_is_unused

@@ -31,18 +31,17 @@ import numpy as np
 import torch
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.cli.run import parse_assignments
 from resnet_bench.data.cache import CacheEntry, CacheMiss
 from resnet_bench.data.dataset import find_sources
 from resnet_bench.data.decode import decode_image, strict_decoding
 from resnet_bench.recipe.benchmark import Benchmark
-from resnet_bench.recipe.changes import override
+from resnet_bench.recipe.changes import override, parse_assignments
 from resnet_bench.recipe.files import load_benchmark, load_benchmark_file
 from resnet_bench.reporting import table
 from resnet_bench.running.run_folder import RunFolder
+from resnet_bench.tracking.cursor import CURSOR, Cursor
 from resnet_bench.tracking.journal import Damage, Journal, metrics_record, read
 from resnet_bench.tracking.store import Store
-from resnet_bench.tracking.uploader import CURSOR, Cursor
 from resnet_bench.training import checkpoint
 from resnet_bench.tuning.plan import load_study_file
 from tests.data import builders

@@ -15,10 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.cli.run import parse_assignments
 from resnet_bench.data.cache import CacheEntry
 from resnet_bench.data.dataset import find_sources, load
-from resnet_bench.recipe.changes import override
+from resnet_bench.recipe.changes import override, parse_assignments
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.running.run_folder import RunFolder
 from resnet_bench.tracking.store import Store

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.cli import study
-from resnet_bench.cli.study import study_app
+from resnet_bench.cli.study import app
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.recipe.changes import override
 from resnet_bench.recipe.files import load_benchmark, load_benchmark_file
@@ -142,7 +142,7 @@ def invoke(monkeypatch: pytest.MonkeyPatch, store: Store) -> Callable[..., str]:
     monkeypatch.setattr(study, "console", Console(width=200))
 
     def run(*arguments: str, code: int = 0) -> str:
-        result = CliRunner().invoke(study_app, list(arguments))
+        result = CliRunner().invoke(app, list(arguments))
         if isinstance(result.exception, UserError):
             raise result.exception
         assert result.exit_code == code, result.output

@@ -377,7 +377,7 @@ def _not_augmented(groups: Sequence[Group], dataset: str) -> str:
     """What to say of accuracies of which a claim is higher, because it is of augmented test images."""
     definitions = [group.definition for group in _of_dataset(groups, dataset) if group.definition is not None]
     claims = [claim for definition in definitions for claim in definition.claims]
-    augmented = any(claim.metric == "accuracy_augmented" for claim in claims)
+    augmented = any(claim.is_tta for claim in claims)
     return " Accuracies are without test-time augmentation (TTA)." if augmented else ""
 
 

@@ -26,7 +26,7 @@ from resnet_bench.running.events import Event, JobFinished
 from resnet_bench.running.job import Task
 from resnet_bench.running.launchers.launcher import Place
 from resnet_bench.running.stopping import Stopped, stop_on_signals
-from resnet_bench.training.events import EpochEnded, Finished, State, Steps
+from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, State, Steps
 
 SECONDS_TO_STOP = 30.0
 """What a child gets to end its step and write its run down before it is killed."""
@@ -195,7 +195,7 @@ def _portable(event: Event) -> Event:
     """The event without what is of use in its own process alone."""
     if isinstance(event, Finished):
         return replace(event, snapshot=_elsewhere, predictions=None)
-    if isinstance(event, Steps | EpochEnded):
+    if isinstance(event, Started | Steps | Evaluated | EpochEnded):
         return replace(event, snapshot=_elsewhere)
     return event
 

@@ -1,4 +1,4 @@
-"""Captured steps, held against the plain loop: as calls on a CPU, and as CUDA graphs where there is a GPU."""
+"""Graphed steps compared with eager ones: as recorded calls on a CPU, and as CUDA graphs where there is a GPU."""
 
 import contextlib
 import copy
@@ -18,17 +18,26 @@ from resnet_bench.execution.execution import Execution
 from resnet_bench.models.speedrun import Speedrun
 from resnet_bench.recipe.changes import merge
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.training import captured_step, loop, optimizers
-from resnet_bench.training.captured_step import Calls, CannotCapture, CapturedStep, recorder_for
+from resnet_bench.training import cuda_graphs, optimizers
+from resnet_bench.training.cuda_graphs import (
+    Calls,
+    CaptureError,
+    GraphedStep,
+    StepGraphs,
+    build_step,
+    kinds_of_steps,
+    recorder_for,
+)
 from resnet_bench.training.events import Evaluated, Started, Steps
-from resnet_bench.training.loop import _Run, train
+from resnet_bench.training.loop import train
 from resnet_bench.training.muon import Muon
 from resnet_bench.training.optimizers import build_optimizer
 from resnet_bench.training.schedules import build_schedule, moves_momentum
+from resnet_bench.training.session import Session
 from tests.stub_cuda import needs_computing_gpu, needs_gpu
 from tests.training.conftest import PLAIN, tiny_recipe
 
-CAPTURED = dataclasses.replace(PLAIN, graphs=True)
+GRAPHED = dataclasses.replace(PLAIN, graphs=True)
 SMALL = {"model": {"name": "speedrun", "options": {"width1": 8, "width2": 12, "width3": 12}}}
 ADAM = {"optimizer": {"name": "adam", "lr": 0.01}}
 MUON = {
@@ -70,13 +79,13 @@ CASES = {
     },
     "dropout": DROPOUT,
 }
-"""A captured step of these computes the same bits on a CPU."""
+"""Cases whose graphed steps compute the same bits on a CPU."""
 
 ROUNDED = {
     "adam": ADAM,
     "adamw phases": {"optimizer": {"name": "adamw", "lr": 0.01}, **PHASES},
 }
-"""Adam divides its learning rate by a bias correction, and a captured one is rounded to float32 before that."""
+"""Adam divides its learning rate by a bias correction; a graph's rate is rounded to float32 before that."""
 
 
 class Tape(TorchDispatchMode):
@@ -106,7 +115,7 @@ class Tape(TorchDispatchMode):
 
 
 class Tapes(Calls):
-    def record(self, work, warm_ups=captured_step.WARM_UPS):
+    def record(self, work, warm_ups=cuda_graphs.WARM_UPS):
         super().record(work, warm_ups)
         with Tape() as tape:
             work()
@@ -120,7 +129,7 @@ def tapes(monkeypatch) -> None:
     def muon(groups, *, fused, together):
         return Muon(groups, fused=fused, together=True)
 
-    monkeypatch.setattr(loop, "recorder_for", lambda device: Tapes())
+    monkeypatch.setattr(cuda_graphs, "recorder_for", lambda device: Tapes())
     monkeypatch.setattr(optimizers, "Muon", muon)
 
 
@@ -149,14 +158,14 @@ def same_bits(first, second) -> bool:
     return all(torch.equal(first["network"][name], second["network"][name]) for name in first["network"])
 
 
-# --- against the plain loop ------------------------------------------------------------------------
+# --- against eager steps ---------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("tapes")
 @pytest.mark.parametrize("case", quick_and_slow(CASES, slow=("no momentum", "multi-step", "last batch dropped")))
-def test_a_captured_run_has_the_bits_of_the_plain_one(images: Dataset, case: str) -> None:
+def test_graphed_run_has_the_bits_of_an_eager_run(images: Dataset, case: str) -> None:
     plain, expected = run(recipe_of(case), images, PLAIN)
-    captured, state = run(recipe_of(case), images, CAPTURED)
+    captured, state = run(recipe_of(case), images, GRAPHED)
     assert losses(captured) == losses(plain)
     assert rates(captured) == rates(plain)
     assert same_bits(state, expected)
@@ -169,15 +178,15 @@ def test_a_captured_run_has_the_bits_of_the_plain_one(images: Dataset, case: str
         (event for event in plain if isinstance(event, Evaluated)),
         strict=True,
     ):
-        assert (ours.accuracy, ours.accuracy_plain) == (theirs.accuracy, theirs.accuracy_plain)
-        assert (ours.loss, ours.loss_plain) == pytest.approx((theirs.loss, theirs.loss_plain), rel=1e-5)
+        assert (ours.accuracy, ours.accuracy_standard) == (theirs.accuracy, theirs.accuracy_standard)
+        assert (ours.loss, ours.loss_standard) == pytest.approx((theirs.loss, theirs.loss_standard), rel=1e-5)
 
 
 @pytest.mark.usefixtures("tapes")
 @pytest.mark.parametrize("case", quick_and_slow(ROUNDED, slow=("adamw phases",)))
-def test_a_captured_adam_differs_by_the_rounding_of_its_rate(images: Dataset, case: str) -> None:
+def test_graphed_adam_differs_by_the_rounding_of_its_rate(images: Dataset, case: str) -> None:
     plain, expected = run(recipe_of(case), images, PLAIN)
-    captured, state = run(recipe_of(case), images, CAPTURED)
+    captured, state = run(recipe_of(case), images, GRAPHED)
     assert losses(captured) == pytest.approx(losses(plain), rel=1e-6)
     assert rates(captured) == rates(plain)
     for name, tensor in expected["network"].items():
@@ -188,12 +197,12 @@ def test_a_captured_adam_differs_by_the_rounding_of_its_rate(images: Dataset, ca
 @pytest.mark.parametrize(
     "case", quick_and_slow(["plateau", "sgd one cycle", "muon sizes freeze"], slow=("plateau", "sgd one cycle"))
 )
-def test_resumed_behind_any_chunk_it_ends_with_the_same_bits(images: Dataset, case: str, monkeypatch) -> None:
-    monkeypatch.setattr(loop, "CAPTURED_STEPS_BETWEEN_READS", 2)
+def test_graphed_run_resumed_after_any_chunk_ends_with_the_same_bits(images: Dataset, case: str, monkeypatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "SYNC_EVERY_GRAPHED_STEPS", 2)
     recipe = recipe_of(case)
     snapshots = []
     undisturbed = []
-    for event in train(recipe, CAPTURED, 1, images):
+    for event in train(recipe, GRAPHED, 1, images):
         undisturbed.append(event)
         if isinstance(event, Steps):
             snapshots.append(copy.deepcopy(event.snapshot()))
@@ -205,33 +214,49 @@ def test_resumed_behind_any_chunk_it_ends_with_the_same_bits(images: Dataset, ca
     ]
     final = undisturbed[-1].snapshot()
     # A checkpoint does not know how steps were computed.
-    for snapshot, execution in zip(snapshots, (CAPTURED, CAPTURED, PLAIN, CAPTURED), strict=True):
+    for snapshot, execution in zip(snapshots, (GRAPHED, GRAPHED, PLAIN, GRAPHED), strict=True):
         events, state = run(recipe, images, execution, resume=snapshot)
         assert same_bits(state, final)
         assert losses(events) == losses(undisturbed)[snapshot["position"]["step"] :]
 
 
+@pytest.mark.usefixtures("tapes")
+def test_captures_are_freed_before_the_last_event(images: Dataset) -> None:
+    """Consumers of ``Finished`` export the network, and keep the event; both must not cost the memory of graphs."""
+
+    def captures() -> int:
+        gc.collect()
+        return sum(type(each) is StepGraphs for each in gc.get_objects())
+
+    counts = [captures() for _ in train(recipe_of("sgd"), GRAPHED, 1, images)]
+    assert set(counts[:-1]) == {1}
+    assert counts[-1] == 0
+
+
 # --- capturing -------------------------------------------------------------------------------------
 
 
-def test_every_kind_of_step_to_come_is_captured_and_no_other(images: Dataset) -> None:
+def test_every_remaining_kind_of_step_is_captured_and_no_other(images: Dataset) -> None:
     """Sizes change after 1 and 1.4 epochs of three batches, the last of them half as large; 1.4 epochs freeze."""
-    kinds = _Run(recipe_of("muon sizes freeze"), PLAIN, 0, images, None)._kinds_of_steps()
-    assert kinds == [(0, 16, 16), (0, 8, 16), (0, 16, 24), (1, 8, 32)]
-    whole = _Run(recipe_of("muon sizes freeze"), CAPTURED, 0, images, None)
-    assert whole.captured is not None
-    assert len(whole.captured) == 4
-    dropped = _Run(recipe_of("last batch dropped"), PLAIN, 0, images, None)
-    assert dropped._kinds_of_steps() == [(0, 16, 32)]
+    session = Session(recipe_of("muon sizes freeze"), GRAPHED, 0, images)
+    assert kinds_of_steps(session) == [(0, 16, 16), (0, 8, 16), (0, 16, 24), (1, 8, 32)]
+    assert isinstance(build_step(session), GraphedStep)
+    assert session.captures == 4
+    session.position.epoch, session.position.step = 2, 4
+    session.position.step_in_epoch = 1
+    assert kinds_of_steps(session) == [(0, 16, 24), (1, 8, 32)]
+    dropped = Session(recipe_of("last batch dropped"), PLAIN, 0, images)
+    assert kinds_of_steps(dropped) == [(0, 16, 32)]
 
 
 @pytest.mark.parametrize("case", ["adam", "sgd one cycle", "muon sizes freeze"])
 def test_capturing_leaves_no_trace(images: Dataset, case: str) -> None:
     recipe = recipe_of(case)
-    plain = _Run(recipe, PLAIN, 0, images, None)
+    plain = Session(recipe, PLAIN, 0, images)
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    captured = _Run(recipe, CAPTURED, 0, images, None)
+    captured = Session(recipe, GRAPHED, 0, images)
+    assert isinstance(build_step(captured), GraphedStep)
     assert torch.equal(torch.get_rng_state(), before)
     assert same_bits(captured.snapshot(), plain.snapshot())
     assert captured.snapshot()["schedule"] == plain.snapshot()["schedule"]
@@ -248,11 +273,13 @@ def test_capturing_leaves_no_trace(images: Dataset, case: str) -> None:
     ]
 
 
-def test_capturing_leaves_what_a_resumed_optimizer_remembers(images: Dataset) -> None:
+def test_capturing_keeps_the_state_of_a_resumed_optimizer(images: Dataset) -> None:
     recipe = recipe_of("adam")
-    snapshot = next(event for event in train(recipe, PLAIN, 0, images) if isinstance(event, Steps)).snapshot()
-    snapshot = copy.deepcopy(snapshot)
-    resumed = _Run(recipe, CAPTURED, 0, images, snapshot).snapshot()
+    events = train(recipe, PLAIN, 0, images)
+    snapshot = copy.deepcopy(next(event for event in events if isinstance(event, Steps)).snapshot())
+    session = Session(recipe, GRAPHED, 0, images, snapshot)
+    assert isinstance(build_step(session), GraphedStep)
+    resumed = session.snapshot()
     assert same_bits(resumed, snapshot)
     for key, entry in snapshot["optimizer"]["state"].items():
         assert all(torch.equal(resumed["optimizer"]["state"][key][name], value) for name, value in entry.items())
@@ -261,7 +288,7 @@ def test_capturing_leaves_what_a_resumed_optimizer_remembers(images: Dataset) ->
 class Forgetful(Tapes):
     """Replays that do not update the weights."""
 
-    def record(self, work, warm_ups=captured_step.WARM_UPS):
+    def record(self, work, warm_ups=cuda_graphs.WARM_UPS):
         replay = super().record(work, warm_ups)
         tape = replay.__self__
         tape.operations = [entry for entry in tape.operations if "_fused_sgd_" not in str(entry[0])]
@@ -269,12 +296,12 @@ class Forgetful(Tapes):
 
 
 @pytest.mark.usefixtures("tapes")
-def test_what_waits_for_the_device_is_trained_as_it_always_was(images: Dataset, monkeypatch, caplog) -> None:
+def test_network_with_a_host_sync_is_trained_eagerly(images: Dataset, monkeypatch, caplog) -> None:
     recipe = recipe_of("sgd")
     _, expected = run(recipe, images, PLAIN)
     monkeypatch.setattr(Speedrun, "forward", waiting)
     with caplog.at_level(logging.WARNING, logger="resnet_bench"):
-        events, state = run(recipe, images, CAPTURED)
+        events, state = run(recipe, images, GRAPHED)
     assert same_bits(state, expected)
     assert events[0].captures == 0
     assert len(losses(events)) == 6
@@ -292,23 +319,23 @@ def waiting(self, maps, forward=Speedrun.forward):
     return outputs
 
 
-def test_where_a_replay_does_something_else_steps_are_run_uncaptured(images: Dataset, monkeypatch, caplog) -> None:
+def test_steps_are_eager_where_a_replay_differs(images: Dataset, monkeypatch, caplog) -> None:
     # A high rate, so that the second step's loss tells whether there was an update.
     recipe = tiny_recipe(**merge(SMALL, {"optimizer": {"lr": 2.0}}))
     _, expected = run(recipe, images, PLAIN)
-    monkeypatch.setattr(loop, "recorder_for", lambda device: Forgetful())
+    monkeypatch.setattr(cuda_graphs, "recorder_for", lambda device: Forgetful())
     with caplog.at_level(logging.WARNING, logger="resnet_bench"):
-        _, state = run(recipe, images, CAPTURED)
+        _, state = run(recipe, images, GRAPHED)
     assert same_bits(state, expected)
     (record,) = caplog.records
     assert "so they may take longer: its losses are" in record.message
 
 
-def test_a_replay_that_does_something_else_is_refused() -> None:
+def test_capture_rejects_a_replay_that_differs() -> None:
     torch.manual_seed(0)
     network = nn.Linear(4, 3)
     optimizer = torch.optim.SGD(network.parameters(), lr=10.0, momentum=0.9, fused=True)
-    step = CapturedStep(network, optimizer, updates=True, recorder=Forgetful(), capacity=2)
+    graphs = StepGraphs(network, optimizer, updates=True, recorder=Forgetful(), capacity=2)
 
     def gradients(images, labels):
         loss = nn.functional.cross_entropy(network(images), labels)
@@ -316,8 +343,8 @@ def test_a_replay_that_does_something_else_is_refused() -> None:
         return loss.detach(), (labels == 0).sum()
 
     before = copy.deepcopy(network.state_dict())
-    with pytest.raises(CannotCapture, match="those of its replay"):
-        step.capture(gradients, torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))
+    with pytest.raises(CaptureError, match="those of its replay"):
+        graphs.capture(gradients, torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1]))
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
@@ -341,7 +368,7 @@ def test_a_replay_that_does_something_else_is_refused() -> None:
     ],
     ids=lambda table: table.get("name"),
 )
-def test_schedules_change_learning_rates_only_but_for_those_that_say_so(schedule, optimizer) -> None:
+def test_moves_momentum_names_the_schedules_that_change_more_than_rates(schedule, optimizer) -> None:
     recipe = tiny_recipe(schedule=schedule, optimizer=optimizer)
     network = nn.Linear(2, 2)
     built = build_optimizer(recipe.optimizer, network, fused=True)
@@ -410,18 +437,18 @@ def driver(monkeypatch) -> list[str]:
     return calls
 
 
-def test_work_is_captured_behind_its_warm_ups_on_a_stream_of_its_own(driver) -> None:
+def test_work_is_captured_after_its_warm_ups(driver) -> None:
     replay = recorder_for(torch.device("cuda:0")).record(lambda: driver.append("work"))
     assert driver == ["wait", "work", "work", "work", "capture", "work", "captured", "wait"]
     replay()
     assert driver[-1] == "replay"
 
 
-def test_a_broken_capture_is_ended_by_one_that_succeeds_and_names_its_cause(driver) -> None:
+def test_broken_capture_is_followed_by_one_that_succeeds_and_names_its_cause(driver) -> None:
     calls = itertools.count()
 
     def waits_when_captured() -> None:
-        if next(calls) == captured_step.WARM_UPS:
+        if next(calls) == cuda_graphs.WARM_UPS:
             raise RuntimeError("operation not permitted when stream is capturing")
 
     with pytest.raises(RuntimeError, match="operation not permitted"):
@@ -456,7 +483,7 @@ def gpu_recipe(case: str) -> Recipe:
 @needs_gpu
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-3), ("bf16", 5e-2)])
 @pytest.mark.parametrize("case", [*CASES, *ROUNDED])
-def test_graphs_follow_the_plain_loop(images: Dataset, case: str, precision: str, tolerance: float, caplog) -> None:
+def test_graphs_follow_eager_steps(images: Dataset, case: str, precision: str, tolerance: float, caplog) -> None:
     recipe = gpu_recipe(case)
     plain, _ = run(recipe, images, on_gpu(precision, graphs=False))
     with caplog.at_level(logging.WARNING, logger="resnet_bench"):
@@ -481,8 +508,8 @@ def test_graphs_follow_the_cpu(images: Dataset) -> None:
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("case", ["phases", "adam one cycle", "muon sizes freeze"])
-def test_graphs_go_on_from_a_checkpoint(images: Dataset, case: str, monkeypatch) -> None:
-    monkeypatch.setattr(loop, "CAPTURED_STEPS_BETWEEN_READS", 2)
+def test_graphs_resume_from_a_checkpoint(images: Dataset, case: str, monkeypatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "SYNC_EVERY_GRAPHED_STEPS", 2)
     recipe = gpu_recipe(case)
     snapshots, undisturbed = [], []
     for event in train(recipe, on_gpu(), 1, images):
@@ -497,17 +524,17 @@ def test_graphs_go_on_from_a_checkpoint(images: Dataset, case: str, monkeypatch)
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("case", ["muon sizes freeze", "adam one cycle", "dropout"])
-def test_the_host_does_not_wait_for_the_device_within_an_epoch(images: Dataset, case: str, monkeypatch) -> None:
-    replay = _Run._replay
+def test_an_epoch_has_no_host_sync(images: Dataset, case: str, monkeypatch) -> None:
+    launch = GraphedStep.launch
 
     def watched(self, *arguments):
         torch.cuda.set_sync_debug_mode("error")
         try:
-            return replay(self, *arguments)
+            return launch(self, *arguments)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(_Run, "_replay", watched)
+    monkeypatch.setattr(GraphedStep, "launch", watched)
     with contextlib.closing(train(gpu_recipe(case), on_gpu(), 1, images)) as events:
         assert isinstance(next(events), Started)
         assert losses(events)
@@ -515,7 +542,7 @@ def test_the_host_does_not_wait_for_the_device_within_an_epoch(images: Dataset, 
 
 @pytest.mark.gpu
 @needs_gpu
-def test_a_network_that_waits_for_the_device_is_trained_uncaptured(images: Dataset, monkeypatch, caplog) -> None:
+def test_network_with_a_host_sync_is_trained_eagerly_on_a_gpu(images: Dataset, monkeypatch, caplog) -> None:
     monkeypatch.setattr(Speedrun, "forward", waiting)
     recipe = gpu_recipe("sgd")
     plain, _ = run(recipe, images, on_gpu(graphs=False))
@@ -532,7 +559,7 @@ def test_a_network_that_waits_for_the_device_is_trained_uncaptured(images: Datas
 
 @pytest.mark.gpu
 @needs_computing_gpu
-def test_a_compiled_network_is_captured_too(images: Dataset, caplog) -> None:
+def test_compiled_network_is_captured(images: Dataset, caplog) -> None:
     recipe = gpu_recipe("sgd")
     plain, _ = run(recipe, images, on_gpu(graphs=False))
     with caplog.at_level(logging.WARNING, logger="resnet_bench"):
@@ -543,7 +570,7 @@ def test_a_compiled_network_is_captured_too(images: Dataset, caplog) -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-def test_memory_of_captures_is_given_back(images: Dataset) -> None:
+def test_memory_of_captures_is_freed(images: Dataset) -> None:
     recipe = gpu_recipe("sgd")
 
     def reserved_after(runs: int) -> int:
@@ -560,7 +587,7 @@ def test_memory_of_captures_is_given_back(images: Dataset) -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-def test_a_replay_that_nobody_keeps_costs_the_others_nothing() -> None:
+def test_dropped_replay_does_not_break_later_captures() -> None:
     device = torch.device("cuda:0")
     recorder = recorder_for(device)
     for _ in range(3):
@@ -570,9 +597,9 @@ def test_a_replay_that_nobody_keeps_costs_the_others_nothing() -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize("fails_at", range(captured_step.WARM_UPS + 1))
+@pytest.mark.parametrize("fails_at", range(cuda_graphs.WARM_UPS + 1))
 @pytest.mark.parametrize("error", ["memory", "wait"])
-def test_memory_of_a_capture_that_fails_is_given_back(error: str, fails_at: int) -> None:
+def test_memory_of_a_failed_capture_is_freed(error: str, fails_at: int) -> None:
     device = torch.device("cuda:0")
     calls = itertools.count()
 
@@ -596,5 +623,5 @@ def test_memory_of_a_capture_that_fails_is_given_back(error: str, fails_at: int)
     replay()
 
 
-def test_calls_stand_in_for_graphs_where_there_is_no_gpu() -> None:
+def test_recorder_is_calls_without_a_gpu() -> None:
     assert isinstance(recorder_for(torch.device("cpu")), Calls)
