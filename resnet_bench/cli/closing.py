@@ -11,8 +11,8 @@ from rich.table import Table
 from resnet_bench.base.text import duration, percent
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.execution.execution import Execution
+from resnet_bench.judging.verdict import may_judge, verdict
 from resnet_bench.recipe.files import load_benchmark
-from resnet_bench.reporting.statistics import verdict
 from resnet_bench.running.job import Job
 from resnet_bench.running.outcome import Outcome
 
@@ -134,7 +134,7 @@ def beside_the_article(
     sentences = []
     for job, outcome in results:
         claim, compared = job.benchmark.test_claim, job.benchmark.source.compares_with
-        judged = job.profile == "full" and not datasets[job.recipe.data.dataset].generated
+        judged = may_judge(job.profile, generated=datasets[job.recipe.data.dataset].generated)
         if compared is None or claim is None or not judged or outcome.train_seconds is None:
             continue
         if outcome.sharing > 1:
@@ -177,7 +177,7 @@ def find_verdicts(
         judged = verdict(
             claim,
             curves[job.benchmark.name],
-            full_profile=job.profile == "full",
+            profile=job.profile,
             changed=changed,
             generated=images.generated,
             same_dataset=images.official,

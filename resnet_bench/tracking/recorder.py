@@ -4,8 +4,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from resnet_bench.judging.target import TargetMonitor
 from resnet_bench.tracking import vocabulary as names
-from resnet_bench.tracking.claim import ClaimWatch
 from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.journal import Axis, Entry, Record, last_steps, metrics_record
 
@@ -175,11 +175,11 @@ def _single(values: Mapping[str, float]) -> dict[str, list[float]]:
     return {key: [float(value)] for key, value in values.items()}
 
 
-def _claim_watches(description: RunFacts) -> dict[str, ClaimWatch]:
+def _claim_watches(description: RunFacts) -> dict[str, TargetMonitor]:
     """For each claim the metric that will say when it was reached."""
     if not description.judges_claims:
         return {}
     return {
-        names.to_claim_seconds(number): ClaimWatch(claim, description.recipe)
+        names.to_claim_seconds(number): TargetMonitor(claim, description.recipe)
         for number, claim in enumerate(description.benchmark.claims, start=1)
     }

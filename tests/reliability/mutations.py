@@ -37,7 +37,7 @@ from resnet_bench.data.decode import decode_image, strict_decoding
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.changes import override, parse_assignments
 from resnet_bench.recipe.files import load_benchmark, load_benchmark_file
-from resnet_bench.reporting import table
+from resnet_bench.reporting import reading
 from resnet_bench.running.run_folder import RunFolder
 from resnet_bench.tracking.cursor import CURSOR, Cursor
 from resnet_bench.tracking.journal import Damage, Journal, metrics_record, read
@@ -303,7 +303,7 @@ def _report_table(folder: Path) -> Format:
 
     def promise(data: bytes) -> bool:
         (folder / "runs.parquet").write_bytes(data)
-        said, tables = refusal(lambda: table.read_folder(folder))
+        said, tables = refusal(lambda: reading.read_folder(folder))
         assert "runs.parquet" in said or tables is not None
         return tables is None
 

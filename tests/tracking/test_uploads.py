@@ -307,7 +307,7 @@ def test_flush_to_another_store_than_a_runs_own_is_refused(
     shutil.copy(empty_database, other)
     said: list[str] = []
     assert not flush_all(Store.resolve(str(other)), folder.parent, say=said.append)
-    assert f"was made for {store.uri}, not for sqlite:///{other}; leave --tracking out" in said[-1]
+    assert f"was made for {store.uri}, not for sqlite:///{other}; leave --tracking out, or name that one" in said[-1]
     assert flush_all(store, folder.parent, say=said.append)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from resnet_bench.recipe.benchmark import Benchmark
-from resnet_bench.reporting import report, table
-from resnet_bench.reporting.published import machine_name, published
+from resnet_bench.reporting import reading, report
+from resnet_bench.reporting.anonymize import anonymized, machine_name
 from tests.reporting.synthetic import FakeRun, log_all
 
 
@@ -44,8 +44,8 @@ def test_neither_host_nor_process_nor_path_is_handed_on(
 
 
 def test_what_was_published_is_published_again_unchanged(store_uri: str) -> None:
-    once = published(table.read([store_uri]))
-    again = published(once)
+    once = anonymized(reading.read([store_uri]))
+    again = anonymized(once)
     pd.testing.assert_frame_equal(once.runs, again.runs)
     assert once.stores == again.stores
 

@@ -1,12 +1,14 @@
-"""How numbers are written, the same in the terminal, in Markdown and on the page."""
+"""Write numbers the same way in the terminal, in Markdown and on the page."""
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 
-from resnet_bench.reporting.statistics import Interval, TimesToAccuracy, Verdict, standard_deviation
-
-DASH = "–"
+from resnet_bench.base.text import DASH, duration
+from resnet_bench.judging.intervals import Interval, standard_deviation
+from resnet_bench.judging.target import TimesToAccuracy
+from resnet_bench.judging.verdict import Verdict
 
 VERDICT_MARKS = {
     "reproduced": "●",
@@ -15,18 +17,18 @@ VERDICT_MARKS = {
     "inconclusive": "◐",
     "not judged": "○",
 }
-"""A mark beside each word, so that no colour carries a meaning alone."""
+"""A mark beside each word, so that no color carries a meaning alone."""
 
 
 def number(value: float | None, digits: int = 2, unit: str = "") -> str:
-    """A number with a fixed number of digits, or a dash."""
+    """Return a number with a fixed number of digits, or a dash."""
     if value is None or math.isnan(value):
         return DASH
     return f"∞{unit}" if math.isinf(value) else f"{value:,.{digits}f}{unit}"
 
 
 def signed(value: float | None, digits: int = 2) -> str:
-    """A difference with its sign, or a dash."""
+    """Return a difference with its sign, or a dash."""
     if value is None or not math.isfinite(value):
         return DASH
     text = f"{value:+.{digits}f}"
@@ -34,14 +36,14 @@ def signed(value: float | None, digits: int = 2) -> str:
 
 
 def interval(ends: Interval | None, digits: int = 2) -> str:
-    """Both ends of an interval, or nothing where there is none."""
+    """Return both ends of an interval, or nothing where there is none."""
     if ends is None:
         return ""
     return f"{number(ends.low, digits)} to {number(ends.high, digits)}"
 
 
 def mean_with_interval(verdict: Verdict) -> str:
-    """A mean with half the width of its 95% interval, such as ``82.61 ± 0.35``."""
+    """Return a mean with half the width of its 95% CI, such as ``82.61 ± 0.35``."""
     if verdict.mean is None:
         return DASH
     if verdict.interval is None:
@@ -49,83 +51,54 @@ def mean_with_interval(verdict: Verdict) -> str:
     return f"{verdict.mean:.2f} ± {verdict.interval.high - verdict.mean:.2f}"
 
 
-def duration(seconds: float | None) -> str:
-    """A time as a person says it: ``8.3 s``, ``4 min 10 s``, ``2 h 5 min``, ``3 d 4 h``."""
-    if seconds is None or math.isnan(seconds):
-        return DASH
-    if math.isinf(seconds):
-        return "∞"
-    if seconds < 0.9995:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    if whole < 86_400:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
-
-
 def size(count: float | None) -> str:
-    """Bytes in powers of two, such as ``1.4 GiB``."""
+    """Return bytes in powers of two, such as ``1.4 GiB``."""
     return _scaled(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
 def flops(rate: float | None) -> str:
-    """Floating-point operations a second, such as ``12.3 TFLOP/s``."""
+    """Return floating-point operations per second, such as ``12.3 TFLOP/s``."""
     return _scaled(rate, 1000, ("FLOP/s", "kFLOP/s", "MFLOP/s", "GFLOP/s", "TFLOP/s", "PFLOP/s"))
 
 
 def energy(joules: float | None) -> str:
-    """Energy, such as ``12.3 kJ``."""
+    """Return energy, such as ``12.3 kJ``."""
     return _scaled(joules, 1000, ("J", "kJ", "MJ", "GJ"))
 
 
 def share(fraction: float | None) -> str:
-    """A fraction as whole percent or, below ten, with one digit."""
+    """Return a fraction as whole percent or, below ten, with one digit."""
     if fraction is None or not math.isfinite(fraction):
         return DASH
     return f"{100 * fraction:.{0 if fraction >= 0.1 else 1}f}%"
 
 
 def reached(times: TimesToAccuracy) -> str:
-    """How many runs reached a target and when, such as ``3 of 5 reached; 4 min 10 s [4 min 1 s, ∞]``."""
+    """Return how many runs reached a target and when, such as ``3 of 5 reached; 4 min 10 s (4 min 1 s to ∞)``."""
     if times.reached == 0:
         return f"0 of {len(times.times)} reached"
     low, high = times.range
     return (
-        f"{times.reached} of {len(times.times)} reached; {duration(times.median)} [{duration(low)}, {duration(high)}]"
+        f"{times.reached} of {len(times.times)} reached; {duration(times.median)} ({duration(low)} to {duration(high)})"
     )
 
 
 def seeds(values: Mapping[str, float]) -> str:
-    """Accuracies with the seeds that they belong to."""
+    """Return accuracies with the seeds that they belong to."""
     return ", ".join(f"{seed}: {value:.2f}" for seed, value in values.items()) or DASH
 
 
 def mean_of(values: Sequence[float]) -> str:
-    """Mean of accuracies in percent, with the standard deviation where there are several."""
+    """Return the mean of accuracies in percent, with the SD across seeds where there are several."""
     if not values:
         return DASH
-    spread = f" (sd {standard_deviation(values):.2f})" if len(values) > 1 else ""
+    spread = f" (SD {standard_deviation(values):.2f})" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.2f}%{spread}"
 
 
-def setting(value: object) -> str:
-    """The value of a recipe key, a real number with four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def listed(items: Sequence[str], limit: int = 6) -> str:
-    """Items joined by commas, cut where there are many."""
-    shown = ", ".join(items[:limit])
-    return f"{shown} and {len(items) - limit} more" if len(items) > limit else shown
-
-
-def plural(count: int, noun: str) -> str:
-    """A count with its noun."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+def moment(time: datetime) -> str:
+    """Return a date and time to the minute."""
+    return time.strftime("%Y-%m-%d %H:%M")
 
 
 def _scaled(value: float | None, base: int, units: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Reads stores and folders into tables, joins them, and keeps what was asked for."""
+"""Read stores and folders into tables, join them, and keep what was asked for."""
 
 import re
 from collections.abc import Sequence
@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.names import unknown_name
 from resnet_bench.recipe.files import search_folders, toml_files
+from resnet_bench.reporting.anonymize import public_name
 from resnet_bench.reporting.mlflow_reader import StoreReader
-from resnet_bench.reporting.schema import TABLES, Tables, first_line, public_name, tidy
+from resnet_bench.reporting.tables import TABLES, Tables, conformed, tidy
 from resnet_bench.tracking.store import Store
 
 Source = str | Path | Store
@@ -56,7 +58,7 @@ def read(
 
 
 def parse_since(since: str | datetime | None) -> datetime | None:
-    """The moment that a date, a time or an age such as ``7d`` names.
+    """Return the moment that a date, a time or an age such as ``7d`` names.
 
     Raises:
         UserError: It is none of these.
@@ -69,22 +71,22 @@ def parse_since(since: str | datetime | None) -> datetime | None:
     try:
         moment = datetime.fromisoformat(since.strip())
     except ValueError:
-        raise UserError(f"since: {since!r} is no date; write 2026-11-01, 2026-11-01T09:30 or 7d") from None
+        raise UserError(f"since: {since!r} is not a date; write 2026-11-01, 2026-11-01T09:30 or 7d") from None
     return moment if moment.tzinfo else moment.astimezone()
 
 
 def default_store() -> Store:
-    """The store that runs are logged to where none is named."""
+    """Return the store that runs are logged to by default."""
     return Store.resolve()
 
 
 def is_table_folder(source: Source) -> bool:
-    """Whether a source is a folder with the tables of a report."""
+    """Return whether a source is a folder with the tables of a report."""
     return isinstance(source, str | Path) and "://" not in str(source) and (Path(source) / "runs.parquet").is_file()
 
 
 def _folders_of(source: Source) -> list[Source]:
-    """The source, or, where it is a folder of folders with tables (such as ``reports/reference``), each of these."""
+    """Return the source, or each folder of tables below it (as in ``reports/reference``)."""
     if isinstance(source, Store) or "://" in str(source) or is_table_folder(source):
         return [source]
     below = sorted(path.parent for path in Path(source).glob("*/runs.parquet"))
@@ -92,10 +94,10 @@ def _folders_of(source: Source) -> list[Source]:
 
 
 def read_folder(folder: Path) -> Tables:
-    """Read the tables that a report left in a folder.
+    """Read the tables of a report from a folder.
 
     Raises:
-        UserError: A table is missing, damaged or of another shape.
+        UserError: A table is missing or damaged, or has other columns.
     """
     frames: dict[str, pd.DataFrame] = {}
     for name, dtypes in TABLES.items():
@@ -105,15 +107,15 @@ def read_folder(folder: Path) -> Tables:
             continue
         try:
             frame = pd.read_parquet(path)
-        # What pandas wrote into the file about itself may be damaged too, and then raises anything.
+        # The file's metadata for pandas may be damaged too, which raises anything.
         except Exception as error:
-            raise UserError(f"{path} is no readable table of a report: {first_line(error)}") from error
-        if missing := [column for column in dtypes if column not in frame.columns]:
-            raise UserError(f"{path} is no table of a report: it lacks the column {missing[0]!r}")
+            raise UserError(
+                f"{path} is not a readable table of a report: {describe_error(error, limit=160)}"
+            ) from error
         try:
-            frames[name] = frame[list(dtypes)].astype(dict(dtypes))
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{path} is no table of a report: {first_line(error)}") from error
+            frames[name] = conformed(frame, dtypes)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"{path} is not a table of a report: {describe_error(error, limit=160)}") from error
     return Tables(
         frames["runs"], frames["metrics"], frames["confusion"], frames["mistakes"], (public_name(str(folder)),)
     )
@@ -124,7 +126,7 @@ def _read_one(source: Source, start: datetime | None) -> Tables:
         return read_folder(Path(str(source)))
     if isinstance(source, Path) or (isinstance(source, str) and "://" not in source):
         if Path(source).is_dir():
-            raise UserError(f"{source} holds no report table (runs.parquet) and is no tracking URI")
+            raise UserError(f"{source} holds no report table (runs.parquet) and is not a tracking URI")
         if not Path(source).exists():
             raise UserError(f"{source} does not exist; name a tracking URI, a database file or a folder of tables")
     store = source if isinstance(source, Store) else Store.resolve(str(source))
@@ -190,7 +192,7 @@ def _nothing_found(
 
 
 def _advice(everything: Tables, benchmarks: Sequence[str], study: str | None) -> str:
-    """What to ask for instead, or how to make what was asked for."""
+    """Return what to ask for instead, or how to make what was asked for."""
     shipped = toml_files(search_folders("benchmarks"))
     benchmarks_there, studies_there = ({*everything.runs[column]} - {""} for column in ("benchmark", "study"))
     if study is not None and study not in studies_there:

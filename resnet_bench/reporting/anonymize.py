@@ -1,23 +1,25 @@
-"""What of the tables others may read: no host name, no process number, no path of the machine that ran it."""
+"""Strip tables of what others should not read: host names, process numbers and paths of the machine that ran them."""
 
 import hashlib
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
-from resnet_bench.reporting.schema import TAG, Tables, public_name
+from resnet_bench.reporting.tables import Tables
+from resnet_bench.tracking.vocabulary import PREFIX
 
-_PROCESS_TAGS = frozenset(f"{TAG}{name}" for name in ("pid", "pid_start"))
+_PROCESS_TAGS = frozenset(f"{PREFIX}{name}" for name in ("pid", "pid_start"))
 _MACHINE = "machine "
 _PATH = re.compile(r"(?<![\w:/.…])(?:sqlite:///)?(?:/[\w.@+~-]+){2,}")
 """An absolute path, and not the end of an address such as ``https://host/path``."""
 
 
-def published(tables: Tables) -> Tables:
-    """The tables as a report may hand them on.
+def anonymized(tables: Tables) -> Tables:
+    """Return the tables as a report may publish them.
 
-    A host is given by a name that is the same in every report and tells nothing (``machine 1f0c2a9b``), so that
-    runs of one machine are still known as such. Devices keep their names.
+    A host becomes a name that is the same in every report and gives nothing away (``machine 1f0c2a9b``), so runs
+    of one machine are still recognized. Devices keep their names.
     """
     runs = tables.runs.copy()
     hosts = sorted({str(host) for host in runs["host"] if host and not str(host).startswith(_MACHINE)}, key=len)
@@ -34,10 +36,25 @@ def published(tables: Tables) -> Tables:
 
 
 def machine_name(host: str) -> str:
-    """A name for a host that does not give it away; a name that is one already stays."""
+    """Return a name for a host that does not give it away; such a name stays as it is."""
     if not host or host.startswith(_MACHINE):
         return host
     return _MACHINE + hashlib.sha256(f"resnet-bench {host}".encode()).hexdigest()[:8]
+
+
+def public_name(source: str) -> str:
+    """Return a store's name for a report that others may read.
+
+    A path below the working directory is relative to it; of any other path, which would reveal how a machine is
+    laid out, only the last two parts remain.
+    """
+    path = source.removeprefix("sqlite:///")
+    if "://" in path or not Path(path).is_absolute():
+        return path
+    folder = Path.cwd()
+    if Path(path).is_relative_to(folder):
+        return str(Path(path).relative_to(folder))
+    return "/".join(("…", *Path(path).parts[1:][-2:]))
 
 
 def _public_tags(tags: str, hosts: list[str]) -> str:
