@@ -33,9 +33,9 @@ from resnet_bench.running.job import Job
 from resnet_bench.running.launchers import child as children
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.prepare import Prepared
-from resnet_bench.tracking.experiments import EXPERIMENT
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
+from resnet_bench.tracking.vocabulary import EXPERIMENT
 from resnet_bench.training import checkpoint
 from tests.reliability import tiny
 

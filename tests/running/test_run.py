@@ -326,18 +326,16 @@ def test_who_stops_a_run_loses_nothing_though_no_checkpoint_was_due(
 
 
 @pytest.mark.parametrize("epoch", [0, 2])
-def test_run_stopped_between_two_evaluations_resumes_there(
-    store, images, request_for, runs_folder, tmp_path, epoch
-) -> None:
+def test_run_stopped_between_two_evaluations_resumes_there(store, job_for, context, tmp_path, epoch) -> None:
     recipe = {"evaluation": {"before_training": True}}
-    undisturbed = list(run(request_for(recipe=recipe), images, store, runs_folder=tmp_path / "undisturbed"))
+    undisturbed = list(started(job_for(recipe=recipe), replace(context, run_dir=tmp_path / "undisturbed")))
 
-    generator = run(request_for(recipe=recipe), images, store, runs_folder=runs_folder)
+    generator = started(job_for(recipe=recipe), context)
     stopped_at = until(generator, lambda event: isinstance(event, Evaluated) and event.epoch == epoch)
     generator.close()
-    events = list(run(request_for(recipe=recipe, resume=True), images, store, runs_folder=runs_folder))
+    events = list(started(job_for(recipe=recipe, resume=True), context))
 
-    assert events[0].resumed_at_step == stopped_at[-1].step
+    assert events[0].step == stopped_at[-1].step
     again = [event.epoch for event in events if isinstance(event, Evaluated)]
     assert again == [event.epoch for event in undisturbed if isinstance(event, Evaluated) and event.epoch > epoch]
     assert events[0].run_id == stopped_at[0].run_id
