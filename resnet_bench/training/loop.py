@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.data.augmentation import FIRST_EPOCH
 from resnet_bench.data.dataset import Dataset
-from resnet_bench.data.loader import FIRST_EPOCH, ResidentLoader
+from resnet_bench.data.loader import ResidentLoader
 from resnet_bench.data.of_recipe import evaluation_loader, splits_of, train_loader, whitening_images
 from resnet_bench.execution.execution import Execution
 from resnet_bench.models.of_recipe import build_network, frozen_parameters

@@ -16,8 +16,9 @@ import torch
 from resnet_bench.data import cache
 from resnet_bench.data.cache import CacheEntry, CacheMiss
 from resnet_bench.data.content import Content
-from resnet_bench.data.dataset import Dataset, find_sources, load
+from resnet_bench.data.dataset import Dataset, ImageLocation, load
 from resnet_bench.data.parquet import ParquetSource
+from resnet_bench.data.sources import find_sources
 from resnet_bench.recipe.datasets import DatasetFacts
 from tests.data import builders
 
@@ -53,6 +54,9 @@ def assert_equal(dataset: Dataset, other: Dataset) -> None:
     for split, expected in ((dataset.train, other.train), (dataset.test, other.test)):
         assert torch.equal(split.images, expected.images)
         assert torch.equal(split.labels, expected.labels)
+        assert split.rows is not None
+        assert expected.rows is not None
+        assert torch.equal(split.rows, expected.rows)
 
 
 def test_images_are_decoded_once(info: DatasetFacts, folder: Path, load_small: Load, messages: list[str]) -> None:
@@ -92,7 +96,9 @@ def test_writing_into_a_loaded_dataset_leaves_the_cache_alone(
     assert torch.equal(load_small(info, folder).train.images, before)
 
 
-@pytest.mark.parametrize("file", ["train-images", "train-labels", "test-images", "test-labels"])
+@pytest.mark.parametrize(
+    "file", ["train-images", "train-labels", "train-rows", "test-images", "test-labels", "test-rows"]
+)
 @pytest.mark.parametrize("damage", ["flipped", "shortened", "deleted"])
 def test_damaged_array_is_noticed_and_built_again(
     file: str, damage: str, info: DatasetFacts, folder: Path, load_small: Load, messages: list[str]
@@ -226,8 +232,8 @@ def test_every_write_fault_leaves_no_entry_or_a_whole_one(
         assert state_of(entry) in ("missing", expected.fingerprint)
         assert_equal(load_small(info, folder), expected)
         assert not list(entry.folder.glob(".*"))
-    # Five files, each written, synchronised, renamed, and synchronised with its folder.
-    assert number - 1 == 20
+    # Seven files, each written, synchronized, renamed, and synchronized with its folder.
+    assert number - 1 == 28
 
 
 def load_slowly(info: DatasetFacts, folder: Path, seconds: float, barrier: Barrier, results: Any) -> None:
@@ -242,7 +248,7 @@ def load_slowly(info: DatasetFacts, folder: Path, seconds: float, barrier: Barri
 
     ParquetSource.read = slow_read  # type: ignore[method-assign]
     barrier.wait()
-    dataset = load(info, folder, cache_folder=None, download=False, allow_generated=False, progress=messages.append)
+    dataset = load(info, ImageLocation(folder), messages.append)
     results.put((dataset.fingerprint, int(dataset.train.images.sum(dtype=torch.int64)), messages))
 
 

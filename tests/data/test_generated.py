@@ -8,7 +8,8 @@ from torch import nn
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import generate_dataset, load_dataset
-from resnet_bench.data.loader import Augmentation, ResidentLoader
+from resnet_bench.data.loader import ResidentLoader
+from resnet_bench.recipe.settings import Augmentation
 
 GOLDEN_10 = "0500c7c82144241a8b2aa54705ca39840fb215d28eafa0a00a985370df33a349"
 GOLDEN_100 = "bbaecce50fdeb40c52ee2b466a2ea88ca1423ec9f9c8da35ec453cb44d1c577b"
