@@ -137,7 +137,7 @@ def _scan(folder: Path) -> _Found:
     """Sort the files in the subfolders of a folder, however deep; hidden files and folders are left out."""
     if not folder.is_dir():
         return _Found(folder, [], [])
-    files = [file for below in _subfolders(folder) for file in _files(below, ())]
+    files = [file for below in _subfolders(folder) for file in _files(below, (_identity(folder),))]
     return _Found(
         folder,
         sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES),
@@ -146,8 +146,7 @@ def _scan(folder: Path) -> _Found:
 
 
 def _files(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    status = folder.stat()
-    here = (status.st_dev, status.st_ino)
+    here = _identity(folder)
     # A link may lead back to a folder above it.
     if here in above:
         return
@@ -157,6 +156,11 @@ def _files(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
                 yield from _files(path, (*above, here))
         elif not _is_hidden(path.name):
             yield path
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -321,3 +321,63 @@ def test_entry_of_another_format_is_built_again(
         load_small(info, folder)
     load_small(info, folder)
     assert decodings(messages) == 2
+
+
+# --- where entries are ----------------------------------------------------------------------------------------------
+
+
+def test_a_renamed_data_folder_keeps_its_entry(
+    info: DatasetFacts, folder: Path, load_small: Load, messages: list[str]
+) -> None:
+    first = load_small(info, folder)
+    renamed = folder.rename(folder.with_name("renamed"))
+    assert load_small(info, renamed).fingerprint == first.fingerprint
+    assert decodings(messages) == 1
+
+
+def test_an_old_copy_is_noticed_and_its_removal_offered(
+    info: DatasetFacts, folder: Path, load_small: Load, messages: list[str], tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    load_small(info, folder, cache_folder=elsewhere)
+    (old,) = elsewhere.glob("cifar10-*/")
+    load_small(info, folder.rename(folder.with_name("renamed")), cache_folder=elsewhere)
+    (message,) = (message for message in messages if "nothing reads" in message)
+    assert f"of {folder.resolve()}/cifar10" in message
+    assert message.endswith(f"rm -r {old.resolve()}")
+
+
+def test_a_copy_of_an_earlier_version_is_noticed(
+    info: DatasetFacts, folder: Path, load_small: Load, messages: list[str]
+) -> None:
+    load_small(info, folder)
+    entry = entry_of(info, folder)
+    old = entry.folder.with_name("cifar10-0123456789ab")
+    entry.folder.rename(old)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "_FORMAT", 3)
+        load_small(info, folder)
+    assert any("of an earlier version, which nothing reads" in message for message in messages)
+
+
+def test_caches_say_that_they_are_caches(info: DatasetFacts, folder: Path, load_small: Load) -> None:
+    load_small(info, folder)
+    kept = folder / ".resnet-bench-cache"
+    assert (kept / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
+    assert (kept / ".gitignore").read_text() == "*\n"
+
+
+def test_a_data_folder_of_another_user_uses_the_cache_of_the_user(
+    info: DatasetFacts,
+    folder: Path,
+    load_small: Load,
+    messages: list[str],
+    user_cache_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    for _ in range(2):
+        load_small(info, folder)
+    assert decodings(messages) == 1
+    assert list(user_cache_folder.glob("cifar10-*/manifest.json"))
+    assert not (folder / ".resnet-bench-cache").exists()
