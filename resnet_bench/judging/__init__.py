@@ -1,0 +1,1 @@
+"""Rules that judge results: intervals, verdicts and targets."""
