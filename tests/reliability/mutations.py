@@ -32,8 +32,9 @@ import torch
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.cache import CacheEntry, CacheMiss
-from resnet_bench.data.dataset import find_sources
+from resnet_bench.data.content import in_canonical_order
 from resnet_bench.data.decode import decode_image, strict_decoding
+from resnet_bench.data.sources import find_sources
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.changes import override, parse_assignments
 from resnet_bench.recipe.files import load_benchmark, load_benchmark_file
@@ -179,7 +180,7 @@ def _cache(folder: Path) -> Format:
     source = next(find_sources(info, folder))
     entry = CacheEntry.of(source, folder / "cache")
     with entry.lock():
-        entry.write(source.read(lambda _: None), entry.identity())
+        entry.write(in_canonical_order(source.read(lambda _: None)), entry.identity())
     expected = entry.read()[1]
     names = sorted(path.name for path in entry.folder.iterdir())
     whole = {name: (entry.folder / name).read_bytes() for name in names}
