@@ -7,8 +7,10 @@ the first stage sees 32x32 maps where the ImageNet stem leaves 8x8. It costs fif
 
 from torch import Tensor, nn
 
+from resnet_bench.kernels.fusion import Branches, Residual
 
-class BasicBlock(nn.Module):
+
+class BasicBlock(Residual):
     """Two 3x3 convolutions beside a shortcut: `relu(residual(x) + shortcut(x))`.
 
     The shortcut is the identity where the block keeps the shape of its input, and otherwise a 1x1 convolution
@@ -32,10 +34,9 @@ class BasicBlock(nn.Module):
             )
         self.relu = nn.ReLU(inplace=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[N, in_channels, H, W]` to `[N, out_channels, H / stride, W / stride]`."""
-        out: Tensor = self.relu(self.residual(x) + self.shortcut(x))
-        return out
+    def branches(self) -> Branches:
+        """From `[N, in_channels, H, W]` to `[N, out_channels, H / stride, W / stride]`."""
+        return Branches([self.residual], self.shortcut, self.relu)
 
 
 class ResNet18With3x3Stem(nn.Module):
