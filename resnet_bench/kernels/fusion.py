@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from resnet_bench.kernels import fast_paths, normalization
@@ -68,7 +69,7 @@ class Residual(nn.Module):
             outputs = layer(outputs)
         if branches.shortcut is not None:
             outputs = outputs + branches.shortcut(x)
-        return outputs if branches.activation is None else branches.activation(outputs)  # type: ignore[no-any-return]
+        return outputs if branches.activation is None else branches.activation(outputs)
 
 
 def _sum_of(branches: Branches, x: Tensor) -> Tensor:
@@ -80,8 +81,10 @@ def _sum_of(branches: Branches, x: Tensor) -> Tensor:
     beside, shortcut_norm = _without_norm(_opened([branches.shortcut]))
     activation = _activation(branches.activation)
     maps, shortcut = _run(main, x), _run(beside, x)
-    if norm is not None and activation is not None and normalization.fits_sum(maps, norm, shortcut, shortcut_norm):
-        return normalization.normalize_and_add(maps, norm, shortcut, shortcut_norm, activation=activation)
+    # What watches every call of torch, as the fast paths do, has nothing to do here and takes as long as small maps.
+    with torch._C.DisableTorchFunction():
+        if norm is not None and activation is not None and normalization.fits_sum(maps, norm, shortcut, shortcut_norm):
+            return normalization.normalize_and_add(maps, norm, shortcut, shortcut_norm, activation=activation)
     if norm is not None:
         maps = _run([norm], maps)
     if shortcut_norm is not None:
@@ -115,9 +118,8 @@ def _run(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
             x, rest = pooled, rest[2:]
             continue
         group = _leading_group(rest)
-        if group is not None and normalization.fits(x, group.norm, group.pool):
-            x = normalization.normalize(x, group.norm, pool=group.pool, activation=group.activation)
-            rest = rest[group.length :]
+        if group is not None and (normalized := _normalized(group, x)) is not None:
+            x, rest = normalized, rest[group.length :]
         else:
             x = rest.pop(0)(x)
     return x
@@ -165,6 +167,14 @@ def _activation(layer: nn.Module | None) -> Activation | None:
     if layer is None:
         return Activation.IDENTITY
     return None if _is_watched(layer) else _ACTIVATIONS.get(type(layer))
+
+
+def _normalized(group: _Group, maps: Tensor) -> Tensor | None:
+    """What a group gives as one operation, or None if these are no maps for it."""
+    with torch._C.DisableTorchFunction():
+        if not normalization.fits(maps, group.norm, group.pool):
+            return None
+        return normalization.normalize(maps, group.norm, pool=group.pool, activation=group.activation)
 
 
 def _is_pool(layer: nn.Module) -> bool:
