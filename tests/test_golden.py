@@ -107,7 +107,7 @@ def test_verbs_options_and_arguments(monkeypatch: pytest.MonkeyPatch, check: Che
 
 def _walk(group: Any, *names: str) -> Iterator[tuple[tuple[str, ...], Any]]:
     for name in group.list_commands(None):
-        verb = group.get_command(None, name)
+        _, verb, _ = group.resolve_command(None, [name])
         if hasattr(verb, "list_commands"):
             yield from _walk(verb, *names, name)
         elif not verb.hidden:

@@ -14,27 +14,38 @@ from rich.table import Table
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import duration, plural, setting
+from resnet_bench.cli.options import (
+    DEFAULT_RUNS,
+    BenchmarkDir,
+    DataFolder,
+    Deterministic,
+    Device,
+    Download,
+    Precision,
+    Profile,
+    RunDir,
+    Storage,
+    StudyDir,
+    StudyName,
+    TrackingURI,
+    Yes,
+    data_folder,
+    help_text,
+    new_app,
+)
 from resnet_bench.cli.screen import (
     BAD_INPUT,
-    DEFAULT_DATA,
-    DEFAULT_RUNS,
     INTERRUPTED,
-    BenchmarksFolder,
-    DataFolder,
-    Device,
-    Precision,
-    RunsFolder,
-    TrackingURI,
+    announce_generated,
     console,
-    errors,
-    precision_named,
+    echo,
+    print_error,
     print_resume_command,
-    profile_named,
-    say,
+    print_table,
 )
 from resnet_bench.recipe.benchmark import PROFILES, ProfileName
 from resnet_bench.recipe.changes import short_names
-from resnet_bench.recipe.files import find_file, search_folders, toml_files
+from resnet_bench.recipe.files import find_file, search_folders
 
 if TYPE_CHECKING:
     from resnet_bench.tuning.plan import Plan
@@ -46,44 +57,24 @@ if TYPE_CHECKING:
 
 LONG_STUDY_SECONDS = 1800.0
 
-study_app = typer.Typer(help="Tune a benchmark with Optuna, fairly against its source.", no_args_is_help=True)
-
-
-def _complete_study(incomplete: str) -> list[str]:
-    return [name for name in toml_files(search_folders("studies")) if name.startswith(incomplete)]
-
-
-Name = Annotated[str, typer.Argument(help="A study's name.", autocompletion=_complete_study)]
-StudiesFolder = Annotated[
-    Path | None, typer.Option("--studies", metavar="DIR", help="A folder of study files; it comes before the shipped.")
-]
-Storage = Annotated[
-    str | None,
-    typer.Option(
-        "--storage",
-        metavar="URL",
-        help="Optuna's storage: sqlite:///FILE, postgresql://…, journal:FILE, grpc://HOST:PORT; else optuna.db here.",
-    ),
-]
-Profile = Annotated[
-    str | None, typer.Option("--profile", help="full or smoke; else what this machine and the study are made for.")
-]
+app = new_app("Tune a benchmark with Optuna.")
 
 
 # --- looking ---------------------------------------------------------------------------------------
 
 
-@study_app.command("list")
-def list_studies(studies: StudiesFolder = None) -> None:
-    """List the studies: benchmark, searched keys, budget, sampler and pruner.
-
-    Example: resnet-bench study list
-
-    Next: resnet-bench study show resnet18-step-decay-cpu
-    """
+@app.command(
+    "list",
+    help=help_text(
+        "List the studies: benchmark, searched keys, budget, sampler and pruner.",
+        example="study list",
+        following="study show resnet18-step-decay-cpu",
+    ),
+)
+def list_studies(study_dir: StudyDir = None) -> None:
     from resnet_bench.tuning.plan import scan_studies
 
-    found, problems = scan_studies(studies)
+    found, problems = scan_studies(study_dir)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     # A name is there to be copied, so it is never folded.
     table.add_column("study", no_wrap=True)
@@ -100,36 +91,36 @@ def list_studies(studies: StudiesFolder = None) -> None:
             study.sampler.name,
             study.pruner.name,
         )
-    console.print(table)
+    print_table(table)
     for problem in problems.values():
-        errors.print(f"[bold red]error:[/] {escape(problem)}", highlight=False, soft_wrap=True)
+        print_error(problem)
     if problems:
         raise typer.Exit(BAD_INPUT)
 
 
-@study_app.command()
+@app.command(
+    help=help_text(
+        "Show a study: what it searches, its budget, and its trials so far.",
+        example="study show resnet18-step-decay-cpu",
+        following="study run resnet18-step-decay-cpu",
+    ),
+)
 def show(
-    name: Name,
+    name: StudyName,
     profile: Profile = None,
     storage: Storage = None,
     tracking: TrackingURI = None,
-    studies: StudiesFolder = None,
-    benchmarks: BenchmarksFolder = None,
+    study_dir: StudyDir = None,
+    benchmark_dir: BenchmarkDir = None,
 ) -> None:
-    """Show a study: what it searches, its budget, and its trials where it was begun.
-
-    Example: resnet-bench study show resnet18-step-decay-cpu
-
-    Next: resnet-bench study run resnet18-step-decay-cpu
-    """
     from resnet_bench.tuning.plan import load_study, plan_study
     from resnet_bench.tuning.trial_queue import study_names
 
     address = _storage(storage, tracking)
     begun = [] if not address.exists else study_names(address.open(create=False))
-    if name not in begun or _is_file(name, studies):
-        _print_plan(plan_study(load_study(name, studies), profile_named(profile) or "full", benchmarks=benchmarks))
-    for found in _candidates(name, profile_named(profile)):
+    if name not in begun or _is_file(name, study_dir):
+        _print_plan(plan_study(load_study(name, study_dir), profile or "full", benchmarks=benchmark_dir))
+    for found in _candidates(name, profile):
         if found in begun:
             _print_trials(_read(found, address))
 
@@ -150,7 +141,7 @@ def _print_plan(plan: "Plan") -> None:
         table.add_column(column, overflow="fold")
     for key, parameter in study.space.items():
         table.add_row(key, escape(parameter.describe()), str(source.get(key, "–")))
-    console.print(table)
+    print_table(table)
     trial = trial_recipe(study, plan.base, source)
     final = retraining_recipe(study, plan.base, source)
     held_out = trial.data.validation
@@ -194,7 +185,7 @@ def _print_trials(ledger: "TrialQueue") -> None:
             state + (" (source)" if "source" in trial.user_attrs else ""),
             escape(str(trial.user_attrs.get("reason", ""))),
         )
-    console.print(table)
+    print_table(table)
     console.print(
         f"{counts.finished} of {counts.wanted} trials are through, {counts.pruned} pruned, {counts.failed} failed",
         highlight=False,
@@ -204,60 +195,61 @@ def _print_trials(ledger: "TrialQueue") -> None:
 # --- running ---------------------------------------------------------------------------------------
 
 
-@study_app.command()
+@app.command(
+    help=help_text(
+        "Run or resume a study, and compare its best hyperparameters with the source's on the test set.",
+        example="study run resnet18-step-decay-cpu --data ~/cifar",
+        following="study best resnet18-step-decay-cpu",
+    ),
+)
 def run(
-    name: Name,
+    name: StudyName,
     profile: Profile = None,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that share the work, one a GPU.")] = 1,
-    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Another number of trials.")] = None,
-    as_name: Annotated[
-        str | None, typer.Option("--name", help="Its name in the storage; a study of that name is taken up again.")
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="N", min=1, help="Processes that share the trials, one per GPU.")
+    ] = 1,
+    trials: Annotated[int | None, typer.Option("--trials", metavar="N", min=1, help="Run N trials in all.")] = None,
+    study_name: Annotated[
+        str | None,
+        typer.Option("--study-name", metavar="NAME", help="Name in the storage; a study of that name is resumed."),
     ] = None,
     storage: Storage = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="The same seed gives the same bits on the same machine.")
-    ] = False,
-    data: DataFolder = DEFAULT_DATA,
-    download: Annotated[
-        bool, typer.Option("--download/--offline", help="Whether CIFAR may be downloaded where it is missing.")
-    ] = True,
+    deterministic: Deterministic = False,
+    data: DataFolder = None,
+    download: Download = True,
     tracking: TrackingURI = None,
-    runs: RunsFolder = DEFAULT_RUNS,
-    studies: StudiesFolder = None,
-    benchmarks: BenchmarksFolder = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a long study.")] = False,
+    run_dir: RunDir = DEFAULT_RUNS,
+    study_dir: StudyDir = None,
+    benchmark_dir: BenchmarkDir = None,
+    yes: Yes = False,
 ) -> None:
-    """Run a study, or go on with it, and hold its best settings against the source's on the test set.
-
-    Example: resnet-bench study run resnet18-step-decay-cpu --data ~/cifar
-
-    Next: resnet-bench study best resnet18-step-decay-cpu
-    """
-    from resnet_bench.execution.execution import Execution
-    from resnet_bench.tracking.stale_runs import close_stale_runs
     from resnet_bench.tracking.store import Store
     from resnet_bench.tuning.plan import load_study, plan_study
+
+    folder = data_folder(data)
+    study = load_study(name, study_dir)
+    store = Store.resolve(tracking, Path.cwd())
+
+    # Torch is imported when the verb is called, so that help, completion and mistakes are quick.
+    from resnet_bench.execution.execution import Execution
+    from resnet_bench.tracking.stale_runs import close_stale_runs
     from resnet_bench.tuning.run import Images, StudyRequest
 
-    study = load_study(name, studies)
-    store = Store.resolve(tracking, Path.cwd())
     address = _storage(storage, tracking)
-    execution = Execution.resolve(device, precision_named(precision), deterministic=deterministic)
-    chosen, why, dataset = _choose(
-        study, profile_named(profile), execution.device_type, data, benchmarks, download=download
-    )
-    planned = plan_study(study, chosen, benchmarks=benchmarks, trials=trials)
+    execution = Execution.resolve(device, precision, deterministic=deterministic)
+    chosen, why, dataset = _choose(study, profile, execution.device_type, folder, benchmark_dir, download=download)
+    planned = plan_study(study, chosen, benchmarks=benchmark_dir, trials=trials)
     request = StudyRequest(
         plan=planned,
-        name=as_name or _storage_name(study.name, chosen),
+        name=study_name or _storage_name(study.name, chosen),
         storage=address,
         store=store,
-        images=Images(planned.base.data.dataset, data, allow_generated=dataset.generated),
-        runs_folder=runs.resolve(),
+        images=Images(planned.base.data.dataset, folder, allow_generated=dataset.generated),
+        runs_folder=run_dir.resolve(),
         device=device,
-        precision=precision_named(precision),
+        precision=precision,
         deterministic=deterministic,
         workers=workers,
     )
@@ -294,7 +286,7 @@ def _choose(
         folder,
         download=download,
         allow_generated=asked != "full",
-        progress=say,
+        progress=echo,
     )
     if asked is not None:
         return asked, "as asked", dataset
@@ -319,19 +311,15 @@ def _announce(request: "StudyRequest", why: str, dataset: Any) -> float:
     final_seconds = estimate_seconds(retraining_recipe(plan.study, plan.base, source), rate)
     seconds = plan.study.budget.trials * trial_seconds + 2 * plan.study.retrain.seeds * final_seconds
     console.print(f"study {request.name} in the {plan.profile} profile: {why}.", highlight=False, markup=False)
-    say(f"on {execution.device_name} ({execution.describe()}), {plural(request.workers, 'worker')}")
+    echo(f"on {execution.device_name} ({execution.describe()}), {plural(request.workers, 'worker')}")
     if dataset.generated:
-        console.print(
-            f"[bold yellow]{dataset.name}: GENERATED IMAGES[/], no CIFAR was found; every number below says nothing "
-            "about the benchmarks. Put CIFAR into the data folder (--data DIR), or: resnet-bench data prepare",
-            highlight=False,
-        )
+        announce_generated(dataset.name)
     else:
-        say(f"{dataset.name} from {dataset.source} at {dataset.location}")
-    say(f"trials in {request.storage.shown}, runs in {request.store.shown}")
+        echo(f"{dataset.name} from {dataset.source} at {dataset.location}")
+    echo(f"trials in {request.storage.shown}, runs in {request.store.shown}")
     if notice := request.storage.notice():
         console.print(f"[yellow]{escape(notice)}[/]", highlight=False)
-    say(f"about {duration(seconds / request.workers)} in all, less what is pruned or done already\n")
+    echo(f"about {duration(seconds / request.workers)} in all, less what is pruned or done already\n")
     return seconds / request.workers
 
 
@@ -367,17 +355,17 @@ def _print_result(request: "StudyRequest", result: "StudyResult") -> None:
     console.print()
     _print_best(result)
     if not result.importances:
-        say("too few complete trials to say how important each parameter is")
+        echo("too few complete trials to say how important each parameter is")
     for key, value in result.importances.items():
         console.print(f"  importance of {key}: {value:.0%}", highlight=False)
     console.print(f"\n[bold]{escape(comparison_text(result.comparison))}[/]", highlight=False, soft_wrap=True)
     for failure in result.comparison.failures if result.comparison is not None else ():
-        say(f"  {failure}")
-    say(f"\nMLflow: {result.url} (resnet-bench ui)")
+        echo(f"  {failure}")
+    echo(f"\nMLflow: {result.url} (resnet-bench ui)")
     if request.storage.dashboard is not None:
-        say(f"Optuna: optuna-dashboard {request.storage.dashboard}")
-    say("report: resnet-bench report")
-    say(f"next: resnet-bench study best {result.name}; resnet-bench study export {result.name}")
+        echo(f"Optuna: optuna-dashboard {request.storage.dashboard}")
+    echo("report: resnet-bench report")
+    echo(f"next: resnet-bench study best {result.name}; resnet-bench study export {result.name}")
 
 
 def _print_best(result: "StudyResult") -> None:
@@ -392,58 +380,58 @@ def _print_best(result: "StudyResult") -> None:
             setting(source) if source is not None else "–",
         )
     table.add_row("validation accuracy", f"{result.best_validation:.2%}", f"{result.source_validation:.2%}")
-    console.print(table)
+    print_table(table)
 
 
 # --- taking the result away ------------------------------------------------------------------------
 
 
-@study_app.command()
-def best(name: Name, profile: Profile = None, storage: Storage = None, tracking: TrackingURI = None) -> None:
-    """Print the tuned recipe of a study, and what it gained.
-
-    Example: resnet-bench study best resnet18-step-decay-cpu
-
-    Next: resnet-bench study export resnet18-step-decay-cpu
-    """
+@app.command(
+    help=help_text(
+        "Print the tuned recipe of a study, and what it gained.",
+        example="study best resnet18-step-decay-cpu",
+        following="study export resnet18-step-decay-cpu",
+    ),
+)
+def best(name: StudyName, profile: Profile = None, storage: Storage = None, tracking: TrackingURI = None) -> None:
     from resnet_bench.tuning.export import budget_text, comparison_text, recipe_text
 
-    ledger = _find(name, profile_named(profile), _storage(storage, tracking))
+    ledger = _find(name, profile, _storage(storage, tracking))
     result = _result(ledger)
     _print_best(result)
-    say(f"{budget_text(ledger)}; {comparison_text(result.comparison)}\n")
+    echo(f"{budget_text(ledger)}; {comparison_text(result.comparison)}\n")
     console.print(recipe_text(ledger, result), highlight=False, markup=False, soft_wrap=True)
 
 
-@study_app.command()
+@app.command(
+    help=help_text(
+        "Write the tuned recipe as a benchmark file that extends the original.",
+        example="study export resnet18-step-decay-cpu",
+        following="run resnet18-step-decay-tuned",
+    ),
+)
 def export(
-    name: Name,
+    name: StudyName,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Else benchmarks/BENCHMARK-tuned.toml.")
     ] = None,
     profile: Profile = None,
     storage: Storage = None,
     tracking: TrackingURI = None,
-    benchmarks: BenchmarksFolder = None,
+    benchmark_dir: BenchmarkDir = None,
 ) -> None:
-    """Write the tuned recipe as a benchmark file that extends the original.
-
-    Example: resnet-bench study export resnet18-step-decay-cpu --output benchmarks/resnet18-step-decay-tuned.toml
-
-    Next: resnet-bench run resnet18-step-decay-tuned
-    """
     from resnet_bench.tuning.export import export as write
 
-    ledger = _find(name, profile_named(profile), _storage(storage, tracking))
+    ledger = _find(name, profile, _storage(storage, tracking))
     path = output or Path("benchmarks") / f"{ledger.benchmark.name}-tuned.toml"
-    write(ledger, _result(ledger), path, benchmarks)
+    write(ledger, _result(ledger), path, benchmark_dir)
     if ledger.profile != "full" or ledger.recall("generated_images"):
         console.print(
             "[bold yellow]this is no result[/]: it comes of the smoke profile or of generated images, and its file "
             "says so",
             highlight=False,
         )
-    say(f"wrote {path}; run it with: resnet-bench run {shlex.quote(str(path))}")
+    echo(f"wrote {path}; run it with: resnet-bench run {shlex.quote(str(path))}")
 
 
 def _storage(url: str | None, tracking: str | None) -> "StudyStorage":

@@ -13,10 +13,11 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.base.files import write_atomically
 from resnet_bench.data.dataset import Dataset, generate_dataset
 from resnet_bench.execution.execution import Execution
+from resnet_bench.judging.intervals import Interval, mean_interval
 from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.recipe.changes import cut_short
 from resnet_bench.recipe.claims import Claim
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.reporting.statistics import Interval, mean_interval
 from resnet_bench.running.run import RunRequest, run
 from resnet_bench.running.stopping import Stop
 from resnet_bench.tracking.environment import code_fingerprint, environment
@@ -162,7 +163,7 @@ def claim_of(benchmark: Benchmark) -> Claim:
     if claim is None:
         raise UserError(
             f"benchmark {benchmark.name} has no record to check: it needs a claim such as "
-            '[[claims]] at_least = 90.0, metric = "accuracy_augmented"'
+            '[[claims]] at_least = 90.0, metric = "accuracy_tta"'
         )
     for problem in _breaches(benchmark.recipe, claim):
         raise UserError(f"benchmark {benchmark.name} cannot hold a record: {problem}")
@@ -323,21 +324,13 @@ def measure(
 
 def warm_up(recipe: Recipe, execution: Execution) -> float:
     """Train some steps on generated images at each size, so that no clock sees compilation; returns the seconds."""
-    batch = recipe.training.batch_size
-    sizes = [size.pixels for size in recipe.augmentation.sizes or ()] or [recipe.image_size]
     seconds = 0.0
-    for size in dict.fromkeys(sizes):
-        images = WARM_UP_STEPS * batch
-        small = recipe.model_copy(
-            update={
-                "data": recipe.data.model_copy(update={"train_images": images, "test_images": 10, "validation": None}),
-                "augmentation": recipe.augmentation.model_copy(update={"resize": size, "sizes": None}),
-                "training": recipe.training.model_copy(update={"epochs": 1, "freeze": None}),
-                "evaluation": recipe.evaluation.model_copy(update={"splits": (), "test_at_end": False}),
-            }
+    for size in recipe.image_sizes:
+        short = cut_short(recipe, WARM_UP_STEPS, epochs=1, image_size=size)
+        generated = generate_dataset(
+            recipe.data.dataset, train_size=short.data.available_images, test_size=short.data.num_test
         )
-        generated = generate_dataset(recipe.data.dataset, train_size=images, test_size=10)
-        for event in train(small, execution, 0, generated):
+        for event in train(short, execution, 0, generated):
             if isinstance(event, Started):
                 seconds += event.setup_seconds
             elif isinstance(event, Finished):
@@ -374,10 +367,10 @@ def _attempt(check: Check, claim: Claim, dataset: Dataset, store: Store, seed: i
     return Attempt(
         seed=seed,
         accuracy=_percent(finished.metrics, f"test/{claim.metric}"),
-        plain=_percent(finished.metrics, "test/accuracy_plain"),
+        plain=_percent(finished.metrics, "test/accuracy_standard"),
         setup_seconds=setup,
         train_seconds=finished.train_seconds,
-        augmented_seconds=finished.augmented_seconds if claim.metric == "accuracy_augmented" else 0.0,
+        augmented_seconds=finished.tta_seconds if claim.is_tta else 0.0,
     )
 
 

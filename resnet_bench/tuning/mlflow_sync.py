@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.execution.execution import Execution
-from resnet_bench.tracking.experiments import STUDIES_EXPERIMENT
 from resnet_bench.tracking.facts import RunDescription
 from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.vocabulary import PREFIX, STUDIES_EXPERIMENT
 from resnet_bench.tuning.plan import Plan
 from resnet_bench.tuning.trial_queue import TrialQueue, is_interrupted, trained_epochs
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from optuna.trial import FrozenTrial
 
-PREFIX = "resnet_bench."
 _PAGE = 1000
 _log = logging.getLogger(__name__)
 
@@ -115,7 +114,7 @@ class MlflowSync:
             if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
                 raise UserError(
                     f"{store.shown}: study {ledger.name} has logged its runs to another tracking store, which this one "
-                    "does not hold; name that with --tracking, or begin anew with --name"
+                    "does not hold; name that with --tracking, or start from scratch with --study-name"
                 ) from None
             raise UserError(
                 f"{store.shown}: a study needs its tracking store to begin, and it does not answer "

@@ -178,7 +178,7 @@ class TrialQueue:
 
     def _check_same(self, known: Study, plan: Plan, dataset: Dataset) -> None:
         name = self.study.study_name
-        remedy = "give the new one a name of its own with --name"
+        remedy = "give the new one another name with --study-name"
         if known.budget.trials > plan.study.budget.trials:
             raise UserError(
                 f"study {name} was begun with {known.budget.trials} trials and may grow, not shrink; {remedy}"
@@ -446,7 +446,8 @@ def _restored(schema: type[Restored], text: str, study: str) -> Restored:
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(
             f"study {study} was made by another version of resnet-bench, which this one cannot read "
-            f"({schema.__name__.lower()}: {where}: {first['msg']}); use that version, or begin anew with --name"
+            f"({schema.__name__.lower()}: {where}: {first['msg']}); use that version, or start from "
+            "scratch with --study-name"
         ) from None
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.cli import study
-from resnet_bench.cli.study import study_app
+from resnet_bench.cli.study import app
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.recipe.changes import override
 from resnet_bench.recipe.files import load_benchmark, load_benchmark_file
@@ -112,7 +112,6 @@ def test_the_plots_share_one_copy_of_plotly(done: StudyRequest, tmp_path: Path) 
         page = (tmp_path / f"{name}.html").read_text()
         assert '<script charset="utf-8" src="plotly.min.js"></script>' in page or 'src="plotly.min.js"' in page
         assert len(page) < 200_000
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "plotly.min.js").stat().st_size > 1_000_000
 
 
@@ -142,7 +141,7 @@ def invoke(monkeypatch: pytest.MonkeyPatch, store: Store) -> Callable[..., str]:
     monkeypatch.setattr(study, "console", Console(width=200))
 
     def run(*arguments: str, code: int = 0) -> str:
-        result = CliRunner().invoke(study_app, list(arguments))
+        result = CliRunner().invoke(app, list(arguments))
         if isinstance(result.exception, UserError):
             raise result.exception
         assert result.exit_code == code, result.output
