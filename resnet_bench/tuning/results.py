@@ -1,40 +1,25 @@
-"""What came of a study: the best settings, and how they fare against the source's on the test set."""
+"""The result of a study: the best hyperparameters, and how they compare with the source's on the test set."""
 
-import math
-import statistics
-import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from resnet_bench.judging.intervals import Difference, welch
+from resnet_bench.reporting.study_plots import importances
 from resnet_bench.tuning.space import Params, differences, retraining_recipe
-from resnet_bench.tuning.trial_queue import Arm, Counts, TrialQueue
+from resnet_bench.tuning.stored_study import Arm, Counts, StoredStudy
 
 FIRST_RETRAINING_SEED = 1000
 """Trials run seeds 0, 1, …; what was chosen on those is judged on others."""
-CONFIDENCE = 0.95
-MIN_TRIALS_FOR_IMPORTANCE = 4
-"""Complete trials below which an importance would be an accident."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How much better the tuned mean is than the source's, as a fraction, with Welch's interval."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    """None where a side has fewer than two runs, or none of them differ."""
 
 
 @dataclass(frozen=True)
 class StudyComparison:
-    """The runs trained again with fresh seeds, judged once on the test set.
+    """The retraining runs with new seeds, evaluated once on the test set.
 
     Attributes:
-        source: Test accuracies of the source's settings, as fractions.
-        tuned: Likewise of the best settings; the same runs where these are the source's own.
-        same_settings: Whether no trial was better than the source's settings.
+        source: Test accuracies of the source hyperparameters, as fractions.
+        tuned: Likewise of the best hyperparameters; the same runs where these are the source's.
+        same_settings: Whether no trial was better than the source's.
         failures: Why runs are missing.
     """
 
@@ -45,12 +30,10 @@ class StudyComparison:
 
     @property
     def difference(self) -> Difference | None:
-        """Tuned minus source; None where a side has no run."""
-        if not self.source or not self.tuned:
+        """Tuned minus source, as a fraction; None where there is nothing to compare."""
+        if self.same_settings or not self.source or not self.tuned:
             return None
-        if self.same_settings:
-            return Difference(0.0, 0.0, 0.0)
-        return welch_difference(self.source, self.tuned)
+        return welch(self.source, self.tuned)
 
 
 @dataclass(frozen=True)
@@ -63,62 +46,47 @@ class StudyResult:
     best_settings: Params
     source_settings: Params
     changed: Params
-    """The best settings that are not the source's."""
+    """The best hyperparameters that differ from the source's."""
     source_validation: float
     best_validation: float
     comparison: StudyComparison | None
-    """None before the runs with fresh seeds."""
+    """None before the retraining runs."""
     importances: dict[str, float]
     url: str | None = None
 
 
-def welch_difference(source: Sequence[float], tuned: Sequence[float]) -> Difference:
-    """The difference of two means with its 95% interval, variances not taken to be equal (Welch)."""
-    from scipy import stats
-
-    value = statistics.fmean(tuned) - statistics.fmean(source)
-    if min(len(source), len(tuned)) < 2:
-        return Difference(value)
-    with warnings.catch_warnings():
-        # One side may be without spread, which scipy takes for a loss of precision.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        interval = stats.ttest_ind(tuned, source, equal_var=False).confidence_interval(CONFIDENCE)
-    low, high = float(interval.low), float(interval.high)
-    return Difference(value, low, high) if math.isfinite(low) and math.isfinite(high) else Difference(value)
-
-
 def retraining_key(fingerprint: str, seed: int) -> str:
-    """Under which a study remembers a final run."""
+    """Name the attribute of a study that holds the result of a retraining run."""
     return f"retrained/{fingerprint}/{seed}"
 
 
-def retraining_seeds(ledger: TrialQueue) -> list[int]:
-    """The fresh seeds that both arms are trained with."""
-    return [FIRST_RETRAINING_SEED + i for i in range(ledger.definition.retrain.seeds)]
+def retraining_seeds(stored: StoredStudy) -> list[int]:
+    """List the new seeds that both arms are trained with."""
+    return [FIRST_RETRAINING_SEED + i for i in range(stored.definition.retrain.seeds)]
 
 
-def arms(ledger: TrialQueue) -> dict[Arm, Params]:
-    """The settings that are trained again; the source's alone where nothing was better."""
-    best, source = ledger.best_trial(), ledger.source_trial()
+def arms(stored: StoredStudy) -> dict[Arm, Params]:
+    """Return the hyperparameters to retrain; the source's alone where nothing was better."""
+    best, source = stored.best_trial(), stored.source_trial()
     if best is None or source is None:
         return {}
     found: dict[Arm, Params] = {"source": source.params}
-    if differences(ledger.base, best.params):
+    if differences(stored.plan.base, best.params):
         found["tuned"] = best.params
     return found
 
 
-def comparison(ledger: TrialQueue) -> StudyComparison | None:
-    """The comparison as far as its runs are done; None where none is."""
-    remembered: dict[Arm, list[dict[str, Any]]] = {}
-    for arm, settings in arms(ledger).items():
-        fingerprint = retraining_recipe(ledger.definition, ledger.base, settings).fingerprint
-        runs = [ledger.recall(retraining_key(fingerprint, seed)) for seed in retraining_seeds(ledger)]
-        remembered[arm] = [run for run in runs if run is not None]
-    if not any(remembered.values()):
+def comparison(stored: StoredStudy) -> StudyComparison | None:
+    """Compare the arms as far as their runs are done; None where none is."""
+    done: dict[Arm, list[dict[str, Any]]] = {}
+    for arm, params in arms(stored).items():
+        fingerprint = retraining_recipe(stored.definition, stored.plan.base, params).fingerprint
+        runs = [stored.get_attr(retraining_key(fingerprint, seed)) for seed in retraining_seeds(stored)]
+        done[arm] = [run for run in runs if run is not None]
+    if not any(done.values()):
         return None
     accuracies = {
-        arm: tuple(run["accuracy"] for run in runs if run["accuracy"] is not None) for arm, runs in remembered.items()
+        arm: tuple(run["accuracy"] for run in runs if run["accuracy"] is not None) for arm, runs in done.items()
     }
     return StudyComparison(
         source=accuracies["source"],
@@ -126,50 +94,28 @@ def comparison(ledger: TrialQueue) -> StudyComparison | None:
         same_settings="tuned" not in accuracies,
         failures=tuple(
             f"{arm} seed {run['seed']}: {run['reason']}"
-            for arm, runs in remembered.items()
+            for arm, runs in done.items()
             for run in runs
             if run["accuracy"] is None
         ),
     )
 
 
-def study_result(ledger: TrialQueue, *, url: str | None = None) -> StudyResult | None:
-    """The result of a study so far; None before the source's own settings are through."""
-    best, source = ledger.best_trial(), ledger.source_trial()
+def study_result(stored: StoredStudy, *, url: str | None = None) -> StudyResult | None:
+    """Return the result of a study so far; None before the source hyperparameters are trained."""
+    best, source = stored.best_trial(), stored.source_trial()
     if best is None or source is None:
         return None
     return StudyResult(
-        name=ledger.name,
-        counts=ledger.counts(),
+        name=stored.name,
+        counts=stored.counts(),
         best_number=best.number,
         best_settings=best.params,
         source_settings=source.params,
-        changed=differences(ledger.base, best.params),
+        changed=differences(stored.plan.base, best.params),
         source_validation=source.values[0],
         best_validation=best.values[0],
-        comparison=comparison(ledger),
-        importances=importances(ledger),
+        comparison=comparison(stored),
+        importances=importances(stored.study),
         url=url,
     )
-
-
-def importances(ledger: TrialQueue) -> dict[str, float]:
-    """How much each parameter decides of the validation accuracy (PED-ANOVA), from 0 to 1, largest first.
-
-    Empty where too few trials are complete, or their values do not differ.
-    """
-    import optuna
-
-    complete = [trial for trial in ledger.finished() if trial.state.name == "COMPLETE"]
-    if len(complete) < MIN_TRIALS_FOR_IMPORTANCE or len({trial.values[0] for trial in complete}) < 2:
-        return {}
-    # PED-ANOVA takes low to be good of what it is told to look at; without being told, it knows the direction.
-    several = len(ledger.definition.objectives) > 1
-    target = (lambda trial: -float(trial.values[0])) if several else None
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="PedAnovaImportanceEvaluator computes")
-            found = optuna.importance.get_param_importances(ledger.study, target=target)
-    except (ValueError, RuntimeError):
-        return {}
-    return {key: float(value) for key, value in found.items() if math.isfinite(value)}
