@@ -71,8 +71,7 @@ def check(
     from resnet_bench.execution.execution import Execution
     from resnet_bench.measure.autotune import autotune
     from resnet_bench.running import record
-    from resnet_bench.running.run import Stopped
-    from resnet_bench.running.stopping import stop_on_signals
+    from resnet_bench.running.stopping import Stopped, stop_on_signals
     from resnet_bench.tracking.stale_runs import close_stale_runs
     from resnet_bench.tracking.store import Store
 

@@ -346,8 +346,7 @@ def _announce(request: "StudyRequest", why: str, dataset: Any) -> float:
 def _watch(request: "StudyRequest", dataset: Any) -> "StudyResult | None":
     """Run the study on the screen; None where it was interrupted."""
     from resnet_bench.cli.live_study import LiveTable, Progress
-    from resnet_bench.running.run import Stopped
-    from resnet_bench.running.stopping import stop_on_signals
+    from resnet_bench.running.stopping import Stopped, stop_on_signals
     from resnet_bench.tuning.events import StudyFinished
     from resnet_bench.tuning.run import run_study
 

@@ -104,6 +104,46 @@ class DataStatus:
         return self.fingerprint == DATASETS[self.name].fingerprint
 
 
+@dataclass(frozen=True)
+class ImageLocation:
+    """Where each process finds images.
+
+    Attributes:
+        folder: The data folder; it need not exist.
+        allow_generated: Generate images where there are none.
+        generated: Generate this many training and test images, whatever there is.
+        download: Download the archive into the folder where no source is there.
+    """
+
+    folder: Path
+    allow_generated: bool = False
+    generated: tuple[int, int] | None = None
+    download: bool = False
+
+
+def load_images(name: str, images: ImageLocation, progress: Progress | None = None) -> Dataset:
+    """Load a dataset from where its images are.
+
+    Args:
+        name: Name in `DATASETS`.
+        images: Where to look.
+        progress: Called with a line of text now and then.
+
+    Raises:
+        UserError: There are no images, or they are damaged.
+    """
+    if images.generated is not None:
+        train, test = images.generated
+        return generate_dataset(name, train_size=train, test_size=test, seed=0)
+    return load_dataset(
+        name,
+        images.folder,
+        download=images.download,
+        allow_generated=images.allow_generated,
+        progress=progress,
+    )
+
+
 def load_dataset(
     name: str,
     folder: Path,

@@ -1,11 +1,125 @@
 """The result of one run, built from its events or from the tracking store."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
 
+from resnet_bench.base.throughput import settled_throughput
+from resnet_bench.running.events import Closed, Event, JobFinished, Opened
 from resnet_bench.running.run import RunClosed, RunOpened, RunRequest
 from resnet_bench.running.run_cache import FinishedRun
-from resnet_bench.running.series import JobFinished, SeriesEvent
-from resnet_bench.training.events import EpochEnded, Evaluated
+from resnet_bench.running.series import SeriesEvent
+from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+
+@dataclass
+class Outcome:
+    """The result of one run. Accuracies are fractions, on the test split; times are in seconds."""
+
+    run_id: str | None = None
+    url: str = ""
+    folder: str = ""
+    epochs: int = 0
+    accuracy_by_epoch: dict[int, float] = field(default_factory=dict)
+    """By the source's protocol."""
+    accuracy_standard: float | None = None
+    """In eval mode, per image, without test-time augmentation."""
+    accuracy_tta: float | None = None
+    """With test-time augmentation, where the recipe has it."""
+    setup_seconds: float = 0.0
+    """From images in host memory to the first step."""
+    train_seconds: float | None = None
+    tta_seconds: float = 0.0
+    warm_up_seconds: float = 0.0
+    """Spent on steps that no clock of the run covers."""
+    throughput_by_epoch: list[float] = field(default_factory=list)
+    """Images/s."""
+    sharing: int = 1
+    """How many runs shared the device, and the times of this one with it."""
+    failure: str | None = None
+    """Why the run could not be trained to its end, in one sentence."""
+    interrupted: bool = False
+    not_uploaded: str | None = None
+    """What the tracking store has not taken yet, in one sentence."""
+    cached: bool = False
+    """Finished before, and not trained again."""
+
+    @property
+    def accuracy(self) -> float | None:
+        """The last test accuracy by the source's protocol."""
+        return self.accuracy_by_epoch[max(self.accuracy_by_epoch)] if self.accuracy_by_epoch else None
+
+    @property
+    def images_per_second(self) -> float | None:
+        """The run's throughput."""
+        return settled_throughput(self.throughput_by_epoch)
+
+    def accuracies(self, metric: str) -> Mapping[int, float]:
+        """Return what a claim of this metric is compared with: fractions by epoch."""
+        if metric == "accuracy":
+            return self.accuracy_by_epoch
+        return {} if self.accuracy_tta is None else {self.epochs: self.accuracy_tta}
+
+    def take(self, event: Event) -> None:
+        """Take over what an event of the run tells."""
+        match event:
+            case Opened(outcome=Outcome()):
+                vars(self).update(vars(event.outcome))
+            case Opened():
+                self.run_id, self.url, self.folder = event.run_id, event.url, str(event.folder or "")
+                self.warm_up_seconds = event.warm_up_seconds
+            case Started():
+                self.setup_seconds = event.setup_seconds
+            case Evaluated(split="test"):
+                self.accuracy_by_epoch[event.epoch] = event.accuracy
+                self.accuracy_standard = event.accuracy_plain
+                self.accuracy_tta = event.accuracy_augmented
+            case EpochEnded():
+                self.epochs, self.train_seconds = event.epoch, event.train_seconds
+                self.throughput_by_epoch.append(event.images_per_second)
+            case Finished():
+                self.tta_seconds = event.augmented_seconds
+            case Closed():
+                self.not_uploaded = None if event.upload.complete else event.upload.sentence
+            case JobFinished():
+                self.failure = event.failure
+                self.interrupted = event.interrupted and event.failure is None
+            case _:
+                pass
+
+    @classmethod
+    def from_store(cls, run: "Run", client: "MlflowClient", url: str) -> Self:
+        """Read the result of a run that was trained to its end.
+
+        Args:
+            run: As MLflow has it.
+            client: MLflow's client, for what the run has a value per epoch of.
+            url: Where the run can be seen.
+        """
+
+        def history(key: str) -> dict[int, float]:
+            return {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, key)}
+
+        metrics: Mapping[str, float] = run.data.metrics
+        throughput = history("time/images_per_second")
+        return cls(
+            run_id=run.info.run_id,
+            url=url,
+            epochs=max(throughput, default=0),
+            accuracy_by_epoch=history("test/accuracy"),
+            accuracy_standard=metrics.get("final/test_accuracy_plain"),
+            accuracy_tta=metrics.get("final/test_accuracy_augmented"),
+            setup_seconds=metrics.get("time/setup_seconds", 0.0),
+            train_seconds=metrics.get("final/train_seconds"),
+            tta_seconds=metrics.get("final/augmented_seconds", 0.0),
+            throughput_by_epoch=[throughput[epoch] for epoch in sorted(throughput)],
+            sharing=int(run.data.tags.get("resnet_bench.seeds_per_device", "1")),
+            cached=True,
+        )
 
 
 @dataclass

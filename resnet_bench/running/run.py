@@ -15,7 +15,7 @@ from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.artifacts import log_outcome, log_recipe
 from resnet_bench.running.run_folder import RunFolder, RunIdentity
-from resnet_bench.running.stopping import Stop
+from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.tracking.environment import code_fingerprint
 from resnet_bench.tracking.facts import RunDescription
 from resnet_bench.tracking.store import Store
@@ -72,16 +72,6 @@ class RunClosed:
     """The last event of a run that was trained to its end: what tracking did with it."""
 
     shipping: UploadReport
-
-
-class Stopped(Exception):
-    """Throw this into a run's generator to stop it with a reason of one's own."""
-
-    def __init__(self, end: EndReason, reason: str) -> None:
-        """Say how the run ends (``killed`` or ``pruned``) and why, in one sentence."""
-        super().__init__(reason)
-        self.end: EndReason = end
-        self.reason = reason
 
 
 def run(

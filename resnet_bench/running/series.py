@@ -17,9 +17,9 @@ from resnet_bench.base.describe_error import describe_error
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.execution.devices import device_problem
 from resnet_bench.running import processes
-from resnet_bench.running.run import RunClosed, RunOpened, RunRequest, Stopped, run
+from resnet_bench.running.run import RunClosed, RunOpened, RunRequest, run
 from resnet_bench.running.shared_images import SharedImages
-from resnet_bench.running.stopping import Stop, stop_on_signals
+from resnet_bench.running.stopping import Stop, Stopped, stop_on_signals
 from resnet_bench.tracking.stale_runs import close_stale_runs
 from resnet_bench.tracking.store import Store
 from resnet_bench.training.events import EpochEnded, Event, Finished, State, Steps

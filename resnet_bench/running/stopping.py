@@ -6,16 +6,37 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from resnet_bench.training.events import EndReason
+
 
 class Stop:
-    """Set by a signal, read by whoever can stop at a good moment."""
+    """Set by a signal, read by whoever can stop at a good moment.
+
+    A copy that is sent to another process is not set: each process listens for itself.
+    """
 
     def __init__(self) -> None:
-        """Nothing is asked for yet."""
+        """Ask for nothing yet."""
         self.reason: str | None = None
 
     def __bool__(self) -> bool:
         return self.reason is not None
+
+    def __reduce__(self) -> tuple[type["Stop"], tuple[()]]:
+        return Stop, ()
+
+
+class Stopped(Exception):
+    """Throw this into a task's generator to stop it for a reason of your own."""
+
+    def __init__(self, end: EndReason, reason: str) -> None:
+        """Name how the run ends (``killed`` or ``pruned``) and why, in one sentence."""
+        super().__init__(end, reason)
+        self.end: EndReason = end
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.running.run import RunOpened, RunRequest, Stopped, run
+from resnet_bench.running.run import RunOpened, RunRequest, run
+from resnet_bench.running.stopping import Stopped
 from resnet_bench.tracking.experiments import STUDIES_EXPERIMENT
 from resnet_bench.training.events import Evaluated
 from resnet_bench.tuning.events import Retrained

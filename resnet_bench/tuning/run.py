@@ -11,8 +11,7 @@ from resnet_bench.data.dataset import Dataset, generate_dataset, load_dataset
 from resnet_bench.execution.choices import PrecisionChoice
 from resnet_bench.execution.execution import Execution
 from resnet_bench.recipe.settings import DatasetName
-from resnet_bench.running.run import Stopped
-from resnet_bench.running.stopping import Stop
+from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.uploader import flush_all
 from resnet_bench.tuning.artifacts import write_artifacts

@@ -15,8 +15,8 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.execution.execution import Execution
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.running.run import RunOpened, RunRequest, Stopped, run
-from resnet_bench.running.stopping import Stop
+from resnet_bench.running.run import RunOpened, RunRequest, run
+from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.tracking.experiments import STUDIES_EXPERIMENT
 from resnet_bench.tracking.store import Store
 from resnet_bench.training.errors import Diverged, TrainingError

@@ -5,7 +5,7 @@ from collections.abc import Generator
 
 from filelock import FileLock, Timeout
 
-from resnet_bench.running.run import Stopped
+from resnet_bench.running.stopping import Stopped
 from resnet_bench.tuning.events import Retrained, RetrainingStarted, TrialEnded, TrialReported, TrialStarted
 from resnet_bench.tuning.retraining import RetrainJob, retrain, retrainings
 from resnet_bench.tuning.trial import WorkerContext, run_trial

@@ -14,8 +14,7 @@ import torch
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.running import processes
-from resnet_bench.running.run import Stopped
-from resnet_bench.running.stopping import Stop, stop_on_signals
+from resnet_bench.running.stopping import Stop, Stopped, stop_on_signals
 from resnet_bench.tuning.mlflow_sync import MlflowSync
 from resnet_bench.tuning.retraining import retrainings
 from resnet_bench.tuning.trial import WorkerContext

@@ -17,8 +17,7 @@ from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.recipe.schema import parse
 from resnet_bench.running import record
 from resnet_bench.running.record import Attempt, Check, Record
-from resnet_bench.running.run import Stopped
-from resnet_bench.running.stopping import Stop
+from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.tracking.store import Store
 from resnet_bench.training.errors import Diverged
 

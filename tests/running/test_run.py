@@ -9,8 +9,8 @@ import time
 import pytest
 import torch
 
-from resnet_bench.running.run import RunClosed, RunOpened, Stopped, run
-from resnet_bench.running.stopping import Stop
+from resnet_bench.running.run import RunClosed, RunOpened, run
+from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.training import checkpoint
 from resnet_bench.training.errors import Diverged
 from resnet_bench.training.events import EpochEnded, Finished, Steps

@@ -19,10 +19,10 @@ from resnet_bench.data.dataset import Dataset
 from resnet_bench.execution.devices import device_problem
 from resnet_bench.execution.execution import Execution
 from resnet_bench.running import processes as child_processes
-from resnet_bench.running.run import RunOpened, RunRequest, Stopped, run
+from resnet_bench.running.run import RunOpened, RunRequest, run
 from resnet_bench.running.series import JobFinished, JobStarted, SeriesEvent, train_series
 from resnet_bench.running.shared_images import SharedImages
-from resnet_bench.running.stopping import Stop
+from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.tracking.store import Store
 from resnet_bench.training.events import Steps
 from tests.stub_cuda import needs_computing_gpu

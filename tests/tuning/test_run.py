@@ -8,8 +8,7 @@ import pytest
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.running.run import Stopped
-from resnet_bench.running.stopping import Stop
+from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.tracking.store import Store
 from resnet_bench.tuning.events import Retrained, StudyFinished, StudyOpened, TrialEnded, TrialReported
 from resnet_bench.tuning.plan import Plan

@@ -1,0 +1,44 @@
+"""How a user asks for runs to be executed, before it is resolved for a machine."""
+
+from dataclasses import dataclass
+
+from resnet_bench.execution.choices import Level, PrecisionChoice
+from resnet_bench.execution.execution import Execution
+
+
+@dataclass(frozen=True)
+class ExecutionOptions:
+    """Device, mode and precision as typed; :meth:`resolve` turns them into an ``Execution`` where a run trains.
+
+    Attributes:
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        mode: ``auto``, ``plain`` (stock PyTorch) or ``fast``.
+        precision: ``auto``, ``fp32``, ``tf32`` or ``bf16``.
+        threads: CPU threads of one run; all usable cores by default.
+        compile: Run the model through ``torch.compile``.
+        deterministic: The same seed must give the same bits on the same machine.
+        autotune: Time candidate settings first and take the fastest. Studies never do.
+    """
+
+    device: str = "auto"
+    mode: Level = "auto"
+    precision: PrecisionChoice = "auto"
+    threads: int | None = None
+    compile: bool = False
+    deterministic: bool = False
+    autotune: bool = True
+
+    def resolve(self) -> Execution:
+        """Choose what is left open, for this machine.
+
+        Raises:
+            UserError: The device does not exist here, or cannot do what is asked.
+        """
+        return Execution.resolve(
+            self.device,
+            self.precision,
+            compile=self.compile,
+            deterministic=self.deterministic,
+            threads=self.threads,
+            level=self.mode,
+        )

@@ -1,0 +1,66 @@
+"""What a task tells whoever iterates over it. Children's events carry no snapshot and no predictions."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resnet_bench.tracking.uploader import UploadReport
+from resnet_bench.training.events import Event as TrainingEvent
+
+if TYPE_CHECKING:
+    from resnet_bench.running.outcome import Outcome
+
+
+class TaskEvent:
+    """Base of the events of tasks that are not runs, such as those of a study's workers."""
+
+
+@dataclass(frozen=True)
+class JobStarted:
+    """The first event of a task: it has a place."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The first event of a run: where it is tracked and kept.
+
+    Attributes:
+        run_id: MLflow's id; None while the store is unreachable.
+        url: Where the run can be seen.
+        folder: The run's folder; None for a run that was finished before.
+        step: Steps that are done already, where the run is resumed.
+        outcome: The result of a run that was finished before and is not trained again; no event of the run follows.
+        warm_up_seconds: Spent on steps that no clock of the run covers.
+    """
+
+    run_id: str | None
+    url: str
+    folder: Path | None
+    step: int = 0
+    outcome: "Outcome | None" = None
+    warm_up_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Closed:
+    """The last event of a run that was trained to its end: what reached the tracking store."""
+
+    upload: UploadReport
+
+
+@dataclass(frozen=True)
+class JobFinished:
+    """The last event of a task, however it ended.
+
+    Attributes:
+        failure: Why it could not be done, in one sentence.
+        interrupted: Whether it was asked to stop.
+        device_problem: Why the device takes no more work, so that no task will follow.
+    """
+
+    failure: str | None = None
+    interrupted: bool = False
+    device_problem: str | None = None
+
+
+Event = JobStarted | Opened | TrainingEvent | Closed | JobFinished | TaskEvent

@@ -1,0 +1,1 @@
+"""Ways to run tasks, by name."""
