@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from rich.prompt import Confirm
 from rich.table import Table
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.text import percent
 from resnet_bench.cli.screen import (
     BAD_INPUT,
     DEFAULT_DATA,
@@ -36,16 +38,17 @@ from resnet_bench.recipe.changes import short_names
 from resnet_bench.recipe.files import find_file, search_folders, toml_files
 
 if TYPE_CHECKING:
+    from resnet_bench.data.dataset import Dataset
+    from resnet_bench.running.context import Context
     from resnet_bench.tuning.plan import Plan
     from resnet_bench.tuning.results import StudyResult
-    from resnet_bench.tuning.run import StudyRequest
     from resnet_bench.tuning.storage import StudyStorage
+    from resnet_bench.tuning.stored_study import StoredStudy
     from resnet_bench.tuning.study import Pruner, Sampler, Study
-    from resnet_bench.tuning.trial_queue import TrialQueue
 
 LONG_STUDY_SECONDS = 1800.0
 
-study_app = typer.Typer(help="Tune a benchmark with Optuna, fairly against its source.", no_args_is_help=True)
+study_app = typer.Typer(help="Tune a benchmark with Optuna and compare with its source.", no_args_is_help=True)
 
 
 def _complete_study(incomplete: str) -> list[str]:
@@ -53,9 +56,11 @@ def _complete_study(incomplete: str) -> list[str]:
 
 
 Name = Annotated[str, typer.Argument(help="A study's name.", autocompletion=_complete_study)]
-StudiesFolder = Annotated[
-    Path | None, typer.Option("--studies", metavar="DIR", help="A folder of study files; it comes before the shipped.")
+StudyFolder = Annotated[
+    Path | None,
+    typer.Option("--study-dir", metavar="DIR", help="Look for study files in this folder before the shipped ones."),
 ]
+OldStudyFolder = Annotated[Path | None, typer.Option("--studies", metavar="DIR", hidden=True)]
 Storage = Annotated[
     str | None,
     typer.Option(
@@ -65,7 +70,7 @@ Storage = Annotated[
     ),
 ]
 Profile = Annotated[
-    str | None, typer.Option("--profile", help="full or smoke; else what this machine and the study are made for.")
+    str | None, typer.Option("--profile", help="full or smoke; else what fits this machine and the study.")
 ]
 
 
@@ -73,7 +78,7 @@ Profile = Annotated[
 
 
 @study_app.command("list")
-def list_studies(studies: StudiesFolder = None) -> None:
+def list_studies(study_dir: StudyFolder = None, studies: OldStudyFolder = None) -> None:
     """List the studies: benchmark, searched keys, budget, sampler and pruner.
 
     Example: resnet-bench study list
@@ -82,9 +87,9 @@ def list_studies(studies: StudiesFolder = None) -> None:
     """
     from resnet_bench.tuning.plan import scan_studies
 
-    found, problems = scan_studies(studies)
+    found, problems = scan_studies(study_dir or studies)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    # A name is there to be copied, so it is never folded.
+    # Never wrap names: users copy and paste them.
     table.add_column("study", no_wrap=True)
     for column in ("benchmark", "made for", "searches", "trials", "epochs", "sampler", "pruner"):
         table.add_column(column, justify="right" if column in ("trials", "epochs") else "left", overflow="fold")
@@ -112,7 +117,8 @@ def show(
     profile: Profile = None,
     storage: Storage = None,
     tracking: TrackingURI = None,
-    studies: StudiesFolder = None,
+    study_dir: StudyFolder = None,
+    studies: OldStudyFolder = None,
     benchmarks: BenchmarksFolder = None,
 ) -> None:
     """Show a study: what it searches, its budget, and its trials where it was begun.
@@ -122,44 +128,45 @@ def show(
     Next: resnet-bench study run resnet18-step-decay-cpu
     """
     from resnet_bench.tuning.plan import load_study, plan_study
-    from resnet_bench.tuning.trial_queue import study_names
+    from resnet_bench.tuning.stored_study import StoredStudy, study_names
 
-    address = _storage(storage, tracking)
-    begun = [] if not address.exists else study_names(address.open(create=False))
-    if name not in begun or _is_file(name, studies):
-        _print_plan(plan_study(load_study(name, studies), profile_named(profile) or "full", benchmarks=benchmarks))
-    for found in _candidates(name, profile_named(profile)):
-        if found in begun:
-            _print_trials(_read(found, address))
+    asked, folder, address = profile_named(profile), study_dir or studies, _storage(storage, tracking)
+    opened = address.read() if address.exists else None
+    begun = [] if opened is None else study_names(opened)
+    if name not in begun or _is_file(name, folder):
+        _print_plan(plan_study(load_study(name, folder), asked or "full", benchmarks=benchmarks))
+    for found in _candidates(name, asked):
+        if opened is not None and found in begun:
+            _print_trials(StoredStudy.read(found, opened))
 
 
-def _is_file(name: str, studies: Path | None) -> bool:
-    return name.endswith(".toml") or find_file(name, search_folders("studies", studies)) is not None
+def _is_file(name: str, folder: Path | None) -> bool:
+    return name.endswith(".toml") or find_file(name, search_folders("studies", folder)) is not None
 
 
 def _print_plan(plan: "Plan") -> None:
     from resnet_bench.tuning.space import retraining_recipe, trial_recipe
 
-    study, source = plan.study, plan.source_settings
+    study, source = plan.study, plan.source_params
     console.print(f"[bold]{study.name}[/], profile {plan.profile}: tunes {plan.benchmark.name}", highlight=False)
     if study.notes:
         console.print(f"  {escape(study.notes)}", highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="Search space", title_justify="left")
-    for column in ("key", "values", "the source's own"):
+    for column in ("key", "values", "source"):
         table.add_column(column, overflow="fold")
     for key, parameter in study.space.items():
         table.add_row(key, escape(parameter.describe()), str(source.get(key, "–")))
     console.print(table)
     trial = trial_recipe(study, plan.base, source)
     final = retraining_recipe(study, plan.base, source)
-    held_out = trial.data.validation
-    assert held_out is not None
+    validation = trial.data.validation
+    assert validation is not None
     for line in (
         f"objectives: {', '.join(study.objectives)}",
-        f"trials: {study.budget.trials} of {trial.training.epochs} epochs, {_counted(study.seeds, 'seed')}, "
-        f"on {trial.data.num_train} images, scored on {held_out.images} held out",
-        f"final runs: {_counted(study.retrain.seeds, 'fresh seed')} a side, {final.training.epochs} epochs on "
-        f"{final.data.num_train} images, judged once on {final.data.num_test} test images",
+        f"trials: {study.budget.trials} of {trial.training.epochs} epochs, {_counted(study.seeds, 'seed')}, on "
+        f"{trial.data.num_train} images of {trial.data.dataset}, scored on {validation.images} validation images",
+        f"retraining: {_counted(study.retrain.seeds, 'new seed')} per side, {final.training.epochs} epochs on "
+        f"{final.data.num_train} images, evaluated once on {final.data.num_test} test images",
         f"sampler: {_with_options(study.sampler)}",
         f"pruner: {_with_options(study.pruner)}",
     ):
@@ -176,16 +183,16 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _print_trials(ledger: "TrialQueue") -> None:
-    from resnet_bench.tuning.trial_queue import is_interrupted
+def _print_trials(stored: "StoredStudy") -> None:
+    from resnet_bench.tuning.stored_study import is_interrupted, is_source
 
-    counts, best = ledger.counts(), ledger.best_trial()
-    keys = list(ledger.definition.space)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Trials of {ledger.name}", title_justify="left")
+    counts, best = stored.counts(), stored.best_trial()
+    keys = list(stored.definition.space)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Trials of {stored.name}", title_justify="left")
     for column in ("trial", *short_names(keys).values(), "epochs", "score", "state", "why"):
         table.add_column(column, justify="left" if column in ("state", "why") else "right", overflow="fold")
-    for trial in ledger.trials():
-        if trial.state.name == "WAITING":
+    for trial in stored.trials():
+        if trial.state.name == "WAITING" or "surplus" in trial.user_attrs:
             continue
         mark = "★ " if best is not None and trial.number == best.number else ""
         state = "interrupted" if is_interrupted(trial) else trial.state.name.lower()
@@ -193,15 +200,18 @@ def _print_trials(ledger: "TrialQueue") -> None:
             f"{mark}{trial.number}",
             *(_value(trial.params[key]) if key in trial.params else "–" for key in keys),
             str(trial.last_step or "–"),
-            f"{trial.values[0]:.2%}" if trial.values else "–",
-            state + (" (source)" if "source" in trial.user_attrs else ""),
+            percent(trial.values[0]) if trial.values else "–",
+            state + (" (source)" if is_source(trial) else ""),
             escape(str(trial.user_attrs.get("reason", ""))),
         )
     console.print(table)
-    console.print(
-        f"{counts.finished} of {counts.wanted} trials are through, {counts.pruned} pruned, {counts.failed} failed",
-        highlight=False,
-    )
+    say(f"{counts.finished} of {counts.wanted} trials are finished, {counts.pruned} pruned, {counts.failed} failed")
+    _print_exhausted(stored.definition.budget.trials, counts.wanted)
+
+
+def _print_exhausted(budget: int, wanted: int) -> None:
+    if wanted < budget:
+        say(f"every point of the search space was tried: {wanted} trials of {budget}")
 
 
 def _value(value: Any) -> str:
@@ -215,119 +225,101 @@ def _value(value: Any) -> str:
 def run(
     name: Name,
     profile: Profile = None,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes that share the work, one a GPU.")] = 1,
-    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Another number of trials.")] = None,
-    as_name: Annotated[
-        str | None, typer.Option("--name", help="Its name in the storage; a study of that name is taken up again.")
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, help="Share the work among processes, one per GPU.")
+    ] = 1,
+    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Override the number of trials.")] = None,
+    study_name: Annotated[
+        str | None, typer.Option("--study-name", help="Name it so in the storage; a study of that name is resumed.")
     ] = None,
+    old_name: Annotated[str | None, typer.Option("--name", hidden=True)] = None,
     storage: Storage = None,
     device: Device = "auto",
     precision: Precision = "auto",
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="The same seed gives the same bits on the same machine.")
+        bool, typer.Option("--deterministic", help="Get the same bits from the same seed on the same machine.")
     ] = False,
     data: DataFolder = DEFAULT_DATA,
     download: Annotated[
-        bool, typer.Option("--download/--offline", help="Whether CIFAR may be downloaded where it is missing.")
+        bool, typer.Option("--download/--offline", help="Download CIFAR where it is missing, or never.")
     ] = True,
     tracking: TrackingURI = None,
     runs: RunsFolder = DEFAULT_RUNS,
-    studies: StudiesFolder = None,
+    study_dir: StudyFolder = None,
+    studies: OldStudyFolder = None,
     benchmarks: BenchmarksFolder = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a long study.")] = False,
 ) -> None:
-    """Run a study, or go on with it, and hold its best settings against the source's on the test set.
+    """Run a study, or resume it, and compare its best hyperparameters with the source's on the test set.
 
     Example: resnet-bench study run resnet18-step-decay-cpu --data ~/cifar
 
     Next: resnet-bench study best resnet18-step-decay-cpu
     """
-    from resnet_bench.execution.execution import Execution
-    from resnet_bench.tracking.stale_runs import close_stale_runs
+    from resnet_bench.data.dataset import ImageLocation
+    from resnet_bench.execution.options import ExecutionOptions
+    from resnet_bench.running.context import Context
     from resnet_bench.tracking.store import Store
-    from resnet_bench.tuning.plan import load_study, plan_study
-    from resnet_bench.tuning.run import Images, StudyRequest
+    from resnet_bench.tuning.plan import load_study
 
-    study = load_study(name, studies)
-    store = Store.resolve(tracking, Path.cwd())
+    asked = profile_named(profile)
+    context = Context(
+        store=Store.resolve(tracking, Path.cwd()),
+        run_dir=runs.resolve(),
+        images=ImageLocation(data, download=download, allow_generated=asked != "full"),
+        options=ExecutionOptions(
+            device=device, precision=precision_named(precision), deterministic=deterministic, autotune=False
+        ),
+    )
     address = _storage(storage, tracking)
-    execution = Execution.resolve(device, precision_named(precision), deterministic=deterministic)
-    chosen, why, dataset = _choose(
-        study, profile_named(profile), execution.device_type, data, benchmarks, download=download
-    )
-    planned = plan_study(study, chosen, benchmarks=benchmarks, trials=trials)
-    request = StudyRequest(
-        plan=planned,
-        name=as_name or _storage_name(study.name, chosen),
-        storage=address,
-        store=store,
-        images=Images(planned.base.data.dataset, data, allow_generated=dataset.generated),
-        runs_folder=runs.resolve(),
-        device=device,
-        precision=precision_named(precision),
-        deterministic=deterministic,
-        workers=workers,
-    )
-    seconds = _announce(request, why, dataset)
+    study = load_study(name, study_dir or studies)
+    plan, why = _plan(study, asked, context, benchmarks, trials)
+    name = study_name or old_name or _storage_name(study.name, plan.profile)
+    dataset = context.open_images(plan.base.data.dataset, say)
+    seconds = _announce(name, plan, why, dataset, address, context, workers)
     ask = not yes and sys.stdin.isatty() and console.is_terminal
-    if ask and seconds > LONG_STUDY_SECONDS and not Confirm.ask("Go on?", console=console, default=True):
+    if ask and seconds > LONG_STUDY_SECONDS and not Confirm.ask("Continue?", console=console, default=True):
         raise UserError("nothing was started")
-    if store.is_server and (problem := store.check()):
-        raise UserError(f"{store.shown}: a study needs its tracking store to begin: {problem}")
-    store.prepare()
-    close_stale_runs(store)
-    result = _watch(request, dataset)
+    _get_ready(context)
+    result = _watch(name, plan, address, context, workers)
     if result is None:
         print_resume_command()
         raise typer.Exit(INTERRUPTED)
-    _print_result(request, result)
+    _print_result(result, plan, address)
 
 
-def _choose(
-    study: "Study",
-    asked: ProfileName | None,
-    device_type: str,
-    folder: Path,
-    benchmarks: Path | None,
-    *,
-    download: bool,
-) -> tuple[ProfileName, str, Any]:
-    """The profile, why it, and the images."""
-    from resnet_bench.data.dataset import load_dataset
-    from resnet_bench.tuning.plan import benchmark_of
+def _plan(
+    study: "Study", asked: ProfileName | None, context: "Context", benchmarks: Path | None, trials: int | None
+) -> "tuple[Plan, str]":
+    """Plan a study in the profile asked for, or in the one that fits this machine; say why."""
+    from resnet_bench.tuning.plan import plan_study
 
-    dataset = load_dataset(
-        benchmark_of(study, benchmarks).recipe.data.dataset,
-        folder,
-        download=download,
-        allow_generated=asked != "full",
-        progress=say,
-    )
+    def in_profile(profile: ProfileName) -> "Plan":
+        return plan_study(study, profile, benchmarks=benchmarks, trials=trials)
+
     if asked is not None:
-        return asked, "as asked", dataset
+        return in_profile(asked), "as asked"
+    full = in_profile("full")
     if "smoke" not in study.profiles:
-        return "full", "the study has no other", dataset
-    if dataset.generated:
-        return "smoke", "there is no real CIFAR here; resnet-bench data prepare fetches it", dataset
-    if study.made_for == "gpu" and device_type == "cpu":
-        return "smoke", "the study is sized for a GPU, and there is none; --profile full runs it all the same", dataset
-    return "full", f"the study is made for a {study.made_for.upper()}", dataset
+        return full, "the study has no other"
+    # Each profile names its images itself.
+    if context.open_images(full.base.data.dataset, say).generated:
+        return in_profile("smoke"), "there is no real CIFAR here; resnet-bench data prepare fetches it"
+    if study.made_for == "gpu" and context.options.resolve().device_type == "cpu":
+        return in_profile("smoke"), "the study is sized for a GPU, and there is none; --profile full runs it anyway"
+    return full, f"the study is made for a {study.made_for.upper()}"
 
 
-def _announce(request: "StudyRequest", why: str, dataset: Any) -> float:
-    """Say what will run, why, on what, and for how long; return the seconds."""
+def _announce(
+    name: str, plan: "Plan", why: str, dataset: "Dataset", address: "StudyStorage", context: "Context", workers: int
+) -> float:
+    """Print what will run, why, on what, and for how long; return the seconds."""
     from resnet_bench.base.text import duration
-    from resnet_bench.measure.estimate import estimate_seconds, measure_flops_per_second
-    from resnet_bench.tuning.space import retraining_recipe, trial_recipe
 
-    plan, execution = request.plan, request.execution()
-    rate = measure_flops_per_second(execution)
-    source = plan.source_settings
-    trial_seconds = estimate_seconds(trial_recipe(plan.study, plan.base, source), rate) * plan.study.seeds
-    final_seconds = estimate_seconds(retraining_recipe(plan.study, plan.base, source), rate)
-    seconds = plan.study.budget.trials * trial_seconds + 2 * plan.study.retrain.seeds * final_seconds
-    console.print(f"study {request.name} in the {plan.profile} profile: {why}.", highlight=False, markup=False)
-    say(f"on {execution.device_name} ({execution.describe()}), {_counted(request.workers, 'worker')}")
+    execution = context.options.resolve()
+    seconds = _estimate(plan, context) / workers
+    say(f"study {name} in the {plan.profile} profile: {why}.")
+    say(f"on {execution.device_name} ({execution.describe()}), {_counted(workers, 'worker')}")
     if dataset.generated:
         console.print(
             f"[bold yellow]{dataset.name}: GENERATED IMAGES[/], no CIFAR was found; every number below says nothing "
@@ -336,32 +328,58 @@ def _announce(request: "StudyRequest", why: str, dataset: Any) -> float:
         )
     else:
         say(f"{dataset.name} from {dataset.source} at {dataset.location}")
-    say(f"trials in {request.storage.shown}, runs in {request.store.shown}")
-    if notice := request.storage.notice():
+    say(f"trials in {address.redacted_url}, runs in {context.store.shown}")
+    if notice := address.notice():
         console.print(f"[yellow]{escape(notice)}[/]", highlight=False)
-    say(f"about {duration(seconds / request.workers)} in all, less what is pruned or done already\n")
-    return seconds / request.workers
+    say(f"about {duration(seconds)} in all, less what is pruned or done already\n")
+    return seconds
 
 
-def _watch(request: "StudyRequest", dataset: Any) -> "StudyResult | None":
+def _estimate(plan: "Plan", context: "Context") -> float:
+    """Estimate the seconds that one worker takes for a study."""
+    from resnet_bench.measure.estimate import estimate_seconds, measure_flops_per_second
+    from resnet_bench.tuning.space import list_points, retraining_recipe, trial_recipe
+
+    study, source = plan.study, plan.source_params
+    rate = measure_flops_per_second(context.options.resolve())
+    trial_seconds = estimate_seconds(trial_recipe(study, plan.base, source), rate) * study.seeds
+    final_seconds = estimate_seconds(retraining_recipe(study, plan.base, source), rate)
+    points = list_points(study)
+    trials = study.budget.trials if points is None else min(study.budget.trials, len(points))
+    return trials * trial_seconds + 2 * study.retrain.seeds * final_seconds
+
+
+def _get_ready(context: "Context") -> None:
+    from resnet_bench.tracking.stale_runs import close_stale_runs
+
+    store = context.store
+    if store.is_server and (problem := store.check()):
+        raise UserError(f"{store.shown}: a study needs its tracking store to begin: {problem}")
+    store.prepare()
+    close_stale_runs(store)
+
+
+def _watch(
+    name: str, plan: "Plan", address: "StudyStorage", context: "Context", workers: int
+) -> "StudyResult | None":
     """Run the study on the screen; None where it was interrupted."""
-    from resnet_bench.cli.live_study import LiveTable, Progress
+    from resnet_bench.cli.live_study import LiveStudy, StudyProgress
     from resnet_bench.running.stopping import Stopped, stop_on_signals
     from resnet_bench.tuning.events import StudyFinished
     from resnet_bench.tuning.run import run_study
 
-    plan = request.plan
-    progress = Progress(
-        trial_epochs=plan.epochs * plan.study.seeds,
-        final_runs=2 * plan.study.retrain.seeds,
-        final_epochs=plan.study.retrain.epochs or plan.base.training.epochs,
-        workers=request.workers,
+    study = plan.study
+    progress = StudyProgress(
+        trial_epochs=plan.epochs * study.seeds,
+        retraining_runs=2 * study.retrain.seeds,
+        retraining_epochs=study.retrain.epochs or plan.base.training.epochs,
+        workers=workers,
     )
     result = None
     try:
-        with stop_on_signals() as stop, LiveTable(console, progress, list(plan.study.space)).shown() as table:
-            for event in run_study(request, dataset, stop):
-                table.take(event)
+        with stop_on_signals() as stop, LiveStudy(console, progress, list(study.space)).shown() as live:
+            for event in run_study(name, plan, address, replace(context, stop=stop), workers=workers, progress=say):
+                live.take(event)
                 if isinstance(event, StudyFinished):
                     result = event.result
     except (Stopped, KeyboardInterrupt):
@@ -369,28 +387,29 @@ def _watch(request: "StudyRequest", dataset: Any) -> "StudyResult | None":
     return result
 
 
-def _print_result(request: "StudyRequest", result: "StudyResult") -> None:
+def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage") -> None:
     from resnet_bench.tuning.export import comparison_text
 
     console.print()
     _print_best(result)
+    _print_exhausted(plan.study.budget.trials, result.counts.wanted)
     if not result.importances:
-        say("too few complete trials to say how important each parameter is")
+        say("too few complete trials, or too alike, to tell how important each hyperparameter is")
     for key, value in result.importances.items():
         console.print(f"  importance of {key}: {value:.0%}", highlight=False)
     console.print(f"\n[bold]{escape(comparison_text(result.comparison))}[/]", highlight=False, soft_wrap=True)
     for failure in result.comparison.failures if result.comparison is not None else ():
         say(f"  {failure}")
     say(f"\nMLflow: {result.url} (resnet-bench ui)")
-    if request.storage.dashboard is not None:
-        say(f"Optuna: optuna-dashboard {request.storage.dashboard}")
+    if address.dashboard is not None:
+        say(f"Optuna: optuna-dashboard {address.dashboard}")
     say("report: resnet-bench report")
     say(f"next: resnet-bench study best {result.name}; resnet-bench study export {result.name}")
 
 
 def _print_best(result: "StudyResult") -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Best of {result.name}", title_justify="left")
-    for column in ("", f"trial {result.best_number}", "the source's own"):
+    for column in ("", f"trial {result.best_number}", "source"):
         table.add_column(column, justify="left" if not column else "right", overflow="fold")
     for key in dict.fromkeys([*result.best_settings, *result.source_settings]):
         best, source = result.best_settings.get(key), result.source_settings.get(key)
@@ -399,7 +418,7 @@ def _print_best(result: "StudyResult") -> None:
             f"[bold]{_value(best)}[/]" if key in result.changed else _value(best) if best is not None else "–",
             _value(source) if source is not None else "–",
         )
-    table.add_row("validation accuracy", f"{result.best_validation:.2%}", f"{result.source_validation:.2%}")
+    table.add_row("validation accuracy", percent(result.best_validation), percent(result.source_validation))
     console.print(table)
 
 
@@ -408,7 +427,7 @@ def _print_best(result: "StudyResult") -> None:
 
 @study_app.command()
 def best(name: Name, profile: Profile = None, storage: Storage = None, tracking: TrackingURI = None) -> None:
-    """Print the tuned recipe of a study, and what it gained.
+    """Print the tuned recipe of a study and the tuning gain.
 
     Example: resnet-bench study best resnet18-step-decay-cpu
 
@@ -416,18 +435,19 @@ def best(name: Name, profile: Profile = None, storage: Storage = None, tracking:
     """
     from resnet_bench.tuning.export import budget_text, comparison_text, recipe_text
 
-    ledger = _find(name, profile_named(profile), _storage(storage, tracking))
-    result = _result(ledger)
+    stored = _find(name, profile_named(profile), _storage(storage, tracking))
+    result = _result(stored)
     _print_best(result)
-    say(f"{budget_text(ledger)}; {comparison_text(result.comparison)}\n")
-    console.print(recipe_text(ledger, result), highlight=False, markup=False, soft_wrap=True)
+    say(f"{budget_text(stored)}; {comparison_text(result.comparison)}\n")
+    console.print(recipe_text(stored, result), highlight=False, markup=False, soft_wrap=True)
 
 
 @study_app.command()
 def export(
     name: Name,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Else benchmarks/BENCHMARK-tuned.toml.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write this file; else benchmarks/BENCHMARK-tuned.toml."),
     ] = None,
     profile: Profile = None,
     storage: Storage = None,
@@ -442,12 +462,12 @@ def export(
     """
     from resnet_bench.tuning.export import export as write
 
-    ledger = _find(name, profile_named(profile), _storage(storage, tracking))
-    path = output or Path("benchmarks") / f"{ledger.benchmark.name}-tuned.toml"
-    write(ledger, _result(ledger), path, benchmarks)
-    if ledger.profile != "full" or ledger.recall("generated_images"):
+    stored = _find(name, profile_named(profile), _storage(storage, tracking))
+    path = output or Path("benchmarks") / f"{stored.plan.benchmark.name}-tuned.toml"
+    write(stored, _result(stored), path, benchmarks)
+    if stored.plan.profile != "full" or stored.get_attr("generated_images"):
         console.print(
-            "[bold yellow]this is no result[/]: it comes of the smoke profile or of generated images, and its file "
+            "[bold yellow]this is not a result[/]: it comes from the smoke profile or generated images, and its file "
             "says so",
             highlight=False,
         )
@@ -461,30 +481,25 @@ def _storage(url: str | None, tracking: str | None) -> "StudyStorage":
     return StudyStorage.resolve(url, Path.cwd(), tracking_uri=Store.resolve(tracking, Path.cwd()).uri)
 
 
-def _find(name: str, profile: ProfileName | None, address: "StudyStorage") -> "TrialQueue":
-    """The study of a name, the full profile before the smoke one."""
-    from resnet_bench.tuning.trial_queue import TrialQueue, study_names
+def _find(name: str, profile: ProfileName | None, address: "StudyStorage") -> "StoredStudy":
+    """Return the study of a name, that of the full profile before that of the smoke one."""
+    from resnet_bench.tuning.stored_study import StoredStudy, study_names
 
-    storage = address.open(create=False)
+    storage = address.read()
     names = study_names(storage)
     found = next((candidate for candidate in _candidates(name, profile) if candidate in names), name)
-    return TrialQueue.read(found, storage)
+    return StoredStudy.read(found, storage)
 
 
-def _read(name: str, address: "StudyStorage") -> "TrialQueue":
-    from resnet_bench.tuning.trial_queue import TrialQueue
-
-    return TrialQueue.read(name, address.open(create=False))
-
-
-def _result(ledger: "TrialQueue") -> "StudyResult":
+def _result(stored: "StoredStudy") -> "StudyResult":
     from resnet_bench.tuning.results import study_result
 
-    result = study_result(ledger)
+    stored.check_source()
+    result = study_result(stored)
     if result is None:
         raise UserError(
-            f"study {ledger.name}: the source's own settings are not through yet; go on with: "
-            f"resnet-bench study run {ledger.definition.name}"
+            f"study {stored.name}: the source hyperparameters are not trained yet; resume it with: "
+            f"resnet-bench study run {stored.definition.name}"
         )
     return result
 

@@ -12,12 +12,12 @@ import tomli_w
 
 from resnet_bench.tuning.export import recipe_text, tuned_benchmark_text
 from resnet_bench.tuning.results import StudyResult
-from resnet_bench.tuning.trial_queue import TrialQueue, is_interrupted
+from resnet_bench.tuning.stored_study import StoredStudy, is_interrupted
 
 PNG_DPI = 120
 
 
-def write_artifacts(ledger: TrialQueue, result: StudyResult, folder: Path) -> None:
+def write_artifacts(ledger: StoredStudy, result: StudyResult, folder: Path) -> None:
     """Write everything that the parent run keeps of a study.
 
     Args:
@@ -35,10 +35,10 @@ def write_artifacts(ledger: TrialQueue, result: StudyResult, folder: Path) -> No
     write_plots(ledger, folder / "plots")
 
 
-def study_text(ledger: TrialQueue) -> str:
+def study_text(ledger: StoredStudy) -> str:
     """The study's definition as TOML."""
     table = ledger.definition.model_dump(mode="json", exclude_none=True, exclude={"profiles", "name"})
-    return f"# study {ledger.name}, profile {ledger.profile}\n{tomli_w.dumps(table)}"
+    return f"# study {ledger.name}, profile {ledger.plan.profile}\n{tomli_w.dumps(table)}"
 
 
 def _result_table(result: StudyResult) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def _result_table(result: StudyResult) -> dict[str, Any]:
     }
 
 
-def _write_trials(ledger: TrialQueue, path: Path) -> None:
+def _write_trials(ledger: StoredStudy, path: Path) -> None:
     keys = list(ledger.definition.space)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -76,7 +76,7 @@ def _write_trials(ledger: TrialQueue, path: Path) -> None:
 # --- plots -----------------------------------------------------------------------------------------
 
 
-def write_plots(ledger: TrialQueue, folder: Path) -> list[str]:
+def write_plots(ledger: StoredStudy, folder: Path) -> list[str]:
     """Draw a study as interactive pages, which share one copy of plotly.js, and as PNG.
 
     What cannot be drawn yet (the importance of parameters needs several complete trials) is left out.
@@ -104,7 +104,7 @@ def write_plots(ledger: TrialQueue, folder: Path) -> list[str]:
     return drawn
 
 
-def _plots(ledger: TrialQueue) -> dict[str, dict[str, Any]]:
+def _plots(ledger: StoredStudy) -> dict[str, dict[str, Any]]:
     """Optuna's function of each plot, without its ``plot_``, and what it is called with."""
     objectives = ledger.definition.objectives
     scored: dict[str, Any] = {"target_name": "validation accuracy"}
@@ -136,7 +136,7 @@ def _negative_first_objective(trial: Any) -> float:
     return -float(trial.values[0])
 
 
-def _draw_page(ledger: TrialQueue, name: str, options: Mapping[str, Any], folder: Path) -> None:
+def _draw_page(ledger: StoredStudy, name: str, options: Mapping[str, Any], folder: Path) -> None:
     import optuna
 
     draw: Callable[..., Any] = getattr(optuna.visualization, f"plot_{name}")
@@ -145,7 +145,7 @@ def _draw_page(ledger: TrialQueue, name: str, options: Mapping[str, Any], folder
     figure.write_html(folder / f"{name}.html", include_plotlyjs="directory", full_html=True)
 
 
-def _draw_png(ledger: TrialQueue, name: str, options: Mapping[str, Any], folder: Path) -> None:
+def _draw_png(ledger: StoredStudy, name: str, options: Mapping[str, Any], folder: Path) -> None:
     import matplotlib as mpl
     import optuna
     from matplotlib import pyplot as plt

@@ -223,6 +223,12 @@ def identity(params: Mapping[Key, Value]) -> frozenset[tuple[Key, bool, Value]]:
     return frozenset((key, isinstance(value, bool), value) for key, value in params.items())
 
 
+def is_drawn(study: Study, params: Mapping[Key, Value]) -> bool:
+    """Whether every parameter whose condition holds has a value."""
+    needed = (key for key, parameter in study.space.items() if parameter.when is None or parameter.when.holds(params))
+    return all(key in params for key in needed)
+
+
 def suggest(trial: "optuna.Trial", space: Mapping[Key, Parameter]) -> Params:
     """Let the sampler choose a value for each parameter whose condition holds."""
     params: Params = {}
