@@ -1,18 +1,53 @@
-"""Numbers as people read them."""
+"""Numbers as people read them, the same in the terminal and in reports."""
+
+import math
+from collections.abc import Sequence
+
+DASH = "–"
 
 
-def percent(fraction: float | None) -> str:
-    """A fraction as percent with two digits, or a dash."""
-    return f"{100 * fraction:.2f}%" if fraction is not None else "–"
+def percent(fraction: float | None, digits: int = 2) -> str:
+    """Format a fraction such as 0.8287 as ``82.87%``; a dash stands for None and NaN."""
+    if fraction is None or not math.isfinite(fraction):
+        return DASH
+    return f"{100 * fraction:.{digits}f}%"
 
 
-def duration(seconds: float) -> str:
-    """A time as a person says it: ``8.3 s``, ``4 min 10 s``, ``2 h 5 min``, ``3 d 4 h``."""
+def duration(seconds: float | None) -> str:
+    """Format a time as ``120 ms``, ``8.3 s``, ``4 min 10 s``, ``2 h 5 min`` or ``3 d 4 h``; a dash stands for None."""
+    if seconds is None or math.isnan(seconds):
+        return DASH
+    if math.isinf(seconds):
+        return "∞"
+    if seconds < 0.9995:
+        return f"{1000 * seconds:.0f} ms"
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
-    if whole < 86400:
+    if whole < 86_400:
         return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
+
+
+def plural(count: int, noun: str, nouns: str | None = None) -> str:
+    """Format a count with its noun: ``1 seed``, ``1,000 seeds``, ``2 studies``."""
+    return f"{count:,} {noun if count == 1 else nouns or f'{noun}s'}"
+
+
+def setting(value: object, digits: int = 4) -> str:
+    """Format the value of a recipe key: real numbers with a few significant digits, booleans as TOML has them."""
+    if value is None:
+        return DASH
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
+def listed(items: Sequence[str], limit: int | None = None, *, last: str = "and") -> str:
+    """Join items as in ``a, b and c``; behind the limit only their number is given: ``a, b and 3 more``."""
+    if limit is not None and len(items) > limit:
+        return f"{', '.join(items[:limit])} {last} {len(items) - limit} more"
+    *others, final = items or ("",)
+    return f"{', '.join(others)} {last} {final}" if others else final

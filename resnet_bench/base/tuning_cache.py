@@ -4,11 +4,10 @@ import functools
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from resnet_bench.base import files
 
 LOCK_TIMEOUT_SECONDS = 5
 _log = logging.getLogger(__name__)
@@ -39,12 +38,16 @@ class TuningCache:
         """
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(self._path.with_suffix(".lock"), timeout=LOCK_TIMEOUT_SECONDS):
+            lock = files.acquire_lock(self._path.with_suffix(".lock"), timeout=LOCK_TIMEOUT_SECONDS)
+            if lock is None:
+                raise TimeoutError("another process holds it")
+            try:
                 self._values = {key: value, **self._values, **_read(self._path)}
-                temporary = self._path.with_suffix(".tmp")
-                temporary.write_text(json.dumps(self._values, indent=1, sort_keys=True), encoding="utf-8")
-                temporary.replace(self._path)
-        except (OSError, Timeout) as error:
+                text = json.dumps(self._values, indent=1, sort_keys=True)
+                files.write_atomically(self._path, text.encode())
+            finally:
+                lock.release()
+        except OSError as error:
             _log.debug("%s cannot be written (%s); what was measured is not kept", self._path, error)
             self._values.setdefault(key, value)
         return self._values[key]
@@ -58,8 +61,7 @@ def machine_tuning_cache(machine: str) -> TuningCache:
     been the slower one before.
     """
     name = hashlib.sha256(f"{machine}, {_kernels()}".encode()).hexdigest()[:12]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    memory = TuningCache(cache / "resnet-bench" / f"execution-{name}.json")
+    memory = TuningCache(files.cache_folder() / f"execution-{name}.json")
     memory.put("machine", machine)
     return memory
 

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.text import plural
 from resnet_bench.cli.perf import perf
 from resnet_bench.cli.record import record_app
 from resnet_bench.cli.run import run
@@ -233,7 +234,7 @@ def report(
     result = write(chosen, out, benchmarks=benchmarks, study=study, since=since, benchmarks_folder=folder)
     for problem in result.problems:
         errors.print(escape(problem), highlight=False, soft_wrap=True)
-    say(f"report of {result.runs} run{'s' if result.runs != 1 else ''}: {result.page.resolve()}")
+    say(f"report of {plural(result.runs, 'run')}: {result.page.resolve()}")
 
 
 @app.command()

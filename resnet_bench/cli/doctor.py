@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import dataset_status
 from resnet_bench.execution.execution import Execution
@@ -58,7 +59,7 @@ def _torch() -> Finding:
     try:
         import torchvision
     except (ImportError, RuntimeError) as error:
-        text = f"torch {torch.__version__}, but torchvision cannot be loaded: {str(error).splitlines()[0]}"
+        text = f"torch {torch.__version__}, but torchvision cannot be loaded: {describe_error(error)}"
         return Finding("torch", False, text, "install torch and torchvision from one place, as make does")
     return Finding("torch", True, f"{torch.__version__}, torchvision {torchvision.__version__}")
 

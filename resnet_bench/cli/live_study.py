@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from resnet_bench.base.text import duration, percent
+from resnet_bench.base.text import duration, percent, setting
 from resnet_bench.recipe.changes import short_names
 from resnet_bench.tuning.events import (
     Retrained,
@@ -194,7 +194,7 @@ class LiveStudy:
         return f"{'; '.join(parts)}; {self._time_left()}"
 
     def _sentence(self, row: TrialRow) -> str:
-        params = ", ".join(f"{self._names.get(key, key)} {_short(value)}" for key, value in row.params.items())
+        params = ", ".join(f"{self._names.get(key, key)} {setting(value, 3)}" for key, value in row.params.items())
         source = " (the source's)" if row.is_source else ""
         why = f": {row.reason}" if row.reason else ""
         best = self._progress.best
@@ -236,7 +236,7 @@ class LiveStudy:
             state = row.state.lower() + (f": {row.reason}" if row.reason and row.state == "FAIL" else "")
             table.add_row(
                 f"{'★ ' if row is best else ''}{row.number}",
-                *(_short(row.params[key]) if key in row.params else "–" for key in self._keys),
+                *(setting(row.params[key], 3) if key in row.params else "–" for key in self._keys),
                 f"{row.epochs:.1f}/{progress.trial_epochs}" if row.state == "RUNNING" else f"{row.epochs:.0f}",
                 percent(row.accuracy),
                 Text(state + (" (source)" if row.is_source else ""), style=_STYLES.get(row.state, "")),
@@ -254,7 +254,3 @@ class LiveStudy:
 
 def _result(run: Retrained) -> str:
     return f"{percent(run.accuracy)} test accuracy" if run.accuracy is not None else f"failed: {run.reason}"
-
-
-def _short(value: Value) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

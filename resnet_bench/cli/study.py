@@ -5,7 +5,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -14,7 +14,7 @@ from rich.prompt import Confirm
 from rich.table import Table
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.text import percent
+from resnet_bench.base.text import duration, percent, plural, setting
 from resnet_bench.cli.screen import (
     BAD_INPUT,
     DEFAULT_DATA,
@@ -163,9 +163,9 @@ def _print_plan(plan: "Plan") -> None:
     assert validation is not None
     for line in (
         f"objectives: {', '.join(study.objectives)}",
-        f"trials: {study.budget.trials} of {trial.training.epochs} epochs, {_counted(study.seeds, 'seed')}, on "
+        f"trials: {study.budget.trials} of {trial.training.epochs} epochs, {plural(study.seeds, 'seed')}, on "
         f"{trial.data.num_train} images of {trial.data.dataset}, scored on {validation.images} validation images",
-        f"retraining: {_counted(study.retrain.seeds, 'new seed')} per side, {final.training.epochs} epochs on "
+        f"retraining: {plural(study.retrain.seeds, 'new seed')} per side, {final.training.epochs} epochs on "
         f"{final.data.num_train} images, evaluated once on {final.data.num_test} test images",
         f"sampler: {_with_options(study.sampler)}",
         f"pruner: {_with_options(study.pruner)}",
@@ -177,10 +177,6 @@ def _with_options(named: "Sampler | Pruner") -> str:
     if not named.options:
         return named.name
     return f"{named.name} with {', '.join(f'{key} = {json.dumps(value)}' for key, value in named.options.items())}"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _print_trials(stored: "StoredStudy") -> None:
@@ -198,7 +194,7 @@ def _print_trials(stored: "StoredStudy") -> None:
         state = "interrupted" if is_interrupted(trial) else trial.state.name.lower()
         table.add_row(
             f"{mark}{trial.number}",
-            *(_value(trial.params[key]) if key in trial.params else "–" for key in keys),
+            *(setting(trial.params[key]) if key in trial.params else "–" for key in keys),
             str(trial.last_step or "–"),
             percent(trial.values[0]) if trial.values else "–",
             state + (" (source)" if is_source(trial) else ""),
@@ -214,10 +210,6 @@ def _print_exhausted(budget: int, wanted: int) -> None:
         say(f"every point of the search space was tried: {wanted} trials of {budget}")
 
 
-def _value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 # --- running ---------------------------------------------------------------------------------------
 
 
@@ -225,9 +217,7 @@ def _value(value: Any) -> str:
 def run(
     name: Name,
     profile: Profile = None,
-    workers: Annotated[
-        int, typer.Option("--workers", min=1, help="Share the work among processes, one per GPU.")
-    ] = 1,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Share the work among processes, one per GPU.")] = 1,
     trials: Annotated[int | None, typer.Option("--trials", min=1, help="Override the number of trials.")] = None,
     study_name: Annotated[
         str | None, typer.Option("--study-name", help="Name it so in the storage; a study of that name is resumed.")
@@ -314,12 +304,10 @@ def _announce(
     name: str, plan: "Plan", why: str, dataset: "Dataset", address: "StudyStorage", context: "Context", workers: int
 ) -> float:
     """Print what will run, why, on what, and for how long; return the seconds."""
-    from resnet_bench.base.text import duration
-
     execution = context.options.resolve()
     seconds = _estimate(plan, context) / workers
     say(f"study {name} in the {plan.profile} profile: {why}.")
-    say(f"on {execution.device_name} ({execution.describe()}), {_counted(workers, 'worker')}")
+    say(f"on {execution.device_name} ({execution.describe()}), {plural(workers, 'worker')}")
     if dataset.generated:
         console.print(
             f"[bold yellow]{dataset.name}: GENERATED IMAGES[/], no CIFAR was found; every number below says nothing "
@@ -359,9 +347,7 @@ def _get_ready(context: "Context") -> None:
     close_stale_runs(store)
 
 
-def _watch(
-    name: str, plan: "Plan", address: "StudyStorage", context: "Context", workers: int
-) -> "StudyResult | None":
+def _watch(name: str, plan: "Plan", address: "StudyStorage", context: "Context", workers: int) -> "StudyResult | None":
     """Run the study on the screen; None where it was interrupted."""
     from resnet_bench.cli.live_study import LiveStudy, StudyProgress
     from resnet_bench.running.stopping import Stopped, stop_on_signals
@@ -415,8 +401,8 @@ def _print_best(result: "StudyResult") -> None:
         best, source = result.best_settings.get(key), result.source_settings.get(key)
         table.add_row(
             key,
-            f"[bold]{_value(best)}[/]" if key in result.changed else _value(best) if best is not None else "–",
-            _value(source) if source is not None else "–",
+            f"[bold]{setting(best)}[/]" if key in result.changed else setting(best),
+            setting(source),
         )
     table.add_row("validation accuracy", percent(result.best_validation), percent(result.source_validation))
     console.print(table)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.prompt import Confirm
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.text import duration, percent
+from resnet_bench.base.text import duration, percent, plural
 from resnet_bench.cli.closing import closing_table
 from resnet_bench.cli.live_runs import RunDisplay, SuiteDisplay
 from resnet_bench.data.dataset import Dataset, dataset_status, load_dataset
@@ -246,7 +246,7 @@ def _announce(
     seconds = sum(runs_of[name] * estimate_seconds(recipe, rate) / max_parallel for name, recipe in recipes.items())
     seeds = len(plan) // len(choices)
     for choice, benchmarks in Counter(choices).items():
-        runs = f"{seeds * benchmarks} run{'s' if seeds * benchmarks != 1 else ''}"
+        runs = plural(seeds * benchmarks, "run")
         console.print(f"{runs} in the {choice.profile} profile: {choice.reason}.", highlight=False, soft_wrap=True)
     if cached := len(plan) - len(left):
         what = "All of them were" if not left else f"{cached} of them {'were' if cached > 1 else 'was'}"

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
+from resnet_bench.base import files
 from resnet_bench.data.content import Content, Progress, SplitArrays, fingerprint, sha256_of_array
 from resnet_bench.recipe.datasets import DatasetFacts
 
@@ -81,6 +82,7 @@ class CacheEntry:
             OSError: The cache folder cannot be made or written to.
         """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
+        files.mark_as_cache(self.folder.parent)
         return FileLock(self.folder.with_suffix(".lock"))
 
     def manifest(self) -> dict[str, Any]:
@@ -127,7 +129,7 @@ class CacheEntry:
             OSError: The disk is full, or the folder cannot be written to.
         """
         self.folder.mkdir(exist_ok=True)
-        for leftover in self.folder.glob("*.tmp"):
+        for leftover in self.folder.glob(f".*{files.UNFINISHED}"):
             leftover.unlink()
         splits: dict[str, dict[str, Any]] = {}
         for name, split in content._asdict().items():
@@ -135,7 +137,7 @@ class CacheEntry:
             for part, dtype in _DTYPES.items():
                 array = np.ascontiguousarray(getattr(split, part), dtype=dtype)
                 splits[name][part] = sha256_of_array(array)
-                _write_atomically(self._array_file(name, part), array.reshape(-1).view(np.uint8).data)
+                files.write_atomically(self._array_file(name, part), array.reshape(-1).view(np.uint8).data)
         manifest = {
             "format": _FORMAT,
             "identity": identity,
@@ -143,17 +145,17 @@ class CacheEntry:
             "splits": splits,
         }
         document = {"sha256": _sha256_of_json(manifest), "manifest": manifest}
-        _write_atomically(self.folder / _MANIFEST, memoryview(json.dumps(document, indent=1).encode()))
+        files.write_atomically(self.folder / _MANIFEST, memoryview(json.dumps(document, indent=1).encode()))
 
     def identity(self) -> str:
         """Changes whenever a file of the source is added, removed, resized or written to."""
         root = self.source.location
-        files = []
+        found = []
         for path in self.source.files():
             # A missing file is reported when the source is read.
             stat = path.stat() if path.exists() else None
-            files.append((str(path.relative_to(root)), stat and (stat.st_size, stat.st_mtime_ns)))
-        return _sha256_of_json([self.source.kind, str(root), files])
+            found.append((str(path.relative_to(root)), stat and (stat.st_size, stat.st_mtime_ns)))
+        return _sha256_of_json([self.source.kind, str(root), found])
 
     def _array_file(self, split_name: str, part: str) -> Path:
         return self.folder / f"{split_name}-{part}.bin"
@@ -183,22 +185,8 @@ def default_cache_folder(folder: Path) -> Path:
     # The superuser may write anywhere; a folder that its owner has made read-only is left alone all the same.
     if folder.is_dir() and os.access(folder, os.W_OK) and folder.stat().st_mode & 0o222:
         return folder / ".resnet-bench-cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-bench"
+    return files.cache_folder()
 
 
 def _sha256_of_json(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _write_atomically(path: Path, data: memoryview) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

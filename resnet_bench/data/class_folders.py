@@ -1,6 +1,5 @@
 """CIFAR as folders of image files, one folder a class, as torchvision's ImageFolder reads them."""
 
-import difflib
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.names import nearest
 from resnet_bench.data.content import Content, Progress, SplitArrays
 from resnet_bench.data.decode import IMAGE_SUFFIXES, decode_image, strict_decoding
 from resnet_bench.recipe.datasets import DatasetFacts
@@ -125,6 +125,6 @@ def _is_image(name: str) -> bool:
 def _suggestion(names: set[str], official: tuple[str, ...]) -> str:
     """The first misspelt class name with the nearest official one, or nothing."""
     for name in sorted(names - set(official)):
-        if nearest := difflib.get_close_matches(name, official, n=1):
-            return f" ({name} is perhaps {nearest[0]})"
+        if near := nearest(name, official, cutoff=0.6):
+            return f" ({name} is perhaps {near})"
     return ""

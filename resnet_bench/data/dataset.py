@@ -1,6 +1,5 @@
 """A dataset by name: found, decoded, cached, verified."""
 
-import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.names import nearest
 from resnet_bench.data.archive import download_archive, find_archive
 from resnet_bench.data.cache import CacheEntry, CacheMiss, CacheState, DataSource, default_cache_folder
 from resnet_bench.data.class_folders import find_class_folders
@@ -260,8 +260,8 @@ def find_sources(info: DatasetFacts, folder: Path) -> Iterator[DataSource]:
 def _info(name: str) -> DatasetFacts:
     if name in DATASETS:
         return DATASETS[name]
-    nearest = difflib.get_close_matches(name, DATASETS, n=1)
-    suggestion = f"did you mean {nearest[0]}? " if nearest else ""
+    near = nearest(name, DATASETS)
+    suggestion = f"did you mean {near}? " if near else ""
     raise UserError(f"there is no dataset {name!r}: {suggestion}known ones are {', '.join(DATASETS)}")
 
 

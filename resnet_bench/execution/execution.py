@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.machine import cpu_name, usable_cores
+from resnet_bench.base.machine import cpu_name, default_threads
+from resnet_bench.base.text import plural
 from resnet_bench.base.tuning_cache import TuningCache, machine_tuning_cache
 from resnet_bench.execution.choices import Level, Precision, PrecisionChoice
 from resnet_bench.kernels import normalization
@@ -93,7 +94,7 @@ class Execution:
             channels_last=name != "mps" and not is_plain,
             compile=compile,
             deterministic=deterministic,
-            threads=threads or usable_cores(),
+            threads=threads or default_threads(),
             level=level,
             fast_paths=fast_paths,
             # Each compiler and processor rounds in its own way.
@@ -115,7 +116,7 @@ class Execution:
             return torch.cuda.get_device_name(self.device)
         if self.device_type == "mps":
             return f"{platform.processor() or 'Apple'} GPU"
-        return f"{cpu_name()}, {self.threads} thread{'s' if self.threads != 1 else ''}"
+        return f"{cpu_name()}, {plural(self.threads, 'thread')}"
 
     @property
     def memory_format(self) -> torch.memory_format:

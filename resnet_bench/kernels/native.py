@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resnet_bench.base.files import cache_folder
+
 COMPILE_SECONDS = 60
 FLAGS = ("-O3", "-march=native", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-w")
 _log = logging.getLogger(__name__)
@@ -127,7 +129,7 @@ def _lines(path: Path) -> list[str]:
 
 def _cache_folder() -> Path | None:
     """Where compiled kernels are kept; None where others could put theirs in their place."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-bench" / "kernels"
+    folder = cache_folder() / "kernels"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = folder.stat()

@@ -1,6 +1,5 @@
 """The table of networks by name, and what may be said about each in a recipe."""
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -8,6 +7,7 @@ from functools import partial
 from torch import nn
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.names import nearest
 from resnet_bench.models import resnet_he, resnet_projected
 from resnet_bench.models.cifar100_resnet import cifar100_resnet
 from resnet_bench.models.resnet9 import resnet9
@@ -158,8 +158,8 @@ def _no_such_network(name: str, classifier_names: Iterable[str]) -> str:
     torchvision = {classifier: TORCHVISION + classifier for classifier in classifier_names}
     # Where a bare name is in both, the later one counts: it stays on the side of the prefix that was typed.
     full_names = own | torchvision if name.startswith(TORCHVISION) else torchvision | own
-    nearest = difflib.get_close_matches(name.removeprefix(TORCHVISION).lower(), full_names, n=1)
-    suggestion = f"; did you mean {full_names[nearest[0]]}?" if nearest else ""
+    near = nearest(name.removeprefix(TORCHVISION), full_names, cutoff=0.6)
+    suggestion = f"; did you mean {full_names[near]}?" if near else ""
     return (
         f"there is no network {name!r}{suggestion} (there are: {', '.join(NETWORKS)}, "
         f"and {TORCHVISION}NAME for every classifier of torchvision.models)"

@@ -126,7 +126,9 @@ def load_benchmark(name: str, folder: Path | None = None) -> Benchmark:
     searched = search_folders("benchmarks", folder)
     path = find_file(name, searched)
     if path is None:
-        raise UserError(unknown_name("benchmark", name, toml_files(searched)))
+        # Sorted by family, so that of several names that begin alike the one that reproduces an article is suggested.
+        known = [*scan_benchmarks(folder)[0], *toml_files(searched)]
+        raise UserError(unknown_name("benchmark", name, known))
     return load_benchmark_file(path, folder)
 
 

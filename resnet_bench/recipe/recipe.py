@@ -93,8 +93,8 @@ class Recipe(Schema):
 
 
 def recipe_keys() -> list[str]:
-    """Every dotted key that a recipe may have, over all optimizers and schedules."""
-    return sorted(set(dotted_keys(Recipe)))
+    """Every dotted key that a recipe may have, over all optimizers and schedules, in the order of the schema."""
+    return list(dict.fromkeys(dotted_keys(Recipe)))
 
 
 def _inconsistencies(recipe: Recipe) -> Iterable[str]:

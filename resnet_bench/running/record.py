@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.files import write_atomically
 from resnet_bench.data.dataset import Dataset, generate_dataset
 from resnet_bench.execution.execution import Execution
 from resnet_bench.recipe.benchmark import Benchmark
@@ -18,7 +20,6 @@ from resnet_bench.reporting.statistics import Interval, mean_interval
 from resnet_bench.running.run import RunRequest, run
 from resnet_bench.running.stopping import Stop
 from resnet_bench.tracking.environment import code_fingerprint, environment
-from resnet_bench.tracking.journal import write_atomically
 from resnet_bench.tracking.store import Store
 from resnet_bench.training.errors import TrainingError
 from resnet_bench.training.events import EpochEnded, Finished, Started, Steps
@@ -368,7 +369,7 @@ def _attempt(check: Check, claim: Claim, dataset: Dataset, store: Store, seed: i
             elif isinstance(event, Finished):
                 finished = event
     except (TrainingError, RuntimeError) as error:
-        return Attempt(seed, failure=str(error).splitlines()[0])
+        return Attempt(seed, failure=describe_error(error))
     assert finished is not None
     return Attempt(
         seed=seed,

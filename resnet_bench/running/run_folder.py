@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.tracking.journal import write_atomically
+from resnet_bench.base.files import write_atomically
 from resnet_bench.training import checkpoint
 
 STATE_FILE = "run.json"

@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from resnet_bench.base.machine import cpu_name
+
 PACKAGE = "resnet-bench"
 _GIT_TIMEOUT_SECONDS = 10
 DECIDING_CODE = ("data/", "execution/", "kernels/", "models/", "training/", "recipe/settings.py", "recipe/recipe.py")
@@ -30,7 +32,7 @@ def environment() -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "driver": driver,
         "gpu": ", ".join(gpus) or None,
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
@@ -97,15 +99,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
 
 
 def _nvidia() -> tuple[list[str], str | None]:

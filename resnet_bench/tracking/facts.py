@@ -4,17 +4,15 @@ import colorsys
 import getpass
 import hashlib
 import json
-import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from resnet_bench.base.machine import this_process
 from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.tracking.environment import code_fingerprint, code_version, environment, package_version
 from resnet_bench.tracking.experiments import EXPERIMENT
-from resnet_bench.tracking.stale_runs import process_start
 
 PREFIX = "resnet_bench."
 
@@ -115,9 +113,7 @@ class RunDescription:
         tags = {
             "execution": json.dumps(dict(self.execution), sort_keys=True),
             "environment": json.dumps(environment(), sort_keys=True),
-            "host": socket.gethostname(),
-            "pid": str(os.getpid()),
-            "pid_start": process_start(os.getpid()) or "",
+            **this_process(),
         }
         if self.seeds_per_device > 1:
             # Never taken back: times of a run that shared the device for a while are not those of one that had it.

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from resnet_bench.base.files import write_atomically
+
 Record = dict[str, Any]
 Axis = Literal["step", "epoch", "sample"]
 
@@ -229,27 +231,6 @@ def last_steps(entries: Iterable[Entry | Damage]) -> dict[str, int]:
                 last = entry.record["first_step"] + len(series) - 1
                 highest[key] = max(last, highest.get(key, last))
     return highest
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file so that, whatever happens, either the old content or the new is there.
-
-    One process at a time may write a path: what a killed one left half-written, the next one overwrites.
-
-    Raises:
-        OSError: The disk is full or the folder cannot be written; the old content is there.
-    """
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        raise
 
 
 def _payload(line: bytes) -> bytes | None:

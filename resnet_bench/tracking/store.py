@@ -14,11 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
+from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.uris import PORTS, redact, redact_text, sqlite_path
 from resnet_bench.tracking import mlflow_client
 from resnet_bench.tracking.experiments import EXPERIMENTS, experiment_tags
 
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DATABASES = ("sqlite", "postgresql", "postgresql+psycopg", "postgresql+psycopg2", "mysql", "mysql+pymysql", "mssql")
-DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 SERVERS = ("http", "https")
 UI_ADDRESS = "http://127.0.0.1:5000"
 """Where ``make ui`` shows a database."""
@@ -74,14 +75,12 @@ class Store:
         root = os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT")
         if scheme != "sqlite":
             return cls(found, root or str(folder / "mlartifacts"))
-        path = _sqlite_path(found)
+        path = sqlite_path(found)
         if path is None:
-            raise UserError(
-                f"{_without_secrets(found)}: a database in memory keeps no runs; write sqlite:////folder/mlflow.db"
-            )
+            raise UserError(f"{redact(found)}: a database in memory keeps no runs; write sqlite:////folder/mlflow.db")
         if any(sign in str(path) for sign in "?#%"):
             raise UserError(
-                f"{_without_secrets(str(path))}: MLflow cannot open a database whose path has ?, # or % in it; move it"
+                f"{redact(str(path))}: MLflow cannot open a database whose path has ?, # or % in it; move it"
             )
         return cls(_sqlite_uri(path), root or str(path.parent / "mlartifacts"))
 
@@ -90,32 +89,11 @@ class Store:
     @property
     def shown(self) -> str:
         """The URI as it may be printed and logged: without passwords and tokens."""
-        if _sqlite_path(self.uri) is not None:
-            return self.uri
-        scheme, user, password, place = _taken_apart(self.uri)
-        if self.is_server and (user or password):
-            user = "***"
-        elif password:
-            user = f"{user}:***"
-        where, mark, _ = place.partition("?")
-        query = "&".join(
-            f"{name}=***" if _is_secret(name) else f"{name}{is_}{value}" for name, is_, value in _query(self.uri)
-        )
-        return f"{scheme}{f'{user}@' if user else ''}{where}{f'{mark}{query}' if query else ''}"
+        return redact(self.uri)
 
     def hide(self, text: str) -> str:
-        """A text, such as an error of the store, with the passwords of the URI replaced by ``***``."""
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text
-
-    @functools.cached_property
-    def _secrets(self) -> list[str]:
-        _, user, password, _ = _taken_apart(self.uri)
-        values = [value for name, _, value in _query(self.uri) if _is_secret(name)]
-        values.append(password or (user if self.is_server else ""))
-        spellings = {text for value in values for text in (value, unquote(value), quote(unquote(value), safe=""))}
-        return sorted(filter(None, spellings), key=len, reverse=True)
+        """A text, such as an error of the store, with the secrets of the URI replaced by ``***``."""
+        return redact_text(text, self.uri)
 
     @property
     def is_server(self) -> bool:
@@ -125,7 +103,7 @@ class Store:
     @property
     def exists(self) -> bool:
         """Whether there is a store to read: a SQLite file that nobody has made yet holds nothing."""
-        path = _sqlite_path(self.uri)
+        path = sqlite_path(self.uri)
         return path is None or path.exists()
 
     def run_url(self, run_id: str) -> str:
@@ -134,8 +112,8 @@ class Store:
             return f"{self.uri} run {run_id}"
         base = UI_ADDRESS
         if self.is_server:
-            scheme, _, _, place = _taken_apart(self.uri)
-            base = f"{scheme}{place.partition('?')[0].rstrip('/')}"
+            scheme, _, rest = self.uri.partition("://")
+            base = f"{scheme}://{rest.rpartition('@')[2].partition('?')[0].rstrip('/')}"
         return f"{base}/#/runs/{run_id}"
 
     # --- getting ready -----------------------------------------------------------------------------
@@ -147,7 +125,7 @@ class Store:
             UserError: The database cannot be opened, or another version of MLflow made it.
         """
         # MLflow tries a database ten times, for two minutes, before it gives up.
-        if problem := _unreachable_database(self.uri):
+        if not self.is_server and (problem := _unreachable_database(self.uri)):
             raise UserError(f"{self.shown} cannot be opened: {problem}")
         try:
             return mlflow_client.connect(self.uri)
@@ -216,7 +194,7 @@ class Store:
 
     def check(self) -> str | None:
         """Why the store cannot be reached right now, or None when it can; at most a few seconds."""
-        path = _sqlite_path(self.uri)
+        path = sqlite_path(self.uri)
         if path is not None:
             return _check_sqlite(path)
         if self.uri.startswith(("http:", "https:")):
@@ -229,8 +207,7 @@ class Store:
 
     def sentence(self, error: BaseException) -> str:
         """What went wrong in the store, in one line without passwords."""
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return self.hide(lines[0])[:300] if lines else type(error).__name__
+        return describe_error(error, self.uri)
 
     def _upgrade(self, path: Path) -> None:
         revision = _sqlite_revision(path)
@@ -255,7 +232,7 @@ class Store:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[Path | None]:
         """Keep other processes of this machine out while a SQLite file is made; gives its path."""
-        path = _sqlite_path(self.uri)
+        path = sqlite_path(self.uri)
         if path is None:
             # MLflow makes the tables of a database server under a lock of its own.
             yield None
@@ -294,7 +271,7 @@ def network_file_system_notice(path: Path) -> str | None:
 def _refusal(uri: str, scheme: str) -> str:
     if scheme == "file" or "://" not in uri:
         return (
-            f"{_without_secrets(uri)}: MLflow's file store is no longer supported by MLflow itself; "
+            f"{redact(uri)}: MLflow's file store is no longer supported by MLflow itself; "
             "take a database, such as sqlite:////absolute/path/mlflow.db"
         )
     return (
@@ -318,42 +295,8 @@ def _is_well_formed(uri: str) -> bool:
     return uri.isprintable() and "\\" not in uri
 
 
-def _without_secrets(text: str) -> str:
-    """A text that may be a mistyped address, with all before its last @ and all behind its first ? left out."""
-    before, at, after = text.rpartition("@")
-    kept, mark, _ = after.partition("?")
-    return f"{'***' if before else ''}{at}{kept}{f'{mark}***' if mark else ''}"
-
-
-def _taken_apart(uri: str) -> tuple[str, str, str, str]:
-    """``scheme://``, user, password, and the host with all behind it.
-
-    As database drivers read it: a password may hold slashes and signs that the standard does not allow there.
-    """
-    scheme, slashes, rest = uri.partition("://")
-    before, _, place = rest.rpartition("@")
-    user, _, password = before.partition(":")
-    return f"{scheme}{slashes}", user, password, place
-
-
-def _query(uri: str) -> list[tuple[str, str, str]]:
-    query = _taken_apart(uri)[3].partition("?")[2]
-    return [part.partition("=") for part in query.split("&")] if query else []
-
-
-def _is_secret(name: str) -> bool:
-    return any(word in name.lower() for word in ("password", "passwd", "pwd", "token", "secret"))
-
-
 def _sqlite_uri(path: Path) -> str:
     return f"sqlite:///{path.as_posix()}"
-
-
-def _sqlite_path(uri: str) -> Path | None:
-    prefix = "sqlite:///"
-    if not uri.startswith(prefix) or len(uri) == len(prefix) or ":memory:" in uri:
-        return None
-    return Path(uri[len(prefix) :]).absolute()
 
 
 def _sqlite_revision(path: Path) -> str | None:
@@ -384,7 +327,7 @@ def _check_sqlite(path: Path) -> str | None:
 def _unreachable_database(uri: str) -> str | None:
     """Why nothing answers at a database server's address; None where something does, or there is no address."""
     parts = urlsplit(uri)
-    usual = DATABASE_PORTS.get(parts.scheme.partition("+")[0])
+    usual = PORTS.get(parts.scheme.partition("+")[0])
     if not parts.hostname or usual is None:
         return None
     port = parts.port or usual

@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.tracking.journal import Damage, Entry, Record, points, read, write_atomically
+from resnet_bench.base.files import acquire_lock, write_atomically
+from resnet_bench.tracking.journal import Damage, Entry, Record, points, read
 from resnet_bench.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -420,11 +421,9 @@ def lock_shipping(folder: Path) -> FileLock:
     Raises:
         UserError: Another process has it.
     """
-    lock = FileLock(folder / LOCK, thread_local=False)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise UserError(f"{folder}: another process is writing or delivering this run; wait for it to end") from None
+    lock = acquire_lock(folder / LOCK)
+    if lock is None:
+        raise UserError(f"{folder}: another process is writing or delivering this run; wait for it to end")
     return lock
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.training.events import State
 
@@ -73,7 +74,7 @@ def load(path: Path) -> State:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     # It is what was written: what this torch cannot make of it, torch alone knows to say.
     except Exception as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        reason = describe_error(error, limit=200)
         raise UserError(
             f"{path}: torch {written_by} wrote this checkpoint and torch {torch.__version__} cannot read it "
             f"({reason}); go on with the torch that wrote it, or start the run anew"

@@ -132,6 +132,8 @@ class StudyFinished(TaskEvent):
     result: StudyResult
 
 
-WorkEvent = TrialStarted | TrialProgressed | TrialReported | TrialEnded | RetrainingStarted | RetrainingProgressed | Retrained
+WorkEvent = (
+    TrialStarted | TrialProgressed | TrialReported | TrialEnded | RetrainingStarted | RetrainingProgressed | Retrained
+)
 """What a worker tells."""
 StudyEvent = StudyOpened | WorkEvent | SpaceExhausted | StudyFinished

@@ -1,4 +1,4 @@
-"""The end of a study: the best and the source hyperparameters retrained with new seeds, evaluated on the test set once."""
+"""Retrain the best and the source hyperparameters with new seeds and evaluate them once on the test set."""
 
 import contextlib
 from collections.abc import Generator

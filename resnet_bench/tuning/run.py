@@ -96,9 +96,7 @@ def run_study(
     yield StudyFinished(result)
 
 
-def _work(
-    queue: TrialQueue, sync: MlflowSync, context: Context, workers: int
-) -> Generator[StudyEvent, None, None]:
+def _work(queue: TrialQueue, sync: MlflowSync, context: Context, workers: int) -> Generator[StudyEvent, None, None]:
     """Have workers do what is left.
 
     Raises:

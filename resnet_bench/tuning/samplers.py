@@ -13,6 +13,7 @@ import optuna
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
+from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.names import unknown_name
 from resnet_bench.tuning.space import MAX_LISTED_POINTS, Params, combine
@@ -155,7 +156,7 @@ def grid_points(study: Study) -> list[Params]:
         UserError: As for :func:`grid_values`.
     """
     points = combine(study.space, grid_values(study))
-    random.Random(study.seed).shuffle(points)  # noqa: S311 - an order, not a secret  # nosec B311
+    random.Random(study.seed).shuffle(points)  # an order, not a secret  # nosec B311
     return points
 
 
@@ -205,4 +206,4 @@ def _explained(where: str) -> Iterator[None]:
         try:
             yield
         except (TypeError, ValueError) as error:
-            raise UserError(f"{where}.options: {str(error).splitlines()[0]}") from None
+            raise UserError(f"{where}.options: {describe_error(error)}") from None

@@ -14,17 +14,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import optuna
 import sqlalchemy
 from filelock import FileLock, Timeout
 from optuna.storages import BaseStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
+from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
-from resnet_bench.tracking.store import Store, network_file_system_notice
+from resnet_bench.base.uris import PORTS, kind_of, parse, redact, same_place
+from resnet_bench.tracking.store import network_file_system_notice
 
 DEFAULT_FILE = "optuna.db"
 HEARTBEAT_SECONDS = 60
@@ -34,9 +36,7 @@ GRACE_SECONDS = 180
 _LOCK_TIMEOUT_SECONDS = 300
 _BUSY_TIMEOUT_SECONDS = 60
 _CONNECT_TIMEOUT_SECONDS = 5
-_REASON_LENGTH = 300
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
-_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _KINDS = "sqlite:///optuna.db, postgresql://user@host/database, journal:optuna.log or grpc://host:13000"
 _NO_STUDIES = "there are no studies yet; start one with: resnet-bench study run NAME"
 _OPTUNAS_TABLES = frozenset({"studies", "trials"})
@@ -76,7 +76,7 @@ class StudyStorage:
         """
         folder = folder.resolve()
         storage = cls(_absolute(url or f"sqlite:///{DEFAULT_FILE}", folder))
-        if storage._is_database and _same_database(storage.url, tracking_uri):
+        if same_place(storage.url, tracking_uri):
             raise UserError(
                 f"{storage.redacted_url} is MLflow's database, and Optuna cannot share it: both keep a table of the "
                 "same name for their versions; take another with --storage"
@@ -86,7 +86,7 @@ class StudyStorage:
     @property
     def redacted_url(self) -> str:
         """The URL without passwords."""
-        return Store(self.url).shown if self._is_database else self.url
+        return redact(self.url)
 
     @property
     def file(self) -> Path | None:
@@ -105,10 +105,6 @@ class StudyStorage:
     def dashboard(self) -> str | None:
         """The argument for optuna-dashboard; None for a proxy, which it cannot read."""
         return None if self.url.startswith("grpc:") else self.redacted_url.removeprefix("journal:")
-
-    @property
-    def _is_database(self) -> bool:
-        return not self.url.startswith(("journal:", "grpc:"))
 
     def notice(self) -> str | None:
         """Return what a user should know before many trials are written there, or None."""
@@ -178,11 +174,12 @@ class StudyStorage:
         Raises:
             UserError: The sentence.
         """
+        caught = _storage_errors() if kinds is None else kinds
         try:
             yield
         except UserError:
             raise
-        except kinds or _storage_errors() as error:
+        except caught as error:
             if isinstance(error, ImportError):
                 raise UserError(f"{self.redacted_url}: {_missing_package(self.url, error)}") from None
             raise UserError(f"{self.redacted_url} {what}: {self._reason(error)}") from None
@@ -191,11 +188,7 @@ class StudyStorage:
         # Optuna hides the database's own words behind a guess.
         while isinstance(error.__cause__, Exception):
             error = error.__cause__
-        error = getattr(error, "orig", None) or error
-        if isinstance(error, OSError) and error.strerror:
-            return error.strerror
-        lines = str(error).splitlines() or [type(error).__name__]
-        return Store(self.url).hide(lines[0])[:_REASON_LENGTH]
+        return describe_error(getattr(error, "orig", None) or error, self.url)
 
     def _check_owner(self) -> bool:
         """Make sure that what is there is Optuna's; False where nothing is there yet.
@@ -403,8 +396,8 @@ def _connect_proxy(url: str) -> BaseStorage:
     for package in ("grpc", "google"):
         if importlib.util.find_spec(package) is None:
             raise ImportError(name="grpcio")
-    parts = urlsplit(url)
-    proxy = optuna.storages.GrpcStorageProxy(host=parts.hostname or "localhost", port=parts.port or 13000)
+    address = parse(url)
+    proxy = optuna.storages.GrpcStorageProxy(host=address.host or "localhost", port=address.port or 13000)
     proxy.wait_server_ready(timeout=_CONNECT_TIMEOUT_SECONDS)
     return proxy
 
@@ -426,41 +419,21 @@ def _absolute(url: str, folder: Path) -> str:
     scheme, separator, rest = url.partition(":")
     scheme = scheme.lower()
     if not separator or not rest:
-        raise UserError(f"--storage {url}: write a URL, such as {_KINDS}")
+        raise UserError(f"--storage {redact(url)}: write a URL, such as {_KINDS}")
     if scheme == "journal":
         return f"journal:{(folder / rest.removeprefix('//')).resolve()}"
     if scheme == "sqlite":
         path = rest.removeprefix("///")
         if path in ("", "//", ":memory:") or rest == path:
-            raise UserError(f"--storage {url}: a study must outlive this process; write sqlite:///optuna.db")
+            raise UserError(f"--storage {redact(url)}: a study must outlive this process; write sqlite:///optuna.db")
         return f"sqlite:///{(folder / path).resolve()}"
     if scheme == "grpc":
         return url
     if scheme in _DRIVERS:
         return f"{_DRIVERS[scheme]}:{rest}"
-    if scheme.partition("+")[0] in _PORTS:
+    if kind_of(url) in PORTS and kind_of(url) not in ("http", "https"):
         return url
     raise UserError(f"--storage {scheme}:…: Optuna cannot keep a study there; write such as {_KINDS}")
-
-
-def _same_database(left: str, right: str) -> bool:
-    ours, theirs = _identity(left), _identity(right)
-    return ours is not None and ours == theirs
-
-
-def _identity(url: str) -> tuple[Any, ...] | None:
-    """What two URLs of one database share, whatever the driver, the user or the spelling of a path."""
-    try:
-        parts = sqlalchemy.make_url(url)
-    except ArgumentError:
-        return None
-    kind = parts.drivername.partition("+")[0]
-    if kind == "sqlite":
-        return kind, Path(parts.database or "").resolve()
-    if kind not in _PORTS:
-        return None
-    host = parts.host or "localhost"
-    return kind, "localhost" if host == "127.0.0.1" else host, parts.port or _PORTS[kind], parts.database
 
 
 def _missing_package(url: str, error: ImportError) -> str:

@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import optuna
 
@@ -97,7 +96,7 @@ def run_trial(
 
 
 def _repeat(acquired: AcquiredTrial, queue: TrialQueue, context: Context) -> _Result | None:
-    """Return the result of a trial with the same hyperparameters, which another process may be at; None if there is none."""
+    """Return the result of an earlier trial with the same hyperparameters, once it has one; None where none is."""
     while (twin := queue.find_twin(acquired)) is not None:
         if twin.state.is_finished():
             reason = f"the same hyperparameters as trial {twin.number}, so not trained again"

@@ -6,8 +6,6 @@ hyperparameters that were tried before repeats their result, and slots are close
 """
 
 import json
-import os
-import socket
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,9 +17,9 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.machine import exit_reason, is_alive, this_process
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.tracking.stale_runs import process_start
 from resnet_bench.tuning import space
 from resnet_bench.tuning.plan import Plan
 from resnet_bench.tuning.samplers import build_pruner, build_sampler, grid_points
@@ -105,7 +103,7 @@ class TrialQueue:
             self.recover()
             while self.stored.trials(TrialState.WAITING):
                 trial = study.ask()
-                trial.set_user_attr("worker", _this_process())
+                trial.set_user_attr("worker", this_process())
                 surplus = self._why_surplus(trial)
                 if surplus is not None:
                     trial.set_user_attr("surplus", surplus)
@@ -186,7 +184,7 @@ class TrialQueue:
         """Give up the trials that this process still has, because it ends."""
         with self.stored.storage.address.lock():
             for trial in self.stored.trials(TrialState.RUNNING):
-                if trial.user_attrs.get("worker") == _this_process():
+                if trial.user_attrs.get("worker") == this_process():
                     self._fail_and_retry(trial.number)
 
     def recover(self) -> list[int]:
@@ -230,13 +228,9 @@ class TrialQueue:
             started = trial.datetime_start
             age = time.time() - started.timestamp() if started else 0.0
             return address.file is not None or age > address.grace_seconds
-        if worker["host"] != socket.gethostname():
-            return False
-        here = (process_start(os.getpid()) or "").rpartition("/")[0]
-        if worker["pid_start"].rpartition("/")[0] == here:
-            return process_start(int(worker["pid"])) != str(worker["pid_start"])
-        # The same machine, restarted; of a server's clients several may have one name.
-        return address.file is not None and worker["pid_start"].partition("/")[0] != here.partition("/")[0]
+        # Of a server's clients several machines may have one name.
+        one_machine = address.file is not None
+        return exit_reason(worker["host"], int(worker["pid"]), worker["pid_start"], one_machine=one_machine) is not None
 
 
 # --- laying a study out ------------------------------------------------------------------------------
@@ -333,13 +327,6 @@ def _stream_seed(seed: int, process: int) -> int:
     return (seed + process * 0x9E3779B1) % 2**32
 
 
-# --- processes ---------------------------------------------------------------------------------------
-
-
 def _is_alive_here(trial: FrozenTrial) -> bool:
-    worker: dict[str, Any] = trial.user_attrs.get("worker", {})
-    return worker.get("host") == socket.gethostname() and process_start(int(worker["pid"])) == worker["pid_start"]
-
-
-def _this_process() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "pid_start": process_start(os.getpid()) or ""}
+    worker: dict[str, Any] | None = trial.user_attrs.get("worker")
+    return worker is not None and is_alive(int(worker["pid"]), worker["pid_start"], host=worker["host"])

@@ -60,9 +60,7 @@ class StudyWorker:
             finally:
                 queue.interrupt_own()
 
-    def _run_trials(
-        self, queue: TrialQueue, sync: MlflowSync, context: Context
-    ) -> Generator[TrialEvent, None, None]:
+    def _run_trials(self, queue: TrialQueue, sync: MlflowSync, context: Context) -> Generator[TrialEvent, None, None]:
         while True:
             stop_if_asked(context)
             queue.stored.check_source()

@@ -3,10 +3,8 @@
 import io
 from dataclasses import replace
 
-import pytest
 from rich.console import Console
 
-from resnet_bench.base.text import duration, percent
 from resnet_bench.cli.closing import closing_table
 from resnet_bench.cli.live_runs import SuiteDisplay
 from resnet_bench.recipe.benchmark import Benchmark, Source
@@ -16,27 +14,6 @@ from resnet_bench.running.run import RunRequest
 from resnet_bench.running.series import JobFinished
 from resnet_bench.training.events import EpochEnded, Evaluated, Started, Steps
 from tests.training.conftest import PLAIN, tiny_recipe
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.04, "0.0 s"),
-        (8.26, "8.3 s"),
-        (59.96, "1 min 0 s"),
-        (250, "4 min 10 s"),
-        (3599.7, "1 h 0 min"),
-        (7500, "2 h 5 min"),
-        (273600, "3 d 4 h"),
-    ],
-)
-def test_times_are_said_as_a_person_says_them(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-def test_percent_has_two_digits_and_a_dash_for_nothing() -> None:
-    assert percent(0.82871) == "82.87%"
-    assert percent(None) == "–"
 
 
 def request() -> RunRequest:
@@ -65,7 +42,7 @@ def test_a_log_gets_one_line_an_epoch_without_control_characters() -> None:
     lines = output.getvalue().splitlines()
     assert lines == [
         "[1/2] tiny seed 3  starts",
-        "[1/2] tiny seed 3  epoch 1/1: loss 2.5000, accuracy 25.00%, 80 images/s, 0.5 s",
+        "[1/2] tiny seed 3  epoch 1/1: loss 2.5000, accuracy 25.00%, 80 images/s, 500 ms",
         "[1/2] tiny seed 3  failed: it broke",
     ]
 
@@ -113,7 +90,7 @@ def test_the_closing_table_sets_both_accuracies_beside_the_claim() -> None:
     output = io.StringIO()
     Console(file=output, width=140).print(closing_table([done, failed, stopped], ["not judged", "–", "–"]))
     rows = [line.split() for line in output.getvalue().splitlines() if line.strip().startswith("tiny")]
-    assert rows[0] == ["tiny", "3", "1", "25.00%", "20.00%", "82.87%", "not", "judged", "80", "0.5", "s"]
+    assert rows[0] == ["tiny", "3", "1", "25.00%", "20.00%", "82.87%", "not", "judged", "80", "500", "ms"]
     assert "failed" in rows[1]
     assert "interrupted" in rows[2]
 

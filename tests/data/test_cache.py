@@ -225,7 +225,7 @@ def test_every_write_fault_leaves_no_entry_or_a_whole_one(
         assert "cannot be kept" in messages[-2]
         assert state_of(entry) in ("missing", expected.fingerprint)
         assert_equal(load_small(info, folder), expected)
-        assert not list(entry.folder.glob("*.tmp"))
+        assert not list(entry.folder.glob(".*"))
     # Five files, each written, synchronised, renamed, and synchronised with its folder.
     assert number - 1 == 20
 
@@ -300,11 +300,11 @@ def test_source_that_changes_while_it_is_read_is_decoded_again(
 def test_leftovers_of_a_killed_process_are_cleared(info: DatasetFacts, folder: Path, load_small: Load) -> None:
     entry = entry_of(info, folder)
     entry.folder.mkdir(parents=True)
-    (entry.folder / "train-images.bin.tmp").write_bytes(b"half")
+    (entry.folder / ".train-images.bin.unfinished").write_bytes(b"half")
     (entry.folder / "train-images.bin").write_bytes(b"no manifest yet")
     load_small(info, folder)
     assert entry.read()
-    assert not list(entry.folder.glob("*.tmp"))
+    assert not list(entry.folder.glob(".*"))
 
 
 def test_entry_of_another_format_is_built_again(

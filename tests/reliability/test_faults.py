@@ -11,11 +11,12 @@ import torch
 
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.files import write_atomically
 from resnet_bench.data.dataset import Dataset, generate_dataset
 from resnet_bench.recipe.benchmark import Benchmark, Source
 from resnet_bench.recipe.claims import Claim
 from resnet_bench.running.run import RunRequest, run
-from resnet_bench.tracking.journal import Damage, Journal, metrics_record, read, write_atomically
+from resnet_bench.tracking.journal import Damage, Journal, metrics_record, read
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.training import checkpoint

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from resnet_bench.base.files import write_atomically
 from resnet_bench.data.cache import CacheEntry
 from resnet_bench.data.dataset import find_sources, generate_dataset
 from resnet_bench.reporting import files
-from resnet_bench.tracking.journal import Journal, write_atomically
+from resnet_bench.tracking.journal import Journal
 from resnet_bench.training import checkpoint
 from resnet_bench.tuning.plan import load_study_file, plan_study
 from resnet_bench.tuning.storage import StudyStorage

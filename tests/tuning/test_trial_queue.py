@@ -103,7 +103,7 @@ def test_a_trial_that_failed_by_itself_is_not_run_again(ledger: TrialQueue) -> N
 
 def _dead_process() -> dict[str, Any]:
     """What a worker that was killed has written of itself."""
-    code = "import os; from resnet_bench.tracking.orphans import process_start; print(process_start(os.getpid()))"
+    code = "import os; from resnet_bench.base.machine import process_start; print(process_start(os.getpid()))"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     start = process.communicate()[0].strip()
     return {"host": socket.gethostname(), "pid": process.pid, "pid_start": start}

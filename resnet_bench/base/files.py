@@ -1,0 +1,153 @@
+"""Files that are written whole or not at all, locks, and the user's cache folder."""
+
+import contextlib
+import errno
+import functools
+import logging
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import platformdirs
+from filelock import FileLock, Timeout
+
+UNFINISHED = ".unfinished"
+"""How the name of a file ends that is still being written."""
+
+_APP = "resnet-bench"
+_CACHE_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# resnet-bench can make everything in this folder again.\n"
+_log = logging.getLogger(__name__)
+
+
+# --- writing -------------------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, content: bytes | memoryview, *, check: Callable[[Path], object] | None = None) -> None:
+    """Replace a file so that, whatever happens, either the old content or the new is there.
+
+    File and folder are synced. The file keeps its mode; a link keeps its target's place. Only one process at a time
+    may write a path: the next one overwrites what a killed one left.
+
+    Args:
+        path: The file; its folder must exist.
+        content: What it shall hold.
+        check: Called with the new file before it takes the old one's place; what it raises keeps the old one.
+
+    Raises:
+        OSError: The disk is full or the folder cannot be written; the old content is there.
+    """
+    path = path.resolve() if path.is_symlink() else path
+    unfinished = path.with_name(f".{path.name}{UNFINISHED}")
+    try:
+        with unfinished.open("wb") as file:
+            with contextlib.suppress(FileNotFoundError):
+                unfinished.chmod(stat.S_IMODE(path.stat().st_mode))
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if check is not None:
+            check(unfinished)
+        unfinished.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's entries to the disk: a rename survives a power cut only then.
+
+    Raises:
+        OSError: The disk is broken.
+    """
+    if os.name != "posix":
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        # Some file systems cannot sync a folder, and some folders may be written but not read.
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise
+
+
+def acquire_lock(path: Path, *, timeout: float = 0) -> FileLock | None:
+    """Acquire an exclusive lock, which the end of the process releases.
+
+    Args:
+        path: The lock's file; its folder must exist.
+        timeout: Seconds to wait for another holder.
+
+    Returns:
+        The lock, or None where another process or thread holds it.
+
+    Raises:
+        OSError: The file cannot be made.
+    """
+    lock = FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        return None
+    return lock
+
+
+# --- the user's cache ----------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Return the user's folder for what can be made again; it is made and marked where that is possible.
+
+    A user without a home gets a private folder in ``TMPDIR``. A relative ``XDG_CACHE_HOME`` is ignored, as its
+    specification asks.
+    """
+    ensure_home()
+    folder = platformdirs.user_cache_path(_APP, appauthor=False)
+    if not folder.is_absolute():
+        folder = Path.home() / ".cache" / _APP
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    mark_as_cache(folder)
+    return folder
+
+
+def mark_as_cache(folder: Path) -> None:
+    """Tell backups and git to leave a folder out. A folder that cannot be written stays as it is."""
+    for name, text in (("CACHEDIR.TAG", _CACHE_TAG), (".gitignore", "*\n")):
+        with contextlib.suppress(OSError):
+            if not (folder / name).exists():
+                (folder / name).write_text(text, encoding="ascii")
+
+
+def ensure_home() -> None:
+    """Set ``HOME`` for this process and its children where the user has none, because libraries ask for it."""
+    home = Path("~").expanduser if os.environ.get("HOME", "unset") else None
+    try:
+        usable = home is not None and home().is_absolute()
+    except RuntimeError:
+        usable = False
+    if not usable:
+        os.environ["HOME"] = str(_private_folder())
+
+
+@functools.cache
+def _private_folder() -> Path:
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(tempfile.gettempdir()).absolute() / f"{_APP}-home-{user}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        ours = stat.S_ISDIR(found.st_mode) and found.st_uid == user and not found.st_mode & 0o077
+    except OSError:
+        ours = False
+    if not ours:
+        # Another user put something in its place.
+        folder = Path(tempfile.mkdtemp(prefix=f"{_APP}-home-"))
+    _log.warning("this user has no home folder; caches are kept in %s", folder)
+    return folder

@@ -1,0 +1,152 @@
+"""Files that are whole whatever happens, locks, and the cache folder of users of all kinds."""
+
+import errno
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from resnet_bench.base import files
+
+
+def test_write_atomically_keeps_the_mode_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    files.write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_write_atomically_writes_through_a_link(tmp_path: Path) -> None:
+    target = tmp_path / "elsewhere" / "state"
+    target.parent.mkdir()
+    target.write_bytes(b"old")
+    link = tmp_path / "state"
+    link.symlink_to(target)
+    files.write_atomically(link, b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+
+
+def test_write_atomically_syncs_the_file_before_the_rename_and_the_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, calls = tmp_path / "state", []
+    fsync, replace = os.fsync, Path.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        calls.append("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file")  # noqa: PTH112
+        fsync(descriptor)
+
+    def noted_replace(old: Path, new: Path) -> Path:
+        calls.append("rename")
+        return replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    files.write_atomically(path, b"new")
+    assert calls == ["file", "rename", "folder"]
+
+
+@pytest.mark.parametrize("broken", ["fsync", "check"])
+def test_write_atomically_keeps_the_old_content_where_it_fails(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state"
+    path.write_bytes(b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if broken == "fsync":
+        monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        files.write_atomically(path, b"new", check=fail if broken == "check" else None)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_lock_has_one_holder(tmp_path: Path) -> None:
+    lock = files.acquire_lock(tmp_path / "lock")
+    assert lock is not None
+    assert files.acquire_lock(tmp_path / "lock") is None
+    code = "import sys; from resnet_bench.base.files import acquire_lock; print(acquire_lock(sys.argv[1]))"
+    other = subprocess.run([sys.executable, "-c", code, str(tmp_path / "lock")], capture_output=True, text=True)
+    assert other.stdout.strip() == "None", other.stderr
+    lock.release()
+    again = files.acquire_lock(tmp_path / "lock")
+    assert again is not None
+    again.release()
+
+
+def test_the_cache_folder_tells_backups_and_git_to_leave_it_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = files.cache_folder()
+    assert folder == tmp_path / "resnet-bench"
+    assert (folder / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
+    assert (folder / ".gitignore").read_text() == "*\n"
+
+
+def test_a_relative_cache_home_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.chdir(tmp_path)
+    assert files.cache_folder().is_relative_to(tmp_path)
+    assert not (tmp_path / "relative").exists()
+
+
+HOMELESS = """
+import logging, os, pathlib, pwd, sys
+logging.basicConfig(stream=sys.stderr, format="%(message)s")
+def nobody(uid): raise KeyError(uid)
+pwd.getpwuid = nobody
+from resnet_bench.base import files
+one, other = files.cache_folder(), files.cache_folder()
+assert one == other and one.is_dir()
+print(one); print(pathlib.Path.home()); print(oct(pathlib.Path.home().stat().st_mode & 0o777))
+"""
+
+
+@pytest.mark.parametrize("home", [None, ""])
+def test_a_user_without_a_home_gets_a_private_folder_and_is_told_once(home: str | None, tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "XDG_CACHE_HOME")}
+    if home is not None:
+        environment["HOME"] = home
+    done = subprocess.run(
+        [sys.executable, "-c", HOMELESS],
+        env={**environment, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    cache, found, mode = done.stdout.split()
+    assert Path(found).is_relative_to(tmp_path)
+    assert Path(cache).is_relative_to(found)
+    assert mode == "0o700"
+    assert done.stderr.count("no home folder") == 1
+
+
+def test_a_folder_that_somebody_else_prepared_is_not_taken_for_a_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / f"resnet-bench-home-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    files._private_folder.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            folder = files.cache_folder()
+    finally:
+        files._private_folder.cache_clear()
+    assert folder.is_relative_to(tmp_path)
+    assert not list((tmp_path / "elsewhere").iterdir())
