@@ -218,9 +218,14 @@ def combine(space: Mapping[Key, Parameter], values: Mapping[Key, list[Value]]) -
     return points
 
 
-def identity(params: Mapping[Key, Value]) -> frozenset[tuple[Key, bool, Value]]:
-    """Return what equal hyperparameters share, and others do not."""
-    return frozenset((key, isinstance(value, bool), value) for key, value in params.items())
+def identity(params: Mapping[Key, Value]) -> frozenset[tuple[Key, str]]:
+    """Return what equal hyperparameters share and others do not; rounding of the last digits is no difference."""
+    return frozenset((key, _spelled(value)) for key, value in params.items())
+
+
+def _spelled(value: Value) -> str:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:.12g}" if is_number else repr(value)
 
 
 def is_drawn(study: Study, params: Mapping[Key, Value]) -> bool:
