@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from resnet_bench.base.errors import UserError
 from resnet_bench.cli import app
 from resnet_bench.data.cache import CacheEntry
-from resnet_bench.data.dataset import find_sources
+from resnet_bench.data.dataset import find_sources, load
 from resnet_bench.recipe.changes import override
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.running.run_folder import RunFolder, RunIdentity
@@ -172,12 +172,12 @@ def test_flipped_bits_in_the_data_cache_are_never_trained_on(tmp_path: Path) -> 
     info = dataclasses.replace(builders.small_info(), train_size=20, test_size=10)
     builders.write_parquet(tmp_path / "cifar10", info, builders.random_content(info))
 
-    def load() -> str:
+    def fingerprint() -> str:
         dataset = load(info, tmp_path, cache_folder=None, download=False, allow_generated=False, progress=said.append)
         return f"{dataset.fingerprint} {int(dataset.train.images.sum())} {int(dataset.test.labels.sum())}"
 
     said: list[str] = []
-    expected = load()
+    expected = fingerprint()
     entry = CacheEntry.of(next(find_sources(info, tmp_path)), tmp_path / ".resnet-bench-cache")
     random = np.random.default_rng(3)
     files = sorted(path for path in entry.folder.iterdir())
@@ -191,7 +191,7 @@ def test_flipped_bits_in_the_data_cache_are_never_trained_on(tmp_path: Path) -> 
         path.unlink()
         path.write_bytes(data)
         said.clear()
-        assert load() == expected
+        assert fingerprint() == expected
         rebuilt += any("decoding" in text for text in said)
     # A flip in the manifest's white space changes nothing.
     assert rebuilt > 40

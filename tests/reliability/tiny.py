@@ -73,11 +73,11 @@ def speed_up(patch: pytest.MonkeyPatch) -> None:
         folder.mkdir(exist_ok=True)
         torch.save(network.state_dict(), folder / "weights.pt")
 
-    patch.setattr("resnet_bench.measure.estimate.measure_flops_per_second", lambda execution: 1e9)
-    patch.setattr("resnet_bench.measure.estimate.estimate_seconds", lambda recipe, rate: 1.0)
+    patch.setattr("resnet_bench.cli.suite.measure_flops_per_second", lambda execution: 1e9)
+    patch.setattr("resnet_bench.cli.suite.estimate_seconds", lambda recipe, rate: 1.0)
     # A process that has computed with several threads must not be forked: its children would wait for them.
-    patch.setattr("resnet_bench.base.machine.usable_cores", lambda: 1)
-    patch.setattr("resnet_bench.models.of_recipe.check_benchmark", lambda benchmark: None)
-    patch.setattr("resnet_bench.models.size.count_macs", lambda network, shape: 1)
+    patch.setattr("resnet_bench.execution.execution.usable_cores", lambda: 1)
+    patch.setattr("resnet_bench.cli.suite.check_benchmark", lambda benchmark: None)
+    patch.setattr("resnet_bench.models.of_recipe.count_macs", lambda network, shape: 1)
     patch.setattr("resnet_bench.running.pictures.write_confusion_matrix_png", draw_nothing)
     patch.setattr("resnet_bench.tracking.tracker.save_model", save_weights)

@@ -198,7 +198,7 @@ def test_a_run_that_fails_is_an_attempt(official: Dataset, tmp_path: Path, monke
         raise Diverged(3, 0.1, float("nan"))
         yield
 
-    monkeypatch.setattr("resnet_bench.running.run.run", diverge)
+    monkeypatch.setattr("resnet_bench.running.record.run", diverge)
     monkeypatch.setattr("resnet_bench.running.record.warm_up", lambda recipe, execution: 1.0)
     *_, outcome = checked(Check(fast(), CPU, range(2), tmp_path / "runs"), official, tmp_path)
     assert isinstance(outcome, Record)

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from resnet_bench.running import run as running
 from resnet_bench.running.run import RunClosed, RunOpened, run
 from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.training import checkpoint
@@ -225,7 +226,7 @@ def test_checkpoints_are_rarer_where_the_disk_is_slower_than_an_epoch(
 
     monkeypatch.setattr(checkpoint, "save", slowly)
     if writing_seconds == 0:
-        monkeypatch.setattr(run, "CHECKPOINT_INTERVAL_FACTOR", 0.0)
+        monkeypatch.setattr(running, "CHECKPOINT_INTERVAL_FACTOR", 0.0)
     request = request_for(recipe={"training": {"epochs": 4}})
     list(run(request, images, store, runs_folder=runs_folder))
     assert written == epochs_written
@@ -234,7 +235,7 @@ def test_checkpoints_are_rarer_where_the_disk_is_slower_than_an_epoch(
 def test_who_stops_a_run_loses_nothing_though_no_checkpoint_was_due(
     store, images, request_for, runs_folder, monkeypatch
 ) -> None:
-    monkeypatch.setattr(run, "CHECKPOINT_INTERVAL_FACTOR", math.inf)
+    monkeypatch.setattr(running, "CHECKPOINT_INTERVAL_FACTOR", math.inf)
     request = request_for(recipe={"training": {"epochs": 4}})
     generator = run(request, images, store, runs_folder=runs_folder)
     third = until(generator, lambda event: isinstance(event, EpochEnded) and event.epoch == 3)[-1]

@@ -81,10 +81,10 @@ class Trainer:
 @pytest.fixture
 def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forked: None) -> Trainer:
     trainer = Trainer(tmp_path)
-    monkeypatch.setattr("resnet_bench.running.run.run", trainer.run)
-    monkeypatch.setattr("resnet_bench.execution.devices.device_problem", trainer.device_problem)
+    monkeypatch.setattr("resnet_bench.running.series.run", trainer.run)
+    monkeypatch.setattr("resnet_bench.running.series.device_problem", trainer.device_problem)
     # There is no store: looking for dead runs in one takes seconds.
-    monkeypatch.setattr("resnet_bench.tracking.stale_runs.close_stale_runs", lambda store: [])
+    monkeypatch.setattr("resnet_bench.running.series.close_stale_runs", lambda store: [])
     return trainer
 
 
@@ -238,7 +238,7 @@ def test_events_arrive_without_the_training_state(
     def run(*_: Any, **__: Any) -> Iterator[Any]:
         yield steps
 
-    monkeypatch.setattr("resnet_bench.running.run.run", run)
+    monkeypatch.setattr("resnet_bench.running.series.run", run)
     arrived = [event for _, event in train(2, max_parallel=2) if isinstance(event, Steps)]
     assert arrived == [steps, steps]
     with pytest.raises(RuntimeError, match="in another process"):
@@ -281,7 +281,7 @@ def _lose_the_gpu(images: Dataset, request: RunRequest, folder: Path) -> tuple[l
             dataset = replace(dataset, train=replace(dataset.train, labels=labels))
         return run(request, dataset, *rest, **options)
 
-    pytest.MonkeyPatch().setattr("resnet_bench.running.run.run", damaged_run)
+    pytest.MonkeyPatch().setattr("resnet_bench.running.series.run", damaged_run)
     told = train_series(requests, {"cifar10": images}, store, runs_folder=folder, stop=Stop())
     failures = [event.failure for _, event in told if isinstance(event, JobFinished)]
     return failures, device_problem(execution)

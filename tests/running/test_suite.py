@@ -134,7 +134,7 @@ def test_it_says_why_something_runs_again(
     assert why(deterministic=False) == f"{label} determinism differs (deterministic then, not deterministic now)"
     assert why(assignments=one_epoch(**{"optimizer.lr": 0.05})) == f"{label} recipe differs (optimizer.lr)"
     with monkeypatch.context() as patch:
-        patch.setattr("resnet_bench.tracking.environment.code_fingerprint", lambda: "other")
+        patch.setattr("resnet_bench.tracking.facts.code_fingerprint", lambda: "other")
         assert why(precision="bf16") == f"{label} precision differs (fp32 then, bf16 now), code changed"
     next((project / "data" / "cifar10" / "train" / "cat").iterdir()).unlink()
     assert why() == f"{label} images differ"
@@ -154,7 +154,7 @@ def test_a_store_that_does_not_answer_means_no_cache_and_no_failure(
         requests.append(request)
         yield RunOpened(None, "", Path())
 
-    monkeypatch.setattr("resnet_bench.running.run.run", train)
+    monkeypatch.setattr("resnet_bench.running.series.run", train)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     outcome, text = run_suite(tracking="http://ann:t0psecret@127.0.0.1:9", seeds=[0, 1])
     assert len(requests) == 2
@@ -178,7 +178,7 @@ def test_a_failing_run_costs_itself_alone(run_suite: Suite, monkeypatch: pytest.
         if request.seed in errors:
             raise errors[request.seed]
 
-    monkeypatch.setattr("resnet_bench.running.run.run", train)
+    monkeypatch.setattr("resnet_bench.running.series.run", train)
     outcome, text = run_suite(seeds=[0, 1, 2, 3, 4])
     assert [result.failure for result in outcome.results] == [
         "/runs/journal.jsonl: No space left on device",
@@ -212,9 +212,9 @@ def test_a_gpu_that_is_lost_to_the_process_costs_one_run(
             lost_in.add(os.getpid())
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr("resnet_bench.running.run.run", train)
+    monkeypatch.setattr("resnet_bench.running.series.run", train)
     monkeypatch.setattr(
-        "resnet_bench.execution.devices.device_problem", lambda _: "the GPU is lost" if os.getpid() in lost_in else None
+        "resnet_bench.running.series.device_problem", lambda _: "the GPU is lost" if os.getpid() in lost_in else None
     )
     outcome, text = run_suite(seeds=[0, 1, 2])
     assert [result.failure is None for result in outcome.results] == [False, True, True]
@@ -229,8 +229,8 @@ def test_a_gpu_that_no_process_can_use_ends_the_suite_with_a_sentence(
         yield RunOpened(None, "", Path())
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr("resnet_bench.running.run.run", train)
-    monkeypatch.setattr("resnet_bench.execution.devices.device_problem", lambda _: "the GPU takes no more work")
+    monkeypatch.setattr("resnet_bench.running.series.run", train)
+    monkeypatch.setattr("resnet_bench.running.series.device_problem", lambda _: "the GPU takes no more work")
     outcome, text = run_suite(seeds=[0, 1, 2])
     # The second run is the one that a new process was tried for.
     assert [result.request.seed for result in outcome.results] == [0, 1]
