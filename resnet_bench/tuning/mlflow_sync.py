@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.execution.execution import Execution
+from resnet_bench.running.job import Job
+from resnet_bench.running.prepare import facts_of
 from resnet_bench.tracking.experiments import STUDIES_EXPERIMENT
-from resnet_bench.tracking.facts import RunDescription
+from resnet_bench.tracking.facts import PREFIX
 from resnet_bench.tracking.store import Store
 from resnet_bench.tuning.stored_study import StoredStudy, is_interrupted, trained_epochs
 from resnet_bench.tuning.study import Pruner, Sampler
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from optuna.trial import FrozenTrial
 
-PREFIX = "resnet_bench."
 _PAGE = 1000
 _log = logging.getLogger(__name__)
 
@@ -95,21 +96,21 @@ class MlflowSync:
         Raises:
             UserError: The tracking store does not answer.
         """
-        description = _describe(stored, dataset, execution)
+        facts = facts_of(_job(stored), execution, dataset)
         try:
             with stored.storage.address.lock():
                 known = stored.get_attr("mlflow_run_id")
                 client = store.client()
                 if known is None:
                     experiment = store.experiment_id(client, STUDIES_EXPERIMENT)
-                    run = client.create_run(experiment, tags=description.all_tags(), run_name=stored.name)
+                    run = client.create_run(experiment, tags=facts.tags(), run_name=stored.name)
                     known = run.info.run_id
                     for key, value in _params(stored).items():
                         client.log_param(known, key, value)
                     stored.set_attr("mlflow_run_id", known)
                 else:
                     client.update_run(known, status="RUNNING")
-                    for key, value in {**description.process_tags(), **_budget_tag(stored)}.items():
+                    for key, value in {**facts.process_tags(), **_budget_tag(stored)}.items():
                         client.set_tag(known, key, value)
         except UserError:
             raise
@@ -298,30 +299,17 @@ def _budget_tag(stored: StoredStudy) -> dict[str, str]:
     return {f"{PREFIX}budget": json.dumps(stored.definition.budget.model_dump(mode="json", exclude_none=True))}
 
 
-def _describe(stored: StoredStudy, dataset: Dataset, execution: Execution) -> RunDescription:
+def _job(stored: StoredStudy) -> Job:
+    """Describe the study as a job, which no launcher runs, for its parent run to be tracked like other runs."""
     plan, study = stored.plan, stored.definition
     ranges = {key: parameter.model_dump(exclude_defaults=True, mode="json") for key, parameter in study.space.items()}
-    note = (
-        f"**Study {stored.name}** of {plan.benchmark.name}, profile {plan.profile}: {study.budget.trials} trials of "
-        f"{plan.epochs} epochs, scored on a validation split of the training images. Trial 0 runs the source "
-        "hyperparameters. The runs with an arm are the retraining runs of the best and the source hyperparameters, "
-        "with new seeds."
-    )
-    if dataset.generated:
-        note += "\n\nTrained on **generated images**: its numbers say nothing about CIFAR."
-    return RunDescription(
+    return Job(
         benchmark=plan.benchmark,
         recipe=plan.base,
         profile=plan.profile,
         seed=study.seed,
-        execution=execution.asdict(),
-        device_name=execution.device_name,
-        dataset_name=dataset.name,
-        data_source=dataset.source,
-        data_fingerprint=dataset.fingerprint,
-        generated=dataset.generated,
         role="study",
-        run_name=stored.name,
+        name=stored.name,
         experiment=STUDIES_EXPERIMENT,
         tags={
             "study": stored.name,
@@ -330,7 +318,20 @@ def _describe(stored: StoredStudy, dataset: Dataset, execution: Execution) -> Ru
             "search_space": json.dumps(ranges),
             "objectives": json.dumps(list(study.objectives)),
             **_budget_tag(stored),
-            "mlflow.note.content": note,
+            "mlflow.note.content": _note(stored),
             "mlflow.source.name": f"resnet-bench study run {study.name}",
         },
     )
+
+
+def _note(stored: StoredStudy) -> str:
+    plan = stored.plan
+    note = (
+        f"**Study {stored.name}** of {plan.benchmark.name}, profile {plan.profile}: {plan.study.budget.trials} trials "
+        f"of {plan.epochs} epochs, scored on a validation split of the training images. Trial 0 runs the source "
+        "hyperparameters. The runs with an arm are the retraining runs of the best and the source hyperparameters, "
+        "with new seeds."
+    )
+    if stored.get_attr("generated_images"):
+        note += "\n\nTrained on **generated images**: its numbers say nothing about CIFAR."
+    return note

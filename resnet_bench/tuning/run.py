@@ -10,10 +10,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
-from resnet_bench.data.dataset import load_images
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import JobFinished, TaskEvent
-from resnet_bench.running.launchers.launcher import Place, find_launcher
+from resnet_bench.running.launchers.launcher import find_launcher
+from resnet_bench.running.plan import find_places
 from resnet_bench.running.stopping import Stopped
 from resnet_bench.tracking.uploader import flush_all
 from resnet_bench.tuning.artifacts import write_artifacts
@@ -67,7 +67,7 @@ def run_study(
             hyperparameters cannot be trained.
     """
     context = replace(context, run_dir=context.run_dir / "studies" / name)
-    dataset = load_images(plan.base.data.dataset, context.images, progress)
+    dataset = context.open_images(plan.base.data.dataset, progress)
     context.store.prepare()
     with storage.errors_in_words():
         queue = TrialQueue.begin(name, plan, storage.open(), dataset)
@@ -107,7 +107,8 @@ def _work(queue: TrialQueue, sync: MlflowSync, context: Context, workers: int) -
     seconds = stored.definition.budget.wall_seconds
     deadline = None if seconds is None else time.monotonic() + seconds
     tasks = [StudyWorker(stored.name, stored.storage.address, sync.run_id, i, deadline) for i in range(workers)]
-    launcher = find_launcher("inline" if workers == 1 else "processes", places(context.options, workers))
+    places = find_places(context.options, per_device=workers, jobs=workers)
+    launcher = find_launcher("inline" if workers == 1 else "processes", places)
     failures = []
     with contextlib.closing(launcher.run(tasks, context)) as events:
         for _, event in events:

@@ -221,6 +221,8 @@ def _job(acquired: AcquiredTrial, recipe: Recipe, seed: int, queue: TrialQueue, 
             "trial_state": "RUNNING",
             "trial_params": json.dumps(acquired.params, sort_keys=True),
         },
+        # A run that was finished before has no score of each epoch to report.
+        force=True,
         keep_model=False,
     )
 

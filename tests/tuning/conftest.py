@@ -254,3 +254,17 @@ def scripted_training(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
 
 def sgd(lr: float, *, momentum: float = 0.9, nesterov: bool = False) -> dict[str, Any]:
     return {"optimizer.lr": lr, "optimizer.momentum": momentum, "optimizer.nesterov": nesterov}
+
+
+@pytest.fixture(scope="session")
+def done(tmp_path_factory: pytest.TempPathFactory, store: Store) -> TinyStudy:
+    """A finished study whose third trial is the best."""
+    folder = tmp_path_factory.mktemp("done")
+    plan = plan_study(load_study_file(write_tiny(folder, budget="budget = { trials = 5 }")), "smoke")
+    study = tiny_study(plan, "tiny", folder, store)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        script_training(monkeypatch)
+        skip_plots(monkeypatch)
+        study.script(sgd(0.03), sgd(0.0123, momentum=0.0), sgd(1e-4), sgd(0.02))
+        study.events()
+    return study

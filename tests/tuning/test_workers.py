@@ -249,18 +249,47 @@ def test_a_study_on_another_machine_that_is_killed_is_missed_by_its_heartbeat(
     assert study.stored.trial(1).user_attrs["worker"]["host"] == "another-machine"
 
 
-def test_sigterm_ends_a_study_cleanly(tiny_plan: MakePlan, study_of: MakeStudy, study_process: Any) -> None:
-    study = study_of(tiny_plan(training=LONG_TRIALS))
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_signal_ends_a_study_cleanly(
+    number: signal.Signals, workers: int, tiny_plan: MakePlan, study_of: MakeStudy, study_process: Any
+) -> None:
+    study = study_of(tiny_plan(training=LONG_TRIALS), workers=workers)
     process = study_process(study)
     wait_for_training(study, 1)
-    process.terminate()
+    process.send_signal(number)
     assert process.wait(SECONDS_FOR_ANYTHING) == 130
     study.assert_stores_agree()
-    assert study.stored.counts().running == 0
+    counts = study.stored.counts()
+    assert (counts.running, counts.finished + counts.waiting) == (0, 3), "the trial in progress is queued again"
     assert study.parent.info.status == "KILLED"
-    assert study.parent.data.tags["resnet_bench.reason"] == "interrupted by SIGTERM"
+    assert study.parent.data.tags["resnet_bench.reason"] == f"interrupted by {number.name}"
     study.events()
     assert_complete(study, 3)
+
+
+def test_two_workers_run_on_the_images_of_the_studys_recipe(tiny_plan: MakePlan, study_of: MakeStudy) -> None:
+    data = 'data = { dataset = "cifar100", train_images = 60, test_images = 20 }'
+    plan = tiny_plan(budget="budget = { trials = 2 }", retrain="retrain = { seeds = 1 }", data=data)
+    study = study_of(plan, workers=2)
+    study.events()
+    runs = [*study.children("trial"), *study.children("retrain")]
+    assert {run.data.tags["resnet_bench.dataset"] for run in runs} == {"cifar100"}
+    assert {run.data.params["data.dataset"] for run in runs} == {"cifar100"}
+
+
+def test_two_workers_do_not_train_the_same_hyperparameters_twice(tiny_plan: MakePlan, study_of: MakeStudy) -> None:
+    plan = tiny_plan(
+        budget="budget = { trials = 4 }", pruner='pruner = { name = "none" }', retrain="retrain = { seeds = 1 }"
+    )
+    study = study_of(plan, workers=2)
+    study.script({"optimizer.lr": 0.01}, {"optimizer.lr": 0.01}, {"optimizer.lr": 0.01})
+    ended = {event.number: event for event in study.events(TrialEnded)}
+    assert [ended[number].reason for number in (2, 3)] == [
+        "the same hyperparameters as trial 1, so not trained again"
+    ] * 2
+    assert ended[1].values == ended[2].values == ended[3].values
+    assert_complete(study, 4)
 
 
 def test_workers_do_not_outlive_their_parent(tiny_plan: MakePlan, study_of: MakeStudy, study_process: Any) -> None:
