@@ -88,7 +88,7 @@ def test_a_storage_of_another_application_is_refused(invoke: Invoke, verb: str, 
     other = Store.resolve(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path)
     other.prepare()
     names = sorted(tmp_path.iterdir())
-    with pytest.raises(UserError, match="mlflow.db belongs to another application"):
+    with pytest.raises(UserError, match=r"mlflow\.db belongs to another application"):
         invoke(verb, "resnet18-step-decay-cpu", "--storage", "sqlite:///mlflow.db")
     assert sorted(tmp_path.iterdir()) == names
 
