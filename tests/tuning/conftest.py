@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ optimizer.momentum = { type = "categorical", choices = [0.0, 0.9] }
 optimizer.nesterov = { type = "categorical", choices = [false, true] }
 
 [recipe]
+model = { name = "he_resnet20" }
 data = { train_images = 60, test_images = 20 }
 training = { epochs = 3, batch_size = 20 }
 optimizer = { lr = 0.1 }
@@ -88,9 +89,8 @@ class TinyStudy:
 
     def run(self, stop: Stop | None = None) -> Generator[StudyEvent, None, None]:
         """Run it, as an iterator of its events."""
-        context = Context(
-            self.context.store, self.context.run_dir, self.context.images, self.context.options, stop or Stop()
-        )
+        # A stop that was not asked for yet is false.
+        context = self.context if stop is None else replace(self.context, stop=stop)
         return run_study(self.name, self.plan, self.storage, context, workers=self.workers)
 
     def events(self, kind: type | None = None) -> list[Any]:
