@@ -19,3 +19,12 @@ def real_data_folder() -> Path:
     if not folder:
         pytest.skip("set RESNET_BENCH_TEST_DATA to a folder with CIFAR to run this test")
     return Path(folder).resolve()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that makes the golden files anew."""
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="write tests/golden from what the code does now; with -m '' the slow parts too",
+    )

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.core import TyperGroup
 
 from resnet_bench.cli import app
-from resnet_bench.recipe.files import load_all_benchmarks
+from resnet_bench.recipe.files import scan_benchmarks
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "CHANGELOG.md"]
@@ -51,11 +52,14 @@ def test_a_shown_command_exists(page: str, line: str) -> None:
 
 
 def _parse(words: list[str]) -> None:
-    command = typer.main.get_command(app.app)
-    while hasattr(command, "commands"):
+    verb, *words = words
+    assert verb in app.VERBS, f"there is no verb {verb!r}"
+    command = app.load(verb)
+    parent = None
+    if isinstance(command, TyperGroup):
         name, *words = words
-        assert name in command.commands, f"there is no verb {name!r}"
-        command = command.commands[name]
-    context = command.make_context(command.name, list(words))
+        assert name in command.commands, f"there is no verb {verb} {name}"
+        parent, command = typer.Context(command, **command.context_settings), command.commands[name]
+    context = command.make_context(command.name, list(words), parent=parent)
     for name in context.params.get("names") or []:
-        assert name in load_all_benchmarks() or name.startswith("my-"), f"there is no benchmark {name!r}"
+        assert name in scan_benchmarks()[0] or name.startswith("my-"), f"there is no benchmark {name!r}"

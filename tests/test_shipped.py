@@ -12,7 +12,7 @@ import pytest
 from resnet_bench.data.dataset import generate_dataset
 from resnet_bench.execution.execution import Execution
 from resnet_bench.recipe.changes import override
-from resnet_bench.recipe.files import load_all_benchmarks, load_benchmark
+from resnet_bench.recipe.files import load_benchmark, scan_benchmarks
 from resnet_bench.training.events import Evaluated, Finished, Steps
 from resnet_bench.training.loop import train
 
@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", load_all_benchmarks())
+@pytest.mark.parametrize("name", scan_benchmarks()[0])
 def test_every_shipped_benchmark_trains(name: str) -> None:
     """Its smoke profile, cut to a few batches of generated images."""
     recipe = load_benchmark(name).recipe_for("smoke")
@@ -63,14 +63,14 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
     listed = subprocess.run(
-        [sys.executable, "-P", "-m", "resnet_bench.cli.app", "list"],
+        [sys.executable, "-P", "-m", "resnet_bench", "list"],
         cwd=empty,
         env={**os.environ, "PYTHONPATH": str(installed), "COLUMNS": "150"},
         check=True,
         capture_output=True,
         text=True,
     ).stdout
-    assert all(name in listed for name in load_all_benchmarks())
+    assert all(name in listed for name in scan_benchmarks()[0])
     studies = {path.name for path in (installed / "resnet_bench" / "shipped" / "studies").glob("*.toml")}
     assert studies == {path.name for path in (REPOSITORY / "studies").glob("*.toml")}
     templates = {path.name for path in (installed / "resnet_bench" / "reporting" / "templates").iterdir()}

@@ -20,7 +20,7 @@ from typing import Any
 from resnet_bench.data.dataset import Dataset, generate_dataset
 from resnet_bench.execution.choices import Level
 from resnet_bench.execution.execution import Execution
-from resnet_bench.recipe.changes import override
+from resnet_bench.recipe.changes import cut_short
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running import processes
@@ -35,20 +35,6 @@ class Worker:
 
     process: BaseProcess
     connection: Connection
-
-
-def shortened(recipe: Recipe, steps: int) -> Recipe:
-    """The recipe with an epoch of so many steps."""
-    held_out = recipe.data.validation.images if recipe.data.validation else 0
-    changes = {
-        "data.train_images": steps * recipe.training.batch_size + held_out,
-        "data.test_images": 2,
-        "training.train_accuracy": "running",
-        "evaluation.splits": [],
-        "evaluation.test_at_end": True,
-        "evaluation.before_training": False,
-    }
-    return override(recipe, changes)
 
 
 def serve(connection: Connection, images: SharedImages, recipe: Recipe, seed: int, warm_up: int) -> None:
@@ -107,7 +93,7 @@ def measure(
     recipe: Recipe, execution: Execution, max_parallel: list[int], *, warm_up: int, steps: int, repeats: int
 ) -> list[dict[str, Any]]:
     """The rates of each number of processes, all of them taking turns, and their ratios to the first number's."""
-    short = shortened(recipe, warm_up + steps)
+    short = cut_short(recipe, warm_up + steps)
     images = generate_dataset(recipe.data.dataset, train_size=short.data.available_images, test_size=2)
     shared_images = SharedImages({images.name: images})
     workers = [start(shared_images, short, seed, warm_up) for seed in range(max(max_parallel))]

@@ -38,7 +38,8 @@ def closing_table(results: Sequence[RunResult], verdicts: Sequence[str]) -> Tabl
     ):
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]  # literals in a loop
     for result, verdict in zip(results, verdicts, strict=True):
-        claim = next((claim.text for claim in result.request.benchmark.claims if claim.split == "test"), "–")
+        test_claim = result.request.benchmark.test_claim
+        claim = test_claim.text if test_claim else "–"
         table.add_row(
             result.request.benchmark.name,
             str(result.request.seed),

@@ -1,90 +1,108 @@
-"""The verb ``run``: train benchmarks, watch them, and track them in MLflow."""
+"""The verb ``resnet-bench run``."""
 
 import sys
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.cli.perf import LevelOption, ThreadsOption, level_named
-from resnet_bench.cli.screen import (
-    DEFAULT_DATA,
+from resnet_bench.cli.options import (
     DEFAULT_RUNS,
-    FAILED,
-    INTERRUPTED,
-    BenchmarksFolder,
+    BenchmarkDir,
     DataFolder,
+    Deterministic,
     Device,
+    Download,
+    ExecutionMode,
     Precision,
-    RunsFolder,
+    Profile,
+    RunDir,
+    Threads,
     TrackingURI,
+    Yes,
     complete_benchmark,
-    console,
-    precision_named,
-    print_resume_command,
-    profile_named,
+    complete_setting,
+    data_folder,
+    help_text,
+    new_app,
 )
+from resnet_bench.cli.screen import FAILED, INTERRUPTED, console, print_resume_command
+from resnet_bench.recipe.changes import override, parse_assignments
+from resnet_bench.recipe.files import load_benchmark
+from resnet_bench.tracking.store import Store
+
+app = new_app()
 
 
+@app.command(
+    help=help_text(
+        "Train benchmarks and track them in MLflow.",
+        example="run resnet9-onecycle-adam --seeds 3 --profile full",
+        following="report",
+    )
+)
 def run(
-    names: Annotated[list[str], typer.Argument(help="Benchmarks to run.", autocompletion=complete_benchmark)],
-    seed: Annotated[list[int] | None, typer.Option("--seed", min=0, help="A seed; may be given again.")] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Run seeds 0 to N-1.")] = None,
-    seeds_per_device: Annotated[
-        int, typer.Option("--seeds-per-device", metavar="N", min=1, help="Train N seeds at once, each in a process.")
-    ] = 1,
-    profile: Annotated[
-        str | None, typer.Option("--profile", help="full or smoke; else what this machine can do.")
+    names: Annotated[list[str], typer.Argument(help="Names of benchmarks.", autocompletion=complete_benchmark)],
+    seed: Annotated[
+        list[int] | None, typer.Option("--seed", metavar="N", min=0, help="Run this seed; may be repeated.")
     ] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", metavar="N", min=1, help="Run seeds 0 to N-1.")] = None,
+    seeds_per_device: Annotated[
+        int,
+        typer.Option("--seeds-per-device", metavar="N", min=1, help="Train N seeds in parallel, each in a process."),
+    ] = 1,
+    profile: Profile = None,
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key; may be given again.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a recipe key; may be repeated.", autocompletion=complete_setting
+        ),
     ] = None,
     device: Device = "auto",
-    execution: LevelOption = "auto",
+    execution: ExecutionMode = "auto",
     precision: Precision = "auto",
-    threads: ThreadsOption = None,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="The same seed gives the same bits on the same machine.")
-    ] = False,
-    compile: Annotated[bool, typer.Option("--compile", help="Run the network through torch.compile.")] = False,  # noqa: A002
-    data: DataFolder = DEFAULT_DATA,
-    download: Annotated[
-        bool, typer.Option("--download/--offline", help="Whether CIFAR may be downloaded where it is missing.")
-    ] = True,
+    threads: Threads = None,
+    deterministic: Deterministic = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Train with torch.compile.")] = False,  # noqa: A002
+    data: DataFolder = None,
+    download: Download = True,
     tracking: TrackingURI = None,
-    runs: RunsFolder = DEFAULT_RUNS,
-    benchmarks: BenchmarksFolder = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what was interrupted.")] = False,
-    again: Annotated[bool, typer.Option("--again", help="Train anew what is finished already.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a long run.")] = False,
+    run_dir: RunDir = DEFAULT_RUNS,
+    benchmark_dir: BenchmarkDir = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume interrupted runs.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Train finished runs again, from scratch.")] = False,
+    yes: Yes = False,
 ) -> None:
-    """Train benchmarks, watch them, and track them in MLflow.
+    # What does not exist is refused at once; torch takes seconds to import.
+    changes = parse_assignments(assignments or [])
+    for name in names:
+        override(load_benchmark(name, benchmark_dir).recipe, changes, where="--set")
+    folder = data_folder(data)
+    wanted = _seeds(seed, seeds)
+    Store.resolve(tracking, Path.cwd())
 
-    Example: resnet-bench run resnet9-onecycle-adam --seeds 3 --profile full
-
-    Next: resnet-bench report, or resnet-bench ui
-    """
     from resnet_bench.cli import suite
 
     outcome = suite.run_suite(
         suite.SuiteRequest(
             names=names,
-            seeds=_seeds(seed, seeds),
-            profile=profile_named(profile),
-            assignments=_assignments(assignments or []),
+            seeds=wanted,
+            profile=profile,
+            assignments=changes,
             device=device,
-            precision=precision_named(precision),
+            precision=precision,
             deterministic=deterministic,
             compile=compile,
-            data=data,
+            data=folder,
             download=download,
             tracking=tracking,
-            runs=runs,
-            benchmarks=benchmarks,
+            runs=run_dir,
+            benchmarks=benchmark_dir,
             resume=resume,
-            again=again,
+            again=force,
             ask=not yes and sys.stdin.isatty() and console.is_terminal,
-            level=level_named(execution),
+            level=execution,
             threads=threads,
             seeds_per_device=seeds_per_device,
         ),
@@ -103,19 +121,3 @@ def _seeds(seed: list[int] | None, seeds: int | None) -> list[int]:
     if seed and len(set(seed)) != len(seed):
         raise UserError(f"--seed: a seed is given twice in {seed}")
     return seed or list(range(seeds or 1))
-
-
-def _assignments(texts: list[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` texts as a table; a value is read as TOML where it is TOML, else as a string."""
-    import tomllib
-
-    assignments: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"--set {text}: write a key and a value, such as --set optimizer.lr=0.02")
-        try:
-            assignments[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except (tomllib.TOMLDecodeError, RecursionError):
-            assignments[key.strip()] = value.strip()
-    return assignments

@@ -1,84 +1,148 @@
-"""What the modules of verbs share: consoles, exit codes, and options that several verbs have."""
+"""What the verbs print with: consoles, tables that fit, announcements, and exit codes."""
 
 import os
 import shlex
+import shutil
 import sys
-from pathlib import Path
-from typing import Annotated, Literal
+import textwrap
+from collections.abc import Sequence
 
-import typer
-from rich.console import Console
-
-from resnet_bench.base.errors import UserError
-from resnet_bench.recipe.benchmark import PROFILES, ProfileName
-from resnet_bench.recipe.files import scan_benchmarks
+from rich import box
+from rich.console import Console, RenderableType
+from rich.measure import Measurement, measure_renderables
+from rich.table import Table
+from rich.text import Text
 
 FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 
-# A log has no width of its own; 80 columns would fold every table.
-console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 150)
+LOG_WIDTH = 150
+"""Columns where the output is no terminal: a log has no width of its own, and 80 would fold every table."""
+
+
+def _width() -> int | None:
+    """Columns to print in, or None for as many as the terminal has at any time."""
+    given = os.environ.get("COLUMNS", "")
+    if not sys.stdout or not sys.stdout.isatty():
+        return int(given) if given.isdigit() and int(given) else LOG_WIDTH
+    # Rich takes a 0 at its word.
+    return shutil.get_terminal_size().columns if given else None
+
+
+console = Console(width=_width())
 errors = Console(stderr=True)
 
 
-def complete_benchmark(incomplete: str) -> list[str]:
-    """Names of benchmarks that begin like this, for the shell."""
-    return [name for name in scan_benchmarks(None)[0] if name.startswith(incomplete)]
+def echo(text: str, style: str | None = None) -> None:
+    """Print text as it is, whatever brackets are in it, and never fold it: people copy commands and paths."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
-BenchmarkName = Annotated[str, typer.Argument(help="A benchmark's name.", autocompletion=complete_benchmark)]
-BenchmarksFolder = Annotated[
-    Path | None,
-    typer.Option("--benchmarks", metavar="DIR", help="A folder of benchmark files; it comes before the shipped ones."),
-]
-DataFolder = Annotated[
-    Path, typer.Option("--data", metavar="DIR", envvar="RESNET_BENCH_DATA", help="The folder that holds CIFAR.")
-]
-TrackingURI = Annotated[
-    str | None,
-    typer.Option("--tracking", metavar="URI", help="MLflow's store; else MLFLOW_TRACKING_URI, else mlflow.db here."),
-]
-RunsFolder = Annotated[
-    Path, typer.Option("--runs", metavar="DIR", help="Where each run's journal and checkpoints are kept.")
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
-Precision = Annotated[str, typer.Option("--precision", help="auto, fp32, tf32 or bf16.")]
-DEFAULT_DATA = Path("data")
-DEFAULT_RUNS = Path("runs")
+def paragraph(text: str, indent: str = "  ") -> None:
+    """Print text wrapped between words, each line indented."""
+    echo(
+        textwrap.fill(
+            text,
+            width=console.width,
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    )
 
 
-def say(text: str) -> None:
-    """Print text as it is, whatever brackets are in it."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+def print_error(text: str) -> None:
+    """Print one sentence about what is wrong."""
+    errors.print(Text.assemble(("error:", "bold red"), " ", text), highlight=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """Print, beside the output, what a user may want to know."""
+    errors.print(Text.assemble(("note:", "yellow"), " ", text), highlight=False, soft_wrap=True)
+
+
+def announce_generated(dataset: str) -> None:
+    """Warn that a dataset's images are generated."""
+    warning = (
+        "no CIFAR was found; every number below says nothing about the benchmarks. Name the folder that holds CIFAR "
+        "with --data DIR, or type: resnet-bench data prepare"
+    )
+    console.print(Text.assemble((f"{dataset}: GENERATED IMAGES", "bold yellow"), f", {warning}"), soft_wrap=True)
 
 
 def print_resume_command(option: str | None = None) -> None:
-    """Print the command that was typed, with an option that going on takes, for whoever interrupted it."""
+    """Print the command that was typed, with the option that resumes it, for whoever interrupted it."""
     arguments = sys.argv[1:]
     missing = [option] if option is not None and option not in arguments else []
-    say(f"interrupted; go on with: {shlex.join(['resnet-bench', *arguments, *missing])}")
+    echo(f"interrupted; go on with: {shlex.join(['resnet-bench', *arguments, *missing])}")
 
 
-def profile_named(profile: str | None) -> ProfileName | None:
-    """The profile of an option.
+def new_table(*columns: str, right: Sequence[str] = (), title: str | None = None) -> Table:
+    """Make an empty table in the style that all tables share.
 
-    Raises:
-        UserError: There is no such profile.
+    Args:
+        *columns: Headers.
+        right: Headers of the columns that hold numbers.
+        title: A line above the table.
     """
-    if profile is None or profile in PROFILES:
-        return profile
-    raise UserError(f"--profile {profile}: there is no such profile; write full or smoke")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        title=Text(title) if title else None,
+        title_justify="left",
+    )
+    for column in columns:
+        table.add_column(Text(column), justify="right" if column in right else "left", overflow="fold")
+    return table
 
 
-def precision_named(precision: str) -> Literal["auto", "fp32", "tf32", "bf16"]:
-    """The precision of an option.
+def print_table(table: Table, to: Console | None = None) -> None:
+    """Print a table so that every word and every column can be read, however narrow the terminal is.
 
-    Raises:
-        UserError: There is no such precision.
+    Cells wrap between words only. Where even that needs more columns than there are, each row becomes lines of
+    header and value.
     """
-    choices: tuple[Literal["auto", "fp32", "tf32", "bf16"], ...] = ("auto", "fp32", "tf32", "bf16")
-    for choice in choices:
-        if precision == choice:
-            return choice
-    raise UserError(f"--precision {precision}: there is no such precision; write auto, fp32, tf32 or bf16")
+    to = to or console
+    # Measured without a limit; a table that is limited hides what it needs.
+    options = to.options.update(width=100_000)
+    needs = [measure_renderables(to, options, [column.header, *column.cells]) for column in table.columns]
+    whole = Measurement.get(to, options, table)
+    between = whole.maximum - sum(need.maximum for need in needs)
+    widths = _shares([(need.minimum, need.maximum) for need in needs], to.width - between)
+    if widths is None:
+        _print_rows(table, to)
+        return
+    for column, width in zip(table.columns, widths, strict=True):
+        column.width = width
+    to.print(table)
+
+
+def _shares(needs: Sequence[tuple[int, int]], room: int) -> list[int] | None:
+    """Share columns of the screen among those of a table, the narrowest first; None where there are too few."""
+    widths = [least for least, _ in needs]
+    if sum(widths) > room:
+        return None
+    for _ in range(room - sum(widths)):
+        hungry = [place for place, (_, most) in enumerate(needs) if widths[place] < most]
+        if not hungry:
+            break
+        widths[min(hungry, key=lambda place: widths[place])] += 1
+    return widths
+
+
+def _print_rows(table: Table, to: Console) -> None:
+    texts = [[_text(cell, to) for cell in (column.header, *column.cells)] for column in table.columns]
+    label = max(text.cell_len for text, *_ in texts) + 2
+    if table.title:
+        to.print(table.title, style="bold")
+    for row in range(table.row_count):
+        to.print()
+        for header, *cells in texts:
+            to.print(Text.assemble(header.plain.ljust(label), cells[row]), highlight=False, soft_wrap=True)
+
+
+def _text(cell: RenderableType, to: Console) -> Text:
+    return cell if isinstance(cell, Text) else to.render_str(str(cell))

@@ -8,38 +8,48 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.markup import escape
 from rich.prompt import Confirm
-from rich.table import Table
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import duration, percent, plural, setting
+from resnet_bench.cli.options import (
+    DEFAULT_RUNS,
+    BenchmarkDir,
+    DataFolder,
+    Deterministic,
+    Device,
+    Download,
+    Precision,
+    Profile,
+    RunDir,
+    Storage,
+    StudyDir,
+    StudyName,
+    TrackingURI,
+    Yes,
+    data_folder,
+    help_text,
+    new_app,
+)
 from resnet_bench.cli.screen import (
     BAD_INPUT,
-    DEFAULT_DATA,
-    DEFAULT_RUNS,
     INTERRUPTED,
-    BenchmarksFolder,
-    DataFolder,
-    Device,
-    Precision,
-    RunsFolder,
-    TrackingURI,
+    announce_generated,
     console,
-    errors,
-    precision_named,
+    echo,
+    new_table,
+    print_error,
     print_resume_command,
-    profile_named,
-    say,
+    print_table,
 )
 from resnet_bench.recipe.benchmark import PROFILES, ProfileName
 from resnet_bench.recipe.changes import short_names
-from resnet_bench.recipe.files import find_file, search_folders, toml_files
+from resnet_bench.recipe.files import find_file, search_folders
 
 if TYPE_CHECKING:
-    from resnet_bench.data.dataset import Dataset
     from resnet_bench.running.context import Context
+    from resnet_bench.tracking.store import Store
     from resnet_bench.tuning.plan import Plan
     from resnet_bench.tuning.results import StudyResult
     from resnet_bench.tuning.storage import StudyStorage
@@ -48,51 +58,26 @@ if TYPE_CHECKING:
 
 LONG_STUDY_SECONDS = 1800.0
 
-study_app = typer.Typer(help="Tune a benchmark with Optuna and compare with its source.", no_args_is_help=True)
-
-
-def _complete_study(incomplete: str) -> list[str]:
-    return [name for name in toml_files(search_folders("studies")) if name.startswith(incomplete)]
-
-
-Name = Annotated[str, typer.Argument(help="A study's name.", autocompletion=_complete_study)]
-StudyFolder = Annotated[
-    Path | None,
-    typer.Option("--study-dir", metavar="DIR", help="Look for study files in this folder before the shipped ones."),
-]
-OldStudyFolder = Annotated[Path | None, typer.Option("--studies", metavar="DIR", hidden=True)]
-Storage = Annotated[
-    str | None,
-    typer.Option(
-        "--storage",
-        metavar="URL",
-        help="Optuna's storage: sqlite:///FILE, postgresql://…, journal:FILE, grpc://HOST:PORT; else optuna.db here.",
-    ),
-]
-Profile = Annotated[
-    str | None, typer.Option("--profile", help="full or smoke; else what fits this machine and the study.")
-]
+app = new_app("Tune a benchmark with Optuna.")
 
 
 # --- looking ---------------------------------------------------------------------------------------
 
 
-@study_app.command("list")
-def list_studies(study_dir: StudyFolder = None, studies: OldStudyFolder = None) -> None:
-    """List the studies: benchmark, searched keys, budget, sampler and pruner.
-
-    Example: resnet-bench study list
-
-    Next: resnet-bench study show resnet18-step-decay-cpu
-    """
+@app.command(
+    "list",
+    help=help_text(
+        "List the studies: benchmark, searched keys, budget, sampler and pruner.",
+        example="study list",
+        following="study show resnet18-step-decay-cpu",
+    ),
+)
+def list_studies(study_dir: StudyDir = None) -> None:
     from resnet_bench.tuning.plan import scan_studies
 
-    found, problems = scan_studies(study_dir or studies)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    # Never wrap names: users copy and paste them.
-    table.add_column("study", no_wrap=True)
-    for column in ("benchmark", "made for", "searches", "trials", "epochs", "sampler", "pruner"):
-        table.add_column(column, justify="right" if column in ("trials", "epochs") else "left", overflow="fold")
+    found, problems = scan_studies(study_dir)
+    columns = ("study", "benchmark", "made for", "searches", "trials", "epochs", "sampler", "pruner")
+    table = new_table(*columns, right=("trials", "epochs"))
     for study in found.values():
         table.add_row(
             study.name,
@@ -104,38 +89,37 @@ def list_studies(study_dir: StudyFolder = None, studies: OldStudyFolder = None) 
             study.sampler.name,
             study.pruner.name,
         )
-    console.print(table)
+    print_table(table)
     for problem in problems.values():
-        errors.print(f"[bold red]error:[/] {escape(problem)}", highlight=False, soft_wrap=True)
+        print_error(problem)
     if problems:
         raise typer.Exit(BAD_INPUT)
 
 
-@study_app.command()
+@app.command(
+    help=help_text(
+        "Show a study: what it searches, its budget, and its trials so far.",
+        example="study show resnet18-step-decay-cpu",
+        following="study run resnet18-step-decay-cpu",
+    ),
+)
 def show(
-    name: Name,
+    name: StudyName,
     profile: Profile = None,
     storage: Storage = None,
     tracking: TrackingURI = None,
-    study_dir: StudyFolder = None,
-    studies: OldStudyFolder = None,
-    benchmarks: BenchmarksFolder = None,
+    study_dir: StudyDir = None,
+    benchmark_dir: BenchmarkDir = None,
 ) -> None:
-    """Show a study: what it searches, its budget, and its trials where it was begun.
-
-    Example: resnet-bench study show resnet18-step-decay-cpu
-
-    Next: resnet-bench study run resnet18-step-decay-cpu
-    """
     from resnet_bench.tuning.plan import load_study, plan_study
     from resnet_bench.tuning.stored_study import StoredStudy, study_names
 
-    asked, folder, address = profile_named(profile), study_dir or studies, _storage(storage, tracking)
+    address = _storage(storage, tracking)
     opened = address.read() if address.exists else None
     begun = [] if opened is None else study_names(opened)
-    if name not in begun or _is_file(name, folder):
-        _print_plan(plan_study(load_study(name, folder), asked or "full", benchmarks=benchmarks))
-    for found in _candidates(name, asked):
+    if name not in begun or _is_file(name, study_dir):
+        _print_plan(plan_study(load_study(name, study_dir), profile or "full", benchmarks=benchmark_dir))
+    for found in _candidates(name, profile):
         if opened is not None and found in begun:
             _print_trials(StoredStudy.read(found, opened))
 
@@ -151,12 +135,10 @@ def _print_plan(plan: "Plan") -> None:
     console.print(f"[bold]{study.name}[/], profile {plan.profile}: tunes {plan.benchmark.name}", highlight=False)
     if study.notes:
         console.print(f"  {escape(study.notes)}", highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="Search space", title_justify="left")
-    for column in ("key", "values", "source"):
-        table.add_column(column, overflow="fold")
+    table = new_table("key", "values", "source", title="Search space")
     for key, parameter in study.space.items():
-        table.add_row(key, escape(parameter.describe()), str(source.get(key, "–")))
-    console.print(table)
+        table.add_row(key, escape(parameter.describe()), setting(source.get(key)))
+    print_table(table)
     trial = trial_recipe(study, plan.base, source)
     final = retraining_recipe(study, plan.base, source)
     validation = trial.data.validation
@@ -170,7 +152,7 @@ def _print_plan(plan: "Plan") -> None:
         f"sampler: {_with_options(study.sampler)}",
         f"pruner: {_with_options(study.pruner)}",
     ):
-        console.print(f"  {line}", highlight=False, markup=False)
+        echo(f"  {line}")
 
 
 def _with_options(named: "Sampler | Pruner") -> str:
@@ -184,9 +166,8 @@ def _print_trials(stored: "StoredStudy") -> None:
 
     counts, best = stored.counts(), stored.best_trial()
     keys = list(stored.definition.space)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Trials of {stored.name}", title_justify="left")
-    for column in ("trial", *short_names(keys).values(), "epochs", "score", "state", "why"):
-        table.add_column(column, justify="left" if column in ("state", "why") else "right", overflow="fold")
+    numbers = ("trial", *short_names(keys).values(), "epochs", "score")
+    table = new_table(*numbers, "state", "why", right=numbers, title=f"Trials of {stored.name}")
     for trial in stored.trials():
         if trial.state.name == "WAITING" or "surplus" in trial.user_attrs:
             continue
@@ -194,84 +175,82 @@ def _print_trials(stored: "StoredStudy") -> None:
         state = "interrupted" if is_interrupted(trial) else trial.state.name.lower()
         table.add_row(
             f"{mark}{trial.number}",
-            *(setting(trial.params[key]) if key in trial.params else "–" for key in keys),
+            *(setting(trial.params.get(key)) for key in keys),
             str(trial.last_step or "–"),
-            percent(trial.values[0]) if trial.values else "–",
+            percent(trial.values[0] if trial.values else None),
             state + (" (source)" if is_source(trial) else ""),
             escape(str(trial.user_attrs.get("reason", ""))),
         )
-    console.print(table)
-    say(f"{counts.finished} of {counts.wanted} trials are finished, {counts.pruned} pruned, {counts.failed} failed")
+    print_table(table)
+    echo(f"{counts.finished} of {counts.wanted} trials are finished, {counts.pruned} pruned, {counts.failed} failed")
     _print_exhausted(stored.definition.budget.trials, counts.wanted)
 
 
 def _print_exhausted(budget: int, wanted: int) -> None:
     if wanted < budget:
-        say(f"every point of the search space was tried: {wanted} trials of {budget}")
+        echo(f"every point of the search space was tried: {wanted} trials of {budget}")
 
 
 # --- running ---------------------------------------------------------------------------------------
 
 
-@study_app.command()
+@app.command(
+    help=help_text(
+        "Run or resume a study, and compare its best hyperparameters with the source's on the test set.",
+        example="study run resnet18-step-decay-cpu --data ~/cifar",
+        following="study best resnet18-step-decay-cpu",
+    ),
+)
 def run(
-    name: Name,
+    name: StudyName,
     profile: Profile = None,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Share the work among processes, one per GPU.")] = 1,
-    trials: Annotated[int | None, typer.Option("--trials", min=1, help="Override the number of trials.")] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="N", min=1, help="Processes that share the trials, one per GPU.")
+    ] = 1,
+    trials: Annotated[int | None, typer.Option("--trials", metavar="N", min=1, help="Run N trials in all.")] = None,
     study_name: Annotated[
-        str | None, typer.Option("--study-name", help="Name it so in the storage; a study of that name is resumed.")
+        str | None,
+        typer.Option("--study-name", metavar="NAME", help="Name in the storage; a study of that name is resumed."),
     ] = None,
-    old_name: Annotated[str | None, typer.Option("--name", hidden=True)] = None,
     storage: Storage = None,
     device: Device = "auto",
     precision: Precision = "auto",
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Get the same bits from the same seed on the same machine.")
-    ] = False,
-    data: DataFolder = DEFAULT_DATA,
-    download: Annotated[
-        bool, typer.Option("--download/--offline", help="Download CIFAR where it is missing, or never.")
-    ] = True,
+    deterministic: Deterministic = False,
+    data: DataFolder = None,
+    download: Download = True,
     tracking: TrackingURI = None,
-    runs: RunsFolder = DEFAULT_RUNS,
-    study_dir: StudyFolder = None,
-    studies: OldStudyFolder = None,
-    benchmarks: BenchmarksFolder = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before a long study.")] = False,
+    run_dir: RunDir = DEFAULT_RUNS,
+    study_dir: StudyDir = None,
+    benchmark_dir: BenchmarkDir = None,
+    yes: Yes = False,
 ) -> None:
-    """Run a study, or resume it, and compare its best hyperparameters with the source's on the test set.
-
-    Example: resnet-bench study run resnet18-step-decay-cpu --data ~/cifar
-
-    Next: resnet-bench study best resnet18-step-decay-cpu
-    """
-    from resnet_bench.data.dataset import ImageLocation
-    from resnet_bench.execution.options import ExecutionOptions
-    from resnet_bench.running.context import Context
     from resnet_bench.tracking.store import Store
     from resnet_bench.tuning.plan import load_study
 
-    asked = profile_named(profile)
-    context = Context(
-        store=Store.resolve(tracking, Path.cwd()),
-        run_dir=runs.resolve(),
-        images=ImageLocation(data, download=download, allow_generated=asked != "full"),
-        options=ExecutionOptions(
-            device=device, precision=precision_named(precision), deterministic=deterministic, autotune=False
-        ),
-    )
+    folder = data_folder(data)
+    study = load_study(name, study_dir)
+    store = Store.resolve(tracking, Path.cwd())
     address = _storage(storage, tracking)
-    study = load_study(name, study_dir or studies)
-    plan, why = _plan(study, asked, context, benchmarks, trials)
-    name = study_name or old_name or _storage_name(study.name, plan.profile)
-    dataset = context.open_images(plan.base.data.dataset, say)
-    seconds = _announce(name, plan, why, dataset, address, context, workers)
+
+    # Torch is imported when the verb is called, so that help, completion and mistakes are quick.
+    from resnet_bench.data.dataset import ImageLocation
+    from resnet_bench.execution.options import ExecutionOptions
+    from resnet_bench.running.context import Context
+
+    context = Context(
+        store,
+        run_dir.resolve(),
+        ImageLocation(folder, download=download, allow_generated=profile != "full"),
+        ExecutionOptions(device=device, precision=precision, deterministic=deterministic, autotune=False),
+    )
+    plan, why = _plan(study, profile, context, benchmark_dir, trials)
+    stored_name = study_name or _storage_name(study.name, plan.profile)
+    seconds = _announce(stored_name, plan, why, address, context, workers)
     ask = not yes and sys.stdin.isatty() and console.is_terminal
     if ask and seconds > LONG_STUDY_SECONDS and not Confirm.ask("Continue?", console=console, default=True):
         raise UserError("nothing was started")
-    _get_ready(context)
-    result = _watch(name, plan, address, context, workers)
+    _get_ready(store)
+    result = _watch(stored_name, plan, address, context, workers)
     if result is None:
         print_resume_command()
         raise typer.Exit(INTERRUPTED)
@@ -293,33 +272,28 @@ def _plan(
     if "smoke" not in study.profiles:
         return full, "the study has no other"
     # Each profile names its images itself.
-    if context.open_images(full.base.data.dataset, say).generated:
+    if context.open_images(full.base.data.dataset, echo).generated:
         return in_profile("smoke"), "there is no real CIFAR here; resnet-bench data prepare fetches it"
     if study.made_for == "gpu" and context.options.resolve().device_type == "cpu":
         return in_profile("smoke"), "the study is sized for a GPU, and there is none; --profile full runs it anyway"
     return full, f"the study is made for a {study.made_for.upper()}"
 
 
-def _announce(
-    name: str, plan: "Plan", why: str, dataset: "Dataset", address: "StudyStorage", context: "Context", workers: int
-) -> float:
+def _announce(name: str, plan: "Plan", why: str, address: "StudyStorage", context: "Context", workers: int) -> float:
     """Print what will run, why, on what, and for how long; return the seconds."""
+    dataset = context.open_images(plan.base.data.dataset, echo)
     execution = context.options.resolve()
     seconds = _estimate(plan, context) / workers
-    say(f"study {name} in the {plan.profile} profile: {why}.")
-    say(f"on {execution.device_name} ({execution.describe()}), {plural(workers, 'worker')}")
+    echo(f"study {name} in the {plan.profile} profile: {why}.")
+    echo(f"on {execution.device_name} ({execution.describe()}), {plural(workers, 'worker')}")
     if dataset.generated:
-        console.print(
-            f"[bold yellow]{dataset.name}: GENERATED IMAGES[/], no CIFAR was found; every number below says nothing "
-            "about the benchmarks. Put CIFAR into the data folder (--data DIR), or: resnet-bench data prepare",
-            highlight=False,
-        )
+        announce_generated(dataset.name)
     else:
-        say(f"{dataset.name} from {dataset.source} at {dataset.location}")
-    say(f"trials in {address.redacted_url}, runs in {context.store.shown}")
+        echo(f"{dataset.name} from {dataset.source} at {dataset.location}")
+    echo(f"trials in {address.redacted_url}, runs in {context.store.shown}")
     if notice := address.notice():
         console.print(f"[yellow]{escape(notice)}[/]", highlight=False)
-    say(f"about {duration(seconds)} in all, less what is pruned or done already\n")
+    echo(f"about {duration(seconds)} in all, less what is pruned or done already\n")
     return seconds
 
 
@@ -337,10 +311,9 @@ def _estimate(plan: "Plan", context: "Context") -> float:
     return trials * trial_seconds + 2 * study.retrain.seeds * final_seconds
 
 
-def _get_ready(context: "Context") -> None:
+def _get_ready(store: "Store") -> None:
     from resnet_bench.tracking.stale_runs import close_stale_runs
 
-    store = context.store
     if store.is_server and (problem := store.check()):
         raise UserError(f"{store.shown}: a study needs its tracking store to begin: {problem}")
     store.prepare()
@@ -364,7 +337,7 @@ def _watch(name: str, plan: "Plan", address: "StudyStorage", context: "Context",
     result = None
     try:
         with stop_on_signals() as stop, LiveStudy(console, progress, list(study.space)).shown() as live:
-            for event in run_study(name, plan, address, replace(context, stop=stop), workers=workers, progress=say):
+            for event in run_study(name, plan, address, replace(context, stop=stop), workers=workers, progress=echo):
                 live.take(event)
                 if isinstance(event, StudyFinished):
                     result = event.result
@@ -380,23 +353,22 @@ def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage") 
     _print_best(result)
     _print_exhausted(plan.study.budget.trials, result.counts.wanted)
     if not result.importances:
-        say("too few complete trials, or too alike, to tell how important each hyperparameter is")
+        echo("too few complete trials, or too alike, to tell how important each hyperparameter is")
     for key, value in result.importances.items():
         console.print(f"  importance of {key}: {value:.0%}", highlight=False)
     console.print(f"\n[bold]{escape(comparison_text(result.comparison))}[/]", highlight=False, soft_wrap=True)
     for failure in result.comparison.failures if result.comparison is not None else ():
-        say(f"  {failure}")
-    say(f"\nMLflow: {result.url} (resnet-bench ui)")
+        echo(f"  {failure}")
+    echo(f"\nMLflow: {result.url} (resnet-bench ui)")
     if address.dashboard is not None:
-        say(f"Optuna: optuna-dashboard {address.dashboard}")
-    say("report: resnet-bench report")
-    say(f"next: resnet-bench study best {result.name}; resnet-bench study export {result.name}")
+        echo(f"Optuna: optuna-dashboard {address.dashboard}")
+    echo("report: resnet-bench report")
+    echo(f"next: resnet-bench study best {result.name}; resnet-bench study export {result.name}")
 
 
 def _print_best(result: "StudyResult") -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Best of {result.name}", title_justify="left")
-    for column in ("", f"trial {result.best_number}", "source"):
-        table.add_column(column, justify="left" if not column else "right", overflow="fold")
+    numbers = (f"trial {result.best_number}", "source")
+    table = new_table("", *numbers, right=numbers, title=f"Best of {result.name}")
     for key in dict.fromkeys([*result.best_settings, *result.source_settings]):
         best, source = result.best_settings.get(key), result.source_settings.get(key)
         table.add_row(
@@ -405,59 +377,61 @@ def _print_best(result: "StudyResult") -> None:
             setting(source),
         )
     table.add_row("validation accuracy", percent(result.best_validation), percent(result.source_validation))
-    console.print(table)
+    print_table(table)
 
 
 # --- taking the result away ------------------------------------------------------------------------
 
 
-@study_app.command()
-def best(name: Name, profile: Profile = None, storage: Storage = None, tracking: TrackingURI = None) -> None:
-    """Print the tuned recipe of a study and the tuning gain.
-
-    Example: resnet-bench study best resnet18-step-decay-cpu
-
-    Next: resnet-bench study export resnet18-step-decay-cpu
-    """
+@app.command(
+    help=help_text(
+        "Print the tuned recipe of a study and the tuning gain.",
+        example="study best resnet18-step-decay-cpu",
+        following="study export resnet18-step-decay-cpu",
+    ),
+)
+def best(name: StudyName, profile: Profile = None, storage: Storage = None, tracking: TrackingURI = None) -> None:
     from resnet_bench.tuning.export import budget_text, comparison_text, recipe_text
 
-    stored = _find(name, profile_named(profile), _storage(storage, tracking))
+    stored = _find(name, profile, _storage(storage, tracking))
     result = _result(stored)
     _print_best(result)
-    say(f"{budget_text(stored)}; {comparison_text(result.comparison)}\n")
+    echo(f"{budget_text(stored)}; {comparison_text(result.comparison)}\n")
     console.print(recipe_text(stored, result), highlight=False, markup=False, soft_wrap=True)
 
 
-@study_app.command()
+@app.command(
+    help=help_text(
+        "Write the tuned recipe as a benchmark file that extends the original.",
+        example="study export resnet18-step-decay-cpu",
+        following="run resnet18-step-decay-tuned",
+    ),
+)
 def export(
-    name: Name,
+    name: StudyName,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write this file; else benchmarks/BENCHMARK-tuned.toml."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="File to write; benchmarks/BENCHMARK-tuned.toml by default."
+        ),
     ] = None,
     profile: Profile = None,
     storage: Storage = None,
     tracking: TrackingURI = None,
-    benchmarks: BenchmarksFolder = None,
+    benchmark_dir: BenchmarkDir = None,
 ) -> None:
-    """Write the tuned recipe as a benchmark file that extends the original.
-
-    Example: resnet-bench study export resnet18-step-decay-cpu --output benchmarks/resnet18-step-decay-tuned.toml
-
-    Next: resnet-bench run resnet18-step-decay-tuned
-    """
     from resnet_bench.tuning.export import export as write
 
-    stored = _find(name, profile_named(profile), _storage(storage, tracking))
+    stored = _find(name, profile, _storage(storage, tracking))
     path = output or Path("benchmarks") / f"{stored.plan.benchmark.name}-tuned.toml"
-    write(stored, _result(stored), path, benchmarks)
+    write(stored, _result(stored), path, benchmark_dir)
     if stored.plan.profile != "full" or stored.get_attr("generated_images"):
         console.print(
             "[bold yellow]this is not a result[/]: it comes from the smoke profile or generated images, and its file "
             "says so",
             highlight=False,
         )
-    say(f"wrote {path}; run it with: resnet-bench run {shlex.quote(str(path))}")
+    echo(f"wrote {path}; run it with: resnet-bench run {shlex.quote(str(path))}")
 
 
 def _storage(url: str | None, tracking: str | None) -> "StudyStorage":

@@ -23,7 +23,6 @@ from resnet_bench.measure.estimate import estimate_seconds, measure_flops_per_se
 from resnet_bench.models.of_recipe import check_benchmark
 from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.changes import override
-from resnet_bench.recipe.claims import Claim
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.reporting.statistics import verdict
 from resnet_bench.running import processes
@@ -251,7 +250,7 @@ def _announce(
     if cached := len(plan) - len(left):
         what = "All of them were" if not left else f"{cached} of them {'were' if cached > 1 else 'was'}"
         console.print(
-            f"{what} finished before with the same recipe, images, execution and code (--again trains anew); "
+            f"{what} finished before with the same recipe, images, execution and code (--force trains them again); "
             f"{len(left)} left to train.",
             highlight=False,
             soft_wrap=True,
@@ -361,7 +360,7 @@ def _own_recipes(results: Sequence[RunResult], datasets: Mapping[str, Dataset]) 
     """What a recipe of our own reached in full, beside the article that reaches for the same."""
     sentences = []
     for result in results:
-        request, claim = result.request, _test_claim(result)
+        request, claim = result.request, result.request.benchmark.test_claim
         compared = request.benchmark.source.compares_with
         judged = request.profile == "full" and not datasets[request.recipe.data.dataset].generated
         if compared is None or claim is None or not judged or result.train_seconds is None:
@@ -373,7 +372,7 @@ def _own_recipes(results: Sequence[RunResult], datasets: Mapping[str, Dataset]) 
         if not accuracies:
             continue
         article = load_benchmark(compared)
-        theirs = next((claim for claim in article.claims if claim.split == "test"), None)
+        theirs = article.test_claim
         said = ""
         if theirs is not None:
             time = f" in {duration(theirs.wall_seconds)}" if theirs.wall_seconds else ""
@@ -389,23 +388,19 @@ def _label(request: RunRequest) -> str:
     return f"{request.benchmark.name} seed {request.seed}"
 
 
-def _test_claim(result: RunResult) -> Claim | None:
-    return next((claim for claim in result.request.benchmark.claims if claim.split == "test"), None)
-
-
 def _verdicts(
     results: Sequence[RunResult], datasets: Mapping[str, Dataset], changed: Sequence[str]
 ) -> list[tuple[str, str]]:
     """A word and a reason for each result; seeds of one benchmark are judged together."""
     curves: dict[str, list[dict[int, float]]] = defaultdict(list)
     for result in results:
-        claim = _test_claim(result)
+        claim = result.request.benchmark.test_claim
         if claim is not None and result.failure is None and (accuracies := result.accuracies(claim.metric)):
             percents = {epoch: 100 * value for epoch, value in accuracies.items()}
             curves[result.request.benchmark.name].append(percents)
     verdicts = []
     for result in results:
-        claim = _test_claim(result)
+        claim = result.request.benchmark.test_claim
         if (
             claim is None
             or result.failure is not None

@@ -6,7 +6,7 @@ import io
 import pickle  # only behind a checksum, and with an unpickler that imports nothing  # nosec B403
 import socket
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,23 +23,94 @@ _DOWNLOAD_TIMEOUT_SECONDS = 30
 
 
 @dataclass(frozen=True)
+class ArchiveFacts:
+    """The published Python archive of a dataset; checksums and file names are those that torchvision uses.
+
+    Attributes:
+        url: Address of the archive.
+        md5: Checksum of the archive that torchvision states.
+        sha256: SHA-256 of the same file, as Keras and TensorFlow Datasets state it.
+        folder: The folder inside the archive.
+        train_batches: Pickled training batches inside that folder, each with its MD5.
+        test_batches: The same for the test images.
+        meta_batch: The pickled list of class names, with its MD5.
+        meta_key: Key of the class names in `meta_batch`.
+        label_key: Key of the labels in a batch.
+    """
+
+    url: str
+    md5: str
+    sha256: str
+    folder: str
+    train_batches: tuple[tuple[str, str], ...]
+    test_batches: tuple[tuple[str, str], ...]
+    meta_batch: tuple[str, str]
+    meta_key: str
+    label_key: str
+
+    @property
+    def filename(self) -> str:
+        """File name of the archive, the last part of its address."""
+        return self.url.rpartition("/")[2]
+
+    @property
+    def batches(self) -> tuple[tuple[str, str], ...]:
+        """Every file that is read, with its MD5."""
+        return (*self.train_batches, *self.test_batches, self.meta_batch)
+
+
+ARCHIVES: Mapping[str, ArchiveFacts] = {
+    "cifar10": ArchiveFacts(
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        md5="c58f30108f718f92721af3b95e74349a",
+        sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+        folder="cifar-10-batches-py",
+        train_batches=(
+            ("data_batch_1", "c99cafc152244af753f735de768cd75f"),
+            ("data_batch_2", "d4bba439e000b95fd0a9bffe97cbabec"),
+            ("data_batch_3", "54ebc095f3ab1f0389bbae665268c751"),
+            ("data_batch_4", "634d18415352ddfa80567beed471001a"),
+            ("data_batch_5", "482c414d41f54cd18b22e5b47cb7c3cb"),
+        ),
+        test_batches=(("test_batch", "40351d587109b95175f43aff81a1287e"),),
+        meta_batch=("batches.meta", "5ff9c542aee3614f3951f8cda6e48888"),
+        meta_key="label_names",
+        label_key="labels",
+    ),
+    "cifar100": ArchiveFacts(
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        md5="eb9058c3a382ffc7106e4002c42a8d85",
+        sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+        folder="cifar-100-python",
+        train_batches=(("train", "16019d7e3df5f24257cddd939b257f8d"),),
+        test_batches=(("test", "f0ef6b0ae62326f3e7ffdfab6717acfc"),),
+        meta_batch=("meta", "7973b15100ade9c7d40fb424638fde48"),
+        meta_key="fine_label_names",
+        label_key="fine_labels",
+    ),
+}
+
+
+@dataclass(frozen=True)
 class ArchiveSource:
     """The archive itself, or the folder that was extracted from it.
 
     Attributes:
         info: The dataset.
         location: The archive file, or the extracted folder.
+        archive: The published archive.
     """
 
     info: DatasetFacts
     location: Path
+    archive: ArchiveFacts
     kind = "torchvision archive"
 
     def files(self) -> list[Path]:
         """Every file that is read."""
         if self.location.is_file():
             return [self.location]
-        return [self.location / name for name, _ in _batches(self.info)]
+        return [self.location / name for name, _ in self.archive.batches]
 
     def read(self, progress: Progress) -> Content:
         """Verifies all checksums, then unpickles with nothing allowed but what the batches hold.
@@ -50,16 +121,16 @@ class ArchiveSource:
         progress(f"verifying and reading {self.location}")
         read = self._read_packed if self.location.is_file() else self._read_extracted
         batches = {name: _unpickle(data, f"{name} of {self.location}") for name, data in read().items()}
-        self._check_class_names(batches[self.info.meta_batch[0]])
+        self._check_class_names(batches[self.archive.meta_batch[0]])
         return Content(
-            self._split("train", [batches[name] for name, _ in self.info.train_batches]),
-            self._split("test", [batches[name] for name, _ in self.info.test_batches]),
+            self._split("train", [batches[name] for name, _ in self.archive.train_batches]),
+            self._split("test", [batches[name] for name, _ in self.archive.test_batches]),
         )
 
     def _read_packed(self) -> dict[str, bytes]:
         """The batches' bytes, without writing a file."""
         with self.location.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != self.info.archive_sha256:
+            if hashlib.file_digest(file, "sha256").hexdigest() != self.archive.sha256:
                 raise UserError(
                     f"{self.location} is not the published archive (its SHA-256 differs): delete it and download "
                     "it again with: resnet-bench data prepare"
@@ -72,7 +143,7 @@ class ArchiveSource:
                 raise UserError(f"{self.location} cannot be unpacked ({error})") from error
 
     def _members(self, archive: tarfile.TarFile) -> dict[str, bytes]:
-        checksums = dict(_batches(self.info))
+        checksums = dict(self.archive.batches)
         found: dict[str, bytes] = {}
         for member in archive:
             path = PurePosixPath(member.name)
@@ -80,17 +151,17 @@ class ArchiveSource:
             if path.is_absolute() or ".." in path.parts or not (member.isreg() or member.isdir()):
                 raise UserError(f"{self.location} holds {member.name!r}, which no archive of CIFAR does")
             file = archive.extractfile(member)
-            if file is not None and str(path.parent) == self.info.archive_folder and path.name in checksums:
+            if file is not None and str(path.parent) == self.archive.folder and path.name in checksums:
                 found[path.name] = file.read()
         for name, checksum in checksums.items():
             if name not in found:
-                raise UserError(f"{self.location} lacks {self.info.archive_folder}/{name}")
+                raise UserError(f"{self.location} lacks {self.archive.folder}/{name}")
             _check_md5(found[name], checksum, f"{name} of {self.location}")
         return found
 
     def _read_extracted(self) -> dict[str, bytes]:
         found: dict[str, bytes] = {}
-        for name, checksum in _batches(self.info):
+        for name, checksum in self.archive.batches:
             path = self.location / name
             if not path.is_file():
                 raise UserError(
@@ -102,7 +173,7 @@ class ArchiveSource:
         return found
 
     def _check_class_names(self, meta: dict[str, Any]) -> None:
-        if tuple(meta.get(self.info.meta_key, ())) != self.info.class_names:
+        if tuple(meta.get(self.archive.meta_key, ())) != self.info.class_names:
             raise UserError(f"{self.location} names other classes than those of {self.info.name}")
 
     def _split(self, split_name: str, batches: list[dict[str, Any]]) -> SplitArrays:
@@ -110,7 +181,7 @@ class ArchiveSource:
         images = []
         labels = []
         for batch in batches:
-            pixels, batch_labels = batch.get("data"), np.asarray(batch.get(self.info.label_key))
+            pixels, batch_labels = batch.get("data"), np.asarray(batch.get(self.archive.label_key))
             if (
                 not isinstance(pixels, np.ndarray)
                 or pixels.dtype != np.uint8
@@ -132,24 +203,27 @@ class ArchiveSource:
         return split
 
 
-def find_archive(info: DatasetFacts, folder: Path) -> ArchiveSource | None:
+def find_archive(info: DatasetFacts, folder: Path, archive: ArchiveFacts | None = None) -> ArchiveSource | None:
     """The archive of a dataset in a folder or in its subfolder of the dataset's name.
 
     An extracted folder with all its files comes before the packed archive, as in torchvision.
     """
+    archive = archive or ARCHIVES.get(info.name)
+    if archive is None:
+        return None
     incomplete = None
     for root in (folder, folder / info.name):
-        extracted = ArchiveSource(info, root / info.archive_folder)
+        extracted = ArchiveSource(info, root / archive.folder, archive)
         if extracted.location.is_dir():
             if all(path.is_file() for path in extracted.files()):
                 return extracted
             incomplete = extracted
-        if (root / info.archive_filename).is_file():
-            return ArchiveSource(info, root / info.archive_filename)
+        if (root / archive.filename).is_file():
+            return ArchiveSource(info, root / archive.filename, archive)
     return incomplete
 
 
-def download_archive(info: DatasetFacts, folder: Path, progress: Progress) -> None:
+def download_archive(archive: ArchiveFacts, folder: Path, progress: Progress) -> None:
     """Downloads the archive into a folder through torchvision, which shows a progress bar.
 
     The file appears under its name when it is whole and verified. Of several processes one downloads.
@@ -159,21 +233,21 @@ def download_archive(info: DatasetFacts, folder: Path, progress: Progress) -> No
     """
     from torchvision.datasets.utils import check_integrity, download_url
 
-    archive = folder / info.archive_filename
-    partial = archive.with_name(f"{archive.name}.part")
+    file = folder / archive.filename
+    partial = file.with_name(f"{file.name}.part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(archive.with_name(f".{archive.name}.lock")), _socket_timeout(_DOWNLOAD_TIMEOUT_SECONDS):
-            if check_integrity(archive, info.archive_md5):
+        with FileLock(file.with_name(f".{file.name}.lock")), _socket_timeout(_DOWNLOAD_TIMEOUT_SECONDS):
+            if check_integrity(file, archive.md5):
                 return
-            progress(f"downloading {info.archive_url} to {archive}")
+            progress(f"downloading {archive.url} to {file}")
             try:
-                download_url(info.archive_url, folder, partial.name, info.archive_md5)
-                partial.replace(archive)
+                download_url(archive.url, folder, partial.name, archive.md5)
+                partial.replace(file)
             finally:
                 partial.unlink(missing_ok=True)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
-        raise UserError(f"{info.archive_url} could not be downloaded to {folder} ({error})") from error
+        raise UserError(f"{archive.url} could not be downloaded to {folder} ({error})") from error
 
 
 @contextmanager
@@ -185,10 +259,6 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _batches(info: DatasetFacts) -> tuple[tuple[str, str], ...]:
-    return (*info.train_batches, *info.test_batches, info.meta_batch)
 
 
 def _check_md5(data: bytes, expected: str, where: str) -> None:

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.names import nearest
-from resnet_bench.data.archive import download_archive, find_archive
+from resnet_bench.data.archive import ARCHIVES, ArchiveFacts, download_archive, find_archive
 from resnet_bench.data.cache import CacheEntry, CacheMiss, CacheState, DataSource, default_cache_folder
 from resnet_bench.data.class_folders import find_class_folders
 from resnet_bench.data.content import Content, Progress, SplitArrays, fingerprint, in_canonical_order
@@ -193,15 +193,17 @@ def load(
     download: bool,
     allow_generated: bool,
     progress: Progress,
+    archive: ArchiveFacts | None = None,
 ) -> Dataset:
     """`load` for a dataset that need not be in `DATASETS`."""
     folder = folder.expanduser().resolve()
-    source = next(find_sources(info, folder), None)
+    source = next(find_sources(info, folder, archive), None)
     failure = ""
-    if source is None and download:
+    archive = archive or ARCHIVES.get(info.name)
+    if source is None and download and archive is not None:
         try:
-            download_archive(info, folder, progress)
-            source = find_archive(info, folder)
+            download_archive(archive, folder, progress)
+            source = find_archive(info, folder, archive)
         except UserError as error:
             failure = f"{error}; "
     if source is not None:
@@ -248,10 +250,12 @@ def generate_dataset(name: str, *, train_size: int = 4096, test_size: int = 1024
     return _generated(_info(name), train_size, test_size, seed)
 
 
-def find_sources(info: DatasetFacts, folder: Path) -> Iterator[DataSource]:
+def find_sources(info: DatasetFacts, folder: Path, archive: ArchiveFacts | None = None) -> Iterator[DataSource]:
     """Every source of a dataset under a folder, in the order in which they are preferred."""
-    finders: tuple[Callable[[DatasetFacts, Path], DataSource | None], ...]
-    finders = (find_archive, find_parquet, find_class_folders)
+    found = find_archive(info, folder, archive)
+    if found is not None:
+        yield found
+    finders: tuple[Callable[[DatasetFacts, Path], DataSource | None], ...] = (find_parquet, find_class_folders)
     for find in finders:
         if source := find(info, folder):
             yield source
@@ -366,7 +370,7 @@ def _status(info: DatasetFacts, folder: Path, cache_folder: Path) -> DataStatus:
 
 def _how_to_get(info: DatasetFacts) -> str:
     return (
-        f"put {info.archive_filename} there, or Parquet files ({info.name}/train-*.parquet and "
+        f"put {ARCHIVES[info.name].filename} there, or Parquet files ({info.name}/train-*.parquet and "
         f"{info.name}/test-*.parquet), or class folders ({info.name}/train/<class>/*.png and "
         f"{info.name}/test/<class>/*.png), name the folder that has them with --data DIR, or download them with: "
         "resnet-bench data prepare"

@@ -14,6 +14,7 @@ from resnet_bench.data.decode import decode_image, strict_decoding
 from resnet_bench.recipe.datasets import DatasetFacts
 
 _IMAGE_COLUMNS = ("img", "image")
+_LABEL_COLUMNS = {"cifar100": "fine_label"}
 _ROWS_AT_ONCE = 1000
 _ROWS_BETWEEN_MESSAGES = 10_000
 
@@ -30,6 +31,11 @@ class ParquetSource:
     info: DatasetFacts
     location: Path
     kind = "parquet"
+
+    @property
+    def label_column(self) -> str:
+        """Name of the label column in the hub's files."""
+        return _LABEL_COLUMNS.get(self.info.name, "label")
 
     def files(self) -> list[Path]:
         """Every file that is read."""
@@ -64,12 +70,12 @@ class ParquetSource:
     def _rows(self, shard: Path) -> Iterator[tuple[bytes, int, str]]:
         """Encoded image, label and a description of the place, row by row."""
         with _open(shard) as file:
-            image_column = _image_column(file, self.info, shard)
+            image_column = self._image_column(file, shard)
             row = 0
             try:
-                for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[image_column, self.info.label_column]):
+                for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[image_column, self.label_column]):
                     encoded = batch.column(image_column).field("bytes").to_pylist()
-                    labels = batch.column(self.info.label_column).to_pylist()
+                    labels = batch.column(self.label_column).to_pylist()
                     for image_bytes, label in zip(encoded, labels, strict=True):
                         where = f"row {row} of {shard}"
                         if not isinstance(image_bytes, bytes):
@@ -84,6 +90,19 @@ class ParquetSource:
             except (OSError, pyarrow.ArrowException) as error:
                 raise UserError(f"{shard} is damaged after row {row} ({error})") from error
 
+    def _image_column(self, file: pyarrow.parquet.ParquetFile, path: Path) -> str:
+        schema = file.schema_arrow
+        for name in _IMAGE_COLUMNS:
+            if name not in schema.names or self.label_column not in schema.names:
+                continue
+            column = schema.field(name).type
+            if pyarrow.types.is_struct(column) and column.get_field_index("bytes") >= 0:
+                return name
+        raise UserError(
+            f"{path} has the columns {', '.join(schema.names)}, and {self.info.name} needs img (or image) with the "
+            f"field bytes, and {self.label_column}"
+        )
+
 
 def find_parquet(info: DatasetFacts, folder: Path) -> ParquetSource | None:
     """The Parquet files of a dataset: in its folder, one of the hub's subfolders, or the given folder itself."""
@@ -95,7 +114,7 @@ def find_parquet(info: DatasetFacts, folder: Path) -> ParquetSource | None:
     source = ParquetSource(info, folder)
     files = source.files()
     # The name of a folder of unknown origin says nothing, but the label column tells the datasets apart.
-    if files and info.label_column in _open(files[0]).schema_arrow.names:
+    if files and source.label_column in _open(files[0]).schema_arrow.names:
         return source
     return None
 
@@ -106,17 +125,3 @@ def _open(path: Path) -> pyarrow.parquet.ParquetFile:
     # A name of a column that is no UTF-8 is no error to Arrow itself.
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise UserError(f"{path} is not a readable Parquet file ({error})") from error
-
-
-def _image_column(file: pyarrow.parquet.ParquetFile, info: DatasetFacts, path: Path) -> str:
-    schema = file.schema_arrow
-    for name in _IMAGE_COLUMNS:
-        if name not in schema.names or info.label_column not in schema.names:
-            continue
-        column = schema.field(name).type
-        if pyarrow.types.is_struct(column) and column.get_field_index("bytes") >= 0:
-            return name
-    raise UserError(
-        f"{path} has the columns {', '.join(schema.names)}, and {info.name} needs img (or image) with the field "
-        f"bytes, and {info.label_column}"
-    )

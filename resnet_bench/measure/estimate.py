@@ -11,40 +11,30 @@ from resnet_bench.models.of_recipe import recipe_macs
 from resnet_bench.recipe.recipe import Recipe
 
 TRAINING_COST = 3
-"""A training step costs about three forward passes: forward, and backward for data and for weights."""
+"""Forward passes that a training step costs: forward, input gradient, weight gradient."""
 
 SUSTAINED_SHARE = 0.5
-"""Of the rate of one large convolution, what a whole network sustains; within a factor of two on the machines tried."""
+"""Fraction of the rate of one large convolution that a whole model sustains, within a factor of two."""
 
 
 def forward_passes(recipe: Recipe) -> float:
-    """Images times forward passes that a run of a recipe costs, training counted threefold."""
-    evaluation, training, data = recipe.evaluation, recipe.training, recipe.data
-    sizes = {"validation": data.validation.images if data.validation else 0, "test": data.num_test}
-    passes_a_split = 1 if evaluation.mode == "eval" else 2
-    evaluations = -(-training.epochs // evaluation.every) + evaluation.before_training
-    evaluated = evaluations * sum(sizes[split] for split in evaluation.splits)
-    if evaluation.test_at_end and "test" not in evaluation.splits:
-        evaluated += data.num_test
-    separate = data.num_train * training.epochs if training.train_accuracy == "separate_pass" else 0
-    return (
-        TRAINING_COST * data.num_train * training.epochs * recipe.relative_pixels
-        + passes_a_split * evaluated
-        + separate
-    )
+    """Count the images of all forward passes of a run; one of a training step counts as `TRAINING_COST`."""
+    trained = recipe.num_images("train") * recipe.training.epochs
+    # Unless the source evaluates in eval mode, the standard accuracy takes another pass.
+    passes_per_evaluation = 1 if recipe.evaluation.mode == "eval" else 2
+    evaluated = sum(len(recipe.evaluations(split)) * recipe.num_images(split) for split in ("validation", "test"))
+    separate = trained if recipe.training.train_accuracy == "separate_pass" else 0
+    return TRAINING_COST * trained * recipe.relative_pixels + passes_per_evaluation * evaluated + separate
 
 
 def estimate_seconds(recipe: Recipe, flops_per_second: float) -> float:
-    """About how long a run takes; a factor of two either way is to be expected."""
+    """Estimate the seconds of a run, within a factor of two."""
     return 2 * recipe_macs(recipe) * forward_passes(recipe) / (flops_per_second * SUSTAINED_SHARE)
 
 
 @functools.cache
 def measure_flops_per_second(execution: Execution) -> float:
-    """Rate of a 3×3 convolution of 128 channels, forward and backward, in floating-point operations a second.
-
-    Measured once a process and execution.
-    """
+    """Measure the FLOP/s of a 3×3 convolution of 128 channels, forward and backward, once per process and execution."""
     batch, channels, size = 64, 128, 16
     with execution.applied():
         device = torch.device(execution.device)

@@ -20,7 +20,7 @@ from resnet_bench.measure.peaks import Clock, peak_bandwidth, peak_flops
 from resnet_bench.measure.stages import Stages, time_stages
 from resnet_bench.models.of_recipe import recipe_macs
 from resnet_bench.recipe.benchmark import Benchmark
-from resnet_bench.recipe.changes import override
+from resnet_bench.recipe.changes import cut_short, override
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.training.events import Started, Steps
 from resnet_bench.training.loop import train
@@ -207,20 +207,9 @@ def _time_ours(recipe: Recipe, execution: Execution, dataset: Dataset, steps: in
     at once, an epoch is warm-up and the next one is measured, with what an epoch begins with.
     """
     every_step = execution.device_type == "cpu" and not execution.graphs
-    held_out = recipe.data.validation.images if recipe.data.validation else 0
-    images = min((steps + every_step) * recipe.training.batch_size + held_out, recipe.data.available_images)
-    changes = {
-        "data.train_images": images,
-        "data.test_images": 2,
-        "training.train_accuracy": "running",
-        # The loop wants something to evaluate; it is stopped before it comes to that.
-        "evaluation.splits": [],
-        "evaluation.test_at_end": True,
-        "evaluation.before_training": False,
-    }
+    short = cut_short(recipe, steps + every_step)
     if recipe.training.epochs == 1 and not every_step:
-        changes["training.epochs"] = 2
-    short = override(recipe, changes)
+        short = override(short, {"training.epochs": 2})
     warm_up = 1 if every_step else short.steps_per_epoch
     end = short.steps_per_epoch if every_step else 2 * short.steps_per_epoch
     begun = time.perf_counter()

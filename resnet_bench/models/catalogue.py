@@ -15,6 +15,7 @@ from resnet_bench.models.resnet18_3x3 import resnet18_3x3
 from resnet_bench.models.resnet34_biased import resnet34_biased
 from resnet_bench.models.speedrun import ACTIVATIONS, speedrun
 from resnet_bench.models.whitening import whitened
+from resnet_bench.recipe.settings import Whitening
 
 Options = Mapping[str, bool | int | float | str]
 
@@ -107,16 +108,8 @@ def validate(name: str, options: Options | None = None) -> None:
             raise UserError(f"the option {option} of the network {name} is {known[option].description}, not {value!r}")
 
 
-@dataclass(frozen=True)
-class WhiteningLayer:
-    """The shape of a whitening layer before the network (see `whitened`)."""
-
-    kernel_size: int = 2
-    padding: int = 0
-
-
 def build(
-    name: str, *, num_classes: int, options: Options | None = None, whitening: WhiteningLayer | None = None
+    name: str, *, num_classes: int, options: Options | None = None, whitening: Whitening | None = None
 ) -> nn.Module:
     """Build a network, its weights drawn from torch's global random generator.
 
@@ -125,7 +118,7 @@ def build(
         num_classes: Outputs of the last layer.
         options: Options of the network: `dropout` for `resnet9` and `cifar100_resnet`, `pretrained` for
             torchvision's.
-        whitening: Put a whitening layer of this shape before it, to be fitted to images.
+        whitening: Put a whitening layer of this kernel size and padding in front, still to be fitted to images.
 
     Returns:
         A network that maps images `[N, 3, H, W]` to logits `[N, num_classes]`, in training mode.

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.models.catalogue import WhiteningLayer, build
+from resnet_bench.models.catalogue import TORCHVISION, build, validate
 from resnet_bench.models.size import count_macs
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.recipe import Recipe
@@ -23,10 +23,9 @@ def build_network(recipe: Recipe, *, pretrained: bool = True) -> nn.Module:
     Raises:
         UserError: There is no such network, or it does not take what the recipe says of it.
     """
-    whitening = recipe.model.whitening
-    layer = WhiteningLayer(whitening.kernel_size, whitening.padding) if whitening is not None else None
-    options = {key: value for key, value in recipe.model.options.items() if pretrained or key != "pretrained"}
-    return build(recipe.model.name, num_classes=recipe.num_outputs, options=options, whitening=layer)
+    model = recipe.model
+    options = {key: value for key, value in model.options.items() if pretrained or key != "pretrained"}
+    return build(model.name, num_classes=recipe.num_outputs, options=options, whitening=model.whitening)
 
 
 def network_outline(recipe: Recipe) -> nn.Module:
@@ -83,32 +82,25 @@ def frozen_parameters(recipe: Recipe, network: nn.Module) -> list[tuple[Freeze, 
 
 
 def check_benchmark(benchmark: Benchmark) -> None:
-    """Check what the schema cannot: that the networks exist, take their options, and fit the images.
+    """Check what the schema cannot: that the models exist, take their options, and fit the images.
 
     Raises:
-        UserError: Such as an unknown network, with the nearest name.
+        UserError: Such as an unknown model, with the nearest name.
     """
-    for place, recipe in {"recipe": benchmark.recipe, **_placed_profiles(benchmark)}.items():
+    recipes = {"recipe": benchmark.recipe}
+    recipes |= {f"profiles.{name}": recipe for name, recipe in benchmark.profiles.items()}
+    for place, recipe in recipes.items():
         try:
-            _check_network(recipe)
+            _check_model(recipe)
         except UserError as error:
             raise UserError(f"{benchmark.name}: {place}.model: {error}") from None
 
 
-def _check_network(recipe: Recipe) -> None:
-    # Listing benchmarks must not wait seconds for torch.
-    from resnet_bench.models.catalogue import validate
-    from resnet_bench.models.of_recipe import frozen_parameters, network_outline
-    from resnet_bench.models.size import count_macs
-
+def _check_model(recipe: Recipe) -> None:
     validate(recipe.model.name, recipe.model.options)
-    network = network_outline(recipe)
-    frozen_parameters(recipe, network)
-    if not recipe.model.name.startswith("torchvision:"):
-        # torchvision's classifiers pool to one pixel, so they take images of any size.
-        for size in {recipe.image_size, *(stretch.pixels for stretch in recipe.augmentation.sizes or ())}:
-            count_macs(network, (3, size, size))
-
-
-def _placed_profiles(benchmark: Benchmark) -> dict[str, Recipe]:
-    return {f"profiles.{name}": recipe for name, recipe in benchmark.profiles.items()}
+    model = network_outline(recipe)
+    frozen_parameters(recipe, model)
+    # torchvision's classifiers pool to one pixel, so they take images of any size.
+    if not recipe.model.name.startswith(TORCHVISION):
+        for size in {recipe.image_size, *recipe.image_sizes}:
+            count_macs(model, (3, size, size))

@@ -7,35 +7,7 @@ the first stage sees 32x32 maps where the ImageNet stem leaves 8x8. It costs fif
 
 from torch import Tensor, nn
 
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut: `relu(residual(x) + shortcut(x))`.
-
-    The shortcut is the identity where the block keeps the shape of its input, and otherwise a 1x1 convolution
-    with BatchNorm.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
-        super().__init__()
-        self.residual = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-        )
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != out_channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False),
-                nn.BatchNorm2d(out_channels),
-            )
-        self.relu = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[N, in_channels, H, W]` to `[N, out_channels, H / stride, W / stride]`."""
-        out: Tensor = self.relu(self.residual(x) + self.shortcut(x))
-        return out
+from resnet_bench.models.resnet_projected import BasicBlock
 
 
 class ResNet18With3x3Stem(nn.Module):
@@ -48,10 +20,10 @@ class ResNet18With3x3Stem(nn.Module):
             nn.BatchNorm2d(64),
             nn.ReLU(inplace=True),
         )
-        self.stage1 = nn.Sequential(BasicBlock(64, 64), BasicBlock(64, 64))
-        self.stage2 = nn.Sequential(BasicBlock(64, 128, stride=2), BasicBlock(128, 128))  # 128 x 16 x 16
-        self.stage3 = nn.Sequential(BasicBlock(128, 256, stride=2), BasicBlock(256, 256))  # 256 x 8 x 8
-        self.stage4 = nn.Sequential(BasicBlock(256, 512, stride=2), BasicBlock(512, 512))  # 512 x 4 x 4
+        self.stage1 = _stage(64, 64, stride=1)
+        self.stage2 = _stage(64, 128, stride=2)  # 128 x 16 x 16
+        self.stage3 = _stage(128, 256, stride=2)  # 256 x 8 x 8
+        self.stage4 = _stage(256, 512, stride=2)  # 512 x 4 x 4
         self.pool = nn.AvgPool2d(4)  # 512 x 1 x 1
         self.linear = nn.Linear(512, num_classes)
 
@@ -64,6 +36,13 @@ class ResNet18With3x3Stem(nn.Module):
         x = self.stage4(x)
         logits: Tensor = self.linear(self.pool(x).flatten(1))
         return logits
+
+
+def _stage(in_channels: int, width: int, *, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        BasicBlock(in_channels, width, stride=stride, project=stride != 1),
+        BasicBlock(width, width, stride=1, project=False),
+    )
 
 
 def resnet18_3x3(num_classes: int = 10) -> ResNet18With3x3Stem:

@@ -1,22 +1,16 @@
-"""What a benchmark is: a source, its claims and one recipe, as a strict schema.
+"""The schema of a benchmark: a source with its facts, its claims, one recipe and its profiles."""
 
-Everything that decides a result is a field of :class:`Recipe`; nothing that only decides the speed is.
-Two runs whose recipes have the same :meth:`Recipe.fingerprint` are repeats of one experiment.
-"""
-
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.names import MAX_NAME_LENGTH, NAME_PATTERN, unknown_name
 from resnet_bench.recipe.changes import OPTIONS_PREFIX
 from resnet_bench.recipe.claims import Claim
 from resnet_bench.recipe.recipe import Recipe, recipe_keys
-from resnet_bench.recipe.schema import ADDRESS_PATTERN, Schema
+from resnet_bench.recipe.schema import ADDRESS_PATTERN, BrokenRules, Schema
 
 ProfileName = Literal["full", "smoke"]
 
@@ -29,13 +23,13 @@ class Fact(Schema):
     fact: str
     status: Literal["stated", "recovered", "inferred", "ambiguous"]
     keys: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Dotted recipe keys that rest on this fact, such as ``optimizer.lr``."""
+    """Dotted recipe keys that this fact supports, such as ``optimizer.lr``."""
     alternative: str | None = None
-    """For an ambiguous fact: the other reading, and the benchmark that runs it where there is one."""
+    """The other reading of an ambiguous fact, and the benchmark that runs it, if any."""
 
 
 class Source(Schema):
-    """Who published the recipe, and what its parts rest on."""
+    """Who published the recipe, and the facts that support it."""
 
     title: str
     kind: Literal["tutorial", "blog", "course", "paper", "variant", "tuned", "ours"]
@@ -44,24 +38,24 @@ class Source(Schema):
     url: Annotated[str, Field(pattern=ADDRESS_PATTERN)] | None = None
     notes: str | None = None
     compares_with: Annotated[str, Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)] | None = None
-    """The benchmark of a source that reaches for the same accuracy, for a recipe of our own."""
+    """For our own recipes: the benchmark of a source that aims at the same accuracy."""
     facts: Annotated[tuple[Fact, ...], Field(strict=False)] = ()
 
 
 class Tuned(Schema):
-    """What the study that found a tuned recipe measured; written by ``resnet-bench study export``."""
+    """Results of the study that found a tuned recipe; written by ``resnet-bench study export``."""
 
     study: str
     trials: Annotated[int, Field(ge=1)]
     validation_source: float
-    """Validation accuracy of the source's settings in the study, percent."""
+    """Validation accuracy of the source hyperparameters in the study, in percent."""
     validation_tuned: float
     test_source: float | None = None
-    """Mean test accuracy of the source's settings retrained with fresh seeds, percent."""
+    """Mean test accuracy of the source hyperparameters retrained with new seeds, in percent."""
     test_tuned: float | None = None
     test_difference: float | None = None
     test_interval: Annotated[tuple[float, float], Field(strict=False)] | None = None
-    """95% interval of the difference, points."""
+    """95% CI of the difference, in percentage points."""
     seeds: Annotated[int, Field(ge=0)] = 0
 
 
@@ -74,36 +68,44 @@ class Benchmark(Schema):
     claims: Annotated[tuple[Claim, ...], Field(strict=False)] = ()
     recipe: Recipe
     profiles: dict[Literal["smoke"], Recipe] = Field(default_factory=dict)
-    """The whole recipe of each profile, its differences already merged in."""
+    """The whole recipe of each profile, with its differences merged in."""
     tuned: Tuned | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if broken := [*self._broken_claims(), *self._broken_facts()]:
+            raise BrokenRules(broken)
+        return self
+
+    def _broken_claims(self) -> Iterator[str]:
+        epochs = self.recipe.training.epochs
         for claim in self.claims:
-            if claim.epoch is not None and claim.epoch > self.recipe.training.epochs:
-                raise ValueError(
-                    f"claims: epoch {claim.epoch} lies beyond training.epochs = {self.recipe.training.epochs}"
-                )
-            if claim.curve is not None and claim.curve.epochs[-1] > self.recipe.training.epochs:
-                raise ValueError(
-                    f"claims: the curve runs to epoch {claim.curve.epochs[-1]}, beyond training.epochs = "
-                    f"{self.recipe.training.epochs}"
-                )
-            if claim.metric == "accuracy_augmented" and self.recipe.evaluation.test_time_augmentation is None:
-                raise ValueError('claims: metric = "accuracy_augmented" needs evaluation.test_time_augmentation')
-            if claim.metric == "accuracy_augmented" and claim.selection != "last":
-                raise ValueError('claims: metric = "accuracy_augmented" is measured after the last epoch only')
+            if claim.epoch is not None and claim.epoch > epochs:
+                yield f"claims: epoch {claim.epoch} lies beyond training.epochs = {epochs}"
+            if claim.curve is not None and claim.curve.epochs[-1] > epochs:
+                last = claim.curve.epochs[-1]
+                yield f"claims: the curve runs to epoch {last}, beyond training.epochs = {epochs}"
+            if claim.is_tta and self.recipe.evaluation.test_time_augmentation is None:
+                yield f'claims: metric = "{claim.metric}" needs evaluation.test_time_augmentation'
+            if claim.is_tta and claim.selection != "last":
+                yield f'claims: metric = "{claim.metric}" is measured after the last epoch only'
             if claim.split == "validation" and self.recipe.data.validation is None:
-                raise ValueError('claims: split = "validation" needs recipe.data.validation')
+                yield 'claims: split = "validation" needs recipe.data.validation'
+
+    def _broken_facts(self) -> Iterator[str]:
         valid = recipe_keys()
         for fact in self.source.facts:
             for key in fact.keys:
                 if key not in valid and not key.startswith(OPTIONS_PREFIX):
-                    raise ValueError(f"source.facts: {unknown_name('recipe key', key, valid)}")
-        return self
+                    yield f"source.facts: {unknown_name('recipe key', key, valid)}"
+
+    @property
+    def test_claim(self) -> Claim | None:
+        """The claim that runs are judged by: the first one about the test set."""
+        return next((claim for claim in self.claims if claim.split == "test"), None)
 
     def recipe_for(self, profile: ProfileName) -> Recipe:
-        """The recipe of a profile.
+        """Return the recipe of a profile.
 
         Raises:
             UserError: The benchmark has no such profile.

@@ -1,50 +1,83 @@
-"""Changed recipes: overrides, merged tables, and schedules scaled to another number of epochs."""
+"""Changed recipes: overrides, merged tables, scaled schedules, and recipes cut short for measurements."""
 
-from collections.abc import Mapping, Sequence
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.names import unknown_name
 from resnet_bench.recipe.recipe import Recipe, recipe_keys
-from resnet_bench.recipe.schema import parse
-from resnet_bench.recipe.settings import MultiStep, Phases
+from resnet_bench.recipe.schema import NOT_GIVEN, parse
+from resnet_bench.recipe.settings import MultiStep, Phases, Plateau
 
 OPTIONS_PREFIX = "model.options."
-"""The options of a network are its own affair: ``resnet_bench.models`` knows their names."""
+"""Only ``resnet_bench.models`` knows the names of a model's options."""
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?|\d*\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+_WORDS: Mapping[str, Any] = {"true": True, "false": False, "none": NOT_GIVEN, "null": NOT_GIVEN}
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay one nested table over another.
+    """Merge a nested table into another.
 
-    A table that is given another ``name`` (another optimizer, say) replaces the old one, because the old
-    one's keys mean nothing to it.
+    A table with another ``name``, such as another optimizer, replaces the old one, whose keys mean nothing to it.
     """
     merged = dict(base)
     for key, value in changes.items():
         below = merged.get(key)
-        renamed = (
-            isinstance(below, Mapping)
-            and isinstance(value, Mapping)
-            and "name" in value
-            and value["name"] != below.get("name")
-        )
-        if isinstance(below, Mapping) and isinstance(value, Mapping) and not renamed:
+        if isinstance(below, Mapping) and isinstance(value, Mapping) and not is_renamed(below, value):
             merged[key] = merge(below, value)
         else:
             merged[key] = value
     return merged
 
 
-def override(recipe: Recipe, changes: Mapping[str, Any], *, where: str = "override") -> Recipe:
-    """A recipe with some dotted keys changed.
+def is_renamed(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Check whether a table is given another ``name``."""
+    return "name" in after and after["name"] != before.get("name")
 
-    Where the number of epochs changes and the schedule is not named, the milestones or phases of the
-    schedule are scaled to the new length; image sizes and freezing likewise.
+
+def parse_assignments(texts: Iterable[str]) -> dict[str, Any]:
+    """Read ``KEY=VALUE`` texts of ``--set``.
+
+    A value is read as TOML, with the spellings of Python for numbers (``.05``), ``True``, ``False`` and ``None``;
+    anything else is a string.
+
+    Raises:
+        UserError: A text has no key or no equals sign.
+    """
+    assignments: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {text}: write a key and a value, such as --set optimizer.lr=0.02")
+        assignments[key.strip()] = _value(value.strip())
+    return assignments
+
+
+def _value(text: str) -> Any:
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):  # ValueError: not TOML, or a number with too many digits
+        table = {}
+    if table.keys() == {"value"}:
+        return table["value"]
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    return float(text) if _NUMBER.fullmatch(text) and not text.lstrip("+-").isdigit() else text
+
+
+def override(recipe: Recipe, changes: Mapping[str, Any], *, where: str = "override") -> Recipe:
+    """Change some dotted keys of a recipe.
+
+    If the number of epochs changes and the schedule is not given, the milestones or phases of the schedule are
+    scaled to the new length; resize stages and freezing likewise.
 
     Args:
-        recipe: The recipe to start from; it stays as it is.
-        changes: Values under dotted keys, such as ``{"optimizer.lr": 0.02}``.
-        where: What to call the origin of the changes in an error.
+        recipe: The recipe to start from; it is not modified.
+        changes: Values by dotted key, such as ``{"optimizer.lr": 0.02}``.
+        where: Name of the origin of the changes in errors.
 
     Raises:
         UserError: An unknown key, a value of the wrong type, or an impossible combination.
@@ -68,19 +101,49 @@ def override(recipe: Recipe, changes: Mapping[str, Any], *, where: str = "overri
 
 
 def override_nested(recipe: Recipe, changes: Mapping[str, Any], *, where: str) -> Recipe:
-    """Like :func:`override`, with the changes as nested tables."""
-    base = recipe.model_dump(exclude_none=True)
-    table = merge(base, changes)
-    epochs = changes.get("training", {}).get("epochs") if isinstance(changes.get("training"), Mapping) else None
-    if isinstance(epochs, int) and 0 < epochs <= 1_000_000_000 and "schedule" not in changes:
-        table["schedule"] = _scaled_schedule(recipe, epochs)
+    """Change a recipe as :func:`override` does, with the changes as nested tables."""
+    table = merge(recipe.model_dump(exclude_none=True), changes)
+    training = changes.get("training")
+    epochs = training.get("epochs") if isinstance(training, Mapping) else None
     if isinstance(epochs, int) and 0 < epochs <= 1_000_000_000:
-        _scale_stretches(recipe, epochs, table, changes)
+        if "schedule" not in changes:
+            table["schedule"] = _scaled_schedule(recipe, epochs)
+        _scale_stages(recipe, epochs, table, changes)
     return parse(Recipe, table, where=where)
 
 
+def cut_short(recipe: Recipe, steps: int, *, epochs: int | None = None, image_size: int | None = None) -> Recipe:
+    """Cut a recipe's epochs down to some steps and drop its evaluations, to time its training or to warm it up.
+
+    One evaluation, of two test images, is left at the end of the run: a recipe has to measure something.
+
+    Args:
+        recipe: The recipe to start from; it is not modified.
+        steps: Steps per epoch; the recipe's own number if it is smaller.
+        epochs: Epochs of the run, at a constant learning rate; the recipe's own number by default.
+        image_size: Side in pixels of all images, instead of the recipe's.
+    """
+    changes: dict[str, Any] = {
+        "data": {
+            "train_images": min(steps * recipe.training.batch_size, recipe.data.num_train),
+            "test_images": 2,
+            "validation": NOT_GIVEN,
+        },
+        "training": {"train_accuracy": "running"},
+        "evaluation": {"splits": [], "test_at_end": True, "before_training": False, "every": 1},
+    }
+    if epochs is not None:
+        changes["training"]["epochs"] = epochs
+    # A plateau watches an evaluation, and one cycle has no step to rise in within a short run.
+    if epochs is not None or isinstance(recipe.schedule, Plateau):
+        changes["schedule"] = {"name": "constant"}
+    if image_size is not None:
+        changes["augmentation"] = {"resize": image_size, "sizes": NOT_GIVEN}
+    return override_nested(recipe, changes, where="cut short")
+
+
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Dotted keys by as few of their last parts as tell them apart: ``lr``, or ``optimizer.lr`` and ``head.lr``."""
+    """Abbreviate dotted keys to the fewest last parts that differ: ``lr``, or ``optimizer.lr`` and ``head.lr``."""
 
     def ending(key: str, parts: int) -> str:
         return ".".join(key.split(".")[-parts:])
@@ -114,8 +177,8 @@ def _scaled_schedule(recipe: Recipe, epochs: int) -> dict[str, Any]:
     return schedule.model_dump()
 
 
-def _scale_stretches(recipe: Recipe, epochs: int, table: dict[str, Any], changes: Mapping[str, Any]) -> None:
-    """Let image sizes and freezing, where the changes do not name them, keep their shares of the run."""
+def _scale_stages(recipe: Recipe, epochs: int, table: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Scale resize stages and freezing, unless the changes give them, to their share of the run."""
     ratio = epochs / recipe.training.epochs
 
     def named(section: str, key: str) -> bool:

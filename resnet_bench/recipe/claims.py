@@ -1,19 +1,16 @@
-"""What a source claims, in percent, with the curve that it published."""
+"""Claims of a source, in percent, with its published learning curve."""
 
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from resnet_bench.base.names import shown
 from resnet_bench.recipe.schema import PRINTED_NUMBER, Schema, rises
 from resnet_bench.recipe.settings import SplitName
 
 REPRODUCTION_MARGIN = 1.0
-"""Points by which our mean may miss a claimed number and still reproduce it (see docs/statistics.md)."""
+"""Percentage points by which our mean may miss a claimed number and still reproduce it (see docs/statistics.md)."""
 
 
 class Curve(Schema):
@@ -22,7 +19,7 @@ class Curve(Schema):
     epochs: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
     values: Annotated[tuple[Annotated[float, Field(ge=0, le=100)], ...], Field(strict=False)]
     note: str | None = None
-    """What the curve belongs to, where that is not exactly this recipe."""
+    """The recipe that the curve belongs to, if it differs from this one."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -36,14 +33,14 @@ class Curve(Schema):
 
 
 class Claim(Schema):
-    """What a source says its recipe reaches, in percent.
+    """The accuracy that a source claims for its recipe, in percent.
 
-    Exactly one of ``value``, ``at_least`` and ``range`` is given. ``value`` is the number as it is printed,
-    a string, because its last digit says how far it was rounded.
+    Exactly one of ``value``, ``at_least`` and ``range`` is given. ``value`` is the number as printed, a string,
+    because its last digit shows how far it was rounded.
     """
 
     metric: Literal["accuracy", "accuracy_augmented"] = "accuracy"
-    """``accuracy_augmented`` is the accuracy with the recipe's test-time augmentation."""
+    """``accuracy_augmented`` is the TTA accuracy, over the views of the recipe's test-time augmentation."""
     split: SplitName = "test"
     value: Annotated[str, Field(pattern=PRINTED_NUMBER)] | None = None
     at_least: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -55,14 +52,14 @@ class Claim(Schema):
         | None
     ) = None
     selection: Literal["last", "best", "epoch", "unknown"] = "last"
-    """Which epoch of the source's run the number is taken from."""
+    """The epoch of the source's run that the number is taken from."""
     epoch: Annotated[int, Field(ge=0)] | None = None
     runs: Annotated[int, Field(ge=1)] = 1
-    """How many runs of the source stand behind the number."""
+    """Number of the source's runs that the number is the mean of."""
     curve: Curve | None = None
     wall_seconds: Annotated[float, Field(gt=0)] | None = None
     quote: str | None = None
-    """The claim in few words, as a reader would look for it in the source."""
+    """The claim as quoted from the source, to search for."""
 
     @model_validator(mode="after")
     def _one_number(self) -> Self:
@@ -80,8 +77,13 @@ class Claim(Schema):
         return self
 
     @property
+    def is_tta(self) -> bool:
+        """Whether the claim is about the TTA accuracy."""
+        return self.metric != "accuracy"
+
+    @property
     def interval(self) -> tuple[float, float]:
-        """The values, in percent, that the printed claim stands for: lowest and highest."""
+        """Lowest and highest value, in percent, that is printed as the claim."""
         if self.at_least is not None:
             return self.at_least, math.inf
         if self.range is not None:
@@ -93,15 +95,15 @@ class Claim(Schema):
 
     @property
     def margin(self) -> float:
-        """Points added on both sides of the interval before a mean is held against it."""
+        """Percentage points added on both sides of the interval before a mean is compared with it."""
         return REPRODUCTION_MARGIN if self.value is not None else 0.0
 
     @property
     def text(self) -> str:
-        """The claim as a table shows it, such as ``82.87%``, ``≥ 90%``, ``62–63%`` or ``≥ 94% (TTA)``."""
-        augmented = " (TTA)" if self.metric == "accuracy_augmented" else ""
+        """The claim as tables print it, such as ``82.87%``, ``≥ 90%``, ``62–63%`` or ``≥ 94% (TTA)``."""
+        suffix = " (TTA)" if self.is_tta else ""
         if self.at_least is not None:
-            return f"≥ {self.at_least:g}%{augmented}"
+            return f"≥ {self.at_least:g}%{suffix}"
         if self.range is not None:
-            return f"{self.range[0]:g}–{self.range[1]:g}%{augmented}"
-        return f"{self.value}%{augmented}"
+            return f"{self.range[0]:g}–{self.range[1]:g}%{suffix}"
+        return f"{self.value}%{suffix}"

@@ -1,55 +1,58 @@
-"""Finds and loads the files of ``benchmarks/``; adding a file adds a benchmark.
+"""Find and load TOML files, and benchmarks from them; adding a file adds a benchmark.
 
-A benchmark is named by its file. A user's own folder is looked through before the shipped one, so that a
-file of one's own replaces the shipped file of the same name.
+A benchmark or study is named after its file. The user's folder is searched before the shipped one, so that a user's
+file replaces the shipped file of the same name.
 """
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.names import is_file_name, shown, unknown_name
-from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.recipe.benchmark import PROFILES, Benchmark
 from resnet_bench.recipe.changes import merge, override_nested
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.recipe.schema import parse
 
 Kind = Literal["benchmarks", "studies"]
 Table = dict[str, Any]
+Loaded = TypeVar("Loaded")
+
+_SINGULAR: Mapping[Kind, str] = {"benchmarks": "benchmark", "studies": "study"}
 
 MAX_FILE_BYTES = 256 * 1024
 MAX_DEPTH = 16
-"""Tables and lists within one another; a benchmark needs seven."""
+"""Depth of nested tables and lists; a benchmark needs seven."""
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _ARTICLES = frozenset({"tutorial", "blog", "course"})
 
 
 def search_folders(kind: Kind, given: Path | None = None) -> list[Path]:
-    """The folders to look through for files of a kind, the one that comes first in front.
+    """List the folders to search for files of a kind, in order.
 
     Args:
         kind: Name of the folder: ``benchmarks`` or ``studies``.
         given: A folder that the user names; without one, the folder of that name in the working directory.
 
     Raises:
-        UserError: The given folder is none.
+        UserError: The given folder is not a folder.
     """
     if given is not None and not given.is_dir():
-        raise UserError(f"{given} is no folder; --{kind} takes a folder with TOML files")
+        raise UserError(f"{given} is not a folder; --{_SINGULAR[kind]}-dir takes a folder with TOML files")
     own = given if given is not None else Path(kind)
     wheel, repository = _PACKAGE / "shipped" / kind, _PACKAGE.parent / kind
     candidates = [own, wheel if wheel.is_dir() else repository]
-    # In a checkout of this repository ./benchmarks and the shipped folder are the same one.
+    # In a checkout of this repository ./benchmarks is the shipped folder.
     return list(dict.fromkeys(folder.resolve() for folder in candidates if folder.is_dir()))
 
 
 def toml_files(searched: Sequence[Path]) -> dict[str, Path]:
-    """The TOML files in some folders by their stem; of files with the same name the first one counts."""
+    """List the TOML files in some folders by their stem; of files with the same name the first one wins."""
     found: dict[str, Path] = {}
     for folder in searched:
         for path in sorted(folder.glob("*.toml")):
@@ -59,9 +62,9 @@ def toml_files(searched: Sequence[Path]) -> dict[str, Path]:
 
 
 def find_file(name: str, searched: Sequence[Path]) -> Path | None:
-    """The file of a name in the first folder that has it, or None.
+    """Find the file of a name in the first folder that has it.
 
-    A name is never a path: what is no slug, or a link that leads out of its folder, is not found.
+    A name is never a path: names that are not slugs, and links that lead out of their folder, are not found.
     """
     if not is_file_name(name):
         return None
@@ -91,7 +94,7 @@ def read_toml(path: Path) -> Table:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text (byte {error.start})") from None
     except RecursionError:
-        raise UserError(f"{path}: tables or lists lie too deep within one another") from None
+        raise UserError(f"{path}: tables or lists are nested too deep") from None
     except ValueError as error:  # TOMLDecodeError, and a number that Python refuses to read
         raise UserError(f"{path}: is not valid TOML: {error}") from None
     problem = _excess(table)
@@ -101,14 +104,60 @@ def read_toml(path: Path) -> Table:
 
 
 def _excess(table: Table) -> str | None:
-    """What tomllib reads and nothing after it should have to cope with."""
+    """Find what tomllib reads but later code should not have to handle."""
     level: list[Any] = [table]
     for _ in range(MAX_DEPTH):
         below = [value for outer in level for value in (outer.values() if isinstance(outer, dict) else outer)]
         if any(isinstance(value, int) and not -(2**63) <= value < 2**63 for value in below):
-            return "holds a whole number of more than 64 bits"
+            return "contains a whole number of more than 64 bits"
         level = [value for value in below if isinstance(value, dict | list)]
-    return f"tables or lists lie more than {MAX_DEPTH} deep within one another" if level else None
+    return f"tables or lists are nested more than {MAX_DEPTH} deep" if level else None
+
+
+def locate(kind: Kind, name: str, given: Path | None = None) -> Path:
+    """Find the file of a name, or take the path of a file, which ends in ``.toml``.
+
+    Args:
+        kind: ``benchmarks`` or ``studies``.
+        name: Such as ``resnet9-onecycle-adam`` or ``mine/wider.toml``.
+        given: Folder to search first.
+
+    Raises:
+        UserError: There is no such file; the message has the nearest name.
+    """
+    if name.endswith(".toml"):
+        return Path(name)
+    searched = search_folders(kind, given)
+    path = find_file(name, searched)
+    if path is None:
+        files = toml_files(searched)
+        # By family: of several names that begin alike, the one that reproduces an article is suggested.
+        known = [*scan_benchmarks(given)[0], *files] if kind == "benchmarks" else files
+        raise UserError(unknown_name(_SINGULAR[kind], name, known))
+    return path
+
+
+def scan(
+    kind: Kind, load: Callable[[Path], Loaded], given: Path | None = None
+) -> tuple[dict[str, Loaded], dict[str, str]]:
+    """Load every file of a kind that can be loaded.
+
+    Args:
+        kind: ``benchmarks`` or ``studies``.
+        load: Loads one file; raises UserError if the file is wrong.
+        given: Folder to search first.
+
+    Returns:
+        What was loaded, by the file's stem, and for each file that is wrong the sentence that says why.
+    """
+    loaded: dict[str, Loaded] = {}
+    problems: dict[str, str] = {}
+    for name, path in toml_files(search_folders(kind, given)).items():
+        try:
+            loaded[name] = load(path)
+        except UserError as error:
+            problems[name] = str(error)
+    return loaded, problems
 
 
 def load_benchmark(name: str, folder: Path | None = None) -> Benchmark:
@@ -116,142 +165,144 @@ def load_benchmark(name: str, folder: Path | None = None) -> Benchmark:
 
     Args:
         name: Such as ``resnet9-onecycle-adam`` or ``mine/wider.toml``.
-        folder: Folder of benchmarks to look through first.
+        folder: Folder of benchmarks to search first.
 
     Raises:
         UserError: There is no such benchmark (with the nearest name), or its file is wrong.
     """
-    if name.endswith(".toml"):
-        return load_benchmark_file(Path(name), folder)
-    searched = search_folders("benchmarks", folder)
-    path = find_file(name, searched)
-    if path is None:
-        # Sorted by family, so that of several names that begin alike the one that reproduces an article is suggested.
-        known = [*scan_benchmarks(folder)[0], *toml_files(searched)]
-        raise UserError(unknown_name("benchmark", name, known))
-    return load_benchmark_file(path, folder)
+    return load_benchmark_file(locate("benchmarks", name, folder), folder)
 
 
 def load_benchmark_file(path: Path, folder: Path | None = None) -> Benchmark:
     """Load one benchmark file; the benchmark is named after it.
 
-    A file that says ``extends = "parent"`` gives only what differs. It inherits the parent's source, recipe
-    and profiles, but neither its claims nor its tuning, which belong to the parent's recipe. Of the parent's
-    facts those are left out that rest on a key whose value the file changes or has a fact of its own about.
+    A file with ``extends = "parent"`` gives only what differs. It inherits the parent's source, recipe and profiles,
+    but neither its claims nor its tuning, which belong to the parent's recipe. Of the parent's facts it inherits
+    those whose keys it neither changes nor has facts about.
 
     Args:
         path: The TOML file.
-        folder: Folder of benchmarks to look through first for the parent; the file's own folder comes
-            before it.
+        folder: Folder of benchmarks to search for the parent, after the file's own folder.
 
     Raises:
-        UserError: What is wrong, in which file and where.
+        InvalidTable: The file's tables are wrong; ``problems`` lists everything.
+        UserError: The file or its parent cannot be read.
     """
-    return _load(path, search_folders("benchmarks", folder), ()).benchmark
+    return _BenchmarkLoader(search_folders("benchmarks", folder)).load(path).benchmark
 
 
 def scan_benchmarks(folder: Path | None = None) -> tuple[dict[str, Benchmark], dict[str, str]]:
     """Load every benchmark that can be loaded.
 
     Args:
-        folder: Folder of benchmarks to look through first.
+        folder: Folder of benchmarks to search first.
 
     Returns:
         The benchmarks by name, and for each file that is wrong, by its stem, the sentence that says why.
-        Benchmarks are sorted by family: first those that reproduce an article, then the others; in a
-        family the one that extends nothing, then its variants; names by their numbers, 9 before 18.
+        Benchmarks are sorted by family: first those that reproduce an article, then the others; in a family the one
+        without a parent first, then its variants; numbers in names by value, 9 before 18.
     """
-    loaded: dict[str, Benchmark] = {}
-    problems: dict[str, str] = {}
-    for name, path in toml_files(search_folders("benchmarks", folder)).items():
-        try:
-            loaded[name] = load_benchmark_file(path, folder)
-        except UserError as error:
-            problems[name] = str(error)
+    loader = _BenchmarkLoader(search_folders("benchmarks", folder))
+    loaded, problems = scan("benchmarks", lambda path: loader.load(path).benchmark, folder)
     return dict(sorted(loaded.items(), key=lambda item: _family(item[1], loaded))), problems
-
-
-def load_all_benchmarks(folder: Path | None = None) -> dict[str, Benchmark]:
-    """Load every benchmark, sorted as by :func:`scan`.
-
-    Raises:
-        UserError: A file is wrong.
-    """
-    benchmarks, problems = scan_benchmarks(folder)
-    if problems:
-        first, *others = problems.values()
-        raise UserError(f"{first} (and {len(others)} more files)" if others else first)
-    return benchmarks
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A benchmark, and the differences of its profiles as its file gives them, for a file that extends it."""
+    """A benchmark, and its profiles' differences as its file gives them, for files that extend it."""
 
     benchmark: Benchmark
     profiles: Mapping[str, Table]
 
 
-def _load(path: Path, searched: Sequence[Path], children: tuple[Path, ...]) -> _Loaded:
-    if path.suffix != ".toml" or not is_file_name(path.stem):
-        raise UserError(
-            f"{path}: a benchmark is named after its file, which must be lower-case letters, digits and "
-            "hyphens, such as resnet9-dropout.toml"
-        )
-    file = path.resolve()
-    if file in children:
-        chain = " extends ".join(child.stem for child in (*children[children.index(file) :], file))
-        raise UserError(f"{children[-1]}: extends: {chain}, which has no end")
-    table = read_toml(path)
-    if "name" in table:
-        raise UserError(f"{path}: unknown key 'name'; a benchmark is named after its file")
-    parent = _load_parent(path, table, searched, children)
-    where = str(path)
-    if parent is not None:
-        table = _inherit(parent, table, where=where)
-    differences = _tables(table.pop("profiles", {}), where=f"{where}: profiles")
-    benchmark = parse(Benchmark, {**table, "name": path.stem}, where=where)
-    profiles = {
-        name: override_nested(benchmark.recipe, changes, where=f"{where}: profiles.{name}")
-        for name, changes in differences.items()
-    }
-    whole = {name: getattr(benchmark, name) for name in Benchmark.model_fields}
-    return _Loaded(parse(Benchmark, {**whole, "profiles": profiles}, where=where), differences)
+class _BenchmarkLoader:
+    """Loads benchmark files, each of them and each parent once.
+
+    Args:
+        searched: Folders to search for parents.
+    """
+
+    def __init__(self, searched: Sequence[Path]) -> None:
+        self._searched = searched
+        self._loaded: dict[Path, _Loaded] = {}
+
+    def load(self, path: Path, children: tuple[Path, ...] = ()) -> _Loaded:
+        """Load a file.
+
+        Args:
+            path: The file.
+            children: The files that extend it, the first one that was asked for in front.
+        """
+        if path.suffix != ".toml" or not is_file_name(path.stem):
+            raise UserError(
+                f"{path}: a benchmark is named after its file, which must be lower-case letters, digits and "
+                "hyphens, such as resnet9-dropout.toml"
+            )
+        file = path.resolve()
+        if file in children:
+            chain = " extends ".join(child.stem for child in (*children[children.index(file) :], file))
+            raise UserError(f"{children[-1]}: extends: {chain}, which has no end")
+        # A link may give one file two names, and a benchmark is named after its file.
+        key = file.parent / path.name
+        if key not in self._loaded:
+            self._loaded[key] = self._read(path, (*children, file))
+        return self._loaded[key]
+
+    def _read(self, path: Path, children: tuple[Path, ...]) -> _Loaded:
+        table = read_toml(path)
+        where = str(path)
+        if "name" in table:
+            raise UserError(f"{where}: unknown key 'name'; a benchmark is named after its file")
+        parent = self._parent(path, table, children)
+        if parent is not None:
+            table = _inherit(parent, table, where=where)
+        differences = _tables(table.pop("profiles", {}), where=f"{where}: profiles")
+        benchmark = parse(Benchmark, {**table, "name": path.stem}, where=where)
+        if parent is not None:
+            benchmark = _with_inherited_facts(benchmark, parent.benchmark)
+        return _Loaded(_with_profiles(benchmark, differences, where=where), differences)
+
+    def _parent(self, path: Path, table: Table, children: tuple[Path, ...]) -> _Loaded | None:
+        name = table.get("extends")
+        if name is None:
+            return None
+        if not isinstance(name, str):
+            raise UserError(f'{path}: extends must be the name of a benchmark, in "quotes", got {shown(name)}')
+        nearby = [path.parent, *self._searched]
+        parent = find_file(name, nearby)
+        if parent is None:
+            raise UserError(f"{path}: extends: {unknown_name('benchmark', name, toml_files(nearby))}")
+        return self.load(parent, children)
 
 
-def _load_parent(
-    path: Path, table: Mapping[str, Any], searched: Sequence[Path], children: tuple[Path, ...]
-) -> _Loaded | None:
-    name = table.get("extends")
-    if name is None:
-        return None
-    if not isinstance(name, str):
-        raise UserError(f'{path}: extends must be the name of a benchmark, in "quotes", got {shown(name)}')
-    nearby = [path.parent, *searched]
-    parent = find_file(name, nearby)
-    if parent is None:
-        raise UserError(f"{path}: extends: {unknown_name('benchmark', name, toml_files(nearby))}")
-    return _load(parent, searched, (*children, path.resolve()))
-
-
-def _inherit(parent: _Loaded, table: Mapping[str, Any], *, where: str) -> Table:
-    """The child's table with what it inherits."""
+def _inherit(parent: _Loaded, table: Table, *, where: str) -> Table:
+    """Merge a file's table into what it inherits, except for the facts."""
     own = {name: _table(table.get(name, {}), where=f"{where}: {name}") for name in ("source", "recipe", "profiles")}
-    base = parent.benchmark
-    recipe = merge(base.recipe.model_dump(exclude_none=True), own["recipe"])
-    changed = _changed_keys(base.recipe, parse(Recipe, recipe, where=f"{where}: recipe"))
-    inherited = base.source.model_dump(exclude_none=True)
-    facts = own["source"].get("facts", [])
-    if isinstance(facts, list):
-        touched = changed | {key for fact in facts if isinstance(fact, dict) for key in _keys_of(fact)}
-        kept = [fact for fact in inherited["facts"] if not _rests_on(fact["keys"], touched)]
-        facts = [*kept, *facts]
+    source = parent.benchmark.source.model_dump(exclude_none=True, exclude={"facts"})
     return {
         **table,
-        "source": {**inherited, "kind": "variant", **own["source"], "facts": facts},
-        "recipe": recipe,
+        "source": {**source, "kind": "variant", **own["source"]},
+        "recipe": merge(parent.benchmark.recipe.model_dump(exclude_none=True), own["recipe"]),
         "profiles": merge(parent.profiles, own["profiles"]),
     }
+
+
+def _with_inherited_facts(benchmark: Benchmark, parent: Benchmark) -> Benchmark:
+    """Put those facts of the parent in front that rest on nothing the benchmark changes or has facts about."""
+    facts = benchmark.source.facts
+    touched = _changed_keys(parent.recipe, benchmark.recipe) | {key for fact in facts for key in fact.keys}
+    kept = [fact for fact in parent.source.facts if not _rests_on(fact.keys, touched)]
+    source = benchmark.source.model_copy(update={"facts": (*kept, *facts)})
+    return benchmark.model_copy(update={"source": source})
+
+
+def _with_profiles(benchmark: Benchmark, differences: Mapping[str, Table], *, where: str) -> Benchmark:
+    profiles = {}
+    for name, changes in differences.items():
+        if name not in PROFILES or name == "full":
+            raise UserError(f"{where}: {unknown_name('profile', name, ['smoke'])}")
+        profiles[name] = override_nested(benchmark.recipe, changes, where=f"{where}: profiles.{name}")
+    return benchmark.model_copy(update={"profiles": profiles})
 
 
 def _table(value: Any, *, where: str) -> Table:
@@ -264,18 +315,13 @@ def _tables(value: Any, *, where: str) -> dict[str, Table]:
     return {name: _table(below, where=f"{where}.{name}") for name, below in _table(value, where=where).items()}
 
 
-def _keys_of(fact: Mapping[str, Any]) -> list[str]:
-    keys = fact.get("keys", [])
-    return [key for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
-
-
 def _changed_keys(before: Recipe, after: Recipe) -> set[str]:
     old, new = before.flat(), after.flat()
     return {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
 
 
 def _rests_on(keys: Iterable[str], touched: Iterable[str]) -> bool:
-    """Whether one of the keys is, holds, or lies within one that was touched."""
+    """Check whether one of the keys equals, contains, or is part of a touched one."""
     return any(
         key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.") for key in keys for other in touched
     )

@@ -1,19 +1,17 @@
 """The recipe: everything that decides the result of a training run, its rules and its fingerprint."""
 
+import functools
 import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
-from pydantic import (
-    model_validator,
-)
+from pydantic import model_validator
 
 from resnet_bench.base.names import shown
-from resnet_bench.recipe.schema import Schema, dotted_keys
+from resnet_bench.recipe.schema import BrokenRules, Schema, dotted_keys
 from resnet_bench.recipe.settings import (
-    IMAGE_SIZE,
     Augmentation,
     Cosine,
     Data,
@@ -26,6 +24,7 @@ from resnet_bench.recipe.settings import (
     Phases,
     Plateau,
     Schedule,
+    SplitName,
     Training,
     relative_pixels,
 )
@@ -46,58 +45,85 @@ class Recipe(Schema):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for problem in _inconsistencies(self):
-            raise ValueError(problem)
+        if broken := list(_broken_rules(self)):
+            raise BrokenRules(broken)
         return self
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of the network's last layer."""
-        return self.model.num_classes or self.data.num_classes
+        """Outputs of the model's last layer."""
+        return self.model.num_classes or self.data.facts.num_classes
 
     @property
     def image_size(self) -> int:
-        """Side, in pixels, of the images that the network sees."""
-        return self.augmentation.resize or IMAGE_SIZE
+        """Side, in pixels, of the images that the model evaluates."""
+        return self.augmentation.resize or self.data.facts.image_size
+
+    @property
+    def image_sizes(self) -> tuple[int, ...]:
+        """Sides, in pixels, of the images that the model trains on, in the order of the run."""
+        stages = self.augmentation.sizes
+        return tuple(dict.fromkeys(stage.pixels for stage in stages)) if stages else (self.image_size,)
 
     @property
     def relative_pixels(self) -> float:
-        """Pixels of a training image, on average over the run, as a part of those of a test image."""
+        """Relative pixel count: pixels of a training image, averaged over the run, per pixel of a test image."""
         sizes = [(size.pixels, size.epochs) for size in self.augmentation.sizes or ()]
         return relative_pixels(sizes, full_size=self.image_size, epochs=self.training.epochs)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch."""
+        """Optimizer steps per epoch."""
         whole, rest = divmod(self.data.num_train, self.training.batch_size)
         return whole + (1 if rest and self.training.last_batch == "keep" else 0)
 
+    def evaluations(self, split: SplitName) -> tuple[int, ...]:
+        """The epochs after which a run measures the accuracy of a split, in order; 0 is before the first step."""
+        evaluation, epochs = self.evaluation, self.training.epochs
+        if split == "train":
+            return tuple(range(1, epochs + 1))
+        if split in evaluation.splits:
+            regular = range(evaluation.every, epochs, evaluation.every)
+            return (*([0] if evaluation.before_training else []), *regular, epochs)
+        return (epochs,) if split == "test" and evaluation.test_at_end else ()
+
+    def num_images(self, split: SplitName) -> int:
+        """Images of a split that the recipe uses."""
+        validation = self.data.validation
+        sizes = {
+            "train": self.data.num_train,
+            "validation": validation.images if validation is not None else 0,
+            "test": self.data.num_test,
+        }
+        return sizes[split]
+
     @property
     def canonical(self) -> str:
-        """The recipe as text in one spelling, whatever the order of keys or the way its numbers are written.
+        """The recipe as text, independent of the order of keys and the spelling of numbers.
 
-        Optional fields that are not given are left out, so that a field added later with no effect by
-        default changes no fingerprint.
+        Optional fields that are not given are omitted, so that a new optional field changes no fingerprint.
         """
         return json.dumps(_canonical(self.model_dump(exclude_none=True)), sort_keys=True, separators=(",", ":"))
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that two recipes share exactly when all their fields agree."""
+        """Sixteen hexadecimal digits, equal exactly for recipes whose fields are all equal."""
         text = f"resnet-bench recipe {FINGERPRINT_VERSION}\n{self.canonical}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def flat(self) -> dict[str, Any]:
-        """Every field under its dotted key, such as ``optimizer.lr``; what is not given is left out."""
+        """Return every given field by its dotted key, such as ``optimizer.lr``."""
         return dict(_flatten(self.model_dump(exclude_none=True, mode="json")))
 
 
-def recipe_keys() -> list[str]:
-    """Every dotted key that a recipe may have, over all optimizers and schedules, in the order of the schema."""
-    return list(dict.fromkeys(dotted_keys(Recipe)))
+@functools.cache
+def recipe_keys() -> tuple[str, ...]:
+    """List every dotted key that a recipe may have, over all optimizers and schedules, in the order of the schema."""
+    return tuple(dict.fromkeys(dotted_keys(Recipe)))
 
 
-def _inconsistencies(recipe: Recipe) -> Iterable[str]:
+def _broken_rules(recipe: Recipe) -> Iterable[str]:
+    yield from _broken_image_rules(recipe)
     data, training, evaluation, schedule = recipe.data, recipe.training, recipe.evaluation, recipe.schedule
     if training.batch_size > data.num_train:
         yield f"training.batch_size = {training.batch_size} is larger than the {data.num_train} images to train on"
@@ -111,7 +137,8 @@ def _inconsistencies(recipe: Recipe) -> Iterable[str]:
     if "validation" in evaluation.splits and data.validation is None:
         yield 'evaluation.splits has "validation", which needs data.validation = {images = …, seed = …}'
     if evaluation.mode == "batch_statistics":
-        for split, images in _evaluated(recipe).items():
+        for split in _measured_by_protocol(recipe):
+            images = recipe.num_images(split)
             if min(images, evaluation.batch_size) == 1 or images % evaluation.batch_size == 1:
                 yield (
                     f"evaluation.batch_size = {evaluation.batch_size} leaves a batch of one image of the {images} of "
@@ -148,7 +175,7 @@ def _inconsistencies(recipe: Recipe) -> Iterable[str]:
     for freeze in training.freeze or ():
         if freeze.after_epochs >= training.epochs:
             yield (
-                f"training.freeze: after_epochs = {freeze.after_epochs:g} of {freeze.parameters!r} is no shorter than "
+                f"training.freeze: after_epochs = {freeze.after_epochs:g} of {freeze.parameters!r} is not shorter than "
                 f"the run, training.epochs = {training.epochs}"
             )
     if isinstance(recipe.optimizer, MuonConfig) and isinstance(schedule, Cosine | Plateau | OneCycle):
@@ -158,24 +185,40 @@ def _inconsistencies(recipe: Recipe) -> Iterable[str]:
         )
     if isinstance(schedule, Plateau) and not evaluation.splits:
         yield 'schedule.name = "plateau" needs a split in evaluation.splits to watch'
-    if recipe.num_outputs < data.num_classes:
+    classes = data.facts.num_classes
+    if recipe.num_outputs < classes:
+        yield f"model.num_classes = {recipe.num_outputs} is fewer than the {classes} classes of {data.dataset}"
+    if recipe.num_outputs > classes and not recipe.model.allow_unused_classes:
         yield (
-            f"model.num_classes = {recipe.num_outputs} is fewer than the {data.num_classes} classes of {data.dataset}"
-        )
-    if recipe.num_outputs > data.num_classes and not recipe.model.allow_unused_classes:
-        yield (
-            f"model.num_classes = {recipe.num_outputs} on the {data.num_classes} classes of {data.dataset}; "
+            f"model.num_classes = {recipe.num_outputs} on the {classes} classes of {data.dataset}; "
             "if that is meant, say model.allow_unused_classes = true"
         )
 
 
-def _evaluated(recipe: Recipe) -> dict[str, int]:
-    """The number of images of every split that is measured the way of the evaluation."""
-    data, evaluation = recipe.data, recipe.evaluation
-    images = {"test": data.num_test, "validation": data.validation.images if data.validation else 0}
-    splits = {*evaluation.splits, *(["test"] if evaluation.test_at_end else [])}
-    train = {"train": data.num_train} if recipe.training.train_accuracy == "separate_pass" else {}
-    return {split: images[split] for split in sorted(splits)} | train
+def _broken_image_rules(recipe: Recipe) -> Iterable[str]:
+    facts, augmentation, whitening = recipe.data.facts, recipe.augmentation, recipe.model.whitening
+    if augmentation.crop_padding >= facts.image_size:
+        yield (
+            f"augmentation.crop_padding = {shown(augmentation.crop_padding)} must be smaller than the "
+            f"{facts.image_size} pixels of an image of {facts.name}"
+        )
+    largest = max((stage.pixels for stage in augmentation.sizes or ()), default=0)
+    if largest > facts.image_size:
+        yield (
+            f"augmentation.sizes: pixels = {shown(largest)} is larger than the {facts.image_size} pixels of an image "
+            f"of {facts.name}"
+        )
+    if whitening is not None and whitening.images > facts.train_size:
+        yield (
+            f"model.whitening.images = {whitening.images} is more than the {facts.train_size} training images of "
+            f"{facts.name}"
+        )
+
+
+def _measured_by_protocol(recipe: Recipe) -> list[SplitName]:
+    """The splits that are evaluated by the source's protocol."""
+    splits: list[SplitName] = [split for split in ("test", "validation") if recipe.evaluations(split)]
+    return [*splits, "train"] if recipe.training.train_accuracy == "separate_pass" else splits
 
 
 def _canonical(value: Any) -> Any:

@@ -22,7 +22,7 @@ ADDRESS_PATTERN = r"^https://\S+$"
 PRINTED_NUMBER = r"^\d{1,3}(\.\d+)?$"
 
 NOT_GIVEN = "none"
-"""How a file that extends another, or ``--set``, takes an optional key of a recipe away: TOML has no null."""
+"""Removes an optional key in a file that extends another, or in ``--set``: TOML has no null."""
 
 
 def _absent(value: Any) -> Any:
@@ -30,7 +30,7 @@ def _absent(value: Any) -> Any:
 
 
 def without_absent(options: Any) -> Any:
-    """Drop the options that a file takes away with ``none``."""
+    """Drop the options that a file removes with ``none``."""
     if not isinstance(options, Mapping):
         return options
     return {key: value for key, value in options.items() if _absent(value) is not None}
@@ -40,7 +40,7 @@ def _one_reason(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     try:
         return validate(value)
     except ValidationError:
-        # pydantic would give one reason for each type of the union.
+        # pydantic would give one reason per type of the union.
         raise ValueError(f"must be true, false, a finite number or a string, got {shown(value)}") from None
 
 
@@ -51,12 +51,37 @@ MaybeNotGiven = BeforeValidator(_absent)
 
 
 class Schema(BaseModel):
-    """A frozen model that refuses unknown keys and converts nothing but whole numbers to floats."""
+    """A frozen model that rejects unknown keys and converts nothing but whole numbers to floats."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class BrokenRules(ValueError):
+    """Several rules that one table breaks; raised by a model's validator.
+
+    Args:
+        sentences: One sentence per rule, at least one.
+    """
+
+    def __init__(self, sentences: Sequence[str]) -> None:
+        super().__init__(sentences[0])
+        self.sentences = tuple(sentences)
+
+
+class InvalidTable(UserError):
+    """A table that does not fit its schema.
+
+    Attributes:
+        problems: One sentence per problem, each with its place; the message is the first and how many follow.
+    """
+
+    def __init__(self, where: str, sentences: Sequence[str]) -> None:
+        more = f" (and {len(sentences) - 1} more)" if len(sentences) > 1 else ""
+        super().__init__(f"{where}: {sentences[0]}{more}")
+        self.problems = [f"{where}: {sentence}" for sentence in sentences]
 
 
 def parse(schema: type[Model], table: Mapping[str, Any], *, where: str) -> Model:
@@ -68,21 +93,25 @@ def parse(schema: type[Model], table: Mapping[str, Any], *, where: str) -> Model
         where: File or option that the table comes from, named in the error.
 
     Raises:
-        UserError: The first thing that is wrong: where, which key, why, and the nearest valid name.
+        InvalidTable: What is wrong: where, which key, why, and the nearest valid name.
     """
     try:
         return schema.model_validate(dict(table))
     except ValidationError as error:
-        # A mistyped key is also a missing one: it is the unknown key that says what to type.
-        order = {"extra_forbidden": 0, "missing": 2}
-        problems = sorted(error.errors(include_url=False), key=lambda problem: order.get(problem["type"], 1))
-        first = _sentence(schema, problems[0])
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(f"{where}: {first}{more}") from None
+        raise InvalidTable(where, _sentences(schema, error)) from None
+
+
+def problems(schema: type[BaseModel], table: Mapping[str, Any]) -> list[str]:
+    """List everything that is wrong with a table, in sentences; the most helpful first."""
+    try:
+        schema.model_validate(dict(table))
+    except ValidationError as error:
+        return _sentences(schema, error)
+    return []
 
 
 def rises(numbers: Sequence[int]) -> bool:
-    """Tell whether each number is larger than the one before it."""
+    """Check whether each number is larger than the one before it."""
     return list(numbers) == sorted(set(numbers))
 
 
@@ -98,9 +127,25 @@ def _models_in(annotation: Any, *, items: bool = False) -> Iterable[type[BaseMod
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     elif items or getattr(annotation, "__origin__", None) not in (tuple, dict):
-        # The keys of an item of a list, such as a phase's, have no dotted name of their own.
+        # The keys of a list's items, such as a phase's, have no dotted name.
         for argument in get_args(annotation):
             yield from _models_in(argument, items=items)
+
+
+def _sentences(schema: type[BaseModel], error: ValidationError) -> list[str]:
+    # A mistyped key is also a missing one: the unknown key says what to type.
+    order = {"extra_forbidden": 0, "missing": 2}
+    found = sorted(error.errors(include_url=False), key=lambda problem: order.get(problem["type"], 1))
+    return [sentence for problem in found for sentence in _sentences_of(schema, problem)]
+
+
+def _sentences_of(schema: type[BaseModel], problem: Mapping[str, Any]) -> list[str]:
+    cause = problem.get("ctx", {}).get("error")
+    if not isinstance(cause, BrokenRules):
+        return [_sentence(schema, problem)]
+    path, _ = _place(schema, problem["loc"])
+    key = _dotted(path)
+    return [f"{key}: {sentence}" if key else sentence for sentence in cause.sentences]
 
 
 def _sentence(schema: type[BaseModel], problem: Mapping[str, Any]) -> str:
@@ -152,14 +197,14 @@ _PATTERNS = {
 
 
 def _place(schema: type[BaseModel], location: Sequence[str | int]) -> tuple[list[str], set[str]]:
-    """Where in the file a problem is: the keys that lead there, and the valid keys beside the last of them."""
+    """Locate a problem: the keys that lead to it, and the valid keys beside the last of them."""
     path: list[str] = []
     owners: list[type[BaseModel]] = []
     candidates = [schema]
     for part in location:
         tagged = [model for model in candidates if _tag(model) == part]
         if len(candidates) > 1 and tagged:
-            # The tag of a discriminated union stands in the location but is no key of the file.
+            # The tag of a discriminated union is in the location but is not a key of the file.
             candidates = tagged
             continue
         path.append(str(part))

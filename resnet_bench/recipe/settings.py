@@ -1,15 +1,12 @@
 """The sections of a recipe: data, augmentation, model, optimizer, schedule, training, evaluation."""
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from resnet_bench.base.names import shown
+from resnet_bench.base.names import shown, unknown_name
+from resnet_bench.recipe.datasets import DATASETS, DatasetFacts
 from resnet_bench.recipe.schema import (
     OPTION_PATTERN,
     RGB,
@@ -21,12 +18,16 @@ from resnet_bench.recipe.schema import (
     without_absent,
 )
 
-DatasetName = Literal["cifar10", "cifar100"]
 SplitName = Literal["train", "validation", "test"]
-NUM_CLASSES: Mapping[str, int] = {"cifar10": 10, "cifar100": 100}
-TRAIN_IMAGES = 50_000
-TEST_IMAGES = 10_000
-IMAGE_SIZE = 32
+
+
+def _known_dataset(name: str) -> str:
+    if name not in DATASETS:
+        raise ValueError(unknown_name("value", name, DATASETS))
+    return name
+
+
+DatasetName = Annotated[str, AfterValidator(_known_dataset)]
 
 
 class ValidationSplit(Schema):
@@ -40,20 +41,35 @@ class ValidationSplit(Schema):
 
 
 class Data(Schema):
-    """Which images, how they are split, and the constants that normalise them."""
+    """Which images, how they are split, and the constants that normalize them."""
 
     dataset: DatasetName
     mean: RGB
+    """Of each channel, of pixels between 0 and 1; the dataset's own where it is not given."""
     std: RGB
+    """Likewise."""
     validation: Annotated[ValidationSplit | None, MaybeNotGiven] = None
-    train_images: Annotated[Annotated[int, Field(ge=2, le=TRAIN_IMAGES)] | None, MaybeNotGiven] = None
+    train_images: Annotated[Annotated[int, Field(ge=2)] | None, MaybeNotGiven] = None
     """Use only this many training images (the validation split is taken from them)."""
-    test_images: Annotated[Annotated[int, Field(ge=1, le=TEST_IMAGES)] | None, MaybeNotGiven] = None
+    test_images: Annotated[Annotated[int, Field(ge=1)] | None, MaybeNotGiven] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, table: Any) -> Any:
+        if not isinstance(table, Mapping):
+            return table
+        name = table.get("dataset")
+        facts = DATASETS.get(name) if isinstance(name, str) else None
+        return {"mean": facts.mean, "std": facts.std, **table} if facts is not None else table
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {list(self.std)}")
+        sizes = {"train_images": self.facts.train_size, "test_images": self.facts.test_size}
+        for key, size in sizes.items():
+            if (wanted := getattr(self, key)) is not None and wanted > size:
+                raise ValueError(f"{key} = {shown(wanted)} is more than the {size} of {self.dataset}")
         if self.validation is not None and self.validation.images >= self.available_images:
             raise ValueError(
                 f"validation.images = {self.validation.images} leaves nothing of the "
@@ -62,57 +78,57 @@ class Data(Schema):
         return self
 
     @property
+    def facts(self) -> DatasetFacts:
+        """The facts of the dataset."""
+        return DATASETS[self.dataset]
+
+    @property
     def available_images(self) -> int:
-        """Training images before a validation split is taken away."""
-        return self.train_images or TRAIN_IMAGES
+        """Training images before the validation split is removed."""
+        return self.train_images or self.facts.train_size
 
     @property
     def num_train(self) -> int:
-        """Images trained on in an epoch."""
+        """Images trained on per epoch."""
         return self.available_images - (self.validation.images if self.validation else 0)
 
     @property
     def num_test(self) -> int:
         """Images of the test set that are used."""
-        return self.test_images or TEST_IMAGES
-
-    @property
-    def num_classes(self) -> int:
-        """Classes of the dataset."""
-        return NUM_CLASSES[self.dataset]
+        return self.test_images or self.facts.test_size
 
 
 class ResizeStage(Schema):
-    """A stretch of training on images of one size."""
+    """A stage of training on images of one size."""
 
-    pixels: Annotated[int, Field(ge=8, le=IMAGE_SIZE)]
-    """Side that training images are downsampled to (bilinear, antialiased, as Pillow does)."""
+    pixels: Annotated[int, Field(ge=8)]
+    """Side that training images are downsampled to (bilinear, antialiased, equal to Pillow's)."""
     epochs: Annotated[float, Field(gt=0)]
-    """How long; a part of an epoch is a part of its steps."""
+    """Length; a fraction of an epoch is a fraction of its steps."""
 
 
 def relative_pixels(sizes: Iterable[tuple[int, float]], *, full_size: int, epochs: int) -> float:
-    """Pixels of a training image, on average over the run, as a part of those of an image of the full size.
+    """Compute the relative pixel count of a run: the mean over its epochs, as a fraction of the full size.
 
     Args:
-        sizes: Rows of the images and for how many epochs, as in a recipe; none where all are of the full size.
-        full_size: Rows and columns of a test image.
-        epochs: Of the whole run.
+        sizes: Side of the images in pixels and number of epochs of each stage; empty where all are of the full size.
+        full_size: Side of a test image in pixels.
+        epochs: Epochs of the whole run.
     """
     pixels = sum(size**2 * length for size, length in sizes)
     return pixels / (full_size**2 * epochs) if pixels else 1.0
 
 
 class Jitter(Schema):
-    """Brightness and contrast that vary from image to image, by chance; after hiverge/cifar10-speedrun.
+    """Random brightness and contrast per image, after hiverge/cifar10-speedrun.
 
-    Both act on the normalised image, brightness first.
+    Both apply to the normalized image, brightness first.
     """
 
     brightness: Annotated[float, Field(ge=0, le=10)] = 0.0
-    """Most that is added to an image's values or taken from them, in standard deviations of a pixel."""
+    """Largest value added to or subtracted from an image, in standard deviations of a pixel."""
     contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Most that the factor of an image's values is above or below 1."""
+    """Largest distance of an image's factor from 1."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -125,20 +141,20 @@ class Augmentation(Schema):
     """What happens to a training image; ``resize`` happens to a test image too."""
 
     resize: Annotated[Annotated[int, Field(ge=8, le=512)] | None, MaybeNotGiven] = None
-    """Side in pixels that every image is resized to (bilinear, antialiased, as Pillow does); where ``sizes`` are given,
-    every test image."""
-    crop_padding: Annotated[int, Field(ge=0, lt=IMAGE_SIZE)] = 0
+    """Side in pixels that every image is resized to (bilinear, antialiased, equal to Pillow's). Where ``sizes`` is
+    given, it applies to test images only."""
+    crop_padding: Annotated[int, Field(ge=0)] = 0
     """Pixels padded on each side before a random crop of the original size."""
     padding_mode: Literal["zeros", "reflect"] = "zeros"
     flip: bool = False
-    """MlflowSync left to right with probability one half."""
+    """Flip left to right with probability one half."""
     flip_mode: Annotated[Literal["random", "alternating"] | None, MaybeNotGiven] = None
-    """``alternating``: chance decides for the first epoch only, and then every image is mirrored in every other epoch
-    (K. Jordan, arXiv 2404.00498). ``random`` where it is not given: chance decides every time."""
+    """``alternating``: the first epoch is random, and then every image is flipped in every other epoch
+    (K. Jordan, arXiv 2404.00498). ``random``, the default: every epoch is random."""
     jitter: Annotated[Jitter | None, MaybeNotGiven] = None
     sizes: Annotated[Annotated[tuple[ResizeStage, ...], Field(strict=False, min_length=1)] | None, MaybeNotGiven] = None
-    """Train on smaller images at first; together as long as the run. Test images keep their size, or that of
-    ``resize``."""
+    """Progressive resizing: train on smaller images first. The stages add up to the run. Test images keep their size,
+    or that of ``resize``."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -148,7 +164,7 @@ class Augmentation(Schema):
 
 
 class Whitening(Schema):
-    """A frozen convolution before the network that whitens the patches of training images.
+    """A frozen convolution before the model that whitens the patches of training images.
 
     Its filters are the eigenvectors of the patches' covariance, each divided by the root of its eigenvalue, and
     their negatives (D. Page, "How to train your ResNet"; K. Jordan, arXiv 2404.00498). Its bias is trained: it is the
@@ -157,25 +173,25 @@ class Whitening(Schema):
 
     kernel_size: Annotated[int, Field(ge=2, le=5)] = 2
     padding: Annotated[int, Field(ge=0, le=2)] = 0
-    images: Annotated[int, Field(ge=1, le=TRAIN_IMAGES)] = 5000
-    """How many training images the covariance is taken from; fewer where there are not as many."""
+    images: Count = 5000
+    """Training images that the covariance is computed from; all of them where there are fewer."""
     eps: Annotated[float, Field(gt=0)] = 5e-4
     """Added to the eigenvalues."""
 
 
 class ModelConfig(Schema):
-    """The network, by its name in ``resnet_bench.models``."""
+    """The model, by its name in ``resnet_bench.models``."""
 
     name: str
     whitening: Annotated[Whitening | None, MaybeNotGiven] = None
     num_classes: Annotated[Annotated[int, Field(ge=2, le=1_000_000)] | None, MaybeNotGiven] = None
     """Outputs of the last layer; the dataset's classes where it is not given."""
     allow_unused_classes: bool = False
-    """Says that an output layer with more outputs than classes is meant."""
+    """Allow an output layer with more outputs than classes."""
     options: Annotated[
         dict[Annotated[str, Field(pattern=OPTION_PATTERN)], OptionValue], BeforeValidator(without_absent)
     ] = Field(default_factory=dict)
-    """Arguments of the network's own, such as ``dropout``."""
+    """Arguments of the model's constructor, such as ``dropout``."""
 
 
 class SGDSettings(Schema):
@@ -234,9 +250,9 @@ class MuonConfig(SGDSettings):
     normalize_filters: bool = True
     """Bring each filter tensor to the norm √out before its update."""
     rest: SGDSettings
-    """For biases, BatchNorm's parameters and whatever else is no filter."""
+    """For biases, BatchNorm parameters and everything else that is not a filter."""
     head: Annotated[SGDSettings | None, MaybeNotGiven] = None
-    """For the weights of linear layers; like the rest where it is not given."""
+    """For the weights of linear layers; the rest's by default."""
 
 
 Optimizer = Annotated[SGD | Adam | AdamW | MuonConfig, Field(discriminator="name")]
@@ -249,7 +265,7 @@ class Constant(Schema):
 
 
 class OneCycle(Schema):
-    """``torch.optim.lr_scheduler.OneCycleLR`` over the whole run, stepped every batch.
+    """``torch.optim.lr_scheduler.OneCycleLR`` over the whole run, stepped per batch.
 
     Its peak is the learning rate of the optimizer; the defaults are torch's.
     """
@@ -285,7 +301,7 @@ class MultiStep(Schema):
 
 
 class Phase(Schema):
-    """A stretch of epochs at one learning rate."""
+    """Epochs at one learning rate."""
 
     epochs: Count
     factor: Annotated[float, Field(gt=0)]
@@ -293,7 +309,7 @@ class Phase(Schema):
 
 
 class Phases(Schema):
-    """Phases started by hand one after another, each with a fresh optimizer where the momentum restarts."""
+    """Phases that the source starts by hand, each with a new optimizer where the momentum restarts."""
 
     name: Literal["phases"]
     phases: Annotated[tuple[Phase, ...], Field(strict=False, min_length=1)]
@@ -311,7 +327,7 @@ class Plateau(Schema):
 
 
 class Cosine(Schema):
-    """``torch.optim.lr_scheduler.CosineAnnealingLR`` over the whole run, stepped every batch."""
+    """``torch.optim.lr_scheduler.CosineAnnealingLR`` over the whole run, stepped per batch."""
 
     name: Literal["cosine"]
     final_factor: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -319,11 +335,11 @@ class Cosine(Schema):
 
 
 class Linear(Schema):
-    """The learning rate rises linearly, if it shall, and then falls linearly, stepped every batch."""
+    """A linear warm-up, if any, and a linear decay, stepped per batch."""
 
     name: Literal["linear"]
     rising_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """The part of the run in which the rate rises from 0 to the optimizer's."""
+    """Fraction of the run in which the rate rises from 0 to the optimizer's."""
     final_factor: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """The rate at the end, as a multiple of the optimizer's learning rate."""
 
@@ -335,12 +351,12 @@ Schedule = Annotated[
 
 
 class Freeze(Schema):
-    """Parameters that are no longer trained from some point on."""
+    """Parameters that are frozen after some epochs."""
 
     parameters: Annotated[str, Field(min_length=1, max_length=200)]
     """Their names, or a shell pattern such as ``group1.*``."""
     after_epochs: Annotated[float, Field(ge=0)]
-    """How long they are trained; a part of an epoch is a part of its steps."""
+    """Epochs that they are trained for; a fraction of an epoch is a fraction of its steps."""
 
 
 class Training(Schema):
@@ -349,19 +365,19 @@ class Training(Schema):
     epochs: Count
     batch_size: Count
     last_batch: Literal["keep", "drop"] = "keep"
-    """Whether a smaller batch at the end of an epoch is trained on."""
+    """Whether to train on a smaller batch at the end of an epoch."""
     clip_value: Annotated[Annotated[float, Field(gt=0)] | None, MaybeNotGiven] = None
     """Clip each gradient entry to ± this (``torch.nn.utils.clip_grad_value_``)."""
     clip_norm: Annotated[Annotated[float, Field(gt=0)] | None, MaybeNotGiven] = None
     """Scale all gradients so that their joint 2-norm is at most this."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     freeze: Annotated[Annotated[tuple[Freeze, ...], Field(strict=False, min_length=1)] | None, MaybeNotGiven] = None
-    """Where all parameters below a layer are frozen, the backward pass ends there."""
+    """The backward pass ends at a layer below which all parameters are frozen."""
     reported_loss: Literal["mean", "last_batch"] = "mean"
     """What the source prints as an epoch's training loss; the mean is logged as well."""
     train_accuracy: Literal["running", "separate_pass"] = "running"
-    """``separate_pass``: after each epoch the training set is run through once more, shuffled and augmented as
-    for training, in the mode of the evaluation."""
+    """``separate_pass``: evaluate the training set in a second pass after each epoch, shuffled and augmented as in
+    training, in the mode of the evaluation."""
 
     @model_validator(mode="after")
     def _one_clip(self) -> Self:
@@ -371,13 +387,13 @@ class Training(Schema):
 
 
 class TestTimeAugmentation(Schema):
-    """TestTimeAugmentation of an image over which the network's outputs are averaged, after the last epoch."""
+    """Views of an image over which the model's outputs are averaged, after the last epoch."""
 
     mirror: bool = True
-    """Average each view with its mirror image."""
+    """Average each view with its flipped copy."""
     shift: Annotated[int, Field(ge=0, le=8)] = 0
-    """Give half of the weight to the image moved by so many pixels, up and left, and down and right (reflected at the
-    border)."""
+    """Give half of the weight to the image shifted by so many pixels, up and left, and down and right (reflected at
+    the border)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -387,7 +403,7 @@ class TestTimeAugmentation(Schema):
 
 
 class Evaluation(Schema):
-    """How accuracy is measured, the source's way. The plain way is always measured beside it."""
+    """The source's protocol for measuring accuracy. The standard accuracy is always measured beside it."""
 
     batch_size: Count
     mode: Literal["eval", "batch_statistics"] = "eval"
@@ -404,4 +420,4 @@ class Evaluation(Schema):
     """Epochs between two evaluations; the last epoch is always evaluated."""
     test_at_end: bool = True
     test_time_augmentation: Annotated[TestTimeAugmentation | None, MaybeNotGiven] = None
-    """Also measure the accuracy over several views of each image, and report it apart from the plain one."""
+    """Also measure the TTA accuracy, and report it beside the standard one."""

@@ -11,7 +11,7 @@ import tomli_w
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.names import is_file_name
 from resnet_bench.recipe.benchmark import Benchmark
-from resnet_bench.recipe.changes import override_nested
+from resnet_bench.recipe.changes import is_renamed, override_nested
 from resnet_bench.recipe.files import Table, load_benchmark
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.recipe.schema import NOT_GIVEN, Schema, parse
@@ -20,9 +20,9 @@ _SHORT_LIST = re.compile(r"^(?P<key>\S+) = \[\n(?P<values>(?:    [^\s{\[].*,\n)+
 
 
 def to_toml(benchmark: Benchmark) -> str:
-    """The text of a file that holds the whole benchmark, nothing left to a parent.
+    """Write a whole benchmark as TOML, without a parent.
 
-    Loading it under the same file name gives an equal benchmark, but that ``extends`` is None.
+    Loading it under the same file name gives an equal benchmark, except that ``extends`` is None.
     """
     table: Table = {"source": _written(benchmark.source)}
     if benchmark.claims:
@@ -46,17 +46,17 @@ def _on_one_line(found: re.Match[str]) -> str:
 
 
 def copy_benchmark(name: str, path: Path, folder: Path | None = None) -> None:
-    """Write the start of a recipe of one's own: everything of a benchmark that trains, nothing to look up.
+    """Copy a benchmark's recipe and profiles to a file, as the start of a new benchmark.
 
-    What a source says of itself stays behind: its claims and facts are not those of a changed recipe.
+    The source's claims and facts are left out: they do not hold for a changed recipe.
 
     Args:
         name: The benchmark to start from.
-        path: File to write; its folder is made where it is missing.
-        folder: Folder of benchmarks to look through first.
+        path: File to write; its folder is created if it is missing.
+        folder: Folder of benchmarks to search first.
 
     Raises:
-        UserError: There is no such benchmark, the file exists, or its name is not one for a benchmark.
+        UserError: There is no such benchmark, the file exists, or its name is not valid for a benchmark.
     """
     original = load_benchmark(name, folder)
     if path.suffix != ".toml" or not is_file_name(path.stem):
@@ -76,10 +76,10 @@ def copy_benchmark(name: str, path: Path, folder: Path | None = None) -> None:
         }
     )
     text = f"""\
-# A benchmark of your own, started from {original.name}. Change what you like, then:
+# Your own benchmark, copied from {original.name}. Edit it, then:
 #   resnet-bench validate {shlex.quote(str(path))}
 #   resnet-bench run {shlex.quote(str(path))} --profile smoke
-# [profiles.smoke] holds what differs in a run of a few minutes. An optional key is taken away by "{NOT_GIVEN}".
+# [profiles.smoke] has the differences for a run of a few minutes. "{NOT_GIVEN}" removes an optional key.
 
 {to_toml(own)}"""
     try:
@@ -88,7 +88,7 @@ def copy_benchmark(name: str, path: Path, folder: Path | None = None) -> None:
             file.write(text)
     except OSError as error:
         if path.exists():
-            raise UserError(f"{path} exists and is left as it is; take another name or remove it") from None
+            raise UserError(f"{path} exists; choose another name or remove it") from None
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
@@ -97,13 +97,13 @@ def _written(part: Schema) -> Table:
 
 
 def _differences(recipe: Recipe, profile: Recipe) -> Table:
-    """The table that :func:`resnet_bench.recipe.changes.override_nested` turns the recipe into the profile with."""
+    """Compute the changes with which :func:`override_nested` turns the recipe into the profile."""
     full, wanted = (part.model_dump(exclude_none=True, mode="json") for part in (recipe, profile))
     differences = _difference(full, wanted)
     scaled = {key: value for key, value in differences.items() if key != "schedule"}
     if _gives(recipe, scaled, profile):
         return scaled
-    # With another number of epochs, a schedule that is left out would be scaled.
+    # With another number of epochs, an omitted schedule would be scaled.
     return {**differences, "schedule": wanted["schedule"]}
 
 
@@ -118,13 +118,7 @@ def _difference(base: Mapping[str, Any], wanted: Mapping[str, Any]) -> Table:
     differences: Table = {key: NOT_GIVEN for key in base if key not in wanted}
     for key, value in wanted.items():
         below = base.get(key)
-        renamed = (
-            isinstance(below, dict)
-            and isinstance(value, dict)
-            and "name" in value
-            and value["name"] != below.get("name")
-        )
-        if isinstance(below, dict) and isinstance(value, dict) and not renamed:
+        if isinstance(below, dict) and isinstance(value, dict) and not is_renamed(below, value):
             if inner := _difference(below, value):
                 differences[key] = inner
         elif key not in base or value != below:

@@ -14,7 +14,8 @@ import pandas as pd
 from pydantic import ValidationError
 
 from resnet_bench.recipe.benchmark import Benchmark
-from resnet_bench.recipe.settings import IMAGE_SIZE, relative_pixels
+from resnet_bench.recipe.datasets import DATASETS
+from resnet_bench.recipe.settings import relative_pixels
 from resnet_bench.reporting.schema import TAG, Tables
 from resnet_bench.reporting.statistics import best_evaluation, last_evaluation, typical_epoch
 
@@ -155,7 +156,7 @@ class Run:
             return 1.0
         return relative_pixels(
             [(size["pixels"], size["epochs"]) for size in json.loads(sizes)],
-            full_size=int(self.recipe.get("augmentation.resize", IMAGE_SIZE)),
+            full_size=int(self.recipe.get("augmentation.resize", DATASETS[self.dataset].image_size)),
             epochs=self.epochs,
         )
 
@@ -212,9 +213,6 @@ class Group:
     @cached_property
     def published_images(self) -> bool:
         """Whether the runs used exactly the dataset that the benchmark's recipe names, as it was published."""
-        # The package of images brings torch along, which a report of smoke runs can do without.
-        from resnet_bench.recipe.datasets import DATASETS
-
         run = self.latest
         if self.definition is None or run.dataset != self.definition.recipe.data.dataset:
             return False

@@ -14,6 +14,7 @@ from resnet_bench.base.files import write_atomically
 from resnet_bench.data.dataset import Dataset, generate_dataset
 from resnet_bench.execution.execution import Execution
 from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.recipe.changes import cut_short
 from resnet_bench.recipe.claims import Claim
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.reporting.statistics import Interval, mean_interval
@@ -323,21 +324,13 @@ def measure(
 
 def warm_up(recipe: Recipe, execution: Execution) -> float:
     """Train some steps on generated images at each size, so that no clock sees compilation; returns the seconds."""
-    batch = recipe.training.batch_size
-    sizes = [size.pixels for size in recipe.augmentation.sizes or ()] or [recipe.image_size]
     seconds = 0.0
-    for size in dict.fromkeys(sizes):
-        images = WARM_UP_STEPS * batch
-        small = recipe.model_copy(
-            update={
-                "data": recipe.data.model_copy(update={"train_images": images, "test_images": 10, "validation": None}),
-                "augmentation": recipe.augmentation.model_copy(update={"resize": size, "sizes": None}),
-                "training": recipe.training.model_copy(update={"epochs": 1, "freeze": None}),
-                "evaluation": recipe.evaluation.model_copy(update={"splits": (), "test_at_end": False}),
-            }
+    for size in recipe.image_sizes:
+        short = cut_short(recipe, WARM_UP_STEPS, epochs=1, image_size=size)
+        generated = generate_dataset(
+            recipe.data.dataset, train_size=short.data.available_images, test_size=short.data.num_test
         )
-        generated = generate_dataset(recipe.data.dataset, train_size=images, test_size=10)
-        for event in train(small, execution, 0, generated):
+        for event in train(short, execution, 0, generated):
             if isinstance(event, Started):
                 seconds += event.setup_seconds
             elif isinstance(event, Finished):

@@ -59,7 +59,8 @@ class RunFolder:
             folder._write()
         except OSError as error:
             raise UserError(
-                f"{runs_folder}: cannot write the run's files here ({error.strerror}); choose another with --runs DIR"
+                f"{runs_folder}: cannot write the run's files here ({error.strerror}); "
+                "choose another with --run-dir DIR"
             ) from None
         return folder
 

@@ -9,7 +9,7 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.base.names import unknown_name
 from resnet_bench.recipe.benchmark import PROFILES, Benchmark, ProfileName
 from resnet_bench.recipe.changes import merge
-from resnet_bench.recipe.files import find_file, load_benchmark, read_toml, search_folders, toml_files
+from resnet_bench.recipe.files import load_benchmark, locate, read_toml, scan
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.recipe.schema import parse
 from resnet_bench.tuning import space
@@ -47,13 +47,7 @@ def load_study(name: str, folder: Path | None = None) -> Study:
     Raises:
         UserError: There is no such study (with the nearest name), or its file is wrong.
     """
-    if name.endswith(".toml"):
-        return load_study_file(Path(name))
-    searched = search_folders("studies", folder)
-    path = find_file(name, searched)
-    if path is None:
-        raise UserError(unknown_name("study", name, toml_files(searched)))
-    return load_study_file(path)
+    return load_study_file(locate("studies", name, folder))
 
 
 def load_study_file(path: Path) -> Study:
@@ -84,14 +78,7 @@ def scan_studies(folder: Path | None = None) -> tuple[dict[str, Study], dict[str
     Returns:
         The studies by name, and for each file that is wrong, by its stem, the sentence that says why.
     """
-    loaded: dict[str, Study] = {}
-    problems: dict[str, str] = {}
-    for name, path in toml_files(search_folders("studies", folder)).items():
-        try:
-            loaded[name] = load_study_file(path)
-        except UserError as error:
-            problems[name] = str(error)
-    return loaded, problems
+    return scan("studies", load_study_file, folder)
 
 
 def benchmark_of(study: Study, folder: Path | None = None) -> Benchmark:

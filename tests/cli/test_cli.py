@@ -16,11 +16,9 @@ from typing import NamedTuple
 import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
-import typer
-import typer.core
 
 from resnet_bench.cli import app
-from resnet_bench.recipe.files import load_all_benchmarks, load_benchmark
+from resnet_bench.recipe.files import load_benchmark, scan_benchmarks
 from resnet_bench.recipe.writing import copy_benchmark
 from resnet_bench.training import checkpoint
 from tests.reliability import tiny
@@ -78,7 +76,7 @@ def test_list_shows_every_shipped_benchmark(invoke) -> None:
     result = invoke("list")
     assert result.code == 0
     text = "".join(result.out.split())
-    assert all(name in text for name in load_all_benchmarks())
+    assert all(name in text for name in scan_benchmarks()[0])
 
 
 def test_list_shows_the_good_files_beside_a_broken_one(invoke, tmp_path: Path) -> None:
@@ -128,9 +126,12 @@ def test_the_package_runs_as_the_command(
     [
         ("show resnet9-onecycle-adm", "did you mean 'resnet9-onecycle-adam'?"),
         ("run resnet9-onecycle-adm", "did you mean 'resnet9-onecycle-adam'?"),
-        ("run resnet18-step-decay --profile smok", "write full or smoke"),
+        ("run resnet18-step-decay --profile smok", "'smok' is not one of 'full', 'smoke'"),
         ("run resnet18-step-decay --device tpu", "there is no such device"),
-        ("run resnet18-step-decay --precision fp8", "there is no such precision"),
+        ("run resnet18-step-decay --precision fp8", "'fp8' is not one of 'auto', 'fp32', 'tf32', 'bf16'"),
+        ("run resnet18-step-decay --execution quick", "'quick' is not one of 'auto', 'plain', 'fast'"),
+        ("run resnet18-step-decay --data nowhere", "--data: nowhere does not exist"),
+        ("perf resnet18-step-decay --clock sun", "'sun' is not one of 'wall', 'cpu'"),
         ("run resnet18-step-decay --set optimizer.lr", "write a key and a value"),
         ("run resnet18-step-decay --offline --profile smoke --set optimizer.lrr=1", "did you mean 'optimizer.lr'?"),
         ("run resnet18-step-decay --offline --profile smoke --set optimizer.lr=fast", "must be a number"),
@@ -138,7 +139,7 @@ def test_the_package_runs_as_the_command(
         ("run resnet18-step-decay --seed 1 --seeds 2", "give one of them"),
         ("run resnet18-step-decay --seed 1 --seed 1", "given twice"),
         ("run resnet18-step-decay --tracking mlruns", "mlruns"),
-        ("run resnet18-step-decay --benchmarks nowhere", "nowhere"),
+        ("run resnet18-step-decay --benchmark-dir nowhere", "nowhere"),
         ("validate nothing.toml", "nothing.toml"),
         ("data prepare cifar11 --offline", "did you mean 'cifar10'?"),
         ("data prepare cifar10 --offline", "no cifar10"),
@@ -181,29 +182,6 @@ def test_real_data_is_prepared_and_named(invoke, real_data_folder: Path, monkeyp
     result = invoke(f"data prepare cifar10 --offline --data {shlex.quote(str(real_data_folder))}")
     assert result.code == 0
     assert "50000 + 10000 images" in result.out
-
-
-# --- help ----------------------------------------------------------------------------------------
-
-
-def commands(group, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], typer.core.TyperCommand]]:
-    found = []
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            found += commands(command, (*path, name))
-        else:
-            found.append(((*path, name), command))
-    return found
-
-
-@pytest.mark.parametrize(("path", "command"), commands(typer.main.get_command(app.app)), ids=lambda value: str(value))
-def test_every_help_text_has_an_example_that_parses(path: tuple[str, ...], command) -> None:
-    assert command.help is not None
-    examples = [line for line in command.help.splitlines() if line.strip().startswith("Example: ")]
-    assert len(examples) == 1, f"{' '.join(path)} needs one line 'Example: resnet-bench …'"
-    words = shlex.split(examples[0].partition("Example: ")[2])
-    assert words[: 1 + len(path)] == ["resnet-bench", *path]
-    command.make_context(path[-1], words[1 + len(path) :])
 
 
 # --- whole runs, in processes of their own -------------------------------------------------------

@@ -109,13 +109,13 @@ def test_torch_as_it_comes_captures_nothing(runs_of) -> None:
 
 @pytest.mark.slow
 def test_runs_of_one_process_leave_the_gpu_to_those_behind_them(runs_of) -> None:
-    runs = runs_of(f"run he-resnet20 resnet9-onecycle-adam --seeds 2 --again --device cuda {SMALL}")
+    runs = runs_of(f"run he-resnet20 resnet9-onecycle-adam --seeds 2 --force --device cuda {SMALL}")
     assert [was_captured(run) for run in runs] == [True] * 4
 
 
 @pytest.mark.slow
 def test_seeds_are_trained_at_once_on_one_gpu(runs_of) -> None:
-    runs = runs_of(f"run resnet18-step-decay --seeds 3 --seeds-per-device 2 --again --device cuda {SMALL}")
+    runs = runs_of(f"run resnet18-step-decay --seeds 3 --seeds-per-device 2 --force --device cuda {SMALL}")
     assert [was_captured(run) for run in runs] == [True] * 3
 
 
@@ -124,13 +124,13 @@ def test_a_study_is_run_on_a_gpu(runs_of, tmp_path) -> None:
     write_images(tmp_path / "data")
     (tmp_path / "studies").mkdir()
     write_tiny(tmp_path / "studies", data="data = { train_images = 40, test_images = 20 }")
-    runs = runs_of("study run tiny --studies studies --device cuda --profile full --yes")
+    runs = runs_of("study run tiny --study-dir studies --device cuda --profile full --yes")
     assert sum(was_captured(run) for run in runs) >= 3
 
 
 @pytest.mark.slow
 def test_the_sources_own_way_is_measured_beside_ours(type_command, tmp_path) -> None:
-    type_command("perf he-resnet20 --device cuda --repeats 1 --steps 2 --workers 0 --out perf.json")
+    type_command("perf he-resnet20 --device cuda --repeats 1 --steps 2 --loader-workers 0 --output perf.json")
     (comparison,) = json.loads((tmp_path / "perf.json").read_text())
     assert [arm["name"] for arm in comparison["arms"]] == ["source", "plain", "fast", "auto"]
     assert all(arm["images_per_second"]["median"] > 0 for arm in comparison["arms"])

@@ -6,7 +6,6 @@ import mlflow
 import pytest
 from typer.testing import CliRunner
 
-from resnet_bench.base.errors import UserError
 from resnet_bench.cli.app import app
 
 SMALL = """
@@ -24,8 +23,8 @@ def test_perf_prints_writes_and_logs(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "small.toml").write_text(SMALL)
-    command = ["perf", "small", "--benchmarks", "benchmarks", "--repeats", "2", "--steps", "1", "--threads", "1"]
-    result = CliRunner().invoke(app, [*command, "--out", "out/perf.json"], catch_exceptions=False)
+    command = ["perf", "small", "--benchmark-dir", "benchmarks", "--repeats", "2", "--steps", "1", "--threads", "1"]
+    result = CliRunner().invoke(app, [*command, "--output", "out/perf.json"], catch_exceptions=False)
     assert result.exit_code == 0
     assert "GENERATED IMAGES" in result.output
     assert "each stage alone" in result.output
@@ -36,19 +35,3 @@ def test_perf_prints_writes_and_logs(tmp_path, monkeypatch) -> None:
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
     assert run.data.metrics["fast/ratio"] == pytest.approx(comparison["arms"][2]["ratio"]["median"])
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [(["--execution", "faster"], "there is no such level"), (["--clock", "sun"], "there is no such clock")],
-)
-def test_a_wrong_word_is_one_sentence(tmp_path, monkeypatch, options, sentence) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=sentence):
-        CliRunner().invoke(app, ["perf", "resnet18-step-decay", *options], catch_exceptions=False)
-
-
-def test_run_takes_no_unknown_level(tmp_path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="write auto, plain or fast"):
-        CliRunner().invoke(app, ["run", "resnet18-step-decay", "--execution", "quick"], catch_exceptions=False)

@@ -12,22 +12,21 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
+from resnet_bench.data.archive import ARCHIVES, ArchiveFacts
 from resnet_bench.data.content import Content, SplitArrays
 from resnet_bench.recipe.datasets import DATASETS, DatasetFacts
 
+LABEL_COLUMNS = {"cifar10": "label", "cifar100": "fine_label", "other": "label"}
 TRAIN_SIZE = 60
 TEST_SIZE = 20
 
 
 def small_info(name: str = "cifar10") -> DatasetFacts:
-    """A published dataset with 60 training and 20 test images, in two training batches and one test batch."""
+    """A published dataset with 60 training and 20 test images."""
     return dataclasses.replace(
         DATASETS[name],
         train_size=TRAIN_SIZE,
         test_size=TEST_SIZE,
-        train_batches=(("data_batch_1", ""), ("data_batch_2", "")),
-        test_batches=(("test_batch", ""),),
-        meta_batch=("batches.meta", ""),
     )
 
 
@@ -42,47 +41,45 @@ def random_content(info: DatasetFacts, seed: int = 0) -> Content:
     return Content(split(info.train_size), split(info.test_size))
 
 
-def write_extracted_archive(root: Path, info: DatasetFacts, content: Content) -> DatasetFacts:
-    """Writes the batches as Python 2 pickled them in 2009; returns the dataset with their checksums."""
-    folder = root / info.archive_folder
+def write_extracted_archive(root: Path, info: DatasetFacts, content: Content) -> ArchiveFacts:
+    """Writes two training batches and a test batch as Python 2 pickled them in 2009; returns their checksums."""
+    archive = ARCHIVES[info.name]
+    folder = root / archive.folder
     folder.mkdir(parents=True, exist_ok=True)
     half = len(content.train.labels) // 2
-    first = SplitArrays(content.train.images[:half], content.train.labels[:half])
-    second = SplitArrays(content.train.images[half:], content.train.labels[half:])
-    checksums = {}
-    batches = [*info.train_batches, *info.test_batches]
-    for (name, _), split in zip(batches, (first, second, content.test), strict=True):
-        checksums[name] = _write(folder / name, python2_batch(split, info.label_key))
-    meta_name = info.meta_batch[0]
+    splits = {
+        "data_batch_1": SplitArrays(content.train.images[:half], content.train.labels[:half]),
+        "data_batch_2": SplitArrays(content.train.images[half:], content.train.labels[half:]),
+        "test_batch": content.test,
+    }
+    checksums = [
+        (name, _write(folder / name, python2_batch(split, archive.label_key))) for name, split in splits.items()
+    ]
+    meta_name = archive.meta_batch[0]
     names = b"](" + b"".join(_string(name.encode()) for name in info.class_names) + b"e"
-    checksums[meta_name] = _write(folder / meta_name, _pickle(_string(info.meta_key.encode()) + names))
+    meta = _write(folder / meta_name, _pickle(_string(archive.meta_key.encode()) + names))
     return dataclasses.replace(
-        info,
-        train_batches=tuple((name, checksums[name]) for name, _ in info.train_batches),
-        test_batches=tuple((name, checksums[name]) for name, _ in info.test_batches),
-        meta_batch=(meta_name, checksums[meta_name]),
+        archive, train_batches=tuple(checksums[:2]), test_batches=tuple(checksums[2:]), meta_batch=(meta_name, meta)
     )
 
 
-def replace_test_batch(root: Path, info: DatasetFacts, data: bytes) -> DatasetFacts:
-    """Overwrites the test batch; returns the dataset as if this were the published file."""
-    name = info.test_batches[0][0]
-    return dataclasses.replace(info, test_batches=((name, _write(root / info.archive_folder / name, data)),))
+def replace_test_batch(root: Path, archive: ArchiveFacts, data: bytes) -> ArchiveFacts:
+    """Overwrites the test batch; returns the archive as if this were the published file."""
+    name = archive.test_batches[0][0]
+    return dataclasses.replace(archive, test_batches=((name, _write(root / archive.folder / name, data)),))
 
 
-def pack_archive(root: Path, info: DatasetFacts) -> DatasetFacts:
-    """Packs the extracted folder; returns the dataset with the archive's checksums."""
-    archive = root / info.archive_filename
-    with tarfile.open(archive, "w:gz") as file:
-        file.add(root / info.archive_folder, arcname=info.archive_folder)
-    return with_checksums_of(archive, info)
+def pack_archive(root: Path, archive: ArchiveFacts) -> ArchiveFacts:
+    """Packs the extracted folder; returns the archive with its checksums."""
+    path = root / archive.filename
+    with tarfile.open(path, "w:gz") as file:
+        file.add(root / archive.folder, arcname=archive.folder)
+    return with_checksums_of(path, archive)
 
 
-def with_checksums_of(archive: Path, info: DatasetFacts) -> DatasetFacts:
-    data = archive.read_bytes()
-    return dataclasses.replace(
-        info, archive_md5=hashlib.md5(data).hexdigest(), archive_sha256=hashlib.sha256(data).hexdigest()
-    )
+def with_checksums_of(path: Path, archive: ArchiveFacts) -> ArchiveFacts:
+    data = path.read_bytes()
+    return dataclasses.replace(archive, md5=hashlib.md5(data).hexdigest(), sha256=hashlib.sha256(data).hexdigest())
 
 
 def write_parquet(folder: Path, info: DatasetFacts, content: Content, image_column: str = "img") -> None:
@@ -111,7 +108,7 @@ def write_rows(
     image_type = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
     columns = {
         image_column: pyarrow.array(rows, image_type),
-        info.label_column: pyarrow.array(list(labels), pyarrow.int64()),
+        LABEL_COLUMNS[info.name]: pyarrow.array(list(labels), pyarrow.int64()),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     pyarrow.parquet.write_table(pyarrow.table(columns), path)

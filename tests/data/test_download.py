@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.data.archive import ArchiveFacts
 from resnet_bench.data.content import Content
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.recipe.datasets import DatasetFacts
@@ -24,32 +25,37 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def published(
     info: DatasetFacts, content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[DatasetFacts]:
-    """A small dataset whose archive a server on this machine offers."""
+) -> Iterator[ArchiveFacts]:
+    """The archive of a small dataset, on a server of this machine."""
     monkeypatch.setenv("no_proxy", "*")
     site = tmp_path / "site"
-    info = builders.write_extracted_archive(site, info, content)
-    info = builders.pack_archive(site, info)
+    archive = builders.write_extracted_archive(site, info, content)
+    archive = builders.pack_archive(site, archive)
     with http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), functools.partial(QuietHandler, directory=str(site))
     ) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield replace(info, archive_url=f"http://127.0.0.1:{server.server_port}/{info.archive_filename}")
+        yield replace(archive, url=f"http://127.0.0.1:{server.server_port}/{archive.filename}")
         server.shutdown()
         thread.join()
 
 
 def test_archive_is_downloaded_when_asked_for(
-    published: DatasetFacts, tmp_path: Path, load_small: Load, messages: list[str], capfd: pytest.CaptureFixture[str]
+    info: DatasetFacts,
+    published: ArchiveFacts,
+    tmp_path: Path,
+    load_small: Load,
+    messages: list[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     data = tmp_path / "data"
     with pytest.raises(UserError, match="data prepare"):
-        load_small(published, data)
+        load_small(info, data, archive=published)
     assert not data.exists()
-    dataset = load_small(published, data, download=True)
+    dataset = load_small(info, data, archive=published, download=True)
     assert dataset.source == "torchvision archive"
-    assert Path(dataset.location) == (data / published.archive_filename).resolve()
+    assert Path(dataset.location) == (data / published.filename).resolve()
     assert any("downloading http://127.0.0.1" in message for message in messages)
     assert "%" in capfd.readouterr().err
     assert not list(data.glob("*.part"))
@@ -57,24 +63,24 @@ def test_archive_is_downloaded_when_asked_for(
 
 @pytest.mark.parametrize("failure", ["not found", "wrong contents", "no server"])
 def test_failed_download_is_explained_and_leaves_nothing(
-    failure: str, published: DatasetFacts, tmp_path: Path, load_small: Load, messages: list[str]
+    failure: str, info: DatasetFacts, published: ArchiveFacts, tmp_path: Path, load_small: Load, messages: list[str]
 ) -> None:
     data = tmp_path / "data"
-    info = {
-        "not found": replace(published, archive_url=published.archive_url.replace("10", "11")),
-        "wrong contents": replace(published, archive_md5="0" * 32),
-        "no server": replace(published, archive_url="http://127.0.0.1:9/cifar-10-python.tar.gz"),
+    archive = {
+        "not found": replace(published, url=published.url.replace("10", "11")),
+        "wrong contents": replace(published, md5="0" * 32),
+        "no server": replace(published, url="http://127.0.0.1:9/cifar-10-python.tar.gz"),
     }[failure]
     with pytest.raises(UserError, match=r"could not be downloaded to .*--data DIR"):
-        load_small(info, data, download=True)
+        load_small(info, data, archive=archive, download=True)
     assert [path.name for path in data.iterdir() if not path.name.endswith(".lock")] == []
-    assert load_small(info, data, download=True, allow_generated=True).generated
+    assert load_small(info, data, archive=archive, download=True, allow_generated=True).generated
     assert any("GENERATED IMAGES" in message and "could not be downloaded" in message for message in messages)
 
 
 def test_nothing_is_downloaded_when_a_source_is_there(
-    published: DatasetFacts, content: Content, tmp_path: Path, load_small: Load
+    info: DatasetFacts, published: ArchiveFacts, content: Content, tmp_path: Path, load_small: Load
 ) -> None:
-    builders.write_parquet(tmp_path / "data" / "cifar10", published, content)
-    assert load_small(published, tmp_path / "data", download=True).source == "parquet"
+    builders.write_parquet(tmp_path / "data" / "cifar10", info, content)
+    assert load_small(info, tmp_path / "data", archive=published, download=True).source == "parquet"
     assert not list((tmp_path / "data").glob("*.tar.gz"))

@@ -44,18 +44,18 @@ def test_every_source_gives_the_same_tensors_and_fingerprint(name: str, tmp_path
         # All 100 classes must be seen in both splits for class folders.
         info = dataclasses.replace(info, train_size=200, test_size=100)
     content = builders.random_content(info)
-    info = builders.write_extracted_archive(tmp_path / "extracted", info, content)
+    archive = builders.write_extracted_archive(tmp_path / "extracted", info, content)
     builders.write_extracted_archive(tmp_path / "packed", info, content)
-    info = builders.pack_archive(tmp_path / "packed", info)
-    for file in (tmp_path / "packed" / info.archive_folder).iterdir():
+    archive = builders.pack_archive(tmp_path / "packed", archive)
+    for file in (tmp_path / "packed" / archive.folder).iterdir():
         file.unlink()
-    (tmp_path / "packed" / info.archive_folder).rmdir()
+    (tmp_path / "packed" / archive.folder).rmdir()
     builders.write_parquet(tmp_path / "parquet" / name, info, content)
     builders.write_class_folders(tmp_path / "folders" / name, info, content)
 
     sources = {"extracted": "torchvision archive", "packed": "torchvision archive"}
     sources |= {"parquet": "parquet", "folders": "image folder"}
-    datasets = {folder: load_small(info, tmp_path / folder) for folder in sources}
+    datasets = {folder: load_small(info, tmp_path / folder, archive=archive) for folder in sources}
     assert {folder: dataset.source for folder, dataset in datasets.items()} == sources
     reference = datasets["packed"]
     assert_holds(reference, content)
@@ -90,14 +90,14 @@ def test_fingerprint_changes_with_a_pixel_a_label_and_the_name(
 
 
 def test_archive_equals_what_torchvision_reads(info: DatasetFacts, content: Content, tmp_path: Path) -> None:
-    info = builders.write_extracted_archive(tmp_path, info, content)
+    archive = builders.write_extracted_archive(tmp_path, info, content)
 
     class Small(CIFAR10):
-        train_list = [list(batch) for batch in info.train_batches]  # noqa: RUF012
-        test_list = [list(batch) for batch in info.test_batches]  # noqa: RUF012
-        meta = {"filename": info.meta_batch[0], "key": info.meta_key, "md5": info.meta_batch[1]}  # noqa: RUF012
+        train_list = [list(batch) for batch in archive.train_batches]  # noqa: RUF012
+        test_list = [list(batch) for batch in archive.test_batches]  # noqa: RUF012
+        meta = {"filename": archive.meta_batch[0], "key": archive.meta_key, "md5": archive.meta_batch[1]}  # noqa: RUF012
 
-    source = find_archive(info, tmp_path)
+    source = find_archive(info, tmp_path, archive)
     assert source is not None
     for split, train in zip(source.read(lambda _: None), (True, False), strict=True):
         reference = Small(tmp_path, train=train)
@@ -128,8 +128,8 @@ def test_sources_are_preferred_in_the_documented_order(info: DatasetFacts, conte
     builders.write_parquet(tmp_path / "cifar10", info, content)
     kinds = [source.kind for source in find_sources(info, tmp_path)]
     assert kinds == ["parquet", "image folder"]
-    info = builders.write_extracted_archive(tmp_path, info, content)
-    kinds = [source.kind for source in find_sources(info, tmp_path)]
+    archive = builders.write_extracted_archive(tmp_path, info, content)
+    kinds = [source.kind for source in find_sources(info, tmp_path, archive)]
     assert kinds == ["torchvision archive", "parquet", "image folder"]
 
 
@@ -185,14 +185,14 @@ def test_a_folder_of_another_dataset_is_not_taken(info: DatasetFacts, content: C
 def test_partly_extracted_folder_gives_way_to_the_archive(
     info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load
 ) -> None:
-    info = builders.write_extracted_archive(tmp_path, info, content)
-    info = builders.pack_archive(tmp_path, info)
-    (tmp_path / info.archive_folder / "test_batch").unlink()
-    dataset = load_small(info, tmp_path)
-    assert Path(dataset.location) == (tmp_path / info.archive_filename).resolve()
-    (tmp_path / info.archive_filename).unlink()
+    archive = builders.write_extracted_archive(tmp_path, info, content)
+    archive = builders.pack_archive(tmp_path, archive)
+    (tmp_path / archive.folder / "test_batch").unlink()
+    dataset = load_small(info, tmp_path, archive=archive)
+    assert Path(dataset.location) == (tmp_path / archive.filename).resolve()
+    (tmp_path / archive.filename).unlink()
     with pytest.raises(UserError, match=r"test_batch is missing"):
-        load_small(info, tmp_path)
+        load_small(info, tmp_path, archive=archive)
 
 
 def test_status_says_what_is_there_without_decoding(content: Content, tmp_path: Path) -> None:
@@ -243,9 +243,9 @@ def test_missing_parquet_rows_are_counted(
 def test_archive_with_too_few_images_is_refused(
     info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load
 ) -> None:
-    written = builders.write_extracted_archive(tmp_path, info, content)
+    archive = builders.write_extracted_archive(tmp_path, info, content)
     with pytest.raises(UserError, match=r"holds 60 train images of cifar10 and 61 are expected"):
-        load_small(dataclasses.replace(written, train_size=61), tmp_path)
+        load_small(dataclasses.replace(info, train_size=61), tmp_path, archive=archive)
 
 
 def truncated_png() -> bytes:
@@ -364,41 +364,41 @@ class Bomb:
 def test_tampered_batch_is_refused_before_it_is_unpickled(
     info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    info = builders.write_extracted_archive(tmp_path, info, content)
-    builders.replace_test_batch(tmp_path, info, pickle.dumps({"data": Bomb(tmp_path / "executed")}))
+    archive = builders.write_extracted_archive(tmp_path, info, content)
+    builders.replace_test_batch(tmp_path, archive, pickle.dumps({"data": Bomb(tmp_path / "executed")}))
     monkeypatch.setattr("resnet_bench.data.archive._unpickle", lambda *_: pytest.fail("unpickled"))
     with pytest.raises(UserError, match=r"test_batch is not the published file"):
-        load_small(info, tmp_path)
+        load_small(info, tmp_path, archive=archive)
 
 
 def test_tampered_archive_is_refused_before_it_is_opened(
     info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    info = builders.write_extracted_archive(tmp_path / "extracted", info, content)
-    info = builders.pack_archive(tmp_path / "extracted", info)
-    archive = tmp_path / info.archive_filename
-    data = bytearray((tmp_path / "extracted" / info.archive_filename).read_bytes())
+    archive = builders.write_extracted_archive(tmp_path / "extracted", info, content)
+    archive = builders.pack_archive(tmp_path / "extracted", archive)
+    path = tmp_path / archive.filename
+    data = bytearray((tmp_path / "extracted" / archive.filename).read_bytes())
     data[len(data) // 2] ^= 1
-    archive.write_bytes(data)
+    path.write_bytes(data)
     monkeypatch.setattr(tarfile, "open", lambda *_, **__: pytest.fail("opened"))
     with pytest.raises(UserError, match=r"tar\.gz is not the published archive"):
-        load_small(info, tmp_path)
+        load_small(info, tmp_path, archive=archive)
 
 
 def test_pickle_that_would_run_code_does_not(
     info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load
 ) -> None:
-    info = builders.write_extracted_archive(tmp_path, info, content)
-    info = builders.replace_test_batch(tmp_path, info, pickle.dumps({"data": Bomb(tmp_path / "executed")}))
+    archive = builders.write_extracted_archive(tmp_path, info, content)
+    archive = builders.replace_test_batch(tmp_path, archive, pickle.dumps({"data": Bomb(tmp_path / "executed")}))
     with pytest.raises(UserError, match="was not loaded"):
-        load_small(info, tmp_path)
+        load_small(info, tmp_path, archive=archive)
     assert not (tmp_path / "executed").exists()
 
 
 def test_batches_of_another_layout_are_refused(
     info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load
 ) -> None:
-    info = builders.write_extracted_archive(tmp_path, info, content)
+    archive = builders.write_extracted_archive(tmp_path, info, content)
     pixels = np.zeros((20, 3072), np.uint8)
     for batch, reason in (
         ([1, 2], "holds a list"),
@@ -408,28 +408,28 @@ def test_batches_of_another_layout_are_refused(
         ({"data": pixels, "labels": [0] * 19}, "not laid out"),
         ({"data": pixels, "labels": [0] * 19 + [10]}, "label 10 in row 19"),
     ):
-        changed = builders.replace_test_batch(tmp_path, info, pickle.dumps(batch, protocol=4))
+        changed = builders.replace_test_batch(tmp_path, archive, pickle.dumps(batch, protocol=4))
         with pytest.raises(UserError, match=reason):
-            load_small(changed, tmp_path)
+            load_small(info, tmp_path, archive=changed)
 
 
 @pytest.mark.parametrize("kind", ["parent", "absolute", "link"])
 def test_archive_that_escapes_its_folder_is_refused(
     kind: str, info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load
 ) -> None:
-    info = builders.write_extracted_archive(tmp_path / "extracted", info, content)
+    archive = builders.write_extracted_archive(tmp_path / "extracted", info, content)
     member = tarfile.TarInfo({"parent": "../escaped", "absolute": str(tmp_path / "escaped"), "link": "link"}[kind])
     if kind == "link":
         member.type, member.linkname = tarfile.SYMTYPE, "/"
     data = tmp_path / "data"
     data.mkdir()
-    archive = data / info.archive_filename
-    with tarfile.open(archive, "w:gz") as file:
+    path = data / archive.filename
+    with tarfile.open(path, "w:gz") as file:
         file.addfile(member, io.BytesIO())
-        file.add(tmp_path / "extracted" / info.archive_folder, arcname=info.archive_folder)
-    info = builders.with_checksums_of(archive, info)
+        file.add(tmp_path / "extracted" / archive.folder, arcname=archive.folder)
+    archive = builders.with_checksums_of(path, archive)
     with pytest.raises(UserError, match="which no archive of CIFAR does"):
-        load_small(info, data)
+        load_small(info, data, archive=archive)
     assert not (tmp_path / "escaped").exists()
 
 

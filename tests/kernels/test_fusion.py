@@ -8,7 +8,8 @@ from resnet_bench.execution.execution import Execution
 from resnet_bench.kernels import normalization
 from resnet_bench.kernels.fusion import fuse
 from resnet_bench.kernels.normalization import Activation, Pool
-from resnet_bench.models.catalogue import WhiteningLayer, build
+from resnet_bench.models.catalogue import build
+from resnet_bench.recipe.settings import Whitening
 
 PROBLEM = normalization.problem(torch.float32)
 pytestmark = pytest.mark.skipif(PROBLEM is not None, reason=f"{PROBLEM}")
@@ -91,7 +92,7 @@ def test_evaluation_is_torchs_own(asked) -> None:
     [
         ("resnet9", {}, None),
         ("resnet18", {}, None),
-        ("speedrun", {"width1": 16, "width2": 32, "width3": 48, "activation": "silu"}, WhiteningLayer()),
+        ("speedrun", {"width1": 16, "width2": 32, "width3": 48, "activation": "silu"}, Whitening()),
         ("speedrun", {"width1": 16, "width2": 16, "width3": 16, "convolutions": 3, "activation": "gelu"}, None),
     ],
 )

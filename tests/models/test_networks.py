@@ -7,7 +7,7 @@ import torch
 import torchvision.models
 from torch import Tensor, nn
 
-from resnet_bench.models import cifar100_resnet, resnet9, resnet18_3x3, resnet34_biased, resnet_he, resnet_projected
+from resnet_bench.models import cifar100_resnet, resnet9, resnet34_biased, resnet_he, resnet_projected
 from resnet_bench.models.catalogue import build, names
 from resnet_bench.models.size import count_parameters
 
@@ -81,7 +81,6 @@ def zero_last_batch_norm(branch: nn.Module) -> None:
     ("block", "channels", "branch"),
     [
         (resnet34_biased.ResidualBlock(8, 8), 8, "conv2"),
-        (resnet18_3x3.BasicBlock(8, 8), 8, "residual"),
         (resnet_projected.BasicBlock(8, 8, stride=1, project=False), 8, "residual"),
         (resnet_projected.Bottleneck(32, 8, stride=1, project=False), 32, "residual"),
         (resnet_he.Block(8, 8, stride=1, residual=True), 8, "layers"),
@@ -119,7 +118,6 @@ def test_the_residual_pairs_of_resnet9_add_to_their_input() -> None:
         resnet_projected.BasicBlock(8, 16, stride=2, project=True),
         resnet_projected.Bottleneck(8, 4, stride=2, project=True),
         resnet34_biased.ResidualBlock(8, 16, stride=2),
-        resnet18_3x3.BasicBlock(8, 16, stride=2),
     ],
     ids=lambda block: type(block).__module__.rpartition(".")[2],
 )

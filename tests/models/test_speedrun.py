@@ -6,12 +6,13 @@ import torch
 from torch import nn
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.models.catalogue import WhiteningLayer, build
+from resnet_bench.models.catalogue import build
 from resnet_bench.models.size import count_macs, count_parameters
 from resnet_bench.models.speedrun import IdentityConvolution, PooledConvolution
 from resnet_bench.models.whitening import PatchWhitening, Whitened, whitened
+from resnet_bench.recipe.settings import Whitening
 
-LAYER = WhiteningLayer()
+LAYER = Whitening()
 
 
 def test_the_record_network_has_its_published_size() -> None:
@@ -79,7 +80,7 @@ def test_whitened_patches_are_uncorrelated_and_of_one_variance(kernel_size: int)
 
 @pytest.mark.parametrize("name", ["resnet9", "resnet18", "he_resnet20", "torchvision:resnet18"])
 def test_it_stands_before_any_network(name: str) -> None:
-    network = build(name, num_classes=10, whitening=WhiteningLayer(kernel_size=3, padding=1))
+    network = build(name, num_classes=10, whitening=Whitening(kernel_size=3, padding=1))
     assert isinstance(network, Whitened)
     network.whitening.fit(torch.randn(20, 3, 32, 32), eps=5e-4)
     network(torch.randn(4, 3, 32, 32)).sum().backward()

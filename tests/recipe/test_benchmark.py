@@ -20,8 +20,9 @@ from resnet_bench.base.names import unknown_name
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.changes import merge, override, override_nested, short_names
 from resnet_bench.recipe.claims import Claim, Curve
+from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.recipe.recipe import Recipe, recipe_keys
-from resnet_bench.recipe.schema import NOT_GIVEN, parse
+from resnet_bench.recipe.schema import NOT_GIVEN, InvalidTable, parse, problems
 from resnet_bench.recipe.settings import MultiStep, Phases
 from tests.strategies import Table, recipe_tables, recipes
 
@@ -116,7 +117,7 @@ def test_a_mistyped_name_gets_the_nearest_one(changes: Table, sentence: str) -> 
         ),
         (
             {"training": {"freeze": [{"parameters": "conv1.*", "after_epochs": 10}]}},
-            "training.freeze: after_epochs = 10 of 'conv1.*' is no shorter than the run, training.epochs = 10",
+            "training.freeze: after_epochs = 10 of 'conv1.*' is not shorter than the run, training.epochs = 10",
         ),
         (
             {"evaluation": {"test_time_augmentation": {"mirror": False}}},
@@ -844,3 +845,72 @@ def test_an_augmented_claim_needs_its_augmentation(claim: Table, sentence: str) 
 )
 def test_short_names_tell_keys_apart(keys: list[str], names: list[str]) -> None:
     assert short_names(keys) == dict(zip(keys, names, strict=True))
+
+
+# --- everything that is wrong at once -------------------------------------------------------------
+
+
+def test_all_problems_are_listed_with_their_places() -> None:
+    table = merge(MINIMAL, {"optimizer": {"lrr": 1.0, "lr": 0}, "training": {"epochs": "ten"}})
+    with pytest.raises(InvalidTable) as error:
+        parse(Recipe, table, where="f.toml")
+    assert str(error.value) == "f.toml: unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'? (and 2 more)"
+    assert error.value.problems == [f"f.toml: {problem}" for problem in problems(Recipe, table)]
+    assert [problem.split(":")[1].split()[0] for problem in error.value.problems] == [
+        "unknown",
+        "optimizer.lr",
+        "training.epochs",
+    ]
+    assert problems(Recipe, MINIMAL) == []
+
+
+def test_every_broken_rule_is_listed() -> None:
+    found = problems(Recipe, merge(MINIMAL, {"training": {"batch_size": 1}, "evaluation": {"every": 11}}))
+    assert [problem.split(" = ")[0] for problem in found] == ["training.batch_size", "evaluation.every"]
+    claims = [{"value": "87", "selection": "epoch", "epoch": 11}, {"value": "88", "split": "validation"}]
+    with pytest.raises(InvalidTable) as error:
+        benchmark(claims=claims)
+    assert len(error.value.problems) == 2
+
+
+# --- what a dataset decides -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(DATASETS))
+def test_mean_and_std_are_the_datasets_unless_they_are_given(name: str) -> None:
+    data = {"dataset": name}
+    own = parse(Recipe, {**MINIMAL, "data": data}, where="f.toml").data
+    assert (own.mean, own.std) == (DATASETS[name].mean, DATASETS[name].std)
+    given_std = parse(Recipe, {**MINIMAL, "data": {**data, "std": [1, 1, 1]}}, where="f.toml").data
+    assert (given_std.mean, given_std.std) == (DATASETS[name].mean, (1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"data": {"train_images": 50_001}}, "data: train_images = 50001 is more than the 50000 of cifar10"),
+        ({"data": {"test_images": 10_001}}, "data: test_images = 10001 is more than the 10000 of cifar10"),
+        (
+            {"augmentation": {"crop_padding": 32}},
+            "augmentation.crop_padding = 32 must be smaller than the 32 pixels of an image of cifar10",
+        ),
+        (
+            {"augmentation": {"sizes": [{"pixels": 33, "epochs": 10}]}},
+            "augmentation.sizes: pixels = 33 is larger than the 32 pixels of an image of cifar10",
+        ),
+        (
+            {"model": {"whitening": {"images": 50_001}}},
+            "model.whitening.images = 50001 is more than the 50000 training images of cifar10",
+        ),
+    ],
+)
+def test_a_recipe_asks_no_more_than_its_dataset_has(changes: Table, sentence: str) -> None:
+    assert refusal(**changes) == f"f.toml: {sentence}"
+
+
+def test_the_claim_to_judge_by_is_the_first_about_the_test_set() -> None:
+    claims = [{"value": "90", "split": "train"}, {"value": "87"}, {"value": "88"}]
+    found = benchmark(claims=claims).test_claim
+    assert found is not None
+    assert found.value == "87"
+    assert benchmark().test_claim is None

@@ -1,20 +1,6 @@
 import pytest
-from torchvision.datasets import CIFAR10, CIFAR100
 
 from resnet_bench.recipe.datasets import DATASETS
-
-
-@pytest.mark.parametrize(("name", "reference"), [("cifar10", CIFAR10), ("cifar100", CIFAR100)])
-def test_files_and_checksums_are_torchvisions(name: str, reference: type[CIFAR10]) -> None:
-    info = DATASETS[name]
-    assert info.archive_url == reference.url
-    assert info.archive_filename == reference.filename
-    assert info.archive_folder == reference.base_folder
-    assert info.archive_md5 == reference.tgz_md5
-    assert [list(batch) for batch in info.train_batches] == reference.train_list
-    assert [list(batch) for batch in info.test_batches] == reference.test_list
-    assert info.meta_batch == (reference.meta["filename"], reference.meta["md5"])
-    assert info.meta_key == reference.meta["key"]
 
 
 @pytest.mark.parametrize(("name", "num_classes"), [("cifar10", 10), ("cifar100", 100)])

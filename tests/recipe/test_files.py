@@ -19,7 +19,6 @@ from resnet_bench.recipe import files
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.changes import merge, override_nested
 from resnet_bench.recipe.files import (
-    load_all_benchmarks,
     load_benchmark,
     load_benchmark_file,
     scan_benchmarks,
@@ -130,14 +129,14 @@ def test_an_installed_package_brings_its_own_files(tmp_path: Path, monkeypatch: 
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere is no folder; --benchmarks takes a folder"):
+    with pytest.raises(UserError, match=r"nowhere is not a folder; --benchmark-dir takes a folder"):
         search_folders("benchmarks", tmp_path / "nowhere")
 
 
 def test_a_file_of_ones_own_replaces_the_shipped_one(folder: Path) -> None:
     write(folder, MAIN[0], PARENT)
     assert load_benchmark(MAIN[0], folder).source.title == "A source"
-    assert load_all_benchmarks(folder)[MAIN[0]].source.title == "A source"
+    assert scan_benchmarks(folder)[0][MAIN[0]].source.title == "A source"
     assert load_benchmark(MAIN[0]).source.title != "A source"
 
 
@@ -161,7 +160,7 @@ def test_a_link_out_of_the_folder_is_not_followed(folder: Path) -> None:
     (folder / "linked.toml").symlink_to(write(folder.parent, "secret", PARENT))
     with pytest.raises(UserError, match="unknown benchmark 'linked'"):
         load_benchmark("linked", folder)
-    assert "linked" not in load_all_benchmarks(folder)
+    assert "linked" not in scan_benchmarks(folder)[0]
 
 
 def test_a_path_may_stand_for_a_name(folder: Path) -> None:
@@ -179,10 +178,18 @@ def test_a_broken_file_is_told_and_disturbs_no_other(folder: Path) -> None:
     assert problems.keys() == {"broken", "Mis_named"}
     assert problems["broken"].startswith(str(broken.resolve()))
     assert problems["Mis_named"].startswith(str(misnamed.resolve()))
-    with pytest.raises(UserError, match=r"and 1 more files"):
-        load_all_benchmarks(folder)
     with pytest.raises(UserError, match=r"broken\.toml"):
         load_benchmark("broken", folder)
+
+
+def test_scan_reads_each_file_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder, "child", 'extends = "parent"')
+    write(folder, "grandchild", 'extends = "child"')
+    read: list[str] = []
+    original = files.read_toml
+    monkeypatch.setattr(files, "read_toml", lambda path: read.append(path.name) or original(path))
+    assert {"parent", "child", "grandchild"} <= scan_benchmarks(folder)[0].keys()
+    assert sorted(read) == sorted(set(read))
 
 
 def test_benchmarks_are_listed_by_family(folder: Path) -> None:
@@ -191,14 +198,14 @@ def test_benchmarks_are_listed_by_family(folder: Path) -> None:
     write(folder, "zz", 'extends = "variant-10"')
     write(folder, "aa-paper", PARENT.replace('kind = "blog"', 'kind = "paper"'))
     own = [
-        name for name in load_all_benchmarks(folder) if name in {"parent", "variant-9", "variant-10", "zz", "aa-paper"}
+        name for name in scan_benchmarks(folder)[0] if name in {"parent", "variant-9", "variant-10", "zz", "aa-paper"}
     ]
     assert own == ["parent", "variant-9", "variant-10", "zz", "aa-paper"]
 
 
 def test_files_that_extend_one_another_by_way_of_a_replaced_one_are_listed(folder: Path) -> None:
     write(folder, "resnet9-onecycle-adam", 'extends = "resnet9-dropout"')
-    assert {"resnet9-onecycle-adam", "resnet9-dropout"} <= load_all_benchmarks(folder).keys()
+    assert {"resnet9-onecycle-adam", "resnet9-dropout"} <= scan_benchmarks(folder)[0].keys()
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -212,10 +219,10 @@ def test_files_that_extend_one_another_by_way_of_a_replaced_one_are_listed(folde
         (b"a = 1\na = 2\n", "is not valid TOML: Cannot overwrite a value (at line 2, column 6)"),
         (b'title = "\xff"', "is not UTF-8 text (byte 9)"),
         (b"#" * 300_000, "is larger than 256 KiB"),
-        (b"a = " + b"[" * 5000 + b"]" * 5000, "tables or lists lie too deep within one another"),
-        (b"a" + b".a" * 100 + b" = 1", "tables or lists lie more than 16 deep within one another"),
-        (b"a = 0x" + b"f" * 5000, "holds a whole number of more than 64 bits"),
-        (b"a = [1, {b = 9223372036854775808}]", "holds a whole number of more than 64 bits"),
+        (b"a = " + b"[" * 5000 + b"]" * 5000, "tables or lists are nested too deep"),
+        (b"a" + b".a" * 100 + b" = 1", "tables or lists are nested more than 16 deep"),
+        (b"a = 0x" + b"f" * 5000, "contains a whole number of more than 64 bits"),
+        (b"a = [1, {b = 9223372036854775808}]", "contains a whole number of more than 64 bits"),
         (b"a = " + b"9" * 5000, "is not valid TOML: "),
     ],
 )
@@ -255,7 +262,7 @@ def test_a_file_gives_no_name_of_its_own(tmp_path: Path) -> None:
             "unknown key 'recipe.training.clip_valu'; did you mean 'recipe.training.clip_value'",
         ),
         ("batch_size = 128, ", "", "recipe.training.batch_size is missing"),
-        ("[profiles.smoke]", "[profiles.smok]", "profiles.smok: unknown value 'smok'; did you mean 'smoke'?"),
+        ("[profiles.smoke]", "[profiles.smok]", "unknown profile 'smok'; did you mean 'smoke'?"),
         ("test_images = 200", "test_image = 200", "profiles.smoke: unknown key 'data.test_image'; did you mean"),
         (
             "train_images = 500",
@@ -488,7 +495,7 @@ def test_a_copy_trains_as_the_original_and_claims_nothing(folder: Path) -> None:
 
 def test_a_copy_overwrites_nothing(folder: Path) -> None:
     path = write(folder, "mine", "precious")
-    with pytest.raises(UserError, match=r"mine\.toml exists and is left as it is"):
+    with pytest.raises(UserError, match=r"mine\.toml exists; choose another name"):
         copy_benchmark("parent", path, folder)
     assert path.read_text() == "precious"
 

@@ -30,12 +30,11 @@ import numpy as np
 import torch
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.cli import app
 from resnet_bench.data.cache import CacheEntry, CacheMiss
 from resnet_bench.data.dataset import find_sources
 from resnet_bench.data.decode import decode_image, strict_decoding
 from resnet_bench.recipe.benchmark import Benchmark
-from resnet_bench.recipe.changes import override
+from resnet_bench.recipe.changes import override, parse_assignments
 from resnet_bench.recipe.files import load_benchmark, load_benchmark_file
 from resnet_bench.reporting import table
 from resnet_bench.running.run_folder import RunFolder, RunIdentity
@@ -313,7 +312,7 @@ def _assignment(_: Path) -> Format:
 
     def promise(data: bytes) -> bool:
         text = data.decode("utf-8", "replace")
-        said, changed = refusal(lambda: override(recipe, app._assignments([text]), where="--set"))
+        said, changed = refusal(lambda: override(recipe, parse_assignments([text]), where="--set"))
         assert said.startswith("--set") if changed is None else changed.fingerprint
         return changed is None
 

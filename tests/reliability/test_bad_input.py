@@ -14,10 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.cli import app
 from resnet_bench.data.cache import CacheEntry
 from resnet_bench.data.dataset import find_sources, load
-from resnet_bench.recipe.changes import override
+from resnet_bench.recipe.changes import override, parse_assignments
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.running.run_folder import RunFolder, RunIdentity
 from resnet_bench.tracking.store import Store
@@ -48,7 +47,7 @@ VALUES = st.one_of(st.text(max_size=30), st.sampled_from(["nan", "1e999", "[" * 
 @given(key=KEYS, value=VALUES, equals=st.sampled_from(["=", "==", " = ", ""]))
 def test_what_is_set_is_a_recipe_or_a_sentence(key: str, value: str, equals: str) -> None:
     recipe = load_benchmark("resnet18-step-decay").recipe
-    said, changed = outcome_of(lambda: override(recipe, app._assignments([f"{key}{equals}{value}"]), where="--set"))
+    said, changed = outcome_of(lambda: override(recipe, parse_assignments([f"{key}{equals}{value}"]), where="--set"))
     assert said.startswith("--set") if changed is None else changed.fingerprint
 
 

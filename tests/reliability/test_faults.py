@@ -140,7 +140,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence_before_anything_is_trai
     from resnet_bench.running.run_folder import RunFolder, RunIdentity
 
     identity = RunIdentity("tiny", "full", 0, "f" * 12, "d", "run", "cpu fp32", "code")
-    with pytest.raises(UserError, match=r"cannot write the run's files here .*choose another with --runs DIR"):
+    with pytest.raises(UserError, match=r"cannot write the run's files here .*choose another with --run-dir DIR"):
         RunFolder.create(changes["runs"], identity)
 
 

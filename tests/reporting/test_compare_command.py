@@ -122,7 +122,7 @@ def test_people_read_the_same_numbers(compare, style: str) -> None:
         ("a1a1 b2b2 --from none.db", "none.db does not exist"),
         ("a1a1 b2b2", "mlflow.db does not exist; the first run makes it, or name another store with --from"),
         ("before before-report", "before holds no report table (runs.parquet) and is no tracking URI"),
-        ("before-report after-report --format xml", "write table, markdown or json"),
+        ("before-report after-report --format xml", "'xml' is not one of 'table', 'markdown', 'json'"),
         ("before-report after-report --since yesterday", "'yesterday' is no date"),
         ("before-report after-report --benchmark rangd", "did you mean 'ranged'?"),
     ],

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.cli import study
-from resnet_bench.cli.study import study_app
+from resnet_bench.cli.screen import console
 from resnet_bench.data.dataset import Dataset, generate_dataset
 from resnet_bench.recipe.files import load_benchmark_file
 from resnet_bench.recipe.recipe import Recipe
@@ -28,10 +27,10 @@ def invoke(monkeypatch: pytest.MonkeyPatch, store: Store, tmp_path: Path) -> Inv
     """Types a command in the test's folder; returns what it prints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
-    monkeypatch.setattr(study, "console", Console(width=200))
+    monkeypatch.setattr(console, "width", 200)
 
     def run(*arguments: str, code: int = 0) -> str:
-        result = CliRunner().invoke(study_app, list(arguments))
+        result = CliRunner().invoke(study.app, list(arguments))
         if isinstance(result.exception, UserError):
             raise result.exception
         assert result.exit_code == code, result.output

@@ -1,0 +1,205 @@
+"""Options that several verbs have, their old names, and what the shell completes for them."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resnet_bench.base.errors import UserError
+from resnet_bench.execution.choices import Level, PrecisionChoice
+from resnet_bench.recipe.benchmark import ProfileName
+from resnet_bench.recipe.datasets import DATASETS
+from resnet_bench.recipe.files import search_folders, toml_files
+from resnet_bench.recipe.recipe import recipe_keys
+
+DATA_VARIABLE = "RESNET_BENCH_DATA"
+DEFAULT_DATA = Path("data")
+DEFAULT_RUNS = Path("runs")
+
+OLD_NAMES = {
+    "again": "force",
+    "out": "output",
+    "benchmarks": "benchmark-dir",
+    "studies": "study-dir",
+    "runs": "run-dir",
+    "name": "study-name",
+    "processor": "cpu",
+}
+"""Options and values of 0.1.0 that have another name now. They are accepted, and no help shows them."""
+
+
+def new_app(help: str | None = None, **renamed: str) -> typer.Typer:  # noqa: A002
+    """Make the Typer object of a verb.
+
+    Args:
+        help: What a verb with verbs of its own is for; a verb without any has its own help.
+        **renamed: Old names of options that only this verb knows, and their names now.
+    """
+    names = {**OLD_NAMES, **{old: new.replace("_", "-") for old, new in renamed.items()}}
+    return typer.Typer(
+        help=help,
+        no_args_is_help=help is not None,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        # Rich's help costs a quarter of a second, and wraps examples that are there to be pasted.
+        rich_markup_mode=None,
+        context_settings={"token_normalize_func": lambda name: names.get(name, name)},
+    )
+
+
+def help_text(text: str, example: str, following: str | None = None) -> str:
+    r"""Write the help of a verb, whose examples are never wrapped.
+
+    Args:
+        text: What the verb does; the first sentence stands in the list of verbs.
+        example: A command that can be pasted, without ``resnet-bench``.
+        following: What to type afterwards, likewise.
+    """
+    lines = [f"Example: resnet-bench {example}", *([f"Next:    resnet-bench {following}"] if following else [])]
+    return "\n\n".join((text, "\b\n" + "\n".join(lines)))
+
+
+def store_uri(text: str) -> str:
+    """Turn what names a store into its URI: a database file stands for its SQLite URI.
+
+    Args:
+        text: A tracking URI, or the path of a database that exists or whose name ends in ``.db``.
+    """
+    path = Path(text).expanduser()
+    is_path = "://" not in text and (path.suffix in (".db", ".sqlite", ".sqlite3") or path.is_file())
+    return f"sqlite:///{path.resolve()}" if is_path else text
+
+
+def source_uri(text: str) -> str:
+    """Turn what names a report's source into a store's URI or the folder of a report's tables."""
+    path = Path(text).expanduser()
+    if path.suffix == ".parquet" and path.is_file():
+        return str(path.parent)
+    # A tag such as note=a.db, or a commit, is neither.
+    return store_uri(text) if path.is_file() else text
+
+
+def data_folder(given: Path | None) -> Path:
+    """Find the folder that holds CIFAR, ``data`` unless one is given.
+
+    Raises:
+        UserError: The given folder does not exist. Images are generated only where none was asked for.
+    """
+    if given is None:
+        return DEFAULT_DATA
+    folder = given.expanduser()
+    if not folder.is_dir():
+        where = DATA_VARIABLE if str(given) == os.environ.get(DATA_VARIABLE) else "--data"
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise UserError(f"{where}: {folder} {what}; name the folder that holds CIFAR")
+    return folder
+
+
+# --- what the shell completes ---------------------------------------------------------------------
+
+
+def complete_benchmark(incomplete: str) -> list[str]:
+    """Names of benchmarks."""
+    return [name for name in toml_files(search_folders("benchmarks")) if name.startswith(incomplete)]
+
+
+def complete_study(incomplete: str) -> list[str]:
+    """Names of studies."""
+    return [name for name in toml_files(search_folders("studies")) if name.startswith(incomplete)]
+
+
+def complete_device(incomplete: str) -> list[str]:
+    """Devices, without asking torch, which takes seconds."""
+    gpus = sorted(int(path.name.removeprefix("nvidia")) for path in Path("/dev").glob("nvidia[0-9]*"))
+    devices = ["auto", "cpu", "cuda", *(f"cuda:{gpu}" for gpu in gpus), "mps"]
+    return [device for device in devices if device.startswith(incomplete)]
+
+
+def complete_setting(incomplete: str) -> list[str]:
+    """Keys of a recipe."""
+    return [f"{key}=" for key in recipe_keys() if key.startswith(incomplete)]
+
+
+def complete_dataset(incomplete: str) -> list[str]:
+    """Names of datasets."""
+    return [name for name in DATASETS if name.startswith(incomplete)]
+
+
+# --- what several verbs have ----------------------------------------------------------------------
+
+BenchmarkName = Annotated[str, typer.Argument(help="Name of a benchmark.", autocompletion=complete_benchmark)]
+StudyName = Annotated[str, typer.Argument(help="Name of a study.", autocompletion=complete_study)]
+BenchmarkDir = Annotated[
+    Path | None,
+    typer.Option("--benchmark-dir", metavar="DIR", help="Look for benchmark files here before the shipped ones."),
+]
+StudyDir = Annotated[
+    Path | None, typer.Option("--study-dir", metavar="DIR", help="Look for study files here before the shipped ones.")
+]
+DataFolder = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", envvar=DATA_VARIABLE, help="Folder that holds CIFAR; ./data by default."),
+]
+Download = Annotated[
+    bool, typer.Option("--download/--offline", help="Whether to download CIFAR if it is missing.", show_default=False)
+]
+TrackingURI = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking",
+        metavar="URI",
+        parser=store_uri,
+        help="MLflow store or database file; MLFLOW_TRACKING_URI, else ./mlflow.db, by default.",
+    ),
+]
+RunDir = Annotated[
+    Path, typer.Option("--run-dir", metavar="DIR", help="Folder for each run's journal and checkpoints.")
+]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        metavar="URL",
+        help="sqlite:///FILE, postgresql://…, journal:FILE or grpc://HOST:PORT; ./optuna.db by default.",
+    ),
+]
+Profile = Annotated[
+    ProfileName | None, typer.Option("--profile", help="By default, what this machine can run.", show_default=False)
+]
+Device = Annotated[
+    str,
+    typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.", autocompletion=complete_device),
+]
+Precision = Annotated[PrecisionChoice, typer.Option("--precision", help="Precision to train in.")]
+ExecutionMode = Annotated[
+    Level, typer.Option("--execution", help="auto measures what is fastest; plain is stock PyTorch in fp32.")
+]
+Threads = Annotated[
+    int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads; the fastest number by default.")
+]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="Reproduce every bit for the same seed on the same machine.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before anything that takes long.")]
+Sources = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--from",
+        metavar="URI",
+        parser=source_uri,
+        help="A tracking store, or a folder of report tables; may be repeated.",
+    ),
+]
+OnlyBenchmarks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--benchmark",
+        metavar="NAME",
+        help="Only this benchmark; may be repeated.",
+        autocompletion=complete_benchmark,
+    ),
+]
+Since = Annotated[
+    str | None, typer.Option("--since", metavar="DATE", help="Only runs since a date (2026-11-01) or an age (7d).")
+]

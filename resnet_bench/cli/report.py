@@ -1,0 +1,50 @@
+"""The verb ``resnet-bench report``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resnet_bench.base.text import plural
+from resnet_bench.cli.options import (
+    BenchmarkDir,
+    OnlyBenchmarks,
+    Since,
+    Sources,
+    complete_study,
+    help_text,
+    new_app,
+)
+from resnet_bench.cli.screen import echo, note
+from resnet_bench.tracking.store import Store
+
+app = new_app()
+
+
+@app.command(
+    help=help_text(
+        "Write a report of the tracked runs: a page that needs no server, Markdown, and the tables behind it.",
+        example="report --output reports/latest",
+    )
+)
+def report(
+    sources: Sources = None,
+    benchmarks: OnlyBenchmarks = None,
+    study: Annotated[
+        str | None,
+        typer.Option("--study", metavar="NAME", help="Only this study.", autocompletion=complete_study),
+    ] = None,
+    since: Since = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.")] = Path(
+        "reports/latest"
+    ),
+    benchmark_dir: BenchmarkDir = None,
+) -> None:
+    # Pandas is imported when the verb is called, so that help and completion are quick.
+    from resnet_bench.reporting.report import write
+
+    chosen = sources or [Store.resolve(None, Path.cwd()).uri]
+    result = write(chosen, output, benchmarks=benchmarks, study=study, since=since, benchmarks_folder=benchmark_dir)
+    for problem in result.problems:
+        note(problem)
+    echo(f"report of {plural(result.runs, 'run')}: {result.page.resolve()}")
