@@ -19,9 +19,8 @@ from resnet_bench.data.dataset import Dataset
 from resnet_bench.execution.execution import Execution
 from resnet_bench.running.job import Job
 from resnet_bench.running.prepare import facts_of
-from resnet_bench.tracking.experiments import STUDIES_EXPERIMENT
-from resnet_bench.tracking.facts import PREFIX
 from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.vocabulary import PREFIX, STUDIES_EXPERIMENT
 from resnet_bench.tuning.stored_study import StoredStudy, is_interrupted, trained_epochs
 from resnet_bench.tuning.study import Pruner, Sampler
 

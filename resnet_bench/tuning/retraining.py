@@ -13,7 +13,7 @@ from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.prepare import prepare
 from resnet_bench.running.run import run
 from resnet_bench.running.stopping import Stopped
-from resnet_bench.tracking.experiments import STUDIES_EXPERIMENT
+from resnet_bench.tracking.vocabulary import STUDIES_EXPERIMENT
 from resnet_bench.tuning.events import Retrained, RetrainingProgressed
 from resnet_bench.tuning.mlflow_sync import MlflowSync
 from resnet_bench.tuning.results import arms, retraining_key, retraining_seeds
@@ -75,7 +75,7 @@ def retrain(
         "arm": arm,
         "seed": seed,
         "accuracy": accuracy,
-        "accuracy_plain": outcome.accuracy_standard,
+        "accuracy_standard": outcome.accuracy_standard,
         "reason": reason,
         "run_id": outcome.run_id,
     }

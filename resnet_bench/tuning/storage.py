@@ -26,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.uris import PORTS, kind_of, parse, redact, same_place
-from resnet_bench.tracking.store import network_file_system_notice
+from resnet_bench.tracking.sqlite_files import network_file_system_notice
 
 DEFAULT_FILE = "optuna.db"
 HEARTBEAT_SECONDS = 60

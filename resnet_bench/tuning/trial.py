@@ -20,7 +20,7 @@ from resnet_bench.running.job import Job
 from resnet_bench.running.prepare import prepare
 from resnet_bench.running.run import run
 from resnet_bench.running.stopping import Stopped
-from resnet_bench.tracking.experiments import STUDIES_EXPERIMENT
+from resnet_bench.tracking.vocabulary import STUDIES_EXPERIMENT
 from resnet_bench.training.errors import Diverged, TrainingError
 from resnet_bench.training.events import EpochEnded, Evaluated, Steps
 from resnet_bench.tuning.events import TrialEnded, TrialProgressed, TrialReported, TrialStarted
