@@ -20,7 +20,7 @@ from resnet_bench.execution.execution import Execution
 from resnet_bench.running.job import Job
 from resnet_bench.running.prepare import facts_of
 from resnet_bench.tracking.store import Store
-from resnet_bench.tracking.vocabulary import PREFIX, STUDIES_EXPERIMENT
+from resnet_bench.tracking.vocabulary import NOTE, PARENT, STUDIES_EXPERIMENT, stored_tags, tag
 from resnet_bench.tuning.stored_study import StoredStudy, is_interrupted, trained_epochs
 from resnet_bench.tuning.study import Pruner, Sampler
 
@@ -72,7 +72,7 @@ def record_of(trial: "FrozenTrial", retried_as: int | None = None) -> TrialRecor
     ended = trial.datetime_complete
     return TrialRecord(
         status=status,
-        tags={f"{PREFIX}{key}": value for key, value in tags.items()},
+        tags=stored_tags(tags),
         metrics={key: value for key, value in metrics.items() if math.isfinite(value)},
         timestamp=int((ended.timestamp() if ended else time.time()) * 1000),
     )
@@ -157,7 +157,7 @@ class MlflowSync:
             parent = self._client.get_run(self.run_id)
             run = self._client.create_run(
                 parent.info.experiment_id,
-                tags={**{f"{PREFIX}{key}": value for key, value in tags.items()}, "mlflow.parentRunId": self.run_id},
+                tags={**stored_tags(tags), PARENT: self.run_id},
                 run_name=f"{self._stored.name} trial {number}",
             )
             for key, value in params.items():
@@ -168,7 +168,7 @@ class MlflowSync:
     def reconcile(self) -> None:
         """Update the run of every finished trial from Optuna."""
         with self._stored.storage.address.lock(), self._unless_unreachable():
-            runs = {run.data.tags[f"{PREFIX}trial_number"]: run for run in self._children("trial")}
+            runs = {run.data.tags[tag("trial_number")]: run for run in self._children("trial")}
             retries = self._stored.retries()
             for trial in self._stored.trials():
                 if not trial.state.is_finished() or "surplus" in trial.user_attrs:
@@ -183,7 +183,7 @@ class MlflowSync:
 
     def _children(self, role: str) -> "Iterator[Run]":
         experiment = self._client.get_run(self.run_id).info.experiment_id
-        query = f"tags.`mlflow.parentRunId` = '{self.run_id}' AND tags.`{PREFIX}role` = '{role}'"
+        query = f"tags.`{PARENT}` = '{self.run_id}' AND tags.`{tag('role')}` = '{role}'"
         token = None
         while True:
             page = self._client.search_runs([experiment], query, max_results=_PAGE, page_token=token)
@@ -238,8 +238,8 @@ class MlflowSync:
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags of the parent run."""
         with self._unless_unreachable():
-            for key, value in tags.items():
-                self._client.set_tag(self.run_id, f"{PREFIX}{key}", value)
+            for key, value in stored_tags(tags).items():
+                self._client.set_tag(self.run_id, key, value)
 
     def log_folder(self, folder: Path) -> None:
         """Log the files of a folder as artifacts of the parent run."""
@@ -250,10 +250,10 @@ class MlflowSync:
         """End the parent run as FINISHED, FAILED or KILLED."""
         with self._unless_unreachable():
             if reason is not None:
-                self._client.set_tag(self.run_id, f"{PREFIX}reason", reason)
-            elif f"{PREFIX}reason" in self._client.get_run(self.run_id).data.tags:
+                self._client.set_tag(self.run_id, tag("reason"), reason)
+            elif tag("reason") in self._client.get_run(self.run_id).data.tags:
                 # Why an earlier process stopped is over.
-                self._client.delete_tag(self.run_id, f"{PREFIX}reason")
+                self._client.delete_tag(self.run_id, tag("reason"))
             self._client.set_terminated(self.run_id, status)
 
     @contextlib.contextmanager
@@ -295,7 +295,7 @@ def _in_words(named: Sampler | Pruner) -> str:
 
 def _budget_tag(stored: StoredStudy) -> dict[str, str]:
     """Return the tag with the budget, which may grow, as a parameter in MLflow may not."""
-    return {f"{PREFIX}budget": json.dumps(stored.definition.budget.model_dump(mode="json", exclude_none=True))}
+    return {tag("budget"): json.dumps(stored.definition.budget.model_dump(mode="json", exclude_none=True))}
 
 
 def _job(stored: StoredStudy) -> Job:
@@ -317,7 +317,7 @@ def _job(stored: StoredStudy) -> Job:
             "search_space": json.dumps(ranges),
             "objectives": json.dumps(list(study.objectives)),
             **_budget_tag(stored),
-            "mlflow.note.content": _note(stored),
+            NOTE: _note(stored),
             "mlflow.source.name": f"resnet-bench study run {study.name}",
         },
     )

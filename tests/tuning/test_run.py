@@ -10,6 +10,7 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import ImageLocation
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.stopping import Stop, Stopped
+from resnet_bench.tracking.vocabulary import PREFIX, TAGS, tag
 from resnet_bench.tuning.events import (
     Retrained,
     SpaceExhausted,
@@ -75,6 +76,9 @@ def test_every_way_a_trial_can_end(tiny_plan: MakePlan, study_of: MakeStudy, scr
     assert (metrics["study/trials_pruned"], metrics["study/trials_failed"]) == (2, 2)
     assert metrics["study/epochs_saved"] == (3 - 1) + (3 - 2)
     tags = parent.data.tags
+    runs = [parent, *study.children("trial"), *study.children("retrain")]
+    ours = {key for run in runs for key in run.data.tags if key.startswith(PREFIX)}
+    assert ours <= {tag(name) for name in TAGS}
     assert tags["resnet_bench.role"] == "study"
     assert "log-float" in tags["resnet_bench.search_space"]
     names = {item.path for item in study.context.store.client().list_artifacts(parent.info.run_id)}
