@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -18,10 +19,10 @@ from resnet_bench.data.cache import CacheEntry
 from resnet_bench.data.dataset import find_sources, load
 from resnet_bench.recipe.changes import override, parse_assignments
 from resnet_bench.recipe.files import load_benchmark
-from resnet_bench.running.run_folder import RunFolder, RunIdentity
+from resnet_bench.running.run_folder import RunFolder
 from resnet_bench.tracking.store import Store
 from tests.data import builders
-from tests.reliability import mutations
+from tests.reliability import mutations, tiny
 
 fuzzed = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -208,6 +209,7 @@ JSON = st.recursive(
 def test_a_damaged_state_of_a_run_is_no_run(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "runs" / "a").mkdir(parents=True, exist_ok=True)
     (tmp_path / "runs" / "a" / "run.json").write_bytes(content)
-    identity = RunIdentity("tiny", "full", 0, "f", "d", "run", "cpu fp32", "code")
-    found: Any = RunFolder.find(tmp_path / "runs", identity)
-    assert found is None
+    found = RunFolder.acquire(tmp_path / "runs", tiny.facts())
+    assert found.path.name != "a"
+    found.release()
+    shutil.rmtree(found.path)
