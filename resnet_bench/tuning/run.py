@@ -118,7 +118,7 @@ def _work(queue: TrialQueue, sync: MlflowSync, context: Context, workers: int) -
                 case JobFinished():
                     failures += [event.failure] if event.failure else []
                 case TaskEvent():
-                    yield event
+                    yield event  # type: ignore[misc]  # a StudyWorker's
     if context.stop:
         raise Stopped("killed", context.stop.reason or "stopped")
     queue.recover()

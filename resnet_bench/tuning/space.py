@@ -111,8 +111,7 @@ def _too_narrow(key: Key, parameter: Parameter, value: Value) -> str:
     shown = f'"{value}"' if isinstance(value, str) else str(value)
     if parameter.choices is not None:
         return f"the source's value {shown} is not among the choices; add it"
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if parameter.searches_logarithm and is_number and value <= 0:
+    if parameter.searches_logarithm and isinstance(value, int | float) and value <= 0:
         return (
             f"the source's value {shown} has no logarithm, and trial 0 runs it; "
             f'write {key} = {{ type = "categorical", choices = {_with_decades(value, parameter)} }}'

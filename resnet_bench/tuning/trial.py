@@ -103,7 +103,7 @@ def _repeat(acquired: AcquiredTrial, queue: TrialQueue, context: Context) -> _Re
             if "reason" in twin.user_attrs:
                 reason += f" ({twin.user_attrs['reason']})"
             complete = twin.state == optuna.trial.TrialState.COMPLETE
-            return _Result(twin.state.name, twin.values if complete else None, reason)
+            return _Result(twin.state.name, twin.values if complete else None, reason)  # type: ignore[arg-type]  # one of TrialEnd
         stop_if_asked(context)
         time.sleep(POLL_SECONDS)
         queue.recover()
