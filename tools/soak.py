@@ -31,7 +31,7 @@ from resnet_bench.running.run import run
 from resnet_bench.tracking.store import Store
 from resnet_bench.tuning.events import TrialEnded
 from resnet_bench.tuning.plan import load_study_file, plan_study
-from resnet_bench.tuning.run import Images, StudyRequest, run_study
+from resnet_bench.tuning.run import run_study
 from resnet_bench.tuning.storage import StudyStorage
 
 BENCHMARK = "he-resnet20"
@@ -149,18 +149,9 @@ def work(folder: Path, process: int, runs: int, trials: int, seconds: float) -> 
         study = folder / f"soak-{process}.toml"
         study.write_text(STUDY)
         plan = plan_study(load_study_file(study), "smoke", trials=trials)
-        request_ = StudyRequest(
-            plan=plan,
-            name=f"soak-{process}",
-            storage=StudyStorage(f"sqlite:///{folder / f'optuna-{process}.db'}"),
-            store=store,
-            images=Images("cifar10", folder / "none", generated=(TRAIN_IMAGES, TEST_IMAGES)),
-            runs_folder=folder / "runs",
-            device="cpu",
-            precision="fp32",
-        )
+        storage = StudyStorage(f"sqlite:///{folder / f'optuna-{process}.db'}")
         sampler.start()
-        for event in run_study(request_, request_.images.load()):
+        for event in run_study(f"soak-{process}", plan, storage, context):
             if isinstance(event, TrialEnded):
                 sampler.take("trial")
                 if time.monotonic() - began > seconds:
