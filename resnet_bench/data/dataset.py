@@ -213,7 +213,7 @@ def load(
         if dataset.fingerprint != info.fingerprint:
             progress(f"the images in {dataset.location} are not exactly the published ones of {info.name}")
         return dataset
-    advice = f"{failure}there is no {info.name} in {folder}: {_how_to_get(info)}"
+    advice = f"{failure}there is no {info.name} in {folder}: {_how_to_get(info, can_download=not failure)}"
     if not allow_generated:
         raise UserError(advice)
     progress(f"GENERATED IMAGES are used in place of {info.name}, and no result counts: {advice}")
@@ -368,13 +368,13 @@ def _status(info: DatasetFacts, folder: Path, cache_folder: Path) -> DataStatus:
     )
 
 
-def _how_to_get(info: DatasetFacts) -> str:
-    return (
+def _how_to_get(info: DatasetFacts, *, can_download: bool) -> str:
+    places = (
         f"put {ARCHIVES[info.name].filename} there, or Parquet files ({info.name}/train-*.parquet and "
         f"{info.name}/test-*.parquet), or class folders ({info.name}/train/<class>/*.png and "
-        f"{info.name}/test/<class>/*.png), name the folder that has them with --data DIR, or download them with: "
-        "resnet-bench data prepare"
+        f"{info.name}/test/<class>/*.png), or name the folder that has them with --data DIR"
     )
+    return f"{places}, or download them with: resnet-bench data prepare" if can_download else places
 
 
 def _say_nothing(_: str) -> None:
