@@ -73,5 +73,13 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path: Path) -> None:
     assert all(name in listed for name in scan_benchmarks()[0])
     studies = {path.name for path in (installed / "resnet_bench" / "shipped" / "studies").glob("*.toml")}
     assert studies == {path.name for path in (REPOSITORY / "studies").glob("*.toml")}
-    templates = {path.name for path in (installed / "resnet_bench" / "reporting" / "templates").iterdir()}
-    assert templates == {path.name for path in (REPOSITORY / "resnet_bench" / "reporting" / "templates").iterdir()}
+    reporting = Path("resnet_bench") / "reporting"
+    shipped, ours = (
+        {
+            path.relative_to(root)
+            for folder in ("templates", "sections")
+            for path in (root / reporting / folder).iterdir()
+        }
+        for root in (installed, REPOSITORY)
+    )
+    assert shipped == {path for path in ours if path.name != "__pycache__"}

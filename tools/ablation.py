@@ -86,8 +86,8 @@ def measure(variant: str, seed: int, folder: Path) -> Result:
     dataset = load_dataset(recipe.data.dataset, folder)
     accuracy = seconds = math.nan
     for event in train(recipe, Execution.resolve("cpu", threads=1, level="fast"), seed, dataset):
-        if isinstance(event, Evaluated) and event.accuracy_augmented is not None:
-            accuracy = 100 * event.accuracy_augmented
+        if isinstance(event, Evaluated) and event.accuracy_tta is not None:
+            accuracy = 100 * event.accuracy_tta
         elif isinstance(event, Finished):
             seconds = event.train_seconds
     return Result(variant, seed, accuracy, seconds)

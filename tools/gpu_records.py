@@ -39,8 +39,8 @@ from torch import Tensor
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import load_dataset
 from resnet_bench.execution.execution import Execution
+from resnet_bench.judging.intervals import mean_interval
 from resnet_bench.recipe.files import load_benchmark
-from resnet_bench.reporting.statistics import mean_interval
 from resnet_bench.running.record import claim_of, warm_up
 from resnet_bench.training.events import Finished, Started
 from resnet_bench.training.loop import train
@@ -84,8 +84,8 @@ def prepare_ours(name: str, benchmarks: Path | None, folder: Path, device: str) 
                 seconds += event.setup_seconds
             elif isinstance(event, Finished):
                 seconds += event.train_seconds
-                if claim.metric == "accuracy_augmented":
-                    seconds += event.augmented_seconds
+                if claim.is_tta:
+                    seconds += event.tta_seconds
                 accuracy = 100 * event.metrics[f"test/{claim.metric}"]
         return accuracy, seconds
 

@@ -42,12 +42,14 @@ def compare(
 ) -> None:
     # Pandas is imported when the verb is called, so that help and completion are quick.
     from resnet_bench.reporting import compare as comparing
+    from resnet_bench.reporting import compare_text
 
     found = comparing.compare(a, b, sources=list(sources) if sources else None, benchmarks=benchmarks, since=since)
     if style == "table":
-        console.print(found.render())
+        console.print(compare_text.table(found))
     else:
         # Not through rich, which would wrap lines that a program reads.
-        sys.stdout.write(found.markdown() if style == "markdown" else found.json())
+        write = compare_text.markdown if style == "markdown" else compare_text.as_json
+        sys.stdout.write(write(found))
     if fail_on_regression and found.regressions:
         raise typer.Exit(FAILED)

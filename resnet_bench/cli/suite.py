@@ -18,13 +18,13 @@ from resnet_bench.cli.live_runs import RunDisplay, SuiteDisplay
 from resnet_bench.data.dataset import Dataset, dataset_status, load_dataset
 from resnet_bench.execution.choices import Level, PrecisionChoice
 from resnet_bench.execution.execution import Execution
+from resnet_bench.judging.verdict import may_judge, verdict
 from resnet_bench.measure.autotune import autotune
 from resnet_bench.measure.estimate import estimate_seconds, measure_flops_per_second
 from resnet_bench.models.of_recipe import check_benchmark
 from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.changes import override
 from resnet_bench.recipe.files import load_benchmark
-from resnet_bench.reporting.statistics import verdict
 from resnet_bench.running import processes
 from resnet_bench.running.outcome import RunResult
 from resnet_bench.running.plan import ProfileChoice, choose_profile
@@ -362,7 +362,7 @@ def _own_recipes(results: Sequence[RunResult], datasets: Mapping[str, Dataset]) 
     for result in results:
         request, claim = result.request, result.request.benchmark.test_claim
         compared = request.benchmark.source.compares_with
-        judged = request.profile == "full" and not datasets[request.recipe.data.dataset].generated
+        judged = may_judge(request.profile, generated=datasets[request.recipe.data.dataset].generated)
         if compared is None or claim is None or not judged or result.train_seconds is None:
             continue
         if result.seeds_per_device > 1:
@@ -414,7 +414,7 @@ def _verdicts(
         judged = verdict(
             claim,
             curves[result.request.benchmark.name],
-            full_profile=result.request.profile == "full",
+            profile=result.request.profile,
             changed=changed,
             generated=images.generated,
             same_dataset=images.official,

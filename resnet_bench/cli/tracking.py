@@ -23,5 +23,6 @@ def _group() -> None:
     )
 )
 def flush(tracking: TrackingURI = None, run_dir: RunDir = DEFAULT_RUNS) -> None:
-    if not flush_all(Store.resolve(tracking, Path.cwd()), run_dir, say=echo):
+    named = Store.resolve(tracking, Path.cwd()) if tracking else None
+    if not flush_all(named, run_dir, say=echo):
         raise typer.Exit(FAILED)

@@ -25,6 +25,9 @@ CHANNELS = 3
 FIRST_EPOCH = 1
 """The number of the epoch that the stretches of `Augmentation.sizes` are counted from."""
 
+_SECOND_PASS = 1_000_000
+"""Added to an epoch's number for its second pass; no run has as many epochs."""
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -188,6 +191,14 @@ class ResidentLoader:
         if not 0 <= start_batch <= len(self):
             raise ValueError(f"an epoch has {len(self)} batches and cannot start at batch {start_batch}")
         return self._batches(epoch, start_batch)
+
+    def second_pass(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of a pass beside an epoch's own, such as to measure accuracy on the training images.
+
+        Order, crops, jitter and random flips are drawn independently of the epoch's; alternating flips are the
+        epoch's. With `Augmentation.sizes`, images have the last size.
+        """
+        return self.epoch(_SECOND_PASS + epoch)
 
     def prepare(self, epoch: int) -> None:
         """Draw an epoch's choices ahead of time, while the device has other work, and send them to it."""

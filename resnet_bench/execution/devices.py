@@ -1,4 +1,8 @@
-"""Whether a device still takes work."""
+"""Whether a device still takes work, and what NVIDIA's driver says of it."""
+
+import functools
+import os
+from typing import Any
 
 import torch
 
@@ -17,3 +21,46 @@ def device_problem(execution: Execution) -> str | None:
         # CUDA never forgives some errors, such as a failed assertion in a kernel: only a new process helps.
         return f"{execution.device} takes no more work ({describe_error(error)})"
     return None
+
+
+def nvml_handle(device: str) -> Any | None:
+    """Return NVML's handle of a CUDA device that torch has opened; None where the driver does not tell.
+
+    Args:
+        device: Such as ``cuda:0``.
+    """
+    # Asking torch for a GPU's properties opens it, which is for the training loop to do.
+    opened = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    if not device.startswith("cuda") or not opened or not _start_nvml(os.getpid()):
+        return None
+    import pynvml
+
+    try:
+        # NVML numbers all GPUs of the machine, torch those that the process may see; the identifier is the same.
+        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    except (pynvml.NVMLError, AttributeError):
+        return None
+
+
+def nvidia_gpus() -> tuple[list[str], str | None]:
+    """Return the names of the machine's NVIDIA GPUs and the driver's version, without opening a GPU."""
+    if not _start_nvml(os.getpid()):
+        return [], None
+    import pynvml
+
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
+        return [str(pynvml.nvmlDeviceGetName(handle)) for handle in handles], str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return [], None
+
+
+@functools.cache
+def _start_nvml(process: int) -> bool:  # noqa: ARG001 - a forked child must start it for itself
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return False
+    return True

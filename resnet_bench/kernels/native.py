@@ -25,7 +25,7 @@ FLAGS = ("-O3", "-march=native", "-fPIC", "-shared", "-fopenmp", "-fno-math-errn
 _log = logging.getLogger(__name__)
 
 
-class CannotCompile(Exception):
+class CompileError(Exception):
     """This machine has no compiler that makes the kernels; the message says which and why."""
 
 
@@ -37,10 +37,10 @@ def library(source: Path, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
         defines: Names that the preprocessor is to know.
 
     Raises:
-        CannotCompile: There is no compiler, it fails, or what it makes cannot be loaded.
+        CompileError: There is no compiler, it fails, or what it makes cannot be loaded.
     """
     found = _tried(source, defines)
-    if isinstance(found, CannotCompile):
+    if isinstance(found, CompileError):
         raise found
     return found
 
@@ -49,7 +49,7 @@ def problem(source: Path, defines: tuple[str, ...] = ()) -> str | None:
     """Why there is no such library on this machine, or None where there is; it is compiled for the answer."""
     try:
         library(source, defines)
-    except CannotCompile as error:
+    except CompileError as error:
         return str(error)
     return None
 
@@ -80,10 +80,10 @@ def _as_c(argument: Tensor | float | None) -> Any:
 
 
 @functools.cache
-def _tried(source: Path, defines: tuple[str, ...]) -> ctypes.CDLL | CannotCompile:
+def _tried(source: Path, defines: tuple[str, ...]) -> ctypes.CDLL | CompileError:
     try:
         return _made(source, defines)
-    except CannotCompile as error:
+    except CompileError as error:
         return error
 
 
@@ -97,7 +97,7 @@ def _made(source: Path, defines: tuple[str, ...]) -> ctypes.CDLL:
     if path.is_file():
         try:
             return _load(path)
-        except CannotCompile as error:
+        except CompileError as error:
             _log.debug("compiling again: %s", error)
     return _load(_compile(source, command, path))
 
@@ -107,10 +107,10 @@ def _compiler() -> list[str]:
     try:
         command = shlex.split(wanted) or ["cc"]
     except ValueError as error:
-        raise CannotCompile(f"CC={wanted} is no command: {error}") from None
+        raise CompileError(f"CC={wanted} is no command: {error}") from None
     found = shutil.which(command[0])
     if found is None:
-        raise CannotCompile(f"there is no C compiler {command[0]}")
+        raise CompileError(f"there is no C compiler {command[0]}")
     return [found, *command[1:]]
 
 
@@ -148,7 +148,7 @@ def _compile(source: Path, command: Sequence[str], path: Path) -> Path:
             # Whoever comes at the same time makes the same file.
             made.replace(path)
     except OSError as error:
-        raise CannotCompile(f"{path.parent}: {error.strerror or error}") from None
+        raise CompileError(f"{path.parent}: {error.strerror or error}") from None
     return path
 
 
@@ -158,10 +158,10 @@ def _run(command: Sequence[str]) -> str:
             command, capture_output=True, text=True, errors="replace", timeout=COMPILE_SECONDS
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise CannotCompile(f"{command[0]}: {error}") from None
+        raise CompileError(f"{command[0]}: {error}") from None
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["it says nothing"]
-        raise CannotCompile(f"{command[0]} failed: {lines[0]}")
+        raise CompileError(f"{command[0]} failed: {lines[0]}")
     return done.stdout
 
 
@@ -169,4 +169,4 @@ def _load(path: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
-        raise CannotCompile(f"what the compiler made cannot be loaded: {error}") from None
+        raise CompileError(f"what the compiler made cannot be loaded: {error}") from None

@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Self, TypeVar
 
-import torch
-
+from resnet_bench.execution.devices import nvml_handle
 from resnet_bench.execution.execution import Execution
 
 Watched = TypeVar("Watched")
@@ -59,14 +58,14 @@ class EnergyMeter:
 
 def _gpu_counter(device: str) -> Callable[[], float] | None:
     """What an NVIDIA GPU has consumed since its driver was loaded, in joules."""
+    handle = nvml_handle(device)
+    if handle is None:
+        return None
     import pynvml
 
     try:
-        pynvml.nvmlInit()
-        # NVML numbers all GPUs of the machine, torch those that the process may see.
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except (pynvml.NVMLError, AttributeError):
+    except pynvml.NVMLError:
         return None
     return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
 

@@ -6,8 +6,7 @@ from dataclasses import asdict
 from resnet_bench.measure.speed import SpeedComparison
 from resnet_bench.tracking.environment import code_version, environment
 from resnet_bench.tracking.store import Store
-
-PERFORMANCE_EXPERIMENT = "resnet-bench perf"
+from resnet_bench.tracking.vocabulary import PERF_PREFIX, PERFORMANCE_EXPERIMENT
 
 
 def log_comparison(comparison: SpeedComparison, store: Store) -> str:
@@ -28,12 +27,12 @@ def log_comparison(comparison: SpeedComparison, store: Store) -> str:
     client = store.client()
     commit, dirty = code_version()
     tags = {
-        "resnet_bench.perf.benchmark": comparison.benchmark,
-        "resnet_bench.perf.device": comparison.device,
-        "resnet_bench.perf.generated": str(comparison.generated).lower(),
-        "resnet_bench.perf.environment": json.dumps(environment(), sort_keys=True),
-        "resnet_bench.perf.code_commit": commit,
-        "resnet_bench.perf.code_dirty": str(dirty).lower(),
+        f"{PERF_PREFIX}benchmark": comparison.benchmark,
+        f"{PERF_PREFIX}device": comparison.device,
+        f"{PERF_PREFIX}generated": str(comparison.generated).lower(),
+        f"{PERF_PREFIX}environment": json.dumps(environment(), sort_keys=True),
+        f"{PERF_PREFIX}code_commit": commit,
+        f"{PERF_PREFIX}code_dirty": "unknown" if dirty is None else str(dirty).lower(),
     }
     experiment = store.experiment_id(client, PERFORMANCE_EXPERIMENT)
     run = client.create_run(experiment, tags=tags, run_name=f"perf {comparison.benchmark}")
@@ -44,7 +43,7 @@ def log_comparison(comparison: SpeedComparison, store: Store) -> str:
         client.log_metric(run_id, key, value)
     client.log_dict(run_id, comparison.asdict(), "comparison.json")
     client.set_terminated(run_id)
-    return store.run_url(run_id)
+    return store.run_url(run_id, experiment)
 
 
 def metrics_of(comparison: SpeedComparison) -> dict[str, float]:

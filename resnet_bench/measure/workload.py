@@ -12,7 +12,7 @@ from resnet_bench.execution.execution import Execution
 from resnet_bench.measure.peaks import Clock, seconds_of
 from resnet_bench.models.of_recipe import build_network
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.training.captured_step import recorder_for
+from resnet_bench.training.cuda_graphs import recorder_for
 from resnet_bench.training.optimizers import build_optimizer, clip_gradients, rates_from
 
 

@@ -1,9 +1,9 @@
 """Claims of a source, in percent, with its published learning curve."""
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from resnet_bench.base.names import shown
 from resnet_bench.recipe.schema import PRINTED_NUMBER, Schema, rises
@@ -32,6 +32,11 @@ class Curve(Schema):
         return self
 
 
+def _current_metric(value: Any) -> Any:
+    """Return today's name of a metric; files of version 0.1.0 stay valid."""
+    return "accuracy_tta" if value == "accuracy_augmented" else value
+
+
 class Claim(Schema):
     """The accuracy that a source claims for its recipe, in percent.
 
@@ -39,8 +44,8 @@ class Claim(Schema):
     because its last digit shows how far it was rounded.
     """
 
-    metric: Literal["accuracy", "accuracy_augmented"] = "accuracy"
-    """``accuracy_augmented`` is the TTA accuracy, over the views of the recipe's test-time augmentation."""
+    metric: Annotated[Literal["accuracy", "accuracy_tta"], BeforeValidator(_current_metric)] = "accuracy"
+    """``accuracy_tta`` is the TTA accuracy, over the views of the recipe's test-time augmentation."""
     split: SplitName = "test"
     value: Annotated[str, Field(pattern=PRINTED_NUMBER)] | None = None
     at_least: Annotated[float, Field(ge=0, le=100)] | None = None

@@ -1,44 +1,45 @@
-"""Each claim beside our runs: the rows that the terminal, the Markdown and the page share."""
+"""Compare each claim with our runs: the rows that the Markdown and the page share."""
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
+from resnet_bench.base.text import listed
+from resnet_bench.judging.intervals import Interval, bootstrap_interval
+from resnet_bench.judging.target import TimesToAccuracy, held_levels
+from resnet_bench.judging.verdict import MIN_SEEDS, RECOMMENDED_SEEDS, Verdict, describe, selected, verdict
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.claims import Claim
-from resnet_bench.reporting import statistics as rules
-from resnet_bench.reporting.results import Group, Run
-from resnet_bench.reporting.statistics import RECOMMENDED_SEEDS, Interval, TimesToAccuracy, Verdict
+from resnet_bench.reporting.runs import Run, RunGroup
+from resnet_bench.tracking.vocabulary import current_metric
 
 
 @dataclass(frozen=True)
 class ClaimRow:
-    """One claim of one benchmark, and what a group of our runs says of it."""
+    """One claim of one benchmark, and what a group of our runs says about it."""
 
-    group: Group
+    group: RunGroup
     claim: Claim | None
     """None for a benchmark that claims nothing, or whose record cannot be read."""
     verdict: Verdict
     headline: bool
-    """The first claim of the benchmark; the others are shown beneath it."""
+    """The first claim of the benchmark; the others stand beneath it."""
     notes: tuple[str, ...] = ()
 
     @property
     def benchmark(self) -> str:
-        """The benchmark's name."""
         return self.group.name
 
     @property
     def title(self) -> str:
-        """Title of the source."""
         definition = self.group.definition
         return definition.source.title if definition else ""
 
     @property
     def split(self) -> str:
-        """The split that the numbers are from."""
         return self.claim.split if self.claim else self.group.split
 
     @property
@@ -56,63 +57,63 @@ class ClaimRow:
         for run in self.group.runs:
             value = run.last_accuracy(self.split)
             if self.claim is not None:
-                value = rules.selected(self.claim, run.accuracy(self.split, metric=self.claim.metric))
+                value = selected(self.claim, run.accuracy(self.split, self.claim.metric))
             if value is not None:
                 found[str(run.seed if run.seed is not None else run.id[:8])] = value
         return found
 
     @property
     def metric(self) -> str:
-        """What the claim is of: ``accuracy``, or ``accuracy_augmented`` with test-time augmentation."""
-        return self.claim.metric if self.claim is not None else "accuracy"
+        """What the claim is about: ``accuracy``, or ``accuracy_tta`` with test-time augmentation."""
+        return current_metric(self.claim.metric) if self.claim is not None else "accuracy"
 
-    @property
+    @cached_property
     def last_epoch(self) -> float | None:
         """Mean accuracy at the last epoch: our headline, whatever the claim selects."""
-        values = self.group.values(self.split, metric=self.metric)
+        values = self.group.values(self.split, self.metric)
         return statistics.fmean(values) if values else None
 
-    @property
-    def plain(self) -> float | None:
-        """Mean accuracy at the last epoch in eval mode over all images, none of them augmented."""
-        values = self.group.values(self.split, plain=True)
+    @cached_property
+    def standard(self) -> float | None:
+        """Mean standard accuracy at the last epoch: in eval mode, per image, without TTA."""
+        values = self.group.values(self.split, "accuracy_standard")
         return statistics.fmean(values) if values else None
 
-    @property
+    @cached_property
     def selection_gain(self) -> float | None:
-        """Mean over the seeds of best epoch minus last epoch, in points."""
-        return self.group.selection_gain(self.split, metric=self.metric)
+        """Mean over the seeds of best epoch minus last epoch, in percentage points."""
+        return self.group.selection_gain(self.split, self.metric)
 
     @cached_property
     def bootstrap(self) -> Interval | None:
-        """95% percentile bootstrap interval of the mean, shown on demand."""
-        return rules.bootstrap_interval(list(self.seeds.values()))
+        """95% percentile bootstrap interval of the mean, for those who ask."""
+        return bootstrap_interval(list(self.seeds.values()))
 
     @property
     def device(self) -> str:
-        """The device that most seeds ran on; times and throughput are its."""
+        """The device that most seeds ran on; times and throughput are from it."""
         return next(iter(self.group.devices))
 
-    @property
+    @cached_property
     def seconds(self) -> float | None:
         """Median training time of a run on that device."""
         return median(run.train_seconds for run in self.group.devices[self.device])
 
-    @property
+    @cached_property
     def images_per_second(self) -> float | None:
         """Median throughput of a run on that device."""
         return median(run.images_per_second for run in self.group.devices[self.device])
 
     @property
     def command(self) -> str | None:
-        """What makes the runs that a verdict lacks; None where it lacks none."""
-        verdict = self.verdict
-        too_few = verdict.word == "not judged" and verdict.n < rules.MIN_SEEDS
-        if self.claim is None or not (verdict.word == "inconclusive" or self.group.apart or too_few):
+        """The command that trains the runs a verdict lacks; None where it lacks none."""
+        word = self.verdict.word
+        too_few = word == "not judged" and self.verdict.n < MIN_SEEDS
+        if self.claim is None or not (word == "inconclusive" or self.group.apart or too_few):
             return None
         if self.group.changed and not self.group.apart:
             return None
-        return run_command(self.benchmark, 2 * RECOMMENDED_SEEDS if verdict.word == "inconclusive" else None)
+        return run_command(self.benchmark, 2 * RECOMMENDED_SEEDS if word == "inconclusive" else None)
 
 
 @dataclass(frozen=True)
@@ -124,16 +125,16 @@ class Missing:
 
     @property
     def command(self) -> str:
-        """What makes the runs."""
+        """The command that trains the runs."""
         return run_command(self.benchmark.name)
 
 
 @dataclass(frozen=True)
 class Claims:
-    """Every row, those that may be judged apart from those that never are."""
+    """Every row; those that may be judged, and those that never are."""
 
     rows: tuple[ClaimRow, ...]
-    """Full profile, real images; a row a claim, headline first."""
+    """Full profile, real images; one row per claim, headline first."""
     apart: tuple[ClaimRow, ...]
     """Smoke profile or generated images: for trying the software."""
     missing: tuple[Missing, ...]
@@ -145,12 +146,12 @@ class Claims:
 
 
 def run_command(benchmark: str, seeds: int | None = None) -> str:
-    """The command that runs a benchmark so that it can be judged."""
+    """Return the command that runs a benchmark so that it can be judged."""
     return f"resnet-bench run {benchmark} --profile full --seeds {seeds or RECOMMENDED_SEEDS}"
 
 
-def build(groups: Sequence[Group], registry: Mapping[str, Benchmark], names: Sequence[str] | None = None) -> Claims:
-    """Hold every group of runs against the claims of its benchmark.
+def build(groups: Sequence[RunGroup], registry: Mapping[str, Benchmark], names: Sequence[str] | None = None) -> Claims:
+    """Compare every group of runs with the claims of its benchmark.
 
     Args:
         groups: Finished runs, those that repeat one experiment together.
@@ -159,7 +160,7 @@ def build(groups: Sequence[Group], registry: Mapping[str, Benchmark], names: Seq
     """
     order = {name: place for place, name in enumerate(registry)}
 
-    def place(group: Group) -> tuple[object, ...]:
+    def place(group: RunGroup) -> tuple[object, ...]:
         return order.get(group.name, len(order)), group.name, bool(group.changed), -group.latest.started.timestamp()
 
     rows = [row for group in sorted(groups, key=place) for row in _rows(group, registry.get(group.name))]
@@ -180,29 +181,34 @@ def build(groups: Sequence[Group], registry: Mapping[str, Benchmark], names: Seq
     )
 
 
-def times_to_accuracy(group: Group, target: float, device: str) -> TimesToAccuracy | None:
-    """When the runs of a group reached an accuracy on a device.
+def times_to_accuracy(group: RunGroup, targets: Sequence[float], device: str) -> list[TimesToAccuracy]:
+    """Return when the runs of a group reached each of several accuracies on a device.
 
     Args:
         group: Runs of one experiment.
-        target: Accuracy in percent, on the split that is evaluated while training.
+        targets: Accuracies in percent, on the split that is evaluated during training.
         device: Times of different devices are never mixed.
 
     Returns:
-        None where no run has both times and accuracies.
+        One entry per target; none at all where no run has both times and accuracies.
     """
-    runs = [run for run in group.devices[device] if run.timed_accuracy(group.curve_split)]
-    if not runs:
-        return None
-    return TimesToAccuracy(
-        target,
-        tuple(rules.time_to_accuracy(run.timed_accuracy(group.curve_split), target) for run in runs),
-        sum(run.train_seconds or 0.0 for run in runs),
-    )
+    timed = [(run, points) for run in group.devices[device] if (points := run.timed_accuracy(group.curve_split))]
+    if not timed:
+        return []
+    total = sum(run.train_seconds or 0.0 for run, _ in timed)
+    levels = [held_levels(points) for _, points in timed]
+    return [
+        TimesToAccuracy(
+            target,
+            tuple(next((seconds for seconds, level in run if level >= target), math.inf) for run in levels),
+            total,
+        )
+        for target in targets
+    ]
 
 
 def evaluation_interval(runs: Sequence[Run], split: str) -> int | None:
-    """Epochs between two evaluations: how finely a time to an accuracy can be told."""
+    """Return the epochs between two evaluations: the resolution of a time to an accuracy."""
     gaps: list[int] = []
     for run in runs:
         epochs = [epoch for epoch in run.accuracy(split) if epoch > 0]
@@ -211,21 +217,21 @@ def evaluation_interval(runs: Sequence[Run], split: str) -> int | None:
 
 
 def median(values: Iterable[float | None]) -> float | None:
-    """Median of the values that are there; None where there are none."""
+    """Return the median of the values that are there; None where there are none."""
     found = [value for value in values if value is not None]
     return statistics.median(found) if found else None
 
 
-def _rows(group: Group, current: Benchmark | None) -> list[ClaimRow]:
+def _rows(group: RunGroup, current: Benchmark | None) -> list[ClaimRow]:
     definition = group.definition
     notes = _notes(group, current)
     if definition is None or not definition.claims:
-        unknown = "the benchmark's record cannot be read, so its claims are not known"
-        described = rules.describe(group.values(group.split))
+        unknown = "the benchmark's record cannot be read, so its claims are unknown"
+        described = describe(group.values(group.split))
         if definition is None:
             described = Verdict(**{**vars(described), "reason": unknown})
         return [ClaimRow(group, None, described, headline=True, notes=notes)]
-    # What a changed recipe does to the other claims is of no interest.
+    # A changed recipe says nothing about the other claims.
     claims = definition.claims[:1] if group.changed else definition.claims
     return [
         ClaimRow(group, claim, _verdict(group, claim), headline=place == 0, notes=notes)
@@ -233,23 +239,24 @@ def _rows(group: Group, current: Benchmark | None) -> list[ClaimRow]:
     ]
 
 
-def _verdict(group: Group, claim: Claim) -> Verdict:
+def _verdict(group: RunGroup, claim: Claim) -> Verdict:
     run = group.latest
-    return rules.verdict(
+    return verdict(
         claim,
-        [member.accuracy(claim.split, metric=claim.metric) for member in group.runs],
-        full_profile=run.profile == "full",
+        [member.accuracy(claim.split, claim.metric) for member in group.runs],
+        profile=run.profile,
         generated=run.generated,
         same_dataset=group.apart or group.published_images,
         changed=group.changed,
     )
 
 
-def _notes(group: Group, current: Benchmark | None) -> tuple[str, ...]:
+def _notes(group: RunGroup, current: Benchmark | None) -> tuple[str, ...]:
     notes = []
     if len(group.devices) > 1:
+        chosen = {run.id for run in group.runs}
         counted = ", ".join(
-            f"{sum(run.id in {chosen.id for chosen in group.runs} for run in runs)} on {device or 'an unnamed device'}"
+            f"{sum(run.id in chosen for run in runs)} on {device or 'an unnamed device'}"
             for device, runs in group.devices.items()
         )
         notes.append(f"seeds from several devices: {counted}")
@@ -257,7 +264,7 @@ def _notes(group: Group, current: Benchmark | None) -> tuple[str, ...]:
     if len(precisions) > 1:
         notes.append(f"several precisions: {', '.join(precisions)}")
     if any(run.shared_device for run in group.runs):
-        notes.append("some seeds were trained at once on one device, and their times are left out")
+        notes.append("some seeds shared a device, and their times are left out")
     commits = {run.code_commit for run in group.runs}
     if len(commits) > 1:
         notes.append(f"{len(commits)} code commits")
@@ -270,4 +277,17 @@ def _notes(group: Group, current: Benchmark | None) -> tuple[str, ...]:
         notes.append("the benchmark's file has changed since these runs")
     if current is None:
         notes.append("no file of this name in benchmarks/")
+    notes += _left_out(group)
     return tuple(notes)
+
+
+def _left_out(group: RunGroup) -> list[str]:
+    """Return what is said about values that are not finite, which no mean and no axis has."""
+    found: dict[str, list[str]] = {}
+    for run in group.all_runs:
+        for metric in run.not_finite:
+            found.setdefault(metric, []).append(str(run.seed if run.seed is not None else run.id[:8]))
+    return [
+        f"values of {metric} that are not finite are left out (seed {listed(seeds, 6)})"
+        for metric, seeds in found.items()
+    ]

@@ -1,13 +1,6 @@
-"""Reads one MLflow store into tables; what cannot be read is collected as sentences."""
+"""Read one MLflow store into tables; what cannot be read is collected as sentences."""
 
-import base64
-import binascii
-import csv
-import io
-import json
-import re
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from itertools import chain
@@ -16,52 +9,52 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.recipe.benchmark import Benchmark
-from resnet_bench.reporting.schema import (
+from resnet_bench.reporting.anonymize import public_name
+from resnet_bench.reporting.run_artifacts import RunArtifacts
+from resnet_bench.reporting.tables import (
     CONFUSION_DTYPES,
+    GROUP_COLUMNS,
     METRIC_DTYPES,
     MISTAKE_DTYPES,
+    RUN_COLUMNS,
     RUN_DTYPES,
     SPLITS,
-    TAG,
+    StoredRun,
     Tables,
-    first_line,
-    public_name,
+    restored,
     tidy,
 )
 from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.vocabulary import PREFIX, current_metric
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Run as MlflowRun
 
-EPOCH_METRICS = (
-    *(
-        f"{split}/{name}"
-        for split in SPLITS
-        for name in ("accuracy", "accuracy_plain", "accuracy_augmented", "loss", "loss_plain")
-    ),
-    "train/loss_mean",
-    "time/epoch_seconds",
-    "time/train_seconds",
-    "time/images_per_second",
-    "time/evaluation_seconds",
-    "memory/peak_bytes",
+EPOCH_METRICS = frozenset(
+    (
+        *(
+            f"{split}/{name}"
+            for split in SPLITS
+            for name in ("accuracy", "accuracy_standard", "accuracy_tta", "loss", "loss_standard")
+        ),
+        "train/loss_mean",
+        "time/epoch_seconds",
+        "time/train_seconds",
+        "time/images_per_second",
+        "time/evaluation_seconds",
+        "memory/peak_bytes",
+    )
 )
-STUDY_METRICS = ("validation/accuracy", "test/accuracy", "time/train_seconds")
-"""Read for trials and for the runs that a study trains again."""
-STEP_METRICS = ("step/learning_rate",)
-"""Read for the latest run of each recipe only: they follow from the recipe."""
+"""Metrics with a value per epoch, by their current names."""
+STUDY_METRICS = frozenset(("validation/accuracy", "test/accuracy", "time/train_seconds"))
+"""Read for trials and for retraining runs."""
+STEP_METRICS = frozenset(("step/learning_rate",))
+"""Read for the latest run of each experiment only: they follow from the recipe."""
 ONCE_PREFIXES = ("final/", "study/", "energy/", "device/", "time/to_claim_seconds", "time/setup_seconds")
 
 MAX_STEP_POINTS = 400
-MAX_ARTIFACT_BYTES = 4_000_000
-MAX_MISTAKES = 24
-IMAGE_SIDES = range(8, 65)
 HTTP_THREADS = 8
 
 
@@ -69,10 +62,10 @@ class StoreReader:
     """Reads one store; what cannot be read is collected as sentences."""
 
     def __init__(self, store: Store) -> None:
-        """Open the store, but only if it is there: opening would make a database where there is none.
+        """Open the store, but only if it exists: opening would create a database.
 
         Raises:
-            UserError: There is no such store, or what is there is no MLflow store.
+            UserError: There is no such store, or what is there is not an MLflow store.
         """
         if store.is_server:
             if problem := store.check():
@@ -86,33 +79,30 @@ class StoreReader:
     def read(self, start: datetime | None) -> Tables:
         """Read everything that a report needs.
 
+        Args:
+            start: Only runs started since then.
+
         Raises:
             UserError: The store does not answer.
         """
-        runs, experiments = self._search(start)
-        latest = self._latest_of_each_recipe(runs)
-        finished = [run.info.run_id for run in runs if _is_benchmark_run(run) and run.info.status == "FINISHED"]
+        found, experiments = self._search(start)
+        name = public_name(self.store.shown)
+        rows = [self._row(StoredRun(run, name, experiments.get(run.info.experiment_id, ""))) for run in found]
+        latest = _latest_of_each_experiment(rows)
+        finished = [row["run_id"] for row in rows if row["role"] == "run" and row["status"] == "FINISHED"]
         with (
             TemporaryDirectory(prefix="resnet-bench-report-") as scratch,
             ThreadPoolExecutor(HTTP_THREADS if self.store.is_server else 1) as pool,
         ):
-            artifacts = _Artifacts(self.client, Path(scratch), self.problems)
+            artifacts = RunArtifacts(self.client, Path(scratch), self.problems)
             texts = dict(zip(latest, pool.map(artifacts.benchmark, latest), strict=True))
             confusion = chain.from_iterable(pool.map(artifacts.confusion, finished))
-            mistakes = chain.from_iterable(
-                pool.map(artifacts.mistakes, [run_id for run_id in latest if run_id in finished])
-            )
-            wanted, once = _wanted_metrics(runs, latest)
+            pictured = [run_id for run_id in finished if run_id in texts]
+            mistakes = chain.from_iterable(pool.map(artifacts.mistakes, pictured))
+            wanted, once = _wanted_metrics(found, rows, texts)
             metrics = chain(once, *pool.map(self._history, wanted))
-            name = public_name(self.store.shown)
             return Tables(
-                runs=tidy(
-                    [
-                        _run_row(run, name, experiments.get(run.info.experiment_id, ""), texts.get(run.info.run_id, ""))
-                        for run in runs
-                    ],
-                    RUN_DTYPES,
-                ),
+                runs=tidy([row | {"benchmark_json": texts.get(row["run_id"], "")} for row in rows], RUN_DTYPES),
                 metrics=tidy(list(metrics), METRIC_DTYPES),
                 confusion=tidy(list(confusion), CONFUSION_DTYPES),
                 mistakes=tidy(list(mistakes), MISTAKE_DTYPES),
@@ -120,9 +110,9 @@ class StoreReader:
                 problems=tuple(self.problems),
             )
 
-    def _search(self, start: datetime | None) -> tuple[list["Run"], dict[str, str]]:
+    def _search(self, start: datetime | None) -> tuple[list["MlflowRun"], dict[str, str]]:
         client = self.client
-        filters = [f"tags.`{TAG}role` LIKE '%'"]
+        filters = [f"tags.`{PREFIX}role` LIKE '%'"]
         if start is not None:
             filters.append(f"attributes.start_time >= {int(start.timestamp() * 1000)}")
         try:
@@ -138,19 +128,16 @@ class StoreReader:
             raise UserError(f"{self.store.shown} cannot be read: {self.store.sentence(error)}") from error
         return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id)), experiments
 
-    def _latest_of_each_recipe(self, runs: Sequence["Run"]) -> list[str]:
-        latest: dict[tuple[str, ...], str] = {}
-        for finished in (False, True):
-            for run in runs:
-                tags = run.data.tags
-                if _is_benchmark_run(run) and (run.info.status == "FINISHED") == finished:
-                    key = tuple(tags.get(f"{TAG}{name}", "") for name in ("benchmark", "profile", "fingerprint"))
-                    latest[key] = run.info.run_id
-        return list(latest.values())
+    def _row(self, stored: StoredRun) -> dict[str, Any]:
+        """Return a run as a row of the table, and name the numbers that cannot be read."""
+        row = {column.name: column.cell(stored) for column in RUN_COLUMNS}
+        for name, cell in row.items():
+            if cell is None and (text := stored.tag(name)):
+                self.problems.append(f"run {row['run_id']}: its {name} {text!r} cannot be read and is left out")
+        return row
 
     def _history(self, wanted: tuple[str, str]) -> list[dict[str, Any]]:
         run_id, key = wanted
-        axis = "step" if key in STEP_METRICS else "epoch"
         try:
             history = self.client.get_metric_history(run_id, key)
         except Exception as error:  # whatever the database driver or the server's client raises
@@ -158,6 +145,7 @@ class StoreReader:
             return []
         # Where a run was resumed, a step may have been logged twice; the later value counts.
         values = {point.step: point.value for point in sorted(history, key=lambda point: point.timestamp)}
+        axis = "step" if current_metric(key) in STEP_METRICS else "epoch"
         return [_metric_row(run_id, key, axis, step, values[step]) for step in _thinned(sorted(values))]
 
 
@@ -166,7 +154,7 @@ def _require_mlflow_database(store: Store) -> None:
 
     path = store.uri.removeprefix("sqlite:///")
     if store.uri.startswith("sqlite:") and not Path(path).is_file():
-        raise UserError(f"{store.shown} does not exist; the first run makes it, or name another store with --from")
+        raise UserError(f"{store.shown} does not exist; the first run creates it, or name another store with --from")
     engine = sqlalchemy.create_engine(store.uri)
     try:
         tables = set(sqlalchemy.inspect(engine).get_table_names())
@@ -175,7 +163,7 @@ def _require_mlflow_database(store: Store) -> None:
     finally:
         engine.dispose()
     if not {"experiments", "runs", "metrics", "tags"} <= tables:
-        raise UserError(f"{store.shown} is no MLflow database; name one with --from")
+        raise UserError(f"{store.shown} is not an MLflow database; name one with --from")
 
 
 def _pages(fetch: Callable[..., Any]) -> Iterable[Any]:
@@ -188,25 +176,33 @@ def _pages(fetch: Callable[..., Any]) -> Iterable[Any]:
             return
 
 
-def _is_benchmark_run(run: "Run") -> bool:
-    return bool(run.data.tags[f"{TAG}role"] == "run")
+def _latest_of_each_experiment(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the ids of the runs that speak for their experiment: the latest that finished, else the latest."""
+    latest: dict[tuple[Any, ...], str] = {}
+    for finished in (False, True):
+        for row in rows:
+            if row["role"] == "run" and (row["status"] == "FINISHED") == finished:
+                latest[tuple(row[name] for name in GROUP_COLUMNS)] = row["run_id"]
+    return list(latest.values())
 
 
-def _wanted_metrics(runs: Sequence["Run"], latest: Sequence[str]) -> tuple[list[tuple[str, str]], list[dict[str, Any]]]:
-    """The metrics whose history is needed, by run and key, and the rows of those that have none."""
+def _wanted_metrics(
+    runs: Sequence["MlflowRun"], rows: Sequence[Mapping[str, Any]], latest: Collection[str]
+) -> tuple[list[tuple[str, str]], list[dict[str, Any]]]:
+    """Return the metrics whose history is needed, by run and stored name, and the rows of those without history."""
     wanted: list[tuple[str, str]] = []
-    rows: list[dict[str, Any]] = []
-    for run in runs:
-        keys = EPOCH_METRICS if _is_benchmark_run(run) else STUDY_METRICS
-        if run.info.run_id in latest:
-            keys = (*keys, *STEP_METRICS)
-        wanted += [(run.info.run_id, key) for key in keys if key in run.data.metrics]
-        rows += [
-            _metric_row(run.info.run_id, key, "once", 0, value)
-            for key, value in run.data.metrics.items()
-            if key.startswith(ONCE_PREFIXES)
-        ]
-    return wanted, rows
+    once: list[dict[str, Any]] = []
+    for run, row in zip(runs, rows, strict=True):
+        run_id = row["run_id"]
+        names = EPOCH_METRICS if row["role"] == "run" else STUDY_METRICS
+        if run_id in latest:
+            names |= STEP_METRICS
+        for key, value in run.data.metrics.items():
+            if current_metric(key) in names:
+                wanted.append((run_id, key))
+            elif key.startswith(ONCE_PREFIXES):
+                once.append(_metric_row(run_id, key, "once", 0, value))
+    return wanted, once
 
 
 def _thinned(steps: Sequence[int]) -> Sequence[int]:
@@ -217,174 +213,13 @@ def _thinned(steps: Sequence[int]) -> Sequence[int]:
 
 
 def _metric_row(run_id: str, key: str, axis: str, step: int, value: float) -> dict[str, Any]:
+    """Return a measurement as a row of the table; names and values pass through here, and nowhere else."""
     prefix = key.partition("/")[0]
     return {
         "run_id": run_id,
-        "metric": key,
+        "metric": current_metric(key),
         "split": prefix if prefix in SPLITS else "",
         "axis": axis,
         "step": step,
-        "value": value,
+        "value": restored(value),
     }
-
-
-def _run_row(run: "Run", store: str, experiment: str, benchmark_json: str) -> dict[str, Any]:
-    info, tags = run.info, run.data.tags
-    own = {key.removeprefix(TAG): value for key, value in tags.items() if key.startswith(TAG)}
-    row: dict[str, Any] = {name: own.get(name, "") for name in RUN_DTYPES}
-    others = {key: value for key, value in tags.items() if not key.startswith("mlflow.")}
-    for name in RUN_DTYPES:
-        others.pop(f"{TAG}{name}", None)
-    row |= {
-        "run_id": info.run_id,
-        "store": store,
-        "experiment": experiment,
-        "name": info.run_name or "",
-        "status": info.status,
-        "parent_run_id": tags.get("mlflow.parentRunId", ""),
-        "started": pd.Timestamp(info.start_time, unit="ms", tz="UTC"),
-        "ended": pd.Timestamp(info.end_time, unit="ms", tz="UTC") if info.end_time else pd.NaT,
-        "recipe": json.dumps(run.data.params, sort_keys=True),
-        "tags": json.dumps(others, sort_keys=True),
-        "benchmark_json": benchmark_json,
-    }
-    for name in ("seed", "parameters", "macs", "trial_number"):
-        row[name] = int(own[name]) if re.fullmatch(r"-?\d{1,18}", own.get(name, "")) else None
-    for name in ("generated", "code_dirty"):
-        row[name] = own.get(name) == "true"
-    return row
-
-
-# --- artifacts -----------------------------------------------------------------------------------
-
-
-class Mistake(BaseModel):
-    """One entry of the artifact ``confident_mistakes.json``."""
-
-    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
-
-    index: int = Field(ge=0)
-    label: str | int
-    predicted: str | int
-    confidence: float = Field(ge=0, le=1)
-    png_base64: str = Field(max_length=40_000)
-
-
-class _Artifacts:
-    """Reads the small artifacts of runs, none of which is trusted to be what it should be."""
-
-    def __init__(self, client: "MlflowClient", scratch: Path, problems: list[str]) -> None:
-        self.client = client
-        self.scratch = scratch
-        self.problems = problems
-        self._sizes: dict[str, dict[str, int]] = {}
-
-    def benchmark(self, run_id: str) -> str:
-        """The benchmark that a run was made from, as JSON; empty where there is none or it is damaged."""
-        text = self._text(run_id, "benchmark.json")
-        if text is None:
-            return ""
-        try:
-            Benchmark.model_validate_json(text)
-        except ValidationError as error:
-            self._report(run_id, "benchmark.json", first_line(error))
-            return ""
-        return text
-
-    def confusion(self, run_id: str) -> list[dict[str, Any]]:
-        """The confusion matrix of a run as rows."""
-        text = self._text(run_id, "confusion_matrix.csv")
-        if text is None:
-            return []
-        try:
-            names, *rows = csv.reader(io.StringIO(text))
-            counts = np.array([[int(count) for count in row] for row in rows], dtype=np.int64)
-        except (ValueError, OverflowError, csv.Error) as error:
-            self._report(run_id, "confusion_matrix.csv", first_line(error))
-            return []
-        if counts.shape != (len(names), len(names)) or counts.min() < 0:
-            self._report(run_id, "confusion_matrix.csv", "it is not a square of counts")
-            return []
-        return [
-            {
-                "run_id": run_id,
-                "label": names[label],
-                "predicted": names[predicted],
-                "label_index": label,
-                "predicted_index": predicted,
-                "images": counts[label, predicted],
-            }
-            for label, predicted in np.argwhere(counts > 0)
-        ]
-
-    def mistakes(self, run_id: str) -> list[dict[str, Any]]:
-        """The most confidently wrong images of a run, most confident first."""
-        text = self._text(run_id, "confident_mistakes.json")
-        if text is None:
-            return []
-        try:
-            entries = TypeAdapter(list[Mistake]).validate_json(text)
-            entries = sorted(entries, key=lambda entry: -entry.confidence)[:MAX_MISTAKES]
-            return [
-                {
-                    "run_id": run_id,
-                    "index": entry.index,
-                    "label": str(entry.label),
-                    "predicted": str(entry.predicted),
-                    "confidence": entry.confidence,
-                    "png_base64": redrawn_png(entry.png_base64),
-                }
-                for entry in entries
-            ]
-        except (ValidationError, ValueError) as error:
-            self._report(run_id, "confident_mistakes.json", first_line(error))
-            return []
-
-    def _text(self, run_id: str, name: str) -> str | None:
-        """The text of an artifact, or None where it is missing or cannot be read."""
-        try:
-            size = self._listed(run_id).get(name)
-            if size is None:
-                return None
-            if size > MAX_ARTIFACT_BYTES:
-                self._report(run_id, name, f"it has {size:,} bytes, more than {MAX_ARTIFACT_BYTES:,}")
-                return None
-            folder = self.scratch / run_id
-            folder.mkdir(exist_ok=True)
-            return Path(self.client.download_artifacts(run_id, name, str(folder))).read_text("utf-8")
-        except Exception as error:  # whatever the artifact store's client raises
-            self._report(run_id, name, first_line(error))
-            return None
-
-    def _listed(self, run_id: str) -> dict[str, int]:
-        if run_id not in self._sizes:
-            self._sizes[run_id] = {}
-            listing = self.client.list_artifacts(run_id)
-            self._sizes[run_id] = {entry.path: entry.file_size or 0 for entry in listing if not entry.is_dir}
-        return self._sizes[run_id]
-
-    def _report(self, run_id: str, name: str, why: str) -> None:
-        self.problems.append(f"run {run_id}: the artifact {name} cannot be read: {why}")
-
-
-def redrawn_png(encoded: str) -> str:
-    """Decode a small PNG in base64 and encode its pixels anew, so that nothing else of the file is kept.
-
-    Raises:
-        ValueError: It is not base64, not a PNG, or not a small square-ish picture.
-    """
-    from PIL import Image
-
-    try:
-        data = base64.b64decode(encoded, validate=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-                if image.width not in IMAGE_SIDES or image.height not in IMAGE_SIDES:
-                    raise ValueError(f"an image has {image.width}×{image.height} pixels, not 8 to 64 a side")
-                pixels = image.convert("RGB")
-    except (binascii.Error, OSError, SyntaxError, Image.DecompressionBombWarning) as error:
-        raise ValueError(f"an image is no PNG in base64 ({first_line(error)})") from error
-    buffer = io.BytesIO()
-    pixels.save(buffer, format="PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnet_bench.tracking.uploader import UploadReport
+from resnet_bench.tracking.delivery import UploadReport
 from resnet_bench.training.events import Event as TrainingEvent
 
 if TYPE_CHECKING:

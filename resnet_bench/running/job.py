@@ -9,7 +9,7 @@ from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import Event
-from resnet_bench.tracking.experiments import EXPERIMENT
+from resnet_bench.tracking.vocabulary import EXPERIMENT
 
 
 class Task(Protocol):

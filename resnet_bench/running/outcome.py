@@ -9,6 +9,7 @@ from resnet_bench.running.events import Closed, Event, JobFinished, Opened
 from resnet_bench.running.run import RunClosed, RunOpened, RunRequest
 from resnet_bench.running.run_cache import FinishedRun
 from resnet_bench.running.series import SeriesEvent
+from resnet_bench.tracking.vocabulary import current_metrics
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started
 
 if TYPE_CHECKING:
@@ -76,13 +77,13 @@ class Outcome:
                 self.setup_seconds = event.setup_seconds
             case Evaluated(split="test"):
                 self.accuracy_by_epoch[event.epoch] = event.accuracy
-                self.accuracy_standard = event.accuracy_plain
-                self.accuracy_tta = event.accuracy_augmented
+                self.accuracy_standard = event.accuracy_standard
+                self.accuracy_tta = event.accuracy_tta
             case EpochEnded():
                 self.epochs, self.train_seconds = event.epoch, event.train_seconds
                 self.throughput_by_epoch.append(event.images_per_second)
             case Finished():
-                self.tta_seconds = event.augmented_seconds
+                self.tta_seconds = event.tta_seconds
             case Closed():
                 self.not_uploaded = None if event.upload.complete else event.upload.sentence
             case JobFinished():
@@ -104,18 +105,18 @@ class Outcome:
         def history(key: str) -> dict[int, float]:
             return {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, key)}
 
-        metrics: Mapping[str, float] = run.data.metrics
+        metrics: Mapping[str, float] = current_metrics(run.data.metrics)
         throughput = history("time/images_per_second")
         return cls(
             run_id=run.info.run_id,
             url=url,
             epochs=max(throughput, default=0),
             accuracy_by_epoch=history("test/accuracy"),
-            accuracy_standard=metrics.get("final/test_accuracy_plain"),
-            accuracy_tta=metrics.get("final/test_accuracy_augmented"),
+            accuracy_standard=metrics.get("final/test_accuracy_standard"),
+            accuracy_tta=metrics.get("final/test_accuracy_tta"),
             setup_seconds=metrics.get("time/setup_seconds", 0.0),
             train_seconds=metrics.get("final/train_seconds"),
-            tta_seconds=metrics.get("final/augmented_seconds", 0.0),
+            tta_seconds=metrics.get("final/tta_seconds", 0.0),
             throughput_by_epoch=[throughput[epoch] for epoch in sorted(throughput)],
             sharing=int(run.data.tags.get("resnet_bench.seeds_per_device", "1")),
             cached=True,
@@ -171,9 +172,9 @@ class RunResult:
             case RunOpened():
                 self.url, self.folder = event.url, str(event.folder)
             case Evaluated(split="test"):
-                self.accuracy, self.accuracy_plain = event.accuracy, event.accuracy_plain
+                self.accuracy, self.accuracy_plain = event.accuracy, event.accuracy_standard
                 self.accuracy_by_epoch[event.epoch] = event.accuracy
-                self.accuracy_augmented = event.accuracy_augmented
+                self.accuracy_augmented = event.accuracy_tta
             case EpochEnded():
                 self.epochs, self.images_per_second = event.epoch, event.images_per_second
                 self.train_seconds = event.train_seconds

@@ -13,11 +13,11 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.base.files import write_atomically
 from resnet_bench.data.dataset import Dataset, generate_dataset
 from resnet_bench.execution.execution import Execution
+from resnet_bench.judging.intervals import Interval, mean_interval
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.changes import cut_short
 from resnet_bench.recipe.claims import Claim
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.reporting.statistics import Interval, mean_interval
 from resnet_bench.running.run import RunRequest, run
 from resnet_bench.running.stopping import Stop
 from resnet_bench.tracking.environment import code_fingerprint, environment
@@ -163,7 +163,7 @@ def claim_of(benchmark: Benchmark) -> Claim:
     if claim is None:
         raise UserError(
             f"benchmark {benchmark.name} has no record to check: it needs a claim such as "
-            '[[claims]] at_least = 90.0, metric = "accuracy_augmented"'
+            '[[claims]] at_least = 90.0, metric = "accuracy_tta"'
         )
     for problem in _breaches(benchmark.recipe, claim):
         raise UserError(f"benchmark {benchmark.name} cannot hold a record: {problem}")
@@ -367,10 +367,10 @@ def _attempt(check: Check, claim: Claim, dataset: Dataset, store: Store, seed: i
     return Attempt(
         seed=seed,
         accuracy=_percent(finished.metrics, f"test/{claim.metric}"),
-        plain=_percent(finished.metrics, "test/accuracy_plain"),
+        plain=_percent(finished.metrics, "test/accuracy_standard"),
         setup_seconds=setup,
         train_seconds=finished.train_seconds,
-        augmented_seconds=finished.augmented_seconds if claim.metric == "accuracy_augmented" else 0.0,
+        augmented_seconds=finished.tta_seconds if claim.is_tta else 0.0,
     )
 
 

@@ -16,11 +16,11 @@ from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.artifacts import log_outcome, log_recipe
 from resnet_bench.running.run_folder import RunFolder, RunIdentity
 from resnet_bench.running.stopping import Stop, Stopped
+from resnet_bench.tracking.delivery import UploadReport
 from resnet_bench.tracking.environment import code_fingerprint
 from resnet_bench.tracking.facts import RunDescription
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
-from resnet_bench.tracking.uploader import UploadReport
 from resnet_bench.training import checkpoint
 from resnet_bench.training.events import EndReason, EpochEnded, Evaluated, Event, Finished, State, Steps
 from resnet_bench.training.loop import train
@@ -186,28 +186,26 @@ class _Checkpoints:
         self._watched = next(iter(request.recipe.evaluation.splits), None)
         self._last_epoch = request.recipe.training.epochs
         self._best: float = resume_from["best_accuracy"] if resume_from else -1.0
-        self._improved = False
         self._best_weights: State | None = None
         self._position: Callable[[], State] | None = None
         self._due_at = 0.0
 
     def keep(self, event: Event) -> None:
         """Hold on to what the event brings, and write it where that is due."""
-        self._position = event.snapshot if isinstance(event, Steps | EpochEnded) else None
+        self._position = event.snapshot
         if not self._wanted:
             return
         if isinstance(event, Evaluated) and event.split == self._watched and event.accuracy > self._best:
-            self._best, self._improved = event.accuracy, event.epoch > 0
-        if isinstance(event, EpochEnded):
-            if self._improved:
-                self._improved = False
+            self._best = event.accuracy
+            if event.epoch > 0:
                 network = {name: tensor.clone() for name, tensor in event.snapshot()["network"].items()}
                 self._best_weights = {"network": network, "epoch": event.epoch, "accuracy": self._best}
-            if event.epoch == self._last_epoch or time.perf_counter() >= self._due_at:
-                self.keep_position()
+        is_due = time.perf_counter() >= self._due_at
+        if isinstance(event, EpochEnded) and (is_due or event.epoch == self._last_epoch):
+            self.keep_position()
 
     def keep_position(self) -> None:
-        """Write the position behind the last event, where it is one that a run can go on from."""
+        """Write the position after the last event."""
         if not self._wanted or self._position is None:
             return
         began = time.perf_counter()

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.execution.execution import SWITCHES
 from resnet_bench.running.run import RunRequest, describe
-from resnet_bench.tracking.facts import PREFIX, params_of
+from resnet_bench.tracking.facts import params_of
 from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.vocabulary import PREFIX, current_metrics
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -169,17 +170,17 @@ def _changed_keys(nearest: "Run", request: RunRequest) -> list[str]:
 
 
 def _outcome(client: "MlflowClient", store: Store, run: "Run", *, epochs: int) -> FinishedRun:
-    metrics: Mapping[str, float] = run.data.metrics
+    metrics: Mapping[str, float] = current_metrics(run.data.metrics)
     history = client.get_metric_history(run.info.run_id, "test/accuracy")
     return FinishedRun(
         run_id=run.info.run_id,
-        url=store.run_url(run.info.run_id),
+        url=store.run_url(run.info.run_id, run.info.experiment_id),
         epochs=epochs,
         accuracy=metrics.get("final/test_accuracy"),
-        accuracy_plain=metrics.get("final/test_accuracy_plain"),
+        accuracy_plain=metrics.get("final/test_accuracy_standard"),
         images_per_second=metrics.get("time/images_per_second"),
         train_seconds=metrics.get("final/train_seconds"),
-        accuracy_augmented=metrics.get("final/test_accuracy_augmented"),
+        accuracy_augmented=metrics.get("final/test_accuracy_tta"),
         accuracy_by_epoch={metric.step: metric.value for metric in history},
         seeds_per_device=int(run.data.tags.get(f"{PREFIX}seeds_per_device", "1")),
     )

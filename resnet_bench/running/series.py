@@ -22,7 +22,7 @@ from resnet_bench.running.shared_images import SharedImages
 from resnet_bench.running.stopping import Stop, Stopped, stop_on_signals
 from resnet_bench.tracking.stale_runs import close_stale_runs
 from resnet_bench.tracking.store import Store
-from resnet_bench.training.events import EpochEnded, Event, Finished, State, Steps
+from resnet_bench.training.events import EpochEnded, Evaluated, Event, Finished, Started, State, Steps
 
 POLL_SECONDS = 0.2
 
@@ -341,7 +341,7 @@ def _portable(event: Event | RunOpened | RunClosed | JobFinished) -> Event | Run
     """The event without what is of use in its own process alone."""
     if isinstance(event, Finished):
         return replace(event, snapshot=_elsewhere, predictions=None)
-    if isinstance(event, Steps | EpochEnded):
+    if isinstance(event, Started | Steps | Evaluated | EpochEnded):
         return replace(event, snapshot=_elsewhere)
     return event
 

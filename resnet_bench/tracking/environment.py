@@ -13,6 +13,10 @@ from resnet_bench.base.machine import cpu_name
 
 PACKAGE = "resnet-bench"
 _GIT_TIMEOUT_SECONDS = 10
+_NOT_KNOWN = 1
+"""What git ends with where it does not know a file."""
+_NO_ANSWER = -1
+_SOURCES = (".py", ".c")
 DECIDING_CODE = ("data/", "execution/", "kernels/", "models/", "training/", "recipe/settings.py", "recipe/recipe.py")
 """Rooms and modules whose code decides what a recipe gives; the others plan, track and show runs."""
 
@@ -22,7 +26,9 @@ def environment() -> dict[str, Any]:
     import psutil  # type: ignore[import-untyped]
     import torch
 
-    gpus, driver = _nvidia()
+    from resnet_bench.execution.devices import nvidia_gpus
+
+    gpus, driver = nvidia_gpus()
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -46,21 +52,30 @@ def package_version() -> str:
 
 
 @functools.cache
-def code_version() -> tuple[str, bool]:
-    """The commit that the code is at, and whether it was changed since.
+def code_version() -> tuple[str, bool | None]:
+    """Return the commit that the code is at, and whether what decides results was changed since.
+
+    Other files that git does not know, or that only plan, track and show runs, change no result.
 
     Returns:
-        The checkout's commit and whether its tree is dirty; for an installed package, or without git, the tag
-        of its version and False.
+        The checkout's commit and whether it is dirty; ``unknown`` and None where there is a checkout that git cannot
+        be asked about; the tag of its version and False for an installed package.
     """
-    folder = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
+    if not any((folder / ".git").exists() for folder in package.parents):
+        return f"v{package_version()}", False
     # A package installed below somebody's repository is not part of it: git must know this very file.
-    if _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is not None:
-        commit = _git(folder, "rev-parse", "HEAD")
-        changes = _git(folder, "status", "--porcelain")
-        if commit is not None and changes is not None:
-            return commit.strip(), bool(changes.strip())
-    return f"v{package_version()}", False
+    known = _git(package, "ls-files", "--error-unmatch", str(Path(__file__).resolve()))
+    if known.returncode == _NOT_KNOWN:
+        return f"v{package_version()}", False
+    commit = _git(package, "rev-parse", "HEAD")
+    code = _git(package, "status", "--porcelain", "--untracked-files=all", "--", *DECIDING_CODE)
+    # A recipe that is only being written is nobody else's; that of a run is recorded with it.
+    recipes = _git(package, "status", "--porcelain", "--untracked-files=no", "--", ":/benchmarks")
+    if any(answer.returncode != 0 for answer in (known, commit, code, recipes)):
+        return "unknown", None
+    changed = [line for line in code.stdout.splitlines() if line.strip('"').endswith(_SOURCES)]
+    return commit.stdout.strip(), bool(changed or recipes.stdout.strip())
 
 
 @functools.cache
@@ -79,19 +94,25 @@ def code_fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
+def _git(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    # Containers and shared disks often hold checkouts of other users, which git does not read unless it is told to.
+    trust = ["-c", f"safe.directory={_checkout(folder)}", "-c", "core.fsmonitor=false"]
+    command = ["git", *trust, "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(  # noqa: S603 - fixed arguments  # nosec B603, B607
-            ["git", "-C", str(folder), *arguments],  # noqa: S607 - wherever the user keeps git
+        return subprocess.run(  # noqa: S603 - fixed arguments  # nosec B603, B607
+            command,
             capture_output=True,
             text=True,
-            check=True,
+            check=False,
             timeout=_GIT_TIMEOUT_SECONDS,
             env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
         )
     except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout
+        return subprocess.CompletedProcess(command, _NO_ANSWER, "", "")
+
+
+def _checkout(folder: Path) -> Path:
+    return next((parent for parent in folder.parents if (parent / ".git").exists()), folder)
 
 
 def _version(package: str) -> str | None:
@@ -99,19 +120,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _nvidia() -> tuple[list[str], str | None]:
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return [], None
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return [str(pynvml.nvmlDeviceGetName(handle)) for handle in handles], str(pynvml.nvmlSystemGetDriverVersion())
-    except pynvml.NVMLError:
-        return [], None
-    finally:
-        pynvml.nvmlShutdown()

@@ -1,11 +1,9 @@
-"""The two MLflow experiments of the suite, and how their pages look at first sight."""
+"""How the MLflow experiments of the suite look on MLflow's pages."""
 
 import json
 from collections.abc import Mapping
 
-EXPERIMENT = "resnet-bench"
-STUDIES_EXPERIMENT = "resnet-bench studies"
-EXPERIMENTS = (EXPERIMENT, STUDIES_EXPERIMENT)
+from resnet_bench.tracking.vocabulary import EXPERIMENT, NOTE, STUDIES_EXPERIMENT, final_metric, tag
 
 VIEW_KEY = "resnet-bench"
 """Names the view of the runs page that the link of ``make ui`` opens."""
@@ -13,19 +11,28 @@ VIEW_KEY = "resnet-bench"
 _DESCRIPTIONS: Mapping[str, str] = {
     EXPERIMENT: (
         "Benchmark runs: one recipe × one seed × one execution each. Accuracies are fractions. "
-        "`final/test_accuracy` is measured as the source measures it, `final/test_accuracy_plain` in eval mode; "
-        "`resnet_bench.claim` is what the source says. A `smoke` profile and generated images judge no claim."
+        f"`{final_metric('test')}` follows the source's protocol, "
+        f"`{final_metric('test', 'accuracy_standard')}` is in eval mode, per image. "
+        f"`{tag('claim')}` is what the source says. A `smoke` profile and generated images judge no claim."
     ),
     STUDIES_EXPERIMENT: (
-        "Studies: the parent run is the study, its children are the trials and the runs that were trained again "
-        "with fresh seeds. A trial that was pruned is marked KILLED and says why in `resnet_bench.reason`."
+        "Studies: the parent run is the study, its children are the trials and the retraining runs with new seeds. "
+        f"A pruned trial is marked KILLED and says why in `{tag('reason')}`."
     ),
 }
+_DESCRIPTIONS_0_1_0 = (
+    "Benchmark runs: one recipe × one seed × one execution each. Accuracies are fractions. "
+    "`final/test_accuracy` is measured as the source measures it, `final/test_accuracy_standard` in eval mode; "
+    "`resnet_bench.claim` is what the source says. A `smoke` profile and generated images judge no claim.",
+    "Studies: the parent run is the study, its children are the trials and the runs that were trained again "
+    "with fresh seeds. A trial that was pruned is marked KILLED and says why in `resnet_bench.reason`.",
+)
+"""What earlier versions wrote; of what somebody else wrote nothing is replaced."""
 
 _COLUMNS: Mapping[str, Mapping[str, int]] = {
     EXPERIMENT: {
         "metrics.`final/test_accuracy`": 140,
-        "metrics.`final/test_accuracy_plain`": 165,
+        "metrics.`final/test_accuracy_standard`": 190,
         "metrics.`final/train_seconds`": 135,
         "metrics.`time/images_per_second`": 165,
         "tags.`resnet_bench.claim`": 150,
@@ -50,13 +57,31 @@ _FIRST_COLUMNS = {"attributes.`Run Name`": 250, "runDateAndNestInfo": 140, "dura
 
 
 def experiment_tags(name: str) -> dict[str, str]:
-    """What MLflow's pages read of an experiment: its kind, its description and the columns of its runs."""
-    tags = {"mlflow.experimentKind": "custom_model_development"}
-    if name in _DESCRIPTIONS:
-        tags["mlflow.note.content"] = _DESCRIPTIONS[name]
-        # MLflow keeps a view that a user shares under such a tag; a link that names it shows these columns.
-        tags[f"mlflow.sharedViewState.{VIEW_KEY}"] = json.dumps(_view(name), sort_keys=True)
-    return tags
+    """Return what MLflow's pages read of a new experiment: its kind, its description and the columns of its runs."""
+    return {"mlflow.experimentKind": "custom_model_development", **_texts(name)}
+
+
+def outdated_tags(name: str, found: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags to set on an experiment that exists; a description that a user wrote stays.
+
+    Args:
+        name: The experiment's name.
+        found: The tags that it has.
+    """
+    texts = _texts(name)
+    if found.get(NOTE) not in (None, *_DESCRIPTIONS_0_1_0):
+        texts.pop(NOTE, None)
+    return {key: text for key, text in texts.items() if found.get(key) != text}
+
+
+def _texts(name: str) -> dict[str, str]:
+    if name not in _DESCRIPTIONS:
+        return {}
+    # MLflow keeps a view that a user shares under such a tag; a link that names it shows these columns.
+    return {
+        NOTE: _DESCRIPTIONS[name],
+        f"mlflow.sharedViewState.{VIEW_KEY}": json.dumps(_view(name), sort_keys=True),
+    }
 
 
 def runs_page(base: str, experiment_id: str) -> str:

@@ -12,9 +12,7 @@ from resnet_bench.base.machine import this_process
 from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.tracking.environment import code_fingerprint, code_version, environment, package_version
-from resnet_bench.tracking.experiments import EXPERIMENT
-
-PREFIX = "resnet_bench."
+from resnet_bench.tracking.vocabulary import EXPERIMENT, PREFIX
 
 
 def params_of(recipe: Recipe) -> dict[str, str]:
@@ -93,7 +91,7 @@ class RunDescription:
             "data_fingerprint": self.data_fingerprint,
             "generated": _boolean(self.generated),
             "code_commit": commit,
-            "code_dirty": _boolean(dirty),
+            "code_dirty": "unknown" if dirty is None else _boolean(dirty),
             "code_fingerprint": code_fingerprint(),
             "version": package_version(),
             "source_title": self.benchmark.source.title,

@@ -1,11 +1,17 @@
 """The only door to MLflow: it is imported late, silent, and with timeouts that a training run can live with."""
 
+import contextlib
 import functools
 import importlib
 import logging
 import os
+import urllib.request
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING
+
+from resnet_bench.base.files import ensure_home
+from resnet_bench.base.uris import LOOPBACK, is_loopback
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,8 +37,10 @@ def load() -> None:
     Raises:
         ImportError: It is not installed.
     """
+    ensure_home()
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    os.environ.update(without_proxy_for_loopback())
     with warnings.catch_warnings():
         # What MLflow uses of its dependencies' deprecated parts is no news to our users.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -41,6 +49,37 @@ def load() -> None:
     for name in ("urllib3.connectionpool", "alembic.runtime.migration"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep warnings of MLflow and what it uses from being printed or raised as errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def without_proxy_for_loopback() -> dict[str, str]:
+    """Return the environment variables that keep a proxy out of the way to this machine."""
+    found = {}
+    for name in ("no_proxy", "NO_PROXY"):
+        there = [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
+        if "*" not in there:
+            found[name] = ",".join(dict.fromkeys([*there, *LOOPBACK]))
+    return found
+
+
+def open_url(address: str, *, timeout: float) -> IO[bytes]:
+    """Open an address of http or https; that of this machine without a proxy.
+
+    Raises:
+        urllib.error.URLError: Nothing answers, or with an error.
+    """
+    if not address.startswith(("http://", "https://")):
+        raise ValueError(address)
+    handlers = [urllib.request.ProxyHandler({})] if is_loopback(address) else []
+    opened: IO[bytes] = urllib.request.build_opener(*handlers).open(address, timeout=timeout)
+    return opened
 
 
 def connect(uri: str) -> "MlflowClient":

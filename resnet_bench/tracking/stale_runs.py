@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from resnet_bench.base.machine import exit_reason
-from resnet_bench.tracking.experiments import EXPERIMENTS
 from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.vocabulary import EXPERIMENTS, tag
 
 _MAX_RUNS = 1000
 _log = logging.getLogger(__name__)
@@ -35,14 +35,16 @@ def close_stale_runs(store: Store, experiments: Iterable[str] = EXPERIMENTS) -> 
         running = client.search_runs(ids, "attributes.status = 'RUNNING'", max_results=_MAX_RUNS) if ids else []
         for run in running:
             if reason := _exit_reason(run.data.tags, one_machine=not store.is_server):
-                client.set_tag(run.info.run_id, "resnet_bench.reason", reason)
+                client.set_tag(run.info.run_id, tag("reason"), reason)
                 client.set_terminated(run.info.run_id, "KILLED")
                 dead.append(StaleRun(run.info.run_id, run.info.run_name or run.info.run_id, reason))
     except Exception as error:  # whatever the database driver or the server's client raises
-        _log.warning("%s was not searched for runs whose process is gone: %s", store.shown, store.sentence(error))
+        _log.warning(
+            "%s was not searched for runs whose process is gone: %s", store.redacted_uri, store.sentence(error)
+        )
     return dead
 
 
 def _exit_reason(tags: Mapping[str, str], *, one_machine: bool) -> str | None:
-    host, pid, start = (tags.get(f"resnet_bench.{name}", "") for name in ("host", "pid", "pid_start"))
+    host, pid, start = (tags.get(tag(name), "") for name in ("host", "pid", "pid_start"))
     return exit_reason(host, int(pid), start, one_machine=one_machine) if pid.isdigit() else None

@@ -1,28 +1,24 @@
 """Where runs are tracked: an MLflow store, found once and passed along as a value."""
 
 import contextlib
-import functools
-import logging
 import os
-import socket
-import sqlite3
-import subprocess  # our own interpreter  # nosec B404
+import shlex
 import sys
-import urllib.error
-import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+import tempfile
+import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
-from filelock import FileLock, Timeout
-
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.uris import PORTS, redact, redact_text, sqlite_path
-from resnet_bench.tracking import mlflow_client
-from resnet_bench.tracking.experiments import EXPERIMENTS, experiment_tags
+from resnet_bench.base.uris import redact, redact_text, sqlite_path
+from resnet_bench.tracking import mlflow_client, servers, sqlite_files
+from resnet_bench.tracking.experiments import experiment_tags, outdated_tags
+from resnet_bench.tracking.sqlite_files import log_once
+from resnet_bench.tracking.vocabulary import EXPERIMENTS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,11 +28,7 @@ SERVERS = ("http", "https")
 UI_ADDRESS = "http://127.0.0.1:5000"
 """Where ``make ui`` shows a database."""
 
-CHECK_TIMEOUT_SECONDS = 3
-LOCK_TIMEOUT_SECONDS = 180
-_NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb", "smbfs", "smb3", "afpfs", "ncpfs", "9p", "fuse.sshfs", "lustre"}
-
-_log = logging.getLogger(__name__)
+_SQLITE_SUFFIXES = (".db", ".sqlite", ".sqlite3")
 
 
 @dataclass(frozen=True)
@@ -44,7 +36,7 @@ class Store:
     """An MLflow tracking store.
 
     Attributes:
-        uri: The tracking URI, passwords included; show :attr:`shown` to people.
+        uri: The tracking URI, passwords included; show :attr:`redacted_uri` to people.
         artifact_root: Folder or URI for the artifacts of new experiments; None leaves it to the server.
     """
 
@@ -56,44 +48,59 @@ class Store:
         """Find the store: the one named, else ``MLFLOW_TRACKING_URI``, else a database in the folder.
 
         Args:
-            uri: A tracking URI.
+            uri: A tracking URI, or the path of a SQLite file.
             folder: The project's folder, by default the working directory.
 
         Raises:
             UserError: The URI is not one that runs can be tracked at.
         """
         folder = (folder or Path.cwd()).resolve()
-        found = uri or os.environ.get("MLFLOW_TRACKING_URI") or _sqlite_uri(folder / "mlflow.db")
-        scheme = found.partition(":")[0].lower()
-        found = f"{scheme}{found[len(scheme) :]}"
+        found = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
+        scheme, colon, rest = found.partition(":")
+        if not colon and found.endswith(_SQLITE_SUFFIXES):
+            scheme, found = "sqlite", f"sqlite:///{found}"
+        else:
+            scheme = scheme.lower()
+            found = f"{scheme}{colon}{rest}"
+        if found.startswith("sqlite:///~/"):
+            # What a shell would have replaced, had it stood alone.
+            found = f"sqlite:///{Path('~').expanduser()}/{found.removeprefix('sqlite:///~/')}"
         if not _is_well_formed(found):
-            raise UserError("the tracking URI is no address; write one such as sqlite:////folder/mlflow.db")
+            raise UserError("the tracking URI is not an address; write one such as sqlite:////folder/mlflow.db")
         if scheme == "databricks" or scheme in SERVERS:
             return cls(found)
         if scheme not in DATABASES:
             raise UserError(_refusal(found, scheme))
         root = os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT")
         if scheme != "sqlite":
-            return cls(found, root or str(folder / "mlartifacts"))
+            return cls(found, root or str(folder / sqlite_files.ARTIFACTS))
         path = sqlite_path(found)
         if path is None:
             raise UserError(f"{redact(found)}: a database in memory keeps no runs; write sqlite:////folder/mlflow.db")
+        path = _plain(path)
         if any(sign in str(path) for sign in "?#%"):
             raise UserError(
-                f"{redact(str(path))}: MLflow cannot open a database whose path has ?, # or % in it; move it"
+                f"{path}: MLflow cannot open a database whose path has ?, # or % in it; move it, "
+                "or name another one: --tracking sqlite:////folder/mlflow.db"
             )
-        return cls(_sqlite_uri(path), root or str(path.parent / "mlartifacts"))
+        return cls(f"sqlite:///{path}", root or str(path.parent / sqlite_files.ARTIFACTS))
 
     # --- what people see ---------------------------------------------------------------------------
 
     @property
-    def shown(self) -> str:
+    def redacted_uri(self) -> str:
         """The URI as it may be printed and logged: without passwords and tokens."""
         return redact(self.uri)
 
+    shown = redacted_uri
+
     def hide(self, text: str) -> str:
-        """A text, such as an error of the store, with the secrets of the URI replaced by ``***``."""
+        """Replace the secrets in a text, such as those of the URI, by ``***``."""
         return redact_text(text, self.uri)
+
+    def sentence(self, error: BaseException) -> str:
+        """Describe what went wrong in the store, in one line without secrets."""
+        return describe_error(error, self.uri)
 
     @property
     def is_server(self) -> bool:
@@ -101,52 +108,113 @@ class Store:
         return self.uri.startswith(("http:", "https:", "databricks"))
 
     @property
+    def path(self) -> Path | None:
+        """The SQLite file; None for a server or a database server."""
+        return sqlite_path(self.uri)
+
+    @property
     def exists(self) -> bool:
         """Whether there is a store to read: a SQLite file that nobody has made yet holds nothing."""
-        path = sqlite_path(self.uri)
-        return path is None or path.exists()
+        return self.path is None or self.path.exists()
 
-    def run_url(self, run_id: str) -> str:
-        """The page of a run; for a database, where ``make ui`` will show it."""
+    def run_url(self, run_id: str, experiment_id: str | None = None) -> str:
+        """Return the page of a run; for a database, where ``make ui`` will show it.
+
+        Args:
+            run_id: MLflow's id of the run.
+            experiment_id: That of its experiment; the store is asked where it is not given.
+        """
         if self.uri.startswith("databricks"):
             return f"{self.uri} run {run_id}"
         base = UI_ADDRESS
         if self.is_server:
             scheme, _, rest = self.uri.partition("://")
             base = f"{scheme}://{rest.rpartition('@')[2].partition('?')[0].rstrip('/')}"
-        return f"{base}/#/runs/{run_id}"
+        if experiment_id is None:
+            # A link is not worth an error.
+            with contextlib.suppress(Exception):
+                experiment_id = str(self.client().get_run(run_id).info.experiment_id)
+        return f"{base}/#/experiments/{experiment_id or 0}/runs/{run_id}?workflowType=machine_learning"
 
     # --- getting ready -----------------------------------------------------------------------------
 
+    def check(self, *, to_write: bool = True) -> str | None:
+        """Say why the store cannot be used right now and what to do; None where it can. Nothing is changed.
+
+        Args:
+            to_write: Whether runs are to be logged; False asks only whether it can be read.
+        """
+        if self.path is not None:
+            found = sqlite_files.inspect(self.path)
+            problem, deleted = sqlite_files.problem(found, to_write=to_write), found.deleted
+        else:
+            problem, deleted = servers.check(self.uri, self.client)
+        if problem is None and deleted and to_write:
+            return self._restore_hint(*deleted[0])
+        return self.hide(problem) if problem else None
+
     def client(self) -> "MlflowClient":
-        """A client of the store.
+        """Connect to the store, to write to it.
 
         Raises:
             UserError: The database cannot be opened, or another version of MLflow made it.
         """
         # MLflow tries a database ten times, for two minutes, before it gives up.
-        if not self.is_server and (problem := _unreachable_database(self.uri)):
-            raise UserError(f"{self.shown} cannot be opened: {problem}")
+        if not self.is_server and (problem := servers.unreachable_database(self.uri)):
+            raise UserError(f"{self.redacted_uri} cannot be opened: {problem}")
         try:
             return mlflow_client.connect(self.uri)
         except ImportError as error:
-            raise UserError(f"{self.shown}: the store needs a package that is missing ({error})") from None
+            raise UserError(f"{self.redacted_uri}: the store needs a package that is missing ({error})") from None
         except Exception as error:  # whatever the database driver raises
-            raise UserError(f"{self.shown} cannot be opened: {self.sentence(error)}") from None
+            raise UserError(f"{self.redacted_uri} cannot be opened: {self.sentence(error)}") from None
+
+    def reader(self) -> "MlflowClient":
+        """Connect to the store, to read what it holds; a SQLite file stays as it is, byte for byte.
+
+        Of a file that an older MLflow made, or of a project that was moved, a temporary copy is brought up to date.
+
+        Raises:
+            UserError: There is no such store, or it cannot be read.
+        """
+        if self.path is None:
+            if problem := self.check(to_write=False):
+                raise UserError(f"{self.redacted_uri} cannot be read: {problem}")
+            return self.client()
+        found = sqlite_files.inspect(self.path)
+        if problem := found.problem:
+            raise UserError(problem)
+        if found.kind in ("missing", "empty"):
+            what = "does not exist; the first run makes it" if found.kind == "missing" else "holds no runs yet"
+            raise UserError(f"{self.path} {what}, or name another store")
+        if found.kind == "current" and found.moved is None:
+            return self.client()
+        mlflow_client.load()
+        scratch = tempfile.TemporaryDirectory(prefix="resnet-bench-store-")
+        copy = Path(scratch.name) / "mlflow.db"
+        sqlite_files.copy(self.path, copy)
+        sqlite_files.bring_up_to_date(found, copy)
+        client = mlflow_client.connect(f"sqlite:///{copy}")
+        weakref.finalize(client, scratch.cleanup)
+        return client
 
     def prepare(self, experiments: Iterable[str] = EXPERIMENTS) -> None:
         """Make or upgrade the database and make the experiments; any number of processes may do so at once.
 
-        A server that is away is no error: runs are then kept on disk until it is back.
+        A server that is away is not an error: runs are then kept on disk until it is back.
 
         Raises:
-            UserError: The database cannot be made, opened or upgraded.
+            UserError: The database cannot be made, opened or upgraded, the server asks for a login, or an experiment
+                was deleted.
         """
+        if self.path is not None and (problem := self.check()):
+            raise UserError(problem)
         # The slow import is not part of what has to be done one process after another.
         mlflow_client.load()
-        with self._alone() as path:
-            if path is not None and path.exists():
-                self._upgrade(path)
+        # MLflow makes the tables of a database server under a lock of its own.
+        with sqlite_files.alone(self.path) if self.path else contextlib.nullcontext():
+            if self.path is not None:
+                sqlite_files.update(self.path)
             client = self.client()
             for name in experiments:
                 try:
@@ -154,14 +222,14 @@ class Store:
                 except UserError:
                     raise
                 except Exception as error:  # whatever the database driver or the server's client raises
-                    reason = self.sentence(error)
-                    if not self.is_server:
-                        raise UserError(f"{self.shown} cannot be used: {reason}") from None
-                    _log_once(f"{self.shown} does not answer ({reason}); runs are kept on disk until it is back")
+                    reason = self.hide(servers.explain(self.uri, error))
+                    if not self.is_server or servers.asks_for_login(error):
+                        raise UserError(f"{self.redacted_uri} cannot be used: {reason}") from None
+                    log_once(f"{self.redacted_uri} does not answer ({reason}); runs are kept on disk until it is back")
                     return
 
     def experiment_id(self, client: "MlflowClient", name: str) -> str:
-        """The id of an experiment, made where there is none.
+        """Return the id of an experiment, made where there is none.
 
         Raises:
             UserError: The experiment was deleted.
@@ -169,103 +237,37 @@ class Store:
         """
         from mlflow.exceptions import MlflowException
 
-        tags = experiment_tags(name)
         found = client.get_experiment_by_name(name)
         if found is None:
             location = None
             if self.artifact_root is not None:
                 location = f"{_as_uri(self.artifact_root)}/{name.replace(' ', '-')}"
             try:
-                return client.create_experiment(name, artifact_location=location, tags=tags)
+                return client.create_experiment(name, artifact_location=location, tags=experiment_tags(name))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
                 # Another process was quicker.
                 found = client.get_experiment_by_name(name)
         if found is None or found.lifecycle_stage != "active":
-            raise UserError(
-                f"{self.shown}: the experiment {name!r} was deleted; "
-                "bring it back with: mlflow experiments restore --experiment-id "
-                f"{found.experiment_id if found else '…'}"
-            )
-        for key, value in _changed(tags, found.tags).items():
+            raise UserError(self._restore_hint(name, found.experiment_id if found else "ID"))
+        for key, value in outdated_tags(name, found.tags).items():
             client.set_experiment_tag(found.experiment_id, key, value)
         return str(found.experiment_id)
 
-    def check(self) -> str | None:
-        """Why the store cannot be reached right now, or None when it can; at most a few seconds."""
-        path = sqlite_path(self.uri)
-        if path is not None:
-            return _check_sqlite(path)
-        if self.uri.startswith(("http:", "https:")):
-            return self.hide(problem) if (problem := _check_server(self.uri)) else None
-        try:
-            self.client().search_experiments(max_results=1)
-        except Exception as error:  # whatever the database driver or the SDK raises
-            return self.sentence(error)
-        return None
+    def command(self, words: str) -> str:
+        """Return a command of MLflow's that works on this store when it is pasted into a shell."""
+        python = shlex.quote(sys.executable)
+        return f"MLFLOW_TRACKING_URI={shlex.quote(self.redacted_uri)} {python} -m mlflow {words}"
 
-    def sentence(self, error: BaseException) -> str:
-        """What went wrong in the store, in one line without passwords."""
-        return describe_error(error, self.uri)
-
-    def _upgrade(self, path: Path) -> None:
-        revision = _sqlite_revision(path)
-        # The revision that this MLflow wants is in its package's scripts; asking for it opens no database.
-        from mlflow.store.db.utils import _get_latest_schema_revision
-
-        if revision is None or revision == _get_latest_schema_revision():  # type: ignore[no-untyped-call]
-            return
-        backup = path.with_name(f"{path.name}.{revision}.backup")
-        _log.warning("%s was made by another version of MLflow; upgrading it, the old one is kept as %s", path, backup)
-        with contextlib.closing(sqlite3.connect(path)) as old, contextlib.closing(sqlite3.connect(backup)) as copy:
-            old.backup(copy)
-        done = subprocess.run(  # noqa: S603 - our own interpreter and MLflow's own command  # nosec B603
-            [sys.executable, "-m", "mlflow", "db", "upgrade", self.uri], capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise UserError(
-                f"{path}: this database of MLflow cannot be upgraded ({last}); take another with --tracking"
-            )
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[Path | None]:
-        """Keep other processes of this machine out while a SQLite file is made; gives its path."""
-        path = sqlite_path(self.uri)
-        if path is None:
-            # MLflow makes the tables of a database server under a lock of its own.
-            yield None
-            return
-        if notice := network_file_system_notice(path):
-            _log_once(notice)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(f"{path}.lock", timeout=LOCK_TIMEOUT_SECONDS)
-            lock.acquire()
-        except Timeout:
-            raise UserError(f"{path}.lock: another process has been making the database for minutes; end it") from None
-        except OSError as error:
-            raise UserError(f"{path.parent}: runs cannot be kept in this folder ({error.strerror})") from None
-        try:
-            yield path
-        finally:
-            lock.release()
+    def _restore_hint(self, name: str, experiment_id: str) -> str:
+        command = self.command(f"experiments restore --experiment-id {experiment_id}")
+        return f"{self.redacted_uri}: the experiment {name!r} was deleted; restore it with: {command}"
 
 
-def network_file_system_notice(path: Path) -> str | None:
-    """Why SQLite should not be used at a path, where it lies on a network file system; else None."""
-    import psutil  # type: ignore[import-untyped]
-
-    resolved = path.resolve()
-    mounts = [part for part in psutil.disk_partitions(all=True) if resolved.is_relative_to(part.mountpoint)]
-    kind = max(mounts, key=lambda part: len(part.mountpoint)).fstype.lower() if mounts else ""
-    if kind not in _NETWORK_FILE_SYSTEMS:
-        return None
-    return (
-        f"{path} lies on a network file system ({kind}), where SQLite can lose or damage runs when several "
-        "processes write; take a local folder, or a server with --tracking http://…"
-    )
+def _plain(path: Path) -> Path:
+    """A path without ``..`` and links among its folders; the file itself may be a link."""
+    return path.parent.resolve() / path.name
 
 
 def _refusal(uri: str, scheme: str) -> str:
@@ -281,7 +283,7 @@ def _refusal(uri: str, scheme: str) -> str:
 
 
 def _is_well_formed(uri: str) -> bool:
-    """Whether an address can be taken apart, and holds nothing that would break a line of a log."""
+    """Tell whether an address can be taken apart, and holds nothing that would break a line of a log."""
     try:
         parts = urlsplit(uri)
         # Asking for the number checks it.
@@ -295,71 +297,5 @@ def _is_well_formed(uri: str) -> bool:
     return uri.isprintable() and "\\" not in uri
 
 
-def _sqlite_uri(path: Path) -> str:
-    return f"sqlite:///{path.as_posix()}"
-
-
-def _sqlite_revision(path: Path) -> str | None:
-    with contextlib.closing(sqlite3.connect(path, timeout=CHECK_TIMEOUT_SECONDS)) as database:
-        try:
-            row = database.execute("SELECT version_num FROM alembic_version").fetchone()
-        except sqlite3.OperationalError:
-            # No such table: a database that MLflow has not filled yet.
-            return None
-        except sqlite3.DatabaseError as error:
-            raise UserError(f"{path} is no SQLite database ({error}); move it away, or take another") from None
-    return str(row[0]) if row else None
-
-
-def _check_sqlite(path: Path) -> str | None:
-    folder = next(parent for parent in path.parents if parent.exists())
-    if not os.access(folder, os.W_OK):
-        return f"the folder {folder} cannot be written"
-    if not path.exists():
-        return None
-    try:
-        _sqlite_revision(path)
-    except (sqlite3.Error, UserError) as error:
-        return str(error)
-    return None if os.access(path, os.W_OK) else f"{path} cannot be written"
-
-
-def _unreachable_database(uri: str) -> str | None:
-    """Why nothing answers at a database server's address; None where something does, or there is no address."""
-    parts = urlsplit(uri)
-    usual = PORTS.get(parts.scheme.partition("+")[0])
-    if not parts.hostname or usual is None:
-        return None
-    port = parts.port or usual
-    try:
-        socket.create_connection((parts.hostname, port), timeout=CHECK_TIMEOUT_SECONDS).close()
-    except OSError as error:
-        return f"{parts.hostname}:{port} does not answer ({error})"
-    return None
-
-
-def _check_server(uri: str) -> str | None:
-    parts = urlsplit(uri)
-    address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}/health"
-    try:
-        with urllib.request.urlopen(address, timeout=CHECK_TIMEOUT_SECONDS):  # noqa: S310 - http or https  # nosec B310
-            return None
-    except urllib.error.HTTPError as error:
-        error.close()
-        # A server that asks who is there, is there.
-        return None if error.code in (401, 403) else f"{address} answers with status {error.code}"
-    except (OSError, ValueError) as error:
-        return f"{address} does not answer ({getattr(error, 'reason', error)})"
-
-
 def _as_uri(root: str) -> str:
     return root.rstrip("/") if "://" in root else Path(root).absolute().as_uri()
-
-
-def _changed(wanted: Mapping[str, str], there: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in wanted.items() if there.get(key) != value}
-
-
-@functools.cache
-def _log_once(text: str) -> None:
-    _log.warning("%s", text)

@@ -57,14 +57,18 @@ class SystemSampler:
             self._take(sample | self._gpu_sample())
 
     def _gpu_sample(self) -> dict[str, float]:
-        if not self._device.startswith("cuda"):
+        # Looked for again until the loop has opened the GPU, so as not to get in its way. A run on a CPU need not
+        # import torch for this, and one on a GPU has.
+        if not self._device.startswith("cuda") or "torch" not in sys.modules:
+            return {}
+        from resnet_bench.execution.devices import nvml_handle
+
+        gpu = self._gpu = self._gpu or nvml_handle(self._device)
+        if gpu is None:
             return {}
         import pynvml
 
         try:
-            gpu = self._gpu = self._gpu or self._find_gpu()
-            if gpu is None:
-                return {}
             rates, memory = pynvml.nvmlDeviceGetUtilizationRates(gpu), pynvml.nvmlDeviceGetMemoryInfo(gpu)
             return {
                 "system/gpu_0_utilization_percentage": float(rates.gpu),
@@ -74,14 +78,3 @@ class SystemSampler:
         except pynvml.NVMLError:
             # Some GPUs, and slices of one, do not tell.
             return {}
-
-    def _find_gpu(self) -> Any:
-        import pynvml
-
-        # The driver numbers GPUs in another order than torch does; the identifier is the same for both. It is
-        # asked for once the loop has started the GPU, so as not to get in its way.
-        torch = sys.modules.get("torch")
-        if torch is None or not torch.cuda.is_initialized():
-            return None
-        pynvml.nvmlInit()
-        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(self._device).uuid}")

@@ -8,13 +8,13 @@ import subprocess  # our own interpreter  # nosec B404
 import sys
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.tracking import mlflow_client
-from resnet_bench.tracking.experiments import EXPERIMENTS, runs_page
+from resnet_bench.tracking.experiments import runs_page
 from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.vocabulary import EXPERIMENTS
 
 START_TIMEOUT_SECONDS = 120
 _PORTS_TRIED = 100
@@ -36,7 +36,7 @@ def ui_command(store: Store, host: str = "127.0.0.1", port: int = 5000) -> tuple
         UserError: The store is a server itself, the address is not loopback, or the port is taken.
     """
     if store.is_server:
-        raise UserError(f"the runs are on a server, which has pages of its own: open {store.shown}")
+        raise UserError(f"the runs are on a server, which has its own pages: open {store.redacted_uri}")
     if not _is_loopback(host):
         raise UserError(
             f"--host {host}: MLflow's pages have no login and are served to this machine only; "
@@ -49,6 +49,7 @@ def ui_command(store: Store, host: str = "127.0.0.1", port: int = 5000) -> tuple
     environment = {
         **os.environ,
         **{name: value for name, value in mlflow_client.SETTINGS.items() if name not in os.environ},
+        **mlflow_client.without_proxy_for_loopback(),
         "MLFLOW_BACKEND_STORE_URI": store.uri,
         # By default fifteen processes start, for features of MLflow that the suite has no use for.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -80,7 +81,7 @@ def serve_ui(store: Store, *, host: str = "127.0.0.1", port: int = 5000, say: Ca
     client = store.client()
     base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     pages = [(name, runs_page(base, store.experiment_id(client, name))) for name in EXPERIMENTS]
-    say(f"starting MLflow on {store.shown}; this takes some seconds")
+    say(f"starting MLflow on {store.redacted_uri}; this takes some seconds")
     # Being told to end, as a process manager does, must not leave the server behind.
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     server = subprocess.Popen(command, env=environment)  # noqa: S603 - our own  # nosec B603
@@ -103,7 +104,7 @@ def _wait_until_ready(server: "subprocess.Popen[bytes]", base: str) -> bool:
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"{base}/health", timeout=2):  # noqa: S310 - our own address  # nosec B310
+            with mlflow_client.open_url(f"{base}/health", timeout=2):
                 return True
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)

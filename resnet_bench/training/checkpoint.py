@@ -1,7 +1,7 @@
-"""Checkpoints: written whole or not at all, read back without running anything they contain.
+"""Checkpoints: atomic writes, verified reads, and no code in them is ever run.
 
-A checkpoint is what ``torch.save`` writes, a zip archive, whose comment seals it: the format, the torch that wrote
-it, and the SHA-256 of every byte before. ``torch.load`` reads it as it reads any other.
+A checkpoint is a zip archive as ``torch.save`` writes it. The archive's comment seals it: it names the version of
+torch, and ends with the SHA-256 of all bytes before. ``torch.load`` ignores the comment.
 """
 
 import contextlib
@@ -18,22 +18,22 @@ from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.training.events import State
 
-FORMAT = 1
+FORMAT = 2
+"""Format 2 records which evaluations are done, so that a run resumes after any event."""
+
 UNFINISHED = ".unfinished"
-"""What the name of a checkpoint ends in that is still being written."""
+"""Suffix of a file that is being written."""
 
 _DIGEST_LENGTH = 64
 _ARCHIVE_START = b"PK\x03\x04"
 
 
 def save(state: State, path: Path) -> None:
-    """Write a snapshot so that, whatever happens, either the old file or the new one is there.
-
-    Before it takes the old one's place, the new one is read back from the file and compared.
+    """Write a snapshot atomically, and verify it before it replaces the previous one.
 
     Raises:
-        UserError: The disk is full, or the folder cannot be written, or the disk gives other bytes back than it was
-            given; the old checkpoint is untouched.
+        UserError: The disk is full, the folder is not writable, or the file reads back differently; the previous
+            checkpoint is unchanged.
     """
     sealed = _seal({"format": FORMAT, **state})
     unfinished = path.with_name(f".{path.name}{UNFINISHED}")
@@ -50,7 +50,7 @@ def save(state: State, path: Path) -> None:
         _remove(unfinished)
         raise UserError(
             f"{path}: the checkpoint cannot be written ({error.strerror or error}); the last whole one is kept: "
-            "make room, then go on with --resume"
+            "free disk space, then add --resume"
         ) from None
     except BaseException:
         _remove(unfinished)
@@ -61,10 +61,11 @@ def load(path: Path) -> State:
     """Read a checkpoint; tensors come back on the CPU.
 
     Raises:
-        UserError: There is none, or it is damaged, or another version of resnet-bench or torch wrote it.
+        UserError: There is none, it is damaged, or it was written by a version of resnet-bench or torch that is not
+            compatible.
     """
     if not path.is_file():
-        raise UserError(f"{path}: there is no checkpoint here to go on from; start the run without --resume")
+        raise UserError(f"{path}: there is no checkpoint here; start the run without --resume")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -72,41 +73,41 @@ def load(path: Path) -> State:
     written_by = _check_seal(content, path)
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    # It is what was written: what this torch cannot make of it, torch alone knows to say.
+    # The hash matches, so only torch can say why it cannot read the file.
     except Exception as error:
         reason = describe_error(error, limit=200)
         raise UserError(
             f"{path}: torch {written_by} wrote this checkpoint and torch {torch.__version__} cannot read it "
-            f"({reason}); go on with the torch that wrote it, or start the run anew"
+            f"({reason}); resume with that version of torch, or start the run from scratch"
         ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else None
         raise UserError(
             f"{path}: this is a checkpoint of format {found}, this version reads format {FORMAT}; "
-            "go on with the version that wrote it, or start the run anew"
+            "resume with the version that wrote it, or start the run from scratch"
         )
     return state
 
 
 def _seal(state: State) -> bytes:
-    """A state as a zip archive whose comment names the torch that wrote it and the hash of all before the hash."""
+    """Serialize a state, with the sealing comment."""
     file = io.BytesIO()
     torch.save(state, file)
     comment = json.dumps({"torch": str(torch.__version__)}).encode("ascii")
-    # An archive ends with the length of its comment, which torch leaves at 0.
+    # An archive ends with the length of its comment, which torch sets to 0.
     length = struct.pack("<H", len(comment) + _DIGEST_LENGTH)
     covered = b"".join([file.getbuffer()[:-2], length, comment])
     return covered + hashlib.sha256(covered).hexdigest().encode("ascii")
 
 
 def _check_seal(content: bytes, path: Path) -> str:
-    """Compare the hash, and give the version of torch that wrote the checkpoint."""
+    """Verify the hash; return the version of torch that wrote the checkpoint."""
     covered = memoryview(content)[:-_DIGEST_LENGTH]
     digest = hashlib.sha256(covered).hexdigest().encode("ascii")
     if content[: len(_ARCHIVE_START)] != _ARCHIVE_START or content[-_DIGEST_LENGTH:] != digest:
         raise UserError(
             f"{path}: the checkpoint cannot be read: it is damaged or was not written by resnet-bench; "
-            "start the run anew"
+            "start the run from scratch"
         )
     with contextlib.suppress(ValueError, LookupError, TypeError):
         return str(json.loads(content[content.rindex(b"{") : len(covered)])["torch"])
@@ -119,7 +120,7 @@ def _remove(unfinished: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    # A rename is only on the disk once its folder is; Windows has no such call.
+    # A rename is durable only once its folder is synced, which Windows cannot do.
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

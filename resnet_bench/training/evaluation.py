@@ -1,8 +1,9 @@
-"""Measures a network on one split: the source's way, and the plain way beside it."""
+"""Evaluation: by the source's protocol, by the standard one (eval mode, per image), and with TTA."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +12,183 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnet_bench.data.loader import ResidentLoader
+from resnet_bench.data.of_recipe import evaluation_loader
 from resnet_bench.execution.execution import Execution
-from resnet_bench.recipe.settings import TestTimeAugmentation
+from resnet_bench.recipe.settings import SplitName, TestTimeAugmentation
+from resnet_bench.training.events import Evaluated, Predictions
+from resnet_bench.training.memory import ran_out_of_memory, shortage_in
+from resnet_bench.training.session import Clock, Session
+
+STANDARD_BATCH_SIZE = 500
+"""Images per batch where the batch size does not change the result and steps are eager."""
+
+PIXELS_PER_GRAPHED_BATCH = 2000 * 32**2
+"""Pixels per such batch where steps are CUDA graphs: 2000 images of 32 pixels fill the largest GPUs and fit small
+ones."""
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""Normalized images [B, 3, H, W] and their labels, int64 [B]."""
+
+Result = TypeVar("Result")
+
+
+class Evaluator:
+    """Evaluates the network of a session.
+
+    Args:
+        session: Its position counts the evaluations and their time; nothing of its network is changed.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        evaluation = session.recipe.evaluation
+        splits: list[SplitName] = list(evaluation.splits)
+        if evaluation.test_at_end and "test" not in splits:
+            splits.append("test")
+        self._source_loaders = {split: self._source_loader(split) for split in splits}
+        self._standard_loaders: dict[tuple[SplitName, int], ResidentLoader] = {}
+        self._batch_size = STANDARD_BATCH_SIZE
+        if session.execution.graphs:
+            self._batch_size = max(self._batch_size, PIXELS_PER_GRAPHED_BATCH // session.recipe.image_size**2)
+
+    def evaluate_all(self, epoch: int) -> Iterator[Evaluated]:
+        """Evaluate the recipe's splits that have not been evaluated since the last step, one by one."""
+        for split in self._session.recipe.evaluation.splits:
+            if split not in self._session.position.evaluated:
+                yield self.evaluate(split, epoch)
+
+    @shortage_in("evaluation")
+    def evaluate(self, split: SplitName, epoch: int) -> Evaluated:
+        """Evaluate a split; after the last epoch with TTA, where the recipe asks for it.
+
+        Args:
+            split: The split.
+            epoch: Epochs trained; decides the order where the source shuffles.
+
+        Raises:
+            MemoryShortage: The recipe's batches do not fit, or not even one image does.
+        """
+        session, recipe, position = self._session, self._session.recipe, self._session.position
+        is_last = epoch == recipe.training.epochs
+        is_final_test = is_last and split == "test"
+        clock = Clock(session.execution)
+        source, standard = self._measure_both(split, epoch, keep_probabilities=is_final_test)
+        seconds = clock.read()
+        accuracy_tta = None
+        if (views := recipe.evaluation.test_time_augmentation) is not None and is_last:
+            clock = Clock(session.execution)
+            accuracy_tta = self._in_fitting_batches(
+                split, lambda loader: evaluate_tta(session.forward, loader.epoch(0), session.execution, views)
+            )
+            position.tta_seconds += clock.read()
+        accuracy, loss = source.averaged(recipe.evaluation.averaging)
+        position.evaluation_seconds += seconds
+        position.evaluated[split] = loss
+        if is_final_test:
+            position.metrics = {"test/accuracy": accuracy, "test/accuracy_standard": standard.accuracy_over_images}
+            if accuracy_tta is not None:
+                position.metrics["test/accuracy_tta"] = accuracy_tta
+            assert standard.labels is not None
+            assert standard.probabilities is not None
+            session.predictions = Predictions("test", labels=standard.labels, probabilities=standard.probabilities)
+        return Evaluated(
+            epoch=epoch,
+            step=position.step,
+            split=split,
+            accuracy=accuracy,
+            loss=loss,
+            accuracy_standard=standard.accuracy_over_images,
+            loss_standard=standard.loss_over_images,
+            images=standard.images,
+            seconds=seconds,
+            accuracy_tta=accuracy_tta,
+            snapshot=session.event_snapshot,
+        )
+
+    def train_accuracy(self) -> float:
+        """Training accuracy of the current epoch as the source reports it, a fraction."""
+        session, recipe, position = self._session, self._session.recipe, self._session.position
+        if recipe.training.train_accuracy == "running":
+            return position.correct / position.images
+        session.seed_dropout("dropout/evaluation/train", position.epoch)
+        clock = Clock(session.execution)
+        batches = session.train_loader.second_pass(position.epoch)
+        measured = measure(session.forward, batches, session.execution, mode=recipe.evaluation.mode)
+        position.evaluation_seconds += clock.read()
+        return measured.averaged(recipe.evaluation.averaging)[0]
+
+    def try_out(self) -> None:
+        """Use as much memory as evaluation by the source's protocol does."""
+        session = self._session
+        session.network.train(session.recipe.evaluation.mode == "batch_statistics")
+        for loader in self._source_loaders.values():
+            images, _ = next(loader.epoch(0))
+            with torch.no_grad(), session.execution.autocast():
+                session.forward(images)
+
+    def _measure_both(self, split: SplitName, epoch: int, *, keep_probabilities: bool) -> "tuple[Measured, Measured]":
+        """Measure by the source's protocol and by the standard one, in one pass where that serves both."""
+        evaluation, execution, forward = self._session.recipe.evaluation, self._session.execution, self._session.forward
+
+        def measure_standard(loader: ResidentLoader, batches_of: int | None = None) -> Measured:
+            return measure(
+                forward,
+                loader.epoch(0),
+                execution,
+                mode="eval",
+                keep_probabilities=keep_probabilities,
+                batches_of=batches_of,
+            )
+
+        if evaluation.mode == "batch_statistics":
+            self._session.seed_dropout(f"dropout/evaluation/{split}", epoch)
+            source = measure(forward, self._source_loaders[split].epoch(epoch), execution, mode=evaluation.mode)
+            return source, self._in_fitting_batches(split, measure_standard)
+        if execution.graphs:
+            # In eval mode the outputs for an image do not depend on its batch, so batches can be large.
+            both = self._in_fitting_batches(
+                split, lambda loader: measure_standard(loader, batches_of=evaluation.batch_size)
+            )
+        elif evaluation.shuffle:
+            both = measure_standard(self._standard_loader(split, evaluation.batch_size))
+        else:
+            both = measure_standard(self._source_loaders[split])
+        return both, both
+
+    def _in_fitting_batches(self, split: SplitName, measurement: Callable[[ResidentLoader], Result]) -> Result:
+        """Do a measurement that is independent of the batch size; halve the batches while memory runs out."""
+        while True:
+            try:
+                return measurement(self._standard_loader(split, self._batch_size))
+            except Exception as error:
+                if self._batch_size == 1 or not ran_out_of_memory(error):
+                    raise
+            self._batch_size //= 2
+
+    def _source_loader(self, split: SplitName) -> ResidentLoader:
+        """A split in the batches and the order of the source's protocol."""
+        session, evaluation = self._session, self._session.recipe.evaluation
+        return evaluation_loader(
+            session.recipe,
+            session.splits[split],
+            session.execution,
+            batch_size=evaluation.batch_size,
+            shuffled_by=(session.seed, f"evaluation/{split}") if evaluation.shuffle else None,
+        )
+
+    def _standard_loader(self, split: SplitName, batch_size: int) -> ResidentLoader:
+        """A split in the dataset's order."""
+        session = self._session
+        if (split, batch_size) not in self._standard_loaders:
+            self._standard_loaders[split, batch_size] = evaluation_loader(
+                session.recipe, session.splits[split], session.execution, batch_size=batch_size
+            )
+        return self._standard_loaders[split, batch_size]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A split's accuracy (a fraction) and loss (nats), averaged over images and over batches."""
+    """Accuracy (a fraction) and loss (nats) of a pass, averaged over images and over batches."""
 
     accuracy_over_images: float
     accuracy_over_batches: float
@@ -25,7 +196,7 @@ class Measured:
     loss_over_batches: float
     images: int
     probabilities: npt.NDArray[np.float32] | None = None
-    """Shape [N, classes] in the loader's order, where they were asked for."""
+    """Shape [N, classes] in the order of the batches, if asked for."""
     labels: npt.NDArray[np.int64] | None = None
 
     def averaged(self, averaging: str) -> tuple[float, float]:
@@ -38,29 +209,27 @@ class Measured:
 @torch.no_grad()
 def measure(
     network: nn.Module,
-    loader: ResidentLoader,
+    batches: Batches,
     execution: Execution,
     *,
     mode: str,
-    epoch: int = 0,
     keep_probabilities: bool = False,
     batches_of: int | None = None,
 ) -> Measured:
-    """Run a split through the network once; nothing of the network is changed.
+    """Measure a network's accuracy and loss in one pass; nothing of the network is changed.
 
     Args:
         network: On the execution's device; its outputs are logits [B, classes].
-        loader: Gives images [B, 3, H, W] and labels [B].
+        batches: The images and labels.
         execution: Precision of the forward pass. Losses are computed in fp32.
-        mode: ``eval`` or ``batch_statistics`` (see :class:`~resnet_bench.benchmark.Evaluation`).
-        epoch: Which epoch of the loader's random stream to take, where it shuffles.
+        mode: ``eval`` or ``batch_statistics`` (see :class:`~resnet_bench.recipe.settings.Evaluation`).
         keep_probabilities: Also return softmax outputs and labels.
-        batches_of: Average over batches of this many images, whatever the size of the loader's; those by default.
+        batches_of: Average over batches of this many images instead of the batches given.
     """
     reduction = "mean" if batches_of is None else "none"
     losses, correct, sizes, probabilities, labels_seen = [], [], [], [], []
     with _prepared(network, mode):
-        for images, labels in loader.epoch(epoch):
+        for images, labels in batches:
             with execution.autocast():
                 outputs = network(images)
             outputs = outputs.float()
@@ -72,7 +241,7 @@ def measure(
                 probabilities.append(outputs.softmax(1))
                 labels_seen.append(labels)
 
-    # Everything stays on the device until here, so that the host waits once.
+    # Everything stays on the device until here: one host sync.
     if batches_of is None:
         batch_losses = torch.stack(losses).cpu().double().numpy()
         batch_correct = torch.stack(correct).cpu().double().numpy()
@@ -95,38 +264,39 @@ def measure(
 
 
 @torch.no_grad()
-def measure_augmented(
-    network: nn.Module, loader: ResidentLoader, execution: Execution, augmentation: TestTimeAugmentation
+def evaluate_tta(
+    network: nn.Module, batches: Batches, execution: Execution, augmentation: TestTimeAugmentation
 ) -> float:
-    """The fraction of a split that is classified correctly when the outputs of several views are averaged.
+    """Measure the accuracy, a fraction, of outputs averaged over several views of each image.
 
     Args:
-        network: On the execution's device; it is put into eval mode meanwhile.
-        loader: Gives images [B, 3, H, W] and labels [B].
+        network: On the execution's device; in eval mode meanwhile.
+        batches: The images and labels.
         execution: Precision of the forward pass.
         augmentation: The views.
     """
-    correct = []
+    correct, count = [], 0
     with _prepared(network, "eval"):
-        for images, labels in loader.epoch(0):
+        for images, labels in batches:
             outputs = torch.zeros((), device=images.device)
-            for view, weight in _views(images, augmentation):
+            for view, weight in tta_views(images, augmentation):
                 with execution.autocast():
                     logits = network(view.contiguous(memory_format=execution.memory_format))
                 outputs = outputs + weight * logits.float()
             correct.append((outputs.argmax(1) == labels).sum())
-    return int(torch.stack(correct).sum().cpu()) / loader.num_images
+            count += len(labels)
+    return int(torch.stack(correct).sum().cpu()) / count
 
 
-def _views(images: Tensor, augmentation: TestTimeAugmentation) -> Iterator[tuple[Tensor, float]]:
-    """The views of a batch and what each weighs; the weights add up to 1."""
-    moved = [(images, 1.0)]
+def tta_views(images: Tensor, augmentation: TestTimeAugmentation) -> Iterator[tuple[Tensor, float]]:
+    """Give the views of a batch [B, 3, H, W], each with its weight; the weights add up to 1."""
+    shifted = [(images, 1.0)]
     if shift := augmentation.shift:
         padded = F.pad(images, (shift,) * 4, mode="reflect")
         up_left = padded[..., 2 * shift :, 2 * shift :]
         down_right = padded[..., : -2 * shift, : -2 * shift]
-        moved = [(images, 0.5), (up_left, 0.25), (down_right, 0.25)]
-    for view, weight in moved:
+        shifted = [(images, 0.5), (up_left, 0.25), (down_right, 0.25)]
+    for view, weight in shifted:
         if augmentation.mirror:
             yield view, weight / 2
             yield view.flip(-1), weight / 2
@@ -136,7 +306,7 @@ def _views(images: Tensor, augmentation: TestTimeAugmentation) -> Iterator[tuple
 
 @contextlib.contextmanager
 def _prepared(network: nn.Module, mode: str) -> Iterator[None]:
-    """Put the network into the mode, and afterwards back as it was, running statistics included."""
+    """Set the network's mode; restore it, and the running statistics, afterwards."""
     was_training = network.training
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()] if mode == "batch_statistics" else []
     network.train(mode == "batch_statistics")

@@ -1,7 +1,10 @@
-"""What a training run tells whoever iterates over it.
+"""The events of a training run.
 
-Losses are in nats, accuracies are fractions between 0 and 1, times are in seconds, epochs are counted from 1
-(an evaluation at epoch 0 happens before training) and steps from 1 over the whole run.
+Losses are in nats, accuracies are fractions between 0 and 1, times are in seconds. Epochs count from 1, an evaluation
+before training has epoch 0. Steps count from 1 over the whole run.
+
+Every event has a ``snapshot``: called before the generator is advanced, it gives the state from which a run resumes
+after this event.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,32 +17,33 @@ import numpy.typing as npt
 from resnet_bench.recipe.settings import SplitName
 
 State = dict[str, Any]
-"""Everything that a run needs to go on: tensors and plain values, as ``torch.load(weights_only=True)`` reads."""
+"""Everything needed to resume a run: tensors and plain values, as ``torch.load(weights_only=True)`` reads."""
 
 
 @dataclass(frozen=True)
 class Started:
-    """Sent once, before the first step (also when a run is resumed)."""
+    """The first event, also of a resumed run."""
 
     parameters: int
     macs: int
-    """Multiply-accumulates of the convolutions and linear layers for one image."""
+    """Multiply-accumulate operations of the convolutions and linear layers per image."""
     steps_per_epoch: int
     epochs: int
     train_images: int
     step: int = 0
-    """Steps already done when the run is resumed."""
+    """Steps done before the run was resumed."""
     setup_seconds: float = 0.0
-    """Building the network and moving the images to the device."""
+    """Time to build the network, move the images to the device and capture CUDA graphs."""
     capture_seconds: float = 0.0
-    """Of these, for capturing steps; a GPU's libraries set themselves up and choose kernels meanwhile."""
+    """Part of these for capturing CUDA graphs, in which a GPU's libraries initialize and choose kernels."""
     captures: int = 0
-    """Kinds of steps that were captured; 0 where each step is run anew."""
+    """Number of CUDA graphs captured; 0 where steps are eager."""
+    snapshot: Callable[[], State] = field(repr=False, compare=False, kw_only=True)
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Some optimizer steps in a row; what they measured was read from the device together."""
+    """Consecutive optimizer steps, whose measurements were read in one host sync."""
 
     epoch: int
     first_step: int
@@ -48,13 +52,13 @@ class Steps:
     images: int
     """Images trained on in these steps."""
     correct: int
-    """Of these, how many the network classified correctly while training."""
+    """Number of these that the network classified correctly while training."""
     seconds: float
     snapshot: Callable[[], State] = field(repr=False, compare=False)
 
     @property
     def last_step(self) -> int:
-        """The step that the last of the losses belongs to."""
+        """The step of the last loss."""
         return self.first_step + len(self.losses) - 1
 
 
@@ -62,8 +66,8 @@ class Steps:
 class Evaluated:
     """One split was evaluated.
 
-    ``accuracy`` and ``loss`` are measured the source's way; ``accuracy_plain`` and ``loss_plain`` with the
-    network in eval mode, as a fraction and mean over all images.
+    ``accuracy`` and ``loss`` follow the source's protocol. ``accuracy_standard`` and ``loss_standard`` are averages
+    over all images, with the network in eval mode and without test-time augmentation (TTA).
     """
 
     epoch: int
@@ -71,12 +75,13 @@ class Evaluated:
     split: SplitName
     accuracy: float
     loss: float
-    accuracy_plain: float
-    loss_plain: float
+    accuracy_standard: float
+    loss_standard: float
     images: int
     seconds: float
-    accuracy_augmented: float | None = None
-    """With test-time augmentation, where the recipe has it, after the last epoch."""
+    accuracy_tta: float | None = None
+    """TTA accuracy after the last epoch, where the recipe asks for it."""
+    snapshot: Callable[[], State] = field(repr=False, compare=False, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -86,24 +91,24 @@ class EpochEnded:
     epoch: int
     step: int
     loss: float
-    """Training loss as the source reports it."""
+    """Training loss as the source reports it: the mean, or the last batch's."""
     loss_mean: float
     """Mean training loss over the epoch's images."""
     accuracy: float
-    """Training accuracy as the source reports it: a running count, or that of a separate pass."""
+    """Training accuracy as the source reports it: counted during training, or in a separate pass."""
     seconds: float
-    """Training alone: evaluation, set-up and compilation are not in it."""
+    """Training time alone, without evaluation, set-up and compilation."""
     train_seconds: float
     """Training time of the run so far."""
     images_per_second: float
     peak_memory_bytes: int
-    """Peak of the device's allocator, or of the process on a CPU."""
+    """Peak of the GPU's allocator, or of the process on a CPU."""
     snapshot: Callable[[], State] = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the trained network says of one split, in eval mode, in the dataset's canonical order."""
+    """Outputs of the trained network for one split, in eval mode, in the dataset's canonical order."""
 
     split: SplitName
     labels: npt.NDArray[np.int64]
@@ -114,18 +119,18 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event of a run that was trained to its end."""
+    """The last event of a run trained to its end; its ``snapshot`` stays valid."""
 
     epoch: int
     step: int
     train_seconds: float
     evaluation_seconds: float
     metrics: Mapping[str, float]
-    """Final numbers, such as ``test/accuracy`` and ``test/accuracy_plain``."""
+    """Final metrics: ``test/accuracy``, ``test/accuracy_standard`` and, with TTA, ``test/accuracy_tta``."""
     predictions: Predictions | None
     snapshot: Callable[[], State] = field(repr=False, compare=False)
-    augmented_seconds: float = 0.0
-    """Evaluation with test-time augmentation, over all splits that it was done for."""
+    tta_seconds: float = 0.0
+    """TTA time of all splits."""
 
 
 Event = Started | Steps | Evaluated | EpochEnded | Finished

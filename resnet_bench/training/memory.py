@@ -1,4 +1,4 @@
-"""Memory that runs out, and how large a batch would have fitted."""
+"""Out-of-memory errors: in which part of a run memory ran out, and which batch size fits."""
 
 import contextlib
 import gc
@@ -18,7 +18,7 @@ from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.training.errors import OutOfMemory
 
 Part = Literal["training", "evaluation"]
-"""The part of a run in which memory ran out; each has a ``batch_size`` in the recipe."""
+"""Part of a run in which memory ran out; the recipe has a ``batch_size`` for each."""
 
 SHORTAGE = re.compile(
     r"DefaultCPUAllocator|std::bad_alloc|(CUDA error|MPS backend|HIP error|CUDA driver error):? out of memory"
@@ -26,23 +26,46 @@ SHORTAGE = re.compile(
     r"|could not (create|execute) a (memory object|primitive)",
     re.IGNORECASE,
 )
-"""What errors say that libraries raise as a plain ``RuntimeError`` when an allocation fails."""
+"""Messages of a plain ``RuntimeError`` that libraries raise when an allocation fails."""
 
 SMALLEST_BATCH = 2
 """BatchNorm over one pixel of one image has no variance."""
 
 REFINEMENTS = 2
-"""How often the gap between a batch that fits and one that does not is halved."""
+"""Halvings of the gap between a batch that fits and one that does not."""
 
 SPARE = 0.1
-"""The share of the free memory that attempts leave, since a whole run divides it up more than a few steps do."""
+"""Share of the free memory that attempts leave: a whole run fragments it more than a few steps do."""
 
 ROUND = 8
-"""Batches are rounded down to a multiple of this, where they are at least twice as large."""
+"""Batch sizes of at least twice this are rounded down to a multiple of it."""
+
+
+class MemoryShortage(MemoryError):
+    """Memory ran out in a part of a run.
+
+    Attributes:
+        part: The part.
+    """
+
+    def __init__(self, part: Part) -> None:
+        super().__init__(f"memory ran out in {part}")
+        self.part: Part = part
+
+
+@contextlib.contextmanager
+def shortage_in(part: Part) -> Iterator[None]:
+    """Raise a :class:`MemoryShortage` of this part where an allocation fails."""
+    try:
+        yield
+    except Exception as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise MemoryShortage(part) from error
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that an allocation failed, on whatever device and in whatever library."""
+    """Whether an error reports a failed allocation, on any device and by any library."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and SHORTAGE.search(str(error)) is not None
@@ -51,27 +74,30 @@ def ran_out_of_memory(error: BaseException) -> bool:
 def out_of_memory(
     recipe: Recipe, execution: Execution, part: Part, attempt: Callable[[Recipe, Execution], None]
 ) -> OutOfMemory:
-    """The error that says which batch size did not fit, and which does.
+    """Find a batch size that fits, and name it in an error.
 
     Args:
-        recipe: What did not fit; nothing of it may be held any longer.
+        recipe: The recipe that did not fit. Its memory must be free again, apart from garbage.
         execution: How it was computed.
         part: Where memory ran out.
         attempt: Uses as much memory as a run does.
+
+    Returns:
+        The error to raise.
     """
     setting = f"{part}.batch_size"
     largest = _at_largest_images(recipe)
-    # Neither compiled nor captured steps need less memory than eager ones, and they take long to make for each size.
+    # Compiling or capturing steps saves no memory, and takes long for each size.
     eager = replace(execution, compile=False, graphs=False)
     batch_size = recipe.training.batch_size if part == "training" else recipe.evaluation.batch_size
     free_what_is_unused()
     with within_free_memory(execution.device):
-        fitting = largest_fitting(batch_size, lambda size: attempt(override(largest, {setting: size}), eager))
+        fitting = find_fitting_batch_size(batch_size, lambda size: attempt(override(largest, {setting: size}), eager))
     return OutOfMemory(execution.device_name, recipe.model.name, batch_size, fitting, setting=setting)
 
 
 def _at_largest_images(recipe: Recipe) -> Recipe:
-    """The recipe, trained on images of the largest of its sizes throughout."""
+    """The recipe with all training images at the largest of its sizes."""
     sizes = recipe.augmentation.sizes
     if sizes is None:
         return recipe
@@ -80,18 +106,18 @@ def _at_largest_images(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"augmentation": augmentation})
 
 
-def largest_fitting(batch_size: int, attempt: Callable[[int], None]) -> int | None:
-    """A batch size below one that did not fit, which fits; within a quarter of the largest.
+def find_fitting_batch_size(batch_size: int, attempt: Callable[[int], None]) -> int | None:
+    """Find a batch size that fits, within a quarter of the largest that does.
 
-    The batch is halved until it fits, and then enlarged in two steps. All attempts together process about three
-    times the images of the batch that did not fit.
+    Halves the batch until it fits, then enlarges it twice. All attempts together process about three times the images
+    of the batch that did not fit.
 
     Args:
-        batch_size: The one that did not fit.
-        attempt: Trains with a batch size, for long enough that memory is used as a whole run uses it.
+        batch_size: The size that did not fit.
+        attempt: Trains with a batch size, using as much memory as a whole run.
 
     Returns:
-        None where not even the smallest batch fits.
+        The size; None where even the smallest batch does not fit.
     """
     too_large, fitting = batch_size, batch_size // 2
     while fitting >= SMALLEST_BATCH and not _fits(fitting, attempt):
@@ -106,7 +132,7 @@ def largest_fitting(batch_size: int, attempt: Callable[[int], None]) -> int | No
             fitting = middle
         else:
             too_large = middle
-    # A smaller batch than one that fits does so too.
+    # Any smaller batch fits too.
     return _rounded(fitting)
 
 
@@ -128,17 +154,17 @@ def _fits(batch_size: int, attempt: Callable[[int], None]) -> bool:
 
 
 def free_what_is_unused() -> None:
-    """Give back what no object holds any longer."""
+    """Free the memory that no object uses, and torch's cache of GPU memory."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def within_free_memory(device: str) -> contextlib.AbstractContextManager[None]:
-    """Have allocations fail beyond most of what is free, of the machine's memory or of a GPU's.
+    """Make allocations fail that would take nearly all of the free memory of the machine or a GPU.
 
-    Linux promises more memory than there is and kills who uses it, so that on a CPU it is the address space that is
-    limited. On a GPU some of what attempts leave goes to steps that could not be captured.
+    Linux overcommits memory and kills processes that use it, so on a CPU the address space is limited. On a GPU some
+    of what attempts leave goes to CUDA graph steps.
     """
     if device.startswith("cuda"):
         return _within_free_gpu_memory(device)

@@ -1,4 +1,4 @@
-"""Muon: momentum whose update, a matrix for each filter tensor, is brought near the closest orthogonal one."""
+"""Muon: SGD with momentum whose update, a matrix per filter tensor, is approximately orthogonalized."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic that Newton–Schulz iterates: steep at 0, and near 1 for whatever is not (K. Jordan)."""
+"""Coefficients of the quintic Newton–Schulz iteration: steep at 0, near 1 elsewhere (K. Jordan)."""
 
 
 @torch.no_grad()
 def orthogonalized(matrices: Tensor, steps: int) -> Tensor:
-    """About U·Vᵀ of a matrix U·S·Vᵀ [rows, columns], its singular values between 0.7 and 1.2, in bfloat16.
+    """Approximate U·Vᵀ of a matrix U·S·Vᵀ in bfloat16; its singular values are between 0.7 and 1.2.
 
     Args:
-        matrices: One matrix of any size and scale, or several of one size [count, rows, columns].
-        steps: Newton–Schulz iterations; small singular values need more.
+        matrices: One matrix [rows, columns] of any scale, or several [count, rows, columns].
+        steps: Number of Newton–Schulz iterations; small singular values need more.
     """
     a, b, c = COEFFICIENTS
     x = matrices.bfloat16()
@@ -35,18 +35,18 @@ def orthogonalized(matrices: Tensor, steps: int) -> Tensor:
 
 
 class Muon(torch.optim.SGD):
-    """SGD in which some groups of parameters are updated by Muon.
+    """SGD that updates some groups of parameters by Muon.
 
-    A group with ``newton_schulz_steps`` above 0 holds filters [out, in, h, w]; each is seen as a matrix [out, in·h·w].
-    torch's own Muon takes matrices only. After K. Jordan, kellerjordan.github.io/posts/muon, and the record script of
-    airbench for filters.
+    A group with ``newton_schulz_steps`` above 0 contains filters [out, in, h, w], each treated as a matrix
+    [out, in·h·w]; torch's Muon takes matrices only. After K. Jordan, kellerjordan.github.io/posts/muon, and for
+    filters the record script of airbench.
 
     Args:
-        groups: As for ``torch.optim.SGD``; each also has ``newton_schulz_steps`` and ``normalize``, which brings each
+        groups: As for ``torch.optim.SGD``; each also has ``newton_schulz_steps`` and ``normalize``, which scales each
             filter tensor to the norm √out before its update.
         fused: Use torch's fused kernel for the groups of SGD.
-        together: Update the filters of a group in few operations, those of one size by products of whole batches: for
-            devices that wait for launches. The same but for rounding; a group's learning rate may be a tensor there.
+        together: Update the filters of a group in few operations, with batched matrix multiplications for filters of
+            the same size; for devices bound by launches. Equal up to rounding. Allows a tensor as learning rate.
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, fused: bool, together: bool = False) -> None:
@@ -55,7 +55,7 @@ class Muon(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every parameter that has a gradient; the filters' gradients are gone afterwards."""
+        """Update every parameter that has a gradient; afterwards the filters have none."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -69,7 +69,7 @@ class Muon(torch.optim.SGD):
                     for parameter in filters:
                         self._update(parameter, group)
                 for parameter in filters:
-                    # SGD passes over parameters without a gradient.
+                    # SGD skips parameters without a gradient.
                     parameter.grad = None
         super().step()
         return loss
@@ -117,7 +117,7 @@ class Muon(torch.optim.SGD):
 
 
 def _by_size(filters: Sequence[Tensor]) -> list[list[int]]:
-    """Positions of the filters that are matrices of one size, size by size."""
+    """Group the positions of the filters by the size of their matrices."""
     positions: dict[tuple[int, int], list[int]] = {}
     for i, parameter in enumerate(filters):
         positions.setdefault((len(parameter), parameter[0].numel()), []).append(i)

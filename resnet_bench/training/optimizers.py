@@ -1,4 +1,4 @@
-"""From a recipe's optimizer table to torch's optimizer."""
+"""Build and control torch's optimizer as a recipe describes it."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -12,11 +12,11 @@ from resnet_bench.training.muon import Muon
 
 
 def build_optimizer(recipe: Optimizer, network: nn.Module, *, fused: bool) -> torch.optim.Optimizer:
-    """The optimizer of a recipe.
+    """Build the optimizer of a recipe.
 
     Args:
-        recipe: Its name and hyperparameters.
-        network: What it updates; parameters that need no gradient are left alone.
+        recipe: The optimizer's name and hyperparameters.
+        network: The network to update; parameters that need no gradient are excluded.
         fused: Use torch's fused kernel: the same update in one pass over memory.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -39,7 +39,7 @@ def build_optimizer(recipe: Optimizer, network: nn.Module, *, fused: bool) -> to
 
 
 def clip_gradients(recipe: Training, network: nn.Module) -> None:
-    """Clip the network's gradients where the recipe says so: each entry, or their joint norm."""
+    """Clip the network's gradients by value or by total norm, if the recipe says so."""
     if recipe.clip_value is not None:
         nn.utils.clip_grad_value_(network.parameters(), recipe.clip_value)
     if recipe.clip_norm is not None:
@@ -47,7 +47,7 @@ def clip_gradients(recipe: Training, network: nn.Module) -> None:
 
 
 def forget_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Put what an optimizer remembers back to its start, in place: recorded steps go on using the same memory."""
+    """Reset an optimizer's state to zero in place, because CUDA graphs keep using the same memory."""
     for state in optimizer.state.values():
         for value in state.values():
             if isinstance(value, Tensor):
@@ -56,11 +56,11 @@ def forget_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 @contextlib.contextmanager
 def rates_from(optimizer: torch.optim.Optimizer, rates: Sequence[Tensor]) -> Iterator[None]:
-    """Have an optimizer take its learning rates from tensors meanwhile, so that its steps can be recorded.
+    """Make an optimizer read its learning rates from tensors, so that its steps can be captured.
 
     Args:
         optimizer: A fused one, or Muon on a GPU.
-        rates: One float32 [] for each group, on the device of its parameters.
+        rates: One float32 [] per group, on the device of its parameters.
     """
     before = [dict(group) for group in optimizer.param_groups]
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -75,7 +75,7 @@ def rates_from(optimizer: torch.optim.Optimizer, rates: Sequence[Tensor]) -> Ite
 
 
 def _muon_groups(recipe: MuonConfig, network: nn.Module) -> list[dict[str, Any]]:
-    """Filters first, so that their learning rate is the one that is logged; groups without a member are left out."""
+    """List the groups that are not empty; filters come first, because the first group's learning rate is logged."""
     filters: list[nn.Parameter] = []
     heads: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: torch's own, under one interface, and the phases that torch does not have."""
+"""Learning-rate schedules: torch's, behind one interface, and training phases, which torch lacks."""
 
 from functools import partial
 from typing import Any, Protocol
@@ -11,26 +11,26 @@ from resnet_bench.training.optimizers import forget_momentum
 
 
 class Schedule(Protocol):
-    """Sets the learning rate of an optimizer as training goes on."""
+    """Sets the learning rates of an optimizer during training."""
 
     def start_epoch(self, epoch: int) -> None:
-        """Called before the first step of an epoch, counted from 1."""
+        """Prepare the first step of an epoch; epochs count from 1."""
 
     def after_step(self) -> None:
-        """Called after each optimizer step."""
+        """Follow an optimizer step."""
 
     def after_epoch(self, watched_loss: float | None) -> None:
-        """Called after an epoch's evaluation, with the loss of the first evaluated split if there was one."""
+        """Follow an epoch and its evaluation; the loss is that of the first split evaluated, if any."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What is needed to go on later."""
+        """Return the state needed to resume."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned."""
+        """Restore what ``state_dict`` returned."""
 
 
 def build_schedule(recipe: Recipe, optimizer: Optimizer) -> Schedule:
-    """The schedule of a recipe, attached to its optimizer."""
+    """Build the schedule of a recipe, attached to its optimizer."""
     schedule, optimizer_recipe = recipe.schedule, recipe.optimizer
     total_steps = recipe.training.epochs * recipe.steps_per_epoch
     match schedule:
@@ -77,12 +77,12 @@ def build_schedule(recipe: Recipe, optimizer: Optimizer) -> Schedule:
 
 
 def moves_momentum(recipe: Recipe) -> bool:
-    """Whether the recipe's schedule changes more than learning rates: the optimizer's momentum or first beta."""
+    """Return whether the recipe's schedule also changes the optimizer's momentum or first beta."""
     return isinstance(recipe.schedule, OneCycle) and recipe.schedule.cycle_momentum
 
 
 def _linear_factor(schedule: Linear, total_steps: int, step: int) -> float:
-    """The multiple of the learning rate after so many steps."""
+    """The factor of the learning rate after ``step`` steps."""
     rising = schedule.rising_fraction * total_steps
     if step < rising:
         return step / rising
@@ -90,7 +90,7 @@ def _linear_factor(schedule: Linear, total_steps: int, step: int) -> float:
 
 
 class _Fixed:
-    """The optimizer's own learning rate throughout."""
+    """A constant learning rate."""
 
     def start_epoch(self, epoch: int) -> None:
         pass
@@ -130,8 +130,8 @@ class _EveryEpoch(_EveryStep):
         self._scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
-        # MultiStepLR keeps its milestones in a Counter, which a weights-only checkpoint refuses; the recipe
-        # has them anyway.
+        # MultiStepLR keeps its milestones in a Counter, which a weights-only checkpoint cannot contain. They are in
+        # the recipe anyway.
         return {"last_epoch": self._scheduler.last_epoch, "_step_count": self._scheduler._step_count}
 
 
@@ -151,7 +151,7 @@ class _OnPlateau(_Fixed):
 
 
 class _Phases(_Fixed):
-    """Phases that someone started by hand: each sets its rate, and forgets the momentum of the one before."""
+    """Phases as if started by hand: each sets its learning rate and resets the momentum."""
 
     def __init__(self, recipe: Phases, optimizer: Optimizer) -> None:
         self._optimizer = optimizer

@@ -3,18 +3,19 @@
 import csv
 import dataclasses
 import json
-import warnings
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import optuna
+import plotly.graph_objects as go
 import tomli_w
 
+from resnet_bench.judging.intervals import Difference
+from resnet_bench.reporting.figures.style import light
+from resnet_bench.reporting.study_plots import PlottedStudy, PlottedTrial, importances, plots, quiet
 from resnet_bench.tuning.export import recipe_text, tuned_benchmark_text
 from resnet_bench.tuning.results import StudyResult
 from resnet_bench.tuning.trial_queue import TrialQueue, is_interrupted
-
-PNG_DPI = 120
 
 
 def write_artifacts(ledger: TrialQueue, result: StudyResult, folder: Path) -> None:
@@ -45,8 +46,13 @@ def _result_table(result: StudyResult) -> dict[str, Any]:
     difference = result.comparison.difference if result.comparison is not None else None
     return {
         **dataclasses.asdict(result),
-        "test_difference": dataclasses.asdict(difference) if difference is not None else None,
+        "test_difference": difference and _difference_table(difference),
     }
+
+
+def _difference_table(difference: Difference) -> dict[str, float | None]:
+    low, high = difference.interval or (None, None)
+    return {"value": difference.value, "low": low, "high": high}
 
 
 def _write_trials(ledger: TrialQueue, path: Path) -> None:
@@ -77,85 +83,64 @@ def _write_trials(ledger: TrialQueue, path: Path) -> None:
 
 
 def write_plots(ledger: TrialQueue, folder: Path) -> list[str]:
-    """Draw a study as interactive pages, which share one copy of plotly.js, and as PNG.
+    """Draw a study as interactive pages, which share one copy of plotly.js: the plots of a report, and contours.
 
-    What cannot be drawn yet (the importance of parameters needs several complete trials) is left out.
+    Plots that need more trials than there are (the importance of hyperparameters) are left out.
 
     Returns:
         The names of the plots that were drawn.
     """
-    import optuna
-
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = []
-    with warnings.catch_warnings():
-        # Optuna's drawing with matplotlib is an experiment of theirs, and says so on every call.
-        warnings.simplefilter("ignore")
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        for name, options in _plots(ledger).items():
-            try:
-                _draw_page(ledger, name, options, folder)
-                _draw_png(ledger, name, options, folder)
-            except (ValueError, RuntimeError, ImportError):
-                for suffix in (".html", ".png"):
-                    (folder / f"{name}{suffix}").unlink(missing_ok=True)
-                continue
-            drawn.append(name)
-    return drawn
+    drawn = {plot.id.partition("-")[0]: go.Figure(light(plot.spec)) for plot in plots(_plotted(ledger))}
+    if (contour := _contour(ledger)) is not None:
+        drawn["contour"] = contour
+    for name, figure in drawn.items():
+        figure.update_layout(title=f"{ledger.name}: {name.replace('_', ' ')}", margin_t=60)
+        figure.write_html(folder / f"{name}.html", include_plotlyjs="directory", full_html=True)
+    return list(drawn)
 
 
-def _plots(ledger: TrialQueue) -> dict[str, dict[str, Any]]:
-    """Optuna's function of each plot, without its ``plot_``, and what it is called with."""
-    objectives = ledger.definition.objectives
-    scored: dict[str, Any] = {"target_name": "validation accuracy"}
-    importance = dict(scored)
-    if len(objectives) > 1:
-        scored["target"] = _first_objective
-        importance["target"] = _negative_first_objective
-    plots = {
-        "optimization_history": scored,
-        "param_importances": importance,
-        "slice": scored,
-        "parallel_coordinate": scored,
-    }
-    if len(ledger.definition.space) > 1:
-        plots["contour"] = scored
-    if len(objectives) > 1:
-        plots["pareto_front"] = {"target_names": list(objectives)}
-    else:
-        plots["intermediate_values"] = {}
-    return plots
+def _plotted(ledger: TrialQueue) -> PlottedStudy:
+    source = ledger.source_trial()
+    trials = tuple(_plotted_trial(trial) for trial in ledger.trials())
+    return PlottedStudy(
+        id=ledger.name,
+        trials=trials,
+        source_params=source.params if source is not None else {},
+        source_value=100 * source.values[0] if source is not None else None,
+        log_keys=frozenset(
+            key
+            for trial in ledger.trials()
+            for key, distribution in trial.distributions.items()
+            if getattr(distribution, "log", False)
+        ),
+        importances=importances(ledger.study),
+    )
 
 
-def _first_objective(trial: Any) -> float:
-    return float(trial.values[0])
+def _plotted_trial(trial: optuna.trial.FrozenTrial) -> PlottedTrial:
+    values = trial.values if trial.state == optuna.trial.TrialState.COMPLETE else None
+    return PlottedTrial(
+        number=trial.number,
+        state=trial.state.name,
+        value=100 * values[0] if values else None,
+        params=trial.params,
+        curve={epoch: 100 * value for epoch, value in trial.intermediate_values.items()},
+        seconds=values[1] if values and len(values) > 1 else None,
+    )
 
 
-def _negative_first_objective(trial: Any) -> float:
-    # PED-ANOVA takes low to be good of what it is told to look at.
-    return -float(trial.values[0])
-
-
-def _draw_page(ledger: TrialQueue, name: str, options: Mapping[str, Any], folder: Path) -> None:
-    import optuna
-
-    draw: Callable[..., Any] = getattr(optuna.visualization, f"plot_{name}")
-    figure = draw(ledger.study, **options)
-    figure.update_layout(title=f"{ledger.name}: {name.replace('_', ' ')}")
-    figure.write_html(folder / f"{name}.html", include_plotlyjs="directory", full_html=True)
-
-
-def _draw_png(ledger: TrialQueue, name: str, options: Mapping[str, Any], folder: Path) -> None:
-    import matplotlib as mpl
-    import optuna
-    from matplotlib import pyplot as plt
-
-    # Without a screen nothing else can draw, and with one no window is wanted.
-    mpl.use("Agg")
-    draw: Callable[..., Any] = getattr(optuna.visualization.matplotlib, f"plot_{name}")
-    try:
-        axes = draw(ledger.study, **options)
-        figure = (axes.flat[0] if hasattr(axes, "flat") else axes).figure
-        figure.savefig(folder / f"{name}.png", dpi=PNG_DPI, bbox_inches="tight")
-    finally:
-        plt.close("all")
+def _contour(ledger: TrialQueue) -> go.Figure | None:
+    """Draw the accuracy over each pair of hyperparameters; None where there are not enough of either."""
+    if len(ledger.definition.space) < 2:
+        return None
+    several = len(ledger.definition.objectives) > 1
+    with quiet():
+        try:
+            return optuna.visualization.plot_contour(
+                ledger.study,
+                target=(lambda trial: float(trial.values[0])) if several else None,
+                target_name="validation accuracy",
+            )
+        except (ValueError, RuntimeError):
+            return None

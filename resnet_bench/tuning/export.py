@@ -83,8 +83,9 @@ def tuned_table(ledger: TrialQueue, result: StudyResult) -> Tuned:
         measured["test_tuned"] = _percent(statistics.fmean(comparison.tuned))
         measured["test_difference"] = _percent(difference.value)
         measured["seeds"] = min(len(comparison.source), len(comparison.tuned))
-        if difference.low is not None and difference.high is not None:
-            measured["test_interval"] = (_percent(difference.low), _percent(difference.high))
+        if difference.interval is not None:
+            low, high = difference.interval
+            measured["test_interval"] = (_percent(low), _percent(high))
     return Tuned(
         study=ledger.name,
         trials=result.counts.finished,
@@ -164,9 +165,9 @@ def comparison_text(comparison: StudyComparison | None) -> str:
         return "no settings were better than the source's own"
     difference = comparison.difference
     means = f"{statistics.fmean(comparison.tuned):.2%} against {statistics.fmean(comparison.source):.2%}"
-    if difference.low is None or difference.high is None:
+    if difference.interval is None:
         return f"{means} on the test set: {100 * difference.value:+.2f} points, too few seeds for an interval"
     return (
         f"{means} on the test set: {100 * difference.value:+.2f} points, "
-        f"95% interval {100 * difference.low:+.2f} to {100 * difference.high:+.2f}"
+        f"95% interval {100 * difference.interval.low:+.2f} to {100 * difference.interval.high:+.2f}"
     )

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.execution.execution import Execution
-from resnet_bench.tracking.experiments import STUDIES_EXPERIMENT
 from resnet_bench.tracking.facts import RunDescription
 from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.vocabulary import PREFIX, STUDIES_EXPERIMENT
 from resnet_bench.tuning.plan import Plan
 from resnet_bench.tuning.trial_queue import TrialQueue, is_interrupted, trained_epochs
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from optuna.trial import FrozenTrial
 
-PREFIX = "resnet_bench."
 _PAGE = 1000
 _log = logging.getLogger(__name__)
 

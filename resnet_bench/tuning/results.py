@@ -1,30 +1,15 @@
 """What came of a study: the best settings, and how they fare against the source's on the test set."""
 
-import math
-import statistics
-import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from resnet_bench.judging.intervals import Difference, Interval, welch
+from resnet_bench.reporting.study_plots import importances
 from resnet_bench.tuning.space import Params, differences, retraining_recipe
 from resnet_bench.tuning.trial_queue import Arm, Counts, TrialQueue
 
 FIRST_RETRAINING_SEED = 1000
 """Trials run seeds 0, 1, …; what was chosen on those is judged on others."""
-CONFIDENCE = 0.95
-MIN_TRIALS_FOR_IMPORTANCE = 4
-"""Complete trials below which an importance would be an accident."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How much better the tuned mean is than the source's, as a fraction, with Welch's interval."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    """None where a side has fewer than two runs, or none of them differ."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +30,12 @@ class StudyComparison:
 
     @property
     def difference(self) -> Difference | None:
-        """Tuned minus source; None where a side has no run."""
+        """Tuned minus source, as a fraction; None where a side has no run."""
         if not self.source or not self.tuned:
             return None
         if self.same_settings:
-            return Difference(0.0, 0.0, 0.0)
-        return welch_difference(self.source, self.tuned)
+            return Difference(0.0, Interval(0.0, 0.0))
+        return welch(self.source, self.tuned)
 
 
 @dataclass(frozen=True)
@@ -70,21 +55,6 @@ class StudyResult:
     """None before the runs with fresh seeds."""
     importances: dict[str, float]
     url: str | None = None
-
-
-def welch_difference(source: Sequence[float], tuned: Sequence[float]) -> Difference:
-    """The difference of two means with its 95% interval, variances not taken to be equal (Welch)."""
-    from scipy import stats
-
-    value = statistics.fmean(tuned) - statistics.fmean(source)
-    if min(len(source), len(tuned)) < 2:
-        return Difference(value)
-    with warnings.catch_warnings():
-        # One side may be without spread, which scipy takes for a loss of precision.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        interval = stats.ttest_ind(tuned, source, equal_var=False).confidence_interval(CONFIDENCE)
-    low, high = float(interval.low), float(interval.high)
-    return Difference(value, low, high) if math.isfinite(low) and math.isfinite(high) else Difference(value)
 
 
 def retraining_key(fingerprint: str, seed: int) -> str:
@@ -148,28 +118,6 @@ def study_result(ledger: TrialQueue, *, url: str | None = None) -> StudyResult |
         source_validation=source.values[0],
         best_validation=best.values[0],
         comparison=comparison(ledger),
-        importances=importances(ledger),
+        importances=importances(ledger.study),
         url=url,
     )
-
-
-def importances(ledger: TrialQueue) -> dict[str, float]:
-    """How much each parameter decides of the validation accuracy (PED-ANOVA), from 0 to 1, largest first.
-
-    Empty where too few trials are complete, or their values do not differ.
-    """
-    import optuna
-
-    complete = [trial for trial in ledger.finished() if trial.state.name == "COMPLETE"]
-    if len(complete) < MIN_TRIALS_FOR_IMPORTANCE or len({trial.values[0] for trial in complete}) < 2:
-        return {}
-    # PED-ANOVA takes low to be good of what it is told to look at; without being told, it knows the direction.
-    several = len(ledger.definition.objectives) > 1
-    target = (lambda trial: -float(trial.values[0])) if several else None
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="PedAnovaImportanceEvaluator computes")
-            found = optuna.importance.get_param_importances(ledger.study, target=target)
-    except (ValueError, RuntimeError):
-        return {}
-    return {key: float(value) for key, value in found.items() if math.isfinite(value)}

@@ -9,7 +9,7 @@ from resnet_bench.base.describe_error import describe_error
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.run import RunOpened, RunRequest, run
 from resnet_bench.running.stopping import Stopped
-from resnet_bench.tracking.experiments import STUDIES_EXPERIMENT
+from resnet_bench.tracking.vocabulary import STUDIES_EXPERIMENT
 from resnet_bench.training.events import Evaluated
 from resnet_bench.tuning.events import Retrained
 from resnet_bench.tuning.results import arms, retraining_key, retraining_seeds
@@ -80,7 +80,7 @@ def retrain(workplace: WorkerContext, retraining: RetrainJob) -> Generator[Retra
                             found["accuracy"] = workplace.mirror.test_accuracy(event.run_id)
                     case Evaluated(split="test"):
                         found["accuracy"] = event.accuracy
-                        found["accuracy_plain"] = event.accuracy_plain
+                        found["accuracy_plain"] = event.accuracy_standard
     except Stopped:
         raise
     except SETTING_FAILURES as error:

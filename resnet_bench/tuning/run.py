@@ -180,9 +180,9 @@ def _conclude(workplace: WorkerContext) -> StudyResult:
     difference = result.comparison.difference if result.comparison is not None else None
     if difference is not None:
         metrics["study/test_difference"] = difference.value
-        if difference.low is not None and difference.high is not None:
-            metrics["study/test_difference_low"] = difference.low
-            metrics["study/test_difference_high"] = difference.high
+        if difference.interval is not None:
+            metrics["study/test_difference_low"] = difference.interval.low
+            metrics["study/test_difference_high"] = difference.interval.high
     workplace.mirror.log(metrics, step=result.counts.finished)
     workplace.mirror.tag(tags)
     folder = workplace.runs_folder / "artifacts"

@@ -18,8 +18,8 @@ from resnet_bench.execution.execution import Execution
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.run import RunOpened, RunRequest, run
 from resnet_bench.running.stopping import Stop, Stopped
-from resnet_bench.tracking.experiments import STUDIES_EXPERIMENT
 from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.vocabulary import STUDIES_EXPERIMENT
 from resnet_bench.training.errors import Diverged, TrainingError
 from resnet_bench.training.events import EpochEnded, Evaluated
 from resnet_bench.training.memory import free_what_is_unused

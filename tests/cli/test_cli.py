@@ -295,7 +295,7 @@ def test_seeds_at_once_are_the_seeds_in_turn_to_the_last_bit(tmp_path: Path) -> 
         client = Store.resolve(None, folder).client()
         for run in runs:
             tags = client.get_run(run["run_id"]).data.tags
-            assert json.loads(tags["resnet_bench.execution.execution"])["threads"] == 1
+            assert json.loads(tags["resnet_bench.execution"])["threads"] == 1
             assert tags.get("resnet_bench.seeds_per_device") == ("2" if "per-device" in how else None)
         states.append(
             {

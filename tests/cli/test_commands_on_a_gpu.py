@@ -13,7 +13,7 @@ from mlflow.entities import Run
 from typer.testing import CliRunner
 
 from resnet_bench.cli.app import app
-from resnet_bench.training.loop import _Run
+from resnet_bench.training.cuda_graphs import GraphedStep
 from tests.reliability.tiny import write_images
 from tests.stub_cuda import counts, is_idle, needs_gpu
 from tests.tuning.conftest import write_tiny
@@ -83,15 +83,15 @@ def test_doctor_names_the_gpu(type_command) -> None:
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_benchmark_is_trained_in_captured_steps(name, runs_of, caplog, monkeypatch) -> None:
     waits = []
-    replay = _Run._replay
+    launch = GraphedStep.launch
 
     def watched(self, *arguments):
         before = counts().waits if is_idle() else 0
-        result = replay(self, *arguments)
+        result = launch(self, *arguments)
         waits.append((counts().waits if is_idle() else 0) - before)
         return result
 
-    monkeypatch.setattr(_Run, "_replay", watched)
+    monkeypatch.setattr(GraphedStep, "launch", watched)
     with caplog.at_level(logging.WARNING, logger="resnet_bench"):
         (run,) = runs_of(f"run {name} --device cuda {SMALL}")
     assert not caplog.records

@@ -27,9 +27,9 @@ def events():
     def nothing():
         return {}
 
-    yield Started(parameters=1, macs=1, steps_per_epoch=1, epochs=1, train_images=40)
+    yield Started(parameters=1, macs=1, steps_per_epoch=1, epochs=1, train_images=40, snapshot=nothing)
     yield Steps(1, 1, [2.5], [0.1], images=40, correct=4, seconds=0.5, snapshot=nothing)
-    yield Evaluated(1, 1, "test", 0.25, 2.0, 0.2, 2.1, images=30, seconds=0.1)
+    yield Evaluated(1, 1, "test", 0.25, 2.0, 0.2, 2.1, images=30, seconds=0.1, snapshot=nothing)
     yield EpochEnded(1, 1, 2.5, 2.4, 0.1, 0.5, 0.5, 80.0, peak_memory_bytes=1, snapshot=nothing)
 
 

@@ -120,7 +120,8 @@ def test_its_step_is_that_of_the_plain_loop(benchmark, images) -> None:
     recipe = override(benchmark.recipe, changes)
     events = [event for event in train(recipe, PLAIN, 0, images) if isinstance(event, Steps)]
     # A batch of all images is the same in every order. The first step's weights are where the source goes on from.
-    position = next(event for event in train(recipe, PLAIN, 0, images) if isinstance(event, Steps)).snapshot()
+    run = train(recipe, PLAIN, 0, images)
+    position = next(event for event in run if isinstance(event, Steps)).snapshot()
     with PLAIN.applied():
         all_of_them = Split(images.train.images[:20], images.train.labels[:20])
         loop = SourceLoop(recipe, PLAIN, all_of_them, workers=0)

@@ -815,9 +815,9 @@ def test_a_shorter_run_keeps_the_shares_of_its_image_sizes_and_of_freezing() -> 
 @pytest.mark.parametrize(
     ("claim", "sentence"),
     [
-        ({"at_least": 90.0, "metric": "accuracy_augmented"}, "needs evaluation.test_time_augmentation"),
+        ({"at_least": 90.0, "metric": "accuracy_tta"}, "needs evaluation.test_time_augmentation"),
         (
-            {"at_least": 90.0, "metric": "accuracy_augmented", "selection": "best"},
+            {"at_least": 90.0, "metric": "accuracy_tta", "selection": "best"},
             "is measured after the last epoch only",
         ),
     ],
@@ -914,3 +914,7 @@ def test_the_claim_to_judge_by_is_the_first_about_the_test_set() -> None:
     assert found is not None
     assert found.value == "87"
     assert benchmark().test_claim is None
+
+
+def test_a_claim_may_call_tta_accuracy_as_version_0_1_0_did() -> None:
+    assert Claim.model_validate({"at_least": 90.0, "metric": "accuracy_augmented"}).metric == "accuracy_tta"

@@ -22,8 +22,8 @@ import torch
 from rich.console import Console
 
 from resnet_bench.cli import suite
-from resnet_bench.tracking.experiments import EXPERIMENT
 from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.vocabulary import EXPERIMENT
 from tests.reliability import kills, tiny
 
 

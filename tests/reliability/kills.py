@@ -39,12 +39,12 @@ from rich.console import Console
 from resnet_bench.cli import suite
 from resnet_bench.data.cache import CacheEntry
 from resnet_bench.reporting import files, report
-from resnet_bench.tracking.experiments import EXPERIMENT
+from resnet_bench.tracking.delivery import Delivery
 from resnet_bench.tracking.journal import Damage, read
 from resnet_bench.tracking.store import Store
-from resnet_bench.tracking.uploader import Delivery
+from resnet_bench.tracking.vocabulary import EXPERIMENT
 from resnet_bench.training import checkpoint
-from resnet_bench.training.loop import _Run
+from resnet_bench.training.steps import EagerStep
 from tests.reliability import tiny
 
 PHASES = ("cache", "step", "checkpoint", "shipping", "report")
@@ -85,7 +85,7 @@ class Phases:
 def mark_phases(phases: Phases, patch: pytest.MonkeyPatch) -> None:
     """Have every phase say that it has begun; nothing else of the product changes."""
     patch.setattr(CacheEntry, "write", phases.mark("cache", CacheEntry.write))
-    patch.setattr(_Run, "_step", phases.mark("step", _Run._step))
+    patch.setattr(EagerStep, "step", phases.mark("step", EagerStep.step))
     patch.setattr(checkpoint, "save", phases.mark("checkpoint", checkpoint.save))
     patch.setattr(Delivery, "_call", phases.mark("shipping", Delivery._call))
     patch.setattr(files, "write_all", phases.mark("report", files.write_all))
@@ -208,7 +208,7 @@ def digest(path: Path) -> str:
     if path.suffix != ".pt" or path.name == "weights.pt":
         return hashlib.sha256(path.read_bytes()).hexdigest()
     state = checkpoint.load(path)
-    for timed in ("train_seconds", "epoch_seconds", "evaluation_seconds"):
+    for timed in ("train_seconds", "epoch_seconds", "evaluation_seconds", "tta_seconds"):
         state.get("position", {}).pop(timed, None)
     return hashlib.sha256(b"".join(flat(state))).hexdigest()
 

@@ -36,11 +36,11 @@ from resnet_bench.data.decode import decode_image, strict_decoding
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.changes import override, parse_assignments
 from resnet_bench.recipe.files import load_benchmark, load_benchmark_file
-from resnet_bench.reporting import table
+from resnet_bench.reporting import reading
 from resnet_bench.running.run_folder import RunFolder, RunIdentity
+from resnet_bench.tracking.cursor import CURSOR, Cursor
 from resnet_bench.tracking.journal import Damage, Journal, metrics_record, read
 from resnet_bench.tracking.store import Store
-from resnet_bench.tracking.uploader import CURSOR, Cursor
 from resnet_bench.training import checkpoint
 from resnet_bench.tuning.plan import load_study_file
 from tests.data import builders
@@ -300,7 +300,7 @@ def _report_table(folder: Path) -> Format:
 
     def promise(data: bytes) -> bool:
         (folder / "runs.parquet").write_bytes(data)
-        said, tables = refusal(lambda: table.read_folder(folder))
+        said, tables = refusal(lambda: reading.read_folder(folder))
         assert "runs.parquet" in said or tables is not None
         return tables is None
 

@@ -15,8 +15,9 @@ from resnet_bench.execution.execution import Execution
 from resnet_bench.recipe.changes import override
 from resnet_bench.training import memory
 from resnet_bench.training.errors import OutOfMemory
-from resnet_bench.training.loop import _Run, train
-from resnet_bench.training.memory import largest_fitting, ran_out_of_memory, within_free_memory
+from resnet_bench.training.loop import train
+from resnet_bench.training.memory import find_fitting_batch_size, ran_out_of_memory, within_free_memory
+from resnet_bench.training.steps import EagerStep
 from tests.stub_cuda import needs_gpu
 from tests.training.conftest import PLAIN, images, tiny_recipe
 
@@ -47,7 +48,7 @@ def fits_up_to(limit: int, tried: list[int]) -> Callable[[int], None]:
 @pytest.mark.parametrize("limit", [2, 3, 7, 16, 100, 128, 1000, 4095])
 def test_what_is_suggested_fits_and_is_near_the_largest_that_does(limit: int) -> None:
     tried: list[int] = []
-    fitting = largest_fitting(4096, fits_up_to(limit, tried))
+    fitting = find_fitting_batch_size(4096, fits_up_to(limit, tried))
     assert fitting is not None
     assert 0.7 * min(limit, 4096 * 7 // 8) - 8 < fitting <= limit
     assert fitting % 8 == 0 or fitting < 16
@@ -56,7 +57,7 @@ def test_what_is_suggested_fits_and_is_near_the_largest_that_does(limit: int) ->
 
 @pytest.mark.usefixtures("quick_to_free")
 def test_where_no_batch_fits_none_is_suggested() -> None:
-    assert largest_fitting(64, fits_up_to(1, [])) is None
+    assert find_fitting_batch_size(64, fits_up_to(1, [])) is None
     said = str(OutOfMemory("a small device", "resnet18", 64, None))
     assert said == (
         "a small device ran out of memory: training.batch_size = 64 of resnet18 did not fit, nor did any smaller batch"
@@ -68,7 +69,7 @@ def test_another_error_of_an_attempt_is_not_taken_for_a_shortage() -> None:
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        largest_fitting(64, attempt)
+        find_fitting_batch_size(64, attempt)
 
 
 def test_a_shortage_is_recognised_whoever_reports_it() -> None:
@@ -95,14 +96,18 @@ def test_an_attempt_cannot_take_more_than_is_free() -> None:
 def test_memory_that_runs_out_in_a_step_is_reported_with_the_batch_that_fits(
     images: Dataset, monkeypatch: pytest.MonkeyPatch, quick_to_free: None
 ) -> None:
-    step = _Run._step
+    step = EagerStep.step
 
-    def short_of_memory(run: _Run, batch: torch.Tensor, labels: torch.Tensor) -> Any:
+    def short_of_memory(eager: EagerStep, batch: torch.Tensor, labels: torch.Tensor, number: int) -> Any:
         if len(batch) > 5:
             raise RuntimeError(CANNOT)
-        return step(run, batch, labels)
+        if len(batch) < 16:
+            # The run that failed left its memory to the attempts, though its first event is still here.
+            with pytest.raises(RuntimeError, match="this event's run is over"):
+                started.snapshot()
+        return step(eager, batch, labels, number)
 
-    monkeypatch.setattr(_Run, "_step", short_of_memory)
+    monkeypatch.setattr(EagerStep, "step", short_of_memory)
     events = train(tiny_recipe(), PLAIN, 0, images)
     started = next(events)
     with pytest.raises(OutOfMemory) as caught:
@@ -113,8 +118,25 @@ def test_memory_that_runs_out_in_a_step_is_reported_with_the_batch_that_fits(
     )
     assert caught.value.__cause__ is None
     assert started.parameters
+    monkeypatch.undo()
     train_with_suggestion = override(tiny_recipe(training={"epochs": 1}), {"training.batch_size": 5})
     assert list(train(train_with_suggestion, PLAIN, 0, images))[-1].step == 8
+
+
+def test_memory_that_runs_out_in_an_evaluation_names_its_batch_size(
+    images: Dataset, monkeypatch: pytest.MonkeyPatch, quick_to_free: None
+) -> None:
+    forward = torch.nn.Linear.forward
+
+    def short_of_memory(layer: torch.nn.Linear, features: torch.Tensor) -> torch.Tensor:
+        if len(features) > 17:
+            raise RuntimeError(CANNOT)
+        return forward(layer, features)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", short_of_memory)
+    with pytest.raises(OutOfMemory) as caught:
+        list(train(tiny_recipe(), PLAIN, 0, images))
+    assert (caught.value.setting, caught.value.batch_size, caught.value.fitting) == ("evaluation.batch_size", 20, 16)
 
 
 def test_evaluations_whose_batches_nobody_chose_take_smaller_ones(

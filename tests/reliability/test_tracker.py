@@ -64,7 +64,7 @@ def test_a_server_that_answers_500_costs_no_step_and_no_value(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("resnet_bench.tracking.tracker.SHIP_SECONDS", 0.05)
+    monkeypatch.setattr("resnet_bench.tracking.tracker.UPLOAD_SECONDS", 0.05)
     for name, value in (("MAX_RETRIES", "1"), ("TIMEOUT", "2"), ("BACKOFF_FACTOR", "0")):
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", value)
     tracker = Tracker.open(Store.resolve(broken_server), describe(), tmp_path / "run")
@@ -89,7 +89,7 @@ def test_a_store_that_is_away_for_long_holds_no_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An hour of the fastest steps: 200,000 of them, written down in chunks as a GPU gives them."""
-    monkeypatch.setattr("resnet_bench.tracking.tracker.SHIP_SECONDS", 0.05)
+    monkeypatch.setattr("resnet_bench.tracking.tracker.UPLOAD_SECONDS", 0.05)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     tracker = Tracker.open(Store.resolve("http://127.0.0.1:9"), describe(), tmp_path / "run")
     process = psutil.Process()

@@ -11,10 +11,10 @@ import pytest
 
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.writing import to_toml
-from resnet_bench.reporting import report, results, table
+from resnet_bench.reporting import reading, report, runs
 from resnet_bench.reporting.report import ReportResult
-from resnet_bench.reporting.results import Group
-from resnet_bench.reporting.schema import Tables
+from resnet_bench.reporting.runs import RunGroup
+from resnet_bench.reporting.tables import Tables
 from tests.reporting import synthetic
 from tests.reporting.synthetic import FakeRun
 
@@ -150,13 +150,13 @@ def nasty_uri(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def store_tables(store_uri: str) -> Tables:
     """What is read from that store."""
-    return table.read([store_uri])
+    return reading.read([store_uri])
 
 
 @pytest.fixture(scope="session")
-def groups(store_tables: Tables) -> list[Group]:
+def groups(store_tables: Tables) -> list[RunGroup]:
     """The finished runs of that store, those that repeat one experiment together."""
-    return results.group(results.load(store_tables))
+    return runs.group(runs.load(store_tables)[0])
 
 
 @pytest.fixture(scope="session")

@@ -7,14 +7,13 @@ import pytest
 
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.reporting import claims as claim_rows
-from resnet_bench.reporting import results
 from resnet_bench.reporting.claims import ClaimRow, Claims
-from resnet_bench.reporting.results import Group
-from tests.reporting.test_results import run
+from resnet_bench.reporting.runs import RunGroup, group
+from tests.reporting.test_runs import run
 
 
 @pytest.fixture(scope="module")
-def claims(groups: list[Group], benchmarks: dict[str, Benchmark]) -> Claims:
+def claims(groups: list[RunGroup], benchmarks: dict[str, Benchmark]) -> Claims:
     return claim_rows.build(groups, benchmarks)
 
 
@@ -90,7 +89,7 @@ def test_headline_numbers(claims: Claims) -> None:
     nine = row(claims, "nine-onecycle")
     assert nine.seeds == pytest.approx({"0": 90.31, "1": 90.62, "2": 90.48, "3": 90.12, "4": 90.55, "7": 90.4})
     assert nine.last_epoch == pytest.approx(90.4133, abs=1e-3)
-    assert nine.plain == pytest.approx(90.3133, abs=1e-3)
+    assert nine.standard == pytest.approx(90.3133, abs=1e-3)
     assert nine.selection_gain is not None
     assert nine.selection_gain >= 0
     assert nine.bootstrap is not None
@@ -100,12 +99,12 @@ def test_headline_numbers(claims: Claims) -> None:
     assert row(claims, "nine-onecycle", "train").claim_text == "96.0% train"
 
 
-def test_only_the_benchmarks_asked_for_are_missing(groups: list[Group], benchmarks: dict[str, Benchmark]) -> None:
+def test_only_the_benchmarks_asked_for_are_missing(groups: list[RunGroup], benchmarks: dict[str, Benchmark]) -> None:
     found = claim_rows.build(groups, benchmarks, names=["ranged"])
     assert found.missing == ()
 
 
-def test_a_run_without_its_benchmark_is_shown_and_not_judged(groups: list[Group]) -> None:
+def test_a_run_without_its_benchmark_is_shown_and_not_judged(groups: list[RunGroup]) -> None:
     (ranged,) = [group for group in groups if group.name == "ranged"]
     (found,) = claim_rows.build([replace(ranged, definition=None)], {}).rows
     assert found.verdict.word == "not judged"
@@ -114,14 +113,14 @@ def test_a_run_without_its_benchmark_is_shown_and_not_judged(groups: list[Group]
     assert found.notes == ("no file of this name in benchmarks/",)
 
 
-def test_a_benchmark_file_that_changed_since_is_noted(groups: list[Group], benchmarks: dict[str, Benchmark]) -> None:
+def test_a_benchmark_file_that_changed_since_is_noted(groups: list[RunGroup], benchmarks: dict[str, Benchmark]) -> None:
     changed = benchmarks | {"ranged": benchmarks["at-least"]}
     assert "the benchmark's file has changed since these runs" in row(claim_rows.build(groups, changed), "ranged").notes
 
 
 def test_uncommitted_code_and_several_commits_are_noted() -> None:
-    (group,) = results.group([run(1, seed=1, code_commit="a", code_dirty=True), run(2, seed=2, code_commit="b")])
-    (found,) = claim_rows.build([group], {}).rows
+    (members,) = group([run(1, seed=1, code_commit="a", code_dirty=True), run(2, seed=2, code_commit="b")])
+    (found,) = claim_rows.build([members], {}).rows
     assert "2 code commits" in found.notes
     assert "some runs were made from uncommitted code" in found.notes
 
@@ -134,22 +133,21 @@ def test_time_to_accuracy_of_a_group() -> None:
         run(number, seed=number, metrics={"test/accuracy": curve, "time/train_seconds": clock})
         for number, curve in enumerate([fast, fast, slow])
     ]
-    (group,) = results.group(runs)
-    times = claim_rows.times_to_accuracy(group, 90.0, "GPU")
-    assert times is not None
+    (members,) = group(runs)
+    (times,) = claim_rows.times_to_accuracy(members, [90.0], "GPU")
     assert times.times == (4.0, 4.0, math.inf)
     assert (times.reached, times.median, times.total_seconds) == (2, 4.0, 12.0)
     assert claim_rows.evaluation_interval(runs, "test") == 1
     assert claim_rows.evaluation_interval([run(1)], "test") is None
 
 
-def altered(group: Group, **changes: str) -> Group:
-    return replace(group, runs=tuple(replace(member, **changes) for member in group.runs), repeats=())
+def altered(members: RunGroup, **changes: str) -> RunGroup:
+    return replace(members, runs=tuple(replace(member, **changes) for member in members.runs), repeats=())
 
 
 @pytest.mark.parametrize("changes", [{"data_fingerprint": "0" * 64}, {"dataset": "cifar100"}])
 def test_other_images_than_the_published_ones_judge_nothing(
-    groups: list[Group], benchmarks: dict[str, Benchmark], changes: dict[str, str]
+    groups: list[RunGroup], benchmarks: dict[str, Benchmark], changes: dict[str, str]
 ) -> None:
     (at_least,) = [group for group in groups if group.name == "at-least"]
     found = row(claim_rows.build([altered(at_least, **changes)], benchmarks), "at-least")

@@ -12,12 +12,12 @@ import pytest
 from rich.console import Console
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.judging import intervals
 from resnet_bench.reporting import compare as comparing
-from resnet_bench.reporting import report
-from resnet_bench.reporting import statistics as rules
-from resnet_bench.reporting.compare import Comparison, ComparisonRow, Side
-from resnet_bench.reporting.schema import Tables
-from tests.reporting.test_results import EMPTY
+from resnet_bench.reporting import compare_text, report
+from resnet_bench.reporting.compare import ComparisonRow, ResultComparison, Side
+from resnet_bench.reporting.tables import Tables
+from tests.reporting.test_runs import EMPTY
 
 GOOD = [90.1, 90.4, 90.2, 90.5, 90.3, 90.6]
 
@@ -44,7 +44,7 @@ def side(
     return Side(name, tuple(runs))
 
 
-def primary(comparison: Comparison, metric: str = "test accuracy", benchmark: str = "b") -> ComparisonRow:
+def primary(comparison: ResultComparison, metric: str = "test accuracy", benchmark: str = "b") -> ComparisonRow:
     (row,) = [row for row in comparison.rows if row.metric == metric and row.benchmark == benchmark and row.primary]
     return row
 
@@ -56,7 +56,7 @@ def shifted(by: float) -> list[float]:
 def test_a_worse_accuracy_is_a_regression() -> None:
     found = comparing.compare_runs(side("A"), side("B", finals=shifted(-2.0)))
     row = primary(found)
-    expected = rules.welch(GOOD, shifted(-2.0))
+    expected = intervals.welch(GOOD, shifted(-2.0))
     assert (row.word, row.regression) == ("worse", True)
     assert row.difference == pytest.approx(-2.0)
     assert row.interval == pytest.approx(expected.interval)
@@ -88,10 +88,10 @@ def test_one_run_a_side_is_said_to_tell_nothing() -> None:
 def test_bit_identical_runs_are_said_to_be_so() -> None:
     found = comparing.compare_runs(side("A"), side("B"))
     assert primary(found).word == "identical"
-    assert primary(found).note == "bit-identical for seeds 0, 1, 2, 3, 4, 5"
+    assert primary(found).note == "bit-identical for seeds 0, 1, 2, 3, 4 and 5"
     assert primary(found).adjusted_p is None
     partly = comparing.compare_runs(side("A"), side("B", finals=[*GOOD[:3], 90.9, 90.8, 90.0]))
-    assert primary(partly).note == "bit-identical for seeds 0, 1, 2"
+    assert primary(partly).note == "bit-identical for seeds 0, 1 and 2"
 
 
 def test_p_values_are_adjusted_over_the_benchmarks() -> None:
@@ -123,8 +123,8 @@ def test_slower_epochs_are_a_regression_when_the_sides_took_turns() -> None:
 @pytest.mark.parametrize(
     ("b", "note"),
     [
-        (side("B", epoch=1.2, first_minute=100), "did not take turns"),
-        (side("B", epoch=1.2, first_minute=1, finals=GOOD[:5]), "fewer than 6 runs a side"),
+        (side("B", epoch=1.2, first_minute=100), "were not interleaved"),
+        (side("B", epoch=1.2, first_minute=1, finals=GOOD[:5]), "fewer than 6 runs per side"),
     ],
 )
 def test_times_without_a_test_get_a_ratio_and_no_verdict(b: Side, note: str) -> None:
@@ -183,25 +183,25 @@ def test_what_only_one_side_has_is_named() -> None:
     a = Side("A", (*side("A").runs, *side("A", benchmark="alone", profile="smoke").runs))
     found = comparing.compare_runs(a, side("B", generated=False))
     assert found.only_a == ("alone (smoke)",)
-    assert "Only A has runs of alone (smoke)." in found.markdown()
+    assert "Only A has runs of alone (smoke)." in compare_text.markdown(found)
     nothing = comparing.compare_runs(side("A"), side("B", benchmark="other"))
     assert nothing.rows == ()
-    assert "nothing was compared" in nothing.summary
+    assert "nothing was compared" in compare_text.summary(nothing)
 
 
-def rendered(comparison: Comparison) -> str:
+def rendered(comparison: ResultComparison) -> str:
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(comparison.render())
+    console.print(compare_text.table(comparison))
     return console.export_text()
 
 
 def test_terminal_markdown_and_json_agree() -> None:
     found = comparing.compare_runs(side("A"), side("B", finals=shifted(-2.0)))
-    for text in (rendered(found), found.markdown()):
+    for text in (rendered(found), compare_text.markdown(found)):
         assert "−2.00" in text
         assert "90.35 (6)" in text
         assert "worse" in text
-    data = json.loads(found.json())
+    data = json.loads(compare_text.as_json(found))
     assert data["regressions"] == 1
     assert data["rows"][0]["metric"] == "test accuracy"
     assert data["rows"][0]["difference"] == pytest.approx(-2.0)
@@ -211,10 +211,19 @@ def test_terminal_markdown_and_json_agree() -> None:
 def test_names_mean_nothing_in_markup() -> None:
     nasty = "[bold]x[/bold] <script> | y"
     found = comparing.compare_runs(side("A", benchmark=nasty), side("B", benchmark=nasty, finals=shifted(-2.0)))
-    assert "<script>" not in found.markdown()
+    assert "<script>" not in compare_text.markdown(found)
     assert "[bold]x" in rendered(found)
-    rows = [line for line in found.markdown().splitlines() if line.startswith("| ")]
+    rows = [line for line in compare_text.markdown(found).splitlines() if line.startswith("| ")]
     assert all(line.replace(r"\|", "").count("|") == 9 for line in rows)
+
+
+def test_a_loss_that_is_not_finite_has_no_mean() -> None:
+    lost = side("B")
+    first, *others = lost.runs
+    first = replace(first, metrics={**first.metrics, "test/loss": {2: math.inf}})
+    found = comparing.compare_runs(side("A"), Side("B", (first, *others)))
+    (row,) = [row for row in found.rows if row.metric == "test loss"]
+    assert (row.a_runs, row.b_runs, row.note) == (6, 5, "1 run left out: not finite")
 
 
 # --- naming a side -------------------------------------------------------------------------------
@@ -252,7 +261,7 @@ def test_only_some_benchmarks(store_uri: str) -> None:
 
 @pytest.mark.parametrize("spec", ["what?", "", "xyz", "ab"])
 def test_a_side_that_is_nothing_known(spec: str) -> None:
-    with pytest.raises(UserError, match="is no store, folder, tag or commit"):
+    with pytest.raises(UserError, match="is not a store, folder, tag or commit"):
         comparing.compare(spec, "aaaa")
 
 
@@ -281,7 +290,7 @@ def share_of_alarms(benchmarks: int, seeds: int, repetitions: int) -> float:
 def test_false_alarms_of_a_whole_comparison_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
     limit = 0.065
     assert share_of_alarms(benchmarks=5, seeds=4, repetitions=100) <= limit
-    monkeypatch.setattr(rules, "holm", list)
+    monkeypatch.setattr(intervals, "holm", list)
     assert share_of_alarms(benchmarks=5, seeds=4, repetitions=100) > limit, "without it the alarms are too many"
 
 

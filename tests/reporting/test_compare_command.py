@@ -13,7 +13,7 @@ import pytest
 
 from resnet_bench.cli import app, screen
 from resnet_bench.recipe.benchmark import Benchmark
-from resnet_bench.reporting import report, table
+from resnet_bench.reporting import reading, report
 from tests.reporting import synthetic
 from tests.reporting.synthetic import FakeRun
 
@@ -44,7 +44,7 @@ def folder(empty_database: Path, benchmarks: dict[str, Benchmark], tmp_path_fact
         uri = synthetic.database(empty_database, made / name)
         synthetic.log_all(uri, *runs)
         (made / f"{name}-report").mkdir()
-        for table_name, content in report.table_files(table.read([uri])).items():
+        for table_name, content in report.table_files(reading.read([uri])).items():
             (made / f"{name}-report" / table_name).write_bytes(content)
     return made
 
@@ -116,14 +116,14 @@ def test_people_read_the_same_numbers(compare, style: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("before-report nowhere.db", "'nowhere.db' is no store, folder, tag or commit"),
+        ("before-report nowhere.db", "'nowhere.db' is not a store, folder, tag or commit"),
         (f"team=green team=red {BOTH}", "team=green: there is no finished run"),
         (f"a1a1 c3c3 {BOTH}", "c3c3: there is no finished run"),
         ("a1a1 b2b2 --from none.db", "none.db does not exist"),
-        ("a1a1 b2b2", "mlflow.db does not exist; the first run makes it, or name another store with --from"),
-        ("before before-report", "before holds no report table (runs.parquet) and is no tracking URI"),
+        ("a1a1 b2b2", "mlflow.db does not exist; the first run creates it, or name another store with --from"),
+        ("before before-report", "before holds no report table (runs.parquet) and is not a tracking URI"),
         ("before-report after-report --format xml", "'xml' is not one of 'table', 'markdown', 'json'"),
-        ("before-report after-report --since yesterday", "'yesterday' is no date"),
+        ("before-report after-report --since yesterday", "'yesterday' is not a date"),
         ("before-report after-report --benchmark rangd", "did you mean 'ranged'?"),
     ],
 )
@@ -136,14 +136,14 @@ def test_a_mistake_is_one_sentence(compare, arguments: str, sentence: str) -> No
 
 
 def test_a_commit_that_is_two_is_no_side(compare, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = table.read
+    read = reading.read
 
     def with_a_like_commit(*arguments, **options):
         tables = read(*arguments, **options)
         commits = tables.runs["code_commit"].str.replace(AFTER, BEFORE[:-1] + "f")
         return replace(tables, runs=tables.runs.assign(code_commit=commits))
 
-    monkeypatch.setattr(table, "read", with_a_like_commit)
+    monkeypatch.setattr(reading, "read", with_a_like_commit)
     code, _, err = compare(f"a1a1 team=blue {BOTH}")
     assert code == 2
     assert f"a1a1: 2 commits begin so: {BEFORE}, {BEFORE[:-1]}f; write more digits of one" in " ".join(err.split())

@@ -75,7 +75,7 @@ def test_the_page_opens_from_the_file_system_without_a_request(tab: Tab, record_
 
 
 def test_every_section_is_visible_and_reachable(tab: Tab) -> None:
-    for name in ("claims", "curves", "compare", "cost", "studies", "provenance"):
+    for name in ("claims", "curves", "comparison", "classes", "costs", "studies", "runs"):
         tab.page.click(f"nav a[href='#{name}']")
         box = tab.page.locator(f"#{name} > h2").bounding_box()
         assert box is not None
@@ -162,6 +162,21 @@ def test_plots_are_printed_as_wide_as_a_sheet(tab: Tab) -> None:
     assert width() == screen
 
 
+def test_every_column_of_a_table_is_on_the_printed_sheet(chromium: Any, written: ReportResult) -> None:
+    tab = Tab(chromium, written.page, viewport={"width": round(SHEET_PIXELS), "height": 900})
+    try:
+        tab.page.emulate_media(media="print")
+        tab.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        tab.page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+        beyond = tab.page.evaluate(
+            "[...document.querySelectorAll('th, td')].filter(each => each.getBoundingClientRect().right >"
+            " document.body.getBoundingClientRect().right + 1).map(each => each.textContent.slice(0, 40))"
+        )
+        assert beyond == []
+    finally:
+        tab.context.close()
+
+
 def test_every_image_and_plot_has_words(tab: Tab) -> None:
     unnamed = tab.page.evaluate(
         "[...document.querySelectorAll('img, [role=img], [role=region], button, section')]"
@@ -228,7 +243,7 @@ def test_names_that_try_to_break_out_are_shown_as_text(
     tab = Tab(chromium, written.page)
     try:
         tab.scroll_through()
-        assert tab.page.title() == "resnet-bench: claims and reproductions"
+        assert tab.page.title() == "resnet-bench: Do the claims hold?"
         assert tab.messages == []
         assert [url for url in tab.requests if not url.startswith(("file:", "data:", "blob:"))] == []
         links = tab.page.evaluate("[...document.querySelectorAll('svg a')].map(each => each.getAttribute('href'))")

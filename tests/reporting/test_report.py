@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from plotly.offline import get_plotlyjs
 from resnet_bench.base.errors import UserError
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.datasets import DATASETS
-from resnet_bench.reporting import report, schema, table
+from resnet_bench.reporting import page as pages
+from resnet_bench.reporting import reading, report
+from resnet_bench.reporting.anonymize import public_name
 from resnet_bench.reporting.report import ReportResult
-from resnet_bench.reporting.schema import Tables
+from resnet_bench.reporting.runs import Run
+from resnet_bench.reporting.tables import Tables
 from tests.reporting.synthetic import FakeRun, log_all
 
 
@@ -80,13 +84,13 @@ def test_result_names_what_was_written(written: ReportResult) -> None:
 
 def test_every_section_is_there(page: Outline) -> None:
     ids = [attributes.get("id") for tag, attributes in page.tags if tag == "section"]
-    assert ids == ["claims", "curves", "compare", "cost", "studies", "provenance"]
+    assert ids == ["claims", "curves", "comparison", "classes", "costs", "studies", "runs"]
 
 
 def test_claims_say_word_reason_and_command(page: Outline) -> None:
     for words in (
         "not reproduced",
-        "the 90% interval of our mean, 90.26 to 90.56, lies in 89.45 to 91.55",
+        "the 90% CI of our mean, 90.26 to 90.56, lies in 89.45 to 91.55",
         "2 seeds: 82.40, 82.90",
         "resnet-bench run too-few --profile full --seeds 5",
         "resnet-bench run unseen --profile full --seeds 5",
@@ -122,7 +126,7 @@ def test_cost_and_time_to_accuracy(page: Outline) -> None:
 
 
 def test_study_and_unfinished_runs(page: Outline) -> None:
-    assert "Tuning adds +1.40 points on the test set" in page.words
+    assert "Tuning gain on the test set: +1.40 pp" in page.words
     assert "7 completed, 2 pruned, 1 failed ; pruning saved 12 epochs" in page.words.replace("failed;", "failed ;")
     assert "loss is not finite at step 17" in page.words
     assert "interrupted from the keyboard" in page.words
@@ -153,7 +157,7 @@ def test_policy_allows_exactly_the_scripts_of_the_page(page: Outline) -> None:
     assert "unsafe-eval" not in policy
     executed = [text for attributes, text in page.scripts if "type" not in attributes]
     assert len(executed) == 1
-    assert policy.split("script-src ")[1].split(";")[0] == f"{report._csp_hash(executed[0])} 'strict-dynamic'"
+    assert policy.split("script-src ")[1].split(";")[0] == f"{pages.csp_hash(executed[0])} 'strict-dynamic'"
 
 
 def test_every_plot_has_its_place_and_its_words(page: Outline) -> None:
@@ -185,7 +189,7 @@ def test_no_name_or_tag_becomes_markup(nasty: ReportResult) -> None:
     page = Outline(nasty.page.read_text("utf-8"))
     assert [tag for tag, _ in page.tags].count("script") == 4, "specs, theme, plotly and the page's own"
     executed = [text for attributes, text in page.scripts if "type" not in attributes]
-    assert executed == [(report.TEMPLATES / "page.js").read_text("utf-8")]
+    assert executed == [(pages.TEMPLATES / "page.js").read_text("utf-8")]
     for tag, attributes in page.tags:
         assert not [name for name in attributes if name.startswith("on")], tag
         if tag == "img":
@@ -206,7 +210,7 @@ def test_no_name_or_tag_becomes_markdown(nasty: ReportResult) -> None:
 
 def test_plotly_is_embedded_without_its_wrapping() -> None:
     library = get_plotlyjs()
-    body = report.unwrapped(library)
+    body = pages.unwrapped(library)
     assert "root, factory" not in body[:2000]
     assert body.startswith("/**\n* plotly.js v")
     assert "Licensed under the MIT license" in body[:200]
@@ -216,11 +220,11 @@ def test_plotly_is_embedded_without_its_wrapping() -> None:
 
 def test_a_library_wrapped_in_another_way_is_embedded_as_it_is() -> None:
     other = "/* MIT */ (function(f) { f(); })(() => {});"
-    assert report.unwrapped(other) == other
+    assert pages.unwrapped(other) == other
 
 
 def test_markdown_text_means_nothing() -> None:
-    assert report.markdown_text("a|b*c_d`e`[x](y)\n<i>") == r"a\|b\*c\_d\`e\`\[x\](y) &lt;i&gt;"
+    assert pages.markdown_text("a|b*c_d`e`[x](y)\n<i>") == r"a\|b\*c\_d\`e\`\[x\](y) &lt;i&gt;"
 
 
 # --- the other files -----------------------------------------------------------------------------
@@ -232,7 +236,7 @@ def test_markdown_has_the_same_numbers(written: ReportResult) -> None:
     assert [cell.strip() for cell in row.strip("|").split("|")] == [
         "nine-onecycle", "90.5%", "90.41 ± 0.19", "6", "● reproduced", "−0.09", "18.0 s", "25,000",
     ]  # fmt: skip
-    for heading in ("## Claims", "## Compare", "## Cost", "## Studies", "## Provenance"):
+    for heading in ("## Claims", "## Comparison", "## Costs", "## Studies", "## Runs"):
         assert f"\n{heading}\n" in text
     assert "\n\n\n" not in text
     table_lines = [line for line in text.splitlines() if line.startswith("|")]
@@ -241,7 +245,7 @@ def test_markdown_has_the_same_numbers(written: ReportResult) -> None:
 
 def test_tables_are_written_as_parquet_and_csv(written: ReportResult, store_tables: Tables) -> None:
     folder = written.page.parent
-    pd.testing.assert_frame_equal(table.read_folder(folder).metrics, store_tables.metrics)
+    pd.testing.assert_frame_equal(reading.read_folder(folder).metrics, store_tables.metrics)
     assert len(pd.read_csv(folder / "metrics.csv")) == len(store_tables.metrics)
     assert len(pd.read_csv(folder / "runs.csv")) == len(store_tables.runs)
     assert "benchmark_json" not in pd.read_csv(folder / "runs.csv")
@@ -259,7 +263,7 @@ def test_a_report_of_its_own_tables_is_the_same_page(
     written: ReportResult, benchmarks_folder: Path, tmp_path: Path, store_uri: str
 ) -> None:
     again = report.write(written.page.parent, tmp_path, benchmarks_folder=benchmarks_folder)
-    stores = (store_uri, schema.public_name(store_uri), schema.public_name(str(written.page.parent)))
+    stores = (store_uri, public_name(store_uri), public_name(str(written.page.parent)))
     assert body(again.page, *stores) == body(written.page, *stores)
 
 
@@ -279,7 +283,7 @@ def test_smoke_runs_alone_make_a_whole_report(
     assert written.claims.rows == ()
     assert "No benchmark has been judged yet." in words
     assert "No run has used the full profile on real images yet" in words
-    assert "There are no full runs on real images, so these are of the smoke profile" in words
+    assert "There are no full runs on real images, so these are from the smoke profile" in words
     assert "resnet-bench run ranged --profile full --seeds 5" in words
 
 
@@ -320,7 +324,7 @@ def test_a_broken_benchmark_file_is_named_and_the_rest_reported(
     folder = tmp_path / "benchmarks"
     folder.mkdir()
     (folder / "broken.toml").write_text("[recipe\n")
-    built = report.build(table.read([store_uri], benchmarks=["ranged"]), benchmarks_folder=folder)
+    built = report.build(reading.read([store_uri], benchmarks=["ranged"]), benchmarks_folder=folder)
     assert any("broken.toml" in problem for problem in built.problems)
     assert len(built.claims.rows) == 1
 
@@ -336,8 +340,48 @@ def test_two_stores_are_compared_on_one_page(
     store_uri: str, fresh_uri: str, benchmarks: dict[str, Benchmark], benchmarks_folder: Path
 ) -> None:
     log_all(fresh_uri, *(FakeRun(benchmarks["too-few"], seed=s, final=82.6, device="Laptop") for s in (1, 5, 6)))
-    built = report.build(table.read([store_uri, fresh_uri], benchmarks=["too-few"]))
+    built = report.build(reading.read([store_uri, fresh_uri], benchmarks=["too-few"]))
     (row,) = built.claims.rows
     assert row.verdict.n == 4, "seed 1 counts once"
-    assert {(cost.device, cost.n) for cost in built.costs} == {("Laptop", 3), ("Test GPU", 2)}
+    (costs,) = [view.values["table"] for section, view in built.sections if section.id == "costs"]
+    assert {(row[1].text, row[3].text) for row in costs.rows} == {("Laptop", "3"), ("Test GPU", "2")}
     assert len(built.stores) == 2
+
+
+def repeated(tables: Tables, count: int) -> Tables:
+    """A group of that many runs, each a copy of one."""
+    (source, *_) = tables.runs.query("benchmark == 'too-few'")["run_id"]
+
+    def copies(frame: pd.DataFrame) -> pd.DataFrame:
+        rows = frame[frame["run_id"] == source]
+        return pd.concat([rows.assign(run_id=f"run-{number}") for number in range(count)], ignore_index=True)
+
+    runs = copies(tables.runs)
+    seeds = pd.Series(range(count), dtype="UInt64")
+    return replace(
+        tables,
+        runs=runs.assign(seed=seeds),
+        metrics=copies(tables.metrics),
+        confusion=copies(tables.confusion),
+        mistakes=tables.mistakes.head(0),
+    )
+
+
+def test_the_work_for_a_report_grows_with_its_runs_and_no_faster(
+    store_tables: Tables, benchmarks_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up = []
+    accuracy = Run.accuracy
+
+    def counted(run: Run, *arguments: Any) -> dict[int, float]:
+        looked_up.append(run.id)
+        return accuracy(run, *arguments)
+
+    monkeypatch.setattr(Run, "accuracy", counted)
+    work = []
+    for count in (10, 40):
+        looked_up.clear()
+        built = report.build(repeated(store_tables, count), benchmarks_folder=benchmarks_folder)
+        assert built.runs == count
+        work.append(len(looked_up))
+    assert work[1] <= 4 * work[0]

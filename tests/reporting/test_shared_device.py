@@ -24,4 +24,4 @@ def test_a_report_without_any_times_has_its_accuracies(
     row = next(line for line in written.markdown.read_text().splitlines() if line.startswith("| ranged "))
     assert "90.00" in row
     assert [cell.strip() for cell in row.split("|")[-3:-1]] == ["–", "–"]
-    assert "some seeds were trained at once on one device" in written.page.read_text("utf-8")
+    assert "some seeds shared a device" in written.page.read_text("utf-8")

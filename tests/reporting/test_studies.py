@@ -4,20 +4,21 @@ from dataclasses import replace
 
 import pytest
 
-from resnet_bench.reporting import results, studies
-from resnet_bench.reporting import statistics as rules
-from resnet_bench.reporting.schema import Tables
-from resnet_bench.reporting.studies import Study
+from resnet_bench.judging.intervals import welch
+from resnet_bench.reporting import runs, studies
+from resnet_bench.reporting.studies import StudyReport, accuracies, named
+from resnet_bench.reporting.study_plots import plots as plots_of
+from resnet_bench.reporting.tables import Tables
 
 
 @pytest.fixture(scope="module")
-def study(store_tables: Tables) -> Study:
-    (found,) = studies.find(results.load(store_tables))
+def study(store_tables: Tables) -> StudyReport:
+    (found,) = studies.find(runs.load(store_tables)[0])
     return found
 
 
-def test_a_study_has_its_trials_in_order_and_its_retrained_runs(study: Study) -> None:
-    assert (study.name, study.benchmark, study.sampler, study.pruner) == (
+def test_a_study_has_its_trials_in_order_and_its_retrained_runs(study: StudyReport) -> None:
+    assert (study.name, study.parent.benchmark, named(study.parent.sampler), named(study.parent.pruner)) == (
         "nine-study",
         "nine-onecycle",
         "tpe",
@@ -26,27 +27,27 @@ def test_a_study_has_its_trials_in_order_and_its_retrained_runs(study: Study) ->
     assert [trial.trial_number for trial in study.trials] == list(range(10))
     assert (study.count("COMPLETE"), study.count("PRUNED"), study.count("FAIL")) == (7, 2, 1)
     assert (len(study.source), len(study.tuned)) == (3, 3)
-    assert study.epochs_saved == 12
+    assert study.parent.number("study/epochs_saved") == 12
     assert not study.apart
 
 
-def test_the_difference_is_welchs_over_the_retrained_runs(study: Study) -> None:
-    assert study.accuracies(study.source) == pytest.approx([87.8, 88.0, 88.2])
-    assert study.difference == rules.welch(study.accuracies(study.source), study.accuracies(study.tuned))
+def test_the_difference_is_welchs_over_the_retrained_runs(study: StudyReport) -> None:
+    assert accuracies(study.source) == pytest.approx([87.8, 88.0, 88.2])
+    assert study.difference == welch(accuracies(study.source), accuracies(study.tuned))
     assert study.difference is not None
-    assert study.difference.difference == pytest.approx(1.4)
+    assert study.difference.value == pytest.approx(1.4)
 
 
-def test_without_retrained_runs_the_logged_difference_stands(study: Study) -> None:
+def test_without_retrained_runs_the_logged_difference_stands(study: StudyReport) -> None:
     bare = replace(study, source=(), tuned=())
     assert bare.difference is not None
-    assert bare.difference.difference == pytest.approx(1.4)
+    assert bare.difference.value == pytest.approx(1.4)
     assert bare.difference.interval == pytest.approx((0.9, 1.9))
     unknown = replace(bare, parent=replace(study.parent, once={}))
     assert unknown.difference is None
 
 
-def test_source_and_best_are_compared_at_the_same_budget(study: Study) -> None:
+def test_source_and_best_are_compared_at_the_same_budget(study: StudyReport) -> None:
     values = [100 * trial.once["study/value"] for trial in study.trials if trial.trial_state == "COMPLETE"]
     assert study.validation_source == pytest.approx(values[0])
     assert study.validation_best == pytest.approx(max(values))
@@ -54,7 +55,7 @@ def test_source_and_best_are_compared_at_the_same_budget(study: Study) -> None:
     assert study.best_params == best.trial_params
 
 
-def test_optuna_sees_the_same_study(study: Study) -> None:
+def test_optuna_sees_the_same_study(study: StudyReport) -> None:
     rebuilt = study.rebuilt
     assert [trial.state.name for trial in rebuilt.trials] == [trial.trial_state for trial in study.trials]
     assert (
@@ -68,15 +69,15 @@ def test_optuna_sees_the_same_study(study: Study) -> None:
     assert rebuilt.best_trial.distributions["training.batch_size"].choices == (128, 256, 400)
 
 
-def test_importances_are_optunas(study: Study) -> None:
-    assert set(study.importances) == {"optimizer.lr", "optimizer.weight_decay", "training.batch_size"}
-    assert sum(study.importances.values()) == pytest.approx(1.0)
+def test_importances_are_optunas(study: StudyReport) -> None:
+    assert set(study.plotted.importances) == {"optimizer.lr", "optimizer.weight_decay", "training.batch_size"}
+    assert sum(study.plotted.importances.values()) == pytest.approx(1.0)
     few = replace(study, trials=study.trials[:3])
-    assert few.importances == {}
+    assert few.plotted.importances == {}
 
 
-def test_every_plot_of_a_study(study: Study) -> None:
-    plots = {plot.title: plot for plot in study.plots()}
+def test_every_plot_of_a_study(study: StudyReport) -> None:
+    plots = {plot.title: plot for plot in plots_of(study.plotted)}
     assert list(plots) == ["History", "Importances", "Intermediate values", "Slices", "Parallel coordinates"]
     lines = plots["Parallel coordinates"].spec["data"]
     assert all(trace["type"] == "scatter" for trace in lines)
@@ -86,23 +87,23 @@ def test_every_plot_of_a_study(study: Study) -> None:
     assert len(pruned) == 2
 
 
-def test_a_study_of_two_objectives_shows_both(study: Study) -> None:
+def test_a_study_of_two_objectives_shows_both(study: StudyReport) -> None:
     trials = tuple(
         replace(trial, once={**trial.once, "study/training_seconds": 10.0 + (trial.trial_number or 0)})
         for trial in study.trials
     )
-    plots = replace(study, trials=trials).plots()
+    plots = plots_of(replace(study, trials=trials).plotted)
     assert plots[-1].title == "Both objectives"
 
 
-def test_a_study_without_a_completed_trial_has_no_plots(study: Study) -> None:
+def test_a_study_without_a_completed_trial_has_no_plots(study: StudyReport) -> None:
     unfinished = replace(study, trials=tuple(t for t in study.trials if t.trial_state != "COMPLETE"))
-    assert unfinished.plots() == []
+    assert plots_of(unfinished.plotted) == ()
     assert unfinished.best_params == {}
     assert unfinished.validation_best == pytest.approx(88.1), "as the study logged it"
 
 
-def test_keys_without_a_range_take_the_values_that_were_tried(study: Study) -> None:
+def test_keys_without_a_range_take_the_values_that_were_tried(study: StudyReport) -> None:
     bare = replace(study, parent=replace(study.parent, search_space={}))
     distributions = bare.rebuilt.best_trial.distributions
     assert type(distributions["training.batch_size"]).__name__ == "IntDistribution"
@@ -112,17 +113,17 @@ def test_keys_without_a_range_take_the_values_that_were_tried(study: Study) -> N
     assert named.choices == ("cosine",)
 
 
-def test_an_interrupted_trial_is_neither_counted_nor_taken_for_the_sources(study: Study) -> None:
+def test_an_interrupted_trial_is_neither_counted_nor_taken_for_the_sources(study: StudyReport) -> None:
     first, *others = study.trials
     interrupted = replace(first, status="KILLED", trial_state="FAIL", once={})
     again = replace(first, trial_number=10)
     resumed = replace(study, trials=(interrupted, *others, again))
-    assert resumed.interrupted == 1
+    assert len(resumed.trials) - len(resumed.counted) == 1
     assert (len(resumed.counted), resumed.count("FAIL")) == (10, study.count("FAIL"))
     assert resumed.validation_source == study.validation_source, "its settings were run again as trial 10"
 
 
-def test_of_settings_that_were_retrained_twice_the_latest_count_and_each_seed_once(study: Study) -> None:
+def test_of_settings_that_were_retrained_twice_the_latest_count_and_each_seed_once(study: StudyReport) -> None:
     parent = study.parent
     earlier = [replace(run, fingerprint="0" * 16, started=parent.started, once={}) for run in study.tuned]
     doubled = replace(study.tuned[0], status="FAILED", once={}, id="x")
@@ -131,7 +132,22 @@ def test_of_settings_that_were_retrained_twice_the_latest_count_and_each_seed_on
     assert found.difference == study.difference
 
 
-def test_a_study_that_the_source_has_won_says_so(study: Study) -> None:
+def test_a_study_that_the_source_has_won_says_so(study: StudyReport) -> None:
     assert not study.source_won
     only_source = replace(study, trials=study.trials[:1], tuned=())
     assert only_source.source_won
+
+
+def test_a_study_whose_space_makes_no_sense_is_named_and_the_others_are_reported(study: StudyReport) -> None:
+    space = {"training.batch_size": {"choices": [[128], [256]]}}
+    forged = replace(study, parent=replace(study.parent, study="forged", search_space=space))
+    studies_left, problems = studies.usable([forged, study])
+    assert studies_left == [study]
+    assert len(problems) == 1
+    assert problems[0].startswith("study forged is left out: TypeError: ")
+
+
+def test_a_smoke_study_tunes_nothing_that_a_claim_is_compared_with(study: StudyReport) -> None:
+    smoke = replace(study, parent=replace(study.parent, profile="smoke"))
+    assert studies.tuned_accuracies([smoke]) == {}
+    assert list(studies.tuned_accuracies([study])) == ["nine-onecycle"]

@@ -28,7 +28,7 @@ def fast(**changes: Any) -> Benchmark:
     table = {
         "name": "fast",
         "source": {"title": "Fast", "kind": "ours"},
-        "claims": [{"at_least": 5.0, "metric": "accuracy_augmented"}],
+        "claims": [{"at_least": 5.0, "metric": "accuracy_tta"}],
         "recipe": {
             "data": {"dataset": "cifar10", "mean": [0.5] * 3, "std": [0.25] * 3, "train_images": 40},
             "model": {
@@ -162,9 +162,7 @@ def test_each_seed_is_trained_tracked_and_timed(official: Dataset, tmp_path: Pat
     assert outcome.warm_up_seconds > 0
     client = Store.resolve(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path).client()
     runs = client.search_runs([client.get_experiment_by_name("resnet-bench").experiment_id])
-    logged = {
-        run.data.tags["resnet_bench.seed"]: 100 * run.data.metrics["final/test_accuracy_augmented"] for run in runs
-    }
+    logged = {run.data.tags["resnet_bench.seed"]: 100 * run.data.metrics["final/test_accuracy_tta"] for run in runs}
     assert logged == {str(attempt.seed): pytest.approx(attempt.accuracy) for attempt in outcome.attempts}
 
 

@@ -14,7 +14,7 @@ from resnet_bench.running.run import RunClosed, RunOpened, run
 from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.training import checkpoint
 from resnet_bench.training.errors import Diverged
-from resnet_bench.training.events import EpochEnded, Finished, Steps
+from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Steps
 
 
 def mlflow_run(store, events):
@@ -80,7 +80,7 @@ def test_what_is_logged_of_the_predictions_agrees_with_the_accuracy(store, image
     pandas = pytest.importorskip("pandas")
     events = list(run(request_for(seed=5), images, store, runs_folder=runs_folder))
     folder = events[0].folder / "artifacts"
-    accuracy = events[-2].metrics["test/accuracy_plain"]
+    accuracy = events[-2].metrics["test/accuracy_standard"]
     predictions = pandas.read_parquet(folder / "predictions.parquet")
     assert (predictions.label == predictions.predicted).mean() == pytest.approx(accuracy)
     classes = pandas.read_csv(folder / "per_class_accuracy.csv")
@@ -246,3 +246,27 @@ def test_who_stops_a_run_loses_nothing_though_no_checkpoint_was_due(
     last = checkpoint.load(kept)
     assert all(torch.equal(last["network"][name], value) for name, value in weights.items())
     assert checkpoint.load(kept.with_name("best.pt"))["accuracy"] == last["best_accuracy"]
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_run_stopped_between_two_evaluations_resumes_there(
+    store, images, request_for, runs_folder, tmp_path, epoch
+) -> None:
+    recipe = {"evaluation": {"before_training": True}}
+    undisturbed = list(run(request_for(recipe=recipe), images, store, runs_folder=tmp_path / "undisturbed"))
+
+    generator = run(request_for(recipe=recipe), images, store, runs_folder=runs_folder)
+    stopped_at = until(generator, lambda event: isinstance(event, Evaluated) and event.epoch == epoch)
+    generator.close()
+    events = list(run(request_for(recipe=recipe, resume=True), images, store, runs_folder=runs_folder))
+
+    assert events[0].resumed_at_step == stopped_at[-1].step
+    again = [event.epoch for event in events if isinstance(event, Evaluated)]
+    assert again == [event.epoch for event in undisturbed if isinstance(event, Evaluated) and event.epoch > epoch]
+    assert events[0].run_id == stopped_at[0].run_id
+    for key in ("test/accuracy", "test/loss", "train/accuracy", "step/loss", "final/test_accuracy"):
+        assert history(store, events[0].run_id, key) == history(store, undisturbed[0].run_id, key)
+    for name in ("last.pt", "best.pt"):
+        ours, theirs = (checkpoint.load(each[0].folder / "checkpoints" / name) for each in (events, undisturbed))
+        assert all(torch.equal(ours["network"][key], theirs["network"][key]) for key in theirs["network"])
+    assert ours["accuracy"] == theirs["accuracy"]

@@ -23,9 +23,9 @@ from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.running import processes
 from resnet_bench.running.outcome import RunResult
 from resnet_bench.running.run import RunOpened, RunRequest
-from resnet_bench.tracking.experiments import EXPERIMENT
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
+from resnet_bench.tracking.vocabulary import EXPERIMENT
 from resnet_bench.training import checkpoint
 from tests.reliability import tiny
 

@@ -50,7 +50,7 @@ def build(folder: Path) -> Path:
         raise Unavailable("this torch knows no CUDA")
     try:
         compiler = native._compiler()
-    except native.CannotCompile as problem:
+    except native.CompileError as problem:
         raise Unavailable(str(problem)) from None
     packages = importlib.util.find_spec("nvidia")
     homes = [Path(home) for home in packages.submodule_search_locations or ()] if packages else []

@@ -1,86 +1,15 @@
 import json
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-import pytest
 import torch
 
 from resnet_bench.recipe.benchmark import Benchmark
-from resnet_bench.recipe.claims import Claim
-from resnet_bench.tracking.claim import ClaimWatch
 from resnet_bench.tracking.environment import environment
 from resnet_bench.tracking.facts import RunDescription
 
 from .training_events import BENCHMARK
 
 Describe = Callable[..., RunDescription]
-
-CODE_VERSION = "from resnet_bench.tracking.environment import code_version; print(*code_version())"
-
-
-def code_version_in(folder: Path, **environment: str) -> list[str]:
-    """What a copy of the package says of itself."""
-    done = subprocess.run(
-        [sys.executable, "-c", CODE_VERSION],
-        cwd=folder,
-        env={"PYTHONPATH": str(folder), "HOME": str(folder), "PATH": "/usr/bin:/bin", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0
-    assert done.stderr == ""
-    return done.stdout.split()
-
-
-def git(folder: Path, *words: str) -> str:
-    who = ("-c", "user.name=A", "-c", "user.email=a@example.org")
-    return subprocess.run(
-        ["git", "-C", str(folder), *who, *words], capture_output=True, text=True, check=True
-    ).stdout.strip()
-
-
-@pytest.fixture
-def copy_of_the_package(tmp_path: Path) -> Path:
-    package = Path(__file__).parents[2] / "resnet_bench"
-    shutil.copytree(package, tmp_path / "copy" / "resnet_bench", ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path / "copy"
-
-
-def test_the_code_version_is_the_commit_of_the_checkout_and_whether_it_is_dirty(copy_of_the_package: Path) -> None:
-    folder = copy_of_the_package
-    (folder / ".gitignore").write_text("__pycache__/\n")
-    git(folder, "init", "--quiet")
-    # No commit yet.
-    assert code_version_in(folder)[1] == "False"
-    git(folder, "add", ".")
-    git(folder, "commit", "--quiet", "-m", "first")
-    commit = git(folder, "rev-parse", "HEAD")
-    assert code_version_in(folder) == [commit, "False"]
-    changed = folder / "resnet_bench" / "base" / "errors.py"
-    changed.write_text(changed.read_text() + "# changed\n")
-    assert code_version_in(folder) == [commit, "True"]
-
-
-def test_an_installed_package_is_named_by_its_version(copy_of_the_package: Path) -> None:
-    folder = copy_of_the_package
-    version, dirty = code_version_in(folder)
-    assert version.startswith("v")
-    assert dirty == "False"
-    # It lies in the checkout of something else, as a virtual environment does.
-    (folder / ".gitignore").write_text("*\n")
-    git(folder, "init", "--quiet")
-    git(folder, "add", "--force", ".gitignore")
-    git(folder, "commit", "--quiet", "-m", "another project")
-    assert code_version_in(folder) == [version, "False"]
-
-
-def test_no_git_is_no_error(copy_of_the_package: Path) -> None:
-    assert code_version_in(copy_of_the_package, PATH="/nowhere")[0].startswith("v")
 
 
 def test_the_environment_is_complete_and_plain() -> None:
@@ -121,60 +50,3 @@ def test_repeats_share_a_colour_and_benchmarks_do_not(describe: Describe) -> Non
 def test_the_note_says_when_numbers_mean_nothing(describe: Describe) -> None:
     assert "generated images" in describe(generated=True).all_tags()["mlflow.note.content"]
     assert "judges no claim" in describe(profile="smoke").all_tags()["mlflow.note.content"]
-
-
-# --- time to the claim ---------------------------------------------------------------------------
-
-
-def watch(claim: dict[str, Any], *, epochs: int = 8, evaluation: dict[str, Any] | None = None) -> ClaimWatch:
-    recipe = {
-        **BENCHMARK["recipe"],
-        "training": {"epochs": epochs, "batch_size": 10},
-        "evaluation": {"batch_size": 50, **(evaluation or {})},
-    }
-    return ClaimWatch(Claim.model_validate(claim), Benchmark.model_validate({**BENCHMARK, "recipe": recipe}).recipe)
-
-
-def first_held(watch: ClaimWatch, accuracies: list[float]) -> int | None:
-    for i, accuracy in enumerate(accuracies, start=1):
-        watch.evaluated("test", accuracy)
-        if watch.held:
-            return i
-    return None
-
-
-def test_a_claim_is_held_when_the_mean_of_three_evaluations_reaches_it() -> None:
-    # 0.9 alone crosses the level; three together do only at the last.
-    assert first_held(watch({"at_least": 60.0}), [0.3, 0.9, 0.2, 0.6, 0.91, 0.7]) == 6
-    assert first_held(watch({"at_least": 60.0}), [0.6, 0.6, 0.6]) == 3
-    assert first_held(watch({"at_least": 60.0}), [0.9, 0.9]) is None
-
-
-def test_the_level_of_a_printed_number_is_the_lowest_that_it_stands_for() -> None:
-    assert first_held(watch({"value": "87"}), [0.865, 0.865, 0.865]) == 3
-    assert first_held(watch({"value": "87.0"}), [0.865, 0.865, 0.865]) is None
-
-
-def test_a_run_with_fewer_evaluations_is_judged_by_its_last() -> None:
-    assert first_held(watch({"at_least": 60.0}, epochs=2), [0.9, 0.7]) == 2
-    assert first_held(watch({"at_least": 60.0}, epochs=2), [0.9, 0.5]) is None
-    assert first_held(watch({"at_least": 60.0}, epochs=4, evaluation={"every": 3}), [0.9, 0.7]) == 2
-    # The split is only looked at once, at the end.
-    assert first_held(watch({"at_least": 60.0}, evaluation={"splits": []}), [0.61]) == 1
-
-
-def test_other_splits_do_not_count() -> None:
-    watched = watch({"at_least": 60.0})
-    for _ in range(5):
-        watched.evaluated("validation", 0.99)
-    assert not watched.held
-
-
-def test_an_augmented_claim_waits_for_the_augmented_evaluation() -> None:
-    evaluation = {"batch_size": 50, "test_time_augmentation": {"mirror": True}}
-    followed = watch({"at_least": 60.0, "metric": "accuracy_augmented"}, evaluation=evaluation)
-    for _ in range(8):
-        followed.evaluated("test", 0.9)
-    assert not followed.held
-    followed.evaluated("test", 0.61, "accuracy_augmented")
-    assert followed.held

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from resnet_bench.recipe.benchmark import Benchmark
-from resnet_bench.tracking.experiments import EXPERIMENT
 from resnet_bench.tracking.facts import RunDescription
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
+from resnet_bench.tracking.vocabulary import EXPERIMENT
 from resnet_bench.training.events import Evaluated
 
 from .training_events import BENCHMARK, STEPS_PER_EPOCH, finished, learning_rate, loss, started, steps
@@ -39,7 +39,7 @@ def processes() -> multiprocessing.context.ForkServerContext:
 def open_tracker(project: Path, folder: Path, *, seed: int, resume_step: int | None = None) -> Tracker:
     import resnet_bench.tracking.tracker
 
-    resnet_bench.tracking.run.SHIP_SECONDS = 0.01
+    resnet_bench.tracking.tracker.UPLOAD_SECONDS = 0.01
     benchmark = Benchmark.model_validate(BENCHMARK)
     description = RunDescription(
         benchmark=benchmark,
@@ -66,7 +66,7 @@ def train(project: Path, folder: Path) -> None:
         last = min(done + 7, STEPS, (done // CHECKPOINT_EVERY + 1) * CHECKPOINT_EVERY)
         tracker.record(steps(done + 1, last))
         for epoch in range(done // STEPS_PER_EPOCH + 1, last // STEPS_PER_EPOCH + 1):
-            tracker.record(Evaluated(epoch, last, "test", 1 / epoch, 1.0, 1.0, 1.0, 50, 0.1))
+            tracker.record(Evaluated(epoch, last, "test", 1 / epoch, 1.0, 1.0, 1.0, 50, 0.1, snapshot=dict))
         done = last
         if done % CHECKPOINT_EVERY == 0:
             unfinished = checkpoint.with_suffix(".unfinished")

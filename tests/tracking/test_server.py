@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from resnet_bench.tracking.experiments import EXPERIMENT, VIEW_KEY
+from resnet_bench.tracking.experiments import VIEW_KEY
 from resnet_bench.tracking.facts import RunDescription
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.tracking.uploader import flush
+from resnet_bench.tracking.vocabulary import EXPERIMENT
 from resnet_bench.training.events import Event, Steps
 
 from .conftest import Server
@@ -27,7 +28,7 @@ MakeServer = Callable[[], Server]
 
 @pytest.fixture(autouse=True)
 def ship_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resnet_bench.tracking.tracker.SHIP_SECONDS", 0.2)
+    monkeypatch.setattr("resnet_bench.tracking.tracker.UPLOAD_SECONDS", 0.2)
     for name, value in (("MAX_RETRIES", "1"), ("TIMEOUT", "2"), ("BACKOFF_FACTOR", "1")):
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", value)
 

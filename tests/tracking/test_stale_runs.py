@@ -10,11 +10,11 @@ import psutil
 import pytest
 
 from resnet_bench.base.machine import process_start
-from resnet_bench.tracking.experiments import EXPERIMENT
 from resnet_bench.tracking.facts import RunDescription
 from resnet_bench.tracking.stale_runs import close_stale_runs
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
+from resnet_bench.tracking.vocabulary import EXPERIMENT
 
 Describe = Callable[..., RunDescription]
 

@@ -10,8 +10,10 @@ import psutil
 import pytest
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.tracking.experiments import EXPERIMENTS, VIEW_KEY
-from resnet_bench.tracking.store import Store, network_file_system_notice
+from resnet_bench.tracking.experiments import VIEW_KEY
+from resnet_bench.tracking.sqlite_files import network_file_system_notice
+from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.vocabulary import EXPERIMENTS
 
 from .conftest import free_port, run_python
 
@@ -65,16 +67,16 @@ SECRETS = [
 def test_passwords_are_never_shown(uri: str, secrets: list[str]) -> None:
     store = Store.resolve(uri)
     error = OSError(f"cannot reach {uri} with password {secrets[-1]}")
-    for text in (store.shown, repr(store), str(store), store.sentence(error), store.run_url("abc")):
+    for text in (store.redacted_uri, repr(store), str(store), store.sentence(error), store.run_url("abc")):
         assert not any(secret in text for secret in secrets), text
-    assert "***" in store.shown
+    assert "***" in store.redacted_uri
 
 
 def test_what_is_no_secret_is_shown() -> None:
-    assert Store.resolve("postgresql://ann:secret@host:1/db?sslmode=require").shown == (
+    assert Store.resolve("postgresql://ann:secret@host:1/db?sslmode=require").redacted_uri == (
         "postgresql://ann:***@host:1/db?sslmode=require"
     )
-    assert Store.resolve("http://127.0.0.1:5000").shown == "http://127.0.0.1:5000"
+    assert Store.resolve("http://127.0.0.1:5000").redacted_uri == "http://127.0.0.1:5000"
 
 
 def test_the_package_imports_fast_and_without_mlflow() -> None:
@@ -85,7 +87,7 @@ def test_the_package_imports_fast_and_without_mlflow() -> None:
         "    assert name.partition('.')[0] not in ('mlflow', 'torch', 'pandas', 'matplotlib'), name\n"
         "    return real(name, *rest, **more)\n"
         "builtins.__import__ = guarded\n"
-        "import resnet_bench.tracking\n"
+        "import resnet_bench.tracking.store, resnet_bench.tracking.tracker\n"
     )
     done = run_python(code)
     assert done.returncode == 0, done.stderr
@@ -118,8 +120,8 @@ def test_a_deleted_experiment_is_named_with_what_brings_it_back(store: Store) ->
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is a letter, not a database\n" * 100)
     store = Store.resolve(None, tmp_path)
-    assert "no SQLite database" in (store.check() or "")
-    with pytest.raises(UserError, match="no SQLite database"):
+    assert "not a SQLite database" in (store.check() or "")
+    with pytest.raises(UserError, match="not a SQLite database"):
         store.prepare()
 
 
@@ -164,7 +166,7 @@ def test_a_database_on_a_network_file_system_is_warned_about(monkeypatch: pytest
 
 PREPARE = """
 import pathlib, sys
-from resnet_bench.tracking import Store
+from resnet_bench.tracking.store import Store
 
 Store.resolve(None, pathlib.Path(sys.argv[1])).prepare()
 """
@@ -218,6 +220,6 @@ def test_a_database_of_a_newer_mlflow_is_refused_and_left_alone(empty_database: 
         database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
     database.close()
     before = path.read_bytes()
-    with pytest.raises(UserError, match="cannot be upgraded"):
+    with pytest.raises(UserError, match="made by a newer MLflow"):
         Store.resolve(None, tmp_path).prepare()
     assert path.read_bytes() == before

@@ -17,12 +17,13 @@ from torch import nn
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.tracking import mlflow_client
-from resnet_bench.tracking.experiments import EXPERIMENT
+from resnet_bench.tracking.cursor import JOURNAL, Cursor
 from resnet_bench.tracking.facts import RunDescription
 from resnet_bench.tracking.journal import Journal
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
-from resnet_bench.tracking.uploader import JOURNAL, Cursor, flush, flush_all
+from resnet_bench.tracking.uploader import flush, flush_all
+from resnet_bench.tracking.vocabulary import EXPERIMENT
 from resnet_bench.training.events import EndReason, Event
 
 from .training_events import (
@@ -45,7 +46,7 @@ History = list[tuple[int, float]]
 @pytest.fixture(autouse=True)
 def ship_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ship often, so that what the thread does happens within a test's patience."""
-    monkeypatch.setattr("resnet_bench.tracking.tracker.SHIP_SECONDS", 0.05)
+    monkeypatch.setattr("resnet_bench.tracking.tracker.UPLOAD_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -77,9 +78,9 @@ def expected_histories() -> dict[str, History]:
         "train/loss_mean": [(epoch, 1 / epoch) for epoch in epochs],
         "train/accuracy": [(epoch, 0.1 * epoch) for epoch in epochs],
         "test/accuracy": [(epoch, ACCURACIES[epoch - 1]) for epoch in epochs],
-        "test/accuracy_plain": [(epoch, ACCURACIES[epoch - 1] - 0.01) for epoch in epochs],
+        "test/accuracy_standard": [(epoch, ACCURACIES[epoch - 1] - 0.01) for epoch in epochs],
         "test/loss": [(epoch, 1 / epoch) for epoch in epochs],
-        "test/loss_plain": [(epoch, 0.9 / epoch) for epoch in epochs],
+        "test/loss_standard": [(epoch, 0.9 / epoch) for epoch in epochs],
         "time/epoch_seconds": [(epoch, 2.0) for epoch in epochs],
         "time/train_seconds": [(epoch, 2.0 * epoch) for epoch in epochs],
         "time/images_per_second": [(epoch, 50.0) for epoch in epochs],
@@ -91,7 +92,7 @@ def expected_histories() -> dict[str, History]:
         # The second claim is not reached; the third is one about training, whose last three have a mean of 30%.
         "time/to_claim_3_seconds": [(4, 8.0)],
         "final/test_accuracy": [(4, 0.66)],
-        "final/test_accuracy_plain": [(4, 0.65)],
+        "final/test_accuracy_standard": [(4, 0.65)],
         "final/train_seconds": [(4, 8.0)],
         "final/evaluation_seconds": [(4, 1.0)],
     }
@@ -151,14 +152,14 @@ def test_a_run_has_its_params_tags_name_and_status(store: Store, describe: Descr
         "claim": "≥ 60%",
         "parameters": "272474",
         "macs": "40551808",
-        "captures": "3",
+        "cuda_graphs": "3",
         "pid": str(os.getpid()),
         "study": "s",
     }
     assert {key: tags[f"resnet_bench.{key}"] for key in expected} == expected
     assert tags["custom.key"] == "v"
     assert tags["mlflow.parentRunId"] == "0123"
-    assert json.loads(tags["resnet_bench.execution.execution"]) == {"device": "cpu", "precision": "fp32", "threads": 1}
+    assert json.loads(tags["resnet_bench.execution"]) == {"device": "cpu", "precision": "fp32", "threads": 1}
     assert json.loads(tags["resnet_bench.environment"])["torch"] == torch.__version__
     assert tags["resnet_bench.code_dirty"] in ("true", "false")
     assert "https://example.org/small" in tags["mlflow.note.content"]
@@ -424,7 +425,7 @@ def test_being_interrupted_anywhere_doubles_nothing(
         with monkeypatch.context() as patch:
             patch.setattr(Cursor, "save", interrupt)
             left = flush(store, folder).left
-    assert allowed > 5
+    assert allowed >= 5
     client = store.client()
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert len(client.search_runs([experiment.experiment_id])) == 1
@@ -537,7 +538,7 @@ def test_a_resumed_run_has_every_step_once(
     tracker = Tracker.open(store, describe(), folder)
     record_all(tracker, [started(), *training(1, 2), steps(21, 24), steps(25, 27)])
     # What a killed process leaves: no status, and the right to ship the folder given back by the system.
-    tracker._shipper.close(10 if shipped else 0)
+    tracker._uploader.close(10 if shipped else 0)
     tracker._sampler.stop()
     if away is not None:
         away.back()
@@ -613,7 +614,7 @@ def test_tracking_takes_less_than_a_hundredth_of_one_core(
     store: Store, describe: Describe, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the pace of ResNet-18 on a CPU: an epoch of 391 steps in some 70 s."""
-    monkeypatch.setattr("resnet_bench.tracking.tracker.SHIP_SECONDS", 5.0)
+    monkeypatch.setattr("resnet_bench.tracking.tracker.UPLOAD_SECONDS", 5.0)
     tracker = Tracker.open(store, describe(), folder)
     tracker.record(started())
     time.sleep(6)

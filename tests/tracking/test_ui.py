@@ -9,9 +9,10 @@ import psutil
 import pytest
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.tracking.experiments import EXPERIMENTS, VIEW_KEY, experiment_tags, runs_page
+from resnet_bench.tracking.experiments import VIEW_KEY, experiment_tags, runs_page
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.ui import ui_command
+from resnet_bench.tracking.vocabulary import EXPERIMENTS
 
 from .conftest import free_port
 

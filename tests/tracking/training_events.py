@@ -59,7 +59,16 @@ def steps(first: int, last: int) -> Steps:
 def evaluated(epoch: int) -> Evaluated:
     accuracy = ACCURACIES[epoch - 1]
     return Evaluated(
-        epoch, epoch * STEPS_PER_EPOCH, "test", accuracy, 1 / epoch, accuracy - 0.01, 0.9 / epoch, 50, 0.25
+        epoch,
+        epoch * STEPS_PER_EPOCH,
+        "test",
+        accuracy,
+        1 / epoch,
+        accuracy - 0.01,
+        0.9 / epoch,
+        50,
+        0.25,
+        snapshot=no_state,
     )
 
 
@@ -88,6 +97,7 @@ def started(step: int = 0) -> Started:
         step=step,
         setup_seconds=0.5,
         captures=3,
+        snapshot=no_state,
     )
 
 
@@ -99,7 +109,7 @@ def finished() -> Finished:
         step=4 * STEPS_PER_EPOCH,
         train_seconds=8.0,
         evaluation_seconds=1.0,
-        metrics={"test/accuracy": 0.66, "test/accuracy_plain": 0.65},
+        metrics={"test/accuracy": 0.66, "test/accuracy_standard": 0.65},
         predictions=Predictions("test", labels, probabilities),
         snapshot=no_state,
     )

@@ -87,7 +87,7 @@ def test_a_checkpoint_of_another_format_says_so(tmp_path: Path, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "FORMAT", 99)
         checkpoint.save(STATE, path)
-    with pytest.raises(UserError, match="format 99, this version reads format 1"):
+    with pytest.raises(UserError, match=f"format 99, this version reads format {checkpoint.FORMAT}"):
         checkpoint.load(path)
 
 
@@ -122,8 +122,8 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
             return Path.touch, (sentinel,)
 
     archive, bare = tmp_path / "archive.pt", tmp_path / "bare.pt"
-    torch.save({"format": 1, "network": Malicious()}, archive)
-    bare.write_bytes(pickle.dumps({"format": 1, "network": Malicious()}, protocol=2))
+    torch.save({"format": checkpoint.FORMAT, "network": Malicious()}, archive)
+    bare.write_bytes(pickle.dumps({"format": checkpoint.FORMAT, "network": Malicious()}, protocol=2))
     for content in (archive.read_bytes(), bare.read_bytes()):
         for attack in (content, seal(content)):
             path = tmp_path / "malicious.pt"

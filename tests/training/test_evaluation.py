@@ -1,4 +1,4 @@
-"""Evaluation, the source's way and the plain way, against the same thing written out."""
+"""Evaluation by the source's protocol and the standard one, compared with the same thing written out."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from resnet_bench.data.dataset import Dataset, Split
 from resnet_bench.data.loader import ResidentLoader
 from resnet_bench.models.catalogue import build
 from resnet_bench.recipe.settings import TestTimeAugmentation as Augmented
-from resnet_bench.training.evaluation import _views, measure, measure_augmented
+from resnet_bench.training.evaluation import evaluate_tta, measure, tta_views
 from tests.training.conftest import PLAIN
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -57,7 +57,7 @@ def test_measures_what_a_written_out_loop_measures(images: Dataset, network: nn.
     batches = loader(images, 20, 8)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     torch.manual_seed(1)
-    measured = measure(network, batches, PLAIN, mode=mode)
+    measured = measure(network, batches.epoch(0), PLAIN, mode=mode)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
     network.train(mode == "batch_statistics")
@@ -78,8 +78,10 @@ def test_measures_what_a_written_out_loop_measures(images: Dataset, network: nn.
 def test_averages_over_batches_do_not_need_the_images_in_these_batches(
     images: Dataset, network: nn.Module, together: int
 ) -> None:
-    expected = measure(network, loader(images, 20, 8), PLAIN, mode="eval", keep_probabilities=True)
-    found = measure(network, loader(images, 20, together), PLAIN, mode="eval", keep_probabilities=True, batches_of=8)
+    expected = measure(network, loader(images, 20, 8).epoch(0), PLAIN, mode="eval", keep_probabilities=True)
+    found = measure(
+        network, loader(images, 20, together).epoch(0), PLAIN, mode="eval", keep_probabilities=True, batches_of=8
+    )
     assert found.images == expected.images
     assert (found.accuracy_over_images, found.accuracy_over_batches) == (
         expected.accuracy_over_images,
@@ -91,17 +93,17 @@ def test_averages_over_batches_do_not_need_the_images_in_these_batches(
 
 
 def test_an_over_weighted_last_batch_changes_the_number(images: Dataset, network: nn.Module) -> None:
-    measured = measure(network, loader(images, 9, 8), PLAIN, mode="eval")
+    measured = measure(network, loader(images, 9, 8).epoch(0), PLAIN, mode="eval")
     assert measured.loss_over_batches != measured.loss_over_images
 
 
 def test_batch_statistics_depend_on_the_company_and_eval_mode_does_not(images: Dataset, network: nn.Module) -> None:
     alone, together = loader(images, 20, 5), loader(images, 20, 20)
-    in_eval = [measure(network, batches, PLAIN, mode="eval").loss_over_images for batches in (alone, together)]
+    in_eval = [measure(network, batches.epoch(0), PLAIN, mode="eval").loss_over_images for batches in (alone, together)]
     assert in_eval[0] == pytest.approx(in_eval[1], rel=1e-5)
     without_dropout = build("resnet9", num_classes=10)
     by_batch = [
-        measure(without_dropout, batches, PLAIN, mode="batch_statistics").loss_over_images
+        measure(without_dropout, batches.epoch(0), PLAIN, mode="batch_statistics").loss_over_images
         for batches in (alone, together)
     ]
     assert by_batch[0] != pytest.approx(by_batch[1], rel=1e-3)
@@ -110,12 +112,12 @@ def test_batch_statistics_depend_on_the_company_and_eval_mode_does_not(images: D
 def test_the_mode_that_the_network_was_in_comes_back(images: Dataset, network: nn.Module) -> None:
     for training in (True, False):
         network.train(training)
-        measure(network, loader(images, 8, 8), PLAIN, mode="eval")
+        measure(network, loader(images, 8, 8).epoch(0), PLAIN, mode="eval")
         assert network.training is training
 
 
 def test_probabilities_come_in_the_order_of_the_images(images: Dataset, network: nn.Module) -> None:
-    measured = measure(network, loader(images, 20, 8), PLAIN, mode="eval", keep_probabilities=True)
+    measured = measure(network, loader(images, 20, 8).epoch(0), PLAIN, mode="eval", keep_probabilities=True)
     assert measured.probabilities.shape == (20, 10)
     assert measured.probabilities.sum(1) == pytest.approx(1.0, abs=1e-5)
     assert (measured.labels == images.test.labels[:20].numpy()).all()
@@ -130,7 +132,7 @@ def test_probabilities_come_in_the_order_of_the_images(images: Dataset, network:
 def test_views_are_averaged_as_written_out(images: Dataset, network: nn.Module, augmentation: dict) -> None:
     """With the weights of the record scripts: half on the image where it lies, a quarter on each moved one."""
     views = Augmented(**augmentation)
-    measured = measure_augmented(network, loader(images, 20, 8), PLAIN, views)
+    measured = evaluate_tta(network, loader(images, 20, 8).epoch(0), PLAIN, views)
     network.eval()
     batch, labels = next(loader(images, 20, 20).epoch(0))
 
@@ -150,6 +152,6 @@ def test_views_are_averaged_as_written_out(images: Dataset, network: nn.Module, 
 def test_the_weights_of_the_views_add_up_to_one() -> None:
     image = torch.ones(1, 3, 8, 8)
     for mirror, shift in ((True, 0), (True, 1), (False, 3)):
-        views = list(_views(image, Augmented(mirror=mirror, shift=shift)))
+        views = list(tta_views(image, Augmented(mirror=mirror, shift=shift)))
         assert sum(weight for _, weight in views) == 1
         assert all(view.shape == image.shape for view, _ in views)

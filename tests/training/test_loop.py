@@ -1,9 +1,11 @@
-"""The loop, held against plain torch."""
+"""The loop, compared with plain torch."""
 
 import copy
+import dataclasses
 import math
 import re
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +21,9 @@ from resnet_bench.models.catalogue import build
 from resnet_bench.models.whitening import PatchWhitening
 from resnet_bench.recipe.changes import merge
 from resnet_bench.training.errors import Diverged
-from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, State, Steps
+from resnet_bench.training.events import EpochEnded, Evaluated, Event, Finished, Started, State, Steps
 from resnet_bench.training.loop import train
+from resnet_bench.training.session import Session
 from tests.training.conftest import PLAIN, tiny_recipe
 
 SPEEDRUN = {
@@ -76,7 +79,8 @@ def initial_network(recipe, images, seed=0):
     frozen = recipe.model_copy(
         update={"optimizer": recipe.optimizer.model_copy(update={"lr": 1e-30, "weight_decay": 0})}
     )
-    first = next(event for event in train(frozen, PLAIN, seed, images) if isinstance(event, Steps))
+    events = train(frozen, PLAIN, seed, images)
+    first = next(event for event in events if isinstance(event, Steps))
     network = build(recipe.model.name, num_classes=10, options=recipe.model.options)
     network.load_state_dict(first.snapshot()["network"])
     for module in network.modules():
@@ -166,42 +170,102 @@ def test_one_cycle_rates_match_the_public_log_of_the_first_article(images: Datas
     assert betas[-1] == pytest.approx(0.95, abs=1e-4)
 
 
+SMALL = {"model": {"name": "speedrun", "options": {"width1": 8, "width2": 12, "width3": 12}}}
+ADAM = {"name": "adam", "lr": 0.01}
+PHASES = [{"epochs": 1, "factor": 1}, {"epochs": 1, "factor": 0.1}]
+EVALUATIONS = {
+    "data": {"train_images": 30, "validation": {"images": 10, "seed": 1}},
+    "training": {"train_accuracy": "separate_pass", "batch_size": 10, "epochs": 3},
+    "evaluation": {"before_training": True, "splits": ["validation", "test"], "batch_size": 5, "every": 2},
+}
+"""Every place where a run evaluates, but for a test after its end."""
+
+
+def untimed(value: Any) -> Any:
+    """A state or the fields of an event, comparable by their bits, without what was timed."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, tuple(value.shape), value.numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: untimed(each) for key, each in value.items() if not str(key).endswith("seconds")}
+    if isinstance(value, list | tuple):
+        return [untimed(each) for each in value]
+    return repr(value)
+
+
+def told(event: Event) -> tuple[str, Any]:
+    fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event) if field.compare}
+    for timed in ("images_per_second", "peak_memory_bytes"):
+        fields.pop(timed, None)
+    if (predictions := fields.pop("predictions", None)) is not None:
+        fields |= {"labels": predictions.labels.tolist(), "probabilities": predictions.probabilities.tolist()}
+    return type(event).__name__, untimed(fields)
+
+
+@pytest.mark.parametrize("graphs", [False, True], ids=["eager", "graphed"])
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
-        {"optimizer": {"name": "adam", "lr": 0.01}, "schedule": {"name": "one_cycle"}},
-        {"model": {"name": "resnet9", "options": {"dropout": 0.2}}, "evaluation": {"mode": "batch_statistics"}},
-        {"schedule": {"name": "phases", "phases": [{"epochs": 1, "factor": 1}, {"epochs": 1, "factor": 0.1}]}},
-        {"schedule": {"name": "multi_step", "milestones": [1]}},
-        {"schedule": {"name": "plateau", "patience": 0, "threshold": 10.0}},
-        {"schedule": {"name": "cosine"}},
+        {**SMALL, "optimizer": ADAM, "schedule": {"name": "one_cycle"}},
+        merge(
+            SMALL, {"schedule": {"name": "phases", "phases": PHASES}, "training": {"train_accuracy": "separate_pass"}}
+        ),
+        {**SMALL, "schedule": {"name": "multi_step", "milestones": [1]}, "evaluation": {"splits": []}},
+        {**SMALL, **EVALUATIONS, "schedule": {"name": "plateau", "patience": 0, "threshold": 10.0}},
+        merge(
+            {"model": {"name": "resnet9", "options": {"dropout": 0.2}}, "schedule": {"name": "cosine"}},
+            {
+                "data": {"train_images": 12, "test_images": 4, "validation": {"images": 4, "seed": 1}},
+                "training": {"train_accuracy": "separate_pass", "batch_size": 4},
+                "evaluation": {
+                    "mode": "batch_statistics",
+                    "before_training": True,
+                    "shuffle": True,
+                    "splits": ["validation"],
+                    "batch_size": 4,
+                },
+            },
+        ),
         SPEEDRUN,
     ],
-    ids=["constant", "one-cycle", "dropout", "phases", "multi-step", "plateau", "cosine", "speedrun"],
+    ids=["one-cycle", "phases", "multi-step", "plateau-evaluations", "dropout-evaluations", "speedrun"],
 )
-def test_resumed_behind_any_step_a_run_ends_with_the_same_bits(images: Dataset, changes) -> None:
-    recipe = tiny_recipe(**changes)
-    snapshots: list[State] = []
-    undisturbed: list = []
-    for event in train(recipe, PLAIN, 3, images):
-        undisturbed.append(event)
-        if isinstance(event, Steps | EpochEnded):
-            snapshots.append(copy.deepcopy(event.snapshot()))
-    final = undisturbed[-1].snapshot()
-    assert len(snapshots) == 8
-    # Behind an epoch's first and last step, and behind the epoch; the middle ones go the same way.
-    for snapshot in (snapshots[0], snapshots[2], snapshots[3], snapshots[6], snapshots[7]):
-        events, state = run_to_end(recipe, images, seed=3, resume=snapshot)
-        assert same_bits(state, final)
-        already = snapshot["position"]["step"]
-        assert losses(events) == losses(undisturbed)[already:]
-        assert events[-1].metrics == undisturbed[-1].metrics
-        ended = [event for event in events if isinstance(event, EpochEnded)]
-        before = [event for event in undisturbed if isinstance(event, EpochEnded)]
-        for ours in ended:
-            theirs = before[ours.epoch - 1]
-            assert (ours.loss, ours.accuracy, ours.step) == (theirs.loss, theirs.accuracy, theirs.step)
+def test_run_resumed_after_any_event_has_the_remaining_events_and_the_same_bits(
+    images: Dataset, changes: dict[str, Any], graphs: bool
+) -> None:
+    recipe, execution = tiny_recipe(**changes), dataclasses.replace(PLAIN, graphs=graphs)
+    undisturbed, snapshots = [], []
+    for event in train(recipe, execution, 3, images):
+        undisturbed.append(told(event))
+        snapshots.append(copy.deepcopy(event.snapshot()))
+    final = untimed(snapshots[-1])
+    for number, snapshot in enumerate(snapshots, start=1):
+        events, state = run_to_end(recipe, images, seed=3, execution=execution, resume=copy.deepcopy(snapshot))
+        assert isinstance(events[0], Started)
+        assert events[0].step == snapshot["position"]["step"]
+        # After ``Finished`` nothing remains but to finish.
+        assert [told(event) for event in events[1:]] == (undisturbed[number:] or undisturbed[-1:])
+        assert untimed(state) == final
+
+
+def test_resumed_run_counts_the_seconds_before_it(images: Dataset) -> None:
+    recipe = tiny_recipe(**SPEEDRUN)
+    for event in train(recipe, PLAIN, 0, images):
+        if isinstance(event, Evaluated) and event.accuracy_tta is not None:
+            snapshot = copy.deepcopy(event.snapshot())
+    resumed = run_to_end(recipe, images, resume=snapshot)[0][-1]
+    position = snapshot["position"]
+    assert resumed.train_seconds == position["train_seconds"] > 0
+    assert resumed.evaluation_seconds == position["evaluation_seconds"] > 0
+    assert resumed.tta_seconds == position["tta_seconds"] > 0
+
+
+def test_only_the_last_event_keeps_a_run_in_memory(images: Dataset) -> None:
+    events = list(train(tiny_recipe(**SMALL), PLAIN, 0, images))
+    assert events[-1].snapshot()["position"]["step"] == 6
+    events.pop()
+    for event in events:
+        with pytest.raises(RuntimeError, match="this event's run is over"):
+            event.snapshot()
 
 
 def test_the_seed_decides_the_bits(images: Dataset) -> None:
@@ -355,15 +419,14 @@ def test_frozen_parameters_stay_as_they_are_from_their_step_on(images: Dataset) 
 
 
 def test_where_all_below_is_frozen_the_backward_pass_ends(images: Dataset) -> None:
-    from resnet_bench.training.loop import _Run
-
     freeze = [{"parameters": pattern, "after_epochs": 0} for pattern in ("whitening.bias", "network.group1.*")]
     recipe = tiny_recipe(**merge(SPEEDRUN, {"training": {"freeze": freeze}}))
-    run = _Run(recipe, PLAIN, 0, images, None)
-    run._freeze_what_is_due()
-    maps = run.network.network.group1(run.network.activation(run.network.whitening(torch.randn(2, 3, 32, 32))))
-    assert not maps.requires_grad
-    assert run.network.network.group2(maps).requires_grad
+    session = Session(recipe, PLAIN, 0, images)
+    session.apply_freezes(0)
+    network = session.network
+    features = network.network.group1(network.activation(network.whitening(torch.randn(2, 3, 32, 32))))
+    assert not features.requires_grad
+    assert network.network.group2(features).requires_grad
 
 
 @pytest.mark.parametrize(
@@ -379,12 +442,12 @@ def test_freezing_nothing_or_everything_is_refused(images: Dataset, pattern: str
 def test_test_time_augmentation_is_measured_once_and_apart(images: Dataset) -> None:
     events, _ = run_to_end(tiny_recipe(**SPEEDRUN), images)
     evaluated = [event for event in events if isinstance(event, Evaluated)]
-    assert [event.accuracy_augmented is None for event in evaluated] == [True, False]
+    assert [event.accuracy_tta is None for event in evaluated] == [True, False]
     finished = events[-1]
     assert isinstance(finished, Finished)
-    assert finished.metrics["test/accuracy_augmented"] == evaluated[-1].accuracy_augmented
+    assert finished.metrics["test/accuracy_tta"] == evaluated[-1].accuracy_tta
     assert finished.metrics["test/accuracy"] == evaluated[-1].accuracy
-    assert finished.augmented_seconds > 0
+    assert finished.tta_seconds > 0
 
 
 def test_the_whitening_layer_is_fitted_to_training_images(images: Dataset) -> None:
@@ -412,7 +475,7 @@ def test_the_validation_split_is_held_out_and_the_test_set_judges_once(images: D
     predictions = events[-1].predictions
     assert predictions.probabilities.shape == (30, 10)
     accuracy = (predictions.probabilities.argmax(1) == predictions.labels).mean()
-    assert accuracy == pytest.approx(events[-1].metrics["test/accuracy_plain"])
+    assert accuracy == pytest.approx(events[-1].metrics["test/accuracy_standard"])
 
 
 def test_a_diverging_run_names_step_and_rate(images: Dataset) -> None:

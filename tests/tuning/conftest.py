@@ -130,7 +130,7 @@ def script_training(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
     def train(recipe: Recipe, execution: Any, seed: int, dataset: Dataset, *, resume: Any = None) -> Iterator[Any]:
         trained.append(recipe)
         steps = recipe.steps_per_epoch
-        yield Started(1, 1, steps, recipe.training.epochs, recipe.data.num_train)
+        yield Started(1, 1, steps, recipe.training.epochs, recipe.data.num_train, snapshot=dict)
         for epoch in range(1, recipe.training.epochs + 1):
             last = epoch * steps
             if recipe.optimizer.lr == DIVERGING_LR and epoch == 2:
@@ -141,13 +141,15 @@ def script_training(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
             yield Steps(epoch, last - steps + 1, losses, [recipe.optimizer.lr] * steps, 40, 20, 0.01, dict)
             accuracy = scripted_accuracy(recipe, epoch, seed)
             for split in recipe.evaluation.splits:
-                yield Evaluated(epoch, last, split, accuracy, 1.0, accuracy / 2, 1.0, 20, 0.01)
+                yield Evaluated(epoch, last, split, accuracy, 1.0, accuracy / 2, 1.0, 20, 0.01, snapshot=dict)
             yield EpochEnded(epoch, last, 1.0, 1.0, 0.5, 0.01, 0.01 * epoch, 100.0, 1, dict)
         metrics = {}
         if recipe.evaluation.test_at_end:
             accuracy = scripted_accuracy(recipe, recipe.training.epochs, seed)
-            yield Evaluated(recipe.training.epochs, last, "test", accuracy, 1.0, accuracy / 2, 1.0, 20, 0.01)
-            metrics = {"test/accuracy": accuracy, "test/accuracy_plain": accuracy / 2}
+            yield Evaluated(
+                recipe.training.epochs, last, "test", accuracy, 1.0, accuracy / 2, 1.0, 20, 0.01, snapshot=dict
+            )
+            metrics = {"test/accuracy": accuracy, "test/accuracy_standard": accuracy / 2}
         yield Finished(recipe.training.epochs, last, 0.03, 0.01, metrics, None, dict)
 
     monkeypatch.setattr("resnet_bench.running.run.train", train)

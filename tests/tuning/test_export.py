@@ -112,7 +112,6 @@ def test_the_plots_share_one_copy_of_plotly(done: StudyRequest, tmp_path: Path) 
         page = (tmp_path / f"{name}.html").read_text()
         assert '<script charset="utf-8" src="plotly.min.js"></script>' in page or 'src="plotly.min.js"' in page
         assert len(page) < 200_000
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "plotly.min.js").stat().st_size > 1_000_000
 
 

@@ -125,8 +125,8 @@ def test_the_final_runs_judge_once_with_fresh_seeds(
     assert comparison.difference.value == pytest.approx(0.25)
     # Welch by hand: two runs a side, 0.001 apart: s² = 5e-7, se = sqrt(5e-7), 2 degrees of freedom, t = 4.302653.
     half_width = 4.302653 * 5e-7**0.5
-    assert comparison.difference.low == pytest.approx(0.25 - half_width, rel=1e-5)
-    assert comparison.difference.high == pytest.approx(0.25 + half_width, rel=1e-5)
+    assert comparison.difference.interval.low == pytest.approx(0.25 - half_width, rel=1e-5)
+    assert comparison.difference.interval.high == pytest.approx(0.25 + half_width, rel=1e-5)
 
     stores = stores_of(request)
     runs = stores.children("retrain")

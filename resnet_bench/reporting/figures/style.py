@@ -1,27 +1,51 @@
-"""What all plots share: colours that follow the theme, axes, labels, and the specification for the page."""
+"""Share what all plots have in common: colors that follow the theme, marks, lines, axes and labels.
+
+Every color that depends on the theme is a placeholder (see ``THEME``), which the page replaces.
+Every series has a mark or a dash of its own beside its color.
+"""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import cycle
+from typing import Any, NamedTuple, TypeVar
 
 import plotly.graph_objects as go
 
-from resnet_bench.reporting.results import Group
+from resnet_bench.reporting.runs import RunGroup
+
+T = TypeVar("T")
 
 INK, MUTED, GRID, SURFACE, SHADE = "#010101", "#020202", "#030303", "#040404", "#050505"
 THEME: Mapping[str, str] = {"ink": INK, "muted": MUTED, "grid": GRID, "surface": SURFACE, "shade": SHADE}
-"""Placeholder colours by the name of the page's CSS variable that takes their place."""
+"""Placeholder colors by the name of the page's CSS variable that replaces them."""
+LIGHT: Mapping[str, str] = {
+    "ink": "#1c1d20",
+    "muted": "#65676d",
+    "grid": "#e4e2dc",
+    "surface": "#fdfcfa",
+    "shade": "#ebe8df",
+}
+"""The page's light theme, for a plot that stands alone."""
+
+
+class Style(NamedTuple):
+    """What tells one series from another."""
+
+    color: str
+    symbol: str
+    dash: str
+
 
 STYLES = (
-    ("#2f74c0", "circle", "solid"),
-    ("#d1741f", "square", "dash"),
-    ("#2a9570", "diamond", "dot"),
-    ("#a8508f", "triangle-up", "dashdot"),
-    ("#8a7a17", "cross", "longdash"),
-    ("#5b6fd6", "x", "longdashdot"),
-    ("#c0504d", "star", "solid"),
-    ("#4b8a99", "hexagon", "dash"),
+    Style("#2f74c0", "circle", "solid"),
+    Style("#d1741f", "square", "dash"),
+    Style("#2a9570", "diamond", "dot"),
+    Style("#a8508f", "triangle-up", "dashdot"),
+    Style("#8a7a17", "cross", "longdash"),
+    Style("#5b6fd6", "x", "longdashdot"),
+    Style("#c0504d", "star", "solid"),
+    Style("#4b8a99", "hexagon", "dash"),
 )
 ROW_HEIGHT = 54
 MAX_SINGLE_STEPS = 12
@@ -44,24 +68,110 @@ class Plot:
     wide: bool = False
 
 
+def present(*plots: Plot | None) -> tuple[Plot, ...]:
+    """Return the plots that there are."""
+    return tuple(plot for plot in plots if plot is not None)
+
+
 def escaped(name: object) -> str:
-    """A name as plotly shows it: its text is a little markup language, in which a name must mean nothing."""
+    """Return a name as plotly prints it: its text is a small markup language, in which a name must mean nothing."""
     return str(name).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def restyled(figure: go.Figure, height: int) -> dict[str, Any]:
-    """The specification of a plot that another library made, in the style of the page."""
-    figure.update_layout(template=None, title=None)
-    finish(figure, height, named=True)
-    for axis in (*figure.select_xaxes(), *figure.select_yaxes()):
-        axis.title.font = {"size": 11, "color": MUTED}
-        axis.title.standoff = 6
-    return specification(figure)
+def rounded(values: Iterable[float | None], digits: int = 4) -> list[float | None]:
+    """Return numbers with no more digits than a plot can show, which keeps the page small."""
+    return [None if value is None else round(value, digits) for value in values]
+
+
+def styled(items: Iterable[T]) -> Iterator[tuple[T, Style]]:
+    """Give every item a style of its own, as far as they reach."""
+    return zip(items, cycle(STYLES), strict=False)
+
+
+# --- series --------------------------------------------------------------------------------------
 
 
 def new_figure() -> go.Figure:
-    """An empty figure without plotly's own style."""
+    """Return an empty figure without plotly's own style."""
     return go.Figure(layout={"template": None})
+
+
+def mark(symbol: str, size: float, color: str, edge: float = 0.0, edge_color: str | None = None) -> dict[str, Any]:
+    """Describe a mark; with an edge it is drawn as wide and, where given, in another color."""
+    found: dict[str, Any] = {"symbol": symbol, "size": size, "color": color}
+    if edge:
+        found["line"] = {"width": edge} | ({"color": edge_color} if edge_color else {})
+    return found
+
+
+def add_marks(
+    figure: go.Figure,
+    x: Iterable[Any],
+    y: Iterable[Any],
+    marker: Mapping[str, Any],
+    *,
+    name: str = "",
+    hover: str | None = None,
+    **trace: Any,
+) -> None:
+    """Draw marks.
+
+    Args:
+        figure: Changed in place.
+        x: Places on the horizontal axis; numbers are rounded.
+        y: Places on the vertical axis; numbers are rounded.
+        marker: See :func:`mark`.
+        name: Entry in the legend; none where empty.
+        hover: What plotly says about a mark; its own words where not given, nothing where empty.
+        trace: Further attributes of the trace.
+    """
+    _add(figure, x, y, {"mode": "markers", "marker": dict(marker)} | trace, name, hover)
+
+
+def add_line(
+    figure: go.Figure,
+    x: Iterable[Any],
+    y: Iterable[Any],
+    *,
+    color: str,
+    width: float,
+    dash: str = "solid",
+    name: str = "",
+    hover: str | None = None,
+    **trace: Any,
+) -> None:
+    """Draw a line; see :func:`add_marks`. A trace may have a ``shape``, or be a line with marks by its ``mode``."""
+    line: dict[str, Any] = {"color": color, "width": width} | ({"dash": dash} if dash != "solid" else {})
+    if "shape" in trace:
+        line["shape"] = trace.pop("shape")
+    _add(figure, x, y, {"mode": "lines", "line": line} | trace, name, hover)
+
+
+def _add(
+    figure: go.Figure, x: Iterable[Any], y: Iterable[Any], trace: dict[str, Any], name: str, hover: str | None
+) -> None:
+    if name:
+        trace.setdefault("name", name)
+    else:
+        trace.setdefault("showlegend", False)
+    if hover:
+        trace["hovertemplate"] = hover
+    elif hover is not None:
+        trace["hoverinfo"] = "skip"
+    figure.add_trace(go.Scatter(x=_drawable(x), y=_drawable(y), **trace))
+
+
+def _drawable(values: Iterable[Any]) -> list[Any]:
+    return [round(value, 4) if isinstance(value, float) else value for value in values]
+
+
+def faded(color: str, opacity: float) -> str:
+    """Return a color that lets through what is behind it."""
+    red, green, blue = (int(color[place : place + 2], 16) for place in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"
+
+
+# --- axes and labels -----------------------------------------------------------------------------
 
 
 def finish(
@@ -100,13 +210,16 @@ def finish(
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": INK, "size": 12},
-        margin={"l": 12 if named or y is None else 58, "r": 12, "t": 12, "b": 12 if named else 44},
+        margin={"l": 12 if named or y is None else 64, "r": 12, "t": 12, "b": 12 if named else 44},
         legend={"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"size": 11}, "maxheight": 0.9},
         hoverlabel={"bgcolor": SURFACE, "bordercolor": MUTED, "font": {"color": INK}},
         hovermode="closest",
     )
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
+    if not named:
+        # Where room is short plotly turns numbers upright, and they reach into the title below.
+        figure.update_xaxes(tickangle=0)
     if x is not None:
         figure.update_xaxes(title={"text": x, "font": {"size": 11, "color": MUTED}, "standoff": 6})
     if y is not None:
@@ -122,15 +235,18 @@ def mark_whole_numbers(figure: go.Figure) -> None:
         figure.update_xaxes(dtick=1)
 
 
-def specification(figure: go.Figure) -> dict[str, Any]:
-    """``data`` and ``layout`` as plain values."""
-    spec: dict[str, Any] = json.loads(figure.to_json())
-    spec["layout"].pop("template", None)
-    return spec
+def rows_axis(figure: go.Figure, rows: int) -> None:
+    """Make the vertical axis one of rows at 0, −1, −2 …, each with room for its label."""
+    figure.update_yaxes(visible=False, range=[0.45 - rows, 0.75])
+
+
+def zero_line(figure: go.Figure) -> None:
+    """Draw a thin vertical line at 0, behind everything else."""
+    figure.add_vline(x=0, line={"color": MUTED, "width": 1, "dash": "dot"}, layer="below")
 
 
 def label_row(figure: go.Figure, y: float, left: str, right: str, color: str = MUTED) -> None:
-    """Write above a row what it is and, at its right end, what came of it; names must be escaped."""
+    """Write above a row what it is and, at its right end, its result; names must be escaped."""
     for content, place, anchor, ink in ((left, 0, "left", INK), (right, 1, "right", color)):
         figure.add_annotation(
             x=place,
@@ -145,22 +261,39 @@ def label_row(figure: go.Figure, y: float, left: str, right: str, color: str = M
         )
 
 
-def group_label(group: Group, groups: Sequence[Group]) -> str:
-    """The benchmark's name, with what tells it from another group of the same name."""
-    label = _own_label(group)
-    # Smoke runs and generated images carry a badge, so that they need no other name.
-    alike = [
-        other for other in groups if other is not group and other.apart == group.apart and _own_label(other) == label
-    ]
-    return f"{label} ({group.latest.fingerprint[:6]})" if alike else label
+# --- the specification ---------------------------------------------------------------------------
 
 
-def _own_label(group: Group) -> str:
+def specification(figure: go.Figure) -> dict[str, Any]:
+    """Return ``data`` and ``layout`` as plain values."""
+    spec: dict[str, Any] = json.loads(figure.to_json())
+    spec["layout"].pop("template", None)
+    return spec
+
+
+def light(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a specification in the colors of the light theme, for a plot that stands alone."""
+    text = json.dumps(spec)
+    for name, placeholder in THEME.items():
+        text = text.replace(placeholder, LIGHT[name])
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def group_labels(groups: Sequence[RunGroup]) -> dict[RunGroup, str]:
+    """Return each group's name: its benchmark's, with what tells it from another group of the same name."""
+    alike: dict[tuple[bool, str], list[RunGroup]] = {}
+    for group in groups:
+        # Smoke runs and generated images carry a badge, so that they need no other name.
+        alike.setdefault((group.apart, _own_label(group)), []).append(group)
+    return {
+        group: f"{label} ({group.latest.fingerprint[:6]})" if len(members) > 1 else label
+        for (_, label), members in alike.items()
+        for group in members
+    }
+
+
+def _own_label(group: RunGroup) -> str:
     if not group.changed:
         return group.name
     return f"{group.name} ({group.changed[0] if len(group.changed) == 1 else 'changed recipe'})"
-
-
-def rounded(values: Iterable[float], digits: int = 4) -> list[float]:
-    """Numbers with no more digits than a plot can show, which keeps the page small."""
-    return [round(value, digits) for value in values]

@@ -1,0 +1,1 @@
+"""Verdicts, intervals and power: the rules that judge results."""

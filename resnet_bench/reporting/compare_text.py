@@ -1,0 +1,155 @@
+"""Write a comparison of two sets of results: for a terminal, as Markdown and as JSON."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from resnet_bench.base.text import DASH, listed
+from resnet_bench.reporting import wording
+from resnet_bench.reporting.compare import MAX_LISTED, ComparisonRow, ResultComparison
+
+COLUMNS = ("benchmark", "metric", "A (n)", "B (n)", "difference", "95% CI", "p (Holm)", "")
+
+
+def table(comparison: ResultComparison) -> RenderableType:
+    """Return a comparison for a terminal."""
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+    benchmark, metric, *numbers, word = COLUMNS
+    # Users copy and paste names, and half a number is another number: neither is wrapped.
+    shown.add_column(benchmark, no_wrap=True, overflow="fold")
+    shown.add_column(metric, overflow="fold")
+    for name in numbers:
+        shown.add_column(name, justify="right", no_wrap=True)
+    shown.add_column(word, no_wrap=True)
+    styles = {"worse": "bold red", "better": "green", "same": "green", "identical": "green"}
+    for row in comparison.rows:
+        cells = [Text(cell) for cell in _cells(row)]
+        cells[-1].stylize(styles.get(row.word, "" if row.primary else "dim"))
+        shown.add_row(*cells)
+    return Group(
+        *(Text(line) for line in _preamble(comparison)),
+        shown,
+        *(Text(note) for note in notes(comparison)),
+        Text(summary(comparison)),
+    )
+
+
+def markdown(comparison: ResultComparison) -> str:
+    """Return a comparison as Markdown."""
+    lines = ["# Comparison", ""]
+    lines += [f"{_md(line)}  " for line in _preamble(comparison)]
+    lines += ["", "| " + " | ".join(COLUMNS[:-1]) + " | |", "|---|---|--:|--:|--:|--:|--:|---|"]
+    lines += ["| " + " | ".join(_md(cell) for cell in _cells(row)) + " |" for row in comparison.rows]
+    lines += ["", *(f"- {_md(note)}" for note in notes(comparison)), "", _md(summary(comparison)), ""]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
+
+
+def as_json(comparison: ResultComparison) -> str:
+    """Return a comparison as JSON; numbers that are not finite are null."""
+    found = {
+        "a": comparison.a,
+        "b": comparison.b,
+        "environment": [{"name": name, "a": a, "b": b} for name, a, b in comparison.environment],
+        "rows": [{**asdict(row), "regression": row.regression} for row in comparison.rows],
+        "only_a": list(comparison.only_a),
+        "only_b": list(comparison.only_b),
+        "problems": list(comparison.problems),
+        "regressions": len(comparison.regressions),
+    }
+    return json.dumps(_finite(found), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def notes(comparison: ResultComparison) -> list[str]:
+    """Return what explains a word, one sentence for each that needs one."""
+    together: dict[str, list[str]] = {}
+    for row in comparison.rows:
+        if row.note:
+            together.setdefault(row.note, []).append(f"{_name(row)} ({row.metric})")
+    return [f"{listed(names, MAX_LISTED)}: {note}" for note, names in together.items()]
+
+
+def summary(comparison: ResultComparison) -> str:
+    """Return one sentence with the result."""
+    tested = [row for row in comparison.rows if row.primary]
+    if not tested:
+        return "no benchmark has runs on both sides, so nothing was compared"
+    counts = {word: sum(row.word == word for row in tested) for word in dict.fromkeys(row.word for row in tested)}
+    return ", ".join(f"{count} {word}" for word, count in counts.items())
+
+
+def _preamble(comparison: ResultComparison) -> list[str]:
+    lines = [f"A: {comparison.a}", f"B: {comparison.b}"]
+    if comparison.environment:
+        lines.append("Different environments, which may explain a difference below:")
+        lines += [f"  {name}: {a} → {b}" for name, a, b in comparison.environment]
+    else:
+        lines.append("The same environment on both sides.")
+    for names, side in ((comparison.only_a, "A"), (comparison.only_b, "B")):
+        if names:
+            lines.append(f"Only {side} has runs of {listed(names, MAX_LISTED)}.")
+    return [*lines, *comparison.problems]
+
+
+def _cells(row: ComparisonRow) -> list[str]:
+    unit = "" if row.unit in ("", "%") else f" {row.unit}"
+    metric = f"{row.metric}{', %' if row.unit == '%' else ''}"
+    timed = row.metric == "epoch time"
+    # Percentage points of accuracy have two digits everywhere.
+    digits = (lambda _: 2) if row.unit == "%" else _digits
+    difference = f"×{row.difference + 1:.3f}" if timed else wording.signed(row.difference, digits(row.difference))
+    interval = ""
+    if row.interval is not None:
+        low, high = row.interval
+        interval = (
+            f"×{low + 1:.3f} to ×{high + 1:.3f}"
+            if timed
+            else f"{wording.signed(low, digits(low))} to {wording.signed(high, digits(high))}"
+        )
+    return [
+        _name(row),
+        metric,
+        f"{_significant(row.a)}{unit} ({row.a_runs})",
+        f"{_significant(row.b)}{unit} ({row.b_runs})",
+        difference,
+        interval,
+        DASH if row.adjusted_p is None else "<0.001" if row.adjusted_p < 0.001 else f"{row.adjusted_p:.3f}",
+        row.word if row.primary else "",
+    ]
+
+
+def _name(row: ComparisonRow) -> str:
+    name = row.benchmark if row.profile == "full" else f"{row.benchmark}, {row.profile}"
+    return f"{name}, generated images" if row.generated else name
+
+
+def _digits(value: float) -> int:
+    return 0 if abs(value) >= 1000 else 2 if abs(value) >= 0.1 or value == 0 else 4
+
+
+def _significant(value: float) -> str:
+    if not math.isfinite(value):
+        return DASH
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.4g}"
+
+
+def _md(cell: str) -> str:
+    single = " ".join(cell.split())
+    return re.sub(r"([\\`*_|#])", r"\\\1", single).replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(below) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(below) for below in value]
+    return value

@@ -1,0 +1,83 @@
+"""Show each claim beside our runs, and what is missing to judge the others."""
+
+from resnet_bench.base.text import DASH
+from resnet_bench.reporting.claims import ClaimRow, Missing
+from resnet_bench.reporting.figures.claims import forest, selection_effect
+from resnet_bench.reporting.figures.style import present
+from resnet_bench.reporting.runs import RunGroup
+from resnet_bench.reporting.sections.section import (
+    Cell,
+    Grid,
+    Results,
+    Section,
+    View,
+    apart_badge,
+    grid,
+    runs_grid,
+)
+from resnet_bench.reporting.wording import interval, number, signed
+
+
+def build(results: Results) -> View:
+    """Build the section; it is never empty, as it names the benchmarks without runs."""
+    claims = results.claims
+    plots = present(forest(claims.rows, results.tuned), selection_effect(claims.rows, results.tuned))
+    return View(
+        {
+            "rows": claims.rows,
+            "apart": claims.apart,
+            "open": not claims.headlines,
+            "missing": _missing(claims.missing) if claims.missing else None,
+            "numbers": _numbers,
+            "facts": _facts,
+            "runs": lambda group: runs_grid(group.all_runs, with_store=results.several_stores),
+            "badge": apart_badge,
+            "plots": plots,
+        },
+        plots,
+    )
+
+
+SECTION = Section("claims", "Claims", build)
+
+
+def _missing(missing: tuple[Missing, ...]) -> Grid:
+    rows: list[list[str | Cell]] = [
+        [
+            each.benchmark.name,
+            each.benchmark.claims[0].text if each.benchmark.claims else "none",
+            each.why,
+            Cell(each.command, code=True),
+        ]
+        for each in missing
+    ]
+    return grid("Benchmarks without a judged run", "Benchmark|Claim|What is missing|Command to run", rows)
+
+
+def _numbers(row: ClaimRow) -> list[tuple[str, str]]:
+    """Return the numbers behind a verdict, each with its name."""
+    claim, verdict = row.claim, row.verdict
+    selection = DASH
+    if claim is not None:
+        selection = claim.selection if claim.epoch is None else f"{claim.selection} {claim.epoch}"
+    gain = row.selection_gain
+    return [
+        ("selection of the claim", selection),
+        ("mean at the last epoch", number(row.last_epoch, 2, "%")),
+        ("standard accuracy (eval mode, per image, no TTA)", number(row.standard, 2, "%")),
+        ("selection gain: best epoch minus last", "evaluated once" if gain is None else f"{signed(gain)} pp"),
+        ("SD across seeds", f"{number(verdict.sd)} pp"),
+        ("95% CI of the mean (t)", interval(verdict.interval) or DASH),
+        ("90% CI of the mean, compared with the claim", interval(verdict.decision_interval) or DASH),
+        ("95% prediction interval", interval(verdict.prediction) or DASH),
+    ]
+
+
+def _facts(group: RunGroup) -> Grid | None:
+    """Return what the recipe of a group rests on; None where its benchmark states no facts."""
+    facts = group.definition.source.facts if group.definition is not None else ()
+    if not facts:
+        return None
+    return grid(
+        "Facts", "Fact|Status|Other reading", [[fact.fact, fact.status, fact.alternative or ""] for fact in facts]
+    )

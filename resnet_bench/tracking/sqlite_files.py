@@ -1,0 +1,304 @@
+"""What a SQLite file is, found out without changing it, and what brings one of MLflow's up to date."""
+
+import contextlib
+import functools
+import importlib.util
+import logging
+import os
+import re
+import shlex
+import sqlite3
+import subprocess  # our own interpreter  # nosec B404
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote, unquote, urlsplit
+
+from resnet_bench.base.errors import UserError
+from resnet_bench.base.files import acquire_lock
+from resnet_bench.tracking.vocabulary import EXPERIMENTS
+
+BUSY_SECONDS = 3
+LOCK_TIMEOUT_SECONDS = 180
+ARTIFACTS = "mlartifacts"
+"""The folder beside a database that holds the artifacts of its runs."""
+
+_MLFLOW_TABLES = {"experiments", "runs", "metrics", "params", "tags"}
+_ARTIFACT_COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+)
+_NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb", "smbfs", "smb3", "afpfs", "ncpfs", "9p", "fuse.sshfs", "lustre"}
+_WAL = b"\x02\x02"
+_log = logging.getLogger(__name__)
+
+Kind = Literal["missing", "empty", "current", "older", "newer", "foreign", "broken"]
+
+
+@dataclass(frozen=True)
+class SqliteFile:
+    """A file as it was found.
+
+    Attributes:
+        path: The file.
+        kind: What it is; ``current``, ``older`` and ``newer`` are MLflow's, compared with the MLflow installed here.
+        problem: Why it cannot hold runs, with what to do; None where it can.
+        revision: The version of MLflow's tables.
+        deleted: Our experiments that were deleted in MLflow, by name, with their ids.
+        moved: The artifact folder that the file names and the one beside it, where that one is meant.
+    """
+
+    path: Path
+    kind: Kind
+    problem: str | None = None
+    revision: str | None = None
+    deleted: tuple[tuple[str, str], ...] = ()
+    moved: tuple[Path, Path] | None = None
+
+
+def inspect(path: Path) -> SqliteFile:
+    """Look at a file without changing it or making anything."""
+    if not path.exists():
+        if path.is_symlink():
+            return SqliteFile(path, "broken", f"{path} is a link to {path.readlink()}, which does not exist; mend it")
+        return SqliteFile(path, "missing")
+    if not path.is_file():
+        return SqliteFile(path, "broken", f"{path} is not a file; {_another(path)}")
+    try:
+        with read_only(path) as database:
+            return _inspect(path, database)
+    except sqlite3.DatabaseError as error:
+        return SqliteFile(path, "broken", _broken(path, error))
+    except OSError as error:
+        return SqliteFile(path, "broken", f"{path} cannot be read: {error.strerror or error}")
+
+
+@contextlib.contextmanager
+def read_only(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a SQLite file for reading; nothing is written beside it either.
+
+    Raises:
+        OSError: The file cannot be read.
+        sqlite3.DatabaseError: It is locked, or not a database.
+    """
+    with path.open("rb") as file:
+        header = file.read(20)
+    # A reader of a write-ahead log makes a file for it, unless it knows that there is nobody to share it with.
+    alone = header[18:20] == _WAL and not path.with_name(f"{path.name}-wal").exists()
+    uri = f"file:{quote(str(path))}?mode=ro{'&immutable=1' if alone else ''}"
+    with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS)) as database:
+        yield database
+
+
+def problem(found: SqliteFile, *, to_write: bool) -> str | None:
+    """Say why a file cannot be used and what to do, or None.
+
+    Args:
+        found: The file as it was found.
+        to_write: Whether runs are to be logged; False asks only whether it can be read.
+    """
+    path = found.path
+    if found.problem is not None:
+        return found.problem
+    if not to_write:
+        return f"{path} holds no runs yet" if found.kind in ("missing", "empty") else None
+    folder = next(parent for parent in path.parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        return f"the folder {folder} cannot be written; name another store: --tracking sqlite:////folder/mlflow.db"
+    if found.kind != "missing" and not os.access(path, os.W_OK):
+        return f"{path} cannot be written; type: chmod u+w {shlex.quote(str(path))}"
+    return None
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep other processes of this machine out while a file is made or changed.
+
+    Raises:
+        UserError: The folder cannot be written, or another process does not come to an end.
+    """
+    if notice := network_file_system_notice(path):
+        log_once(notice)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = acquire_lock(Path(f"{path}.lock"), timeout=LOCK_TIMEOUT_SECONDS)
+    except OSError as error:
+        raise UserError(f"{path.parent}: runs cannot be kept in this folder ({error.strerror})") from None
+    if lock is None:
+        raise UserError(f"{path}.lock: another process has been making the database for minutes; end it")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def update(path: Path) -> None:
+    """Bring a database up to date in place, and keep what an older MLflow made beside it.
+
+    Raises:
+        UserError: It cannot be upgraded.
+    """
+    # Looked at again, because another process may have done it while this one waited for the lock.
+    found = inspect(path)
+    if found.kind == "older":
+        backup = path.with_name(f"{path.name}.{found.revision}.backup")
+        _log.warning("%s was made by an older MLflow; upgrading it, the old one is kept as %s", path, backup)
+        copy(path, backup)
+    if found.moved is not None:
+        _log.warning("%s was moved or copied; its artifacts are taken from %s", path, found.moved[1])
+    bring_up_to_date(found, path)
+
+
+def copy(path: Path, target: Path) -> None:
+    """Copy a database as it is at one moment, whoever writes to it."""
+    with read_only(path) as database, contextlib.closing(sqlite3.connect(target)) as other:
+        database.backup(other)
+
+
+def bring_up_to_date(found: SqliteFile, path: Path) -> None:
+    """Give a database the tables that this MLflow wants, and the artifact folder that lies beside the original.
+
+    Args:
+        found: What the original was found to be.
+        path: The original, or a copy of it, to be changed.
+
+    Raises:
+        UserError: It cannot be upgraded.
+    """
+    if found.kind == "older":
+        done = subprocess.run(  # noqa: S603 - our own interpreter and MLflow's own command  # nosec B603
+            [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{path}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise UserError(
+                f"{found.path}: this database of MLflow cannot be upgraded ({last}); {_another(found.path)}"
+            )
+    if found.moved is not None:
+        old, new = (folder.as_uri() for folder in found.moved)
+        with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as database, database:
+            tables = _tables(database)
+            for table, column in _ARTIFACT_COLUMNS:
+                if table in tables:
+                    database.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) "  # noqa: S608 - names of ours  # nosec B608
+                        f"WHERE substr({column}, 1, ?) = ?",
+                        (new, len(old) + 1, len(old) + 1, f"{old}/"),
+                    )
+
+
+@functools.cache
+def installed_revisions() -> tuple[frozenset[str], str | None]:
+    """Return every version of MLflow's tables that the installed MLflow knows, and the one it wants.
+
+    Read from the names and texts of its migrations: importing MLflow takes seconds.
+    """
+    spec = importlib.util.find_spec("mlflow")
+    places = (spec.submodule_search_locations if spec else None) or ()
+    folders = [Path(place) / "store" / "db_migrations" / "versions" for place in places]
+    before: dict[str, str | None] = {}
+    for file in (file for folder in folders for file in folder.glob("*.py")):
+        text = file.read_text("utf-8")
+        revision = re.search(r"^revision\s*=\s*[\"'](\w+)[\"']", text, re.MULTILINE)
+        down = re.search(r"^down_revision\s*=\s*[\"'](\w+)[\"']", text, re.MULTILINE)
+        if revision:
+            before[revision[1]] = down[1] if down else None
+    heads = set(before) - set(before.values())
+    return frozenset(before), heads.pop() if len(heads) == 1 else None
+
+
+def _inspect(path: Path, database: sqlite3.Connection) -> SqliteFile:
+    tables = _tables(database)
+    if not tables:
+        return SqliteFile(path, "empty")
+    if not {"experiments", "runs"} <= tables:
+        # Whoever made it may have been killed after the first of MLflow's tables.
+        if tables <= _MLFLOW_TABLES:
+            return SqliteFile(path, "empty")
+        whose = "Optuna" if {"studies", "trials"} <= tables else "another application"
+        return SqliteFile(path, "foreign", f"{path} is a database of {whose}, not of MLflow; {_another(path)}")
+    revision = _revision(database) if "alembic_version" in tables else None
+    known, wanted = installed_revisions()
+    if revision is None or revision == wanted:
+        kind: Kind = "current"
+    elif revision in known:
+        kind = "older"
+    else:
+        problem = (
+            f"{path} was made by a newer MLflow than the one installed here (its tables are of revision {revision}); "
+            f"update it with: pip install --upgrade mlflow, or {_another(path)}"
+        )
+        return SqliteFile(path, "newer", problem, revision)
+    return SqliteFile(path, kind, None, revision, _deleted(database), _moved(path, database))
+
+
+def _tables(database: sqlite3.Connection) -> set[str]:
+    rows = database.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+    return {str(name) for (name,) in rows}
+
+
+def _revision(database: sqlite3.Connection) -> str | None:
+    row = database.execute("SELECT version_num FROM alembic_version").fetchone()
+    return str(row[0]) if row else None
+
+
+def _deleted(database: sqlite3.Connection) -> tuple[tuple[str, str], ...]:
+    rows = database.execute("SELECT name, experiment_id FROM experiments WHERE lifecycle_stage = 'deleted'")
+    return tuple((name, str(number)) for name, number in rows if name in EXPERIMENTS)
+
+
+def _moved(path: Path, database: sqlite3.Connection) -> tuple[Path, Path] | None:
+    """The artifact folder that a database names, and the one beside it, where the project was moved or copied."""
+    beside = path.parent.resolve() / ARTIFACTS
+    if os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT"):
+        return None
+    for (location,) in database.execute("SELECT artifact_location FROM experiments"):
+        parts = urlsplit(location or "")
+        named = Path(unquote(parts.path)).parent
+        if parts.scheme != "file" or named.name != ARTIFACTS or named == beside:
+            continue
+        # A user may keep artifacts elsewhere on purpose: then they are there, and not here.
+        if beside.is_dir() or not named.is_dir():
+            return named, beside
+    return None
+
+
+def _broken(path: Path, error: sqlite3.DatabaseError) -> str:
+    text = str(error)
+    if "locked" in text:
+        return f"{path} is locked by another process; wait for it, or find it: fuser {shlex.quote(str(path))}"
+    if "not a database" in text or "malformed" in text:
+        return f"{path} is not a SQLite database ({text}); move it away, or {_another(path)}"
+    return f"{path} cannot be read: {text}"
+
+
+def _another(path: Path) -> str:
+    other = path.with_name(f"{path.stem}-runs.db")
+    return f"name another one: --tracking {shlex.quote(f'sqlite:///{other}')}"
+
+
+def network_file_system_notice(path: Path) -> str | None:
+    """Say why SQLite should not be used at a path, where it lies on a network file system; else None."""
+    import psutil  # type: ignore[import-untyped]
+
+    resolved = path.resolve()
+    mounts = [part for part in psutil.disk_partitions(all=True) if resolved.is_relative_to(part.mountpoint)]
+    kind = max(mounts, key=lambda part: len(part.mountpoint)).fstype.lower() if mounts else ""
+    if kind not in _NETWORK_FILE_SYSTEMS:
+        return None
+    return (
+        f"{path} lies on a network file system ({kind}), where SQLite can lose or damage runs when several "
+        "processes write; take a local folder, or a server with --tracking http://…"
+    )
+
+
+@functools.cache
+def log_once(text: str) -> None:
+    """Warn of something that is the same for every run of a command."""
+    _log.warning("%s", text)

@@ -1,0 +1,202 @@
+"""Every name that is stored in MLflow, once, for those who write it and those who read it.
+
+What a name says today is written. Stores of version 0.1.0 have other names for some of it; readers pass what they
+found through :func:`current_metrics` and :func:`current_tags`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+# --- experiments ---------------------------------------------------------------------------------------
+
+EXPERIMENT = "resnet-bench"
+"""Benchmark runs: one recipe, one seed and one execution per run."""
+STUDIES_EXPERIMENT = "resnet-bench studies"
+"""Studies; their trials and retraining runs are children of the study's run."""
+PERFORMANCE_EXPERIMENT = "resnet-bench perf"
+"""Speed comparisons, one run per benchmark."""
+EXPERIMENTS = (EXPERIMENT, STUDIES_EXPERIMENT)
+"""The experiments that hold training runs."""
+
+# --- tags ----------------------------------------------------------------------------------------------
+
+PREFIX = "resnet_bench."
+"""How every tag of ours begins."""
+PERF_PREFIX = f"{PREFIX}perf."
+"""How every tag of a speed comparison begins."""
+
+TAGS: Mapping[str, str] = {
+    # What the run is.
+    "benchmark": "the benchmark's name",
+    "role": "run, study, trial or retrain",
+    "profile": "full or smoke",
+    "seed": "the seed of every random stream",
+    "fingerprint": "of the recipe; equal for repeats of one experiment",
+    "source_title": "who published the recipe",
+    "claim": "the source's first claim, as it is printed",
+    # What it runs on.
+    "device": "the device's name, with the threads of a CPU",
+    "device_type": "cpu, cuda or mps",
+    "precision": "fp32, tf32 or bf16",
+    "execution": "every execution option, as JSON",
+    "environment": "versions and hardware, as JSON",
+    "seeds_per_device": "how many runs shared the device; missing where it had the device alone",
+    # Its images.
+    "dataset": "cifar10 or cifar100",
+    "data_source": "where the images come from",
+    "data_fingerprint": "of the images and labels",
+    "generated": "true where the images are generated",
+    # Its code.
+    "code_commit": "the commit of the checkout, the version of an installed package, or unknown",
+    "code_dirty": "true where code that decides results differs from the commit, else false or unknown",
+    "code_fingerprint": "of the code that decides results",
+    "version": "of resnet-bench",
+    # Its process.
+    "host": "the machine",
+    "pid": "the process id",
+    "pid_start": "tells the process from later ones with its id",
+    "folder": "the name of the run's folder",
+    "run_key": "what the run is found by before its id is known",
+    # Its course.
+    "parameters": "the network's parameters",
+    "macs": "multiply-accumulate operations per image",
+    "cuda_graphs": "how many CUDA graphs were captured; missing where steps are eager",
+    "resumed": "how often the run was resumed",
+    "reason": "why it did not finish",
+    # Studies.
+    "study": "the study's name",
+    "sampler": "the study's sampler, as JSON",
+    "pruner": "the study's pruner, as JSON",
+    "search_space": "the study's search space, as JSON",
+    "objectives": "the study's objectives, as JSON",
+    "trial_number": "the trial's number",
+    "trial_state": "COMPLETE, PRUNED or FAIL",
+    "trial_params": "the trial's hyperparameters, as JSON",
+    "arm": "source or tuned",
+}
+"""Our tags without their prefix, and what each says."""
+
+NOTE = "mlflow.note.content"
+PARENT = "mlflow.parentRunId"
+
+
+def tag(name: str) -> str:
+    """Return the stored name of one of our tags.
+
+    Raises:
+        KeyError: The name is not in the vocabulary.
+    """
+    if name not in TAGS:
+        raise KeyError(name)
+    return f"{PREFIX}{name}"
+
+
+def stored_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return tags under their stored names: those without a dot are ours and get the prefix."""
+    return {key if "." in key else f"{PREFIX}{key}": value for key, value in tags.items()}
+
+
+# --- metrics -------------------------------------------------------------------------------------------
+
+SPLITS = ("train", "validation", "test")
+
+STEP_LOSS = "step/loss"
+LEARNING_RATE = "step/learning_rate"
+
+TRAIN_LOSS = "train/loss"
+TRAIN_LOSS_MEAN = "train/loss_mean"
+TRAIN_ACCURACY = "train/accuracy"
+
+SETUP_SECONDS = "time/setup_seconds"
+EPOCH_SECONDS = "time/epoch_seconds"
+TRAIN_SECONDS = "time/train_seconds"
+EVALUATION_SECONDS = "time/evaluation_seconds"
+THROUGHPUT = "time/images_per_second"
+PEAK_MEMORY = "memory/peak_bytes"
+PEAK_FLOPS = "device/peak_flops"
+ENERGY = "energy/joules"
+
+EVALUATED = ("accuracy", "accuracy_standard", "accuracy_tta", "loss", "loss_standard")
+"""What an evaluation of a split gives: by the source's protocol, in eval mode per image, and with test-time
+augmentation."""
+
+FINAL_TRAIN_SECONDS = "final/train_seconds"
+FINAL_EVALUATION_SECONDS = "final/evaluation_seconds"
+FINAL_TTA_SECONDS = "final/tta_seconds"
+
+EPOCH_METRICS = (
+    *(f"{split}/{name}" for split in SPLITS for name in EVALUATED),
+    TRAIN_LOSS_MEAN,
+    EPOCH_SECONDS,
+    TRAIN_SECONDS,
+    THROUGHPUT,
+    EVALUATION_SECONDS,
+    PEAK_MEMORY,
+)
+"""Metrics with one value per epoch."""
+STEP_METRICS = (STEP_LOSS, LEARNING_RATE)
+"""Metrics with one value per optimizer step."""
+ONCE_PREFIXES = ("final/", "study/", "energy/", "device/", "time/to_claim_", SETUP_SECONDS)
+"""How the names of metrics begin that are logged once."""
+
+
+def split_metric(split: str, name: str) -> str:
+    """Return the metric of a split's evaluation, such as ``test/accuracy_standard``."""
+    return f"{split}/{name}"
+
+
+def final_metric(split: str, name: str = "accuracy") -> str:
+    """Return the metric with a split's last value, such as ``final/test_accuracy``."""
+    return f"final/{split}_{name}"
+
+
+def to_claim_seconds(number: int) -> str:
+    """Return the metric with the training time until claim ``number``, from 1, was first reached."""
+    return "time/to_claim_seconds" if number == 1 else f"time/to_claim_{number}_seconds"
+
+
+# --- version 0.1.0 -------------------------------------------------------------------------------------
+
+OLD_METRIC_ENDINGS: Mapping[str, str] = {
+    "accuracy_plain": "accuracy_standard",
+    "loss_plain": "loss_standard",
+    "accuracy_augmented": "accuracy_tta",
+    "augmented_seconds": "tta_seconds",
+}
+"""How names of metrics end in stores of version 0.1.0, and how they end now."""
+OLD_TAGS: Mapping[str, str] = {f"{PREFIX}captures": tag("cuda_graphs")}
+"""Tags of stores of version 0.1.0, and what they are called now."""
+
+
+def current_metric(name: str) -> str:
+    """Return today's name of a metric, which a store of version 0.1.0 may know by another."""
+    for old, new in OLD_METRIC_ENDINGS.items():
+        if name.endswith(old) and name[: -len(old)].endswith(("/", "_")):
+            return name.removesuffix(old) + new
+    return name
+
+
+def current_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run holds under today's names of its metrics."""
+    return _renamed({key: current_metric(key) for key in metrics}, metrics)
+
+
+def current_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return what a run holds under today's names of its tags."""
+    return _renamed({key: OLD_TAGS.get(key, key) for key in tags}, tags)
+
+
+def stored_metric(name: str, metrics: Mapping[str, Any]) -> str:
+    """Return the name under which a run's store knows a metric, for asking for its history.
+
+    Args:
+        name: Today's name.
+        metrics: The run's metrics, as they are stored.
+    """
+    return name if name in metrics else next((key for key in metrics if current_metric(key) == name), name)
+
+
+def _renamed(names: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
+    # A run that 0.1.0 began and this version resumed may have both; what was logged under today's name is newer.
+    old = {names[key]: value for key, value in values.items() if names[key] != key}
+    return old | {key: value for key, value in values.items() if names[key] == key}
