@@ -19,7 +19,7 @@ VERBS = {
     "list": "List the benchmarks: name, dataset, network, epochs and claim.",
     "show": "Show a benchmark: its source, claims, recipe and facts.",
     "copy": "Copy a benchmark to a file, to start a recipe of your own.",
-    "validate": "Check benchmark files.",
+    "validate": "Check benchmark and study files, and print every problem.",
     "run": "Train benchmarks and track them in MLflow.",
     "report": "Write a report of the tracked runs.",
     "compare": "Compare two sets of runs.",

@@ -91,9 +91,9 @@ def new_table(*columns: str, right: Sequence[str] = (), title: str | None = None
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
+        pad_edge=False,
         padding=(0, 1, 0, 0),
         title=Text(title) if title else None,
-        title_justify="left",
     )
     for column in columns:
         table.add_column(Text(column), justify="right" if column in right else "left", overflow="fold")
@@ -107,6 +107,10 @@ def print_table(table: Table, to: Console | None = None) -> None:
     header and value.
     """
     to = to or console
+    if table.title:
+        # Rich wraps a title to the width of the table, and paths with it.
+        to.print(_text(table.title, to), style="bold", highlight=False, soft_wrap=True)
+        table.title = None
     # Measured without a limit; a table that is limited hides what it needs.
     options = to.options.update(width=100_000)
     needs = [measure_renderables(to, options, [column.header, *column.cells]) for column in table.columns]
@@ -137,8 +141,6 @@ def _shares(needs: Sequence[tuple[int, int]], room: int) -> list[int] | None:
 def _print_rows(table: Table, to: Console) -> None:
     texts = [[_text(cell, to) for cell in (column.header, *column.cells)] for column in table.columns]
     label = max(text.cell_len for text, *_ in texts) + 2
-    if table.title:
-        to.print(table.title, style="bold")
     for row in range(table.row_count):
         to.print()
         for header, *cells in texts:

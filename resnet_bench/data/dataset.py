@@ -210,7 +210,7 @@ def load(
                 failure = f"{error}; "
         if source is not None:
             return _load(source, images, progress)
-        advice = f"{failure}there is no {facts.name} in {folder}: {how_to_get(facts, folder)}"
+        advice = f"{failure}there is no {facts.name} in {folder}: {how_to_get(facts, folder, can_download=not failure)}"
     if not images.allow_generated or images.typed:
         raise UserError(advice)
     progress(f"GENERATED IMAGES are used in place of {facts.name}, and no result counts: {advice}")

@@ -58,16 +58,23 @@ def find_sources(facts: DatasetFacts, folder: Path, archive: ArchiveFacts | None
             yield source
 
 
-def how_to_get(facts: DatasetFacts, folder: Path) -> str:
-    """Say what to do where a folder has no source of a dataset, what looks like one in front."""
+def how_to_get(facts: DatasetFacts, folder: Path, *, can_download: bool = True) -> str:
+    """Say what to do where a folder has no source of a dataset, what looks like one in front.
+
+    Args:
+        facts: The dataset.
+        folder: The folder without a source.
+        can_download: Whether to advise a download; not after one that failed.
+    """
     archive = ARCHIVES.get(facts.name)
     hint = _near_miss(facts, folder)
-    return (
+    places = (
         f"{hint}put {archive.filename if archive else 'the archive'} there, or Parquet files "
         f"({facts.name}/train-*.parquet and {facts.name}/test-*.parquet), or class folders "
-        f"({facts.name}/train/<class>/*.png and {facts.name}/test/<class>/*.png), name the folder that has them with "
-        "--data DIR, or download them with: resnet-bench data prepare"
+        f"({facts.name}/train/<class>/*.png and {facts.name}/test/<class>/*.png), or name the folder that has them with "
+        "--data DIR"
     )
+    return f"{places}, or download them with: resnet-bench data prepare" if can_download else places
 
 
 def _near_miss(facts: DatasetFacts, folder: Path) -> str:
