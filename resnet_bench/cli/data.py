@@ -36,8 +36,9 @@ app = new_app("Find or download CIFAR.")
 def status(data: DataFolder = None) -> None:
     from resnet_bench.data.dataset import dataset_status
 
-    table = new_table("dataset", "sources", "decoded", "fingerprint")
-    for found in dataset_status(data_folder(data)):
+    folder = data_folder(data)
+    table = new_table("dataset", "sources", "decoded", "fingerprint", title=f"Datasets in {folder.resolve()}")
+    for found in dataset_status(folder):
         sources = ", ".join(f"{kind} at {location}" for kind, location in found.sources)
         table.add_row(
             found.name,

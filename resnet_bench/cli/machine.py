@@ -1,15 +1,16 @@
-"""What resnet-bench would run on: each thing it needs, whether it is there, and what to type if not."""
+"""What this machine offers: each thing that resnet-bench needs, whether it is there, and what to type if not."""
 
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import dataset_status
 from resnet_bench.execution.execution import Execution
@@ -18,6 +19,7 @@ from resnet_bench.tracking.store import Store
 
 MIN_PYTHON = (3, 11)
 MIN_FREE_BYTES = 5 * 10**9
+_ONE_PLACE = "install torch and torchvision from one place, as make does"
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,21 @@ def _python() -> Finding:
 
 
 def _torch() -> Finding:
+    # Importing torchvision takes longer than everything else together.
     try:
-        import torchvision
-    except (ImportError, RuntimeError) as error:
-        text = f"torch {torch.__version__}, but torchvision cannot be loaded: {describe_error(error)}"
-        return Finding("torch", False, text, "install torch and torchvision from one place, as make does")
-    return Finding("torch", True, f"{torch.__version__}, torchvision {torchvision.__version__}")
+        version, wanted = metadata.version("torchvision"), metadata.requires("torchvision") or []
+    except metadata.PackageNotFoundError:
+        return Finding("torch", False, f"{torch.__version__}, but torchvision is not installed", _ONE_PLACE)
+    installed = _numbers(torch.__version__)
+    for sign, needed in re.findall(r"^torch\b\s*\(?(==|>=)\s*([\d.]+)", "\n".join(wanted), re.MULTILINE):
+        if installed < _numbers(needed) or (sign == "==" and installed != _numbers(needed)):
+            text = f"{torch.__version__}, but torchvision {version} needs torch {sign} {needed}"
+            return Finding("torch", False, text, _ONE_PLACE)
+    return Finding("torch", True, f"{torch.__version__}, torchvision {version}")
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version.partition("+")[0])[:3]]
 
 
 def _gpu() -> Finding:

@@ -63,13 +63,14 @@ def note(text: str) -> None:
     errors.print(Text.assemble(("note:", "yellow"), " ", text), highlight=False, soft_wrap=True)
 
 
-def announce_generated(dataset: str) -> None:
+def announce_generated(dataset: str, to: Console | None = None) -> None:
     """Warn that a dataset's images are generated."""
     warning = (
         "no CIFAR was found; every number below says nothing about the benchmarks. Name the folder that holds CIFAR "
         "with --data DIR, or type: resnet-bench data prepare"
     )
-    console.print(Text.assemble((f"{dataset}: GENERATED IMAGES", "bold yellow"), f", {warning}"), soft_wrap=True)
+    to = to or console
+    to.print(Text.assemble((f"{dataset}: GENERATED IMAGES", "bold yellow"), f", {warning}"), soft_wrap=True)
 
 
 def print_resume_command(option: str | None = None) -> None:
@@ -90,9 +91,9 @@ def new_table(*columns: str, right: Sequence[str] = (), title: str | None = None
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
+        pad_edge=False,
         padding=(0, 1, 0, 0),
         title=Text(title) if title else None,
-        title_justify="left",
     )
     for column in columns:
         table.add_column(Text(column), justify="right" if column in right else "left", overflow="fold")
@@ -106,6 +107,10 @@ def print_table(table: Table, to: Console | None = None) -> None:
     header and value.
     """
     to = to or console
+    if table.title:
+        # Rich wraps a title to the width of the table, and paths with it.
+        to.print(_text(table.title, to), style="bold", highlight=False, soft_wrap=True)
+        table.title = None
     # Measured without a limit; a table that is limited hides what it needs.
     options = to.options.update(width=100_000)
     needs = [measure_renderables(to, options, [column.header, *column.cells]) for column in table.columns]
@@ -136,8 +141,6 @@ def _shares(needs: Sequence[tuple[int, int]], room: int) -> list[int] | None:
 def _print_rows(table: Table, to: Console) -> None:
     texts = [[_text(cell, to) for cell in (column.header, *column.cells)] for column in table.columns]
     label = max(text.cell_len for text, *_ in texts) + 2
-    if table.title:
-        to.print(table.title, style="bold")
     for row in range(table.row_count):
         to.print()
         for header, *cells in texts:

@@ -51,6 +51,12 @@ def search_folders(kind: Kind, given: Path | None = None) -> list[Path]:
     return list(dict.fromkeys(folder.resolve() for folder in candidates if folder.is_dir()))
 
 
+def reference_folder() -> Path:
+    """Return the folder with the tables of the reference results that come with the package."""
+    wheel, repository = _PACKAGE / "shipped" / "reference", _PACKAGE.parent / "reports" / "reference"
+    return wheel if wheel.is_dir() else repository
+
+
 def toml_files(searched: Sequence[Path]) -> dict[str, Path]:
     """List the TOML files in some folders by their stem; of files with the same name the first one wins."""
     found: dict[str, Path] = {}
@@ -198,13 +204,35 @@ def scan_benchmarks(folder: Path | None = None) -> tuple[dict[str, Benchmark], d
         folder: Folder of benchmarks to search first.
 
     Returns:
-        The benchmarks by name, and for each file that is wrong, by its stem, the sentence that says why.
-        Benchmarks are sorted by family: first those that reproduce an article, then the others; in a family the one
-        without a parent first, then its variants; numbers in names by value, 9 before 18.
+        The benchmarks by name, and for each file that is wrong, by its stem, the sentence that says why; other
+        programs' files (:func:`unrelated_files`) are neither. Benchmarks are sorted by family: first those that
+        reproduce an article, then the others; in a family the one without a parent first, then its variants; numbers
+        in names by value, 9 before 18.
     """
     loader = _BenchmarkLoader(search_folders("benchmarks", folder))
     loaded, problems = scan("benchmarks", lambda path: loader.load(path).benchmark, folder)
+    for path in unrelated_files(problems, folder):
+        del problems[path.stem]
     return dict(sorted(loaded.items(), key=lambda item: _family(item[1], loaded))), problems
+
+
+def unrelated_files(names: Iterable[str] | None = None, folder: Path | None = None) -> list[Path]:
+    """List the TOML files beside benchmarks that have neither a recipe nor a parent: other programs wrote them.
+
+    Args:
+        names: Stems of the files to look at; all by default.
+        folder: Folder of benchmarks to search first.
+    """
+    files = toml_files(search_folders("benchmarks", folder))
+    chosen = files.values() if names is None else [files[name] for name in names]
+    return [path for path in chosen if _is_unrelated(path)]
+
+
+def _is_unrelated(path: Path) -> bool:
+    try:
+        return not read_toml(path).keys() & {"recipe", "extends"}
+    except UserError:
+        return False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,183 @@
+"""What is printed where: tables that fit, terminals that cannot show everything, output that cannot be written."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from resnet_bench.cli import screen
+
+WIDTHS = (80, 100, 120)
+
+
+def run_command(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "resnet_bench", *arguments],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        encoding=environment.get("PYTHONIOENCODING", "utf-8"),
+    )
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def printed(columns: list[str], rows: list[list[str | Text]], width: int, title: str | None = None) -> list[str]:
+    table = screen.new_table(*columns, title=title)
+    for row in rows:
+        table.add_row(*row)
+    output = io.StringIO()
+    screen.print_table(table, Console(file=output, width=width))
+    return [line.rstrip() for line in output.getvalue().splitlines()]
+
+
+def test_table_takes_no_more_columns_than_it_needs() -> None:
+    lines = printed(["name", "epochs"], [["resnet9", "8"]], 80)
+    assert lines == ["name     epochs", "───────────────", "resnet9  8"]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_table_wraps_between_words_only(width: int) -> None:
+    name, text = "resnet18-step-decay-no-augmentation", " ".join(f"word{number}" for number in range(40))
+    lines = printed(["name", "notes", "epochs"], [[name, text, "270"]], width)
+    assert max(map(len, lines)) <= width
+    words = set(" ".join(lines).split())
+    assert {name, "270", *text.split()} <= words
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_table_that_is_too_wide_becomes_lines_of_header_and_value(width: int) -> None:
+    path = "/a/very/long/path/" + "x" * 120
+    lines = printed(["dataset", "source"], [["cifar10", path], ["cifar100", "none"]], width, title="Data")
+    assert lines == [
+        "Data",
+        "",
+        "dataset  cifar10",
+        f"source   {path}",
+        "",
+        "dataset  cifar100",
+        "source   none",
+    ]
+
+
+def test_table_gives_the_room_to_the_columns_that_need_it() -> None:
+    lines = printed(["key", "value"], [["optimizer.lr", "one two three four five six seven"]], 34)
+    assert lines[2:] == ["optimizer.lr  one two three four", "              five six seven"]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("command", ["list", "show resnet18-step-decay", "study list", "data status"])
+def test_tables_break_no_word_at_any_width(command: str, width: int, tmp_path: Path) -> None:
+    wide = run_command(*command.split(), folder=tmp_path, COLUMNS="1000").stdout
+    narrow = run_command(*command.split(), folder=tmp_path, COLUMNS=str(width)).stdout
+    missing = words_in(wide) - words_in(narrow)
+    assert not missing
+
+
+def words_in(text: str) -> set[str]:
+    return {word for word in text.split() if not re.fullmatch("─+", word)}
+
+
+# --- widths ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("columns", "expected"), [("0", 150), ("", 150), ("wide", 150), ("-5", 150), ("97", 97)])
+def test_width_of_a_log_is_that_of_columns_where_it_is_a_number(columns: str, expected: int) -> None:
+    code = "from resnet_bench.cli.screen import console; print(console.width)"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "COLUMNS": columns},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert int(found.stdout) == expected
+
+
+def test_zero_columns_on_a_terminal_are_as_many_as_it_has() -> None:
+    pty = pytest.importorskip("pty")
+    code = "from resnet_bench.cli.screen import console; print(console.width)"
+    parent, child = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "COLUMNS": "0"}, stdout=child)
+    os.close(child)
+    found = os.read(parent, 100)
+    assert process.wait() == 0
+    assert int(found) > 0
+    os.close(parent)
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+def test_brackets_in_paths_and_problems_are_printed(tmp_path: Path) -> None:
+    folder = tmp_path / "[bold]mine[red] [x]"
+    folder.mkdir()
+    (folder / "benchmarks").mkdir()
+    (folder / "benchmarks" / "broken.toml").write_text("[recipe")
+    assert "[bold]mine[red] [x]/benchmarks/broken.toml" in run_command("list", folder=folder).stderr
+    for command in ("data status", "doctor"):
+        assert "[bold]mine[red] [x]" in run_command(*command.split(), folder=folder).stdout
+    copied = run_command("copy", "resnet9-onecycle-adam", "a [b] c/mine.toml", folder=folder)
+    assert copied.stdout == "wrote a [b] c/mine.toml; edit it, then: resnet-bench validate 'a [b] c/mine.toml'\n"
+    valid = run_command("validate", "a [b] c/mine.toml", folder=folder)
+    assert valid.stdout.startswith("a [b] c/mine.toml: valid, recipe ")
+
+
+# --- output that cannot be written ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])
+@pytest.mark.parametrize("command", ["list", "show resnet9-onecycle-adam", "show speedrun-90", "--help", "nosuch"])
+def test_terminal_of_another_encoding_shows_what_it_can(command: str, encoding: str, tmp_path: Path) -> None:
+    result = run_command(*command.split(), folder=tmp_path, PYTHONIOENCODING=encoding)
+    assert "Traceback" not in result.stderr
+    assert result.returncode == (2 if command == "nosuch" else 0)
+    if command == "list":
+        assert ">= 90%" in result.stdout
+        assert re.search("62.63%", result.stdout)
+
+
+@pytest.mark.parametrize("command", ["list", "show speedrun-90", "--help", "study list", "run --help"])
+def test_output_that_nobody_reads_any_more_ends_without_a_word(command: str, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = subprocess.run(
+        [sys.executable, "-m", "resnet_bench", *command.split()],
+        cwd=tmp_path,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writing)
+    assert process.stderr == ""
+    assert process.returncode == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("command", ["list", "--help"])
+def test_full_disk_is_one_sentence(command: str, tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "resnet_bench", command],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert process.stderr == "error: the output cannot be written: No space left on device\n"
+    assert process.returncode == 1
+
+
+def test_closed_output_is_no_error(tmp_path: Path) -> None:
+    process = subprocess.run(
+        ["sh", "-c", f'"{sys.executable}" -m resnet_bench list >&-'], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (process.returncode, process.stderr) == (0, "")
