@@ -161,7 +161,7 @@ def compare_runs(a: Side, b: Side) -> ResultComparison:
 
 
 def _side(spec: Source, read: Tables, keep: Callable[[Run], bool]) -> Side:
-    name = spec.shown if isinstance(spec, Store) else redact(spec) if isinstance(spec, str) else str(spec)
+    name = spec.redacted_uri if isinstance(spec, Store) else redact(spec) if isinstance(spec, str) else str(spec)
     runs, problems = load(read)
     chosen = [run for run in runs if run.role == "run" and keep(run)]
     finished = tuple(run for run in chosen if run.finished)

@@ -62,18 +62,13 @@ class StoreReader:
     """Reads one store; what cannot be read is collected as sentences."""
 
     def __init__(self, store: Store) -> None:
-        """Open the store, but only if it exists: opening would create a database.
+        """Open the store for reading; it stays as it is.
 
         Raises:
             UserError: There is no such store, or what is there is not an MLflow store.
         """
-        if store.is_server:
-            if problem := store.check():
-                raise UserError(f"{store.shown} cannot be read: {problem}")
-        else:
-            _require_mlflow_database(store)
         self.store = store
-        self.client = store.client()
+        self.client = store.reader()
         self.problems: list[str] = []
 
     def read(self, start: datetime | None) -> Tables:
@@ -86,7 +81,7 @@ class StoreReader:
             UserError: The store does not answer.
         """
         found, experiments = self._search(start)
-        name = public_name(self.store.shown)
+        name = public_name(self.store.redacted_uri)
         rows = [self._row(StoredRun(run, name, experiments.get(run.info.experiment_id, ""))) for run in found]
         latest = _latest_of_each_experiment(rows)
         finished = [row["run_id"] for row in rows if row["role"] == "run" and row["status"] == "FINISHED"]
@@ -125,7 +120,7 @@ class StoreReader:
                 )
             )
         except Exception as error:  # whatever the database driver or the server's client raises
-            raise UserError(f"{self.store.shown} cannot be read: {self.store.sentence(error)}") from error
+            raise UserError(f"{self.store.redacted_uri} cannot be read: {self.store.sentence(error)}") from error
         return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id)), experiments
 
     def _row(self, stored: StoredRun) -> dict[str, Any]:
@@ -147,23 +142,6 @@ class StoreReader:
         values = {point.step: point.value for point in sorted(history, key=lambda point: point.timestamp)}
         axis = "step" if current_metric(key) in STEP_METRICS else "epoch"
         return [_metric_row(run_id, key, axis, step, values[step]) for step in _thinned(sorted(values))]
-
-
-def _require_mlflow_database(store: Store) -> None:
-    import sqlalchemy
-
-    path = store.uri.removeprefix("sqlite:///")
-    if store.uri.startswith("sqlite:") and not Path(path).is_file():
-        raise UserError(f"{store.shown} does not exist; the first run creates it, or name another store with --from")
-    engine = sqlalchemy.create_engine(store.uri)
-    try:
-        tables = set(sqlalchemy.inspect(engine).get_table_names())
-    except Exception as error:  # whatever the database driver raises
-        raise UserError(f"{store.shown} cannot be read: {store.sentence(error)}") from error
-    finally:
-        engine.dispose()
-    if not {"experiments", "runs", "metrics", "tags"} <= tables:
-        raise UserError(f"{store.shown} is not an MLflow database; name one with --from")
 
 
 def _pages(fetch: Callable[..., Any]) -> Iterable[Any]:
