@@ -20,11 +20,14 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from resnet_bench.data.dataset import generate_dataset
-from resnet_bench.execution.execution import Execution
+from resnet_bench.data.dataset import ImageLocation
+from resnet_bench.execution.options import ExecutionOptions
 from resnet_bench.recipe.changes import override
 from resnet_bench.recipe.files import load_benchmark
-from resnet_bench.running.run import RunRequest, run
+from resnet_bench.running.context import Context
+from resnet_bench.running.job import Job
+from resnet_bench.running.prepare import prepare
+from resnet_bench.running.run import run
 from resnet_bench.tracking.store import Store
 from resnet_bench.tuning.events import TrialEnded
 from resnet_bench.tuning.plan import load_study_file, plan_study
@@ -115,8 +118,12 @@ def work(folder: Path, process: int, runs: int, trials: int, seconds: float) -> 
     os.chdir(folder)
     store = Store.resolve(f"sqlite:///{folder / 'mlflow.db'}")
     store.prepare()
-    execution = Execution.resolve("cpu", "fp32", threads=1)
-    images = generate_dataset("cifar10", train_size=TRAIN_IMAGES, test_size=TEST_IMAGES)
+    context = Context(
+        store,
+        folder / "runs",
+        ImageLocation(folder / "none", generated=(TRAIN_IMAGES, TEST_IMAGES)),
+        ExecutionOptions("cpu", precision="fp32", threads=1, autotune=False),
+    )
     benchmark = load_benchmark(BENCHMARK)
     recipe = override(
         benchmark.recipe,
@@ -134,8 +141,8 @@ def work(folder: Path, process: int, runs: int, trials: int, seconds: float) -> 
             break
         seed = process * 1_000_000 + number
         # The export of the network takes ten times as long as all else of such a run.
-        request = RunRequest(benchmark, recipe, "smoke", seed=seed, execution=execution, keep_model=False)
-        for _ in run(request, images, store, runs_folder=folder / "runs"):
+        job = Job(benchmark=benchmark, recipe=recipe, profile="smoke", seed=seed, force=True, keep_model=False)
+        for _ in run(prepare(job, context), context):
             pass
         sampler.take("run")
     if trials:
@@ -153,7 +160,7 @@ def work(folder: Path, process: int, runs: int, trials: int, seconds: float) -> 
             precision="fp32",
         )
         sampler.start()
-        for event in run_study(request_, images):
+        for event in run_study(request_, request_.images.load()):
             if isinstance(event, TrialEnded):
                 sampler.take("trial")
                 if time.monotonic() - began > seconds:

@@ -23,6 +23,7 @@ VERBS = {
     "run": "Train benchmarks and track them in MLflow.",
     "report": "Write a report of the tracked runs.",
     "compare": "Compare two sets of runs.",
+    "plan": "Plan a comparison: seeds, hours and joules for an effect.",
     "ui": "Open MLflow on the runs.",
     "study": "Tune a benchmark with Optuna.",
     "record": "Check a speed record.",

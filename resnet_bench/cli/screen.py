@@ -63,13 +63,14 @@ def note(text: str) -> None:
     errors.print(Text.assemble(("note:", "yellow"), " ", text), highlight=False, soft_wrap=True)
 
 
-def announce_generated(dataset: str) -> None:
+def announce_generated(dataset: str, to: Console | None = None) -> None:
     """Warn that a dataset's images are generated."""
     warning = (
         "no CIFAR was found; every number below says nothing about the benchmarks. Name the folder that holds CIFAR "
         "with --data DIR, or type: resnet-bench data prepare"
     )
-    console.print(Text.assemble((f"{dataset}: GENERATED IMAGES", "bold yellow"), f", {warning}"), soft_wrap=True)
+    to = to or console
+    to.print(Text.assemble((f"{dataset}: GENERATED IMAGES", "bold yellow"), f", {warning}"), soft_wrap=True)
 
 
 def print_resume_command(option: str | None = None) -> None:

@@ -1,1 +1,1 @@
-"""Rules that judge results: intervals, verdicts and targets."""
+"""Verdicts, intervals and power: the rules that judge results."""

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from filelock import FileLock
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.files import acquire_lock, write_atomically
-from resnet_bench.base.uris import HIDDEN
+from resnet_bench.base.uris import HIDDEN, same_place
 from resnet_bench.tracking.store import Store
 
 JOURNAL = "journal.jsonl"
@@ -85,16 +86,18 @@ def note_store(folder: Path, store: Store) -> None:
     """Write down which store a run belongs to, without secrets.
 
     Raises:
+        UserError: The run was made for another one.
         OSError: The folder cannot be written.
     """
     noted: dict[str, Any] = {"uri": store.redacted_uri}
     if store.path is not None:
         # Where a project is moved or copied, the database is found from the run's folder.
         noted["relative"] = os.path.relpath(store.path, folder.resolve())
-    content = json.dumps(noted).encode()
-    path = folder / STORE
-    if not path.exists() or path.read_bytes() != content:
-        write_atomically(path, content)
+    if (known := _noted(folder)) == noted:
+        return
+    if known is not None:
+        _require_own(folder, known, store)
+    write_atomically(folder / STORE, json.dumps(noted).encode())
 
 
 def store_of(folder: Path, named: Store | None, project: Path) -> Store:
@@ -108,25 +111,60 @@ def store_of(folder: Path, named: Store | None, project: Path) -> Store:
     Raises:
         UserError: The user names another one, or its login is missing.
     """
-    try:
-        noted = json.loads((folder / STORE).read_bytes())
-        uri, relative = str(noted["uri"]), noted.get("relative")
-    except FileNotFoundError:
+    noted = _noted(folder)
+    if noted is None:
         return named or Store.resolve(None, project)
-    except (OSError, ValueError, KeyError, TypeError):
-        _log.warning("%s is damaged; the run is taken for one of the store that is named", folder / STORE)
-        return named or Store.resolve(None, project)
-    if relative is not None:
-        beside = (folder.resolve() / str(relative)).resolve()
-        uri = f"sqlite:///{beside}" if beside.exists() else uri
+    uri = _address(folder, noted)
     if named is None and HIDDEN not in uri:
         return Store.resolve(uri, project)
     store = named or Store.resolve(None, project)
-    if store.is_same(uri):
-        return store
-    if HIDDEN in uri:
+    if named is None and not _is_same(store, uri):
         raise UserError(f"{folder} was made for {uri}; name it with its login: --tracking {uri}")
-    raise UserError(f"{folder} was made for {uri}, not for {store.redacted_uri}; leave --tracking out")
+    _require_own(folder, noted, store)
+    return store
+
+
+def _require_own(folder: Path, noted: Mapping[str, Any], store: Store) -> None:
+    """Raise where a run was made for another store; a server may have got another address."""
+    uri, run_id = _address(folder, noted), Cursor.load(folder).run_id
+    if _is_same(store, uri):
+        return
+    if run_id is not None:
+        try:
+            store.reader().get_run(run_id)
+        except Exception:  # whatever the database driver or the server's client raises
+            _log.debug("%s does not know run %s", store.redacted_uri, run_id)
+        else:
+            return
+    elif HIDDEN in uri or Store.resolve(uri).check(to_write=False):
+        # It never got there, and never will.
+        return
+    raise UserError(
+        f"{folder} was made for {uri}, not for {store.redacted_uri}; leave --tracking out, or name that one"
+    )
+
+
+def _noted(folder: Path) -> dict[str, Any] | None:
+    try:
+        noted = json.loads((folder / STORE).read_bytes())
+        return {"uri": str(noted["uri"]), **({"relative": str(noted["relative"])} if "relative" in noted else {})}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        _log.warning("%s is damaged; the run is taken for one of the store that is named", folder / STORE)
+        return None
+
+
+def _address(folder: Path, noted: Mapping[str, Any]) -> str:
+    if "relative" in noted:
+        beside = (folder.resolve() / noted["relative"]).resolve()
+        if beside.exists():
+            return f"sqlite:///{beside}"
+    return str(noted["uri"])
+
+
+def _is_same(store: Store, uri: str) -> bool:
+    return uri == store.redacted_uri or same_place(uri, store.uri)
 
 
 def _checksum(text: str) -> str:

@@ -24,6 +24,7 @@ from resnet_bench.tracking.vocabulary import tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 MAX_METRICS = 1000
 MAX_PARAMS_AND_TAGS = 100
@@ -263,14 +264,8 @@ class Delivery:
             where = self._store.redacted_uri
             raise RunGone(f"run {run_id} is not in {where}; what was measured stays in {self._folder}") from None
         if run.info.lifecycle_stage != "active":
-            raise RunGone(f"run {run_id} was deleted in MLflow; restore it with: {self._restore_command(run)}")
-
-    def _restore_command(self, run: Any) -> str:
-        experiment = self._connected().get_experiment(run.info.experiment_id)
-        if experiment.lifecycle_stage != "active":
-            # Its runs come back with it.
-            return self._store.command(f"experiments restore --experiment-id {experiment.experiment_id}")
-        return self._store.command(f"runs restore --run-id {run.info.run_id}")
+            command = _restore_command(self._store, self._connected(), run)
+            raise RunGone(f"run {run_id} was deleted in MLflow; restore it with: {command}")
 
     def _call(self, records: list[Record]) -> None:
         client, kind = self._connected(), records[0]["kind"]
@@ -308,6 +303,14 @@ def create_run(store: Store, client: "MlflowClient", record: Record) -> tuple[st
     tags = {name: value[:_MAX_TAG_LENGTH] for name, value in record["tags"].items()}
     run = client.create_run(experiment_id, start_time=record["timestamp"], tags=tags, run_name=record["name"])
     return str(run.info.run_id), experiment_id
+
+
+def _restore_command(store: Store, client: "MlflowClient", run: "Run") -> str:
+    experiment = client.get_experiment(run.info.experiment_id)
+    if experiment.lifecycle_stage != "active":
+        # Its runs come back with it.
+        return store.command(f"experiments restore --experiment-id {experiment.experiment_id}")
+    return store.command(f"runs restore --run-id {run.info.run_id}")
 
 
 def _calls_it_invalid(error: Exception) -> bool:

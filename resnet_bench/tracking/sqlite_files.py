@@ -17,9 +17,11 @@ from typing import Literal
 from urllib.parse import quote, unquote, urlsplit
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.files import acquire_lock
 from resnet_bench.tracking.vocabulary import EXPERIMENTS
 
 BUSY_SECONDS = 3
+LOCK_TIMEOUT_SECONDS = 180
 ARTIFACTS = "mlartifacts"
 """The folder beside a database that holds the artifacts of its runs."""
 
@@ -29,6 +31,7 @@ _ARTIFACT_COLUMNS = (
     ("runs", "artifact_uri"),
     ("logged_models", "artifact_location"),
 )
+_NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb", "smbfs", "smb3", "afpfs", "ncpfs", "9p", "fuse.sshfs", "lustre"}
 _WAL = b"\x02\x02"
 _log = logging.getLogger(__name__)
 
@@ -88,6 +91,65 @@ def read_only(path: Path) -> Iterator[sqlite3.Connection]:
     uri = f"file:{quote(str(path))}?mode=ro{'&immutable=1' if alone else ''}"
     with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS)) as database:
         yield database
+
+
+def problem(found: SqliteFile, *, to_write: bool) -> str | None:
+    """Say why a file cannot be used and what to do, or None.
+
+    Args:
+        found: The file as it was found.
+        to_write: Whether runs are to be logged; False asks only whether it can be read.
+    """
+    path = found.path
+    if found.problem is not None:
+        return found.problem
+    if not to_write:
+        return f"{path} holds no runs yet" if found.kind in ("missing", "empty") else None
+    folder = next(parent for parent in path.parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        return f"the folder {folder} cannot be written; name another store: --tracking sqlite:////folder/mlflow.db"
+    if found.kind != "missing" and not os.access(path, os.W_OK):
+        return f"{path} cannot be written; type: chmod u+w {shlex.quote(str(path))}"
+    return None
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep other processes of this machine out while a file is made or changed.
+
+    Raises:
+        UserError: The folder cannot be written, or another process does not come to an end.
+    """
+    if notice := network_file_system_notice(path):
+        log_once(notice)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = acquire_lock(Path(f"{path}.lock"), timeout=LOCK_TIMEOUT_SECONDS)
+    except OSError as error:
+        raise UserError(f"{path.parent}: runs cannot be kept in this folder ({error.strerror})") from None
+    if lock is None:
+        raise UserError(f"{path}.lock: another process has been making the database for minutes; end it")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def update(path: Path) -> None:
+    """Bring a database up to date in place, and keep what an older MLflow made beside it.
+
+    Raises:
+        UserError: It cannot be upgraded.
+    """
+    # Looked at again, because another process may have done it while this one waited for the lock.
+    found = inspect(path)
+    if found.kind == "older":
+        backup = path.with_name(f"{path.name}.{found.revision}.backup")
+        _log.warning("%s was made by an older MLflow; upgrading it, the old one is kept as %s", path, backup)
+        copy(path, backup)
+    if found.moved is not None:
+        _log.warning("%s was moved or copied; its artifacts are taken from %s", path, found.moved[1])
+    bring_up_to_date(found, path)
 
 
 def copy(path: Path, target: Path) -> None:
@@ -219,3 +281,24 @@ def _broken(path: Path, error: sqlite3.DatabaseError) -> str:
 def _another(path: Path) -> str:
     other = path.with_name(f"{path.stem}-runs.db")
     return f"name another one: --tracking {shlex.quote(f'sqlite:///{other}')}"
+
+
+def network_file_system_notice(path: Path) -> str | None:
+    """Say why SQLite should not be used at a path, where it lies on a network file system; else None."""
+    import psutil  # type: ignore[import-untyped]
+
+    resolved = path.resolve()
+    mounts = [part for part in psutil.disk_partitions(all=True) if resolved.is_relative_to(part.mountpoint)]
+    kind = max(mounts, key=lambda part: len(part.mountpoint)).fstype.lower() if mounts else ""
+    if kind not in _NETWORK_FILE_SYSTEMS:
+        return None
+    return (
+        f"{path} lies on a network file system ({kind}), where SQLite can lose or damage runs when several "
+        "processes write; take a local folder, or a server with --tracking http://…"
+    )
+
+
+@functools.cache
+def log_once(text: str) -> None:
+    """Warn of something that is the same for every run of a command."""
+    _log.warning("%s", text)

@@ -1,17 +1,12 @@
 """Where runs are tracked: an MLflow store, found once and passed along as a value."""
 
 import contextlib
-import functools
-import logging
 import os
 import shlex
-import socket
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -19,10 +14,10 @@ from urllib.parse import urlsplit
 
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.files import acquire_lock
-from resnet_bench.base.uris import PORTS, redact, redact_text, same_place, sqlite_path
-from resnet_bench.tracking import mlflow_client, sqlite_files
+from resnet_bench.base.uris import redact, redact_text, sqlite_path
+from resnet_bench.tracking import mlflow_client, servers, sqlite_files
 from resnet_bench.tracking.experiments import experiment_tags, outdated_tags
+from resnet_bench.tracking.sqlite_files import log_once
 from resnet_bench.tracking.vocabulary import EXPERIMENTS
 
 if TYPE_CHECKING:
@@ -33,12 +28,7 @@ SERVERS = ("http", "https")
 UI_ADDRESS = "http://127.0.0.1:5000"
 """Where ``make ui`` shows a database."""
 
-CHECK_TIMEOUT_SECONDS = 3
-LOCK_TIMEOUT_SECONDS = 180
-_NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb", "smbfs", "smb3", "afpfs", "ncpfs", "9p", "fuse.sshfs", "lustre"}
 _SQLITE_SUFFIXES = (".db", ".sqlite", ".sqlite3")
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -127,10 +117,6 @@ class Store:
         """Whether there is a store to read: a SQLite file that nobody has made yet holds nothing."""
         return self.path is None or self.path.exists()
 
-    def is_same(self, uri: str) -> bool:
-        """Tell whether an address, perhaps without its secrets, leads to this store."""
-        return redact(uri) == self.redacted_uri or same_place(uri, self.uri)
-
     def run_url(self, run_id: str, experiment_id: str | None = None) -> str:
         """Return the page of a run; for a database, where ``make ui`` will show it.
 
@@ -145,8 +131,10 @@ class Store:
             scheme, _, rest = self.uri.partition("://")
             base = f"{scheme}://{rest.rpartition('@')[2].partition('?')[0].rstrip('/')}"
         if experiment_id is None:
-            experiment_id = self._experiment_of(run_id)
-        return f"{base}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+            # A link is not worth an error.
+            with contextlib.suppress(Exception):
+                experiment_id = str(self.client().get_run(run_id).info.experiment_id)
+        return f"{base}/#/experiments/{experiment_id or 0}/runs/{run_id}?workflowType=machine_learning"
 
     # --- getting ready -----------------------------------------------------------------------------
 
@@ -157,16 +145,13 @@ class Store:
             to_write: Whether runs are to be logged; False asks only whether it can be read.
         """
         if self.path is not None:
-            return self._check_file(self.path, to_write=to_write)
-        if self.uri.startswith(SERVERS) and (problem := _check_server(self.uri)):
-            return self.hide(problem)
-        try:
-            client = self.client()
-            found = [client.get_experiment_by_name(name) for name in EXPERIMENTS]
-        except Exception as error:  # whatever the database driver or the server's client raises
-            return self._explained(error)
-        gone = [(each.name, each.experiment_id) for each in found if each and each.lifecycle_stage != "active"]
-        return self._restore_hint(*gone[0]) if gone and to_write else None
+            found = sqlite_files.inspect(self.path)
+            problem, deleted = sqlite_files.problem(found, to_write=to_write), found.deleted
+        else:
+            problem, deleted = servers.check(self.uri, self.client)
+        if problem is None and deleted and to_write:
+            return self._restore_hint(*deleted[0])
+        return self.hide(problem) if problem else None
 
     def client(self) -> "MlflowClient":
         """Connect to the store, to write to it.
@@ -175,7 +160,7 @@ class Store:
             UserError: The database cannot be opened, or another version of MLflow made it.
         """
         # MLflow tries a database ten times, for two minutes, before it gives up.
-        if not self.is_server and (problem := _unreachable_database(self.uri)):
+        if not self.is_server and (problem := servers.unreachable_database(self.uri)):
             raise UserError(f"{self.redacted_uri} cannot be opened: {problem}")
         try:
             return mlflow_client.connect(self.uri)
@@ -222,13 +207,14 @@ class Store:
             UserError: The database cannot be made, opened or upgraded, the server asks for a login, or an experiment
                 was deleted.
         """
-        if self.path is not None and (problem := self._check_file(self.path, to_write=True)):
+        if self.path is not None and (problem := self.check()):
             raise UserError(problem)
         # The slow import is not part of what has to be done one process after another.
         mlflow_client.load()
-        with self._alone() as path:
-            if path is not None:
-                self._bring_up_to_date(path)
+        # MLflow makes the tables of a database server under a lock of its own.
+        with sqlite_files.alone(self.path) if self.path else contextlib.nullcontext():
+            if self.path is not None:
+                sqlite_files.update(self.path)
             client = self.client()
             for name in experiments:
                 try:
@@ -236,10 +222,10 @@ class Store:
                 except UserError:
                     raise
                 except Exception as error:  # whatever the database driver or the server's client raises
-                    reason = self._explained(error)
-                    if not self.is_server or _asks_for_login(error):
+                    reason = self.hide(servers.explain(self.uri, error))
+                    if not self.is_server or servers.asks_for_login(error):
                         raise UserError(f"{self.redacted_uri} cannot be used: {reason}") from None
-                    _log_once(f"{self.redacted_uri} does not answer ({reason}); runs are kept on disk until it is back")
+                    log_once(f"{self.redacted_uri} does not answer ({reason}); runs are kept on disk until it is back")
                     return
 
     def experiment_id(self, client: "MlflowClient", name: str) -> str:
@@ -274,92 +260,9 @@ class Store:
         python = shlex.quote(sys.executable)
         return f"MLFLOW_TRACKING_URI={shlex.quote(self.redacted_uri)} {python} -m mlflow {words}"
 
-    # --- behind the scenes -------------------------------------------------------------------------
-
-    def _check_file(self, path: Path, *, to_write: bool) -> str | None:
-        try:
-            folder = next(parent for parent in path.parents if parent.exists())
-        except OSError as error:
-            return f"{path.parent} cannot be read: {error.strerror}"
-        found = sqlite_files.inspect(path)
-        if found.problem is not None:
-            return found.problem
-        if not to_write:
-            return None if found.kind not in ("missing", "empty") else f"{path} holds no runs yet"
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            return f"the folder {folder} cannot be written; name another store: --tracking sqlite:////folder/mlflow.db"
-        if found.kind != "missing" and not os.access(path, os.W_OK):
-            return f"{path} cannot be written; type: chmod u+w {shlex.quote(str(path))}"
-        return self._restore_hint(*found.deleted[0]) if found.deleted else None
-
-    def _bring_up_to_date(self, path: Path) -> None:
-        # Looked at again, because another process may have done it while this one waited for the lock.
-        found = sqlite_files.inspect(path)
-        if found.kind == "older":
-            backup = path.with_name(f"{path.name}.{found.revision}.backup")
-            _log.warning("%s was made by an older MLflow; upgrading it, the old one is kept as %s", path, backup)
-            sqlite_files.copy(path, backup)
-        if found.moved is not None:
-            _log.warning("%s was moved or copied; its artifacts are taken from %s", path, found.moved[1])
-        sqlite_files.bring_up_to_date(found, path)
-
     def _restore_hint(self, name: str, experiment_id: str) -> str:
         command = self.command(f"experiments restore --experiment-id {experiment_id}")
         return f"{self.redacted_uri}: the experiment {name!r} was deleted; restore it with: {command}"
-
-    def _explained(self, error: BaseException) -> str:
-        if _asks_for_login(error):
-            return (
-                f"{self.redacted_uri} does not let us in ({self.sentence(error)}); set MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN; a server that refuses this name of its machine "
-                "is started with --allowed-hosts"
-            )
-        if getattr(error, "error_code", None) == "ENDPOINT_NOT_FOUND" or "valid JSON" in str(error):
-            return f"{self.redacted_uri} answers, but is not an MLflow server"
-        return self.sentence(error)
-
-    def _experiment_of(self, run_id: str) -> str:
-        try:
-            return str(self.client().get_run(run_id).info.experiment_id)
-        except Exception:  # a link is not worth an error
-            return "0"
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[Path | None]:
-        """Keep other processes of this machine out while a SQLite file is made; gives its path."""
-        path = self.path
-        if path is None:
-            # MLflow makes the tables of a database server under a lock of its own.
-            yield None
-            return
-        if notice := network_file_system_notice(path):
-            _log_once(notice)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = acquire_lock(Path(f"{path}.lock"), timeout=LOCK_TIMEOUT_SECONDS)
-        except OSError as error:
-            raise UserError(f"{path.parent}: runs cannot be kept in this folder ({error.strerror})") from None
-        if lock is None:
-            raise UserError(f"{path}.lock: another process has been making the database for minutes; end it")
-        try:
-            yield path
-        finally:
-            lock.release()
-
-
-def network_file_system_notice(path: Path) -> str | None:
-    """Say why SQLite should not be used at a path, where it lies on a network file system; else None."""
-    import psutil  # type: ignore[import-untyped]
-
-    resolved = path.resolve()
-    mounts = [part for part in psutil.disk_partitions(all=True) if resolved.is_relative_to(part.mountpoint)]
-    kind = max(mounts, key=lambda part: len(part.mountpoint)).fstype.lower() if mounts else ""
-    if kind not in _NETWORK_FILE_SYSTEMS:
-        return None
-    return (
-        f"{path} lies on a network file system ({kind}), where SQLite can lose or damage runs when several "
-        "processes write; take a local folder, or a server with --tracking http://…"
-    )
 
 
 def _plain(path: Path) -> Path:
@@ -394,43 +297,5 @@ def _is_well_formed(uri: str) -> bool:
     return uri.isprintable() and "\\" not in uri
 
 
-def _unreachable_database(uri: str) -> str | None:
-    """Why nothing answers at a database server's address; None where something does, or there is no address."""
-    parts = urlsplit(uri)
-    usual = PORTS.get(parts.scheme.partition("+")[0])
-    if not parts.hostname or usual is None:
-        return None
-    port = parts.port or usual
-    try:
-        socket.create_connection((parts.hostname, port), timeout=CHECK_TIMEOUT_SECONDS).close()
-    except OSError as error:
-        return f"{parts.hostname}:{port} does not answer ({describe_error(error)})"
-    return None
-
-
-def _check_server(uri: str) -> str | None:
-    parts = urlsplit(uri)
-    address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}/health"
-    try:
-        with mlflow_client.open_url(address, timeout=CHECK_TIMEOUT_SECONDS):
-            return None
-    except urllib.error.HTTPError as error:
-        error.close()
-        # A server that asks who is there, is there; what it wants, its answer to the next call says.
-        return None if error.code in (401, 403, 404) else f"{address} answers with status {error.code}"
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        return f"{address} does not answer ({describe_error(reason) if isinstance(reason, Exception) else reason})"
-
-
-def _asks_for_login(error: BaseException) -> bool:
-    return getattr(error, "error_code", None) in ("UNAUTHENTICATED", "PERMISSION_DENIED")
-
-
 def _as_uri(root: str) -> str:
     return root.rstrip("/") if "://" in root else Path(root).absolute().as_uri()
-
-
-@functools.cache
-def _log_once(text: str) -> None:
-    _log.warning("%s", text)

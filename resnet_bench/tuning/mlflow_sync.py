@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.execution.execution import Execution
-from resnet_bench.tracking.facts import RunDescription
+from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import PREFIX, STUDIES_EXPERIMENT
 from resnet_bench.tuning.plan import Plan
@@ -101,7 +101,7 @@ class MlflowSync:
                 client = store.client()
                 if known is None:
                     experiment = store.experiment_id(client, STUDIES_EXPERIMENT)
-                    run = client.create_run(experiment, tags=description.all_tags(), run_name=ledger.name)
+                    run = client.create_run(experiment, tags=description.tags(), run_name=ledger.name)
                     known = run.info.run_id
                     ledger.remember("mlflow_run_id", known)
                 else:
@@ -277,7 +277,7 @@ class MlflowSync:
             _log.warning("%s: %s", self._store.shown, self._store.sentence(error))
 
 
-def _describe(plan: Plan, ledger: TrialQueue, dataset: Dataset, execution: Execution) -> RunDescription:
+def _describe(plan: Plan, ledger: TrialQueue, dataset: Dataset, execution: Execution) -> RunFacts:
     study = plan.study
     ranges = {key: parameter.model_dump(exclude_defaults=True, mode="json") for key, parameter in study.space.items()}
     note = (
@@ -287,7 +287,7 @@ def _describe(plan: Plan, ledger: TrialQueue, dataset: Dataset, execution: Execu
     )
     if dataset.generated:
         note += "\n\nTrained on **generated images**: its numbers say nothing about CIFAR."
-    return RunDescription(
+    return RunFacts(
         benchmark=plan.benchmark,
         recipe=plan.base,
         profile=plan.profile,
@@ -301,7 +301,7 @@ def _describe(plan: Plan, ledger: TrialQueue, dataset: Dataset, execution: Execu
         role="study",
         run_name=ledger.name,
         experiment=STUDIES_EXPERIMENT,
-        tags={
+        more_tags={
             "study": ledger.name,
             "sampler": json.dumps(study.sampler.model_dump(mode="json")),
             "pruner": json.dumps(study.pruner.model_dump(mode="json")),

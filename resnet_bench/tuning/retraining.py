@@ -7,14 +7,15 @@ from typing import Any
 
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.running.run import RunOpened, RunRequest, run
+from resnet_bench.running.events import Opened
+from resnet_bench.running.job import Job
 from resnet_bench.running.stopping import Stopped
 from resnet_bench.tracking.vocabulary import STUDIES_EXPERIMENT
 from resnet_bench.training.events import Evaluated
 from resnet_bench.tuning.events import Retrained
 from resnet_bench.tuning.results import arms, retraining_key, retraining_seeds
 from resnet_bench.tuning.space import retraining_recipe
-from resnet_bench.tuning.trial import SETTING_FAILURES, WorkerContext, free_memory
+from resnet_bench.tuning.trial import SETTING_FAILURES, WorkerContext, free_memory, run_job
 from resnet_bench.tuning.trial_queue import Arm, TrialQueue
 
 
@@ -48,16 +49,15 @@ def retrain(workplace: WorkerContext, retraining: RetrainJob) -> Generator[Retra
         Stopped: ``workplace.stop`` was set; the run is gone on with next time.
     """
     ledger, name = workplace.ledger, workplace.ledger.name
-    request = RunRequest(
+    job = Job(
         benchmark=workplace.plan.benchmark,
         recipe=retraining.recipe,
         profile=workplace.plan.profile,
         seed=retraining.seed,
-        execution=workplace.execution,
         role="retrain",
-        run_name=f"{name} {retraining.arm} seed {retraining.seed}",
+        name=f"{name} {retraining.arm} seed {retraining.seed}",
         experiment=STUDIES_EXPERIMENT,
-        parent_run_id=workplace.mirror.run_id,
+        parent=workplace.mirror.run_id,
         tags={"study": name, "arm": retraining.arm},
         resume=True,
         keep_model=workplace.plan.profile == "full",
@@ -69,15 +69,16 @@ def retrain(workplace: WorkerContext, retraining: RetrainJob) -> Generator[Retra
         "reason": None,
         "run_id": None,
     }
-    events = run(request, workplace.dataset, workplace.store, runs_folder=workplace.runs_folder, stop=workplace.stop)
+    events = run_job(workplace, job)
     try:
         with contextlib.closing(events):
             for event in events:
                 match event:
-                    case RunOpened():
+                    case Opened():
                         found["run_id"] = event.run_id
-                        if event.already_finished:
-                            found["accuracy"] = workplace.mirror.test_accuracy(event.run_id)
+                        if event.outcome is not None:
+                            found["accuracy"] = event.outcome.accuracy
+                            found["accuracy_plain"] = event.outcome.accuracy_standard
                     case Evaluated(split="test"):
                         found["accuracy"] = event.accuracy
                         found["accuracy_plain"] = event.accuracy_standard

@@ -18,7 +18,7 @@ from filelock import FileLock
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.uris import redact, same_place
-from resnet_bench.tracking.store import network_file_system_notice
+from resnet_bench.tracking.sqlite_files import network_file_system_notice
 
 if TYPE_CHECKING:
     import optuna

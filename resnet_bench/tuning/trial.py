@@ -13,10 +13,14 @@ import optuna
 
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
-from resnet_bench.data.dataset import Dataset
+from resnet_bench.data.dataset import Dataset, ImageLocation
 from resnet_bench.execution.execution import Execution
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.running.run import RunOpened, RunRequest, run
+from resnet_bench.running.context import Context
+from resnet_bench.running.events import Event, Opened
+from resnet_bench.running.job import Job
+from resnet_bench.running.prepare import look_up
+from resnet_bench.running.run import run
 from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import STUDIES_EXPERIMENT
@@ -147,18 +151,12 @@ def _train_once(
     epochs = recipe.training.epochs
     before = seed * epochs
     accuracy, seconds = math.nan, 0.0
-    events = run(
-        _request(workplace, claimed, recipe, seed),
-        workplace.dataset,
-        workplace.store,
-        runs_folder=workplace.runs_folder,
-        stop=workplace.stop,
-    )
+    events = run_job(workplace, _job(workplace, claimed, recipe, seed))
     try:
         with contextlib.closing(events):
             for event in events:
                 match event:
-                    case RunOpened() if seed == 0:
+                    case Opened() if seed == 0:
                         trial.set_user_attr("mlflow_run_id", event.run_id)
                     case EpochEnded():
                         seconds = event.train_seconds
@@ -198,27 +196,33 @@ def _report(trial: optuna.Trial, accuracy: float, epoch: int) -> None:
         raise _Lost from None
 
 
-def _request(workplace: WorkerContext, claimed: AcquiredTrial, recipe: Recipe, seed: int) -> RunRequest:
+def _job(workplace: WorkerContext, claimed: AcquiredTrial, recipe: Recipe, seed: int) -> Job:
     number, name = claimed.trial.number, workplace.ledger.name
     first_run: str | None = claimed.trial.user_attrs.get("mlflow_run_id")
-    return RunRequest(
+    return Job(
         benchmark=workplace.plan.benchmark,
         recipe=recipe,
         profile=workplace.plan.profile,
         seed=seed,
-        execution=workplace.execution,
         role="trial" if seed == 0 else "repeat",
-        run_name=f"{name} trial {number}" + (f" seed {seed}" if seed else ""),
+        name=f"{name} trial {number}" + (f" seed {seed}" if seed else ""),
         experiment=STUDIES_EXPERIMENT,
-        parent_run_id=workplace.mirror.run_id if seed == 0 else first_run or workplace.mirror.run_id,
+        parent=workplace.mirror.run_id if seed == 0 else first_run or workplace.mirror.run_id,
         tags={
             "study": name,
             "trial_number": str(number),
             "trial_state": "RUNNING",
             "trial_params": json.dumps(claimed.settings, sort_keys=True),
         },
+        force=True,
         keep_model=False,
     )
+
+
+def run_job(workplace: WorkerContext, job: Job) -> Generator[Event, None, None]:
+    """Run a job of the study with what this process has at hand."""
+    context = Context(workplace.store, workplace.runs_folder, ImageLocation(Path()), stop=workplace.stop)
+    return run(look_up(job, workplace.execution, workplace.dataset, workplace.store), context)
 
 
 def _epoch_of(step: int, recipe: Recipe) -> int:

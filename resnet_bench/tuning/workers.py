@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.running import processes
+from resnet_bench.running.launchers import child as processes
 from resnet_bench.running.stopping import Stop, Stopped, stop_on_signals
 from resnet_bench.tuning.mlflow_sync import MlflowSync
 from resnet_bench.tuning.retraining import retrainings

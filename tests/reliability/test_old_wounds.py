@@ -12,7 +12,8 @@ import pytest
 
 from resnet_bench.base.files import write_atomically
 from resnet_bench.data.cache import CacheEntry
-from resnet_bench.data.dataset import find_sources, generate_dataset
+from resnet_bench.data.dataset import generate_dataset
+from resnet_bench.data.sources import find_sources
 from resnet_bench.reporting import files
 from resnet_bench.tracking.journal import Journal
 from resnet_bench.training import checkpoint

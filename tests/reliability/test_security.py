@@ -15,7 +15,7 @@ from resnet_bench.tracking.ui import ui_command
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 AUDIT = runpy.run_path(str(REPOSITORY / ".ci" / "audit.py"), run_name="audit")
-PAGE = REPOSITORY / "docs" / "reliability.md"
+PAGE = REPOSITORY / "tests" / "reliability" / "README.md"
 
 FLOORS = {
     "torch": "2.10",  # CVE-2025-32434 and CVE-2026-24747: weights_only could be got around

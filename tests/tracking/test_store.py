@@ -11,7 +11,8 @@ import pytest
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.tracking.experiments import VIEW_KEY
-from resnet_bench.tracking.store import Store, network_file_system_notice
+from resnet_bench.tracking.sqlite_files import network_file_system_notice
+from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import EXPERIMENTS
 
 from .conftest import free_port, run_python

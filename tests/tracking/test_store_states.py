@@ -17,7 +17,7 @@ import pytest
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.tracking.experiments import outdated_tags
-from resnet_bench.tracking.facts import RunDescription
+from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.tracking.vocabulary import EXPERIMENT, NOTE
@@ -25,7 +25,7 @@ from resnet_bench.tracking.vocabulary import EXPERIMENT, NOTE
 from .conftest import Server, free_port
 from .test_tracker import record_all, whole_run
 
-Describe = Callable[..., RunDescription]
+Describe = Callable[..., RunFacts]
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -19,7 +19,7 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.tracking.cursor import Cursor, store_of
-from resnet_bench.tracking.facts import RunDescription
+from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.tracking.uploader import flush_all, flush_command
@@ -27,7 +27,7 @@ from resnet_bench.tracking.uploader import flush_all, flush_command
 from .conftest import Server
 from .test_tracker import Away, expected_histories, histories, record_all, whole_run
 
-Describe = Callable[..., RunDescription]
+Describe = Callable[..., RunFacts]
 
 QUEUE_POOL = (
     "QueuePool limit of size 5 overflow 10 reached, connection timed out, timeout 30.00 (Background on this error at: "
@@ -307,7 +307,7 @@ def test_flush_to_another_store_than_a_runs_own_is_refused(
     shutil.copy(empty_database, other)
     said: list[str] = []
     assert not flush_all(Store.resolve(str(other)), folder.parent, say=said.append)
-    assert f"was made for {store.uri}, not for sqlite:///{other}; leave --tracking out" in said[-1]
+    assert f"was made for {store.uri}, not for sqlite:///{other}; leave --tracking out, or name that one" in said[-1]
     assert flush_all(store, folder.parent, say=said.append)
 
 

@@ -1,0 +1,110 @@
+"""How many seeds it takes to see an effect, and the smallest effect that some seeds can show.
+
+The test is the one that comparisons use: Welch's t, two-sided. Its power is computed, not approximated: given both
+sample variances, the test rejects where a normal variable exceeds a known bound, and the variances follow scaled
+chi-squared distributions (B. L. Welch, Biometrika 34, 1947). The usual noncentral t (J. Cohen, Statistical Power
+Analysis, 1988) assumes one pooled variance and promises too much for 3 to 5 seeds.
+"""
+
+import functools
+import math
+
+import numpy as np
+
+ALPHA = 0.05
+"""Two-sided level of a single comparison."""
+FEWEST_SEEDS = 2
+MOST_SEEDS = 100_000
+_NODES = 48
+"""Quantiles per sample variance. With 48 the power is within 0.002 of its value with 400, from 2 seeds on."""
+
+
+def power(effect: float, sd: float, seeds: int, other_seeds: int | None = None, *, alpha: float = ALPHA) -> float:
+    """Return the probability that Welch's test sees an effect.
+
+    Args:
+        effect: Difference between the true means, in the unit of ``sd``; its sign does not matter.
+        sd: Standard deviation across seeds, the same on both sides.
+        seeds: Runs on one side, at least 2.
+        other_seeds: Runs on the other side; as many by default.
+        alpha: Two-sided level of the test.
+
+    Returns:
+        A probability; ``alpha`` or less where the effect is 0.
+    """
+    if sd == 0:
+        return 1.0 if effect else 0.0
+    return _standard_power(abs(effect) / sd, seeds, other_seeds or seeds, alpha)
+
+
+def seeds_needed(effect: float, sd: float, *, wanted: float = 0.8, alpha: float = ALPHA) -> int | None:
+    """Return the seeds per side that see an effect with some power.
+
+    Args:
+        effect: Difference between the true means.
+        sd: Standard deviation across seeds.
+        wanted: The power, between ``alpha`` and 1.
+        alpha: Two-sided level of the test.
+
+    Returns:
+        At least 2; None where 100,000 seeds per side do not suffice.
+    """
+    if effect == 0:
+        return None
+    high = FEWEST_SEEDS
+    while power(effect, sd, high, alpha=alpha) < wanted:
+        if high >= MOST_SEEDS:
+            return None
+        high = min(2 * high, MOST_SEEDS)
+    low = max(FEWEST_SEEDS, high // 2)
+    while low < high:
+        middle = (low + high) // 2
+        if power(effect, sd, middle, alpha=alpha) < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return high
+
+
+def smallest_effect(
+    sd: float, seeds: int, other_seeds: int | None = None, *, wanted: float = 0.8, alpha: float = ALPHA
+) -> float | None:
+    """Return the smallest effect that some seeds show with some power.
+
+    Args:
+        sd: Standard deviation across seeds.
+        seeds: Runs on one side.
+        other_seeds: Runs on the other side; as many by default.
+        wanted: The power, between ``alpha`` and 1.
+        alpha: Two-sided level of the test.
+
+    Returns:
+        In the unit of ``sd``; None where a side has fewer than 2 runs, which no test can use.
+    """
+    from scipy.optimize import brentq
+
+    if min(seeds, other_seeds or seeds) < FEWEST_SEEDS:
+        return None
+    if sd == 0:
+        return 0.0
+    high = 1.0
+    while power(high, 1.0, seeds, other_seeds, alpha=alpha) < wanted:
+        high *= 2
+    root = brentq(lambda effect: power(effect, 1.0, seeds, other_seeds, alpha=alpha) - wanted, 0.0, high, xtol=1e-4)
+    return sd * float(root)
+
+
+@functools.lru_cache(maxsize=4096)
+def _standard_power(effect: float, seeds: int, other_seeds: int, alpha: float) -> float:
+    """The power for an effect in standard deviations: the mean over both sample variances."""
+    from scipy import stats
+
+    quantiles = (np.arange(_NODES) + 0.5) / _NODES
+    of_mean = stats.chi2.ppf(quantiles, seeds - 1)[:, None] / ((seeds - 1) * seeds)
+    of_other = stats.chi2.ppf(quantiles, other_seeds - 1)[None, :] / ((other_seeds - 1) * other_seeds)
+    variance = of_mean + of_other
+    freedom = variance**2 / (of_mean**2 / (seeds - 1) + of_other**2 / (other_seeds - 1))
+    bound = stats.t.ppf(1 - alpha / 2, freedom) * np.sqrt(variance)
+    true_error = math.sqrt(1 / seeds + 1 / other_seeds)
+    rejected = stats.norm.sf((bound - effect) / true_error) + stats.norm.cdf((-bound - effect) / true_error)
+    return float(rejected.mean())

@@ -1,0 +1,57 @@
+"""Power of Welch's test: what the formulae promise is what simulated comparisons do."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from resnet_bench.judging.power import power, seeds_needed, smallest_effect
+
+
+def simulated_power(effect: float, seeds: int, other_seeds: int, repetitions: int) -> float:
+    """The share of simulated pairs of result sets that Welch's test tells apart."""
+    random = np.random.default_rng(0)
+    a = random.normal(0.0, 1.0, (repetitions, seeds))
+    b = random.normal(effect, 1.0, (repetitions, other_seeds))
+    return float((stats.ttest_ind(a, b, axis=1, equal_var=False).pvalue < 0.05).mean())
+
+
+@pytest.mark.parametrize(("seeds", "other_seeds", "effect"), [(3, 3, 3.0), (5, 10, 1.5), (10, 10, 1.3)])
+def test_power_matches_simulation(seeds: int, other_seeds: int, effect: float) -> None:
+    assert power(effect, 1.0, seeds, other_seeds) == pytest.approx(
+        simulated_power(effect, seeds, other_seeds, 20_000), abs=0.02
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [3, 4, 5, 7, 10, 15, 20, 30])
+@pytest.mark.parametrize("wanted", [0.8, 0.95])
+def test_smallest_effect_is_seen_with_the_stated_power(seeds: int, wanted: float) -> None:
+    effect = smallest_effect(1.0, seeds, wanted=wanted)
+    assert effect is not None
+    assert simulated_power(effect, seeds, seeds, 100_000) == pytest.approx(wanted, abs=0.02)
+
+
+def test_no_effect_is_seen_no_more_often_than_the_level() -> None:
+    assert power(0.0, 1.0, 10) == pytest.approx(0.05, abs=0.005)
+    assert power(0.0, 1.0, 3) < 0.05
+
+
+@pytest.mark.parametrize("wanted", [0.8, 0.95])
+@pytest.mark.parametrize("effect", [0.3, 1.0, 4.0])
+def test_seeds_needed_is_the_smallest_number_that_suffices(effect: float, wanted: float) -> None:
+    seeds = seeds_needed(effect, 0.5, wanted=wanted)
+    assert seeds is not None
+    assert power(effect, 0.5, seeds) >= wanted
+    assert seeds == 2 or power(effect, 0.5, seeds - 1) < wanted
+
+
+def test_power_scales_with_the_spread_and_ignores_the_sign() -> None:
+    assert power(0.6, 0.3, 5) == pytest.approx(power(-2.0, 1.0, 5))
+
+
+def test_impossible_questions_have_no_answer() -> None:
+    assert seeds_needed(0.0, 0.5) is None
+    assert seeds_needed(1e-6, 1.0) is None
+    assert smallest_effect(0.3, 1) is None
+    assert smallest_effect(0.0, 5) == 0.0
+    assert power(0.1, 0.0, 3) == 1.0
