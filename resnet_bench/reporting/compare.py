@@ -23,9 +23,9 @@ from resnet_bench.reporting import reading
 from resnet_bench.reporting.anonymize import machine_name
 from resnet_bench.reporting.reading import Source
 from resnet_bench.reporting.runs import Run, RunGroup, group, load
-from resnet_bench.reporting.tables import RUN_COLUMNS, SPLITS, Tables
+from resnet_bench.reporting.tables import RUN_COLUMNS, Tables
 from resnet_bench.tracking.store import Store
-from resnet_bench.tracking.vocabulary import PREFIX
+from resnet_bench.tracking.vocabulary import PREFIX, SPLITS
 
 Word = Literal["worse", "better", "same", "unclear", "identical", "not tested"]
 
@@ -161,7 +161,7 @@ def compare_runs(a: Side, b: Side) -> ResultComparison:
 
 
 def _side(spec: Source, read: Tables, keep: Callable[[Run], bool]) -> Side:
-    name = spec.shown if isinstance(spec, Store) else redact(spec) if isinstance(spec, str) else str(spec)
+    name = spec.redacted_uri if isinstance(spec, Store) else redact(spec) if isinstance(spec, str) else str(spec)
     runs, problems = load(read)
     chosen = [run for run in runs if run.role == "run" and keep(run)]
     finished = tuple(run for run in chosen if run.finished)

@@ -98,7 +98,7 @@ def test_reading_makes_nothing_where_nothing_is(tmp_path: Path) -> None:
     folder = tmp_path / "none"
     folder.mkdir()
     store = Store.resolve(None, folder)
-    with pytest.raises(UserError, match="does not exist; the first run makes it"):
+    with pytest.raises(UserError, match="does not exist; the first run creates it"):
         store.reader()
     assert "no runs yet" in (store.check(to_write=False) or "")
     assert store.check() is None

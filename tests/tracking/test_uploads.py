@@ -350,7 +350,7 @@ def test_hints_repeat_the_folder_unless_it_is_the_usual_one(store: Store, monkey
     assert store.path is not None
     project = store.path.parent
     assert flush_command(store, project / "my runs" / "x") == (
-        f"resnet-bench tracking flush --runs '{project}/my runs'"
+        f"resnet-bench tracking flush --run-dir '{project}/my runs'"
     )
     monkeypatch.chdir(project)
     assert flush_command(store, project / "runs" / "x") == "resnet-bench tracking flush"
