@@ -71,8 +71,8 @@ def how_to_get(facts: DatasetFacts, folder: Path, *, can_download: bool = True) 
     places = (
         f"{hint}put {archive.filename if archive else 'the archive'} there, or Parquet files "
         f"({facts.name}/train-*.parquet and {facts.name}/test-*.parquet), or class folders "
-        f"({facts.name}/train/<class>/*.png and {facts.name}/test/<class>/*.png), or name the folder that has them with "
-        "--data DIR"
+        f"({facts.name}/train/<class>/*.png and {facts.name}/test/<class>/*.png), or name the folder that has them "
+        "with --data DIR"
     )
     return f"{places}, or download them with: resnet-bench data prepare" if can_download else places
 

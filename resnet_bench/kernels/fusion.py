@@ -163,14 +163,14 @@ def _leading_group(layers: Sequence[nn.Module]) -> _Group | None:
 
 
 def _activation(layer: nn.Module | None) -> Activation | None:
-    """What a layer does, no layer being the identity; None if it is no activation that the kernels have."""
+    """What a layer does, no layer being the identity; None if the kernels do not have it."""
     if layer is None:
         return Activation.IDENTITY
     return None if _is_watched(layer) else _ACTIVATIONS.get(type(layer))
 
 
 def _normalized(group: _Group, maps: Tensor) -> Tensor | None:
-    """What a group gives as one operation, or None if these are no maps for it."""
+    """What a group gives as one operation, or None if the kernels do not take these maps."""
     with torch._C.DisableTorchFunction():
         if not normalization.fits(maps, group.norm, group.pool):
             return None

@@ -23,9 +23,9 @@ from resnet_bench.reporting import reading
 from resnet_bench.reporting.anonymize import machine_name
 from resnet_bench.reporting.reading import Source
 from resnet_bench.reporting.runs import Run, RunGroup, group, load
-from resnet_bench.reporting.tables import RUN_COLUMNS, SPLITS, Tables
+from resnet_bench.reporting.tables import RUN_COLUMNS, Tables
 from resnet_bench.tracking.store import Store
-from resnet_bench.tracking.vocabulary import PREFIX
+from resnet_bench.tracking.vocabulary import PREFIX, SPLITS
 
 Word = Literal["worse", "better", "same", "unclear", "identical", "not tested"]
 

@@ -20,39 +20,26 @@ from resnet_bench.reporting.tables import (
     MISTAKE_DTYPES,
     RUN_COLUMNS,
     RUN_DTYPES,
-    SPLITS,
     StoredRun,
     Tables,
     restored,
     tidy,
 )
 from resnet_bench.tracking.store import Store
-from resnet_bench.tracking.vocabulary import PREFIX, current_metric
+from resnet_bench.tracking.vocabulary import (
+    EPOCH_METRICS,
+    LEARNING_RATE,
+    ONCE_PREFIXES,
+    PREFIX,
+    SPLITS,
+    current_metric,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
-EPOCH_METRICS = frozenset(
-    (
-        *(
-            f"{split}/{name}"
-            for split in SPLITS
-            for name in ("accuracy", "accuracy_standard", "accuracy_tta", "loss", "loss_standard")
-        ),
-        "train/loss_mean",
-        "time/epoch_seconds",
-        "time/train_seconds",
-        "time/images_per_second",
-        "time/evaluation_seconds",
-        "memory/peak_bytes",
-    )
-)
-"""Metrics with a value per epoch, by their current names."""
 STUDY_METRICS = frozenset(("validation/accuracy", "test/accuracy", "time/train_seconds"))
 """Read for trials and for retraining runs."""
-STEP_METRICS = frozenset(("step/learning_rate",))
-"""Read for the latest run of each experiment only: they follow from the recipe."""
-ONCE_PREFIXES = ("final/", "study/", "energy/", "device/", "time/to_claim_seconds", "time/setup_seconds")
 
 MAX_STEP_POINTS = 400
 HTTP_THREADS = 8
@@ -140,7 +127,7 @@ class StoreReader:
             return []
         # Where a run was resumed, a step may have been logged twice; the later value counts.
         values = {point.step: point.value for point in sorted(history, key=lambda point: point.timestamp)}
-        axis = "step" if current_metric(key) in STEP_METRICS else "epoch"
+        axis = "step" if key == LEARNING_RATE else "epoch"
         return [_metric_row(run_id, key, axis, step, values[step]) for step in _thinned(sorted(values))]
 
 
@@ -172,9 +159,10 @@ def _wanted_metrics(
     once: list[dict[str, Any]] = []
     for run, row in zip(runs, rows, strict=True):
         run_id = row["run_id"]
-        names = EPOCH_METRICS if row["role"] == "run" else STUDY_METRICS
+        names = frozenset(EPOCH_METRICS) if row["role"] == "run" else STUDY_METRICS
         if run_id in latest:
-            names |= STEP_METRICS
+            # It follows from the recipe, so that one run of each experiment is enough.
+            names |= {LEARNING_RATE}
         for key, value in run.data.metrics.items():
             if current_metric(key) in names:
                 wanted.append((run_id, key))
