@@ -188,5 +188,6 @@ def test_a_journal_that_is_cut_back_is_the_old_or_the_new(
         journal.close()
         found = list(read(path, final=True))
         assert not any(isinstance(entry, Damage) for entry in found)
-        assert len(found) == (5 if number < 4 else 3)
+        # A journal whose folder cannot be synced is of no more use to the run, which ends with the error.
+        assert len(found) == (5 if number < 4 else 2 if disk.fired else 3)
         path.unlink()
