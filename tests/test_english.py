@@ -12,7 +12,7 @@ REPLACED = {
     r"\b(?:goes|go|going|gone|went) on\b": "continue, resume, run",
     r"\bof (?:one's|our|its|their|your) own\b": "its, our, your own …",
     r"(?<!there )\b(?:is|are) no (?!(?:longer|more|less|fewer|matter|other)\b)": "is not, are not",
-    r"\b(?:images?|rows?|runs?|steps?|seeds?|times?|values?|lines?|files?) a (?:second|step|batch|run|seed|day)\b": "per",
+    r"\b(?:images?|rows?|runs?|steps?|seeds?|times?|values?|lines?) a (?:second|step|batch|run|seed|day)\b": "per",
     r"\banew\b": "from scratch, again",
     r"\b(?:held|hold|holds|holding) (?:\w+ )?against\b": "compare with",
     r"\b(?:source's|sources'|our) own way\b": "the source's protocol, the baseline loop",

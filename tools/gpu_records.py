@@ -40,8 +40,9 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import load_dataset
 from resnet_bench.execution.execution import Execution
 from resnet_bench.judging.intervals import mean_interval
+from resnet_bench.judging.record import claim_of
+from resnet_bench.measure.record_clock import warm_up
 from resnet_bench.recipe.files import load_benchmark
-from resnet_bench.running.record import claim_of, warm_up
 from resnet_bench.training.events import Finished, Started
 from resnet_bench.training.loop import train
 

@@ -17,14 +17,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from resnet_bench.data.dataset import Dataset, generate_dataset
+from resnet_bench.data.dataset import Dataset, ImageLocation, load_images
 from resnet_bench.execution.choices import Level
 from resnet_bench.execution.execution import Execution
 from resnet_bench.recipe.changes import cut_short
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.running import processes
-from resnet_bench.running.shared_images import SharedImages
+from resnet_bench.running.launchers import child as processes
 from resnet_bench.training.events import Steps
 from resnet_bench.training.loop import train
 
@@ -37,10 +36,10 @@ class Worker:
     connection: Connection
 
 
-def serve(connection: Connection, images: SharedImages, recipe: Recipe, seed: int, warm_up: int) -> None:
+def serve(connection: Connection, images: ImageLocation, recipe: Recipe, seed: int, warm_up: int) -> None:
     """In a worker: train whenever an execution comes."""
     processes.stop_without_parent()
-    (dataset,) = images.datasets().values()
+    dataset = load_images(recipe.data.dataset, images)
     with contextlib.suppress(EOFError, OSError):
         while (execution := connection.recv()) is not None:
             connection.send(train_in_step(connection, recipe, execution, seed, dataset, warm_up))
@@ -66,7 +65,7 @@ def train_in_step(
     return counted
 
 
-def start(images: SharedImages, recipe: Recipe, seed: int, warm_up: int) -> Worker:
+def start(images: ImageLocation, recipe: Recipe, seed: int, warm_up: int) -> Worker:
     """Start a worker."""
     context = processes.context()
     ours, theirs = context.Pipe()
@@ -94,9 +93,8 @@ def measure(
 ) -> list[dict[str, Any]]:
     """The rates of each number of processes, all of them taking turns, and their ratios to the first number's."""
     short = cut_short(recipe, warm_up + steps)
-    images = generate_dataset(recipe.data.dataset, train_size=short.data.available_images, test_size=2)
-    shared_images = SharedImages({images.name: images})
-    workers = [start(shared_images, short, seed, warm_up) for seed in range(max(max_parallel))]
+    images = ImageLocation(Path(), generated=(short.data.available_images, 2))
+    workers = [start(images, short, seed, warm_up) for seed in range(max(max_parallel))]
     rates: dict[int, list[float]] = {number: [] for number in max_parallel}
     try:
         for _ in range(repeats):

@@ -20,15 +20,18 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from resnet_bench.data.dataset import generate_dataset
-from resnet_bench.execution.execution import Execution
+from resnet_bench.data.dataset import ImageLocation
+from resnet_bench.execution.options import ExecutionOptions
 from resnet_bench.recipe.changes import override
 from resnet_bench.recipe.files import load_benchmark
-from resnet_bench.running.run import RunRequest, run
+from resnet_bench.running.context import Context
+from resnet_bench.running.job import Job
+from resnet_bench.running.prepare import prepare
+from resnet_bench.running.run import run
 from resnet_bench.tracking.store import Store
 from resnet_bench.tuning.events import TrialEnded
 from resnet_bench.tuning.plan import load_study_file, plan_study
-from resnet_bench.tuning.run import Images, StudyRequest, run_study
+from resnet_bench.tuning.run import run_study
 from resnet_bench.tuning.storage import StudyStorage
 
 BENCHMARK = "he-resnet20"
@@ -115,8 +118,12 @@ def work(folder: Path, process: int, runs: int, trials: int, seconds: float) -> 
     os.chdir(folder)
     store = Store.resolve(f"sqlite:///{folder / 'mlflow.db'}")
     store.prepare()
-    execution = Execution.resolve("cpu", "fp32", threads=1)
-    images = generate_dataset("cifar10", train_size=TRAIN_IMAGES, test_size=TEST_IMAGES)
+    context = Context(
+        store,
+        folder / "runs",
+        ImageLocation(folder / "none", generated=(TRAIN_IMAGES, TEST_IMAGES)),
+        ExecutionOptions("cpu", precision="fp32", threads=1, autotune=False),
+    )
     benchmark = load_benchmark(BENCHMARK)
     recipe = override(
         benchmark.recipe,
@@ -134,26 +141,17 @@ def work(folder: Path, process: int, runs: int, trials: int, seconds: float) -> 
             break
         seed = process * 1_000_000 + number
         # The export of the network takes ten times as long as all else of such a run.
-        request = RunRequest(benchmark, recipe, "smoke", seed=seed, execution=execution, keep_model=False)
-        for _ in run(request, images, store, runs_folder=folder / "runs"):
+        job = Job(benchmark=benchmark, recipe=recipe, profile="smoke", seed=seed, force=True, keep_model=False)
+        for _ in run(prepare(job, context), context):
             pass
         sampler.take("run")
     if trials:
         study = folder / f"soak-{process}.toml"
         study.write_text(STUDY)
         plan = plan_study(load_study_file(study), "smoke", trials=trials)
-        request_ = StudyRequest(
-            plan=plan,
-            name=f"soak-{process}",
-            storage=StudyStorage(f"sqlite:///{folder / f'optuna-{process}.db'}"),
-            store=store,
-            images=Images("cifar10", folder / "none", generated=(TRAIN_IMAGES, TEST_IMAGES)),
-            runs_folder=folder / "runs",
-            device="cpu",
-            precision="fp32",
-        )
+        storage = StudyStorage(f"sqlite:///{folder / f'optuna-{process}.db'}")
         sampler.start()
-        for event in run_study(request_, images):
+        for event in run_study(f"soak-{process}", plan, storage, context):
             if isinstance(event, TrialEnded):
                 sampler.take("trial")
                 if time.monotonic() - began > seconds:

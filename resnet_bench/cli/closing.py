@@ -1,57 +1,179 @@
-"""The closing table of a run plan."""
+"""What a command prints when its runs have ended: the closing table, verdicts and links."""
 
-from collections.abc import Sequence
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from rich import box
 from rich.table import Table
 
 from resnet_bench.base.text import duration, percent
-from resnet_bench.running.outcome import RunResult
+from resnet_bench.cli.screen import new_table
+from resnet_bench.data.dataset import Dataset
+from resnet_bench.execution.execution import Execution
+from resnet_bench.judging.verdict import may_judge, verdict
+from resnet_bench.recipe.files import load_benchmark
+from resnet_bench.running.job import Job
+from resnet_bench.running.outcome import Outcome
+
+Result = tuple[Job, Outcome]
 
 
-def closing_table(results: Sequence[RunResult], verdicts: Sequence[str]) -> Table:
-    """One row a run, with columns for what some runs have only.
+def closing_table(results: Sequence[Result], verdicts: Sequence[str]) -> Table:
+    """Return one row per run, and the mean of each benchmark that several seeds finished.
 
-    These are test-time augmentation, how many seeds shared the device, and whether a run was finished before.
+    Columns for test-time augmentation, for how many seeds shared the device, and for whether a run was finished before
+    are there where some run has them.
 
     Args:
-        results: What came of each run.
+        results: Jobs and their outcomes, benchmark by benchmark.
         verdicts: For each result, the verdict's word.
     """
-    cached = any(result.cached for result in results)
-    augmented = any(result.accuracy_augmented is not None for result in results)
-    shared = any(result.seeds_per_device > 1 for result in results)
-    table = Table(title="Results", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, justify in (
-        ("benchmark", "left"),
-        ("seed", "right"),
-        ("epochs", "right"),
-        ("accuracy", "right"),
-        ("plain", "right"),
-        *([("TTA", "right")] if augmented else []),
-        ("claim", "right"),
-        ("verdict", "left"),
-        ("images/s", "right"),
-        ("time", "right"),
-        *([("seeds at once", "right")] if shared else []),
-        *([("run", "left")] if cached else []),
-    ):
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]  # literals in a loop
-    for result, verdict in zip(results, verdicts, strict=True):
-        test_claim = result.request.benchmark.test_claim
-        claim = test_claim.text if test_claim else "–"
+    cached = any(outcome.cached for _, outcome in results)
+    augmented = any(outcome.accuracy_tta is not None for _, outcome in results)
+    shared = any(outcome.sharing > 1 for _, outcome in results)
+    left = ("benchmark", "verdict", "run")
+    columns = (
+        ("benchmark", "seed", "epochs", "accuracy", "standard")
+        + (("TTA",) if augmented else ())
+        + ("claim", "verdict", "images/s", "time")
+        + (("seeds in parallel",) if shared else ())
+        + (("run",) if cached else ())
+    )
+    table = new_table(*columns, right=[name for name in columns if name not in left], title="Results")
+    for i, ((job, outcome), word) in enumerate(zip(results, verdicts, strict=True)):
+        claim = job.benchmark.test_claim
         table.add_row(
-            result.request.benchmark.name,
-            str(result.request.seed),
-            str(result.epochs or "–"),
-            percent(result.accuracy),
-            percent(result.accuracy_plain),
-            *([percent(result.accuracy_augmented)] if augmented else []),
-            claim,
-            "failed" if result.failure else "interrupted" if result.interrupted else verdict,
-            f"{result.images_per_second:,.0f}" if result.images_per_second else "–",
-            duration(result.train_seconds) if result.train_seconds is not None else "–",
-            *([str(result.seeds_per_device)] if shared else []),
-            *(["cached" if result.cached else "new"] if cached else []),
+            job.benchmark.name,
+            str(job.seed),
+            str(outcome.epochs or "–"),
+            percent(outcome.accuracy),
+            percent(outcome.accuracy_standard),
+            *([percent(outcome.accuracy_tta)] if augmented else []),
+            claim.text if claim else "–",
+            "failed" if outcome.failure else "interrupted" if outcome.interrupted else word,
+            f"{outcome.images_per_second:,.0f}" if outcome.images_per_second else "–",
+            duration(outcome.train_seconds) if outcome.train_seconds is not None else "–",
+            *([str(outcome.sharing)] if shared else []),
+            *(["cached" if outcome.cached else "new"] if cached else []),
         )
+        is_last = i + 1 == len(results) or results[i + 1][0].benchmark.name != job.benchmark.name
+        finished = _finished(results, job.benchmark.name)
+        if is_last and len(finished) > 1:
+            rates = _mean(outcome.images_per_second for outcome in finished)
+            seconds = _mean(outcome.train_seconds for outcome in finished)
+            table.add_row(
+                "",
+                f"mean of {len(finished)}",
+                "",
+                percent(_mean(outcome.accuracy for outcome in finished)),
+                percent(_mean(outcome.accuracy_standard for outcome in finished)),
+                *([percent(_mean(outcome.accuracy_tta for outcome in finished))] if augmented else []),
+                "",
+                "",
+                f"{rates:,.0f}" if rates else "–",
+                duration(seconds) if seconds is not None else "–",
+                style="bold",
+            )
     return table
+
+
+def _finished(results: Sequence[Result], name: str) -> list[Outcome]:
+    return [
+        outcome
+        for job, outcome in results
+        if job.benchmark.name == name
+        and not outcome.failure
+        and not outcome.interrupted
+        and outcome.accuracy is not None
+    ]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return statistics.fmean(there) if there else None
+
+
+def print_closing(
+    results: Sequence[Result],
+    datasets: Mapping[str, Dataset],
+    executions: Mapping[str, Execution],
+    changed: Sequence[str],
+    echo: Callable[[str | Table], None],
+) -> None:
+    """Print the closing table, why runs failed, why each verdict is what it is, and where the runs can be seen.
+
+    Args:
+        results: Jobs and their outcomes.
+        datasets: Images by name.
+        executions: How each benchmark ran, by name.
+        changed: Recipe keys that were changed on the command line.
+        echo: Prints.
+    """
+    verdicts = find_verdicts(results, datasets, changed)
+    echo(closing_table(results, [word for word, _ in verdicts]))
+    remarks = [f"{job.label} failed: {outcome.failure}" for job, outcome in results if outcome.failure]
+    for (job, _), (word, reason) in zip(results, verdicts, strict=True):
+        if reason:
+            remarks.append(f"{job.benchmark.name}: {word} ({reason})")
+    for sentence in [*dict.fromkeys(remarks), *beside_the_article(results, datasets, executions)]:
+        echo(sentence)
+
+
+def beside_the_article(
+    results: Sequence[Result], datasets: Mapping[str, Dataset], executions: Mapping[str, Execution]
+) -> list[str]:
+    """Return what a recipe of our own reached in full, beside the article that reaches for the same."""
+    sentences = []
+    for job, outcome in results:
+        claim, compared = job.benchmark.test_claim, job.benchmark.source.compares_with
+        judged = may_judge(job.profile, generated=datasets[job.recipe.data.dataset].generated)
+        if compared is None or claim is None or not judged or outcome.train_seconds is None:
+            continue
+        if outcome.sharing > 1:
+            # Its time says nothing about a run that has the machine to itself.
+            continue
+        accuracies = outcome.accuracies(claim.metric)
+        if not accuracies:
+            continue
+        article = load_benchmark(compared)
+        theirs = article.test_claim
+        said = ""
+        if theirs is not None:
+            time = f" in {duration(theirs.wall_seconds)}" if theirs.wall_seconds else ""
+            said = f"; “{article.source.title}” says {theirs.text}{time}, on a GPU"
+        device = executions[job.benchmark.name].device_name
+        sentences.append(
+            f"{job.label}: {percent(accuracies[max(accuracies)])} after {duration(outcome.train_seconds)} of "
+            f"training on this machine ({device}){said}."
+        )
+    return sentences
+
+
+def find_verdicts(
+    results: Sequence[Result], datasets: Mapping[str, Dataset], changed: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Return a word and a reason for each result; seeds of one benchmark are judged together."""
+    curves: dict[str, list[dict[int, float]]] = defaultdict(list)
+    for job, outcome in results:
+        claim = job.benchmark.test_claim
+        if claim is not None and outcome.failure is None and (accuracies := outcome.accuracies(claim.metric)):
+            curves[job.benchmark.name].append({epoch: 100 * value for epoch, value in accuracies.items()})
+    verdicts = []
+    for job, outcome in results:
+        claim, accuracy = job.benchmark.test_claim, outcome.accuracy
+        unjudged = outcome.failure is not None or outcome.interrupted or accuracy is None or math.isnan(accuracy)
+        if claim is None or unjudged:
+            verdicts.append(("–", ""))
+            continue
+        images = datasets[job.recipe.data.dataset]
+        judged = verdict(
+            claim,
+            curves[job.benchmark.name],
+            profile=job.profile,
+            changed=changed,
+            generated=images.generated,
+            same_dataset=images.official,
+        )
+        verdicts.append((judged.word, judged.reason))
+    return verdicts

@@ -1,13 +1,18 @@
 """The verb ``resnet-bench compare``."""
 
 import sys
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
 
 from resnet_bench.cli.options import OnlyBenchmarks, Since, Sources, help_text, new_app, source_uri
-from resnet_bench.cli.screen import FAILED, console, print_table
+from resnet_bench.cli.screen import FAILED, console, echo, new_table, print_table
+from resnet_bench.tracking.store import Store
+
+if TYPE_CHECKING:
+    from resnet_bench.reporting.predictions import ImageComparison
 
 app = new_app()
 
@@ -37,6 +42,9 @@ def compare(
     benchmarks: OnlyBenchmarks = None,
     since: Since = None,
     style: Annotated[Literal["table", "markdown", "json"], typer.Option("--format", help="How to print it.")] = "table",
+    images: Annotated[
+        bool, typer.Option("--images", help="Compare two runs of the store, A and B, image by image.")
+    ] = False,
     fail_on_regression: Annotated[
         bool, typer.Option("--fail-on-regression", help="Exit with code 1 if B is worse by more than noise.")
     ] = False,
@@ -44,6 +52,12 @@ def compare(
     # Pandas is imported when the verb is called, so that help and completion are quick.
     from resnet_bench.reporting import compare as comparing
     from resnet_bench.reporting import compare_text
+    from resnet_bench.reporting.predictions import compare_images
+
+    if images:
+        store = Store.resolve(str(sources[0]) if sources else None, Path.cwd())
+        _print_images(compare_images(a, b, store))
+        return
 
     found = comparing.compare(a, b, sources=list(sources) if sources else None, benchmarks=benchmarks, since=since)
     if style == "table":
@@ -51,10 +65,32 @@ def compare(
             if isinstance(part, Table):
                 print_table(part)
             else:
-                console.print(part, highlight=False, soft_wrap=True)
+                console.print(part, soft_wrap=True)
     else:
         # Not through rich, which would wrap lines that a program reads.
         write = compare_text.markdown if style == "markdown" else compare_text.as_json
         sys.stdout.write(write(found))
     if fail_on_regression and found.regressions:
         raise typer.Exit(FAILED)
+
+
+def _print_images(found: "ImageComparison") -> None:
+    overall = found.overall
+    echo("This compares two networks, never two recipes: a recipe's verdict rests on seeds.", style="bold")
+    echo(f"A: {found.first.name}\nB: {found.second.name}")
+    table = new_table("images", "B right", "B wrong", right=["B right", "B wrong"])
+    table.add_row("A right", f"{overall.both_right:,}", f"{overall.only_first:,}")
+    table.add_row("A wrong", f"{overall.only_second:,}", f"{overall.both_wrong:,}")
+    print_table(table)
+    echo(f"B − A: {overall.difference:+.2f} pp; McNemar's exact p {overall.p:.3g}")
+    floor = "no other seed of A's recipe kept predictions" if found.floor is None else f"{found.floor.churn:.1%}"
+    echo(f"churn {overall.churn:.1%} of the images; between two seeds of A's recipe: {floor}")
+    by_class = new_table(
+        "class", "images", "only A right", "only B right", right=["images", "only A right", "only B right"]
+    )
+    for label, part in sorted(found.classes.items(), key=lambda item: -len(item[1].differing)):
+        by_class.add_row(str(label), f"{part.images:,}", str(part.only_first), str(part.only_second))
+    print_table(by_class)
+    shown = found.first.index[overall.differing][:20]
+    more = f", … {len(overall.differing) - len(shown)} more" if len(overall.differing) > len(shown) else ""
+    echo(f"they differ on the images {', '.join(map(str, shown))}{more}" if len(shown) else "they differ on no image")

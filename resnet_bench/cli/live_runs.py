@@ -1,22 +1,80 @@
-"""Live display of runs."""
+"""Live display of runs. Whatever becomes of the screen, the runs go their way."""
 
+import contextlib
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from resnet_bench.base.text import duration
-from resnet_bench.running.run import RunOpened, RunRequest
-from resnet_bench.running.series import JobFinished, SeriesEvent
+from resnet_bench.running.events import Event, JobFinished, Opened
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, Steps
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class SuiteDisplay:
-    """Live progress of a suite of runs, a bar for each that is under way; plain lines where there is no terminal."""
+class LastingStream:
+    """A stream whose reader may go away: what cannot be shown is dropped."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        """Write to a stream as long as it takes anything."""
+        self._stream = stream
+        self.is_gone = False
+        """Whether the stream takes nothing any more."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write what the stream's encoding has, with ``?`` for the rest."""
+        if not self.is_gone:
+            try:
+                self._write(text)
+            except (OSError, ValueError):
+                # A pipe that was closed, or a terminal.
+                self.is_gone = True
+        return len(text)
+
+    def flush(self) -> None:
+        """Have everything written by now."""
+        if not self.is_gone:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError):
+                self.is_gone = True
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError:
+            encoding = getattr(self._stream, "encoding", None) or "ascii"
+            self._stream.write(text.encode(encoding, "replace").decode(encoding))
+
+
+@contextmanager
+def lasting(console: Console) -> Iterator[None]:
+    """While the context is open, nothing that becomes of the console's stream raises an error."""
+    # The console finds the standard output anew where it was given no file; only its private field knows that.
+    before, stream = console._file, LastingStream(console.file)
+    console.file = stream  # type: ignore[assignment]  # it has all that the console uses
+    try:
+        yield
+    finally:
+        console.file = before  # type: ignore[assignment]  # None is what it was made with
+        if stream.is_gone:
+            # Python writes what is left when it exits, and would fail.
+            with contextlib.suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
+
+
+class RunsDisplay:
+    """Live progress of several runs, a bar for each that is under way; plain lines where there is no terminal."""
 
     def __init__(self, console: Console, total_runs: int) -> None:
         """Show progress of this many runs on this console."""
@@ -26,7 +84,7 @@ class SuiteDisplay:
         self._progress: Progress | None = None
 
     @contextmanager
-    def shown(self) -> Iterator["SuiteDisplay"]:
+    def shown(self) -> Iterator["RunsDisplay"]:
         """While the context is open, the bars are on the screen."""
         if not self._console.is_terminal:
             yield self
@@ -40,11 +98,10 @@ class SuiteDisplay:
         with Progress(*columns, console=self._console, expand=True) as self._progress:
             yield self
 
-    def begin(self, request: RunRequest) -> "RunDisplay":
-        """What shows the progress of a run that is about to start."""
+    def begin(self, label: str) -> "RunDisplay":
+        """Return what shows the progress of a run that is about to start."""
         self._runs_begun += 1
-        title = f"[{self._runs_begun}/{self._total_runs}] {request.benchmark.name} seed {request.seed}"
-        return RunDisplay(title, self._console, self._progress)
+        return RunDisplay(f"[{self._runs_begun}/{self._total_runs}] {label}", self._console, self._progress)
 
 
 class RunDisplay:
@@ -67,11 +124,11 @@ class RunDisplay:
         else:
             self._line("starts")
 
-    def take(self, event: SeriesEvent) -> None:
+    def take(self, event: Event) -> None:
         """Show what an event says."""
         match event:
-            case RunOpened() if event.resumed_at_step:
-                self._line(f"goes on behind step {event.resumed_at_step}")
+            case Opened() if event.step:
+                self._line(f"resumed after step {event.step}")
             case Started():
                 self._epochs = event.epochs
                 self._images_total = event.train_images * event.epochs

@@ -1,6 +1,7 @@
-"""What a person sees while a study goes on: one table, a row a trial."""
+"""Show a study while it runs: one table with a row per trial, or one line per event where there is no terminal."""
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -14,83 +15,95 @@ from resnet_bench.base.text import duration, percent, setting
 from resnet_bench.recipe.changes import short_names
 from resnet_bench.tuning.events import (
     Retrained,
+    RetrainingProgressed,
     RetrainingStarted,
+    SpaceExhausted,
     StudyEvent,
     StudyFinished,
     StudyOpened,
     TrialEnded,
+    TrialProgressed,
     TrialReported,
     TrialStarted,
 )
 from resnet_bench.tuning.study import Value
 
 ROWS = 15
-"""Trials that the live table shows, the latest ones."""
+"""Trials in the live table, the latest ones."""
+QUIET_SECONDS = 60.0
+"""Without a terminal, a line about the trial in progress follows after so much silence."""
 _STYLES = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red", "INTERRUPTED": "red", "RUNNING": "cyan"}
 
 
 @dataclass
 class TrialRow:
-    """One trial as far as it is."""
+    """One trial so far."""
 
     number: int
-    settings: Mapping[str, Value]
+    params: Mapping[str, Value]
     is_source: bool
     state: str = "RUNNING"
-    epoch: int = 0
+    epochs: float = 0.0
     accuracy: float | None = None
     seconds: float = 0.0
     reason: str | None = None
 
 
 @dataclass
-class Progress:
-    """What is known of a study from its events."""
+class StudyProgress:
+    """A study so far, as its events tell it."""
 
     trial_epochs: int
     """Epochs of a trial over all its seeds."""
-    final_runs: int
-    """Runs with fresh seeds at the end."""
-    final_epochs: int
+    retraining_runs: int
+    """Runs with new seeds at the end."""
+    retraining_epochs: int
     workers: int = 1
     wanted: int = 0
     rows: dict[int, TrialRow] = field(default_factory=dict)
     retrained: list[Retrained] = field(default_factory=list)
-    final_runs_left: int | None = None
+    retraining: dict[str, float] = field(default_factory=dict)
+    """Epochs trained by each retraining run in progress."""
+    retraining_left: int | None = None
 
     def take(self, event: StudyEvent) -> None:
-        """Remember what an event says."""
+        """Take over what an event tells."""
         match event:
             case StudyOpened():
                 self.wanted = event.wanted
                 for earlier in event.earlier:
                     self.take(earlier)
+            case SpaceExhausted():
+                self.wanted = event.wanted
             case TrialStarted():
-                self.rows[event.number] = TrialRow(event.number, event.settings, event.is_source)
+                self.rows[event.number] = TrialRow(event.number, event.params, event.is_source)
+            case TrialProgressed():
+                self.rows[event.number].epochs = event.epochs
             case TrialReported():
                 row = self.rows[event.number]
-                row.epoch, row.accuracy = event.epoch, event.accuracy
+                row.epochs, row.accuracy = event.epoch, event.accuracy
             case TrialEnded():
-                row = self.rows.setdefault(event.number, TrialRow(event.number, event.settings, event.is_source))
-                row.settings, row.state, row.reason, row.seconds = (
-                    event.settings,
-                    event.state,
-                    event.reason,
-                    event.seconds,
-                )
-                row.epoch = event.epoch or row.epoch
-                if event.values:
-                    row.accuracy = event.values[0]
+                self._end(event)
             case RetrainingStarted():
-                self.final_runs_left = event.runs
+                self.retraining_left = event.runs
+            case RetrainingProgressed():
+                self.retraining[f"{event.arm} seed {event.seed}"] = event.epochs
             case Retrained():
+                self.retraining.pop(f"{event.arm} seed {event.seed}", None)
                 self.retrained.append(event)
             case StudyFinished():
                 pass
 
+    def _end(self, event: TrialEnded) -> None:
+        row = self.rows.setdefault(event.number, TrialRow(event.number, event.params, event.is_source))
+        row.params, row.state, row.reason, row.seconds = event.params, event.state, event.reason, event.seconds
+        row.epochs = event.epoch or row.epochs
+        if event.values:
+            row.accuracy = event.values[0]
+
     @property
     def finished(self) -> int:
-        """Trials of the budget that are through."""
+        """Trials of the budget that are finished."""
         return sum(row.state in ("COMPLETE", "PRUNED", "FAIL") for row in self.rows.values())
 
     @property
@@ -101,32 +114,40 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """About how long it will take still; None before a trial is through."""
-        ended = [row for row in self.rows.values() if row.state in ("COMPLETE", "PRUNED") and row.epoch]
-        epochs = sum(row.epoch for row in ended)
+        """An estimate of the time left; None before a trial is finished."""
+        ended = [row for row in self.rows.values() if row.state in ("COMPLETE", "PRUNED") and row.epochs]
+        epochs = sum(row.epochs for row in ended)
         if not epochs:
             return None
-        seconds_an_epoch = sum(row.seconds for row in ended) / epochs
-        epochs_a_trial = epochs / len(ended)
-        left = max(0, self.wanted - self.finished) * epochs_a_trial
-        runs = self.final_runs if self.final_runs_left is None else self.final_runs_left - len(self.retrained)
-        return seconds_an_epoch * (left + max(0, runs) * self.final_epochs) / self.workers
+        seconds_per_epoch = sum(row.seconds for row in ended) / epochs
+        epochs_per_trial = epochs / len(ended)
+        left = max(0, self.wanted - self.finished) * epochs_per_trial
+        runs = self.retraining_runs if self.retraining_left is None else self.retraining_left - len(self.retrained)
+        return seconds_per_epoch * (left + max(0, runs) * self.retraining_epochs) / self.workers
 
 
-class LiveTable:
-    """The table on a terminal; one line an ended trial elsewhere."""
+class LiveStudy:
+    """The table on a terminal; elsewhere one line per ended trial, and now and then one about those in progress."""
 
-    def __init__(self, console: Console, progress: Progress, keys: list[str]) -> None:
-        """Show a study whose parameters these are."""
+    def __init__(
+        self,
+        console: Console,
+        progress: StudyProgress,
+        keys: list[str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Show a study that searches these keys."""
         self._console = console
         self._progress = progress
         self._keys = keys
         self._names = short_names(keys)
         self._live: Live | None = None
+        self._clock = clock
+        self._last_line = clock()
 
     @contextmanager
-    def shown(self) -> Iterator["LiveTable"]:
-        """While the context is open, the table is on the screen."""
+    def shown(self) -> Iterator["LiveStudy"]:
+        """Keep the table on the screen meanwhile."""
         if not self._console.is_terminal:
             yield self
             return
@@ -134,38 +155,54 @@ class LiveTable:
             yield self
 
     def take(self, event: StudyEvent) -> None:
-        """Show what an event says."""
+        """Show what an event tells."""
         self._progress.take(event)
-        if self._live is not None:
-            return
+        if self._live is None and (line := self._line(event)) is not None:
+            self._last_line = self._clock()
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _line(self, event: StudyEvent) -> str | None:
         match event:
             case StudyOpened():
-                self._line(f"{event.name}: {len(event.earlier)} of {event.wanted} trials are through; {event.url}")
+                return f"{event.name}: {len(event.earlier)} of {event.wanted} trials are finished; {event.url}"
             case TrialEnded():
-                self._line(self._sentence(self._progress.rows[event.number]))
+                return self._sentence(self._progress.rows[event.number])
+            case SpaceExhausted():
+                return f"every point of the search space was tried: the study ends after {event.wanted} trials"
             case RetrainingStarted():
-                self._line(f"trial {event.best} was the best; final runs with fresh seeds: {event.runs}")
+                return f"trial {event.best} was the best; retraining runs with new seeds: {event.runs}"
             case Retrained():
-                result = (
-                    f"{event.accuracy:.2%} test accuracy" if event.accuracy is not None else f"failed: {event.reason}"
-                )
-                self._line(f"{event.arm} seed {event.seed}: {result}")
+                return f"{event.arm} seed {event.seed}: {_result(event)}"
+            case TrialProgressed() | TrialReported() | RetrainingProgressed():
+                silent = self._clock() - self._last_line
+                return f"in progress: {self._in_progress()}" if silent >= QUIET_SECONDS else None
             case _:
-                pass
+                return None
+
+    def _in_progress(self) -> str:
+        progress = self._progress
+        running = [row for row in progress.rows.values() if row.state == "RUNNING"]
+        parts = [
+            f"trial {row.number} at epoch {row.epochs:.1f} of {progress.trial_epochs}"
+            + (f", {percent(row.accuracy)}" if row.accuracy is not None else "")
+            for row in running
+        ]
+        parts += [
+            f"{label} at epoch {epochs:.1f} of {progress.retraining_epochs}"
+            for label, epochs in progress.retraining.items()
+        ]
+        return f"{'; '.join(parts)}; {self._time_left()}"
 
     def _sentence(self, row: TrialRow) -> str:
-        settings = ", ".join(f"{self._names.get(key, key)} {setting(value, 3)}" for key, value in row.settings.items())
-        source = " (the source's own)" if row.is_source else ""
+        params = ", ".join(f"{self._names.get(key, key)} {setting(value, 3)}" for key, value in row.params.items())
+        source = " (the source's)" if row.is_source else ""
         why = f": {row.reason}" if row.reason else ""
         best = self._progress.best
         so_far = f"; best {percent(best.accuracy)} in trial {best.number}" if best is not None else ""
         return (
-            f"[{self._progress.finished}/{self._progress.wanted}] trial {row.number}{source} {settings}: "
+            f"[{self._progress.finished}/{self._progress.wanted}] trial {row.number}{source} {params}: "
             f"{percent(row.accuracy)} {row.state.lower()}{why}{so_far}; {self._time_left()}"
         )
-
-    def _line(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _time_left(self) -> str:
         left = self._progress.seconds_left
@@ -173,36 +210,39 @@ class LiveTable:
 
     def _renderable(self) -> Group:
         progress = self._progress
+        lines = [Text(self._headline())]
+        if progress.retraining_left is not None:
+            done = len(progress.retrained)
+            lines.append(Text(f"retraining runs with new seeds: {done} of {progress.retraining_left}"))
+            lines += [Text(f"  {run.arm} seed {run.seed}: {_result(run)}") for run in progress.retrained]
+            lines += [
+                Text(f"  {label}: epoch {epochs:.1f} of {progress.retraining_epochs}", style="cyan")
+                for label, epochs in progress.retraining.items()
+            ]
+        return Group(self._table(), *lines)
+
+    def _table(self) -> Table:
+        progress, best = self._progress, self._progress.best
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("trial", justify="right")
         for key in self._keys:
             table.add_column(self._names[key], justify="right", overflow="fold")
         for name in ("epoch", "score", "state", "time"):
             table.add_column(name, justify="left" if name == "state" else "right", overflow="fold")
-        best = progress.best
         shown = sorted(progress.rows.values(), key=lambda row: row.number)[-ROWS:]
         if best is not None and best not in shown:
             shown.insert(0, best)
         for row in shown:
-            mark = "★ " if row is best else ""
             state = row.state.lower() + (f": {row.reason}" if row.reason and row.state == "FAIL" else "")
             table.add_row(
-                f"{mark}{row.number}",
-                *(setting(row.settings[key], 3) if key in row.settings else "–" for key in self._keys),
-                f"{row.epoch}/{progress.trial_epochs}",
+                f"{'★ ' if row is best else ''}{row.number}",
+                *(setting(row.params[key], 3) if key in row.params else "–" for key in self._keys),
+                f"{row.epochs:.1f}/{progress.trial_epochs}" if row.state == "RUNNING" else f"{row.epochs:.0f}",
                 percent(row.accuracy),
                 Text(state + (" (source)" if row.is_source else ""), style=_STYLES.get(row.state, "")),
                 duration(row.seconds) if row.seconds else "",
             )
-        lines = [Text(self._headline())]
-        if progress.final_runs_left is not None:
-            done = len(progress.retrained)
-            lines.append(Text(f"final runs with fresh seeds: {done} of {progress.final_runs_left}"))
-            lines += [
-                Text(f"  {run.arm} seed {run.seed}: {percent(run.accuracy)} {run.reason or ''}")
-                for run in progress.retrained
-            ]
-        return Group(table, *lines)
+        return table
 
     def _headline(self) -> str:
         progress, best = self._progress, self._progress.best
@@ -210,3 +250,7 @@ class LiveTable:
             return "opening the study"
         so_far = f"best so far {percent(best.accuracy)} (trial {best.number})" if best is not None else "no score yet"
         return f"{progress.finished} of {progress.wanted} trials · {so_far} · {self._time_left()}"
+
+
+def _result(run: Retrained) -> str:
+    return f"{percent(run.accuracy)} test accuracy" if run.accuracy is not None else f"failed: {run.reason}"

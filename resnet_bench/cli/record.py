@@ -1,15 +1,15 @@
-"""The verbs of ``resnet-bench record``. Each parses, calls and prints; the work is done in ``record``."""
+"""The verbs of ``resnet-bench record``. Each parses, calls and prints."""
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
-from rich.table import Table
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.text import percent
 from resnet_bench.cli.options import (
     DEFAULT_RUNS,
     BenchmarkDir,
@@ -26,12 +26,14 @@ from resnet_bench.cli.options import (
     help_text,
     new_app,
 )
-from resnet_bench.cli.screen import FAILED, INTERRUPTED, echo, print_resume_command, print_table
+from resnet_bench.cli.screen import FAILED, INTERRUPTED, console, echo, new_table, print_resume_command, print_table
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.tracking.store import Store
 
 if TYPE_CHECKING:
-    from resnet_bench.running.record import Attempt, Record
+    from resnet_bench.recipe.claims import Claim
+    from resnet_bench.running.outcome import Outcome
+    from resnet_bench.running.record_check import Record
 
 app = new_app("Check a speed record.")
 
@@ -89,74 +91,78 @@ def check(
     store = Store.resolve(tracking, Path.cwd())
 
     # Torch is imported when the verb is called, so that help, completion and mistakes are quick.
-    from resnet_bench.data.dataset import load_dataset
-    from resnet_bench.execution.execution import Execution
-    from resnet_bench.measure.autotune import autotune
+    from resnet_bench.cli.live_runs import lasting
+    from resnet_bench.data.dataset import ImageLocation
+    from resnet_bench.execution.options import ExecutionOptions
+    from resnet_bench.judging.record import MIN_SEEDS, claim_of
     from resnet_bench.models.of_recipe import check_benchmark
-    from resnet_bench.running import record
+    from resnet_bench.running.context import Context
+    from resnet_bench.running.prepare import resolve
+    from resnet_bench.running.record_check import Record, RecordCheck
     from resnet_bench.running.stopping import Stopped, stop_on_signals
     from resnet_bench.tracking.stale_runs import close_stale_runs
 
     check_benchmark(benchmark)
-    record.claim_of(benchmark)
-    execution = Execution.resolve(device, precision, threads=threads, level=execution_mode)
-    dataset = load_dataset(benchmark.recipe.data.dataset, folder, progress=echo)
-    count = seeds or record.MIN_SEEDS[execution.device_type]
-    execution = autotune(benchmark.recipe, execution, precision=precision == "auto", threads=threads is None)
-    planned = record.Check(benchmark, execution, range(count), run_dir, compared)
-    progress = planned.new_progress()
+    claim = claim_of(benchmark)
+    options = ExecutionOptions(device=device, mode=execution_mode, precision=precision, threads=threads)
+    context = Context(store, run_dir, ImageLocation(folder), options)
+    context.open_images(benchmark.recipe.data.dataset, echo)
+    execution = resolve(benchmark.recipe, options)
+    count = seeds or MIN_SEEDS[execution.device_type]
+    planned = RecordCheck(benchmark, range(count), compared)
+    progress = planned.new_progress(execution, run_dir)
     if resume:
         progress.read()
+        if progress.under_way is not None:
+            echo(f"seed {progress.under_way} was under way when the check ended; it is trained from scratch")
     elif progress.path.exists():
-        echo(f"a check that was interrupted is thrown away ({progress.path}); --resume would go on with it")
+        echo(f"an interrupted check is thrown away ({progress.path}); --resume would continue it")
     store.prepare()
     close_stale_runs(store)
     echo(f"{count} seeds of {name} on {execution.device_name} ({execution.describe()}), tracked in {store.shown}")
     try:
-        with stop_on_signals() as stop:
-            for found in record.measure(planned, dataset, store, stop=stop, progress=progress):
-                if isinstance(found, record.Attempt):
-                    echo(_line(found))
+        with lasting(console), stop_on_signals(announce="stopping; the seeds that are done are kept") as stop:
+            for found in planned.measure(replace(context, stop=stop), progress):
+                if isinstance(found, Record):
+                    record = found
                 else:
-                    outcome = found
+                    echo(_line(*found, claim))
     except Stopped:
-        print_resume_command("--resume")
+        print_resume_command("--resume" if progress.path.exists() else None)
         raise typer.Exit(INTERRUPTED) from None
-    _print(outcome)
+    _print(record)
     if output is not None:
-        output.write_text(json.dumps(outcome.asdict(), indent=2) + "\n", encoding="utf-8")
+        output.write_text(json.dumps(record.asdict(), indent=2) + "\n", encoding="utf-8")
         echo(f"wrote {output}")
-    if not outcome.holds:
+    if not record.verdict.holds:
         raise typer.Exit(FAILED)
 
 
-def _line(attempt: "Attempt") -> str:
-    if attempt.failure is not None:
-        return f"seed {attempt.seed}: failed: {attempt.failure}"
-    return f"seed {attempt.seed}: {attempt.accuracy:.2f}% in {attempt.seconds:.1f} s (plain {attempt.plain:.2f}%)"
+def _line(seed: int, outcome: "Outcome", claim: "Claim") -> str:
+    from resnet_bench.running.record_check import clock_seconds, record_accuracy
+
+    accuracy = record_accuracy(outcome, claim)
+    if accuracy is None:
+        return f"seed {seed}: failed: {outcome.failure}"
+    return (
+        f"seed {seed}: {accuracy:.2f}% in {clock_seconds(outcome, claim):.1f} s "
+        f"(standard {percent(outcome.accuracy_standard)})"
+    )
 
 
 def _print(found: "Record") -> None:
-    table = Table(title=found.benchmark.name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("seed", "accuracy", "plain", "set-up s", "training s", "augmented test s", "clock s"):
-        table.add_column(name, justify="right")
-    for attempt in found.attempts:
+    columns = ("seed", "accuracy", "standard", "set-up s", "training s", "TTA s", "clock s")
+    table = new_table(*columns, right=columns, title=found.benchmark.name)
+    seconds = ("setup_seconds", "train_seconds", "tta_seconds", "seconds")
+    for attempt in found.asdict()["attempts"]:
         table.add_row(
-            str(attempt.seed),
-            "failed" if attempt.accuracy is None else f"{attempt.accuracy:.2f}",
-            "–" if attempt.plain is None else f"{attempt.plain:.2f}",
-            *(
-                f"{seconds:.1f}"
-                for seconds in (
-                    attempt.setup_seconds,
-                    attempt.train_seconds,
-                    attempt.augmented_seconds,
-                    attempt.seconds,
-                )
-            ),
+            str(attempt["seed"]),
+            "failed" if attempt["accuracy"] is None else f"{attempt['accuracy']:.2f}",
+            "–" if attempt["standard"] is None else f"{attempt['standard']:.2f}",
+            *(f"{attempt[name]:.1f}" for name in seconds),
         )
     print_table(table)
-    echo(found.sentence)
+    echo(found.verdict.sentence)
     if found.seconds:
         low, high = min(found.seconds), max(found.seconds)
         echo(
@@ -164,9 +170,8 @@ def _print(found: "Record") -> None:
             f"warm-up outside of it {found.warm_up_seconds:.1f} s; on {found.execution.device_name} "
             f"({found.execution.describe()})"
         )
-    if found.ratio is not None:
-        seconds = statistics.median(found.baseline_seconds)
+    if found.speedup is not None:
         echo(
-            f"baseline {found.baseline}: {seconds:.0f} s for its whole training, timed over some steps before, "
-            f"between and after the seeds; {found.ratio:.1f} times as long"
+            f"baseline {found.baseline}: {statistics.median(found.baseline_seconds):.0f} s for its whole training, "
+            f"timed over some steps before, between and after the seeds; speedup {found.speedup:.1f}×"
         )

@@ -45,7 +45,8 @@ app = new_app()
 def run(
     names: Annotated[list[str], typer.Argument(help="Names of benchmarks.", autocompletion=complete_benchmark)],
     seed: Annotated[
-        list[int] | None, typer.Option("--seed", metavar="N", min=0, help="Run this seed; may be repeated.")
+        list[int] | None,
+        typer.Option("--seed", metavar="N", min=0, max=2**63 - 1, help="Run this seed; may be repeated."),
     ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", metavar="N", min=1, help="Run seeds 0 to N-1.")] = None,
     seeds_per_device: Annotated[
@@ -80,38 +81,47 @@ def run(
         override(load_benchmark(name, benchmark_dir).recipe, changes, where="--set")
     folder = data_folder(data)
     wanted = _seeds(seed, seeds)
-    Store.resolve(tracking, Path.cwd())
+    store = Store.resolve(tracking, Path.cwd())
 
-    from resnet_bench.cli import suite
+    from resnet_bench.cli.live_runs import lasting
+    from resnet_bench.cli.run_all import run_all
+    from resnet_bench.data.dataset import ImageLocation
+    from resnet_bench.execution.options import ExecutionOptions
+    from resnet_bench.running.context import Context
+    from resnet_bench.running.plan import RunOptions
 
-    outcome = suite.run_suite(
-        suite.SuiteRequest(
-            names=names,
-            seeds=wanted,
-            profile=profile,
-            assignments=changes,
-            device=device,
-            precision=precision,
-            deterministic=deterministic,
-            compile=compile,
-            data=folder,
-            download=download,
-            tracking=tracking,
-            runs=run_dir,
-            benchmarks=benchmark_dir,
-            resume=resume,
-            again=force,
-            ask=not yes and sys.stdin.isatty() and console.is_terminal,
-            level=execution,
-            threads=threads,
-            seeds_per_device=seeds_per_device,
-        ),
-        console,
+    options = RunOptions(
+        names=names,
+        seeds=wanted,
+        profile=profile,
+        changes=changes,
+        resume=resume,
+        force=force,
+        seeds_per_device=seeds_per_device,
+        benchmark_dir=benchmark_dir,
     )
-    if outcome.interrupted:
-        print_resume_command("--resume")
+    context = Context(
+        store=store,
+        run_dir=run_dir,
+        images=ImageLocation(folder, allow_generated=profile != "full", download=download),
+        options=ExecutionOptions(
+            device=device,
+            mode=execution,
+            precision=precision,
+            threads=threads,
+            compile=compile,
+            deterministic=deterministic,
+        ),
+    )
+    # A service or a batch job may have closed standard input.
+    can_ask = sys.stdin is not None and sys.stdin.isatty() and console.is_terminal
+    with lasting(console):
+        summary = run_all(options, context, console, ask=can_ask and not yes)
+        if summary.interrupted:
+            print_resume_command("--resume" if summary.is_resumable else None)
+    if summary.interrupted:
         raise typer.Exit(INTERRUPTED)
-    if outcome.failures or outcome.abandoned:
+    if summary.failures or summary.abandoned:
         raise typer.Exit(FAILED)
 
 

@@ -30,13 +30,14 @@ def _width() -> int | None:
     return shutil.get_terminal_size().columns if given else None
 
 
-console = Console(width=_width())
-errors = Console(stderr=True)
+# Nothing that stands in square brackets is markup: a path may, and an error of any library.
+console = Console(width=_width(), markup=False, highlight=False)
+errors = Console(stderr=True, markup=False, highlight=False)
 
 
 def echo(text: str, style: str | None = None) -> None:
     """Print text as it is, whatever brackets are in it, and never fold it: people copy commands and paths."""
-    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+    console.print(text, style=style, soft_wrap=True)
 
 
 def paragraph(text: str, indent: str = "  ") -> None:
@@ -55,18 +56,18 @@ def paragraph(text: str, indent: str = "  ") -> None:
 
 def print_error(text: str) -> None:
     """Print one sentence about what is wrong."""
-    errors.print(Text.assemble(("error:", "bold red"), " ", text), highlight=False, soft_wrap=True)
+    errors.print(Text.assemble(("error:", "bold red"), " ", text), soft_wrap=True)
 
 
 def note(text: str) -> None:
     """Print, beside the output, what a user may want to know."""
-    errors.print(Text.assemble(("note:", "yellow"), " ", text), highlight=False, soft_wrap=True)
+    errors.print(Text.assemble(("note:", "yellow"), " ", text), soft_wrap=True)
 
 
-def announce_generated(dataset: str) -> None:
+def announce_generated(dataset: str, to: Console | None = None) -> None:
     """Warn that a dataset's images are generated."""
     warning = ", because no CIFAR was found: the numbers below say nothing about the benchmarks"
-    console.print(
+    (to or console).print(
         Text.assemble((f"{dataset}: GENERATED IMAGES", "bold yellow"), warning), highlight=False, soft_wrap=True
     )
 
@@ -102,7 +103,7 @@ def print_table(table: Table, to: Console | None = None) -> None:
     table.box, table.show_edge, table.pad_edge, table.padding = box.SIMPLE_HEAD, False, False, (0, 1, 0, 0)
     if table.title:
         # Rich wraps a title to the width of the table, and paths with it.
-        to.print(_text(table.title, to), style="bold", highlight=False, soft_wrap=True)
+        to.print(_text(table.title, to), style="bold", soft_wrap=True)
         table.title = None
     # Measured without a limit; a table that is limited hides what it needs.
     options = to.options.update(width=100_000)
@@ -136,7 +137,7 @@ def _print_rows(table: Table, to: Console) -> None:
     for row in range(table.row_count):
         to.print()
         for header, *cells in texts:
-            to.print(Text.assemble(header.plain.ljust(label), cells[row]), highlight=False, soft_wrap=True)
+            to.print(Text.assemble(header.plain.ljust(label), cells[row]), soft_wrap=True)
 
 
 def _text(cell: RenderableType, to: Console) -> Text:

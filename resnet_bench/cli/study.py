@@ -3,17 +3,16 @@
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
-from rich.markup import escape
 from rich.prompt import Confirm
-from rich.table import Table
+from rich.text import Text
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.text import duration, plural, setting
+from resnet_bench.base.text import duration, percent, plural, setting
 from resnet_bench.cli.options import (
     DEFAULT_RUNS,
     BenchmarkDir,
@@ -39,6 +38,8 @@ from resnet_bench.cli.screen import (
     announce_generated,
     console,
     echo,
+    new_table,
+    paragraph,
     print_error,
     print_resume_command,
     print_table,
@@ -48,12 +49,13 @@ from resnet_bench.recipe.changes import short_names
 from resnet_bench.recipe.files import find_file, search_folders
 
 if TYPE_CHECKING:
+    from resnet_bench.running.context import Context
+    from resnet_bench.tracking.store import Store
     from resnet_bench.tuning.plan import Plan
     from resnet_bench.tuning.results import StudyResult
-    from resnet_bench.tuning.run import StudyRequest
     from resnet_bench.tuning.storage import StudyStorage
+    from resnet_bench.tuning.stored_study import StoredStudy
     from resnet_bench.tuning.study import Pruner, Sampler, Study
-    from resnet_bench.tuning.trial_queue import TrialQueue
 
 LONG_STUDY_SECONDS = 1800.0
 
@@ -75,11 +77,8 @@ def list_studies(study_dir: StudyDir = None) -> None:
     from resnet_bench.tuning.plan import scan_studies
 
     found, problems = scan_studies(study_dir)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    # A name is there to be copied, so it is never folded.
-    table.add_column("study", no_wrap=True)
-    for column in ("benchmark", "made for", "searches", "trials", "epochs", "sampler", "pruner"):
-        table.add_column(column, justify="right" if column in ("trials", "epochs") else "left", overflow="fold")
+    columns = ("study", "benchmark", "made for", "searches", "trials", "epochs", "sampler", "pruner")
+    table = new_table(*columns, right=("trials", "epochs"))
     for study in found.values():
         table.add_row(
             study.name,
@@ -114,48 +113,47 @@ def show(
     benchmark_dir: BenchmarkDir = None,
 ) -> None:
     from resnet_bench.tuning.plan import load_study, plan_study
-    from resnet_bench.tuning.trial_queue import study_names
+    from resnet_bench.tuning.stored_study import StoredStudy, study_names
 
     address = _storage(storage, tracking)
-    begun = [] if not address.exists else study_names(address.open(create=False))
+    opened = address.read() if address.exists else None
+    begun = [] if opened is None else study_names(opened)
     if name not in begun or _is_file(name, study_dir):
         _print_plan(plan_study(load_study(name, study_dir), profile or "full", benchmarks=benchmark_dir))
     for found in _candidates(name, profile):
-        if found in begun:
-            _print_trials(_read(found, address))
+        if opened is not None and found in begun:
+            _print_trials(StoredStudy.read(found, opened))
 
 
-def _is_file(name: str, studies: Path | None) -> bool:
-    return name.endswith(".toml") or find_file(name, search_folders("studies", studies)) is not None
+def _is_file(name: str, folder: Path | None) -> bool:
+    return name.endswith(".toml") or find_file(name, search_folders("studies", folder)) is not None
 
 
 def _print_plan(plan: "Plan") -> None:
     from resnet_bench.tuning.space import retraining_recipe, trial_recipe
 
-    study, source = plan.study, plan.source_settings
-    console.print(f"[bold]{study.name}[/], profile {plan.profile}: tunes {plan.benchmark.name}", highlight=False)
+    study, source = plan.study, plan.source_params
+    echo(f"{study.name}, profile {plan.profile}: tunes {plan.benchmark.name}", style="bold")
     if study.notes:
-        console.print(f"  {escape(study.notes)}", highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="Search space", title_justify="left")
-    for column in ("key", "values", "the source's own"):
-        table.add_column(column, overflow="fold")
+        paragraph(study.notes)
+    table = new_table("key", "values", "source", title="Search space")
     for key, parameter in study.space.items():
-        table.add_row(key, escape(parameter.describe()), str(source.get(key, "–")))
+        table.add_row(key, parameter.describe(), setting(source.get(key)))
     print_table(table)
     trial = trial_recipe(study, plan.base, source)
     final = retraining_recipe(study, plan.base, source)
-    held_out = trial.data.validation
-    assert held_out is not None
+    validation = trial.data.validation
+    assert validation is not None
     for line in (
         f"objectives: {', '.join(study.objectives)}",
-        f"trials: {study.budget.trials} of {trial.training.epochs} epochs, {plural(study.seeds, 'seed')}, "
-        f"on {trial.data.num_train} images, scored on {held_out.images} held out",
-        f"final runs: {plural(study.retrain.seeds, 'fresh seed')} a side, {final.training.epochs} epochs on "
-        f"{final.data.num_train} images, judged once on {final.data.num_test} test images",
+        f"trials: {study.budget.trials} of {trial.training.epochs} epochs, {plural(study.seeds, 'seed')}, on "
+        f"{trial.data.num_train} images of {trial.data.dataset}, scored on {validation.images} validation images",
+        f"retraining: {plural(study.retrain.seeds, 'new seed')} per side, {final.training.epochs} epochs on "
+        f"{final.data.num_train} images, evaluated once on {final.data.num_test} test images",
         f"sampler: {_with_options(study.sampler)}",
         f"pruner: {_with_options(study.pruner)}",
     ):
-        console.print(f"  {line}", highlight=False, markup=False)
+        paragraph(line)
 
 
 def _with_options(named: "Sampler | Pruner") -> str:
@@ -164,32 +162,34 @@ def _with_options(named: "Sampler | Pruner") -> str:
     return f"{named.name} with {', '.join(f'{key} = {json.dumps(value)}' for key, value in named.options.items())}"
 
 
-def _print_trials(ledger: "TrialQueue") -> None:
-    from resnet_bench.tuning.trial_queue import is_interrupted
+def _print_trials(stored: "StoredStudy") -> None:
+    from resnet_bench.tuning.stored_study import is_interrupted, is_source
 
-    counts, best = ledger.counts(), ledger.best_trial()
-    keys = list(ledger.definition.space)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Trials of {ledger.name}", title_justify="left")
-    for column in ("trial", *short_names(keys).values(), "epochs", "score", "state", "why"):
-        table.add_column(column, justify="left" if column in ("state", "why") else "right", overflow="fold")
-    for trial in ledger.trials():
-        if trial.state.name == "WAITING":
+    counts, best = stored.counts(), stored.best_trial()
+    keys = list(stored.definition.space)
+    numbers = ("trial", *short_names(keys).values(), "epochs", "score")
+    table = new_table(*numbers, "state", "why", right=numbers, title=f"Trials of {stored.name}")
+    for trial in stored.trials():
+        if trial.state.name == "WAITING" or "surplus" in trial.user_attrs:
             continue
         mark = "★ " if best is not None and trial.number == best.number else ""
         state = "interrupted" if is_interrupted(trial) else trial.state.name.lower()
         table.add_row(
             f"{mark}{trial.number}",
-            *(setting(trial.params[key]) if key in trial.params else "–" for key in keys),
+            *(setting(trial.params.get(key)) for key in keys),
             str(trial.last_step or "–"),
-            f"{trial.values[0]:.2%}" if trial.values else "–",
-            state + (" (source)" if "source" in trial.user_attrs else ""),
-            escape(str(trial.user_attrs.get("reason", ""))),
+            percent(trial.values[0] if trial.values else None),
+            state + (" (source)" if is_source(trial) else ""),
+            str(trial.user_attrs.get("reason", "")),
         )
     print_table(table)
-    console.print(
-        f"{counts.finished} of {counts.wanted} trials are through, {counts.pruned} pruned, {counts.failed} failed",
-        highlight=False,
-    )
+    echo(f"{counts.finished} of {counts.wanted} trials are finished, {counts.pruned} pruned, {counts.failed} failed")
+    _print_exhausted(stored.definition.budget.trials, counts.wanted)
+
+
+def _print_exhausted(budget: int, wanted: int) -> None:
+    if wanted < budget:
+        echo(f"every point of the search space was tried: {wanted} trials of {budget}")
 
 
 # --- running ---------------------------------------------------------------------------------------
@@ -226,122 +226,120 @@ def run(
     yes: Yes = False,
 ) -> None:
     from resnet_bench.tracking.store import Store
-    from resnet_bench.tuning.plan import load_study, plan_study
+    from resnet_bench.tuning.plan import load_study
 
     folder = data_folder(data)
     study = load_study(name, study_dir)
     store = Store.resolve(tracking, Path.cwd())
+    address = _storage(storage, tracking)
 
     # Torch is imported when the verb is called, so that help, completion and mistakes are quick.
-    from resnet_bench.execution.execution import Execution
-    from resnet_bench.tracking.stale_runs import close_stale_runs
-    from resnet_bench.tuning.run import Images, StudyRequest
+    from resnet_bench.data.dataset import ImageLocation
+    from resnet_bench.execution.options import ExecutionOptions
+    from resnet_bench.running.context import Context
 
-    address = _storage(storage, tracking)
-    execution = Execution.resolve(device, precision, deterministic=deterministic)
-    chosen, why, dataset = _choose(study, profile, execution.device_type, folder, benchmark_dir, download=download)
-    planned = plan_study(study, chosen, benchmarks=benchmark_dir, trials=trials)
-    request = StudyRequest(
-        plan=planned,
-        name=study_name or _storage_name(study.name, chosen),
-        storage=address,
-        store=store,
-        images=Images(planned.base.data.dataset, folder, allow_generated=dataset.generated),
-        runs_folder=run_dir.resolve(),
-        device=device,
-        precision=precision,
-        deterministic=deterministic,
-        workers=workers,
+    context = Context(
+        store,
+        run_dir.resolve(),
+        ImageLocation(folder, download=download, allow_generated=profile != "full"),
+        ExecutionOptions(device=device, precision=precision, deterministic=deterministic, autotune=False),
     )
-    seconds = _announce(request, why, dataset)
+    plan, why = _plan(study, profile, context, benchmark_dir, trials)
+    stored_name = study_name or _storage_name(study.name, plan.profile)
+    seconds = _announce(stored_name, plan, why, address, context, workers)
     ask = not yes and sys.stdin.isatty() and console.is_terminal
-    if ask and seconds > LONG_STUDY_SECONDS and not Confirm.ask("Go on?", console=console, default=True):
+    if ask and seconds > LONG_STUDY_SECONDS and not Confirm.ask("Continue?", console=console, default=True):
         raise UserError("nothing was started")
-    if store.is_server and (problem := store.check()):
-        raise UserError(f"{store.shown}: a study needs its tracking store to begin: {problem}")
-    store.prepare()
-    close_stale_runs(store)
-    result = _watch(request, dataset)
+    _get_ready(store)
+    result = _watch(stored_name, plan, address, context, workers)
     if result is None:
         print_resume_command()
         raise typer.Exit(INTERRUPTED)
-    _print_result(request, result)
+    _print_result(result, plan, address)
 
 
-def _choose(
-    study: "Study",
-    asked: ProfileName | None,
-    device_type: str,
-    folder: Path,
-    benchmarks: Path | None,
-    *,
-    download: bool,
-) -> tuple[ProfileName, str, Any]:
-    """The profile, why it, and the images."""
-    from resnet_bench.data.dataset import load_dataset
-    from resnet_bench.tuning.plan import benchmark_of
+def _plan(
+    study: "Study", asked: ProfileName | None, context: "Context", benchmarks: Path | None, trials: int | None
+) -> "tuple[Plan, str]":
+    """Plan a study in the profile asked for, or in the one that fits this machine; say why."""
+    from resnet_bench.tuning.plan import plan_study
 
-    dataset = load_dataset(
-        benchmark_of(study, benchmarks).recipe.data.dataset,
-        folder,
-        download=download,
-        allow_generated=asked != "full",
-        progress=echo,
-    )
+    def in_profile(profile: ProfileName) -> "Plan":
+        return plan_study(study, profile, benchmarks=benchmarks, trials=trials)
+
     if asked is not None:
-        return asked, "as asked", dataset
+        return in_profile(asked), "as asked"
+    full = in_profile("full")
     if "smoke" not in study.profiles:
-        return "full", "the study has no other", dataset
-    if dataset.generated:
-        return "smoke", "there is no real CIFAR here; resnet-bench data prepare fetches it", dataset
-    if study.made_for == "gpu" and device_type == "cpu":
-        return "smoke", "the study is sized for a GPU, and there is none; --profile full runs it all the same", dataset
-    return "full", f"the study is made for a {study.made_for.upper()}", dataset
+        return full, "the study has no other"
+    # Each profile names its images itself.
+    if context.open_images(full.base.data.dataset, echo).generated:
+        return in_profile("smoke"), "there is no real CIFAR here; resnet-bench data prepare fetches it"
+    if study.made_for == "gpu" and context.options.resolve().device_type == "cpu":
+        return in_profile("smoke"), "the study is sized for a GPU, and there is none; --profile full runs it anyway"
+    return full, f"the study is made for a {study.made_for.upper()}"
 
 
-def _announce(request: "StudyRequest", why: str, dataset: Any) -> float:
-    """Say what will run, why, on what, and for how long; return the seconds."""
-    from resnet_bench.measure.estimate import estimate_seconds, measure_flops_per_second
-    from resnet_bench.tuning.space import retraining_recipe, trial_recipe
-
-    plan, execution = request.plan, request.execution()
-    rate = measure_flops_per_second(execution)
-    source = plan.source_settings
-    trial_seconds = estimate_seconds(trial_recipe(plan.study, plan.base, source), rate) * plan.study.seeds
-    final_seconds = estimate_seconds(retraining_recipe(plan.study, plan.base, source), rate)
-    seconds = plan.study.budget.trials * trial_seconds + 2 * plan.study.retrain.seeds * final_seconds
-    console.print(f"study {request.name} in the {plan.profile} profile: {why}.", highlight=False, markup=False)
-    echo(f"on {execution.device_name} ({execution.describe()}), {plural(request.workers, 'worker')}")
+def _announce(name: str, plan: "Plan", why: str, address: "StudyStorage", context: "Context", workers: int) -> float:
+    """Print what will run, why, on what, and for how long; return the seconds."""
+    dataset = context.open_images(plan.base.data.dataset, echo)
+    execution = context.options.resolve()
+    seconds = _estimate(plan, context) / workers
+    echo(f"study {name} in the {plan.profile} profile: {why}.")
+    echo(f"on {execution.device_name} ({execution.describe()}), {plural(workers, 'worker')}")
     if dataset.generated:
         announce_generated(dataset.name)
     else:
         echo(f"{dataset.name} from {dataset.source} at {dataset.location}")
-    echo(f"trials in {request.storage.shown}, runs in {request.store.shown}")
-    if notice := request.storage.notice():
-        console.print(f"[yellow]{escape(notice)}[/]", highlight=False)
-    echo(f"about {duration(seconds / request.workers)} in all, less what is pruned or done already\n")
-    return seconds / request.workers
+    echo(f"trials in {address.redacted_url}, runs in {context.store.shown}")
+    if notice := address.notice():
+        echo(notice, style="yellow")
+    echo(f"about {duration(seconds)} in all, less what is pruned or done already\n")
+    return seconds
 
 
-def _watch(request: "StudyRequest", dataset: Any) -> "StudyResult | None":
+def _estimate(plan: "Plan", context: "Context") -> float:
+    """Estimate the seconds that one worker takes for a study."""
+    from resnet_bench.measure.estimate import estimate_seconds, measure_flops_per_second
+    from resnet_bench.tuning.space import list_points, retraining_recipe, trial_recipe
+
+    study, source = plan.study, plan.source_params
+    rate = measure_flops_per_second(context.options.resolve())
+    trial_seconds = estimate_seconds(trial_recipe(study, plan.base, source), rate) * study.seeds
+    final_seconds = estimate_seconds(retraining_recipe(study, plan.base, source), rate)
+    points = list_points(study)
+    trials = study.budget.trials if points is None else min(study.budget.trials, len(points))
+    return trials * trial_seconds + 2 * study.retrain.seeds * final_seconds
+
+
+def _get_ready(store: "Store") -> None:
+    from resnet_bench.tracking.stale_runs import close_stale_runs
+
+    if store.is_server and (problem := store.check()):
+        raise UserError(f"{store.shown}: a study needs its tracking store to begin: {problem}")
+    store.prepare()
+    close_stale_runs(store)
+
+
+def _watch(name: str, plan: "Plan", address: "StudyStorage", context: "Context", workers: int) -> "StudyResult | None":
     """Run the study on the screen; None where it was interrupted."""
-    from resnet_bench.cli.live_study import LiveTable, Progress
+    from resnet_bench.cli.live_study import LiveStudy, StudyProgress
     from resnet_bench.running.stopping import Stopped, stop_on_signals
     from resnet_bench.tuning.events import StudyFinished
     from resnet_bench.tuning.run import run_study
 
-    plan = request.plan
-    progress = Progress(
-        trial_epochs=plan.epochs * plan.study.seeds,
-        final_runs=2 * plan.study.retrain.seeds,
-        final_epochs=plan.study.retrain.epochs or plan.base.training.epochs,
-        workers=request.workers,
+    study = plan.study
+    progress = StudyProgress(
+        trial_epochs=plan.epochs * study.seeds,
+        retraining_runs=2 * study.retrain.seeds,
+        retraining_epochs=study.retrain.epochs or plan.base.training.epochs,
+        workers=workers,
     )
     result = None
     try:
-        with stop_on_signals() as stop, LiveTable(console, progress, list(plan.study.space)).shown() as table:
-            for event in run_study(request, dataset, stop):
-                table.take(event)
+        with stop_on_signals() as stop, LiveStudy(console, progress, list(study.space)).shown() as live:
+            for event in run_study(name, plan, address, replace(context, stop=stop), workers=workers, progress=echo):
+                live.take(event)
                 if isinstance(event, StudyFinished):
                     result = event.result
     except (Stopped, KeyboardInterrupt):
@@ -349,37 +347,37 @@ def _watch(request: "StudyRequest", dataset: Any) -> "StudyResult | None":
     return result
 
 
-def _print_result(request: "StudyRequest", result: "StudyResult") -> None:
+def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage") -> None:
     from resnet_bench.tuning.export import comparison_text
 
     console.print()
     _print_best(result)
+    _print_exhausted(plan.study.budget.trials, result.counts.wanted)
     if not result.importances:
-        echo("too few complete trials to say how important each parameter is")
+        echo("too few complete trials, or too alike, to tell how important each hyperparameter is")
     for key, value in result.importances.items():
-        console.print(f"  importance of {key}: {value:.0%}", highlight=False)
-    console.print(f"\n[bold]{escape(comparison_text(result.comparison))}[/]", highlight=False, soft_wrap=True)
+        echo(f"  importance of {key}: {value:.0%}")
+    echo(f"\n{comparison_text(result.comparison)}", style="bold")
     for failure in result.comparison.failures if result.comparison is not None else ():
         echo(f"  {failure}")
     echo(f"\nMLflow: {result.url} (resnet-bench ui)")
-    if request.storage.dashboard is not None:
-        echo(f"Optuna: optuna-dashboard {request.storage.dashboard}")
+    if address.dashboard is not None:
+        echo(f"Optuna: optuna-dashboard {address.dashboard}")
     echo("report: resnet-bench report")
     echo(f"next: resnet-bench study best {result.name}; resnet-bench study export {result.name}")
 
 
 def _print_best(result: "StudyResult") -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"Best of {result.name}", title_justify="left")
-    for column in ("", f"trial {result.best_number}", "the source's own"):
-        table.add_column(column, justify="left" if not column else "right", overflow="fold")
+    numbers = (f"trial {result.best_number}", "source")
+    table = new_table("", *numbers, right=numbers, title=f"Best of {result.name}")
     for key in dict.fromkeys([*result.best_settings, *result.source_settings]):
         best, source = result.best_settings.get(key), result.source_settings.get(key)
         table.add_row(
             key,
-            f"[bold]{setting(best)}[/]" if key in result.changed else setting(best) if best is not None else "–",
-            setting(source) if source is not None else "–",
+            Text(setting(best), style="bold" if key in result.changed else ""),
+            setting(source),
         )
-    table.add_row("validation accuracy", f"{result.best_validation:.2%}", f"{result.source_validation:.2%}")
+    table.add_row("validation accuracy", percent(result.best_validation), percent(result.source_validation))
     print_table(table)
 
 
@@ -388,7 +386,7 @@ def _print_best(result: "StudyResult") -> None:
 
 @app.command(
     help=help_text(
-        "Print the tuned recipe of a study, and what it gained.",
+        "Print the tuned recipe of a study and the tuning gain.",
         example="study best resnet18-step-decay-cpu",
         following="study export resnet18-step-decay-cpu",
     ),
@@ -396,11 +394,11 @@ def _print_best(result: "StudyResult") -> None:
 def best(name: StudyName, profile: Profile = None, storage: Storage = None, tracking: TrackingURI = None) -> None:
     from resnet_bench.tuning.export import budget_text, comparison_text, recipe_text
 
-    ledger = _find(name, profile, _storage(storage, tracking))
-    result = _result(ledger)
+    stored = _find(name, profile, _storage(storage, tracking))
+    result = _result(stored)
     _print_best(result)
-    echo(f"{budget_text(ledger)}; {comparison_text(result.comparison)}\n")
-    console.print(recipe_text(ledger, result), highlight=False, markup=False, soft_wrap=True)
+    echo(f"{budget_text(stored)}; {comparison_text(result.comparison)}\n")
+    echo(recipe_text(stored, result))
 
 
 @app.command(
@@ -413,7 +411,10 @@ def best(name: StudyName, profile: Profile = None, storage: Storage = None, trac
 def export(
     name: StudyName,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Else benchmarks/BENCHMARK-tuned.toml.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="File to write; benchmarks/BENCHMARK-tuned.toml by default."
+        ),
     ] = None,
     profile: Profile = None,
     storage: Storage = None,
@@ -422,14 +423,13 @@ def export(
 ) -> None:
     from resnet_bench.tuning.export import export as write
 
-    ledger = _find(name, profile, _storage(storage, tracking))
-    path = output or Path("benchmarks") / f"{ledger.benchmark.name}-tuned.toml"
-    write(ledger, _result(ledger), path, benchmark_dir)
-    if ledger.profile != "full" or ledger.recall("generated_images"):
-        console.print(
-            "[bold yellow]this is no result[/]: it comes of the smoke profile or of generated images, and its file "
-            "says so",
-            highlight=False,
+    stored = _find(name, profile, _storage(storage, tracking))
+    path = output or Path("benchmarks") / f"{stored.plan.benchmark.name}-tuned.toml"
+    write(stored, _result(stored), path, benchmark_dir)
+    if stored.plan.profile != "full" or stored.get_attr("generated_images"):
+        echo(
+            "this is not a result: it comes from the smoke profile or generated images, and its file says so",
+            style="yellow",
         )
     echo(f"wrote {path}; run it with: resnet-bench run {shlex.quote(str(path))}")
 
@@ -441,30 +441,25 @@ def _storage(url: str | None, tracking: str | None) -> "StudyStorage":
     return StudyStorage.resolve(url, Path.cwd(), tracking_uri=Store.resolve(tracking, Path.cwd()).uri)
 
 
-def _find(name: str, profile: ProfileName | None, address: "StudyStorage") -> "TrialQueue":
-    """The study of a name, the full profile before the smoke one."""
-    from resnet_bench.tuning.trial_queue import TrialQueue, study_names
+def _find(name: str, profile: ProfileName | None, address: "StudyStorage") -> "StoredStudy":
+    """Return the study of a name, that of the full profile before that of the smoke one."""
+    from resnet_bench.tuning.stored_study import StoredStudy, study_names
 
-    storage = address.open(create=False)
+    storage = address.read()
     names = study_names(storage)
     found = next((candidate for candidate in _candidates(name, profile) if candidate in names), name)
-    return TrialQueue.read(found, storage)
+    return StoredStudy.read(found, storage)
 
 
-def _read(name: str, address: "StudyStorage") -> "TrialQueue":
-    from resnet_bench.tuning.trial_queue import TrialQueue
-
-    return TrialQueue.read(name, address.open(create=False))
-
-
-def _result(ledger: "TrialQueue") -> "StudyResult":
+def _result(stored: "StoredStudy") -> "StudyResult":
     from resnet_bench.tuning.results import study_result
 
-    result = study_result(ledger)
+    stored.check_source()
+    result = study_result(stored)
     if result is None:
         raise UserError(
-            f"study {ledger.name}: the source's own settings are not through yet; go on with: "
-            f"resnet-bench study run {ledger.definition.name}"
+            f"study {stored.name}: the source hyperparameters are not trained yet; resume it with: "
+            f"resnet-bench study run {stored.definition.name}"
         )
     return result
 

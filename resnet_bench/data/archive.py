@@ -17,7 +17,11 @@ from filelock import FileLock
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.content import Content, Progress, SplitArrays, check_complete
+from resnet_bench.data.decode import check_not_a_pointer
 from resnet_bench.recipe.datasets import DatasetFacts
+
+ARCHIVE = "torchvision archive"
+"""What a dataset names as its source that was read from the published archive."""
 
 _DOWNLOAD_TIMEOUT_SECONDS = 30
 
@@ -96,27 +100,27 @@ class ArchiveSource:
     """The archive itself, or the folder that was extracted from it.
 
     Attributes:
-        info: The dataset.
+        facts: The dataset.
         location: The archive file, or the extracted folder.
         archive: The published archive.
     """
 
-    info: DatasetFacts
+    facts: DatasetFacts
     location: Path
     archive: ArchiveFacts
-    kind = "torchvision archive"
+    kind = ARCHIVE
 
     def files(self) -> list[Path]:
-        """Every file that is read."""
+        """List every file that is read."""
         if self.location.is_file():
             return [self.location]
         return [self.location / name for name, _ in self.archive.batches]
 
     def read(self, progress: Progress) -> Content:
-        """Verifies all checksums, then unpickles with nothing allowed but what the batches hold.
+        """Verify all checksums, then unpickle with nothing allowed but what the batches contain.
 
         Raises:
-            UserError: A checksum differs, a file is missing, or a batch holds something else.
+            UserError: A checksum differs, a file is missing, or a batch contains something else.
         """
         progress(f"verifying and reading {self.location}")
         read = self._read_packed if self.location.is_file() else self._read_extracted
@@ -127,17 +131,24 @@ class ArchiveSource:
             self._split("test", [batches[name] for name, _ in self.archive.test_batches]),
         )
 
+    def place(self, split_name: str, row: int) -> str:
+        """Name an image by its index in the published split."""
+        return f"image {row} of the {'training' if split_name == 'train' else split_name} set"
+
     def _read_packed(self) -> dict[str, bytes]:
-        """The batches' bytes, without writing a file."""
+        """Read the batches' bytes, without writing a file."""
+        check_not_a_pointer(self.location)
+        is_compressed = self.location.suffix == ".gz"
         with self.location.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != self.archive.sha256:
+            # Browsers decompress the archive; its batches have checksums, too.
+            if is_compressed and hashlib.file_digest(file, "sha256").hexdigest() != self.archive.sha256:
                 raise UserError(
                     f"{self.location} is not the published archive (its SHA-256 differs): delete it and download "
                     "it again with: resnet-bench data prepare"
                 )
             file.seek(0)
             try:
-                with tarfile.open(fileobj=file, mode="r:gz") as archive:
+                with tarfile.open(fileobj=file, mode="r:gz" if is_compressed else "r:") as archive:
                     return self._members(archive)
             except tarfile.TarError as error:
                 raise UserError(f"{self.location} cannot be unpacked ({error})") from error
@@ -147,9 +158,9 @@ class ArchiveSource:
         found: dict[str, bytes] = {}
         for member in archive:
             path = PurePosixPath(member.name)
-            # Nothing is written here, but whoever extracts this archive by other means would be attacked.
+            # Nothing is written here, but anyone who extracts this archive by other means would be attacked.
             if path.is_absolute() or ".." in path.parts or not (member.isreg() or member.isdir()):
-                raise UserError(f"{self.location} holds {member.name!r}, which no archive of CIFAR does")
+                raise UserError(f"{self.location} contains {member.name!r}, which no archive of CIFAR does")
             file = archive.extractfile(member)
             if file is not None and str(path.parent) == self.archive.folder and path.name in checksums:
                 found[path.name] = file.read()
@@ -173,11 +184,11 @@ class ArchiveSource:
         return found
 
     def _check_class_names(self, meta: dict[str, Any]) -> None:
-        if tuple(meta.get(self.archive.meta_key, ())) != self.info.class_names:
-            raise UserError(f"{self.location} names other classes than those of {self.info.name}")
+        if tuple(meta.get(self.archive.meta_key, ())) != self.facts.class_names:
+            raise UserError(f"{self.location} names other classes than those of {self.facts.name}")
 
     def _split(self, split_name: str, batches: list[dict[str, Any]]) -> SplitArrays:
-        size = self.info.image_size
+        size = self.facts.image_size
         images = []
         labels = []
         for batch in batches:
@@ -189,44 +200,53 @@ class ArchiveSource:
                 or batch_labels.shape != pixels.shape[:1]
                 or batch_labels.dtype.kind != "i"
             ):
-                raise UserError(f"{self.location} holds a {split_name} batch that is not laid out as CIFAR's are")
-            wrong = np.flatnonzero((batch_labels < 0) | (batch_labels >= self.info.num_classes))
+                raise UserError(f"{self.location} contains a {split_name} batch that is not laid out as CIFAR's are")
+            wrong = np.flatnonzero((batch_labels < 0) | (batch_labels >= self.facts.num_classes))
             if wrong.size:
                 raise UserError(
-                    f"{self.location} holds label {batch_labels[wrong[0]]} in row {wrong[0]} of a {split_name} "
-                    f"batch, and labels of {self.info.name} lie below {self.info.num_classes}"
+                    f"{self.location} has label {batch_labels[wrong[0]]} in row {wrong[0]} of a {split_name} "
+                    f"batch, and labels of {self.facts.name} lie below {self.facts.num_classes}"
                 )
             images.append(pixels.reshape(-1, 3, size, size))
             labels.append(batch_labels.astype(np.int64))
         split = SplitArrays(np.concatenate(images), np.concatenate(labels))
-        check_complete(self.info, split_name, len(split.images), str(self.location))
+        check_complete(self.facts, split_name, len(split.images), str(self.location))
         return split
 
 
-def find_archive(info: DatasetFacts, folder: Path, archive: ArchiveFacts | None = None) -> ArchiveSource | None:
-    """The archive of a dataset in a folder or in its subfolder of the dataset's name.
+def find_archive(facts: DatasetFacts, folder: Path, archive: ArchiveFacts | None = None) -> ArchiveSource | None:
+    """Find the archive of a dataset: in a folder or its subfolder of the dataset's name, or the given path itself.
 
     An extracted folder with all its files comes before the packed archive, as in torchvision.
+
+    Args:
+        facts: The dataset.
+        folder: The data folder, the extracted folder, or the archive file.
+        archive: The published archive; by default that of the dataset's name.
     """
-    archive = archive or ARCHIVES.get(info.name)
+    archive = archive or ARCHIVES.get(facts.name)
     if archive is None:
         return None
+    packed = (archive.filename, archive.filename.removesuffix(".gz"))
+    if folder.name in packed and folder.is_file():
+        return ArchiveSource(facts, folder, archive)
     incomplete = None
-    for root in (folder, folder / info.name):
-        extracted = ArchiveSource(info, root / archive.folder, archive)
+    for root in (folder, folder / facts.name, *([folder.parent] if folder.name == archive.folder else [])):
+        extracted = ArchiveSource(facts, root / archive.folder, archive)
         if extracted.location.is_dir():
             if all(path.is_file() for path in extracted.files()):
                 return extracted
             incomplete = extracted
-        if (root / archive.filename).is_file():
-            return ArchiveSource(info, root / archive.filename, archive)
+        for name in packed:
+            if (root / name).is_file():
+                return ArchiveSource(facts, root / name, archive)
     return incomplete
 
 
 def download_archive(archive: ArchiveFacts, folder: Path, progress: Progress) -> None:
-    """Downloads the archive into a folder through torchvision, which shows a progress bar.
+    """Download the archive into a folder through torchvision, which shows a progress bar.
 
-    The file appears under its name when it is whole and verified. Of several processes one downloads.
+    The file appears under its name when it is complete and verified. Of several processes one downloads.
 
     Raises:
         UserError: The download failed; the message says why.
@@ -252,7 +272,7 @@ def download_archive(archive: ArchiveFacts, folder: Path, progress: Progress) ->
 
 @contextmanager
 def _socket_timeout(seconds: float) -> Iterator[None]:
-    """Bounds every wait for a host; torchvision itself would wait for ever."""
+    """Bound every wait for a host; torchvision itself would wait forever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -270,7 +290,7 @@ def _check_md5(data: bytes, expected: str, where: str) -> None:
 
 
 class _BatchUnpickler(pickle.Unpickler):
-    """Builds plain containers and NumPy arrays, and refuses to import anything else."""
+    """Builds plain containers and NumPy arrays, and imports nothing else."""
 
     _RECONSTRUCT = np.empty(0).__reduce__()[0]
     _ALLOWED: dict[tuple[str, str], Any] = {  # noqa: RUF012 - a constant of the class
@@ -294,5 +314,5 @@ def _unpickle(data: bytes, where: str) -> dict[str, Any]:
     except Exception as error:
         raise UserError(f"{where} is not a batch of CIFAR and was not loaded ({error})") from error
     if not isinstance(batch, dict):
-        raise UserError(f"{where} is not a batch of CIFAR: it holds a {type(batch).__name__}")
+        raise UserError(f"{where} is not a batch of CIFAR: it contains a {type(batch).__name__}")
     return batch

@@ -1,9 +1,10 @@
-"""CIFAR as folders of image files, one folder a class, as torchvision's ImageFolder reads them."""
+"""CIFAR as folders of image files, one folder per class, as torchvision's ImageFolder reads them."""
 
-import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,116 +16,173 @@ from resnet_bench.recipe.datasets import DatasetFacts
 
 _TEST_FOLDERS = ("test", "valid", "val")
 _IMAGES_BETWEEN_MESSAGES = 10_000
+_NOT_DATA = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+"""Files and folders that systems put beside images, in lower case."""
+_SHOWN = 3
+
+
+class _Found(NamedTuple):
+    """The files of one split, each kind sorted."""
+
+    folder: Path
+    images: list[Path]
+    others: list[Path]
 
 
 @dataclass(frozen=True)
 class ClassFolderSource:
-    """`train/<class>/*.png` and `test/<class>/*.png` (or `valid`, `val`) under one folder.
+    """`train/<class>/*.png` and `test/<class>/*.png` (or `valid`, `val`) under one folder; links are followed.
 
-    A class folder may lie deeper, as in `train/<superclass>/<class>`: the name of the folder that holds the image
-    counts. Unlike the published formats, class folders may hold any number of images.
+    A class folder may lie deeper, as in `train/<superclass>/<class>`: the folder that contains the image is its class.
+    Unlike the published formats, class folders may have any number of images.
 
     Attributes:
-        info: The dataset.
-        location: The folder that holds `train`.
+        facts: The dataset.
+        location: The folder that contains `train`.
     """
 
-    info: DatasetFacts
+    facts: DatasetFacts
     location: Path
     kind = "image folder"
 
     def files(self) -> list[Path]:
-        """Every file that is read."""
-        return [*self._train_files, *self._test_files]
+        """List every file that is read."""
+        return [*self._train.images, *self._test.images]
 
     def read(self, progress: Progress) -> Content:
-        """Decodes every image.
+        """Decode every image.
 
         Raises:
             UserError: An image is corrupt or of another size, or the folders are not the dataset's classes.
         """
-        class_indices = self._class_indices()
+        labels = self._labels()
+        if left_out := [*self._train.others, *self._test.others]:
+            names = ", ".join(str(path.relative_to(self.location)) for path in left_out[:_SHOWN])
+            more = ", …" if len(left_out) > _SHOWN else ""
+            progress(f"{self.location}: {len(left_out)} files are not images and are left out: {names}{more}")
         return Content(
-            self._split("train", self._train_files, class_indices, progress),
-            self._split("test", self._test_files, class_indices, progress),
+            self._split("train", self._train.images, labels, progress),
+            self._split("test", self._test.images, labels, progress),
         )
 
-    @cached_property
-    def _train_files(self) -> list[Path]:
-        return _image_files(self.location / "train")
+    def place(self, split_name: str, row: int) -> str:
+        """Name an image by its file."""
+        files = self._train.images if split_name == "train" else self._test.images
+        return str(files[row].relative_to(self.location)) if row < len(files) else f"image {row} of {split_name}"
+
+    @property
+    def class_folders(self) -> set[str]:
+        """Names of the folders that contain images."""
+        return {path.parent.name for path in self.files()}
 
     @cached_property
-    def _test_files(self) -> list[Path]:
-        for name in _TEST_FOLDERS:
-            if files := _image_files(self.location / name):
-                return files
-        return []
+    def _train(self) -> "_Found":
+        return _scan(_child(self.location, "train"))
 
-    def _class_indices(self) -> dict[str, int]:
-        """Class folder names to labels: by official name, else by number, else in sorted order."""
-        names = {path.parent.name for path in self._train_files}
-        unseen = {path.parent.name for path in self._test_files} - names
-        if not self._test_files or unseen:
+    @cached_property
+    def _test(self) -> "_Found":
+        found = [_scan(_child(self.location, name)) for name in _TEST_FOLDERS]
+        return next((split for split in found if split.images), found[0])
+
+    def _labels(self) -> dict[str, int]:
+        """Map class folders to labels, by the official names or by number."""
+        names = {path.parent.name for path in self._train.images}
+        unseen = {path.parent.name for path in self._test.images} - names
+        if not self._test.images or unseen:
             what = f"test images of {min(unseen)} but no train images" if unseen else "train images but no test images"
-            raise UserError(f"{self.location} holds {what}: train and test need the same class folders")
-        official = self.info.class_names
+            raise UserError(f"{self.location} has {what}: train and test need the same class folders")
+        official = self.facts.class_names
         if len(names) != len(official):
             raise UserError(
-                f"{self.location / 'train'} holds {len(names)} class folders and {self.info.name} has "
-                f"{len(official)} classes{_suggestion(names, official)}"
+                f"{self._train.folder} has {len(names)} class folders and {self.facts.name} has "
+                f"{len(official)} classes{_renaming(names, official)}"
             )
-        if names == set(official):
-            return {name: official.index(name) for name in names}
-        if known := names & set(official):
-            raise UserError(
-                f"{self.location / 'train'} names {len(known)} class folders as {self.info.name} does and the "
-                f"others differently{_suggestion(names, official)}"
-            )
-        numbers = {name: int(name) for name in names if name.isdecimal()}
-        if set(numbers.values()) == set(range(len(official))):
-            return numbers
-        return {name: index for index, name in enumerate(sorted(names))}
+        by_name = {name: official.index(spelled) for name in names if (spelled := _spelled(name)) in official}
+        by_number = {name: int(name) for name in names if name.isdecimal()}
+        for labels in (by_name, by_number):
+            if sorted(labels.values()) == list(range(len(official))):
+                return labels
+        raise UserError(
+            f"{self._train.folder} has class folders that {self.facts.name} does not have; rename them to its classes, "
+            f"or to their numbers, 0 to {len(official) - 1}{_renaming(names, official)}"
+        )
 
-    def _split(
-        self, split_name: str, files: list[Path], class_indices: dict[str, int], progress: Progress
-    ) -> SplitArrays:
-        images = np.empty((len(files), 3, self.info.image_size, self.info.image_size), dtype=np.uint8)
+    def _split(self, split_name: str, files: list[Path], labels: dict[str, int], progress: Progress) -> SplitArrays:
+        size = self.facts.image_size
+        images = np.empty((len(files), 3, size, size), dtype=np.uint8)
         with strict_decoding():
             for index, path in enumerate(files):
-                images[index] = decode_image(path.read_bytes(), self.info.image_size, str(path)).transpose(2, 0, 1)
+                images[index] = decode_image(path.read_bytes(), size, str(path)).transpose(2, 0, 1)
                 if (index + 1) % _IMAGES_BETWEEN_MESSAGES == 0:
-                    progress(f"decoding {self.info.name}: {index + 1:,} of {len(files):,} {split_name} images")
-        labels = np.array([class_indices[path.parent.name] for path in files], dtype=np.int64)
-        return SplitArrays(images, labels)
+                    progress(f"decoding {self.facts.name}: {index + 1:,} of {len(files):,} {split_name} images")
+        return SplitArrays(images, np.array([labels[path.parent.name] for path in files], dtype=np.int64))
 
 
-def find_class_folders(info: DatasetFacts, folder: Path) -> ClassFolderSource | None:
-    """The class folders of a dataset: in its folder, or the given folder itself if it has as many classes."""
-    source = ClassFolderSource(info, folder / info.name)
-    if source.files():
-        return source
-    source = ClassFolderSource(info, folder)
-    if len({path.parent.name for path in source.files()}) == info.num_classes:
-        return source
-    return None
+def find_class_folders(facts: DatasetFacts, folder: Path) -> ClassFolderSource | None:
+    """Find the class folders of a dataset: in its folder, or the given folder itself if it has as many classes."""
+    own, given = ClassFolderSource(facts, folder / facts.name), ClassFolderSource(facts, folder)
+    if own.files():
+        return own
+    return given if len(given.class_folders) == facts.num_classes else None
 
 
-def _image_files(folder: Path) -> list[Path]:
-    """Image files in the subfolders of a folder, however deep, sorted."""
-    found = []
-    for directory, _, names in os.walk(folder):
-        if Path(directory) != folder:
-            found += [Path(directory, name) for name in names if _is_image(name)]
-    return sorted(found)
+def _child(folder: Path, name: str) -> Path:
+    """Return a subfolder in whatever case its name is spelled."""
+    if folder.is_dir() and not (folder / name).is_dir():
+        return next((path for path in sorted(folder.iterdir()) if path.name.lower() == name), folder / name)
+    return folder / name
 
 
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+def _scan(folder: Path) -> _Found:
+    """Sort the files in the subfolders of a folder, however deep; hidden files and folders are left out."""
+    if not folder.is_dir():
+        return _Found(folder, [], [])
+    files = [file for below in _subfolders(folder) for file in _files(below, (_identity(folder),))]
+    return _Found(
+        folder,
+        sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES),
+        sorted(file for file in files if file.suffix.lower() not in IMAGE_SUFFIXES),
+    )
 
 
-def _suggestion(names: set[str], official: tuple[str, ...]) -> str:
-    """The first misspelt class name with the nearest official one, or nothing."""
-    for name in sorted(names - set(official)):
-        if near := nearest(name, official, cutoff=0.6):
-            return f" ({name} is perhaps {near})"
-    return ""
+def _files(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    here = _identity(folder)
+    # A link may lead back to a folder above it.
+    if here in above:
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            if not _is_hidden(path.name):
+                yield from _files(path, (*above, here))
+        elif not _is_hidden(path.name):
+            yield path
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir() and not _is_hidden(path.name)]
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _NOT_DATA
+
+
+def _spelled(name: str) -> str:
+    """Spell a class as the published datasets do."""
+    return name.lower().replace(" ", "_").replace("-", "_")
+
+
+def _renaming(names: Iterable[str], official: tuple[str, ...]) -> str:
+    """Show what each class folder would have to be called, as far as its name tells."""
+    unknown = [name for name in sorted(names) if _spelled(name) not in official and not name.isdecimal()]
+    free = [name for name in official if name not in {_spelled(known) for known in names}]
+    if not unknown:
+        return ""
+    shown = [f"{name} → {nearest(name, free, cutoff=0.7) or '?'}" for name in unknown[:12]]
+    more = ", …" if len(unknown) > len(shown) else ""
+    missing = f"{', '.join(free[:12])}{', …' if len(free) > 12 else ''}"
+    return f" ({', '.join(shown)}{more}; not among the folders: {missing})"

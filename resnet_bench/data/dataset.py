@@ -1,26 +1,28 @@
 """A dataset by name: found, decoded, cached, verified."""
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from filelock import FileLock, Timeout
 
+from resnet_bench.base import files
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.names import nearest
-from resnet_bench.data.archive import ARCHIVES, ArchiveFacts, download_archive, find_archive
-from resnet_bench.data.cache import CacheEntry, CacheMiss, CacheState, DataSource, default_cache_folder
-from resnet_bench.data.class_folders import find_class_folders
+from resnet_bench.data.archive import ARCHIVE, ARCHIVES, ArchiveFacts, download_archive, find_archive
+from resnet_bench.data.cache import CacheEntry, CacheMiss, CacheState, default_cache_folder
 from resnet_bench.data.content import Content, Progress, SplitArrays, fingerprint, in_canonical_order
-from resnet_bench.data.generated import generate_content
-from resnet_bench.data.parquet import find_parquet
+from resnet_bench.data.generated import GENERATED, GeneratedSource
+from resnet_bench.data.sources import DataSource, find_sources, how_to_get
 from resnet_bench.recipe.datasets import DATASETS, DatasetFacts
 
-GENERATED = "generated"
-"""What a generated dataset names as its source."""
+_WORTH_CACHING = 10_000
+"""Generated images; fewer are generated faster than they are read and verified."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +32,24 @@ class Split:
     Attributes:
         images: uint8 `[N, 3, H, W]`, RGB; perhaps mapped into memory from the cache.
         labels: int64 `[N]`.
+        rows: Each image's index in the source's order, int64 `[N]`; None where that is not known.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
+    rows: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: npt.NDArray[np.int64]) -> "Split":
-        """A copy of the images and labels at some indices, in the order given."""
+        """Copy the images and labels at some indices, in the order given."""
         chosen = torch.from_numpy(indices)
-        return Split(self.images[chosen], self.labels[chosen])
+        return Split(self.images[chosen], self.labels[chosen], None if self.rows is None else self.rows[chosen])
+
+    def first(self, count: int) -> "Split":
+        """Return the first images and labels, without a copy."""
+        return Split(self.images[:count], self.labels[:count], None if self.rows is None else self.rows[:count])
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,7 @@ class Dataset:
         source: "torchvision archive", "parquet", "image folder" or "generated".
         location: The file or folder that was read; how they were made for generated images.
         fingerprint: SHA-256 over name, shapes, images and labels, in hexadecimal.
+        origin: What was read; None where that is not known.
     """
 
     name: str
@@ -67,10 +76,11 @@ class Dataset:
     source: str
     location: str
     fingerprint: str
+    origin: DataSource | None = None
 
     @property
     def generated(self) -> bool:
-        """Whether the images were made up; every number that comes of them must say so."""
+        """Whether the images are generated; every number that they give must say so."""
         return self.source == GENERATED
 
     @property
@@ -78,10 +88,27 @@ class Dataset:
         """Whether these are exactly the published images, all of them and unaltered."""
         return self.fingerprint == DATASETS[self.name].fingerprint
 
+    @property
+    def official_order(self) -> bool:
+        """Whether the `rows` of the splits are the images' indices in the published dataset."""
+        return self.source == ARCHIVE and self.train.rows is not None
+
+    def place(self, split_name: Literal["train", "test"], index: int) -> str:
+        """Name an image in its source, such as ``image 17 of the test set`` or its file.
+
+        Args:
+            split_name: The split of this dataset.
+            index: Its index in that split.
+        """
+        split = self.train if split_name == "train" else self.test
+        if self.origin is None or split.rows is None:
+            return f"image {index} of {split_name}, sorted by content"
+        return self.origin.place(split_name, int(split.rows[index]))
+
 
 @dataclass(frozen=True)
 class DataStatus:
-    """What a data folder holds of a dataset.
+    """What a data folder has of a dataset.
 
     Attributes:
         name: Name in `DATASETS`.
@@ -110,38 +137,26 @@ class ImageLocation:
 
     Attributes:
         folder: The data folder; it need not exist.
-        allow_generated: Generate images where there are none.
+        allow_generated: Generate images where there are none, unless the folder was typed. They have the dataset's
+            full size, so that splits and epochs have the shape of the real ones.
         generated: Generate this many training and test images, whatever there is.
         download: Download the archive into the folder where no source is there.
+        typed: Whether the user named the folder: images that are not there are an error then, never replaced.
+        cache_folder: Where decoded images are kept; by default `.resnet-bench-cache` in the data folder if it is the
+            user's own, else the user's cache folder. Where neither can be written, nothing is kept.
     """
 
     folder: Path
     allow_generated: bool = False
     generated: tuple[int, int] | None = None
     download: bool = False
+    typed: bool = False
+    cache_folder: Path | None = None
 
 
 def load_images(name: str, images: ImageLocation, progress: Progress | None = None) -> Dataset:
-    """Load a dataset from where its images are.
-
-    Args:
-        name: Name in `DATASETS`.
-        images: Where to look.
-        progress: Called with a line of text now and then.
-
-    Raises:
-        UserError: There are no images, or they are damaged.
-    """
-    if images.generated is not None:
-        train, test = images.generated
-        return generate_dataset(name, train_size=train, test_size=test, seed=0)
-    return load_dataset(
-        name,
-        images.folder,
-        download=images.download,
-        allow_generated=images.allow_generated,
-        progress=progress,
-    )
+    """Load a dataset by name; see :func:`load`."""
+    return load(_facts(name), images, progress)
 
 
 def load_dataset(
@@ -153,75 +168,57 @@ def load_dataset(
     allow_generated: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Loads a dataset from the first source under a folder.
+    """Load a dataset by name from a folder; see :func:`load` and :class:`ImageLocation`."""
+    images = ImageLocation(folder, allow_generated, download=download, cache_folder=cache_folder)
+    return load(_facts(name), images, progress)
 
-    In this order: the Python archive (`cifar-10-python.tar.gz` or `cifar-10-batches-py/`), Parquet in the hub's layout
-    (`cifar10/train-*.parquet`, or in `cifar10/data/` or `cifar10/plain_text/`), and class folders
+
+def load(
+    facts: DatasetFacts, images: ImageLocation, progress: Progress | None = None, archive: ArchiveFacts | None = None
+) -> Dataset:
+    """Load a dataset from the first source under a folder.
+
+    In this order: the Python archive (`cifar-10-python.tar.gz` or `cifar-10-batches-py/`), Parquet in the layouts of
+    the hub (such as `cifar10/train-*.parquet`) or of pandas (`cifar10/train.parquet`), and class folders
     (`cifar10/train/<class>/*.png`). A source that is there and damaged is an error: the next one is not tried.
 
     Args:
-        name: Name in `DATASETS`.
-        folder: The data folder; it need not exist.
-        cache_folder: Where decoded images are kept; by default `.resnet-bench-cache` in the data folder, or
-            `~/.cache/resnet-bench` if the data folder is read-only. Where neither can be written, nothing is kept.
-        download: Download the archive into the folder if no source is there.
-        allow_generated: Make images up if no source is there and the download was not asked for or failed. They come
-            in the dataset's full size, 50,000 and 10,000, so that splits and epochs have the shape of the real ones.
+        facts: The dataset.
+        images: Where to look.
         progress: Called with a line of text now and then, above all when images are generated.
+        archive: The published archive; by default that of the dataset's name.
 
     Returns:
         The dataset, which names the source that was used.
 
     Raises:
-        UserError: The name is unknown, no source is there, or a source is damaged; the message says what to do.
+        UserError: No source is there, or a source is damaged; the message says what to do.
     """
-    return load(
-        _info(name),
-        folder,
-        cache_folder=cache_folder,
-        download=download,
-        allow_generated=allow_generated,
-        progress=progress or _say_nothing,
-    )
-
-
-def load(
-    info: DatasetFacts,
-    folder: Path,
-    *,
-    cache_folder: Path | None,
-    download: bool,
-    allow_generated: bool,
-    progress: Progress,
-    archive: ArchiveFacts | None = None,
-) -> Dataset:
-    """`load` for a dataset that need not be in `DATASETS`."""
-    folder = folder.expanduser().resolve()
-    source = next(find_sources(info, folder, archive), None)
+    progress = progress or (lambda _: None)
+    if images.generated is not None:
+        return _load(GeneratedSource(facts, *images.generated, seed=0), images, progress)
+    folder = _resolved(images.folder)
     failure = ""
-    archive = archive or ARCHIVES.get(info.name)
-    if source is None and download and archive is not None:
-        try:
-            download_archive(archive, folder, progress)
-            source = find_archive(info, folder, archive)
-        except UserError as error:
-            failure = f"{error}; "
-    if source is not None:
-        entry = CacheEntry.of(source, (cache_folder or default_cache_folder(folder)).expanduser().resolve())
-        content, content_fingerprint = _cached_content(entry, progress)
-        dataset = _dataset(info, content, content_fingerprint, source.kind, str(source.location))
-        if dataset.fingerprint != info.fingerprint:
-            progress(f"the images in {dataset.location} are not exactly the published ones of {info.name}")
-        return dataset
-    advice = f"{failure}there is no {info.name} in {folder}: {_how_to_get(info, can_download=not failure)}"
-    if not allow_generated:
+    with _readable(folder):
+        source = next(find_sources(facts, folder, archive), None)
+        archive = archive or ARCHIVES.get(facts.name)
+        if source is None and images.download and archive is not None:
+            try:
+                download_archive(archive, folder, progress)
+                source = find_archive(facts, folder, archive)
+            except UserError as error:
+                failure = f"{error}; "
+        if source is not None:
+            return _load(source, images, progress)
+        advice = f"{failure}there is no {facts.name} in {folder}: {how_to_get(facts, folder, can_download=not failure)}"
+    if not images.allow_generated or images.typed:
         raise UserError(advice)
-    progress(f"GENERATED IMAGES are used in place of {info.name}, and no result counts: {advice}")
-    return _generated(info, info.train_size, info.test_size, seed=0)
+    progress(f"GENERATED IMAGES are used in place of {facts.name}, and no result counts: {advice}")
+    return _load(GeneratedSource(facts, facts.train_size, facts.test_size, seed=0), images, progress)
 
 
 def dataset_status(folder: Path, *, cache_folder: Path | None = None) -> list[DataStatus]:
-    """Says for each dataset what a folder holds of it; decodes nothing and writes nothing.
+    """Describe for each dataset what a folder has of it; nothing is decoded or written.
 
     Args:
         folder: The data folder; it need not exist.
@@ -230,13 +227,14 @@ def dataset_status(folder: Path, *, cache_folder: Path | None = None) -> list[Da
     Raises:
         UserError: A file that must be opened to know what it is cannot be read.
     """
-    folder = folder.expanduser().resolve()
-    cache_folder = (cache_folder or default_cache_folder(folder)).expanduser().resolve()
-    return [_status(info, folder, cache_folder) for info in DATASETS.values()]
+    folder = _resolved(folder)
+    with _readable(folder):
+        cache_folder = _resolved(cache_folder or default_cache_folder(folder))
+        return [_status(facts, folder, cache_folder) for facts in DATASETS.values()]
 
 
 def generate_dataset(name: str, *, train_size: int = 4096, test_size: int = 1024, seed: int = 0) -> Dataset:
-    """Makes a dataset up: deterministic, learnable images with as many classes as the named dataset has.
+    """Generate a dataset: deterministic, learnable images with as many classes as the named dataset has.
 
     Args:
         name: Name in `DATASETS`.
@@ -247,21 +245,11 @@ def generate_dataset(name: str, *, train_size: int = 4096, test_size: int = 1024
     Raises:
         UserError: The name is unknown.
     """
-    return _generated(_info(name), train_size, test_size, seed)
+    source = GeneratedSource(_facts(name), train_size, test_size, seed)
+    return _dataset(source, *_decoded(source, lambda _: None))
 
 
-def find_sources(info: DatasetFacts, folder: Path, archive: ArchiveFacts | None = None) -> Iterator[DataSource]:
-    """Every source of a dataset under a folder, in the order in which they are preferred."""
-    found = find_archive(info, folder, archive)
-    if found is not None:
-        yield found
-    finders: tuple[Callable[[DatasetFacts, Path], DataSource | None], ...] = (find_parquet, find_class_folders)
-    for find in finders:
-        if source := find(info, folder):
-            yield source
-
-
-def _info(name: str) -> DatasetFacts:
+def _facts(name: str) -> DatasetFacts:
     if name in DATASETS:
         return DATASETS[name]
     near = nearest(name, DATASETS)
@@ -269,8 +257,43 @@ def _info(name: str) -> DatasetFacts:
     raise UserError(f"there is no dataset {name!r}: {suggestion}known ones are {', '.join(DATASETS)}")
 
 
+def _resolved(folder: Path) -> Path:
+    try:
+        return folder.expanduser().resolve()
+    except RuntimeError:
+        raise UserError(f"{folder}: there is no user {folder.parts[0]}; write the whole path") from None
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Turn the errors of a path that cannot be looked at into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        name = str(error.filename or folder)
+        shown = name if len(name) < 300 else f"{name[:100]}…"
+        raise UserError(f"{shown}: cannot be read ({error.strerror or error})") from None
+
+
+def _load(source: DataSource, images: ImageLocation, progress: Progress) -> Dataset:
+    if isinstance(source, GeneratedSource):
+        if source.train_size + source.test_size < _WORTH_CACHING:
+            return _dataset(source, *_decoded(source, progress))
+        # Every data folder without images shares them.
+        cache_folder = images.cache_folder or files.cache_folder()
+    else:
+        cache_folder = images.cache_folder or default_cache_folder(_resolved(images.folder))
+    dataset = _dataset(source, *_cached_content(CacheEntry.of(source, _resolved(cache_folder)), progress))
+    if not dataset.generated and dataset.fingerprint != source.facts.fingerprint:
+        progress(
+            f"ANOTHER DATASET: the images in {dataset.location} are not the published ones of {dataset.name}, so that "
+            "no result from them is compared with a claim"
+        )
+    return dataset
+
+
 def _cached_content(entry: CacheEntry, progress: Progress) -> tuple[Content, str]:
-    """The content of a source and its fingerprint, from the cache if it is there and else into it."""
+    """Read the content of a source and its fingerprint from the cache; build the entry if it is not there."""
     try:
         return entry.read()
     except CacheMiss:
@@ -285,13 +308,13 @@ def _cached_content(entry: CacheEntry, progress: Progress) -> tuple[Content, str
 
 
 def _acquire_lock(entry: CacheEntry, progress: Progress) -> FileLock | None:
-    """The lock on an entry, or nothing where no cache can be kept."""
+    """Acquire the lock on an entry; None where no cache can be kept."""
     try:
         lock = entry.lock()
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            progress(f"waiting for another process that is decoding {entry.source.info.name}")
+            progress(f"waiting for another process that is decoding {entry.source.facts.name}")
             lock.acquire()
     except OSError as error:
         progress(f"the decoded images cannot be kept in {entry.folder.parent} ({error})")
@@ -300,7 +323,7 @@ def _acquire_lock(entry: CacheEntry, progress: Progress) -> FileLock | None:
 
 
 def _build(entry: CacheEntry, progress: Progress) -> tuple[Content, str]:
-    """Reads an entry or makes it; the caller holds its lock."""
+    """Read an entry or build it; the caller has its lock."""
     try:
         return entry.read()
     except CacheMiss as miss:
@@ -310,6 +333,8 @@ def _build(entry: CacheEntry, progress: Progress) -> tuple[Content, str]:
     content, content_fingerprint = _decoded(entry.source, progress)
     try:
         entry.write(content, identity)
+        for abandoned, place in entry.abandoned():
+            progress(f"{abandoned} has decoded images of {place}, which nothing reads; remove it: rm -r {abandoned}")
         return entry.read()
     except (OSError, CacheMiss) as error:
         progress(f"the decoded images cannot be kept in {entry.folder} ({error})")
@@ -317,38 +342,35 @@ def _build(entry: CacheEntry, progress: Progress) -> tuple[Content, str]:
 
 
 def _decoded(source: DataSource, progress: Progress) -> tuple[Content, str]:
-    progress(f"decoding {source.info.name} from {source.location} ({source.kind})")
+    if not isinstance(source, GeneratedSource):
+        progress(f"decoding {source.facts.name} from {source.location} ({source.kind})")
     try:
-        train, test = source.read(progress)
+        content = in_canonical_order(source.read(progress))
     except OSError as error:
         raise UserError(f"{source.location} cannot be read ({error})") from error
-    content = Content(in_canonical_order(train), in_canonical_order(test))
-    return content, fingerprint(source.info.name, content)
+    return content, fingerprint(source.facts.name, content)
 
 
-def _generated(info: DatasetFacts, train_size: int, test_size: int, seed: int) -> Dataset:
-    content = generate_content(info, train_size, test_size, seed)
-    return _dataset(info, content, fingerprint(info.name, content), GENERATED, f"generated with seed {seed}")
-
-
-def _dataset(info: DatasetFacts, content: Content, content_fingerprint: str, source: str, location: str) -> Dataset:
+def _dataset(source: DataSource, content: Content, content_fingerprint: str) -> Dataset:
     return Dataset(
-        name=info.name,
+        name=source.facts.name,
         train=_split(content.train),
         test=_split(content.test),
-        class_names=info.class_names,
-        source=source,
-        location=location,
+        class_names=source.facts.class_names,
+        source=source.kind,
+        location=str(source.location),
         fingerprint=content_fingerprint,
+        origin=source,
     )
 
 
 def _split(arrays: SplitArrays) -> Split:
-    return Split(torch.from_numpy(arrays.images), torch.from_numpy(arrays.labels))
+    rows = None if arrays.rows is None else torch.from_numpy(arrays.rows)
+    return Split(torch.from_numpy(arrays.images), torch.from_numpy(arrays.labels), rows)
 
 
-def _status(info: DatasetFacts, folder: Path, cache_folder: Path) -> DataStatus:
-    sources = list(find_sources(info, folder))
+def _status(facts: DatasetFacts, folder: Path, cache_folder: Path) -> DataStatus:
+    sources = list(find_sources(facts, folder))
     state: CacheState = "missing"
     content_fingerprint = None
     if sources:
@@ -360,22 +382,9 @@ def _status(info: DatasetFacts, folder: Path, cache_folder: Path) -> DataStatus:
         except CacheMiss as miss:
             state = miss.state
     return DataStatus(
-        name=info.name,
+        name=facts.name,
         sources=tuple((source.kind, str(source.location)) for source in sources),
         cache=state,
         cache_folder=str(cache_folder),
         fingerprint=content_fingerprint,
     )
-
-
-def _how_to_get(info: DatasetFacts, *, can_download: bool) -> str:
-    places = (
-        f"put {ARCHIVES[info.name].filename} there, or Parquet files ({info.name}/train-*.parquet and "
-        f"{info.name}/test-*.parquet), or class folders ({info.name}/train/<class>/*.png and "
-        f"{info.name}/test/<class>/*.png), or name the folder that has them with --data DIR"
-    )
-    return f"{places}, or download them with: resnet-bench data prepare" if can_download else places
-
-
-def _say_nothing(_: str) -> None:
-    """Stands in where nobody wants to know."""

@@ -1,23 +1,22 @@
 """The images that a recipe asks for: its splits, and a loader for each use of one."""
 
-import itertools
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import Dataset, Split
-from resnet_bench.data.loader import Augmentation, ResidentLoader
-from resnet_bench.data.split import split_train_validation
+from resnet_bench.data.loader import ResidentLoader
 from resnet_bench.execution.execution import Execution
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.recipe.settings import ResizeStage, SplitName
+from resnet_bench.recipe.settings import Augmentation, SplitName, ValidationSplit
 
 
 def splits_of(recipe: Recipe, dataset: Dataset) -> dict[SplitName, Split]:
-    """The images of each split that the recipe uses.
+    """Return the images of each split that the recipe uses.
+
+    A validation split of the whole training set counts images in the order of the published dataset, if the source has
+    kept it: it is the source's own split then. Otherwise it counts them in canonical order.
 
     Raises:
         UserError: The dataset has fewer images than the recipe needs.
@@ -30,37 +29,54 @@ def splits_of(recipe: Recipe, dataset: Dataset) -> dict[SplitName, Split]:
                 f"the recipe needs {count} {name} images of {recipe.data.dataset}, "
                 f"{dataset.location} has {present[name]}"
             )
-    available = _first(dataset.train, recipe.data.available_images)
-    splits: dict[SplitName, Split] = {"train": available, "test": _first(dataset.test, recipe.data.num_test)}
-    held_out = recipe.data.validation
-    if held_out is not None:
-        train, validation = split_train_validation(
-            recipe.data.available_images, validation_size=held_out.images, seed=held_out.seed
-        )
+    available = dataset.train.first(recipe.data.available_images)
+    splits: dict[SplitName, Split] = {"train": available, "test": dataset.test.first(recipe.data.num_test)}
+    if recipe.data.validation is not None:
+        train, validation = split_train_validation(len(available), recipe.data.validation)
+        if uses_official_split(recipe, dataset):
+            assert dataset.train.rows is not None
+            place = np.argsort(dataset.train.rows.numpy())
+            train, validation = place[train], place[validation]
         splits["train"] = available.take(train)
         splits["validation"] = available.take(validation)
     return splits
 
 
+def uses_official_split(recipe: Recipe, dataset: Dataset) -> bool:
+    """Check whether the validation split counts images in the order of the published dataset."""
+    takes_all = recipe.data.available_images == len(dataset.train)
+    return recipe.data.validation is not None and dataset.official_order and takes_all
+
+
+def split_train_validation(
+    size: int, validation: ValidationSplit
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Shuffle `range(size)` as `np.random.seed(seed); np.random.shuffle(indices)` does and cut it in two.
+
+    The first shuffled indices validate and the others train, as in the article on ResNet-34.
+
+    Args:
+        size: Number of images.
+        validation: How many of them validate, and the seed of NumPy's legacy generator.
+
+    Returns:
+        Indices that train, int64 `[size - images]`, and indices that validate, int64 `[images]`.
+        No global random state is touched.
+    """
+    indices = np.arange(size, dtype=np.int64)
+    np.random.RandomState(validation.seed).shuffle(indices)
+    return indices[validation.images :], indices[: validation.images]
+
+
 def train_loader(recipe: Recipe, split: Split, execution: Execution, seed: int) -> ResidentLoader:
-    """Augmented images in a random order, in the batches that are trained on."""
-    augmentation = recipe.augmentation
+    """Build the loader of augmented images in a random order, in the batches that are trained on."""
     return ResidentLoader(
         split,
         batch_size=recipe.training.batch_size,
         mean=recipe.data.mean,
         std=recipe.data.std,
         device=torch.device(execution.device),
-        augmentation=Augmentation(
-            crop_padding=augmentation.crop_padding,
-            padding_mode=augmentation.padding_mode,
-            flip=augmentation.flip,
-            alternate=augmentation.flip_mode == "alternating",
-            resize=augmentation.resize,
-            sizes=_ends(augmentation.sizes or ()),
-            brightness=augmentation.jitter.brightness if augmentation.jitter else 0.0,
-            contrast=augmentation.jitter.contrast if augmentation.jitter else 0.0,
-        ),
+        augmentation=recipe.augmentation,
         shuffle=True,
         seed=seed,
         stream="train",
@@ -69,14 +85,8 @@ def train_loader(recipe: Recipe, split: Split, execution: Execution, seed: int) 
     )
 
 
-def _ends(sizes: Sequence[ResizeStage]) -> tuple[tuple[float, int], ...]:
-    """The epoch that each stretch ends at, and its size."""
-    ends = itertools.accumulate(size.epochs for size in sizes)
-    return tuple((end, size.pixels) for end, size in zip(ends, sizes, strict=True))
-
-
 def whitening_images(recipe: Recipe, split: Split, count: int) -> torch.Tensor:
-    """The first training images, normalised, float32 [count or fewer, 3, 32, 32]."""
+    """Normalize the first training images: float32 [count or fewer, 3, 32, 32]."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (recipe.data.mean, recipe.data.std))
     return (split.images[:count].float() / 255 - mean) / std
 
@@ -84,14 +94,14 @@ def whitening_images(recipe: Recipe, split: Split, count: int) -> torch.Tensor:
 def evaluation_loader(
     recipe: Recipe, split: Split, execution: Execution, *, batch_size: int, shuffled_by: tuple[int, str] | None = None
 ) -> ResidentLoader:
-    """Images as they are, resized where the recipe says so.
+    """Build the loader of images as they are, resized if the recipe says so.
 
     Args:
-        recipe: Normalisation and size.
+        recipe: Normalization and size.
         split: The images.
         execution: Device and memory layout.
-        batch_size: Images a batch; the last one may be smaller.
-        shuffled_by: Seed and stream of a random order; the split's own order without it.
+        batch_size: Images per batch; the last one may be smaller.
+        shuffled_by: Seed and stream of a random order; the split's order without it.
     """
     seed, stream = shuffled_by or (0, "in order")
     return ResidentLoader(
@@ -109,7 +119,7 @@ def evaluation_loader(
 
 
 def augmented_examples(recipe: Recipe, dataset: Dataset, seed: int, *, count: int) -> npt.NDArray[np.uint8]:
-    """The first training images of a run's first epoch as the network sees them, before normalisation.
+    """Make the first training images of a run's first epoch as the model sees them, before normalization.
 
     Returns:
         RGB images, shape [count or fewer, 3, H, W].
@@ -120,7 +130,3 @@ def augmented_examples(recipe: Recipe, dataset: Dataset, seed: int, *, count: in
     one_batch = recipe.model_copy(update={"training": recipe.training.model_copy(update={"batch_size": batch_size})})
     images, _ = train_loader(one_batch, split, on_cpu, seed).raw_batch(1, 0)
     return images.numpy()
-
-
-def _first(split: Split, count: int) -> Split:
-    return Split(images=split.images[:count], labels=split.labels[:count])

@@ -1,8 +1,9 @@
-"""CIFAR as the Hugging Face hub stores it: Parquet shards with an encoded image in every row."""
+"""CIFAR as the Hugging Face hub stores it: Parquet files with an encoded image per row."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -10,80 +11,95 @@ import pyarrow.parquet
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.content import Content, Progress, SplitArrays, check_complete
-from resnet_bench.data.decode import decode_image, strict_decoding
+from resnet_bench.data.decode import check_not_a_pointer, decode_image, strict_decoding
 from resnet_bench.recipe.datasets import DatasetFacts
 
 _IMAGE_COLUMNS = ("img", "image")
 _LABEL_COLUMNS = {"cifar100": "fine_label"}
+_PATTERNS = ("{split}-*.parquet", "{split}.parquet", "{split}/*.parquet")
+"""Shards of the hub, one file as pandas writes it, and the hub's converted branch."""
 _ROWS_AT_ONCE = 1000
 _ROWS_BETWEEN_MESSAGES = 10_000
 
 
 @dataclass(frozen=True)
 class ParquetSource:
-    """The shards `train-*.parquet` and `test-*.parquet` of one folder.
+    """The files of both splits below one folder, in one of the layouts of `_PATTERNS`.
 
     Attributes:
-        info: The dataset.
+        facts: The dataset.
         location: The folder.
     """
 
-    info: DatasetFacts
+    facts: DatasetFacts
     location: Path
     kind = "parquet"
 
     @property
     def label_column(self) -> str:
         """Name of the label column in the hub's files."""
-        return _LABEL_COLUMNS.get(self.info.name, "label")
+        return _LABEL_COLUMNS.get(self.facts.name, "label")
 
     def files(self) -> list[Path]:
-        """Every file that is read."""
+        """List every file that is read."""
         return [*self._shards("train"), *self._shards("test")]
 
     def read(self, progress: Progress) -> Content:
-        """Decodes every row.
+        """Decode every row.
 
         Raises:
             UserError: A file or a row is corrupt, a column is missing, a label is out of range, or rows are missing.
         """
         return Content(self._split("train", progress), self._split("test", progress))
 
+    def place(self, split_name: str, row: int) -> str:
+        """Name an image by its file and its row in it."""
+        for shard in self._shards(split_name):
+            with _open(shard) as file:
+                count = file.metadata.num_rows
+            if row < count:
+                return f"row {row} of {shard.relative_to(self.location)}"
+            row -= count
+        return f"row {row} behind the last of {split_name}"
+
     def _shards(self, split_name: str) -> list[Path]:
-        return sorted(self.location.glob(f"{split_name}-*.parquet"))
+        for pattern in _PATTERNS:
+            if found := sorted(self.location.glob(pattern.format(split=split_name))):
+                return found
+        return []
 
     def _split(self, split_name: str, progress: Progress) -> SplitArrays:
         shards = self._shards(split_name)
         total = sum(_open(shard).metadata.num_rows for shard in shards)
-        check_complete(self.info, split_name, total, str(self.location / f"{split_name}-*.parquet"))
-        images = np.empty((total, 3, self.info.image_size, self.info.image_size), dtype=np.uint8)
+        check_complete(self.facts, split_name, total, str(self.location / f"{split_name}-*.parquet"))
+        images = np.empty((total, 3, self.facts.image_size, self.facts.image_size), dtype=np.uint8)
         labels = np.empty(total, dtype=np.int64)
         rows = (row for shard in shards for row in self._rows(shard))
         with strict_decoding():
             for index, (encoded, label, where) in enumerate(rows):
-                images[index] = decode_image(encoded, self.info.image_size, where).transpose(2, 0, 1)
+                images[index] = decode_image(encoded, self.facts.image_size, where).transpose(2, 0, 1)
                 labels[index] = label
                 if (index + 1) % _ROWS_BETWEEN_MESSAGES == 0:
-                    progress(f"decoding {self.info.name}: {index + 1:,} of {total:,} {split_name} images")
+                    progress(f"decoding {self.facts.name}: {index + 1:,} of {total:,} {split_name} images")
         return SplitArrays(images, labels)
 
     def _rows(self, shard: Path) -> Iterator[tuple[bytes, int, str]]:
-        """Encoded image, label and a description of the place, row by row."""
+        """Yield encoded image, label and a description of the place, row by row."""
         with _open(shard) as file:
             image_column = self._image_column(file, shard)
             row = 0
             try:
                 for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[image_column, self.label_column]):
-                    encoded = batch.column(image_column).field("bytes").to_pylist()
+                    encoded = _encoded(batch.column(image_column))
                     labels = batch.column(self.label_column).to_pylist()
                     for image_bytes, label in zip(encoded, labels, strict=True):
                         where = f"row {row} of {shard}"
                         if not isinstance(image_bytes, bytes):
-                            raise UserError(f"{where} holds no image")
-                        if not isinstance(label, int) or not 0 <= label < self.info.num_classes:
+                            raise UserError(f"{where} has no image")
+                        if type(label) is not int or not 0 <= label < self.facts.num_classes:
                             raise UserError(
-                                f"{where} holds label {label!r}, and labels of {self.info.name} are the integers "
-                                f"from 0 to {self.info.num_classes - 1}"
+                                f"{where} has label {label!r}, and labels of {self.facts.name} are the integers "
+                                f"from 0 to {self.facts.num_classes - 1}"
                             )
                         yield image_bytes, label, where
                         row += 1
@@ -92,36 +108,56 @@ class ParquetSource:
 
     def _image_column(self, file: pyarrow.parquet.ParquetFile, path: Path) -> str:
         schema = file.schema_arrow
+        for name in (*_IMAGE_COLUMNS, self.label_column):
+            if schema.names.count(name) > 1:
+                raise UserError(f"{path} has the column {name} {schema.names.count(name)} times; keep one of them")
         for name in _IMAGE_COLUMNS:
             if name not in schema.names or self.label_column not in schema.names:
                 continue
             column = schema.field(name).type
-            if pyarrow.types.is_struct(column) and column.get_field_index("bytes") >= 0:
+            if _is_binary(column) or (pyarrow.types.is_struct(column) and column.get_field_index("bytes") >= 0):
                 return name
         raise UserError(
-            f"{path} has the columns {', '.join(schema.names)}, and {self.info.name} needs img (or image) with the "
+            f"{path} has the columns {', '.join(schema.names)}, and {self.facts.name} needs img (or image) with the "
             f"field bytes, and {self.label_column}"
         )
 
 
-def find_parquet(info: DatasetFacts, folder: Path) -> ParquetSource | None:
-    """The Parquet files of a dataset: in its folder, one of the hub's subfolders, or the given folder itself."""
-    own = folder / info.name
-    for location in (own, own / "data", own / "plain_text", own / info.name):
-        source = ParquetSource(info, location)
-        if source.files():
-            return source
-    source = ParquetSource(info, folder)
-    files = source.files()
-    # The name of a folder of unknown origin says nothing, but the label column tells the datasets apart.
-    if files and source.label_column in _open(files[0]).schema_arrow.names:
-        return source
+def find_parquet(facts: DatasetFacts, folder: Path) -> ParquetSource | None:
+    """Find the Parquet files of a dataset, in the folders that the hub's clients write.
+
+    In this order: below the dataset's own folder, below the given folder, and in snapshots of the hub's cache.
+    """
+    for root in (folder / facts.name, folder, *_snapshots(facts, folder)):
+        for below in ("", "data", "plain_text", facts.name, "default"):
+            source = ParquetSource(facts, root / below)
+            if not (files := source.files()):
+                continue
+            # The name of a folder of unknown origin says nothing, but the label column tells the datasets apart.
+            if root == folder / facts.name or source.label_column in _open(files[0]).schema_arrow.names:
+                return source
     return None
+
+
+def _snapshots(facts: DatasetFacts, folder: Path) -> list[Path]:
+    """Find snapshots of the hub's cache, the newest first: in the folder of one repository or of all of them."""
+    repositories = [folder, *folder.glob(f"datasets--*--{facts.name}")]
+    found = [snapshot for repository in repositories for snapshot in repository.glob("snapshots/*")]
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def _open(path: Path) -> pyarrow.parquet.ParquetFile:
     try:
+        check_not_a_pointer(path)
         return pyarrow.parquet.ParquetFile(path)
-    # A name of a column that is no UTF-8 is no error to Arrow itself.
+    # A name of a column that is not UTF-8 is no error to Arrow itself.
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise UserError(f"{path} is not a readable Parquet file ({error})") from error
+
+
+def _is_binary(column: Any) -> bool:
+    return bool(pyarrow.types.is_binary(column) or pyarrow.types.is_large_binary(column))
+
+
+def _encoded(column: Any) -> list[Any]:
+    return list((column if _is_binary(column.type) else column.field("bytes")).to_pylist())

@@ -1,4 +1,4 @@
-"""Whether a device still takes work, and what NVIDIA's driver says of it."""
+"""Which devices there are, whether one still takes work, and what NVIDIA's driver says of it."""
 
 import functools
 import os
@@ -21,6 +21,15 @@ def device_problem(execution: Execution) -> str | None:
         # CUDA never forgives some errors, such as a failed assertion in a kernel: only a new process helps.
         return f"{execution.device} takes no more work ({describe_error(error)})"
     return None
+
+
+def visible_gpus() -> list[str]:
+    """Return the NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; opens none."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    if named is None:
+        return [str(number) for number in range(count)]
+    return [gpu.strip() for gpu in named.split(",") if gpu.strip()][:count]
 
 
 def nvml_handle(device: str) -> Any | None:

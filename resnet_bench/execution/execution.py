@@ -84,7 +84,7 @@ class Execution:
         Raises:
             UserError: The device does not exist here, or cannot do what is asked.
         """
-        name = _resolve_device(device)
+        name = find_device(device)
         is_plain = level == "plain"
         resolved = _resolve_precision(name, "fp32" if is_plain and precision == "auto" else precision)
         fast_paths = name == "cpu" and not is_plain and not compile
@@ -208,7 +208,12 @@ def _can_fuse(precision: Precision) -> bool:
     return normalization.problem(torch.bfloat16 if precision == "bf16" else torch.float32) is None
 
 
-def _resolve_device(device: str) -> str:
+def find_device(device: str) -> str:
+    """Return the device that an option means: ``cpu``, ``cuda:N`` or ``mps``.
+
+    Raises:
+        UserError: It does not exist here.
+    """
     if device == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     match = re.fullmatch(r"(cpu|mps)|cuda(?::(\d+))?", device)

@@ -1,9 +1,11 @@
 """How a user asks for runs to be executed, before it is resolved for a machine."""
 
 from dataclasses import dataclass
+from typing import Literal
 
+from resnet_bench.base.machine import default_threads
 from resnet_bench.execution.choices import Level, PrecisionChoice
-from resnet_bench.execution.execution import Execution
+from resnet_bench.execution.execution import Execution, find_device
 
 
 @dataclass(frozen=True)
@@ -42,3 +44,19 @@ class ExecutionOptions:
             threads=self.threads,
             level=self.mode,
         )
+
+    @property
+    def device_type(self) -> Literal["cpu", "cuda", "mps"]:
+        """The kind of device, known without opening it.
+
+        Raises:
+            UserError: The device does not exist here.
+        """
+        kind = find_device(self.device).partition(":")[0]
+        assert kind in ("cpu", "cuda", "mps")
+        return kind  # type: ignore[return-value]  # the assertion narrows it
+
+    @property
+    def total_threads(self) -> int:
+        """CPU threads as typed; else all usable cores."""
+        return self.threads or default_threads()

@@ -46,6 +46,21 @@ def standard_deviation(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
+def standard_deviation_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Return the interval of a normal distribution's standard deviation, by the chi-squared distribution.
+
+    Args:
+        values: One number per run, at least two.
+        confidence: How often the interval is right.
+    """
+    from scipy import special
+
+    freedom = len(values) - 1
+    scatter = standard_deviation(values) ** 2 * freedom
+    low, high = (float(special.chdtri(freedom, tail)) for tail in ((1 - confidence) / 2, (1 + confidence) / 2))
+    return Interval(math.sqrt(scatter / low), math.sqrt(scatter / high))
+
+
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
     """Return Student's t interval of the mean; None for fewer than two values."""
     return _t_interval(values, confidence, 1 / len(values)) if len(values) > 1 else None

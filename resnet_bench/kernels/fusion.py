@@ -1,8 +1,9 @@
-"""Layers of a network that are computed as one operation where they follow each other in a sequence."""
+"""Layers of a network that are computed as one operation: in a sequence, and where a residual block ends."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from resnet_bench.kernels import fast_paths, normalization
@@ -15,15 +16,19 @@ _ACTIVATIONS: dict[type[nn.Module], Activation] = {nn.ReLU: Activation.RELU, nn.
 
 
 def fuse(network: nn.Module) -> None:
-    """Have every sequence of a network compute layers that follow each other as one operation where it can.
+    """Have a network compute layers that follow each other as one operation where it can.
 
-    These are a convolution and a pool, and BatchNorm with the activation behind it and a pool before or behind it.
+    In a sequence these are a convolution and a pool, and BatchNorm with the activation behind it and a pool before or
+    behind it. In a block that is :class:`Residual` they are its layers in the same way, and the BatchNorm that ends its
+    main branch with that of its shortcut, the addition and the activation.
 
-    Layers, parameters, names and state dicts stay as they are, and so does what a sequence does in eval mode.
+    Layers, parameters, names and state dicts stay as they are, and so does what the network does in eval mode.
     """
     for module in network.modules():
         if type(module) is nn.Sequential:
             module.__class__ = FusedSequential
+        elif isinstance(module, Residual):
+            module.fused = True
 
 
 class FusedSequential(nn.Sequential):
@@ -31,20 +36,93 @@ class FusedSequential(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
         """The outputs of the last layer; the layers' own shapes."""
-        layers: list[nn.Module] = list(self)
-        while layers:
-            if (pooled := _convolved_and_pooled(layers, input)) is not None:
-                input, layers = pooled, layers[2:]  # noqa: A001
-                continue
-            group = _leading_group(layers)
-            if group is not None and normalization.fits(input, group.norm, group.pool):
-                input = normalization.normalize(  # noqa: A001
-                    input, group.norm, pool=group.pool, activation=group.activation
-                )
-                layers = layers[group.length :]
-            else:
-                input = layers.pop(0)(input)  # noqa: A001
-        return input
+        return _run(self, input)
+
+
+class Branches(NamedTuple):
+    """The layers of a block `activation(main(x) + shortcut(x))`."""
+
+    main: Sequence[nn.Module]
+    """Run one after the other."""
+    shortcut: nn.Module | None
+    """None adds nothing: the block is a plain one."""
+    activation: nn.Module | None
+    """None leaves the sum as it is."""
+
+
+class Residual(nn.Module):
+    """A block of a residual network. It says what its branches are, so that :func:`fuse` can compute their sum."""
+
+    fused = False
+
+    def branches(self) -> Branches:
+        """The block's layers."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[N, C, H, W]` to the activated sum of both branches."""
+        branches = self.branches()
+        if self.fused:
+            return _sum_of(branches, x)
+        outputs = x
+        for layer in branches.main:
+            outputs = layer(outputs)
+        if branches.shortcut is not None:
+            outputs = outputs + branches.shortcut(x)
+        return outputs if branches.activation is None else branches.activation(outputs)
+
+
+def _sum_of(branches: Branches, x: Tensor) -> Tensor:
+    """What a block gives, with its end as one operation if these are maps for it."""
+    end = [] if branches.activation is None else [branches.activation]
+    if branches.shortcut is None:
+        return _run(_opened([*branches.main, *end]), x)
+    main, norm = _without_norm(_opened(branches.main))
+    beside, shortcut_norm = _without_norm(_opened([branches.shortcut]))
+    activation = _activation(branches.activation)
+    maps, shortcut = _run(main, x), _run(beside, x)
+    # What watches every call of torch, as the fast paths do, has nothing to do here and takes as long as small maps.
+    with torch._C.DisableTorchFunction():
+        if norm is not None and activation is not None and normalization.fits_sum(maps, norm, shortcut, shortcut_norm):
+            return normalization.normalize_and_add(maps, norm, shortcut, shortcut_norm, activation=activation)
+    if norm is not None:
+        maps = _run([norm], maps)
+    if shortcut_norm is not None:
+        shortcut = _run([shortcut_norm], shortcut)
+    return _run(end, maps + shortcut)
+
+
+def _opened(layers: Iterable[nn.Module]) -> list[nn.Module]:
+    """The layers, with those of a sequence in its place."""
+    opened: list[nn.Module] = []
+    for layer in layers:
+        if type(layer) is FusedSequential and not _is_watched(layer):
+            opened += _opened(layer)
+        else:
+            opened.append(layer)
+    return opened
+
+
+def _without_norm(layers: list[nn.Module]) -> tuple[list[nn.Module], nn.BatchNorm2d | None]:
+    """The layers before the BatchNorm that they end with, and that one, if they do."""
+    if layers and type(layers[-1]) is nn.BatchNorm2d and not _is_watched(layers[-1]):
+        return layers[:-1], layers[-1]
+    return layers, None
+
+
+def _run(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """What layers give that follow each other."""
+    rest = list(layers)
+    while rest:
+        if (pooled := _convolved_and_pooled(rest, x)) is not None:
+            x, rest = pooled, rest[2:]
+            continue
+        group = _leading_group(rest)
+        if group is not None and (normalized := _normalized(group, x)) is not None:
+            x, rest = normalized, rest[group.length :]
+        else:
+            x = rest.pop(0)(x)
+    return x
 
 
 def _convolved_and_pooled(layers: Sequence[nn.Module], images: Tensor) -> Tensor | None:
@@ -73,8 +151,8 @@ def _leading_group(layers: Sequence[nn.Module]) -> _Group | None:
         return None
     norm, length = rest[0], len(layers) - len(rest) + 1
     activation = Activation.IDENTITY
-    if len(rest) > 1 and type(rest[1]) in _ACTIVATIONS and not _is_watched(rest[1]):
-        activation = _ACTIVATIONS[type(rest[1])]
+    if len(rest) > 1 and (following := _activation(rest[1])) is not None:
+        activation = following
         length += 1
     if pooled_first:
         return _Group(norm, Pool.BEFORE, activation, length)
@@ -82,6 +160,21 @@ def _leading_group(layers: Sequence[nn.Module]) -> _Group | None:
     if activation is not Activation.IDENTITY and len(rest) > 2 and _is_pool(rest[2]):
         return _Group(norm, Pool.BEHIND, activation, length + 1)
     return _Group(norm, Pool.NONE, activation, length)
+
+
+def _activation(layer: nn.Module | None) -> Activation | None:
+    """What a layer does, no layer being the identity; None if the kernels do not have it."""
+    if layer is None:
+        return Activation.IDENTITY
+    return None if _is_watched(layer) else _ACTIVATIONS.get(type(layer))
+
+
+def _normalized(group: _Group, maps: Tensor) -> Tensor | None:
+    """What a group gives as one operation, or None if the kernels do not take these maps."""
+    with torch._C.DisableTorchFunction():
+        if not normalization.fits(maps, group.norm, group.pool):
+            return None
+        return normalization.normalize(maps, group.norm, pool=group.pool, activation=group.activation)
 
 
 def _is_pool(layer: nn.Module) -> bool:

@@ -1,5 +1,6 @@
 /* BatchNorm in training, with the activation behind it and a 2x2 max pool before or behind it, in as few passes over
- * memory as there can be: two forward (one where a pool comes first, whose output is small), two backward.
+ * memory as there can be: two forward (one where a pool comes first, whose output is small), two backward. Or with the
+ * shortcut of a residual block added before the activation, which may be normalised itself.
  *
  * Maps are in channels-last order, [images, height, width, channels]. Compiled once for each type of their values, which
  * -DBF16 chooses; whatever is computed is computed in float, and summed up over rows in double. The work is cut into
@@ -17,10 +18,14 @@ enum result { DONE, OUT_OF_MEMORY };
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Parts of the work; more than any processor here has threads, few enough that their sums are nothing. */
-#define PARTS 64
+/* Parts of the work: more than any processor here has threads, of enough rows that their sums are nothing. */
+#define MOST_PARTS 64
+#define ROWS_IN_PART 64
 /* Rows whose values are summed in float before they are added in double. */
 #define ROWS_IN_FLOAT 512
+/* And rows that are summed before they are added to those, which costs fewer digits; what belongs to a channel is read once
+ * for them. */
+#define ROWS_TOGETHER 8
 
 /* --- values -------------------------------------------------------------------------------------- */
 
@@ -159,6 +164,8 @@ INLINE void settle(struct sums *sums) {
     sums->rows = 0;
 }
 
+INLINE int64_t end_of_rows(int64_t row, int64_t last) { return row + ROWS_TOGETHER < last ? row + ROWS_TOGETHER : last; }
+
 INLINE void count_rows(struct sums *sums, int64_t rows) {
     sums->rows += rows;
     if (sums->rows >= ROWS_IN_FLOAT) settle(sums);
@@ -166,17 +173,20 @@ INLINE void count_rows(struct sums *sums, int64_t rows) {
 
 /* One set of sums for each part of the work, and vectors of a number for each channel. */
 struct parts {
-    struct sums sums[PARTS];
+    int64_t count;
+    struct sums sums[MOST_PARTS];
     float *recent;
     double *total;
     float *vectors;
 };
 
-static int begin(struct parts *parts, int64_t channels, int64_t vectors) {
+static int begin(struct parts *parts, int64_t rows, int64_t channels, int64_t vectors) {
+    const int64_t count = rows / ROWS_IN_PART;
+    parts->count = count < 1 ? 1 : count > MOST_PARTS ? MOST_PARTS : count;
     parts->vectors = malloc(vectors * channels * sizeof(float));
-    parts->recent = calloc(PARTS * 2 * channels, sizeof(float));
-    parts->total = calloc(PARTS * 2 * channels, sizeof(double));
-    for (int64_t part = 0; part < PARTS; part++)
+    parts->recent = calloc(parts->count * 2 * channels, sizeof(float));
+    parts->total = calloc(parts->count * 2 * channels, sizeof(double));
+    for (int64_t part = 0; part < parts->count; part++)
         parts->sums[part] = (struct sums){
             channels, 0, parts->recent + part * 2 * channels, parts->total + part * 2 * channels
         };
@@ -185,7 +195,7 @@ static int begin(struct parts *parts, int64_t channels, int64_t vectors) {
 
 /* Adds all parts up in the first one's. */
 static double *finish(struct parts *parts) {
-    for (int64_t part = 0; part < PARTS; part++) {
+    for (int64_t part = 0; part < parts->count; part++) {
         settle(&parts->sums[part]);
         for (int64_t i = 0; part && i < 2 * parts->sums->channels; i++) parts->total[i] += parts->sums[part].total[i];
     }
@@ -201,17 +211,17 @@ static void end(struct parts *parts) {
 /* Adds the distances of values from `reference`, and their squares. */
 INLINE void add_moments(struct sums *sums, const value *rows, int64_t count, const float *reference) {
     const int64_t channels = sums->channels;
-    for (int64_t row = 0; row < count; row += 4) {
-        const int64_t together = count - row < 4 ? count - row : 4;
+    for (int64_t row = 0; row < count; row += ROWS_TOGETHER) {
+        const int64_t end = end_of_rows(row, count);
         for (int64_t c = 0; c < channels; c += LANES) {
-            floats first = numbers(sums->recent + c), second = numbers(sums->recent + channels + c);
-            for (int64_t i = 0; i < together; i++) {
-                floats distance = load(rows + (row + i) * channels + c) - numbers(reference + c);
+            floats first = {0}, second = {0};
+            for (int64_t at = row * channels + c; at < end * channels; at += channels) {
+                floats distance = load(rows + at) - numbers(reference + c);
                 first += distance;
                 second += distance * distance;
             }
-            put(sums->recent + c, first);
-            put(sums->recent + channels + c, second);
+            put(sums->recent + c, numbers(sums->recent + c) + first);
+            put(sums->recent + channels + c, numbers(sums->recent + channels + c) + second);
         }
     }
     count_rows(sums, count);
@@ -229,6 +239,24 @@ struct layer {
     /* The gradient of a value is scale * gradient - (offset + pull * value), gradient being that before the activation. */
     float *offset, *pull;
 };
+
+/* The layer, in the vectors that `begin` made; of its gradients it is told only where there are four. */
+static struct layer layer_of(
+    const struct parts *parts,
+    int64_t images,
+    int64_t height,
+    int64_t width,
+    int64_t channels,
+    enum pool pool,
+    enum activation activation,
+    const float *mean
+) {
+    float *vectors = parts->vectors;
+    return (struct layer){
+        images, height, width, channels, pool, activation,
+        mean, vectors, vectors + channels, vectors + 2 * channels, vectors + 3 * channels,
+    };
+}
 
 /* The work is handed out in bands: a row of a map, or two where they are pooled. */
 INLINE int64_t bands_of(const struct layer *layer) {
@@ -334,20 +362,23 @@ static void measure(
     int64_t first,
     int64_t last
 ) {
+    const int64_t width = layer->width, row = width * layer->channels;
+    if (layer->pool == NO_POOL) {
+        /* Bands follow each other without a gap; narrow ones are taken together. */
+        const int64_t together = 1 + (ROWS_IN_FLOAT - 1) / width;
+        for (int64_t index = first; index < last; index += together)
+            add_moments(
+                sums, maps + index * row, (last - index < together ? last - index : together) * width, reference
+            );
+        return;
+    }
     for (int64_t index = first; index < last; index++) {
         const struct band band = band_at(layer, index);
-        switch (layer->pool) {
-        case NO_POOL:
-            add_moments(sums, maps + band.whole, layer->width, reference);
-            break;
-        case POOL_BEFORE:
+        if (layer->pool == POOL_BEFORE) {
             pool_band(layer, maps + band.whole, pooled + band.pooled, places + band.pooled, 0, IDENTITY);
-            add_moments(sums, pooled + band.pooled, layer->width / 2, reference);
-            break;
-        case POOL_BEHIND:
-            add_moments(sums, maps + band.whole, (2 + band.last_of_odd) * layer->width, reference);
-            break;
-        }
+            add_moments(sums, pooled + band.pooled, width / 2, reference);
+        } else
+            add_moments(sums, maps + band.whole, (2 + band.last_of_odd) * width, reference);
     }
 }
 
@@ -374,6 +405,45 @@ static void normalize(
     const struct layer *layer, const value *maps, value *outputs, uint8_t *places, int64_t first, int64_t last
 ) {
     WITH_ACTIVATION(layer->activation, normalize_as, layer, maps, outputs, places, first, last);
+}
+
+/* Mean and variance of what is normalised, and from them the layer's scale and shift. */
+static void take_moments(
+    const struct layer *layer,
+    struct parts *parts,
+    const value *maps,
+    const float *weight,
+    const float *bias,
+    float eps,
+    float *mean,
+    float *variance,
+    value *pooled,
+    uint8_t *places,
+    int threads
+) {
+    const int64_t bands = bands_of(layer), count = parts->count;
+    const double values = values_of(layer);
+    float *reference = parts->vectors + 2 * layer->channels;
+    /* The nearer to the mean, the fewer digits the squares lose. */
+    const int64_t channels = layer->channels, first_rows = end_of_rows(0, layer->images * layer->height * layer->width);
+    for (int64_t c = 0; c < channels; c += LANES) {
+        floats sum = {0};
+        for (int64_t row = 0; row < first_rows; row++) sum += load(maps + row * channels + c);
+        put(reference + c, sum / (float)first_rows);
+    }
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t part = 0; part < count; part++)
+        measure(
+            layer, maps, reference, pooled, places, &parts->sums[part],
+            bands * part / count, bands * (part + 1) / count
+        );
+    const double *sums = finish(parts);
+    for (int64_t c = 0; c < channels; c++) {
+        const double distance = sums[c] / values, square = sums[c + channels] / values - distance * distance;
+        mean[c] = (float)(reference[c] + distance);
+        variance[c] = (float)(square < 0 ? 0 : square);
+    }
+    set_scale(layer, variance, weight, bias, eps);
 }
 
 /* Normalise maps by their own mean and variance.
@@ -407,34 +477,17 @@ int forward(
     int threads
 ) {
     struct parts parts;
-    if (begin(&parts, channels, 3) != DONE) {
+    if (begin(&parts, images * height * width, channels, 3) != DONE) {
         end(&parts);
         return OUT_OF_MEMORY;
     }
-    float *vectors = parts.vectors;
-    float *reference = vectors + 2 * channels;
-    const struct layer layer = {
-        images, height, width, channels, pool, activation, mean, vectors, vectors + channels, NULL, NULL
-    };
-    const int64_t bands = bands_of(&layer);
-    const double count = values_of(&layer);
-    for (int64_t c = 0; c < channels; c += LANES) put(reference + c, load(maps + c));
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t part = 0; part < PARTS; part++)
-        measure(
-            &layer, maps, reference, pooled, places, &parts.sums[part], bands * part / PARTS, bands * (part + 1) / PARTS
-        );
-    const double *sums = finish(&parts);
-    for (int64_t c = 0; c < channels; c++) {
-        const double distance = sums[c] / count, square = sums[c + channels] / count - distance * distance;
-        mean[c] = (float)(reference[c] + distance);
-        variance[c] = (float)(square < 0 ? 0 : square);
-    }
-    set_scale(&layer, variance, weight, bias, eps);
+    const struct layer layer = layer_of(&parts, images, height, width, channels, pool, activation, mean);
+    take_moments(&layer, &parts, maps, weight, bias, eps, mean, variance, pooled, places, threads);
+    const int64_t bands = bands_of(&layer), count = parts.count;
     const value *normalized = pool == POOL_BEFORE ? pooled : maps;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t part = 0; part < PARTS; part++)
-        normalize(&layer, normalized, outputs, places, bands * part / PARTS, bands * (part + 1) / PARTS);
+    for (int64_t part = 0; part < count; part++)
+        normalize(&layer, normalized, outputs, places, bands * part / count, bands * (part + 1) / count);
     end(&parts);
     return DONE;
 }
@@ -617,6 +670,28 @@ static void propagate(
     WITH_ACTIVATION(layer->activation, propagate_as, layer, maps, gradients, places, outputs, first, last);
 }
 
+/* Gradients of the parameters, and what those of values are computed with: of sums of gradients before the activation,
+ * and of their products with distances from the mean. */
+static void take_gradients(
+    const struct layer *layer,
+    const double *plain,
+    const double *moment,
+    const float *variance,
+    float eps,
+    float *weight_gradient,
+    float *bias_gradient
+) {
+    const double count = values_of(layer);
+    for (int64_t c = 0; c < layer->channels; c++) {
+        const double precision = 1.0 / (variance[c] + (double)eps);
+        const double pull = layer->scale[c] * precision * moment[c] / count;
+        bias_gradient[c] = (float)plain[c];
+        weight_gradient[c] = (float)(moment[c] * sqrt(precision));
+        layer->pull[c] = (float)pull;
+        layer->offset[c] = (float)(layer->scale[c] * plain[c] / count - pull * layer->mean[c]);
+    }
+}
+
 /* The gradients of `forward`.
  *
  * maps        what was normalised: where the pool comes before, its output
@@ -649,35 +724,312 @@ int backward(
     int threads
 ) {
     struct parts parts;
-    if (begin(&parts, channels, 4) != DONE) {
+    if (begin(&parts, images * height * width, channels, 4) != DONE) {
         end(&parts);
         return OUT_OF_MEMORY;
     }
-    float *vectors = parts.vectors;
-    const struct layer layer = {
-        images, height, width, channels, pool, activation,
-        mean, vectors, vectors + channels, vectors + 2 * channels, vectors + 3 * channels,
-    };
-    const int64_t bands = bands_of(&layer);
-    const double count = values_of(&layer);
+    const struct layer layer = layer_of(&parts, images, height, width, channels, pool, activation, mean);
+    const int64_t bands = bands_of(&layer), count = parts.count;
     set_scale(&layer, variance, weight, bias, eps);
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t part = 0; part < PARTS; part++)
+    for (int64_t part = 0; part < count; part++)
         add_all_gradients(
-            &layer, maps, gradients, places, &parts.sums[part], bands * part / PARTS, bands * (part + 1) / PARTS
+            &layer, maps, gradients, places, &parts.sums[part], bands * part / count, bands * (part + 1) / count
         );
     const double *sums = finish(&parts);
-    for (int64_t c = 0; c < channels; c++) {
-        const double precision = 1.0 / (variance[c] + (double)eps);
-        const double pull = layer.scale[c] * precision * sums[c + channels] / count;
-        bias_gradient[c] = (float)sums[c];
-        weight_gradient[c] = (float)(sums[c + channels] * sqrt(precision));
-        layer.pull[c] = (float)pull;
-        layer.offset[c] = (float)(layer.scale[c] * sums[c] / count - pull * mean[c]);
-    }
+    take_gradients(&layer, sums, sums + channels, variance, eps, weight_gradient, bias_gradient);
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t part = 0; part < PARTS; part++)
-        propagate(&layer, maps, gradients, places, map_gradients, bands * part / PARTS, bands * (part + 1) / PARTS);
+    for (int64_t part = 0; part < count; part++)
+        propagate(&layer, maps, gradients, places, map_gradients, bands * part / count, bands * (part + 1) / count);
     end(&parts);
     return DONE;
+}
+
+/* --- with a shortcut ----------------------------------------------------------------------------- */
+
+/* What comes before the activation: a normalised value, and that of the shortcut, which may be normalised, too. */
+INLINE floats summed(
+    const struct layer *layer, const struct layer *shortcut, floats x, floats other, int64_t c, int normalized
+) {
+    return scaled(layer, x, c) + (normalized ? scaled(shortcut, other, c) : other);
+}
+
+INLINE void add_as(
+    const struct layer *layer,
+    const struct layer *shortcut,
+    const value *maps,
+    const value *others,
+    value *outputs,
+    int64_t first,
+    int64_t last,
+    int normalized,
+    enum activation activation
+) {
+    const int64_t channels = layer->channels;
+    for (int64_t row = first; row < last; row += ROWS_TOGETHER)
+        for (int64_t c = 0; c < channels; c += LANES)
+            for (int64_t at = row * channels + c; at < end_of_rows(row, last) * channels; at += channels) {
+                floats sum = summed(layer, shortcut, load(maps + at), load(others + at), c, normalized);
+                store(outputs + at, activated(sum, activation));
+            }
+}
+
+/* Calls a function with whether there is a layer of the shortcut and an activation behind its arguments. */
+#define WITH_SHORTCUT(shortcut, activation, function, ...)          \
+    do {                                                            \
+        if (shortcut)                                               \
+            WITH_ACTIVATION(activation, function, __VA_ARGS__, 1);  \
+        else                                                        \
+            WITH_ACTIVATION(activation, function, __VA_ARGS__, 0);  \
+    } while (0)
+
+static void add(
+    const struct layer *layer,
+    const struct layer *shortcut,
+    const value *maps,
+    const value *others,
+    value *outputs,
+    int64_t first,
+    int64_t last
+) {
+    WITH_SHORTCUT(shortcut, layer->activation, add_as, layer, shortcut, maps, others, outputs, first, last);
+}
+
+/* Normalise maps by their own mean and variance, add those of a shortcut, and activate the sum.
+ *
+ * maps        [images, height, width, channels]
+ * others      in their shape: what is added
+ * weight ... variance  as in `forward`
+ * other_weight ... other_variance  the same of what is added; it is added as it is if `other_mean` is NULL
+ * outputs     written
+ *
+ * Returns 0, or 1 without memory.
+ */
+int forward_sum(
+    const value *maps,
+    const value *others,
+    int64_t images,
+    int64_t height,
+    int64_t width,
+    int64_t channels,
+    int activation,
+    const float *weight,
+    const float *bias,
+    float eps,
+    float *mean,
+    float *variance,
+    const float *other_weight,
+    const float *other_bias,
+    float other_eps,
+    float *other_mean,
+    float *other_variance,
+    value *outputs,
+    int threads
+) {
+    const int64_t rows = images * height * width;
+    struct parts parts, other_parts;
+    const int made = begin(&parts, rows, channels, 3), other_made = begin(&other_parts, rows, channels, 3);
+    const int result = made == DONE && other_made == DONE ? DONE : OUT_OF_MEMORY;
+    if (result == DONE) {
+        const struct layer layer = layer_of(&parts, images, height, width, channels, NO_POOL, activation, mean);
+        const struct layer other =
+            layer_of(&other_parts, images, height, width, channels, NO_POOL, activation, other_mean);
+        take_moments(&layer, &parts, maps, weight, bias, eps, mean, variance, NULL, NULL, threads);
+        if (other_mean)
+            take_moments(
+                &other, &other_parts, others, other_weight, other_bias, other_eps,
+                other_mean, other_variance, NULL, NULL, threads
+            );
+        const struct layer *shortcut = other_mean ? &other : NULL;
+        const int64_t count = parts.count;
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t part = 0; part < count; part++)
+            add(&layer, shortcut, maps, others, outputs, rows * part / count, rows * (part + 1) / count);
+    }
+    end(&parts);
+    end(&other_parts);
+    return result;
+}
+
+/* Sums of gradients before the activation and of their products with distances from the means, which are two where the
+ * shortcut is normalised. Where it is not, the gradients are its own and written, unless they are those of the outputs. */
+INLINE void add_sum_gradients_as(
+    const struct layer *layer,
+    const struct layer *shortcut,
+    const value *maps,
+    const value *others,
+    const value *gradients,
+    value *other_gradients,
+    struct sums *sums,
+    struct sums *other_sums,
+    int64_t first,
+    int64_t last,
+    int normalized,
+    enum activation activation
+) {
+    const int64_t channels = layer->channels;
+    for (int64_t row = first; row < last; row += ROWS_TOGETHER) {
+        const int64_t end = end_of_rows(row, last);
+        for (int64_t c = 0; c < channels; c += LANES) {
+            floats plain = {0}, moment = {0}, other_moment = {0};
+            for (int64_t at = row * channels + c; at < end * channels; at += channels) {
+                floats x = load(maps + at), other = load(others + at);
+                floats sum = summed(layer, shortcut, x, other, c, normalized);
+                floats gradient = pulled_back(load(gradients + at), sum, activation);
+                plain += gradient;
+                moment += gradient * (x - numbers(layer->mean + c));
+                if (normalized)
+                    other_moment += gradient * (other - numbers(shortcut->mean + c));
+                else if (activation != IDENTITY)
+                    store(other_gradients + at, gradient);
+            }
+            float *recent = sums->recent + c, *other_recent = other_sums->recent + channels + c;
+            put(recent, numbers(recent) + plain);
+            put(recent + channels, numbers(recent + channels) + moment);
+            if (normalized) put(other_recent, numbers(other_recent) + other_moment);
+        }
+        count_rows(sums, end - row);
+        if (normalized) count_rows(other_sums, end - row);
+    }
+}
+
+static void add_sum_gradients(
+    const struct layer *layer,
+    const struct layer *shortcut,
+    const value *maps,
+    const value *others,
+    const value *gradients,
+    value *other_gradients,
+    struct sums *sums,
+    struct sums *other_sums,
+    int64_t first,
+    int64_t last
+) {
+    WITH_SHORTCUT(
+        shortcut, layer->activation, add_sum_gradients_as, layer, shortcut, maps, others, gradients, other_gradients,
+        sums, other_sums, first, last
+    );
+}
+
+/* Where the shortcut is not normalised its gradients are there, and those before the activation. */
+INLINE void propagate_sum_as(
+    const struct layer *layer,
+    const struct layer *shortcut,
+    const value *maps,
+    const value *others,
+    const value *gradients,
+    value *map_gradients,
+    value *other_gradients,
+    int64_t first,
+    int64_t last,
+    int normalized,
+    enum activation activation
+) {
+    const int64_t channels = layer->channels;
+    for (int64_t row = first; row < last; row += ROWS_TOGETHER)
+        for (int64_t c = 0; c < channels; c += LANES)
+            for (int64_t at = row * channels + c; at < end_of_rows(row, last) * channels; at += channels) {
+                floats x = load(maps + at), gradient;
+                if (normalized) {
+                    floats other = load(others + at);
+                    floats sum = summed(layer, shortcut, x, other, c, normalized);
+                    gradient = pulled_back(load(gradients + at), sum, activation);
+                    store(other_gradients + at, through_moments(shortcut, gradient, other, c));
+                } else
+                    gradient = load(other_gradients + at);
+                store(map_gradients + at, through_moments(layer, gradient, x, c));
+            }
+}
+
+static void propagate_sum(
+    const struct layer *layer,
+    const struct layer *shortcut,
+    const value *maps,
+    const value *others,
+    const value *gradients,
+    value *map_gradients,
+    value *other_gradients,
+    int64_t first,
+    int64_t last
+) {
+    WITH_SHORTCUT(
+        shortcut, layer->activation, propagate_sum_as, layer, shortcut, maps, others, gradients, map_gradients,
+        other_gradients, first, last
+    );
+}
+
+/* The gradients of `forward_sum`.
+ *
+ * maps ... other_variance  as in `forward_sum`, which wrote means and variances
+ * gradients   of the outputs, in their shape
+ * map_gradients     written, in the shape of the maps
+ * other_gradients   the same of what is added. Of a shortcut that is added as it is to a sum without activation they are
+ *                   the gradients of the outputs: then these are given, and not written
+ * weight_gradient, bias_gradient, other_weight_gradient, other_bias_gradient  [channels], written; the last two may be
+ *                   NULL if `other_mean` is
+ *
+ * Returns 0, or 1 without memory.
+ */
+int backward_sum(
+    const value *maps,
+    const value *others,
+    int64_t images,
+    int64_t height,
+    int64_t width,
+    int64_t channels,
+    int activation,
+    const float *weight,
+    const float *bias,
+    float eps,
+    const float *mean,
+    const float *variance,
+    const float *other_weight,
+    const float *other_bias,
+    float other_eps,
+    const float *other_mean,
+    const float *other_variance,
+    const value *gradients,
+    value *map_gradients,
+    value *other_gradients,
+    float *weight_gradient,
+    float *bias_gradient,
+    float *other_weight_gradient,
+    float *other_bias_gradient,
+    int threads
+) {
+    const int64_t rows = images * height * width;
+    struct parts parts, other_parts;
+    const int made = begin(&parts, rows, channels, 4), other_made = begin(&other_parts, rows, channels, 4);
+    const int result = made == DONE && other_made == DONE ? DONE : OUT_OF_MEMORY;
+    if (result == DONE) {
+        const struct layer layer = layer_of(&parts, images, height, width, channels, NO_POOL, activation, mean);
+        const struct layer other =
+            layer_of(&other_parts, images, height, width, channels, NO_POOL, activation, other_mean);
+        const struct layer *shortcut = other_mean ? &other : NULL;
+        const int64_t count = parts.count;
+        set_scale(&layer, variance, weight, bias, eps);
+        if (shortcut) set_scale(shortcut, other_variance, other_weight, other_bias, other_eps);
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t part = 0; part < count; part++)
+            add_sum_gradients(
+                &layer, shortcut, maps, others, gradients, other_gradients, &parts.sums[part], &other_parts.sums[part],
+                rows * part / count, rows * (part + 1) / count
+            );
+        const double *sums = finish(&parts), *other_sums = finish(&other_parts);
+        take_gradients(&layer, sums, sums + channels, variance, eps, weight_gradient, bias_gradient);
+        if (shortcut)
+            take_gradients(
+                shortcut, sums, other_sums + channels, other_variance, other_eps,
+                other_weight_gradient, other_bias_gradient
+            );
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t part = 0; part < count; part++)
+            propagate_sum(
+                &layer, shortcut, maps, others, gradients, map_gradients, other_gradients,
+                rows * part / count, rows * (part + 1) / count
+            );
+    }
+    end(&parts);
+    end(&other_parts);
+    return result;
 }

@@ -1,4 +1,7 @@
-"""BatchNorm in training with the activation behind it and a max pool before or behind it, as one operation on a CPU.
+"""BatchNorm in training with what surrounds it, as one operation on a CPU.
+
+That is the activation behind it with a max pool before or behind it, or the end of a residual block: the shortcut,
+which may be normalized itself, and the activation of the sum.
 
 As separate operations these read and write whole maps a dozen times forward and backward, and move more bytes than the
 convolutions between them. Here it is two passes forward and two backward, and what a pool drops is never written. The
@@ -82,15 +85,65 @@ def normalize(maps: Tensor, norm: nn.BatchNorm2d, *, pool: Pool, activation: Act
     outputs, mean, variance = cast(
         tuple[Tensor, Tensor, Tensor], _Normalize.apply(maps, norm.weight, norm.bias, norm.eps, pool, activation)
     )
-    if norm.running_mean is not None and norm.running_var is not None:
-        assert norm.num_batches_tracked is not None
-        assert norm.momentum is not None
-        values = (outputs if pool is Pool.BEFORE else maps)[:, 0].numel()
-        with torch.no_grad():
-            norm.num_batches_tracked.add_(1)
-            norm.running_mean.lerp_(mean, norm.momentum)
-            norm.running_var.lerp_(variance * (values / (values - 1)), norm.momentum)
+    _update_statistics(norm, mean, variance, values=(outputs if pool is Pool.BEFORE else maps)[:, 0].numel())
     return outputs
+
+
+def fits_sum(maps: Tensor, norm: nn.BatchNorm2d, shortcut: Tensor, shortcut_norm: nn.BatchNorm2d | None) -> bool:
+    """Whether :func:`normalize_and_add` takes these maps; if not, they are for torch's own operations."""
+    return (
+        fits(maps, norm, Pool.NONE)
+        and (shortcut.shape, shortcut.dtype, shortcut.device) == (maps.shape, maps.dtype, maps.device)
+        and shortcut.is_contiguous(memory_format=torch.channels_last)
+        and (shortcut_norm is None or fits(shortcut, shortcut_norm, Pool.NONE))
+    )
+
+
+def normalize_and_add(
+    maps: Tensor,
+    norm: nn.BatchNorm2d,
+    shortcut: Tensor,
+    shortcut_norm: nn.BatchNorm2d | None,
+    *,
+    activation: Activation,
+) -> Tensor:
+    """Normalize maps, add a shortcut and activate the sum, in training; running statistics are updated.
+
+    Args:
+        maps: Shape `[N, C, H, W]`, bfloat16 or float32, in channels-last order.
+        norm: The layer that normalizes the maps.
+        shortcut: What is added, alike in shape, type and order; together they :func:`fits_sum`.
+        shortcut_norm: The layer that normalizes the shortcut; None adds it as it is.
+        activation: What is done to the sum.
+
+    Returns:
+        Shape, type and order of the maps.
+    """
+    other = (None, None, None) if shortcut_norm is None else _parameters(shortcut_norm)
+    outputs, *moments = cast(
+        tuple[Tensor, ...], _NormalizedSum.apply(maps, shortcut, *_parameters(norm), *other, activation)
+    )
+    values = maps[:, 0].numel()
+    _update_statistics(norm, *moments[:2], values=values)
+    if shortcut_norm is not None:
+        _update_statistics(shortcut_norm, *moments[2:], values=values)
+    return outputs
+
+
+def _parameters(norm: nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None, float]:
+    return norm.weight, norm.bias, norm.eps
+
+
+@torch.no_grad()
+def _update_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, *, values: int) -> None:
+    """Move the running statistics towards moments of so many values per channel; the variance is over all of them."""
+    if norm.running_mean is None or norm.running_var is None:
+        return
+    assert norm.num_batches_tracked is not None
+    assert norm.momentum is not None
+    norm.num_batches_tracked.add_(1)
+    norm.running_mean.lerp_(mean, norm.momentum)
+    norm.running_var.lerp_(variance * (values / (values - 1)), norm.momentum)
 
 
 class _Normalize(torch.autograd.Function):
@@ -147,6 +200,74 @@ class _Normalize(torch.autograd.Function):
             of_weight if weight is not None else None,
             of_bias if bias is not None else None,
             None,
+            None,
+            None,
+        )
+
+
+class _NormalizedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        maps: Tensor,
+        shortcut: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        other_weight: Tensor | None,
+        other_bias: Tensor | None,
+        other_eps: float | None,
+        activation: Activation,
+    ) -> tuple[Tensor, ...]:
+        count, channels, height, width = maps.shape
+        # Those of the shortcut, unless it is added as it is.
+        moments = [torch.empty(channels) for _ in range(2 if other_eps is None else 4)]
+        other_mean, other_variance = moments[2:] or (None, None)
+        outputs = torch.empty_like(maps)
+        native.call(
+            native.library(_SOURCE, _DEFINES[maps.dtype]),
+            "forward_sum",
+            *(maps, shortcut),
+            *(count, height, width, channels),
+            activation,
+            *(weight, bias, eps, *moments[:2]),
+            *(other_weight, other_bias, other_eps or 0.0, other_mean, other_variance),
+            outputs,
+        )
+        ctx.save_for_backward(maps, shortcut, weight, bias, other_weight, other_bias, *moments)
+        ctx.eps, ctx.other_eps, ctx.activation = eps, other_eps, activation
+        ctx.mark_non_differentiable(*moments)
+        return outputs, *moments
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradients: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        maps, shortcut, weight, bias, other_weight, other_bias, *moments = ctx.saved_tensors
+        count, channels, height, width = maps.shape
+        other_mean, other_variance = moments[2:] or (None, None)
+        gradients = gradients.contiguous(memory_format=torch.channels_last)
+        passed_on = other_mean is None and ctx.activation is Activation.IDENTITY
+        of_maps, of_shortcut = torch.empty_like(maps), gradients if passed_on else torch.empty_like(shortcut)
+        of_weight, of_bias, of_other_weight, of_other_bias = (torch.empty(channels) for _ in range(4))
+        native.call(
+            native.library(_SOURCE, _DEFINES[maps.dtype]),
+            "backward_sum",
+            *(maps, shortcut),
+            *(count, height, width, channels),
+            ctx.activation,
+            *(weight, bias, ctx.eps, *moments[:2]),
+            *(other_weight, other_bias, ctx.other_eps or 0.0, other_mean, other_variance),
+            *(gradients, of_maps, of_shortcut),
+            *(of_weight, of_bias, of_other_weight, of_other_bias),
+        )
+        return (
+            of_maps,
+            of_shortcut,
+            of_weight if weight is not None else None,
+            of_bias if bias is not None else None,
+            None,
+            of_other_weight if other_weight is not None else None,
+            of_other_bias if other_bias is not None else None,
             None,
             None,
         )

@@ -7,13 +7,15 @@ included; a projection is a 3x3 convolution; and the last map is max-pooled inst
 
 from torch import Tensor, nn
 
+from resnet_bench.kernels.fusion import Branches, Residual
+
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     """A 3x3 convolution without bias that keeps the size of the map at stride 1."""
     return nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(Residual):
     """Two 3x3 convolutions beside a shortcut, with **no** ReLU after the addition.
 
     The shortcut is the identity where the block keeps the shape of its input, and otherwise a 3x3 convolution
@@ -34,11 +36,13 @@ class BasicBlock(nn.Module):
                 nn.BatchNorm2d(out_channels),
             )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[N, in_channels, H, W]` to `[N, out_channels, H / stride, W / stride]`."""
-        hidden = self.relu(self.bn1(self.conv1(x)))
-        out: Tensor = self.bn2(self.conv2(hidden)) + self.downsample(x)
-        return out
+    def branches(self) -> Branches:
+        """From `[N, in_channels, H, W]` to `[N, out_channels, H / stride, W / stride]`."""
+        return Branches(
+            main=[self.conv1, self.bn1, self.relu, self.conv2, self.bn2],
+            shortcut=self.downsample,
+            activation=None,
+        )
 
 
 class Cifar100ResNet(nn.Module):

@@ -7,8 +7,10 @@ output in training; the weight decay still moves them.
 
 from torch import Tensor, nn
 
+from resnet_bench.kernels.fusion import Branches, Residual
 
-class ResidualBlock(nn.Module):
+
+class ResidualBlock(Residual):
     """Two 3x3 convolutions beside a shortcut: `relu(conv2(conv1(x)) + shortcut(x))`.
 
     The shortcut is the identity where the block keeps the shape of its input, and otherwise a biased 1x1
@@ -34,10 +36,9 @@ class ResidualBlock(nn.Module):
             )
         self.relu = nn.ReLU(inplace=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[N, in_channels, H, W]` to `[N, out_channels, H / stride, W / stride]`."""
-        out: Tensor = self.relu(self.conv2(self.conv1(x)) + self.downsample(x))
-        return out
+    def branches(self) -> Branches:
+        """From `[N, in_channels, H, W]` to `[N, out_channels, H / stride, W / stride]`."""
+        return Branches([self.conv1, self.conv2], self.downsample, self.relu)
 
 
 class BiasedResNet34(nn.Module):

@@ -9,6 +9,8 @@ and work: what differs in a comparison of the two is the shortcut alone.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resnet_bench.kernels.fusion import Branches, Residual
+
 
 class SubsampleAndPad(nn.Module):
     """The parameter-free shortcut across a change of shape ("option A" of section 3.3).
@@ -29,7 +31,7 @@ class SubsampleAndPad(nn.Module):
         return F.pad(subsampled, (0, 0, 0, 0, 0, self.extra_channels))
 
 
-class Block(nn.Module):
+class Block(Residual):
     """Two 3x3 convolutions with BatchNorm; a residual block adds its input before the last ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int, residual: bool) -> None:
@@ -47,13 +49,9 @@ class Block(nn.Module):
             self.shortcut = nn.Identity() if same_shape else SubsampleAndPad(in_channels, out_channels, stride)
         self.relu = nn.ReLU(inplace=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[N, in_channels, H, W]` to `[N, out_channels, H / stride, W / stride]`."""
-        out = self.layers(x)
-        if self.shortcut is not None:
-            out = out + self.shortcut(x)
-        activated: Tensor = self.relu(out)
-        return activated
+    def branches(self) -> Branches:
+        """From `[N, in_channels, H, W]` to `[N, out_channels, H / stride, W / stride]`."""
+        return Branches([self.layers], self.shortcut, self.relu)
 
 
 class HeNetwork(nn.Module):

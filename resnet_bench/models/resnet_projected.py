@@ -11,8 +11,10 @@ article defines and never applies, is left out.
 
 from torch import Tensor, nn
 
+from resnet_bench.kernels.fusion import Branches, Residual
 
-class BasicBlock(nn.Module):
+
+class BasicBlock(Residual):
     """Two 3x3 convolutions beside a shortcut: `relu(residual(x) + shortcut(x))`."""
 
     expansion = 1
@@ -29,13 +31,12 @@ class BasicBlock(nn.Module):
         self.shortcut = projection(in_channels, width, stride) if project else nn.Identity()
         self.relu = nn.ReLU(inplace=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[N, in_channels, H, W]` to `[N, width, H / stride, W / stride]`."""
-        out: Tensor = self.relu(self.residual(x) + self.shortcut(x))
-        return out
+    def branches(self) -> Branches:
+        """From `[N, in_channels, H, W]` to `[N, width, H / stride, W / stride]`."""
+        return Branches([self.residual], self.shortcut, self.relu)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Residual):
     """1x1, 3x3 and 1x1 convolutions beside a shortcut; the last makes the map four times as wide.
 
     The stride is the 3x3 convolution's, where torchvision has it too; He et al. give it to the first 1x1.
@@ -59,10 +60,9 @@ class Bottleneck(nn.Module):
         self.shortcut = projection(in_channels, out_channels, stride) if project else nn.Identity()
         self.relu = nn.ReLU(inplace=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[N, in_channels, H, W]` to `[N, 4 * width, H / stride, W / stride]`."""
-        out: Tensor = self.relu(self.residual(x) + self.shortcut(x))
-        return out
+    def branches(self) -> Branches:
+        """From `[N, in_channels, H, W]` to `[N, 4 * width, H / stride, W / stride]`."""
+        return Branches([self.residual], self.shortcut, self.relu)
 
 
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:

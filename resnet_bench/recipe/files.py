@@ -51,6 +51,12 @@ def search_folders(kind: Kind, given: Path | None = None) -> list[Path]:
     return list(dict.fromkeys(folder.resolve() for folder in candidates if folder.is_dir()))
 
 
+def reference_folder() -> Path:
+    """Return the folder with the tables of the reference results that come with the package."""
+    wheel, repository = _PACKAGE / "shipped" / "reference", _PACKAGE.parent / "reports" / "reference"
+    return wheel if wheel.is_dir() else repository
+
+
 def toml_files(searched: Sequence[Path]) -> dict[str, Path]:
     """List the TOML files in some folders by their stem; of files with the same name the first one wins."""
     found: dict[str, Path] = {}

@@ -16,15 +16,16 @@ from resnet_bench.base.text import DASH, listed, plural
 from resnet_bench.base.uris import redact
 from resnet_bench.judging import intervals
 from resnet_bench.judging.intervals import Difference, Interval, Ratio
+from resnet_bench.judging.power import smallest_effect
 from resnet_bench.judging.verdict import best_evaluation, last_evaluation
 from resnet_bench.recipe.claims import REPRODUCTION_MARGIN
 from resnet_bench.reporting import reading
 from resnet_bench.reporting.anonymize import machine_name
 from resnet_bench.reporting.reading import Source
 from resnet_bench.reporting.runs import Run, RunGroup, group, load
-from resnet_bench.reporting.tables import RUN_COLUMNS, SPLITS, Tables
+from resnet_bench.reporting.tables import RUN_COLUMNS, Tables
 from resnet_bench.tracking.store import Store
-from resnet_bench.tracking.vocabulary import PREFIX
+from resnet_bench.tracking.vocabulary import PREFIX, SPLITS
 
 Word = Literal["worse", "better", "same", "unclear", "identical", "not tested"]
 
@@ -61,6 +62,8 @@ class ComparisonRow:
     word: Word = "not tested"
     note: str = ""
     generated: bool = False
+    detectable: float | None = None
+    """Accuracy: the smallest difference that these runs show with 80% power, in percentage points."""
 
     @property
     def regression(self) -> bool:
@@ -158,7 +161,7 @@ def compare_runs(a: Side, b: Side) -> ResultComparison:
 
 
 def _side(spec: Source, read: Tables, keep: Callable[[Run], bool]) -> Side:
-    name = spec.shown if isinstance(spec, Store) else redact(spec) if isinstance(spec, str) else str(spec)
+    name = spec.redacted_uri if isinstance(spec, Store) else redact(spec) if isinstance(spec, str) else str(spec)
     runs, problems = load(read)
     chosen = [run for run in runs if run.role == "run" and keep(run)]
     finished = tuple(run for run in chosen if run.finished)
@@ -287,7 +290,14 @@ def _accuracy_row(a: RunGroup, b: RunGroup, note: str) -> ComparisonRow | None:
         notes.append("one run per side cannot tell noise from change" if few else "neither side varies")
         return replace(row, word="unclear", note="; ".join(notes))
     alike = intervals.outcome(difference, None, REPRODUCTION_MARGIN) == "same"
-    return replace(row, p=difference.p, word="same" if alike else "unclear")
+    detectable = smallest_effect(_pooled_deviation(first, second), len(first), len(second))
+    return replace(row, p=difference.p, word="same" if alike else "unclear", detectable=detectable)
+
+
+def _pooled_deviation(first: Sequence[float], second: Sequence[float]) -> float:
+    freedoms = len(first) - 1, len(second) - 1
+    variances = (intervals.standard_deviation(values) ** 2 for values in (first, second))
+    return math.sqrt(sum(n * variance for n, variance in zip(freedoms, variances, strict=True)) / sum(freedoms))
 
 
 def _timing_row(a: RunGroup, b: RunGroup, note: str) -> ComparisonRow | None:

@@ -73,6 +73,9 @@ def notes(comparison: ResultComparison) -> list[str]:
     for row in comparison.rows:
         if row.note:
             together.setdefault(row.note, []).append(f"{_name(row)} ({row.metric})")
+        if row.word == "unclear" and row.detectable is not None:
+            text = f"differences below {row.detectable:.2f} pp are seen with less than 80% power"
+            together.setdefault(text, []).append(f"{_name(row)} ({row.metric})")
     return [f"{listed(names, MAX_LISTED)}: {note}" for note, names in together.items()]
 
 

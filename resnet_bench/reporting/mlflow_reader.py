@@ -20,39 +20,26 @@ from resnet_bench.reporting.tables import (
     MISTAKE_DTYPES,
     RUN_COLUMNS,
     RUN_DTYPES,
-    SPLITS,
     StoredRun,
     Tables,
     restored,
     tidy,
 )
 from resnet_bench.tracking.store import Store
-from resnet_bench.tracking.vocabulary import PREFIX, current_metric
+from resnet_bench.tracking.vocabulary import (
+    EPOCH_METRICS,
+    LEARNING_RATE,
+    ONCE_PREFIXES,
+    PREFIX,
+    SPLITS,
+    current_metric,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
-EPOCH_METRICS = frozenset(
-    (
-        *(
-            f"{split}/{name}"
-            for split in SPLITS
-            for name in ("accuracy", "accuracy_standard", "accuracy_tta", "loss", "loss_standard")
-        ),
-        "train/loss_mean",
-        "time/epoch_seconds",
-        "time/train_seconds",
-        "time/images_per_second",
-        "time/evaluation_seconds",
-        "memory/peak_bytes",
-    )
-)
-"""Metrics with a value per epoch, by their current names."""
 STUDY_METRICS = frozenset(("validation/accuracy", "test/accuracy", "time/train_seconds"))
 """Read for trials and for retraining runs."""
-STEP_METRICS = frozenset(("step/learning_rate",))
-"""Read for the latest run of each experiment only: they follow from the recipe."""
-ONCE_PREFIXES = ("final/", "study/", "energy/", "device/", "time/to_claim_seconds", "time/setup_seconds")
 
 MAX_STEP_POINTS = 400
 HTTP_THREADS = 8
@@ -62,18 +49,13 @@ class StoreReader:
     """Reads one store; what cannot be read is collected as sentences."""
 
     def __init__(self, store: Store) -> None:
-        """Open the store, but only if it exists: opening would create a database.
+        """Open the store for reading; it stays as it is.
 
         Raises:
             UserError: There is no such store, or what is there is not an MLflow store.
         """
-        if store.is_server:
-            if problem := store.check():
-                raise UserError(f"{store.shown} cannot be read: {problem}")
-        else:
-            _require_mlflow_database(store)
         self.store = store
-        self.client = store.client()
+        self.client = store.reader()
         self.problems: list[str] = []
 
     def read(self, start: datetime | None) -> Tables:
@@ -86,7 +68,7 @@ class StoreReader:
             UserError: The store does not answer.
         """
         found, experiments = self._search(start)
-        name = public_name(self.store.shown)
+        name = public_name(self.store.redacted_uri)
         rows = [self._row(StoredRun(run, name, experiments.get(run.info.experiment_id, ""))) for run in found]
         latest = _latest_of_each_experiment(rows)
         finished = [row["run_id"] for row in rows if row["role"] == "run" and row["status"] == "FINISHED"]
@@ -125,7 +107,7 @@ class StoreReader:
                 )
             )
         except Exception as error:  # whatever the database driver or the server's client raises
-            raise UserError(f"{self.store.shown} cannot be read: {self.store.sentence(error)}") from error
+            raise UserError(f"{self.store.redacted_uri} cannot be read: {self.store.sentence(error)}") from error
         return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id)), experiments
 
     def _row(self, stored: StoredRun) -> dict[str, Any]:
@@ -145,25 +127,8 @@ class StoreReader:
             return []
         # Where a run was resumed, a step may have been logged twice; the later value counts.
         values = {point.step: point.value for point in sorted(history, key=lambda point: point.timestamp)}
-        axis = "step" if current_metric(key) in STEP_METRICS else "epoch"
+        axis = "step" if key == LEARNING_RATE else "epoch"
         return [_metric_row(run_id, key, axis, step, values[step]) for step in _thinned(sorted(values))]
-
-
-def _require_mlflow_database(store: Store) -> None:
-    import sqlalchemy
-
-    path = store.uri.removeprefix("sqlite:///")
-    if store.uri.startswith("sqlite:") and not Path(path).is_file():
-        raise UserError(f"{store.shown} does not exist; the first run creates it, or name another store with --from")
-    engine = sqlalchemy.create_engine(store.uri)
-    try:
-        tables = set(sqlalchemy.inspect(engine).get_table_names())
-    except Exception as error:  # whatever the database driver raises
-        raise UserError(f"{store.shown} cannot be read: {store.sentence(error)}") from error
-    finally:
-        engine.dispose()
-    if not {"experiments", "runs", "metrics", "tags"} <= tables:
-        raise UserError(f"{store.shown} is not an MLflow database; name one with --from")
 
 
 def _pages(fetch: Callable[..., Any]) -> Iterable[Any]:
@@ -194,9 +159,10 @@ def _wanted_metrics(
     once: list[dict[str, Any]] = []
     for run, row in zip(runs, rows, strict=True):
         run_id = row["run_id"]
-        names = EPOCH_METRICS if row["role"] == "run" else STUDY_METRICS
+        names = frozenset(EPOCH_METRICS) if row["role"] == "run" else STUDY_METRICS
         if run_id in latest:
-            names |= STEP_METRICS
+            # It follows from the recipe, so that one run of each experiment is enough.
+            names |= {LEARNING_RATE}
         for key, value in run.data.metrics.items():
             if current_metric(key) in names:
                 wanted.append((run_id, key))

@@ -18,8 +18,8 @@ from resnet_bench.judging.verdict import apart, best_evaluation, last_evaluation
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.recipe.settings import relative_pixels
-from resnet_bench.reporting.tables import GROUP_COLUMNS, SPLITS, RunRow, Tables
-from resnet_bench.tracking.vocabulary import PREFIX, current_metric
+from resnet_bench.reporting.tables import GROUP_COLUMNS, RunRow, Tables
+from resnet_bench.tracking.vocabulary import PREFIX, SPLITS, current_metric
 
 Series = Mapping[int, float]
 """Values of one metric under the epoch or the optimizer step that they belong to."""

@@ -20,7 +20,6 @@ from resnet_bench.tracking.vocabulary import PREFIX, current_metric
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
-SPLITS = ("train", "validation", "test")
 GROUP_COLUMNS = ("benchmark", "profile", "fingerprint", "data_fingerprint", "generated")
 """Columns in which runs must agree to be repeats of one experiment: what is trained, and on which images."""
 MAX_SEED = 2**64 - 1
@@ -287,5 +286,6 @@ def conformed(frame: pd.DataFrame, dtypes: Mapping[str, str]) -> pd.DataFrame:
     if "metric" in dtypes:
         names = {name: current_metric(name) for name in frame["metric"].unique()}
         frame["metric"] = frame["metric"].map(names).astype("str")
-        frame["value"] = frame["value"].map(restored).astype("float64")
+        large = frame["value"].abs() >= _LARGEST_MEASUREMENT
+        frame.loc[large, "value"] = frame.loc[large, "value"].map(restored)
     return frame

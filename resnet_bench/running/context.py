@@ -1,9 +1,11 @@
 """What every task of one command shares."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from resnet_bench.data.dataset import ImageLocation
+from resnet_bench.data.dataset import Dataset, ImageLocation, load_images
 from resnet_bench.execution.options import ExecutionOptions
 from resnet_bench.running.stopping import Stop
 from resnet_bench.tracking.store import Store
@@ -26,3 +28,18 @@ class Context:
     images: ImageLocation
     options: ExecutionOptions = field(default_factory=ExecutionOptions)
     stop: Stop = field(default_factory=Stop)
+    _opened: dict[str, Dataset] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Each process maps the images for itself.
+        return {**vars(self), "_opened": {}}
+
+    def open_images(self, name: str, progress: Callable[[str], None] | None = None) -> Dataset:
+        """Return a dataset, which is verified and mapped into memory once.
+
+        Raises:
+            UserError: There are no images, or they are damaged.
+        """
+        if name not in self._opened:
+            self._opened[name] = load_images(name, self.images, progress)
+        return self._opened[name]

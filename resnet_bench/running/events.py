@@ -30,6 +30,7 @@ class Opened:
         folder: The run's folder; None for a run that was finished before.
         step: Steps that are done already, where the run is resumed.
         outcome: The result of a run that was finished before and is not trained again; no event of the run follows.
+        earlier: What a run that is resumed has told before.
         warm_up_seconds: Spent on steps that no clock of the run covers.
     """
 
@@ -38,6 +39,7 @@ class Opened:
     folder: Path | None
     step: int = 0
     outcome: "Outcome | None" = None
+    earlier: "Outcome | None" = None
     warm_up_seconds: float = 0.0
 
 

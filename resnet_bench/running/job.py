@@ -65,3 +65,11 @@ class Job:
     def label(self) -> str:
         """Benchmark and seed."""
         return f"{self.benchmark.name} seed {self.seed}"
+
+    def events(self, context: Context) -> Generator[Event, None, None]:
+        """Prepare the run and train it; see :func:`resnet_bench.running.run.run`."""
+        # Both import torch and the training loop, which whoever only plans does without.
+        from resnet_bench.running.prepare import prepare
+        from resnet_bench.running.run import run
+
+        yield from run(prepare(self, context), context)

@@ -1,14 +1,12 @@
 """The result of one run, built from its events or from the tracking store."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from resnet_bench.base.throughput import settled_throughput
 from resnet_bench.running.events import Closed, Event, JobFinished, Opened
-from resnet_bench.running.run import RunClosed, RunOpened, RunRequest
-from resnet_bench.running.run_cache import FinishedRun
-from resnet_bench.running.series import SeriesEvent
 from resnet_bench.tracking.vocabulary import current_metrics
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started
 
@@ -55,6 +53,11 @@ class Outcome:
         return self.accuracy_by_epoch[max(self.accuracy_by_epoch)] if self.accuracy_by_epoch else None
 
     @property
+    def is_finished(self) -> bool:
+        """Whether the run was trained to its end."""
+        return self.failure is None and not self.interrupted
+
+    @property
     def images_per_second(self) -> float | None:
         """The run's throughput."""
         return settled_throughput(self.throughput_by_epoch)
@@ -69,11 +72,13 @@ class Outcome:
         """Take over what an event of the run tells."""
         match event:
             case Opened(outcome=Outcome()):
-                vars(self).update(vars(event.outcome))
+                vars(self).update(copy.deepcopy(vars(event.outcome)))
             case Opened():
+                if event.earlier is not None:
+                    vars(self).update(copy.deepcopy(vars(event.earlier)))
                 self.run_id, self.url, self.folder = event.run_id, event.url, str(event.folder or "")
                 self.warm_up_seconds = event.warm_up_seconds
-            case Started():
+            case Started() if event.step == 0:
                 self.setup_seconds = event.setup_seconds
             case Evaluated(split="test"):
                 self.accuracy_by_epoch[event.epoch] = event.accuracy
@@ -121,65 +126,3 @@ class Outcome:
             sharing=int(run.data.tags.get("resnet_bench.seeds_per_device", "1")),
             cached=True,
         )
-
-
-@dataclass
-class RunResult:
-    """What came of one run, for the closing table."""
-
-    request: RunRequest
-    url: str = ""
-    folder: str = ""
-    epochs: int = 0
-    accuracy: float | None = None
-    """Test accuracy the source's way, a fraction."""
-    accuracy_plain: float | None = None
-    images_per_second: float | None = None
-    train_seconds: float | None = None
-    failure: str | None = None
-    """Why the run could not be trained to its end, a sentence."""
-    interrupted: bool = False
-    undelivered: str | None = None
-    cached: bool = False
-    """Finished before, and not trained again."""
-    accuracy_by_epoch: dict[int, float] = field(default_factory=dict)
-    accuracy_augmented: float | None = None
-    """Test accuracy with test-time augmentation, where the recipe has it."""
-    seeds_per_device: int = field(init=False)
-    """How many runs shared the device, and the times of this one with it."""
-
-    def __post_init__(self) -> None:
-        self.seeds_per_device = self.request.seeds_per_device
-
-    def accuracies(self, metric: str) -> dict[int, float]:
-        """What a claim of this metric is held against: fractions by epoch."""
-        if metric == "accuracy":
-            return self.accuracy_by_epoch
-        return {} if self.accuracy_augmented is None else {self.epochs: self.accuracy_augmented}
-
-    def remember(self, finished: FinishedRun) -> None:
-        """Take the numbers of a run that was finished before."""
-        self.cached, self.url, self.epochs = True, finished.url, finished.epochs
-        self.accuracy, self.accuracy_plain = finished.accuracy, finished.accuracy_plain
-        self.images_per_second, self.train_seconds = finished.images_per_second, finished.train_seconds
-        self.accuracy_by_epoch = dict(finished.accuracy_by_epoch)
-        self.accuracy_augmented = finished.accuracy_augmented
-        self.seeds_per_device = finished.seeds_per_device
-
-    def take(self, event: SeriesEvent) -> None:
-        """Remember what the table will show."""
-        match event:
-            case RunOpened():
-                self.url, self.folder = event.url, str(event.folder)
-            case Evaluated(split="test"):
-                self.accuracy, self.accuracy_plain = event.accuracy, event.accuracy_standard
-                self.accuracy_by_epoch[event.epoch] = event.accuracy
-                self.accuracy_augmented = event.accuracy_tta
-            case EpochEnded():
-                self.epochs, self.images_per_second = event.epoch, event.images_per_second
-                self.train_seconds = event.train_seconds
-            case RunClosed():
-                self.undelivered = None if event.shipping.complete else event.shipping.sentence
-            case JobFinished():
-                self.failure = event.failure
-                self.interrupted = event.interrupted and event.failure is None

@@ -1,56 +1,45 @@
 """Runs that need not be trained again: the tracking store remembers what finished, and as what."""
 
-import json
+import functools
 import logging
-from collections.abc import Mapping
+import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from resnet_bench.data.dataset import Dataset
-from resnet_bench.execution.execution import SWITCHES
-from resnet_bench.running.run import RunRequest, describe
-from resnet_bench.tracking.facts import params_of
+from resnet_bench.running.outcome import Outcome
+from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.store import Store
-from resnet_bench.tracking.vocabulary import PREFIX, current_metrics
+from resnet_bench.tracking.vocabulary import PREFIX
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+RETRY_SECONDS = 60.0
+"""A store that did not answer is not asked again for so long: each attempt may take minutes."""
+
 _MAX_CANDIDATES = 100
-_KERNEL_SWITCHES = tuple(name for name in SWITCHES if name != "deterministic")
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class FinishedRun:
-    """What the store holds of a run that was trained to its end; accuracies are fractions."""
-
-    run_id: str
-    url: str
-    epochs: int
-    accuracy: float | None
-    accuracy_plain: float | None
-    images_per_second: float | None
-    train_seconds: float | None
-    accuracy_by_epoch: Mapping[int, float]
-    accuracy_augmented: float | None = None
-    seeds_per_device: int = 1
-    """How many runs shared the device, and the times of this one with it."""
-
-
-@dataclass(frozen=True)
 class CacheLookup:
-    """What the cache knows of a run that was asked for.
+    """What the cache knows of a run.
 
     Attributes:
-        run: The finished run that is the same in everything that decides its result; None where there is none.
+        outcome: Of the finished run that is the same in everything that decides its result; None where there is none.
         why_not: Why the nearest finished run does not count, such as ``precision differs (bf16 then, fp32 now)``;
             None where none is near.
     """
 
-    run: FinishedRun | None = None
+    outcome: Outcome | None = None
     why_not: str | None = None
+
+
+@functools.lru_cache(maxsize=4)
+def run_cache(store: Store) -> "RunCache":
+    """Return this process's cache of a store: connecting takes seconds."""
+    return RunCache(store)
 
 
 @dataclass
@@ -59,20 +48,20 @@ class RunCache:
 
     store: Store
     _client: "MlflowClient | None" = field(default=None, init=False, repr=False)
-    _away: bool = field(default=False, init=False, repr=False)
+    _retry_at: float = field(default=0.0, init=False, repr=False)
 
-    def look_up(self, request: RunRequest, dataset: Dataset) -> CacheLookup:
-        """The newest finished run of the same recipe, seed, profile, images, execution class and code.
+    def look_up(self, facts: RunFacts) -> CacheLookup:
+        """Find the newest finished run of the same recipe, seed, profile, images, execution class and code.
 
         The execution class is the kind of device, the precision, the kernels and whether they are deterministic: what
         decides how numbers are rounded. Runs that were deleted in MLflow do not count.
         """
-        if self._away or not self.store.exists:
+        if time.monotonic() < self._retry_at or not self.store.exists:
             return CacheLookup()
         try:
-            return self._look_up(request, dataset)
+            return self._look_up(facts)
         except Exception as error:  # whatever the database driver or the server's client raises
-            self._away = True
+            self._client, self._retry_at = None, time.monotonic() + RETRY_SECONDS
             _log.warning(
                 "%s was not searched for finished runs, so all are trained: %s",
                 self.store.shown,
@@ -80,18 +69,18 @@ class RunCache:
             )
             return CacheLookup()
 
-    def _look_up(self, request: RunRequest, dataset: Dataset) -> CacheLookup:
+    def _look_up(self, facts: RunFacts) -> CacheLookup:
         client = self._connected()
-        wanted = describe(request, dataset).all_tags()
-        candidates = _finished(client, request, wanted)
-        # Python's sort keeps the order of equals, which is newest first.
-        by_distance = sorted(candidates, key=lambda run: len(_differences(run.data.tags, wanted)))
-        if not by_distance:
+        compared = [(facts.differences(run.data.tags, run.data.params), run) for run in _finished_runs(client, facts)]
+        if not compared:
             return CacheLookup()
-        nearest = by_distance[0]
-        if differences := _differences(nearest.data.tags, wanted):
-            return CacheLookup(why_not=_sentence(differences, nearest, request))
-        return CacheLookup(run=_outcome(client, self.store, nearest, epochs=request.recipe.training.epochs))
+        # Of equals this is the first, which is the newest.
+        differences, nearest = min(compared, key=lambda each: len(each[0]))
+        if differences:
+            return CacheLookup(why_not=", ".join(differences))
+        return CacheLookup(
+            Outcome.from_store(nearest, client, self.store.run_url(nearest.info.run_id, nearest.info.experiment_id))
+        )
 
     def _connected(self) -> "MlflowClient":
         if self._client is None:
@@ -103,14 +92,17 @@ class RunCache:
         return self._client
 
 
-def _finished(client: "MlflowClient", request: RunRequest, wanted: Mapping[str, str]) -> list["Run"]:
+def _finished_runs(client: "MlflowClient", facts: RunFacts) -> list["Run"]:
     """Finished runs of the benchmark, profile, seed and role, those of the same recipe if there are any."""
-    experiment = client.get_experiment_by_name(request.experiment)
+    experiment = client.get_experiment_by_name(facts.experiment)
     if experiment is None:
         return []
-    same = ["benchmark", "profile", "seed", "role"]
-    for tags in ([*same, "fingerprint"], same):
-        conditions = [f"tags.`{PREFIX}{tag}` = '{wanted[PREFIX + tag]}'" for tag in tags]
+    identity = facts.identity
+    same = {name: identity[name] for name in ("benchmark", "profile", "seed", "role")}
+    if identity["study"]:
+        same["study"] = identity["study"]
+    for wanted in ({**same, "fingerprint": facts.recipe.fingerprint}, same):
+        conditions = [f"tags.`{PREFIX}{tag}` = '{value}'" for tag, value in wanted.items()]
         found = client.search_runs(
             [experiment.experiment_id],
             " and ".join(["attributes.status = 'FINISHED'", *conditions]),
@@ -120,75 +112,3 @@ def _finished(client: "MlflowClient", request: RunRequest, wanted: Mapping[str, 
         if found:
             return list(found)
     return []
-
-
-def _deciding(tags: Mapping[str, str]) -> dict[str, str]:
-    """Everything that decides a run's result besides its seed, from its tags, by the name that people read."""
-    execution, environment = _json(tags, "execution"), _json(tags, "environment")
-    return {
-        "recipe": tags.get(f"{PREFIX}fingerprint", ""),
-        "device": tags.get(f"{PREFIX}device_type", ""),
-        "precision": tags.get(f"{PREFIX}precision", ""),
-        "determinism": "deterministic" if execution.get("deterministic") else "not deterministic",
-        "kernels": ", ".join(name for name in _KERNEL_SWITCHES if execution.get(name)) or "as torch has them",
-        "images": tags.get(f"{PREFIX}data_fingerprint", "")[:12],
-        "generated": tags.get(f"{PREFIX}generated", ""),
-        "code": tags.get(f"{PREFIX}code_fingerprint", ""),
-        "torch": str(environment.get("torch", "")),
-    }
-
-
-def _differences(then: Mapping[str, str], now: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    before, today = _deciding(then), _deciding(now)
-    found = {name: (before[name], today[name]) for name in today if before[name] != today[name]}
-    if "determinism" in found:
-        # Which kernels there are follows from it.
-        found.pop("kernels", None)
-    return found
-
-
-def _sentence(differences: Mapping[str, tuple[str, str]], nearest: "Run", request: RunRequest) -> str:
-    parts = []
-    for name, (then, now) in differences.items():
-        if name == "recipe":
-            parts.append(f"recipe differs ({', '.join(_changed_keys(nearest, request)) or 'its data profile'})")
-        elif name == "code":
-            parts.append("code changed")
-        elif name == "images":
-            parts.append("images differ")
-        elif name == "generated":
-            parts.append("images were generated then" if then == "true" else "images are generated now")
-        else:
-            parts.append(f"{name} differs ({then or 'unknown'} then, {now} now)")
-    return ", ".join(parts)
-
-
-def _changed_keys(nearest: "Run", request: RunRequest) -> list[str]:
-    now = params_of(request.recipe)
-    then: Mapping[str, str] = nearest.data.params
-    return sorted(key for key in {*now, *then} if now.get(key) != then.get(key))
-
-
-def _outcome(client: "MlflowClient", store: Store, run: "Run", *, epochs: int) -> FinishedRun:
-    metrics: Mapping[str, float] = current_metrics(run.data.metrics)
-    history = client.get_metric_history(run.info.run_id, "test/accuracy")
-    return FinishedRun(
-        run_id=run.info.run_id,
-        url=store.run_url(run.info.run_id, run.info.experiment_id),
-        epochs=epochs,
-        accuracy=metrics.get("final/test_accuracy"),
-        accuracy_plain=metrics.get("final/test_accuracy_standard"),
-        images_per_second=metrics.get("time/images_per_second"),
-        train_seconds=metrics.get("final/train_seconds"),
-        accuracy_augmented=metrics.get("final/test_accuracy_tta"),
-        accuracy_by_epoch={metric.step: metric.value for metric in history},
-        seeds_per_device=int(run.data.tags.get(f"{PREFIX}seeds_per_device", "1")),
-    )
-
-
-def _json(tags: Mapping[str, str], name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(tags.get(PREFIX + name, "{}"))
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -1,10 +1,10 @@
-"""The folder of one run: its journal, its checkpoints, and what is needed to go on with it."""
+"""The folder of one run: its journal, its checkpoints, and what is needed to resume it."""
 
 import json
 import logging
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from filelock import FileLock, Timeout
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.files import write_atomically
+from resnet_bench.tracking.facts import RunFacts
+from resnet_bench.tracking.vocabulary import PREFIX
 from resnet_bench.training import checkpoint
 
 STATE_FILE = "run.json"
@@ -19,91 +21,99 @@ STATE_FILE = "run.json"
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RunIdentity:
-    """What two folders must share to hold the same experiment."""
-
-    benchmark: str
-    profile: str
-    seed: int
-    fingerprint: str
-    data_fingerprint: str
-    role: str
-    execution: str
-    code: str
-
-
 class RunFolder:
     """A run on disk. One process at a time may hold it."""
 
     def __init__(self, path: Path, state: dict[str, Any]) -> None:
-        """Take over a folder that exists; see ``create`` and ``find``."""
+        """Take over a folder that exists; see :meth:`create` and :meth:`acquire`."""
         self.path = path
         self._state = state
         self._lock = FileLock(path / "in_use.lock")
 
     @classmethod
-    def create(cls, runs_folder: Path, identity: RunIdentity) -> "RunFolder":
-        """Make a new folder, named so that a person finds it.
+    def acquire(cls, run_dir: Path, facts: RunFacts) -> "RunFolder":
+        """Hold the newest unfinished folder of an experiment, or a new one where there is none.
+
+        An unfinished run of the same seed that differs in what decides its result is left aside; a warning says how.
+
+        Raises:
+            UserError: Another process is training this very run, or the place cannot be written.
+        """
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            # Two processes that look at once would each find nothing, and train one seed twice.
+            with FileLock(run_dir / ".acquire.lock"):
+                return cls._unfinished(run_dir, facts) or cls.create(run_dir, facts)
+        except OSError as error:
+            raise _cannot_write(run_dir, error) from None
+
+    @classmethod
+    def _unfinished(cls, run_dir: Path, facts: RunFacts) -> "RunFolder | None":
+        identity = facts.identity
+        left_aside: list[tuple[Path, list[str]]] = []
+        for path, state in _folders(run_dir, facts):
+            folder = cls(path, state)
+            if state["identity"] != identity:
+                differences = facts.differences(state["tags"], state["params"])
+                if differences and state["status"] != "finished" and folder.last_checkpoint.is_file():
+                    left_aside.append((path, differences))
+                continue
+            if not folder._take():
+                raise UserError(
+                    f"{_holder(state)} is training {facts.benchmark.name} seed {facts.seed} already ({path}); "
+                    "wait for it, then give the same command again"
+                )
+            # Whoever held it until now may have finished it.
+            folder._state = _read_state(path / STATE_FILE) or state
+            if not folder.is_finished:
+                folder._clear_leftovers()
+                folder.update(pid=os.getpid())
+                return folder
+            folder.release()
+        if left_aside:
+            path, differences = left_aside[0]
+            _log.warning(
+                "%s seed %d starts from scratch: an unfinished run of this seed is left aside (%s): %s",
+                facts.benchmark.name,
+                facts.seed,
+                path,
+                ", ".join(differences),
+            )
+        return None
+
+    @classmethod
+    def create(cls, run_dir: Path, facts: RunFacts) -> "RunFolder":
+        """Make a new folder, named so that a person finds it, and hold it.
 
         Raises:
             UserError: The place cannot be written.
         """
-        stem = f"{identity.benchmark}-{identity.profile}-seed{identity.seed}-{identity.fingerprint[:6]}"
+        stem = f"{facts.benchmark.name}-{facts.profile}-seed{facts.seed}-{facts.recipe.fingerprint[:6]}"
         stamp = time.strftime("%Y%m%d-%H%M%S")
+        state = {
+            "identity": facts.identity,
+            "tags": facts.tags(),
+            "params": facts.params(),
+            "status": "running",
+            "run_id": None,
+            "pid": os.getpid(),
+        }
         try:
-            runs_folder.mkdir(parents=True, exist_ok=True)
-            path = _new_folder(runs_folder, f"{stem}-{stamp}")
-            folder = cls(path, {"identity": vars(identity), "status": "running", "run_id": None, "resumed": 0})
-            folder.acquire()
+            run_dir.mkdir(parents=True, exist_ok=True)
+            folder = cls(_new_folder(run_dir, f"{stem}-{stamp}"), state)
+            folder._take()
             folder._write()
         except OSError as error:
-            raise UserError(
-                f"{runs_folder}: cannot write the run's files here ({error.strerror}); "
-                "choose another with --run-dir DIR"
-            ) from None
+            raise _cannot_write(run_dir, error) from None
         return folder
 
-    @classmethod
-    def find(cls, runs_folder: Path, identity: RunIdentity, *, finished: bool = True) -> "RunFolder | None":
-        """The newest folder of this experiment that no process holds, or None.
-
-        Args:
-            runs_folder: Where to look.
-            identity: The experiment.
-            finished: Whether a run counts that was trained to its end.
-        """
-        candidates = sorted(runs_folder.glob(f"*/{STATE_FILE}"), key=_modified, reverse=True)
-        for file in candidates:
-            state = _read_state(file)
-            if state is None or state.get("identity") != vars(identity):
-                continue
-            folder = cls(file.parent, state)
-            if not folder.acquire():
-                continue
-            # Whoever held it until now may have finished it.
-            folder._state = _read_state(file) or state
-            if finished or not folder.is_finished:
-                folder._clear_leftovers()
-                return folder
-            folder.release()
-        return None
-
-    def acquire(self) -> bool:
-        """Hold the folder; False where another live process does."""
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            return False
-        return True
-
     def release(self) -> None:
-        """Let others have it."""
+        """Let other processes have it."""
         self._lock.release()
 
     @property
     def last_checkpoint(self) -> Path:
-        """The checkpoint to go on from."""
+        """The checkpoint to resume from."""
         return self.path / "checkpoints" / "last.pt"
 
     @property
@@ -129,22 +139,25 @@ class RunFolder:
         """Whether the run was trained to its end."""
         return bool(self._state["status"] == "finished")
 
-    @property
-    def times_resumed(self) -> int:
-        """How often the run was taken up again."""
-        return int(self._state["resumed"])
-
     def update(self, **changes: Any) -> None:
         """Change fields of the state file, atomically."""
         self._state = {**self._state, **changes}
         self._write()
 
     def note_end(self, status: str, run_id: str | None) -> None:
-        """Note how the run ended. A disk that is full must not hide why: the run can then be gone on with."""
+        """Note how the run ended. A full disk must not hide why: the run can then be resumed."""
         try:
             self.update(status=status, run_id=run_id)
         except OSError as error:
             _log.warning("%s: how the run ended could not be noted (%s)", self.path, error.strerror or error)
+
+    def _take(self) -> bool:
+        """Hold the folder; False where another live process does."""
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        return True
 
     def _write(self) -> None:
         write_atomically(self.path / STATE_FILE, json.dumps(self._state, indent=1).encode())
@@ -153,6 +166,26 @@ class RunFolder:
         """Remove what a process left that was killed while it wrote a checkpoint."""
         for file in self.last_checkpoint.parent.glob(f".*{checkpoint.UNFINISHED}"):
             file.unlink(missing_ok=True)
+
+
+def _folders(run_dir: Path, facts: RunFacts) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Folders of the same benchmark, profile, seed and role with their states, the newest first."""
+    asked = {name: facts.identity[name] for name in ("benchmark", "profile", "seed", "role", "study")}
+    for file in sorted(run_dir.glob(f"*/{STATE_FILE}"), key=_modified, reverse=True):
+        state = _read_state(file)
+        if state is not None and all(state["identity"].get(name) == value for name, value in asked.items()):
+            yield file.parent, state
+
+
+def _holder(state: Mapping[str, Any]) -> str:
+    host = state["tags"].get(f"{PREFIX}host", "this machine")
+    return f"process {state['pid']} on {host}" if state.get("pid") else "another process"
+
+
+def _cannot_write(run_dir: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{run_dir}: cannot write the run's files here ({error.strerror}); choose another with --run-dir DIR"
+    )
 
 
 def _modified(file: Path) -> float:
@@ -164,11 +197,15 @@ def _modified(file: Path) -> float:
 
 
 def _read_state(file: Path) -> dict[str, Any] | None:
+    """The state of a folder; None where it is damaged, or of a version whose runs cannot be resumed."""
     try:
         state = json.loads(file.read_text())
     except (OSError, ValueError):
         return None
-    return state if isinstance(state, dict) and {"identity", "status", "run_id", "resumed"} <= state.keys() else None
+    if not isinstance(state, dict) or not {"identity", "tags", "params", "status", "run_id"} <= state.keys():
+        return None
+    tables = (state[name] for name in ("identity", "tags", "params"))
+    return state if all(isinstance(table, dict) for table in tables) else None
 
 
 def _new_folder(parent: Path, name: str) -> Path:

@@ -1,6 +1,7 @@
-"""Ctrl-C and SIGTERM as a request that a run ends at the next step, with a checkpoint."""
+"""Signals as a request that a run ends at the next step, with a checkpoint."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -18,12 +19,33 @@ class Stop:
     def __init__(self) -> None:
         """Ask for nothing yet."""
         self.reason: str | None = None
+        self._holding = False
+        self._held = False
 
     def __bool__(self) -> bool:
         return self.reason is not None
 
     def __reduce__(self) -> tuple[type["Stop"], tuple[()]]:
         return Stop, ()
+
+    @contextlib.contextmanager
+    def held_back(self) -> Iterator[None]:
+        """While the context is open, an interrupt waits for its end."""
+        self._holding = True
+        try:
+            yield
+        finally:
+            self._holding = False
+            if self._held:
+                self._held = False
+                raise KeyboardInterrupt
+
+    def interrupt(self) -> None:
+        """Raise KeyboardInterrupt, at once or when what holds it back has ended."""
+        if self._holding:
+            self._held = True
+        else:
+            raise KeyboardInterrupt
 
 
 class Stopped(Exception):
@@ -40,25 +62,45 @@ class Stopped(Exception):
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """While the context is open, SIGINT and SIGTERM ask to stop; a second SIGINT interrupts at once.
+def stop_on_signals(*, announce: str | None = None) -> Iterator[Stop]:
+    """While the context is open, SIGINT, SIGTERM and SIGHUP ask to stop.
+
+    A second SIGINT interrupts at once, or as soon as a checkpoint that is being written is whole; a third one ends the
+    process. SIGHUP, which a terminal sends that is closed, stays ignored where it was, as ``nohup`` has it.
 
     Signal handlers belong to the main thread; in any other this does nothing but give a request that no
     signal sets.
+
+    Args:
+        announce: Written to standard error at the first signal, because a step may take long to end.
     """
-    request = Stop()
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield request
+        yield stop
         return
+    interrupts = 0
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a handler
-        if request and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        request.reason = request.reason or f"interrupted by {signal.Signals(number).name}"
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        if not stop:
+            stop.reason = f"interrupted by {signal.Signals(number).name}"
+            if announce:
+                # Not through a stream: the signal may have come while one of its locks is held.
+                with contextlib.suppress(OSError):
+                    os.write(2, f"\n{announce}\n".encode())
+        elif number == signal.SIGINT:
+            if interrupts > 2:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                signal.raise_signal(signal.SIGINT)
+            stop.interrupt()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
-        yield request
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

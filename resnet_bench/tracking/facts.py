@@ -1,6 +1,7 @@
 """What a run is: the params and tags that it has in MLflow from its first moment on."""
 
 import colorsys
+import functools
 import getpass
 import hashlib
 import json
@@ -14,6 +15,9 @@ from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.tracking.environment import code_fingerprint, code_version, environment, package_version
 from resnet_bench.tracking.vocabulary import EXPERIMENT, PREFIX
 
+ASKED = ("benchmark", "profile", "seed", "role", "study")
+"""Tags that two runs of one experiment share, whatever they were run on."""
+
 
 def params_of(recipe: Recipe) -> dict[str, str]:
     """Every field of a recipe under its dotted key; what is no string is written as JSON."""
@@ -21,8 +25,8 @@ def params_of(recipe: Recipe) -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunDescription:
-    """One recipe × one seed × one execution, and the images it runs on.
+class RunFacts:
+    """One recipe × one seed × one execution, and the images, device and code as they were found.
 
     Attributes:
         benchmark: The benchmark that the recipe belongs to.
@@ -36,11 +40,12 @@ class RunDescription:
         data_fingerprint: Fingerprint of the images and labels.
         generated: Whether the images are generated.
         role: ``run``, ``study``, ``trial`` or ``retrain``.
-        run_name: The run's name; ``<benchmark> seed <k>`` by default.
+        run_name: The run's name; by default the benchmark, the profile where it is not ``full``, the seed, and
+            whether the recipe was changed.
         experiment: Name of the MLflow experiment.
         parent_run_id: MLflow id of the run that this one is nested in.
         seeds_per_device: How many runs share the device at a time.
-        tags: Further tags; a name without a dot gets the prefix ``resnet_bench.``.
+        more_tags: Further tags; a name without a dot gets the prefix ``resnet_bench.``.
     """
 
     benchmark: Benchmark
@@ -58,12 +63,22 @@ class RunDescription:
     experiment: str = EXPERIMENT
     parent_run_id: str | None = None
     seeds_per_device: int = 1
-    tags: Mapping[str, str] = field(default_factory=dict)
+    more_tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The run's name."""
-        return self.run_name or f"{self.benchmark.name} seed {self.seed}"
+        if self.run_name:
+            return self.run_name
+        profile = "" if self.profile == "full" else f" {self.profile}"
+        changed = " (--set)" if self.is_changed else ""
+        return f"{self.benchmark.name}{profile} seed {self.seed}{changed}"
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the recipe is not the one that the benchmark has for this profile."""
+        published = self.benchmark.recipe if self.profile == "full" else self.benchmark.profiles.get(self.profile)
+        return published is not None and self.recipe != published
 
     @property
     def judges_claims(self) -> bool:
@@ -74,8 +89,44 @@ class RunDescription:
         """Every field of the recipe under its dotted key; what is no string is written as JSON."""
         return params_of(self.recipe)
 
-    def all_tags(self) -> dict[str, str]:
-        """Every tag that is known before training starts."""
+    @functools.cached_property
+    def identity(self) -> dict[str, str]:
+        """What two runs must share to be the same experiment: what is asked for, and what decides its result."""
+        tags = self.tags()
+        return {**{name: tags.get(f"{PREFIX}{name}", "") for name in ASKED}, **_deciding(tags)}
+
+    def differences(self, tags: Mapping[str, str], params: Mapping[str, str] | None = None) -> list[str]:
+        """Return how another run differs from this one in what decides its result, as phrases.
+
+        Args:
+            tags: The other run's tags.
+            params: The other run's params, to name the recipe keys that differ.
+
+        Returns:
+            Phrases such as ``precision differs (bf16 then, fp32 now)``; none where the runs are repeats to the bit.
+        """
+        then = _deciding(tags)
+        found = {name: (then[name], self.identity[name]) for name in then if then[name] != self.identity[name]}
+        if "determinism" in found:
+            # Which kernels there are follows from it.
+            found.pop("kernels", None)
+        return [self._phrase(name, before, today, params or {}) for name, (before, today) in found.items()]
+
+    def _phrase(self, name: str, then: str, now: str, params: Mapping[str, str]) -> str:
+        if name == "recipe":
+            ours = self.params()
+            keys = sorted(key for key in {*ours, *params} if ours.get(key) != params.get(key)) if params else []
+            return f"recipe differs ({', '.join(keys) or 'its data profile'})"
+        if name == "code":
+            return "code changed"
+        if name == "images":
+            return "images differ"
+        if name == "generated":
+            return "images were generated then" if then == "true" else "images are generated now"
+        return f"{name} differs ({then or 'unknown'} then, {now} now)"
+
+    def tags(self) -> dict[str, str]:
+        """Return every tag that is known before training starts."""
         commit, dirty = code_version()
         ours = {
             "benchmark": self.benchmark.name,
@@ -98,7 +149,7 @@ class RunDescription:
         }
         if self.benchmark.claims:
             ours["claim"] = self.benchmark.claims[0].text
-        further = {key if "." in key else f"{PREFIX}{key}": value for key, value in self.tags.items()}
+        further = {key if "." in key else f"{PREFIX}{key}": value for key, value in self.more_tags.items()}
         return {
             **{f"{PREFIX}{key}": value for key, value in ours.items()},
             **self.process_tags(),
@@ -144,6 +195,31 @@ class RunDescription:
         elif self.profile == "smoke":
             lines.append("The **smoke** profile tries the software; it judges no claim.")
         return "\n\n".join(lines)
+
+
+def _deciding(tags: Mapping[str, str]) -> dict[str, str]:
+    """Everything that decides a run's result besides its seed, from its tags, by the name that people read."""
+    execution, environment = _json(tags, "execution"), _json(tags, "environment")
+    kernels = sorted(name for name, value in execution.items() if value is True and name != "deterministic")
+    return {
+        "recipe": tags.get(f"{PREFIX}fingerprint", ""),
+        "device": tags.get(f"{PREFIX}device_type", ""),
+        "precision": tags.get(f"{PREFIX}precision", ""),
+        "determinism": "deterministic" if execution.get("deterministic") else "not deterministic",
+        "kernels": ", ".join(kernels) or "as torch has them",
+        "images": tags.get(f"{PREFIX}data_fingerprint", "")[:12],
+        "generated": tags.get(f"{PREFIX}generated", ""),
+        "code": tags.get(f"{PREFIX}code_fingerprint", ""),
+        "torch": str(environment.get("torch", "")),
+    }
+
+
+def _json(tags: Mapping[str, str], name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(tags.get(PREFIX + name, "{}"))
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _boolean(value: bool) -> str:

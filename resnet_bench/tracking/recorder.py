@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from resnet_bench.judging.target import TargetMonitor
 from resnet_bench.tracking import vocabulary as names
-from resnet_bench.tracking.facts import RunDescription
+from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.journal import Axis, Entry, Record, last_steps, metrics_record
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Recorder:
     """Turns events into records; values that a store may have already are left out."""
 
-    def __init__(self, description: RunDescription) -> None:
+    def __init__(self, description: RunFacts) -> None:
         """Begin a run at its beginning."""
         self._last_steps: dict[str, int] = {}
         self._evaluation_seconds: dict[int, float] = {}
@@ -175,7 +175,7 @@ def _single(values: Mapping[str, float]) -> dict[str, list[float]]:
     return {key: [float(value)] for key, value in values.items()}
 
 
-def _claim_watches(description: RunDescription) -> dict[str, TargetMonitor]:
+def _claim_watches(description: RunFacts) -> dict[str, TargetMonitor]:
     """For each claim the metric that will say when it was reached."""
     if not description.judges_claims:
         return {}

@@ -19,12 +19,13 @@ CHECK_TIMEOUT_SECONDS = 3
 Deleted = tuple[tuple[str, str], ...]
 
 
-def check(uri: str, connect: Callable[[], "MlflowClient"]) -> tuple[str | None, Deleted]:
+def check(uri: str, connect: Callable[[], "MlflowClient"], *, to_write: bool) -> tuple[str | None, Deleted]:
     """Ask a server for our experiments.
 
     Args:
         uri: Its address.
         connect: Makes a client of it.
+        to_write: Whether runs are to be logged; False makes no tables where there are none.
 
     Returns:
         Why it cannot be used, or None; and those of our experiments that were deleted, with their ids.
@@ -32,6 +33,11 @@ def check(uri: str, connect: Callable[[], "MlflowClient"]) -> tuple[str | None, 
     if uri.startswith("http") and (problem := _unreachable_server(uri)):
         return problem, ()
     try:
+        if not to_write and not uri.startswith(("http", "databricks")):
+            if problem := unreachable_database(uri):
+                return problem, ()
+            if not _has_tables(uri):
+                return f"{redact(uri)} is not a database of MLflow, or holds no runs yet", ()
         client = connect()
         found = [client.get_experiment_by_name(name) for name in EXPERIMENTS]
     except Exception as error:  # whatever the database driver or the server's client raises
@@ -79,6 +85,16 @@ def _unreachable_server(uri: str) -> str | None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         return f"{address} does not answer ({describe_error(reason) if isinstance(reason, Exception) else reason})"
+
+
+def _has_tables(uri: str) -> bool:
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(uri)
+    try:
+        return {"experiments", "runs"} <= set(sqlalchemy.inspect(engine).get_table_names())
+    finally:
+        engine.dispose()
 
 
 def asks_for_login(error: BaseException) -> bool:

@@ -35,7 +35,7 @@ _NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb", "smbfs", "smb3", "afpfs",
 _WAL = b"\x02\x02"
 _log = logging.getLogger(__name__)
 
-Kind = Literal["missing", "empty", "current", "older", "newer", "foreign", "broken"]
+Kind = Literal["missing", "empty", "current", "older", "newer", "foreign", "locked", "broken"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class SqliteFile:
     Attributes:
         path: The file.
         kind: What it is; ``current``, ``older`` and ``newer`` are MLflow's, compared with the MLflow installed here.
-        problem: Why it cannot hold runs, with what to do; None where it can.
+        problem: Why it cannot hold runs; None where it can.
         revision: The version of MLflow's tables.
         deleted: Our experiments that were deleted in MLflow, by name, with their ids.
         moved: The artifact folder that the file names and the one beside it, where that one is meant.
@@ -63,15 +63,15 @@ def inspect(path: Path) -> SqliteFile:
     """Look at a file without changing it or making anything."""
     if not path.exists():
         if path.is_symlink():
-            return SqliteFile(path, "broken", f"{path} is a link to {path.readlink()}, which does not exist; mend it")
+            return SqliteFile(path, "broken", f"{path} is a link to {path.readlink()}, which does not exist")
         return SqliteFile(path, "missing")
     if not path.is_file():
-        return SqliteFile(path, "broken", f"{path} is not a file; {_another(path)}")
+        return SqliteFile(path, "broken", f"{path} is not a file")
     try:
         with read_only(path) as database:
             return _inspect(path, database)
     except sqlite3.DatabaseError as error:
-        return SqliteFile(path, "broken", _broken(path, error))
+        return SqliteFile(path, "locked" if "locked" in str(error) else "broken", _broken(path, error))
     except OSError as error:
         return SqliteFile(path, "broken", f"{path} cannot be read: {error.strerror or error}")
 
@@ -102,7 +102,9 @@ def problem(found: SqliteFile, *, to_write: bool) -> str | None:
     """
     path = found.path
     if found.problem is not None:
-        return found.problem
+        if found.kind == "locked":
+            return found.problem
+        return f"{found.problem}; {_another(path) if to_write else 'name another store'}"
     if not to_write:
         return f"{path} holds no runs yet" if found.kind in ("missing", "empty") else None
     folder = next(parent for parent in path.parents if parent.exists())
@@ -222,7 +224,7 @@ def _inspect(path: Path, database: sqlite3.Connection) -> SqliteFile:
         if tables <= _MLFLOW_TABLES:
             return SqliteFile(path, "empty")
         whose = "Optuna" if {"studies", "trials"} <= tables else "another application"
-        return SqliteFile(path, "foreign", f"{path} is a database of {whose}, not of MLflow; {_another(path)}")
+        return SqliteFile(path, "foreign", f"{path} is a database of {whose}, not of MLflow")
     revision = _revision(database) if "alembic_version" in tables else None
     known, wanted = installed_revisions()
     if revision is None or revision == wanted:
@@ -232,7 +234,7 @@ def _inspect(path: Path, database: sqlite3.Connection) -> SqliteFile:
     else:
         problem = (
             f"{path} was made by a newer MLflow than the one installed here (its tables are of revision {revision}); "
-            f"update it with: pip install --upgrade mlflow, or {_another(path)}"
+            "update it with: pip install --upgrade mlflow"
         )
         return SqliteFile(path, "newer", problem, revision)
     return SqliteFile(path, kind, None, revision, _deleted(database), _moved(path, database))
@@ -274,13 +276,13 @@ def _broken(path: Path, error: sqlite3.DatabaseError) -> str:
     if "locked" in text:
         return f"{path} is locked by another process; wait for it, or find it: fuser {shlex.quote(str(path))}"
     if "not a database" in text or "malformed" in text:
-        return f"{path} is not a SQLite database ({text}); move it away, or {_another(path)}"
+        return f"{path} is not a SQLite database ({text})"
     return f"{path} cannot be read: {text}"
 
 
 def _another(path: Path) -> str:
     other = path.with_name(f"{path.stem}-runs.db")
-    return f"name another one: --tracking {shlex.quote(f'sqlite:///{other}')}"
+    return f"name another store: --tracking {shlex.quote(f'sqlite:///{other}')}"
 
 
 def network_file_system_notice(path: Path) -> str | None:

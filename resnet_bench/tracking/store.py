@@ -148,7 +148,7 @@ class Store:
             found = sqlite_files.inspect(self.path)
             problem, deleted = sqlite_files.problem(found, to_write=to_write), found.deleted
         else:
-            problem, deleted = servers.check(self.uri, self.client)
+            problem, deleted = servers.check(self.uri, self.client, to_write=to_write)
         if problem is None and deleted and to_write:
             return self._restore_hint(*deleted[0])
         return self.hide(problem) if problem else None
@@ -182,11 +182,11 @@ class Store:
                 raise UserError(f"{self.redacted_uri} cannot be read: {problem}")
             return self.client()
         found = sqlite_files.inspect(self.path)
-        if problem := found.problem:
+        if found.problem and (problem := sqlite_files.problem(found, to_write=False)):
             raise UserError(problem)
         if found.kind in ("missing", "empty"):
-            what = "does not exist; the first run makes it" if found.kind == "missing" else "holds no runs yet"
-            raise UserError(f"{self.path} {what}, or name another store")
+            what = "does not exist; the first run creates it" if found.kind == "missing" else "holds no runs yet"
+            raise UserError(f"{self.redacted_uri} {what}; name another store")
         if found.kind == "current" and found.moved is None:
             return self.client()
         mlflow_client.load()

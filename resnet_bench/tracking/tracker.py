@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from resnet_bench.tracking.cursor import JOURNAL
 from resnet_bench.tracking.delivery import UploadReport
-from resnet_bench.tracking.facts import RunDescription
+from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.journal import Entry, Journal, Record, read
 from resnet_bench.tracking.model import save_model
 from resnet_bench.tracking.recorder import Recorder, now_ms, tags_record
@@ -47,7 +47,7 @@ class Tracker:
     """
 
     def __init__(
-        self, store: Store, description: RunDescription, folder: Path, journal: Journal, *, run_id: str | None
+        self, store: Store, description: RunFacts, folder: Path, journal: Journal, *, run_id: str | None
     ) -> None:
         """Use :meth:`open`."""
         self._store = store
@@ -62,7 +62,7 @@ class Tracker:
     def open(
         cls,
         store: Store,
-        description: RunDescription,
+        description: RunFacts,
         folder: Path,
         *,
         resume_run_id: str | None = None,
@@ -178,8 +178,8 @@ class Tracker:
 
     # --- beginning and resuming --------------------------------------------------------------------
 
-    def _begin(self, description: RunDescription) -> None:
-        tags = {**description.all_tags(), tag("run_key"): uuid.uuid4().hex}
+    def _begin(self, description: RunFacts) -> None:
+        tags = {**description.tags(), tag("run_key"): uuid.uuid4().hex}
         created = {
             "kind": "run",
             "name": description.name,
@@ -190,7 +190,7 @@ class Tracker:
         self._writer.append([created, *_recipe_records(description)])
         self._uploader.create_run()
 
-    def _resume(self, description: RunDescription, step: int | None) -> None:
+    def _resume(self, description: RunFacts, step: int | None) -> None:
         # A checkpoint before the first step keeps the evaluations of epoch 0; without one they are repeated.
         epoch = -1 if step is None else step // description.recipe.steps_per_epoch
         journal = self._writer.journal
@@ -244,7 +244,7 @@ class _Writer:
                     self._lost += 1
 
 
-def _recipe_records(description: RunDescription) -> list[Record]:
+def _recipe_records(description: RunFacts) -> list[Record]:
     dataset = {
         "kind": "dataset",
         "name": description.dataset_name,

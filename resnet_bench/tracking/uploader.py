@@ -157,7 +157,7 @@ def flush_command(store: Store, folder: Path) -> str:
     words = ["resnet-bench", "tracking", "flush"]
     runs = folder.absolute().parent
     if runs != Path.cwd() / RUNS_FOLDER:
-        words += ["--runs", str(runs)]
+        words += ["--run-dir", str(runs)]
     if store.redacted_uri != store.uri:
         # Its login is in no file.
         words += ["--tracking", store.redacted_uri]

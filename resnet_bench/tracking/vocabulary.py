@@ -69,6 +69,8 @@ TAGS: Mapping[str, str] = {
     "pruner": "the study's pruner, as JSON",
     "search_space": "the study's search space, as JSON",
     "objectives": "the study's objectives, as JSON",
+    "budget": "the study's budget, as JSON; it may grow, as a param in MLflow may not",
+    "best_trial": "the number of the study's best trial",
     "trial_number": "the trial's number",
     "trial_state": "COMPLETE, PRUNED or FAIL",
     "trial_params": "the trial's hyperparameters, as JSON",

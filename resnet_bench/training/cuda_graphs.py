@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from resnet_bench.data.loader import FIRST_EPOCH
+from resnet_bench.data.augmentation import FIRST_EPOCH
 from resnet_bench.training.memory import free_what_is_unused, shortage_in
 from resnet_bench.training.optimizers import rates_from
 from resnet_bench.training.schedules import moves_momentum

@@ -15,31 +15,31 @@ from resnet_bench.reporting.figures.style import light
 from resnet_bench.reporting.study_plots import PlottedStudy, PlottedTrial, importances, plots, quiet
 from resnet_bench.tuning.export import recipe_text, tuned_benchmark_text
 from resnet_bench.tuning.results import StudyResult
-from resnet_bench.tuning.trial_queue import TrialQueue, is_interrupted
+from resnet_bench.tuning.stored_study import StoredStudy, is_interrupted
 
 
-def write_artifacts(ledger: TrialQueue, result: StudyResult, folder: Path) -> None:
+def write_artifacts(stored: StoredStudy, result: StudyResult, folder: Path) -> None:
     """Write everything that the parent run keeps of a study.
 
     Args:
-        ledger: The study.
+        stored: The study.
         result: What came of it.
         folder: Where to; it is made where it is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "study.toml").write_text(study_text(ledger), encoding="utf-8")
-    (folder / "best_recipe.toml").write_text(recipe_text(ledger, result), encoding="utf-8")
-    (folder / "tuned_benchmark.toml").write_text(tuned_benchmark_text(ledger, result), encoding="utf-8")
+    (folder / "study.toml").write_text(study_text(stored), encoding="utf-8")
+    (folder / "best_recipe.toml").write_text(recipe_text(stored, result), encoding="utf-8")
+    (folder / "tuned_benchmark.toml").write_text(tuned_benchmark_text(stored, result), encoding="utf-8")
     (folder / "importances.json").write_text(json.dumps(result.importances, indent=1), encoding="utf-8")
     (folder / "result.json").write_text(json.dumps(_result_table(result), indent=1), encoding="utf-8")
-    _write_trials(ledger, folder / "trials.csv")
-    write_plots(ledger, folder / "plots")
+    _write_trials(stored, folder / "trials.csv")
+    write_plots(stored, folder / "plots")
 
 
-def study_text(ledger: TrialQueue) -> str:
+def study_text(stored: StoredStudy) -> str:
     """The study's definition as TOML."""
-    table = ledger.definition.model_dump(mode="json", exclude_none=True, exclude={"profiles", "name"})
-    return f"# study {ledger.name}, profile {ledger.profile}\n{tomli_w.dumps(table)}"
+    table = stored.definition.model_dump(mode="json", exclude_none=True, exclude={"profiles", "name"})
+    return f"# study {stored.name}, profile {stored.plan.profile}\n{tomli_w.dumps(table)}"
 
 
 def _result_table(result: StudyResult) -> dict[str, Any]:
@@ -55,20 +55,20 @@ def _difference_table(difference: Difference) -> dict[str, float | None]:
     return {"value": difference.value, "low": low, "high": high}
 
 
-def _write_trials(ledger: TrialQueue, path: Path) -> None:
-    keys = list(ledger.definition.space)
+def _write_trials(stored: StoredStudy, path: Path) -> None:
+    keys = list(stored.definition.space)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(
-            ["trial", "state", *ledger.definition.objectives, "epochs", *keys, "source", "reason", "seconds", "run_id"]
+            ["trial", "state", *stored.definition.objectives, "epochs", *keys, "source", "reason", "seconds", "run_id"]
         )
-        for trial in ledger.trials():
+        for trial in stored.trials():
             duration = trial.duration
             writer.writerow(
                 [
                     trial.number,
                     "INTERRUPTED" if is_interrupted(trial) else trial.state.name,
-                    *(trial.values or [""] * len(ledger.definition.objectives)),
+                    *(trial.values or [""] * len(stored.definition.objectives)),
                     trial.last_step or "",
                     *(trial.params.get(key, "") for key in keys),
                     "yes" if "source" in trial.user_attrs else "",
@@ -82,7 +82,7 @@ def _write_trials(ledger: TrialQueue, path: Path) -> None:
 # --- plots -----------------------------------------------------------------------------------------
 
 
-def write_plots(ledger: TrialQueue, folder: Path) -> list[str]:
+def write_plots(stored: StoredStudy, folder: Path) -> list[str]:
     """Draw a study as interactive pages, which share one copy of plotly.js: the plots of a report, and contours.
 
     Plots that need more trials than there are (the importance of hyperparameters) are left out.
@@ -91,30 +91,30 @@ def write_plots(ledger: TrialQueue, folder: Path) -> list[str]:
         The names of the plots that were drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = {plot.id.partition("-")[0]: go.Figure(light(plot.spec)) for plot in plots(_plotted(ledger))}
-    if (contour := _contour(ledger)) is not None:
+    drawn = {plot.id.partition("-")[0]: go.Figure(light(plot.spec)) for plot in plots(_plotted(stored))}
+    if (contour := _contour(stored)) is not None:
         drawn["contour"] = contour
     for name, figure in drawn.items():
-        figure.update_layout(title=f"{ledger.name}: {name.replace('_', ' ')}", margin_t=60)
+        figure.update_layout(title=f"{stored.name}: {name.replace('_', ' ')}", margin_t=60)
         figure.write_html(folder / f"{name}.html", include_plotlyjs="directory", full_html=True)
     return list(drawn)
 
 
-def _plotted(ledger: TrialQueue) -> PlottedStudy:
-    source = ledger.source_trial()
-    trials = tuple(_plotted_trial(trial) for trial in ledger.trials())
+def _plotted(stored: StoredStudy) -> PlottedStudy:
+    source = stored.source_trial()
+    trials = tuple(_plotted_trial(trial) for trial in stored.trials())
     return PlottedStudy(
-        id=ledger.name,
+        id=stored.name,
         trials=trials,
         source_params=source.params if source is not None else {},
         source_value=100 * source.values[0] if source is not None else None,
         log_keys=frozenset(
             key
-            for trial in ledger.trials()
+            for trial in stored.trials()
             for key, distribution in trial.distributions.items()
             if getattr(distribution, "log", False)
         ),
-        importances=importances(ledger.study),
+        importances=importances(stored.study),
     )
 
 
@@ -130,15 +130,15 @@ def _plotted_trial(trial: optuna.trial.FrozenTrial) -> PlottedTrial:
     )
 
 
-def _contour(ledger: TrialQueue) -> go.Figure | None:
+def _contour(stored: StoredStudy) -> go.Figure | None:
     """Draw the accuracy over each pair of hyperparameters; None where there are not enough of either."""
-    if len(ledger.definition.space) < 2:
+    if len(stored.definition.space) < 2:
         return None
-    several = len(ledger.definition.objectives) > 1
+    several = len(stored.definition.objectives) > 1
     with quiet():
         try:
             return optuna.visualization.plot_contour(
-                ledger.study,
+                stored.study,
                 target=(lambda trial: float(trial.values[0])) if several else None,
                 target_name="validation accuracy",
             )

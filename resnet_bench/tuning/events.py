@@ -5,27 +5,37 @@ counts over all seeds of a trial.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from optuna.trial import FrozenTrial
+
+from resnet_bench.running.events import TaskEvent
 from resnet_bench.tuning.results import StudyResult
 from resnet_bench.tuning.space import Params
-from resnet_bench.tuning.trial_queue import Arm, TrialEnd, is_interrupted
-
-if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
+from resnet_bench.tuning.stored_study import Arm, is_interrupted, is_source
+from resnet_bench.tuning.trial_queue import TrialEnd
 
 
 @dataclass(frozen=True)
-class TrialStarted:
+class TrialStarted(TaskEvent):
     """A trial begins to train."""
 
     number: int
-    settings: Params
+    params: Params
     is_source: bool
 
 
 @dataclass(frozen=True)
-class TrialReported:
+class TrialProgressed(TaskEvent):
+    """A trial trains; sent now and then within an epoch."""
+
+    number: int
+    epochs: float
+    """Epochs trained so far, with the fraction of the one in progress."""
+
+
+@dataclass(frozen=True)
+class TrialReported(TaskEvent):
     """A trial was scored on the validation split."""
 
     number: int
@@ -34,11 +44,11 @@ class TrialReported:
 
 
 @dataclass(frozen=True)
-class TrialEnded:
+class TrialEnded(TaskEvent):
     """A trial is over."""
 
     number: int
-    settings: Params
+    params: Params
     is_source: bool
     state: TrialEnd | Literal["INTERRUPTED"]
     values: tuple[float, ...] = ()
@@ -47,14 +57,14 @@ class TrialEnded:
     seconds: float = 0.0
 
     @classmethod
-    def of(cls, trial: "FrozenTrial") -> "TrialEnded":
-        """What Optuna says of a finished trial."""
+    def of(cls, trial: FrozenTrial) -> "TrialEnded":
+        """Describe a finished trial of Optuna."""
         interrupted = is_interrupted(trial)
         duration = trial.duration
         return cls(
             number=trial.number,
-            settings=trial.params,
-            is_source="source" in trial.user_attrs,
+            params=trial.params,
+            is_source=is_source(trial),
             state="INTERRUPTED" if interrupted else trial.state.name,  # type: ignore[arg-type]  # one of TrialEnd
             values=tuple(trial.values or ()),
             epoch=trial.last_step or 0,
@@ -64,7 +74,15 @@ class TrialEnded:
 
 
 @dataclass(frozen=True)
-class StudyOpened:
+class SpaceExhausted(TaskEvent):
+    """Every point of the search space was tried, so that the study ends before its budget."""
+
+    wanted: int
+    """Trials that the study has in place of its budget."""
+
+
+@dataclass(frozen=True)
+class StudyOpened(TaskEvent):
     """Sent once, before the first trial."""
 
     name: str
@@ -73,22 +91,32 @@ class StudyOpened:
     wanted: int
     """Trials of the budget."""
     earlier: tuple[TrialEnded, ...]
-    """Those of them that an earlier run of the study has finished."""
+    """Those of them that were finished before."""
 
 
 @dataclass(frozen=True)
-class RetrainingStarted:
-    """The best and the source's settings are about to be trained again."""
+class RetrainingStarted(TaskEvent):
+    """The best and the source hyperparameters are about to be retrained."""
 
     best: int
-    """The trial whose settings were the best."""
+    """The trial with the best hyperparameters."""
     runs: int
     """Runs that are left to do."""
 
 
 @dataclass(frozen=True)
-class Retrained:
-    """One of the final runs is over."""
+class RetrainingProgressed(TaskEvent):
+    """A retraining run trains; sent now and then within an epoch."""
+
+    arm: Arm
+    seed: int
+    epochs: float
+    """Epochs trained so far, with the fraction of the one in progress."""
+
+
+@dataclass(frozen=True)
+class Retrained(TaskEvent):
+    """A retraining run is over."""
 
     arm: Arm
     seed: int
@@ -98,10 +126,14 @@ class Retrained:
 
 
 @dataclass(frozen=True)
-class StudyFinished:
+class StudyFinished(TaskEvent):
     """The last event."""
 
     result: StudyResult
 
 
-StudyEvent = StudyOpened | TrialStarted | TrialReported | TrialEnded | RetrainingStarted | Retrained | StudyFinished
+WorkEvent = (
+    TrialStarted | TrialProgressed | TrialReported | TrialEnded | RetrainingStarted | RetrainingProgressed | Retrained
+)
+"""What a worker tells."""
+StudyEvent = StudyOpened | WorkEvent | SpaceExhausted | StudyFinished

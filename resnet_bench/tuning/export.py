@@ -1,4 +1,4 @@
-"""The tuned recipe as text: whole, or as a benchmark file that extends the one that was tuned."""
+"""Export the tuned recipe: whole, or as a benchmark file that extends the one that was tuned."""
 
 import statistics
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any
 import tomli_w
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.names import is_file_name
+from resnet_bench.base.names import MAX_NAME_LENGTH, is_file_name
+from resnet_bench.base.text import percent
 from resnet_bench.models.of_recipe import check_benchmark
 from resnet_bench.recipe.benchmark import Benchmark, Tuned
 from resnet_bench.recipe.changes import override
@@ -15,42 +16,43 @@ from resnet_bench.recipe.files import load_benchmark_file
 from resnet_bench.recipe.schema import NOT_GIVEN
 from resnet_bench.tuning.results import StudyComparison, StudyResult
 from resnet_bench.tuning.space import Params, differences, tuned_recipe
-from resnet_bench.tuning.trial_queue import TrialQueue
+from resnet_bench.tuning.stored_study import StoredStudy
 
 _DIGITS = 3
 
 
-def recipe_text(ledger: TrialQueue, result: StudyResult) -> str:
-    """The whole tuned recipe as TOML."""
-    recipe = tuned_recipe(ledger.base, result.best_settings)
+def recipe_text(stored: StoredStudy, result: StudyResult) -> str:
+    """Format the whole tuned recipe as TOML."""
+    recipe = tuned_recipe(stored.plan.base, result.best_settings)
     return tomli_w.dumps({"recipe": recipe.model_dump(exclude_none=True, mode="json")})
 
 
-def export(ledger: TrialQueue, result: StudyResult, path: Path, benchmarks: Path | None = None) -> None:
+def export(stored: StoredStudy, result: StudyResult, path: Path, benchmarks: Path | None = None) -> None:
     """Write the tuned recipe as a benchmark file that extends the original, and load it to be sure.
 
     Args:
-        ledger: The study.
-        result: What came of it.
+        stored: The study.
+        result: Its result.
         path: The file to write; the benchmark is named after it.
         benchmarks: Folder of benchmarks to look through first for the original.
 
     Raises:
-        UserError: No setting is better than the source's, the file exists, or it cannot be written.
+        UserError: No hyperparameters are better than the source's, no benchmark may have the file's name, the file
+            exists, or it cannot be written.
     """
     if not result.changed:
         raise UserError(
-            f"study {ledger.name}: no settings were better than the source's own, so there is nothing to export"
+            f"study {stored.name}: no hyperparameters were better than the source's, so there is nothing to export"
         )
     if path.suffix != ".toml" or not is_file_name(path.stem):
         raise UserError(
-            f"{path}: name the file after the new benchmark, in lower-case letters, digits and hyphens, "
-            f"such as {ledger.benchmark.name}-tuned.toml"
+            f"{path}: name the file after the new benchmark, in at most {MAX_NAME_LENGTH} lower-case letters, digits "
+            f"and hyphens, such as {stored.plan.benchmark.name}-tuned.toml"
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
-            file.write(tuned_benchmark_text(ledger, result))
+            file.write(tuned_benchmark_text(stored, result))
     except FileExistsError:
         raise UserError(f"{path} exists and is left as it is; name another file with --output") from None
     except OSError as error:
@@ -58,23 +60,23 @@ def export(ledger: TrialQueue, result: StudyResult, path: Path, benchmarks: Path
     check_benchmark(load_benchmark_file(path, benchmarks))
 
 
-def tuned_benchmark_text(ledger: TrialQueue, result: StudyResult) -> str:
-    """A benchmark file that extends the tuned one: only what differs, and what the study measured."""
-    original = ledger.benchmark
+def tuned_benchmark_text(stored: StoredStudy, result: StudyResult) -> str:
+    """Format a benchmark file that extends the tuned one: only what differs, and what the study measured."""
+    original = stored.plan.benchmark
     changed = differences(original.recipe, result.best_settings)
     table: dict[str, Any] = {
         "extends": original.name,
-        "source": {"title": f"{original.source.title}, tuned", "kind": "tuned", "notes": _notes(ledger, result)},
+        "source": {"title": f"{original.source.title}, tuned", "kind": "tuned", "notes": _notes(stored, result)},
         "recipe": _nested(changed),
     }
     if smoke := smoke_repairs(original, changed):
         table["profiles"] = {"smoke": _nested(smoke)}
-    table["tuned"] = tuned_table(ledger, result).model_dump(exclude_none=True, mode="json")
+    table["tuned"] = tuned_table(stored, result).model_dump(exclude_none=True, mode="json")
     return tomli_w.dumps(table)
 
 
-def tuned_table(ledger: TrialQueue, result: StudyResult) -> Tuned:
-    """What the study measured, in percent."""
+def tuned_table(stored: StoredStudy, result: StudyResult) -> Tuned:
+    """Return what the study measured, in percent."""
     measured: dict[str, Any] = {}
     comparison = result.comparison
     difference = comparison.difference if comparison is not None else None
@@ -87,7 +89,7 @@ def tuned_table(ledger: TrialQueue, result: StudyResult) -> Tuned:
             low, high = difference.interval
             measured["test_interval"] = (_percent(low), _percent(high))
     return Tuned(
-        study=ledger.name,
+        study=stored.name,
         trials=result.counts.finished,
         validation_source=_percent(result.source_validation),
         validation_tuned=_percent(result.best_validation),
@@ -95,32 +97,34 @@ def tuned_table(ledger: TrialQueue, result: StudyResult) -> Tuned:
     )
 
 
-def _notes(ledger: TrialQueue, result: StudyResult) -> str:
-    definition = ledger.definition
+def _notes(stored: StoredStudy, result: StudyResult) -> str:
+    definition = stored.definition
     searched = ", ".join(definition.space)
-    notes = [f"Found by the study {ledger.name}: {result.counts.finished} trials over {searched}."]
-    if reduced := _budget(ledger):
+    notes = [f"Found by the study {stored.name}: {result.counts.finished} trials over {searched}."]
+    if reduced := _budget(stored):
         notes.append(f"All its numbers, the source's included, are at a reduced budget: {reduced}.")
-    if ledger.profile != "full":
-        notes.append("The smoke profile only tries the software: these settings are no result.")
-    if ledger.recall("generated_images"):
-        notes.append("It ran on generated images: these settings say nothing about CIFAR.")
+    if stored.plan.profile != "full":
+        notes.append("The smoke profile only tries the software: these hyperparameters are not a result.")
+    if stored.get_attr("generated_images"):
+        notes.append("It ran on generated images: these hyperparameters say nothing about CIFAR.")
     return " ".join(notes)
 
 
-def budget_text(ledger: TrialQueue) -> str:
-    """At which budget trials and final runs were trained, for a person."""
-    definition, base = ledger.definition, ledger.base
+def budget_text(stored: StoredStudy) -> str:
+    """Say with how many epochs and images trials and retraining runs were trained."""
+    definition, base = stored.definition, stored.plan.base
     trial = definition.budget.epochs or base.training.epochs
     final = definition.retrain.epochs or base.training.epochs
-    return f"trials of {trial} epochs, final runs of {final} epochs on {base.data.num_train} images"
+    return f"trials of {trial} epochs, retraining runs of {final} epochs on {base.data.num_train} images"
 
 
-def _budget(ledger: TrialQueue) -> str:
-    """What the study's final runs have less of than the benchmark's own recipe."""
-    full, base = ledger.benchmark.recipe, ledger.base
-    epochs = ledger.definition.retrain.epochs or base.training.epochs
+def _budget(stored: StoredStudy) -> str:
+    """Say how the study's retraining runs fall short of the benchmark's recipe."""
+    full, base = stored.plan.benchmark.recipe, stored.plan.base
+    epochs = stored.definition.retrain.epochs or base.training.epochs
     parts = []
+    if base.data.dataset != full.data.dataset:
+        parts.append(f"{base.data.dataset} in place of {full.data.dataset}")
     if epochs != full.training.epochs:
         parts.append(f"{epochs} epochs of {full.training.epochs}")
     if base.data.num_train != full.data.num_train:
@@ -129,7 +133,7 @@ def _budget(ledger: TrialQueue) -> str:
 
 
 def smoke_repairs(original: Benchmark, changed: Params) -> Params:
-    """What the smoke profile must take back, because its few images do not bear a tuned setting."""
+    """Return what the smoke profile must take back, because a tuned value does not fit its few images."""
     smoke = original.profiles.get("smoke")
     if smoke is None:
         return {}
@@ -158,16 +162,14 @@ def _percent(fraction: float) -> float:
 
 
 def comparison_text(comparison: StudyComparison | None) -> str:
-    """The study's result in one sentence."""
-    if comparison is None or comparison.difference is None:
+    """Format the study's result as one sentence."""
+    if comparison is not None and comparison.same_settings:
+        return "no hyperparameters were better than the source's"
+    difference = comparison.difference if comparison is not None else None
+    if comparison is None or difference is None:
         return "not compared on the test set"
-    if comparison.same_settings:
-        return "no settings were better than the source's own"
-    difference = comparison.difference
-    means = f"{statistics.fmean(comparison.tuned):.2%} against {statistics.fmean(comparison.source):.2%}"
+    means = f"{percent(statistics.fmean(comparison.tuned))} against {percent(statistics.fmean(comparison.source))}"
+    gain = f"{means} on the test set: {100 * difference.value:+.2f} pp"
     if difference.interval is None:
-        return f"{means} on the test set: {100 * difference.value:+.2f} points, too few seeds for an interval"
-    return (
-        f"{means} on the test set: {100 * difference.value:+.2f} points, "
-        f"95% interval {100 * difference.interval.low:+.2f} to {100 * difference.interval.high:+.2f}"
-    )
+        return f"{gain}, too few seeds for an interval"
+    return f"{gain}, 95% CI {100 * difference.interval.low:+.2f} to {100 * difference.interval.high:+.2f}"

@@ -1,7 +1,7 @@
-"""The study in MLflow: a parent run, a nested run for each trial, and no disagreement with Optuna.
+"""The study in MLflow: a parent run, a nested run per trial, and no disagreement with Optuna.
 
-Optuna's storage is the truth. What it says of a finished trial is written to the trial's run when the trial ends,
-and compared for all trials at the start and the end of a study, because a process may be killed in between.
+Optuna's storage is the truth. A trial's run is updated when the trial ends, and all of them at the start and the end of
+a study, because a process may be killed in between.
 """
 
 import contextlib
@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.execution.execution import Execution
-from resnet_bench.tracking.facts import RunDescription
+from resnet_bench.running.job import Job
+from resnet_bench.running.prepare import facts_of
 from resnet_bench.tracking.store import Store
-from resnet_bench.tracking.vocabulary import PREFIX, STUDIES_EXPERIMENT
-from resnet_bench.tuning.plan import Plan
-from resnet_bench.tuning.trial_queue import TrialQueue, is_interrupted, trained_epochs
+from resnet_bench.tracking.vocabulary import NOTE, PARENT, STUDIES_EXPERIMENT, stored_tags, tag
+from resnet_bench.tuning.stored_study import StoredStudy, is_interrupted, trained_epochs
+from resnet_bench.tuning.study import Pruner, Sampler
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -32,8 +33,8 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a trial's run must say in MLflow."""
+class TrialRecord:
+    """What MLflow must have of a finished trial."""
 
     status: str
     tags: Mapping[str, str]
@@ -42,8 +43,8 @@ class Wanted:
     """Milliseconds since 1970 at which the trial ended."""
 
 
-def wanted(trial: "FrozenTrial", retried_as: int | None = None) -> Wanted:
-    """What MLflow must say of a finished trial.
+def record_of(trial: "FrozenTrial", retried_as: int | None = None) -> TrialRecord:
+    """Return what MLflow must have of a finished trial.
 
     Args:
         trial: The trial as Optuna has it.
@@ -69,9 +70,9 @@ def wanted(trial: "FrozenTrial", retried_as: int | None = None) -> Wanted:
     if state == "PRUNED":
         metrics["study/pruned_epoch"] = float(trained_epochs(trial))
     ended = trial.datetime_complete
-    return Wanted(
+    return TrialRecord(
         status=status,
-        tags={f"{PREFIX}{key}": value for key, value in tags.items()},
+        tags=stored_tags(tags),
         metrics={key: value for key, value in metrics.items() if math.isfinite(value)},
         timestamp=int((ended.timestamp() if ended else time.time()) * 1000),
     )
@@ -80,47 +81,49 @@ def wanted(trial: "FrozenTrial", retried_as: int | None = None) -> Wanted:
 class MlflowSync:
     """The parent run of a study, and the runs of its trials."""
 
-    def __init__(self, store: Store, ledger: TrialQueue, run_id: str) -> None:
+    def __init__(self, store: Store, stored: StoredStudy, run_id: str) -> None:
         """Write to a parent run that is there; see ``open``."""
         self._store = store
-        self._ledger = ledger
+        self._stored = stored
         self._client = store.client()
         self.run_id = run_id
 
     @classmethod
-    def open(cls, store: Store, ledger: TrialQueue, plan: Plan, dataset: Dataset, execution: Execution) -> "MlflowSync":
-        """Make the study's parent run, or go on with it.
+    def open(cls, store: Store, stored: StoredStudy, dataset: Dataset, execution: Execution) -> "MlflowSync":
+        """Make the study's parent run, or resume it.
 
         Raises:
             UserError: The tracking store does not answer.
         """
-        description = _describe(plan, ledger, dataset, execution)
+        facts = facts_of(_job(stored), execution, dataset)
         try:
-            with ledger.storage.address.alone():
-                known = ledger.recall("mlflow_run_id")
+            with stored.storage.address.lock():
+                known = stored.get_attr("mlflow_run_id")
                 client = store.client()
                 if known is None:
                     experiment = store.experiment_id(client, STUDIES_EXPERIMENT)
-                    run = client.create_run(experiment, tags=description.all_tags(), run_name=ledger.name)
+                    run = client.create_run(experiment, tags=facts.tags(), run_name=stored.name)
                     known = run.info.run_id
-                    ledger.remember("mlflow_run_id", known)
+                    for key, value in _params(stored).items():
+                        client.log_param(known, key, value)
+                    stored.set_attr("mlflow_run_id", known)
                 else:
                     client.update_run(known, status="RUNNING")
-                    for key, value in description.process_tags().items():
+                    for key, value in {**facts.process_tags(), **_budget_tag(stored)}.items():
                         client.set_tag(known, key, value)
         except UserError:
             raise
         except Exception as error:  # whatever the database driver or the server's client raises
             if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
                 raise UserError(
-                    f"{store.shown}: study {ledger.name} has logged its runs to another tracking store, which this one "
-                    "does not hold; name that with --tracking, or start from scratch with --study-name"
+                    f"{store.shown}: study {stored.name} has logged its runs to another tracking store, which this one "
+                    "does not have; name that with --tracking, or start another study with --study-name"
                 ) from None
             raise UserError(
                 f"{store.shown}: a study needs its tracking store to begin, and it does not answer "
                 f"({store.sentence(error)})"
             ) from None
-        return cls(store, ledger, known)
+        return cls(store, stored, known)
 
     @property
     def url(self) -> str:
@@ -129,52 +132,45 @@ class MlflowSync:
 
     # --- trials ------------------------------------------------------------------------------------
 
-    def settle(self, trial: "FrozenTrial", retried_as: int | None = None) -> None:
-        """Let the run of a finished trial say what Optuna says."""
+    def sync_trial(self, number: int) -> None:
+        """Update the run of a finished trial from Optuna."""
+        trial = self._stored.trial(number)
         run_id = trial.user_attrs.get("mlflow_run_id")
-        if run_id is None:
-            return
-        with self._unless_away():
-            self._make_agree(self._client.get_run(run_id), wanted(trial, retried_as))
+        if run_id is not None:
+            with self._unless_unreachable():
+                self._update(self._client.get_run(run_id), record_of(trial, self._stored.retries().get(number)))
 
     def bare_run(self, number: int, params: Mapping[str, Any]) -> str | None:
-        """Make a run for a trial that failed before it began to train.
+        """Make a run for a trial that does not train.
 
         Returns:
-            Its id; None where the store is away.
+            Its id; None where the store is unreachable.
         """
         tags = {
-            "study": self._ledger.name,
+            "study": self._stored.name,
             "role": "trial",
-            "benchmark": self._ledger.definition.benchmark,
-            "profile": self._ledger.profile,
+            "benchmark": self._stored.definition.benchmark,
+            "profile": self._stored.plan.profile,
             "trial_number": str(number),
         }
-        with self._unless_away():
+        with self._unless_unreachable():
             parent = self._client.get_run(self.run_id)
             run = self._client.create_run(
                 parent.info.experiment_id,
-                tags={**{f"{PREFIX}{key}": value for key, value in tags.items()}, "mlflow.parentRunId": self.run_id},
-                run_name=f"{self._ledger.name} trial {number}",
+                tags={**stored_tags(tags), PARENT: self.run_id},
+                run_name=f"{self._stored.name} trial {number}",
             )
             for key, value in params.items():
                 self._client.log_param(run.info.run_id, key, value if isinstance(value, str) else json.dumps(value))
             return str(run.info.run_id)
         return None
 
-    def test_accuracy(self, run_id: str | None) -> float | None:
-        """What a finished run says of the test set; None where the store does not know."""
-        if run_id is not None:
-            with self._unless_away():
-                return self._client.get_run(run_id).data.metrics.get("final/test_accuracy")
-        return None
-
     def reconcile(self) -> None:
-        """Compare every finished trial with its run, and let the run say what Optuna says."""
-        with self._ledger.storage.address.alone(), self._unless_away():
-            runs = {run.data.tags[f"{PREFIX}trial_number"]: run for run in self._children("trial")}
-            retries = self._ledger.retries()
-            for trial in self._ledger.trials():
+        """Update the run of every finished trial from Optuna."""
+        with self._stored.storage.address.lock(), self._unless_unreachable():
+            runs = {run.data.tags[tag("trial_number")]: run for run in self._children("trial")}
+            retries = self._stored.retries()
+            for trial in self._stored.trials():
                 if not trial.state.is_finished() or "surplus" in trial.user_attrs:
                     continue
                 run = runs.get(str(trial.number))
@@ -183,11 +179,11 @@ class MlflowSync:
                     if run_id is None:
                         return
                     run = self._client.get_run(run_id)
-                self._make_agree(run, wanted(trial, retries.get(trial.number)))
+                self._update(run, record_of(trial, retries.get(trial.number)))
 
     def _children(self, role: str) -> "Iterator[Run]":
         experiment = self._client.get_run(self.run_id).info.experiment_id
-        query = f"tags.`mlflow.parentRunId` = '{self.run_id}' AND tags.`{PREFIX}role` = '{role}'"
+        query = f"tags.`{PARENT}` = '{self.run_id}' AND tags.`{tag('role')}` = '{role}'"
         token = None
         while True:
             page = self._client.search_runs([experiment], query, max_results=_PAGE, page_token=token)
@@ -196,7 +192,7 @@ class MlflowSync:
             if not token:
                 return
 
-    def _make_agree(self, run: "Run", target: Wanted) -> None:
+    def _update(self, run: "Run", target: TrialRecord) -> None:
         from mlflow.entities import Metric, RunTag
 
         tags = [RunTag(key, value) for key, value in target.tags.items() if run.data.tags.get(key) != value]
@@ -213,62 +209,56 @@ class MlflowSync:
     # --- the parent --------------------------------------------------------------------------------
 
     def show_progress(self) -> None:
-        """Write to the parent how far the study is and how good; the step axis counts finished trials."""
-        counts = self._ledger.counts()
+        """Log the progress of the study to its parent run; the step axis counts finished trials."""
+        counts = self._stored.counts()
         metrics = {
             "study/trials_finished": float(counts.finished),
             "study/trials_pruned": float(counts.pruned),
             "study/trials_failed": float(counts.failed),
-            "study/epochs_saved": float(self._epochs_saved()),
+            "study/epochs_saved": float(_epochs_saved(self._stored)),
         }
         for key, trial in (
-            ("study/best_validation_accuracy", self._ledger.best_trial()),
-            ("study/source_validation_accuracy", self._ledger.source_trial()),
+            ("study/best_validation_accuracy", self._stored.best_trial()),
+            ("study/source_validation_accuracy", self._stored.source_trial()),
         ):
             if trial is not None:
                 metrics[key] = trial.values[0]
         self.log(metrics, step=counts.finished)
-
-    def _epochs_saved(self) -> int:
-        definition = self._ledger.definition
-        whole = (definition.budget.epochs or self._ledger.base.training.epochs) * definition.seeds
-        pruned = (trial for trial in self._ledger.finished() if trial.state.name == "PRUNED")
-        return sum(whole - trained_epochs(trial) for trial in pruned)
 
     def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log metrics of the parent run."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        with self._unless_away():
+        with self._unless_unreachable():
             self._client.log_batch(
                 self.run_id, metrics=[Metric(key, value, now, step) for key, value in metrics.items()]
             )
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags of the parent run."""
-        with self._unless_away():
-            for key, value in tags.items():
-                self._client.set_tag(self.run_id, f"{PREFIX}{key}", value)
+        with self._unless_unreachable():
+            for key, value in stored_tags(tags).items():
+                self._client.set_tag(self.run_id, key, value)
 
     def log_folder(self, folder: Path) -> None:
         """Log the files of a folder as artifacts of the parent run."""
-        with self._unless_away():
+        with self._unless_unreachable():
             self._client.log_artifacts(self.run_id, str(folder))
 
     def close(self, status: str, reason: str | None = None) -> None:
         """End the parent run as FINISHED, FAILED or KILLED."""
-        with self._unless_away():
+        with self._unless_unreachable():
             if reason is not None:
-                self._client.set_tag(self.run_id, f"{PREFIX}reason", reason)
-            elif f"{PREFIX}reason" in self._client.get_run(self.run_id).data.tags:
+                self._client.set_tag(self.run_id, tag("reason"), reason)
+            elif tag("reason") in self._client.get_run(self.run_id).data.tags:
                 # Why an earlier process stopped is over.
-                self._client.delete_tag(self.run_id, f"{PREFIX}reason")
+                self._client.delete_tag(self.run_id, tag("reason"))
             self._client.set_terminated(self.run_id, status)
 
     @contextlib.contextmanager
-    def _unless_away(self) -> Iterator[None]:
-        """A store that is away costs one line: tuning goes on, and the next comparison makes it good."""
+    def _unless_unreachable(self) -> Iterator[None]:
+        """Log one line where the store is unreachable: tuning continues, and the next update makes up for it."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -277,37 +267,70 @@ class MlflowSync:
             _log.warning("%s: %s", self._store.shown, self._store.sentence(error))
 
 
-def _describe(plan: Plan, ledger: TrialQueue, dataset: Dataset, execution: Execution) -> RunDescription:
-    study = plan.study
+def _epochs_saved(stored: StoredStudy) -> int:
+    whole = stored.plan.epochs * stored.definition.seeds
+    pruned = (trial for trial in stored.finished() if trial.state.name == "PRUNED")
+    return sum(whole - trained_epochs(trial) for trial in pruned)
+
+
+def _params(stored: StoredStudy) -> dict[str, str]:
+    """Return what the parent run shows of the study's definition."""
+    study = stored.definition
+    return {
+        "study.sampler": _in_words(study.sampler),
+        "study.pruner": _in_words(study.pruner),
+        "study.trials": str(study.budget.trials),
+        "study.epochs": str(stored.plan.epochs),
+        "study.seeds": str(study.seeds),
+        "study.objectives": ", ".join(study.objectives),
+        "study.retrain_seeds": str(study.retrain.seeds),
+        **{f"space.{key}": parameter.describe() for key, parameter in study.space.items()},
+    }
+
+
+def _in_words(named: Sampler | Pruner) -> str:
+    options = ", ".join(f"{key} = {json.dumps(value)}" for key, value in named.options.items())
+    return f"{named.name} ({options})" if options else named.name
+
+
+def _budget_tag(stored: StoredStudy) -> dict[str, str]:
+    """Return the tag with the budget, which may grow, as a parameter in MLflow may not."""
+    return {tag("budget"): json.dumps(stored.definition.budget.model_dump(mode="json", exclude_none=True))}
+
+
+def _job(stored: StoredStudy) -> Job:
+    """Describe the study as a job, which no launcher runs, for its parent run to be tracked like other runs."""
+    plan, study = stored.plan, stored.definition
     ranges = {key: parameter.model_dump(exclude_defaults=True, mode="json") for key, parameter in study.space.items()}
-    note = (
-        f"**Study {ledger.name}** of {plan.benchmark.name}, profile {plan.profile}: {study.budget.trials} trials of "
-        f"{plan.epochs} epochs, scored on a validation split of the training images. Trial 0 runs the source's own "
-        "settings. The runs with an arm are the best and the source's settings, trained again with fresh seeds."
-    )
-    if dataset.generated:
-        note += "\n\nTrained on **generated images**: its numbers say nothing about CIFAR."
-    return RunDescription(
+    return Job(
         benchmark=plan.benchmark,
         recipe=plan.base,
         profile=plan.profile,
         seed=study.seed,
-        execution=execution.asdict(),
-        device_name=execution.device_name,
-        dataset_name=dataset.name,
-        data_source=dataset.source,
-        data_fingerprint=dataset.fingerprint,
-        generated=dataset.generated,
         role="study",
-        run_name=ledger.name,
+        name=stored.name,
         experiment=STUDIES_EXPERIMENT,
         tags={
-            "study": ledger.name,
+            "study": stored.name,
             "sampler": json.dumps(study.sampler.model_dump(mode="json")),
             "pruner": json.dumps(study.pruner.model_dump(mode="json")),
             "search_space": json.dumps(ranges),
             "objectives": json.dumps(list(study.objectives)),
-            "mlflow.note.content": note,
+            **_budget_tag(stored),
+            NOTE: _note(stored),
             "mlflow.source.name": f"resnet-bench study run {study.name}",
         },
     )
+
+
+def _note(stored: StoredStudy) -> str:
+    plan = stored.plan
+    note = (
+        f"**Study {stored.name}** of {plan.benchmark.name}, profile {plan.profile}: {plan.study.budget.trials} trials "
+        f"of {plan.epochs} epochs, scored on a validation split of the training images. Trial 0 runs the source "
+        "hyperparameters. The runs with an arm are the retraining runs of the best and the source hyperparameters, "
+        "with new seeds."
+    )
+    if stored.get_attr("generated_images"):
+        note += "\n\nTrained on **generated images**: its numbers say nothing about CIFAR."
+    return note

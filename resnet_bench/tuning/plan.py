@@ -1,4 +1,4 @@
-"""Finds and loads the files of ``studies/``; adding a file adds a study."""
+"""Find and load the files of ``studies/``, and plan a study in one of its profiles."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from resnet_bench.recipe.changes import merge
 from resnet_bench.recipe.files import load_benchmark, locate, read_toml, scan
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.recipe.schema import parse
-from resnet_bench.tuning import samplers, space
+from resnet_bench.tuning import space
 from resnet_bench.tuning.study import Parameter, Study
 
 
@@ -24,16 +24,16 @@ class Plan:
     profile: ProfileName
     benchmark: Benchmark
     base: Recipe
-    """The source's own settings are in it; trials and retrained runs change nothing but what the study says."""
+    """With the source hyperparameters in it."""
 
     @property
-    def source_settings(self) -> space.Params:
-        """What the source says for each parameter that is searched."""
-        return space.source_settings(self.study, self.base)
+    def source_params(self) -> space.Params:
+        """The source's value of each parameter that is searched."""
+        return space.source_params(self.study, self.base)
 
     @property
     def epochs(self) -> int:
-        """Epochs of a trial with one seed."""
+        """Epochs of a trial per seed."""
         return self.study.budget.epochs or self.base.training.epochs
 
 
@@ -82,7 +82,7 @@ def scan_studies(folder: Path | None = None) -> tuple[dict[str, Study], dict[str
 
 
 def benchmark_of(study: Study, folder: Path | None = None) -> Benchmark:
-    """The benchmark that a study tunes.
+    """Load the benchmark that a study tunes.
 
     Raises:
         UserError: There is none of that name, or its file is wrong.
@@ -96,17 +96,20 @@ def benchmark_of(study: Study, folder: Path | None = None) -> Benchmark:
 def plan_study(
     study: Study, profile: ProfileName, *, benchmarks: Path | None = None, trials: int | None = None
 ) -> Plan:
-    """Hold a study against its benchmark and everything it names.
+    """Check a study against its benchmark and everything it names.
 
     Args:
         study: The study, as its file gives it.
         profile: Which of its profiles.
         benchmarks: Folder of benchmarks to look through first.
-        trials: Another number of trials than the study says.
+        trials: Another number of trials than the study's.
 
     Raises:
         UserError: What does not fit: the benchmark, the space, the sampler, the pruner.
     """
+    # Optuna takes half a second to import, which listing studies need not.
+    from resnet_bench.tuning import samplers
+
     chosen = study.for_profile(profile)
     if trials is not None:
         chosen = chosen.model_copy(update={"budget": chosen.budget.model_copy(update={"trials": trials})})
@@ -118,9 +121,9 @@ def plan_study(
 
 
 def _with_dotted_space(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The table with the parameters of its space under dotted keys.
+    """Return the table with the parameters of its space under dotted keys.
 
-    TOML reads ``optimizer.lr = {…}`` as a table in a table.
+    TOML reads ``optimizer.lr = {…}`` as nested tables.
     """
     parameters = table.get("space")
     if not isinstance(parameters, Mapping):

@@ -1,12 +1,12 @@
-"""What came of a study: the best settings, and how they fare against the source's on the test set."""
+"""The result of a study: the best hyperparameters, and how they compare with the source's on the test set."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from resnet_bench.judging.intervals import Difference, Interval, welch
+from resnet_bench.judging.intervals import Difference, welch
 from resnet_bench.reporting.study_plots import importances
 from resnet_bench.tuning.space import Params, differences, retraining_recipe
-from resnet_bench.tuning.trial_queue import Arm, Counts, TrialQueue
+from resnet_bench.tuning.stored_study import Arm, Counts, StoredStudy
 
 FIRST_RETRAINING_SEED = 1000
 """Trials run seeds 0, 1, …; what was chosen on those is judged on others."""
@@ -14,12 +14,12 @@ FIRST_RETRAINING_SEED = 1000
 
 @dataclass(frozen=True)
 class StudyComparison:
-    """The runs trained again with fresh seeds, judged once on the test set.
+    """The retraining runs with new seeds, evaluated once on the test set.
 
     Attributes:
-        source: Test accuracies of the source's settings, as fractions.
-        tuned: Likewise of the best settings; the same runs where these are the source's own.
-        same_settings: Whether no trial was better than the source's settings.
+        source: Test accuracies of the source hyperparameters, as fractions.
+        tuned: Likewise of the best hyperparameters; the same runs where these are the source's.
+        same_settings: Whether no trial was better than the source's.
         failures: Why runs are missing.
     """
 
@@ -30,11 +30,9 @@ class StudyComparison:
 
     @property
     def difference(self) -> Difference | None:
-        """Tuned minus source, as a fraction; None where a side has no run."""
-        if not self.source or not self.tuned:
+        """Tuned minus source, as a fraction; None where there is nothing to compare."""
+        if self.same_settings or not self.source or not self.tuned:
             return None
-        if self.same_settings:
-            return Difference(0.0, Interval(0.0, 0.0))
         return welch(self.source, self.tuned)
 
 
@@ -48,47 +46,47 @@ class StudyResult:
     best_settings: Params
     source_settings: Params
     changed: Params
-    """The best settings that are not the source's."""
+    """The best hyperparameters that differ from the source's."""
     source_validation: float
     best_validation: float
     comparison: StudyComparison | None
-    """None before the runs with fresh seeds."""
+    """None before the retraining runs."""
     importances: dict[str, float]
     url: str | None = None
 
 
 def retraining_key(fingerprint: str, seed: int) -> str:
-    """Under which a study remembers a final run."""
+    """Name the attribute of a study that holds the result of a retraining run."""
     return f"retrained/{fingerprint}/{seed}"
 
 
-def retraining_seeds(ledger: TrialQueue) -> list[int]:
-    """The fresh seeds that both arms are trained with."""
-    return [FIRST_RETRAINING_SEED + i for i in range(ledger.definition.retrain.seeds)]
+def retraining_seeds(stored: StoredStudy) -> list[int]:
+    """List the new seeds that both arms are trained with."""
+    return [FIRST_RETRAINING_SEED + i for i in range(stored.definition.retrain.seeds)]
 
 
-def arms(ledger: TrialQueue) -> dict[Arm, Params]:
-    """The settings that are trained again; the source's alone where nothing was better."""
-    best, source = ledger.best_trial(), ledger.source_trial()
+def arms(stored: StoredStudy) -> dict[Arm, Params]:
+    """Return the hyperparameters to retrain; the source's alone where nothing was better."""
+    best, source = stored.best_trial(), stored.source_trial()
     if best is None or source is None:
         return {}
     found: dict[Arm, Params] = {"source": source.params}
-    if differences(ledger.base, best.params):
+    if differences(stored.plan.base, best.params):
         found["tuned"] = best.params
     return found
 
 
-def comparison(ledger: TrialQueue) -> StudyComparison | None:
-    """The comparison as far as its runs are done; None where none is."""
-    remembered: dict[Arm, list[dict[str, Any]]] = {}
-    for arm, settings in arms(ledger).items():
-        fingerprint = retraining_recipe(ledger.definition, ledger.base, settings).fingerprint
-        runs = [ledger.recall(retraining_key(fingerprint, seed)) for seed in retraining_seeds(ledger)]
-        remembered[arm] = [run for run in runs if run is not None]
-    if not any(remembered.values()):
+def comparison(stored: StoredStudy) -> StudyComparison | None:
+    """Compare the arms as far as their runs are done; None where none is."""
+    done: dict[Arm, list[dict[str, Any]]] = {}
+    for arm, params in arms(stored).items():
+        fingerprint = retraining_recipe(stored.definition, stored.plan.base, params).fingerprint
+        runs = [stored.get_attr(retraining_key(fingerprint, seed)) for seed in retraining_seeds(stored)]
+        done[arm] = [run for run in runs if run is not None]
+    if not any(done.values()):
         return None
     accuracies = {
-        arm: tuple(run["accuracy"] for run in runs if run["accuracy"] is not None) for arm, runs in remembered.items()
+        arm: tuple(run["accuracy"] for run in runs if run["accuracy"] is not None) for arm, runs in done.items()
     }
     return StudyComparison(
         source=accuracies["source"],
@@ -96,28 +94,28 @@ def comparison(ledger: TrialQueue) -> StudyComparison | None:
         same_settings="tuned" not in accuracies,
         failures=tuple(
             f"{arm} seed {run['seed']}: {run['reason']}"
-            for arm, runs in remembered.items()
+            for arm, runs in done.items()
             for run in runs
             if run["accuracy"] is None
         ),
     )
 
 
-def study_result(ledger: TrialQueue, *, url: str | None = None) -> StudyResult | None:
-    """The result of a study so far; None before the source's own settings are through."""
-    best, source = ledger.best_trial(), ledger.source_trial()
+def study_result(stored: StoredStudy, *, url: str | None = None) -> StudyResult | None:
+    """Return the result of a study so far; None before the source hyperparameters are trained."""
+    best, source = stored.best_trial(), stored.source_trial()
     if best is None or source is None:
         return None
     return StudyResult(
-        name=ledger.name,
-        counts=ledger.counts(),
+        name=stored.name,
+        counts=stored.counts(),
         best_number=best.number,
         best_settings=best.params,
         source_settings=source.params,
-        changed=differences(ledger.base, best.params),
+        changed=differences(stored.plan.base, best.params),
         source_validation=source.values[0],
         best_validation=best.values[0],
-        comparison=comparison(ledger),
-        importances=importances(ledger.study),
+        comparison=comparison(stored),
+        importances=importances(stored.study),
         url=url,
     )

@@ -1,4 +1,4 @@
-"""The end of a study: the best and the source's settings trained again with fresh seeds, the test set judging once."""
+"""Retrain the best and the source hyperparameters with new seeds and evaluate them once on the test set."""
 
 import contextlib
 from collections.abc import Generator
@@ -7,20 +7,24 @@ from typing import Any
 
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.running.run import RunOpened, RunRequest, run
+from resnet_bench.running.context import Context
+from resnet_bench.running.job import Job
+from resnet_bench.running.outcome import Outcome
+from resnet_bench.running.prepare import prepare
+from resnet_bench.running.run import run
 from resnet_bench.running.stopping import Stopped
 from resnet_bench.tracking.vocabulary import STUDIES_EXPERIMENT
-from resnet_bench.training.events import Evaluated
-from resnet_bench.tuning.events import Retrained
+from resnet_bench.tuning.events import Retrained, RetrainingProgressed
+from resnet_bench.tuning.mlflow_sync import MlflowSync
 from resnet_bench.tuning.results import arms, retraining_key, retraining_seeds
 from resnet_bench.tuning.space import retraining_recipe
-from resnet_bench.tuning.trial import SETTING_FAILURES, WorkerContext, free_memory
-from resnet_bench.tuning.trial_queue import Arm, TrialQueue
+from resnet_bench.tuning.stored_study import Arm, StoredStudy
+from resnet_bench.tuning.trial import HYPERPARAMETER_FAILURES, ProgressClock
 
 
 @dataclass(frozen=True)
 class RetrainJob:
-    """One of the final runs."""
+    """A retraining run that is left to do."""
 
     arm: Arm
     seed: int
@@ -28,67 +32,69 @@ class RetrainJob:
 
     @property
     def key(self) -> str:
-        """Under which the study remembers it."""
+        """The study's attribute for its result."""
         return retraining_key(self.recipe.fingerprint, self.seed)
 
 
-def retrainings(ledger: TrialQueue) -> list[RetrainJob]:
-    """The final runs that are left to do: seed by seed, both arms in turn."""
+def retrainings(stored: StoredStudy) -> list[RetrainJob]:
+    """List the retraining runs that are left to do: seed by seed, both arms in turn."""
     recipes = {
-        arm: retraining_recipe(ledger.definition, ledger.base, settings) for arm, settings in arms(ledger).items()
+        arm: retraining_recipe(stored.definition, stored.plan.base, params) for arm, params in arms(stored).items()
     }
-    planned = [RetrainJob(arm, seed, recipe) for seed in retraining_seeds(ledger) for arm, recipe in recipes.items()]
-    return [retraining for retraining in planned if ledger.recall(retraining.key) is None]
+    planned = [RetrainJob(arm, seed, recipe) for seed in retraining_seeds(stored) for arm, recipe in recipes.items()]
+    return [retraining for retraining in planned if stored.get_attr(retraining.key) is None]
 
 
-def retrain(workplace: WorkerContext, retraining: RetrainJob) -> Generator[Retrained, None, None]:
-    """Train one final run, or go on with it where it was interrupted, and remember what the test set says.
+def retrain(
+    retraining: RetrainJob, stored: StoredStudy, sync: MlflowSync, context: Context
+) -> Generator[Retrained | RetrainingProgressed, None, None]:
+    """Do one retraining run, or resume it, and store its test accuracy with the study.
 
     Raises:
-        Stopped: ``workplace.stop`` was set; the run is gone on with next time.
+        Stopped: ``context.stop`` was set; the run is resumed next time.
     """
-    ledger, name = workplace.ledger, workplace.ledger.name
-    request = RunRequest(
-        benchmark=workplace.plan.benchmark,
-        recipe=retraining.recipe,
-        profile=workplace.plan.profile,
-        seed=retraining.seed,
-        execution=workplace.execution,
-        role="retrain",
-        run_name=f"{name} {retraining.arm} seed {retraining.seed}",
-        experiment=STUDIES_EXPERIMENT,
-        parent_run_id=workplace.mirror.run_id,
-        tags={"study": name, "arm": retraining.arm},
-        resume=True,
-        keep_model=workplace.plan.profile == "full",
-    )
-    found: dict[str, Any] = {
-        "arm": retraining.arm,
-        "seed": retraining.seed,
-        "accuracy": None,
-        "reason": None,
-        "run_id": None,
-    }
-    events = run(request, workplace.dataset, workplace.store, runs_folder=workplace.runs_folder, stop=workplace.stop)
+    arm, seed = retraining.arm, retraining.seed
+    outcome = Outcome()
+    reason = None
+    clock = ProgressClock(retraining.recipe)
     try:
-        with contextlib.closing(events):
+        with contextlib.closing(run(prepare(_job(retraining, stored, sync), context), context)) as events:
             for event in events:
-                match event:
-                    case RunOpened():
-                        found["run_id"] = event.run_id
-                        if event.already_finished:
-                            found["accuracy"] = workplace.mirror.test_accuracy(event.run_id)
-                    case Evaluated(split="test"):
-                        found["accuracy"] = event.accuracy
-                        found["accuracy_plain"] = event.accuracy_standard
+                outcome.take(event)
+                trained = clock.due(event)
+                if trained is not None:
+                    yield RetrainingProgressed(arm, seed, trained)
     except Stopped:
         raise
-    except SETTING_FAILURES as error:
-        found["accuracy"] = None
-        found["reason"] = describe_error(error)
-    finally:
-        free_memory(workplace.execution)
-    if found["accuracy"] is None and found["reason"] is None:
-        found["reason"] = "its accuracy is not in the tracking store"
-    ledger.remember(retraining.key, found)
-    yield Retrained(retraining.arm, retraining.seed, found["accuracy"], found["reason"])
+    except HYPERPARAMETER_FAILURES as error:
+        reason = describe_error(error)
+    accuracy = None if reason else outcome.accuracy
+    if accuracy is None and reason is None:
+        reason = "its accuracy is not in the tracking store"
+    found: dict[str, Any] = {
+        "arm": arm,
+        "seed": seed,
+        "accuracy": accuracy,
+        "accuracy_standard": outcome.accuracy_standard,
+        "reason": reason,
+        "run_id": outcome.run_id,
+    }
+    stored.set_attr(retraining.key, found)
+    yield Retrained(arm, seed, accuracy, reason)
+
+
+def _job(retraining: RetrainJob, stored: StoredStudy, sync: MlflowSync) -> Job:
+    plan = stored.plan
+    return Job(
+        benchmark=plan.benchmark,
+        recipe=retraining.recipe,
+        profile=plan.profile,
+        seed=retraining.seed,
+        role="retrain",
+        name=f"{stored.name} {retraining.arm} seed {retraining.seed}",
+        experiment=STUDIES_EXPERIMENT,
+        parent=sync.run_id,
+        tags={"study": stored.name, "arm": retraining.arm},
+        resume=True,
+        keep_model=plan.profile == "full",
+    )

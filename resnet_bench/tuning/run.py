@@ -1,191 +1,247 @@
 """A study from its first trial to its result, as a generator of events. To stop it, stop iterating."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
+
+from optuna.trial import FrozenTrial, TrialState
 
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
-from resnet_bench.data.dataset import Dataset, generate_dataset, load_dataset
-from resnet_bench.execution.choices import PrecisionChoice
-from resnet_bench.execution.execution import Execution
-from resnet_bench.recipe.settings import DatasetName
-from resnet_bench.running.stopping import Stop, Stopped
-from resnet_bench.tracking.store import Store
+from resnet_bench.running.context import Context
+from resnet_bench.running.events import JobFinished, TaskEvent
+from resnet_bench.running.launchers.launcher import find_launcher
+from resnet_bench.running.plan import find_places
+from resnet_bench.running.stopping import Stopped
 from resnet_bench.tracking.uploader import flush_all
 from resnet_bench.tuning.artifacts import write_artifacts
-from resnet_bench.tuning.events import StudyEvent, StudyFinished, StudyOpened
+from resnet_bench.tuning.events import (
+    Retrained,
+    RetrainingStarted,
+    SpaceExhausted,
+    StudyEvent,
+    StudyFinished,
+    StudyOpened,
+    TrialEnded,
+    TrialReported,
+    TrialStarted,
+)
 from resnet_bench.tuning.mlflow_sync import MlflowSync
 from resnet_bench.tuning.plan import Plan
 from resnet_bench.tuning.results import StudyResult, study_result
+from resnet_bench.tuning.retraining import retrainings
+from resnet_bench.tuning.space import is_drawn
 from resnet_bench.tuning.storage import StudyStorage
-from resnet_bench.tuning.trial import WorkerContext
+from resnet_bench.tuning.stored_study import StoredStudy, is_counted, is_source
 from resnet_bench.tuning.trial_queue import TrialQueue
-from resnet_bench.tuning.watch import Watch
-from resnet_bench.tuning.worker import work
+from resnet_bench.tuning.worker import StudyWorker
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Images:
-    """How each process of a study finds its images.
-
-    Attributes:
-        dataset: ``cifar10`` or ``cifar100``.
-        folder: The data folder.
-        allow_generated: Make images up where there are none.
-        generated: Make this many training and test images up, whatever there is.
-    """
-
-    dataset: DatasetName
-    folder: Path
-    allow_generated: bool = False
-    generated: tuple[int, int] | None = None
-
-    def load(self, progress: Callable[[str], None] | None = None) -> Dataset:
-        """The images.
-
-        Raises:
-            UserError: There are none.
-        """
-        if self.generated is not None:
-            train, test = self.generated
-            return generate_dataset(self.dataset, train_size=train, test_size=test, seed=0)
-        return load_dataset(self.dataset, self.folder, allow_generated=self.allow_generated, progress=progress)
-
-
-@dataclass(frozen=True)
-class StudyRequest:
-    """One study, and where and how it is run.
-
-    Attributes:
-        plan: The study in its profile.
-        name: Its name in the storage; a study of that name is taken up where it stopped.
-        storage: Where Optuna keeps the trials.
-        store: Where MLflow keeps the runs.
-        images: How to find the images.
-        runs_folder: Folder of the runs' journals; the study has one of its own in it.
-        device: As on the command line.
-        precision: As on the command line.
-        deterministic: Whether the same seed must give the same bits.
-        workers: Processes that share the work; 1 works in this one.
-    """
-
-    plan: Plan
-    name: str
-    storage: StudyStorage
-    store: Store
-    images: Images
-    runs_folder: Path
-    device: str = "auto"
-    precision: PrecisionChoice = "auto"
-    deterministic: bool = False
-    workers: int = 1
-
-    def execution(self, threads: int | None = None) -> Execution:
-        """How runs are executed in this process."""
-        return Execution.resolve(self.device, self.precision, deterministic=self.deterministic, threads=threads)
-
-    @property
-    def study_folder(self) -> Path:
-        """The folder of the study's runs."""
-        return self.runs_folder / "studies" / self.name
-
-
-def run_study(request: StudyRequest, dataset: Dataset, stop: Stop | None = None) -> Generator[StudyEvent, None, None]:
-    """Run a study, or go on with it, to its budget's number of finished trials and the comparison at its end.
+def run_study(
+    name: str,
+    plan: Plan,
+    storage: StudyStorage,
+    context: Context,
+    *,
+    workers: int = 1,
+    progress: Callable[[str], None] | None = None,
+) -> Generator[StudyEvent, None, None]:
+    """Run a study, or resume it, to its budget's number of finished trials and the comparison at its end.
 
     Args:
-        request: What to run.
-        dataset: The images, loaded.
-        stop: Set by whoever wants the study to stop; the trial in progress is then queued again.
+        name: Its name in the storage; a study of that name is resumed.
+        plan: The study in its profile. Its recipe decides on which images it runs.
+        storage: Where Optuna keeps the trials.
+        context: Where images, files and MLflow's runs are, and what stops the study: the trial in progress is then
+            queued again.
+        workers: Processes that share the work; 1 works in this one.
+        progress: Called with a line of text now and then while images are loaded.
 
     Raises:
-        Stopped: ``stop`` was set.
-        UserError: The study does not fit the one of its name in the storage, its tracking store is away, or
-            the source's own settings cannot be trained.
+        Stopped: ``context.stop`` was set.
+        UserError: The study does not fit the one of its name in the storage, a store does not work, or the source
+            hyperparameters cannot be trained.
     """
-    from resnet_bench.tuning.workers import supervise
-
-    # A request that nothing is asked of yet is false.
-    stop = Stop() if stop is None else stop
-    execution = request.execution()
-    request.store.prepare()
-    storage = request.storage.open()
-    ledger = TrialQueue.begin(request.name, request.plan, storage, dataset)
-    mirror = MlflowSync.open(request.store, ledger, request.plan, dataset, execution)
-    workplace = WorkerContext(
-        plan=request.plan,
-        ledger=ledger,
-        mirror=mirror,
-        dataset=dataset,
-        store=request.store,
-        execution=execution,
-        runs_folder=request.study_folder,
-        stop=stop,
-    )
-    status, reason = "FAILED", None
-    try:
-        _tidy_up(workplace)
-        watch = Watch(ledger)
-        yield StudyOpened(ledger.name, mirror.url, request.plan.study.budget.trials, watch.earlier)
-        deadline = _deadline(request.plan)
-        if request.workers > 1:
-            yield from supervise(request, ledger, watch, stop, deadline)
-        else:
-            yield from watch.joined(work(workplace, deadline))
-        _tidy_up(workplace)
-        result = _conclude(workplace)
-        status = "FINISHED"
-    except (GeneratorExit, KeyboardInterrupt, Stopped) as error:
-        status, reason = "KILLED", str(error) or "stopped before its end"
-        raise
-    except Exception as error:
-        reason = describe_error(error)
-        raise
-    finally:
-        ledger.interrupt_own()
-        mirror.reconcile()
-        mirror.close(status, reason)
+    context = replace(context, run_dir=context.run_dir / "studies" / name)
+    dataset = context.open_images(plan.base.data.dataset, progress)
+    context.store.prepare()
+    with storage.errors_in_words():
+        queue = TrialQueue.begin(name, plan, storage.open(), dataset)
+        sync = MlflowSync.open(context.store, queue.stored, dataset, context.options.resolve())
+        status, reason = "FAILED", None
+        try:
+            _tidy_up(queue, sync, context)
+            watch = Watch(queue.stored)
+            yield StudyOpened(name, sync.url, queue.stored.counts().wanted, watch.earlier)
+            yield from watch.joined(_work(queue, sync, context, workers))
+            _tidy_up(queue, sync, context)
+            result = _conclude(queue.stored, sync, context)
+            status = "FINISHED"
+        except (GeneratorExit, KeyboardInterrupt, Stopped) as error:
+            status, reason = "KILLED", str(error) or "stopped before its end"
+            raise
+        except Exception as error:
+            reason = describe_error(error)
+            raise
+        finally:
+            # Each is done although the one before it fails, as on a full disk.
+            with contextlib.ExitStack() as ending:
+                ending.callback(sync.close, status, reason)
+                ending.callback(sync.reconcile)
+                ending.callback(queue.interrupt_own)
     yield StudyFinished(result)
 
 
-def _deadline(plan: Plan) -> float | None:
-    seconds = plan.study.budget.wall_seconds
-    return None if seconds is None else time.monotonic() + seconds
+def _work(queue: TrialQueue, sync: MlflowSync, context: Context, workers: int) -> Generator[StudyEvent, None, None]:
+    """Have workers do what is left.
+
+    Raises:
+        Stopped: ``context.stop`` was set.
+        UserError: What a worker could not do, where something is left undone.
+    """
+    stored = queue.stored
+    seconds = stored.definition.budget.wall_seconds
+    deadline = None if seconds is None else time.monotonic() + seconds
+    tasks = [StudyWorker(stored.name, stored.storage.address, sync.run_id, i, deadline) for i in range(workers)]
+    places = find_places(context.options, per_device=workers, jobs=workers)
+    launcher = find_launcher("inline" if workers == 1 else "processes", places)
+    failures = []
+    with contextlib.closing(launcher.run(tasks, context)) as events:
+        for _, event in events:
+            match event:
+                case JobFinished(interrupted=True):
+                    raise Stopped("killed", context.stop.reason or "stopped")
+                case JobFinished():
+                    failures += [event.failure] if event.failure else []
+                case TaskEvent():
+                    yield event  # type: ignore[misc]  # a StudyWorker's
+    if context.stop:
+        raise Stopped("killed", context.stop.reason or "stopped")
+    queue.recover()
+    stored.check_source()
+    in_time = deadline is None or time.monotonic() < deadline
+    if failures and ((stored.counts().waiting and in_time) or retrainings(stored)):
+        raise UserError(f"study {stored.name} has work left to do: {failures[0]}; run the same command again to resume")
 
 
-def _tidy_up(workplace: WorkerContext) -> None:
-    """Notice trials whose process is gone, deliver what is undelivered, and let MLflow say what Optuna says."""
-    workplace.ledger.recover()
-    if workplace.runs_folder.is_dir():
-        flush_all(workplace.store, workplace.runs_folder, say=_log.debug)
-    workplace.mirror.reconcile()
-    workplace.mirror.show_progress()
+def _tidy_up(queue: TrialQueue, sync: MlflowSync, context: Context) -> None:
+    """Notice trials whose process is gone, upload what is not uploaded yet, and update MLflow from Optuna."""
+    queue.recover()
+    if context.run_dir.is_dir():
+        flush_all(context.store, context.run_dir, say=_log.debug)
+    sync.reconcile()
+    sync.show_progress()
 
 
-def _conclude(workplace: WorkerContext) -> StudyResult:
-    """Take the result from the ledger and log it."""
-    result = study_result(workplace.ledger, url=workplace.mirror.url)
+def _conclude(stored: StoredStudy, sync: MlflowSync, context: Context) -> StudyResult:
+    """Read the result and log it."""
+    result = study_result(stored, url=sync.url)
     if result is None:
-        raise UserError(f"study {workplace.ledger.name}: the time was up before the source's own settings were through")
+        raise UserError(
+            f"study {stored.name}: the time was up before the source hyperparameters were trained; "
+            "run the same command again to resume"
+        )
     metrics = {
         "study/best_validation_accuracy": result.best_validation,
         "study/source_validation_accuracy": result.source_validation,
     }
-    tags = {"best_trial": str(result.best_number)}
     difference = result.comparison.difference if result.comparison is not None else None
     if difference is not None:
         metrics["study/test_difference"] = difference.value
         if difference.interval is not None:
             metrics["study/test_difference_low"] = difference.interval.low
             metrics["study/test_difference_high"] = difference.interval.high
-    workplace.mirror.log(metrics, step=result.counts.finished)
-    workplace.mirror.tag(tags)
-    folder = workplace.runs_folder / "artifacts"
-    write_artifacts(workplace.ledger, result, folder)
-    workplace.mirror.log_folder(folder)
+    sync.log(metrics, step=result.counts.finished)
+    sync.tag({"best_trial": str(result.best_number)})
+    folder = context.run_dir / "artifacts"
+    write_artifacts(stored, result, folder)
+    sync.log_folder(folder)
     return result
+
+
+class Watch:
+    """Adds to the events of this command's workers what other commands do to the same study meanwhile."""
+
+    def __init__(self, stored: StoredStudy) -> None:
+        """Begin with what is there: only what happens from now on is told."""
+        ended = [trial for trial in stored.trials() if trial.state.is_finished()]
+        self.earlier = tuple(TrialEnded.of(trial) for trial in ended if is_counted(trial))
+        """The trials of the budget that were finished before."""
+        self._stored = stored
+        self._epochs: dict[int, int] = {}
+        """The last epoch that was told of each trial that was told to begin."""
+        self._ended = {trial.number for trial in ended}
+        self._retraining = False
+        self._retrained = {(run.arm, run.seed) for run in self._retraining_runs()}
+        self._wanted = stored.counts().wanted
+
+    def joined(self, events: Generator[StudyEvent, None, None]) -> Generator[StudyEvent, None, None]:
+        """Yield what our workers do, and between their trials what others did."""
+        with contextlib.closing(events):
+            for event in events:
+                if self._is_news(event):
+                    yield event
+                if isinstance(event, TrialEnded | Retrained):
+                    yield from self.look()
+        yield from self.look()
+
+    def look(self) -> Iterator[StudyEvent]:
+        """Yield what happened since the last look."""
+        return (event for event in self._stored_events() if self._is_news(event))
+
+    def _is_news(self, event: StudyEvent) -> bool:
+        """Whether this was not told before, by a worker or by the storage."""
+        match event:
+            case TrialStarted():
+                news = event.number not in self._epochs
+                self._epochs.setdefault(event.number, 0)
+            case TrialReported():
+                news = event.epoch > self._epochs.get(event.number, 0)
+                self._epochs[event.number] = max(event.epoch, self._epochs.get(event.number, 0))
+            case TrialEnded():
+                news = event.number not in self._ended
+                self._ended.add(event.number)
+            case SpaceExhausted():
+                news, self._wanted = event.wanted != self._wanted, event.wanted
+            case RetrainingStarted():
+                news, self._retraining = not self._retraining, True
+            case Retrained():
+                news = (event.arm, event.seed) not in self._retrained
+                self._retrained.add((event.arm, event.seed))
+            case _:
+                news = True
+        return news
+
+    def _stored_events(self) -> Iterator[StudyEvent]:
+        """Yield what the storage has, as if it happened now."""
+        for trial in self._stored.trials():
+            if trial.number not in self._ended and "surplus" not in trial.user_attrs:
+                yield from self._events_of(trial)
+        best, counts = self._stored.best_trial(), self._stored.counts()
+        yield SpaceExhausted(counts.wanted)
+        runs = self._retraining_runs()
+        new = [run for run in runs if (run.arm, run.seed) not in self._retrained]
+        if best is not None and (new or counts.finished >= counts.wanted):
+            yield RetrainingStarted(best.number, len(retrainings(self._stored)) + len(new))
+        yield from runs
+
+    def _events_of(self, trial: FrozenTrial) -> Iterator[StudyEvent]:
+        finished = trial.state.is_finished()
+        if finished or (trial.state == TrialState.RUNNING and is_drawn(self._stored.definition, trial.params)):
+            yield TrialStarted(trial.number, trial.params, is_source(trial))
+            for epoch, accuracy in sorted(trial.intermediate_values.items()):
+                yield TrialReported(trial.number, epoch, accuracy)
+        if finished:
+            yield TrialEnded.of(trial)
+
+    def _retraining_runs(self) -> list[Retrained]:
+        """List those whose result is stored."""
+        return [
+            Retrained(run["arm"], run["seed"], run["accuracy"], run["reason"])
+            for key, run in self._stored.study.user_attrs.items()
+            if key.startswith("retrained/")
+        ]

@@ -1,22 +1,23 @@
-"""Optuna's samplers and pruners, by the name and the options that a study gives."""
+"""Optuna's samplers and pruners, built from the name and options that a study gives."""
 
 import importlib.util
 import math
+import random
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import optuna
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
 
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.names import unknown_name
+from resnet_bench.tuning.space import MAX_LISTED_POINTS, Params, combine
 from resnet_bench.tuning.study import Key, Parameter, Study, Value
-
-if TYPE_CHECKING:
-    from optuna.pruners import BasePruner
-    from optuna.samplers import BaseSampler
 
 Options = Mapping[str, type[bool] | type[int] | type[float]]
 
@@ -56,29 +57,24 @@ _PRUNER_OPTIONS: Mapping[str, Options] = {
 _OPTIONAL_PACKAGES = {"cma_es": "cmaes"}
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 GRID_POINTS = 4
-"""Values that a grid takes from a continuous range, unless ``sampler.options.points`` says another number."""
+"""Values that a grid takes from a continuous or logarithmic range, unless ``sampler.options.points`` is given."""
 
 
 def check(study: Study) -> None:
     """Try the sampler and the pruner of a study.
 
     Raises:
-        UserError: An unknown option, a value that it does not take, a missing package, or a grid that is
-            smaller than the budget.
+        UserError: An unknown option, a value that it does not take, a missing package, or a grid with more points
+            than anybody can run.
     """
     build_sampler(study, seed=0)
     build_pruner(study, epochs=study.budget.epochs or 1)
     if study.sampler.name == "grid":
-        points = math.prod(len(values) for values in grid(study).values())
-        if study.budget.trials > points + 1:
-            raise UserError(
-                f"study {study.name}: budget.trials = {study.budget.trials} is more than the {points} points of the "
-                f"grid and the source's own settings; write {points + 1} or fewer"
-            )
+        grid_values(study)
 
 
-def build_sampler(study: Study, *, seed: int) -> "BaseSampler":
-    """Optuna's sampler of a study.
+def build_sampler(study: Study, *, seed: int) -> BaseSampler:
+    """Build Optuna's sampler of a study.
 
     Args:
         study: Names the sampler and its options.
@@ -87,8 +83,6 @@ def build_sampler(study: Study, *, seed: int) -> "BaseSampler":
     Raises:
         UserError: An unknown option, a value that it does not take, or a missing package.
     """
-    import optuna
-
     name = study.sampler.name
     options: dict[str, Any] = dict(study.sampler.options)
     where = f"study {study.name}: sampler"
@@ -102,14 +96,13 @@ def build_sampler(study: Study, *, seed: int) -> "BaseSampler":
                 return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False, **options)
             case "cma_es":
                 return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False, **options)
-            case "random":
+            case "random" | "grid":
+                # The points of a grid are queued beforehand, so that its sampler has nothing to choose.
                 return optuna.samplers.RandomSampler(seed=seed)
-            case "grid":
-                return _grid_sampler(grid(study), study.seed)
 
 
-def build_pruner(study: Study, *, epochs: int) -> "BasePruner":
-    """Optuna's pruner of a study.
+def build_pruner(study: Study, *, epochs: int) -> BasePruner:
+    """Build Optuna's pruner of a study.
 
     Args:
         study: Names the pruner and its options.
@@ -118,8 +111,6 @@ def build_pruner(study: Study, *, epochs: int) -> "BasePruner":
     Raises:
         UserError: An unknown option, or a value that it does not take.
     """
-    import optuna
-
     name = study.pruner.name
     options: dict[str, Any] = dict(study.pruner.options)
     where = f"study {study.name}: pruner"
@@ -138,45 +129,53 @@ def build_pruner(study: Study, *, epochs: int) -> "BasePruner":
                 return optuna.pruners.WilcoxonPruner(**options)
 
 
-def grid(study: Study) -> dict[Key, list[Value]]:
-    """The values that a grid search tries for each parameter."""
+def grid_values(study: Study) -> dict[Key, list[Value]]:
+    """List the values that a grid takes from each parameter.
+
+    Raises:
+        UserError: The option ``points`` is too small, or the grid has more than ``MAX_LISTED_POINTS`` points.
+    """
+    where = f"study {study.name}: sampler"
     points = study.sampler.options.get("points", GRID_POINTS)
     if not isinstance(points, int) or points < 2:
-        raise UserError(f"study {study.name}: sampler.options.points must be a whole number from 2 on, got {points}")
+        raise UserError(f"{where}.options.points must be a whole number from 2 on, got {points}")
+    # Counted before they are listed, which may take more memory than there is.
+    count = math.prod(_grid_count(parameter, points) for parameter in study.space.values())
+    if count > MAX_LISTED_POINTS:
+        raise UserError(
+            f"{where}: a grid of {count:,} points is too large (at most {MAX_LISTED_POINTS:,}); "
+            'give fewer values, or write name = "random"'
+        )
     return {key: _grid_values(parameter, points) for key, parameter in study.space.items()}
 
 
+def grid_points(study: Study) -> list[Params]:
+    """List the points of a grid in the order in which they are tried, which the study's seed decides.
+
+    Raises:
+        UserError: As for :func:`grid_values`.
+    """
+    points = combine(study.space, grid_values(study))
+    random.Random(study.seed).shuffle(points)  # an order, not a secret  # nosec B311
+    return points
+
+
+def _grid_count(parameter: Parameter, points: int) -> int:
+    count = points if parameter.count is None else parameter.count
+    return min(count, points) if parameter.log else count
+
+
 def _grid_values(parameter: Parameter, points: int) -> list[Value]:
-    if parameter.choices is not None:
-        return list(parameter.choices)
+    if parameter.count is not None and not parameter.log:
+        return parameter.values()
     assert parameter.low is not None
     assert parameter.high is not None
     low, high = parameter.low, parameter.high
     if parameter.type == "log-float":
         return [min(max(float(value), low), high) for value in np.geomspace(low, high, points)]
-    if parameter.is_continuous:
-        return [float(value) for value in np.linspace(low, high, points)]
     if parameter.log:
         return sorted({round(float(value)) for value in np.geomspace(low, high, points)})
-    step = parameter.step or 1
-    count = math.floor((high - low) / step + 1e-9) + 1
-    return [low + i * step for i in range(count)]
-
-
-def _grid_sampler(values: dict[Key, list[Value]], seed: int) -> "BaseSampler":
-    import optuna
-
-    class EndlessGridSampler(optuna.samplers.GridSampler):
-        """A grid that leaves it to the study's budget when to stop.
-
-        Optuna's stops the study from within ``tell``, which only ``Study.optimize`` allows.
-        """
-
-        def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
-            pass
-
-    # The order of the grid must be the same in all processes: the seed is the study's, not the process's.
-    return EndlessGridSampler(values, seed=seed)
+    return [float(value) for value in np.linspace(low, high, points)]
 
 
 def _check_options(name: str, options: Mapping[str, Any], known: Options, where: str) -> None:
@@ -202,8 +201,6 @@ def _check_package(name: str, where: str) -> None:
 @contextmanager
 def _explained(where: str) -> Iterator[None]:
     """What Optuna refuses, as one sentence; that a class of it may still change is no news to a user."""
-    import optuna
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:

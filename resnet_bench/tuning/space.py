@@ -1,6 +1,7 @@
-"""The search space of a study, held against the recipe that it searches."""
+"""The search space of a study over the recipe that it searches: checked, listed, drawn from."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from resnet_bench.base.errors import UserError
@@ -15,17 +16,20 @@ if TYPE_CHECKING:
     import optuna
 
 Params = dict[Key, Value]
-"""Values of the parameters that are searched, by recipe key."""
+"""Hyperparameters: values of what is searched, by recipe key."""
+
+MAX_LISTED_POINTS = 100_000
+"""The largest space whose points are listed."""
 
 _JUDGES = ("data.", "evaluation.")
-"""Keys that say what is measured and on which images: searching them would move the goal."""
+"""Keys that decide what is measured and on which images: searching them would move the goal."""
 
 
 # --- recipes ---------------------------------------------------------------------------------------
 
 
 def base_recipe(study: Study, benchmark: Benchmark, profile: ProfileName) -> Recipe:
-    """The recipe that a study starts from: the benchmark's, with the study's own changes.
+    """Return the recipe that a study starts from: the benchmark's, with the study's changes.
 
     Raises:
         UserError: The benchmark has no such profile, or the changes do not fit its recipe.
@@ -33,22 +37,22 @@ def base_recipe(study: Study, benchmark: Benchmark, profile: ProfileName) -> Rec
     return override_nested(benchmark.recipe_for(profile), study.recipe, where=f"study {study.name}: recipe")
 
 
-def tuned_recipe(base: Recipe, settings: Mapping[Key, Any]) -> Recipe:
-    """A recipe with searched values put in.
+def tuned_recipe(base: Recipe, params: Mapping[Key, Any]) -> Recipe:
+    """Return a recipe with hyperparameters put in.
 
     Raises:
         UserError: The values do not go together.
     """
-    return override(base, settings, where="settings")
+    return override(base, params, where="hyperparameters")
 
 
-def trial_recipe(study: Study, base: Recipe, settings: Mapping[Key, Any]) -> Recipe:
-    """What a trial trains: scored on the validation split after each epoch, blind to the test set.
+def trial_recipe(study: Study, base: Recipe, params: Mapping[Key, Any]) -> Recipe:
+    """Return what a trial trains: scored on the validation split after each epoch, blind to the test set.
 
     Raises:
         UserError: The values do not go together.
     """
-    recipe = tuned_recipe(base, settings)
+    recipe = tuned_recipe(base, params)
     changes: dict[str, Any] = {
         "evaluation": {"splits": ["validation"], "test_at_end": False, "before_training": False, "every": 1},
         # A separate pass over the training images costs much and decides nothing.
@@ -61,13 +65,13 @@ def trial_recipe(study: Study, base: Recipe, settings: Mapping[Key, Any]) -> Rec
     return override_nested(recipe, changes, where=f"study {study.name}")
 
 
-def retraining_recipe(study: Study, base: Recipe, settings: Mapping[Key, Any]) -> Recipe:
-    """What is trained again at the end: all images that the recipe trains on, the test set judged once.
+def retraining_recipe(study: Study, base: Recipe, params: Mapping[Key, Any]) -> Recipe:
+    """Return what is retrained at the end: on all training images, evaluated once on the test set.
 
     Raises:
         UserError: The values do not go together.
     """
-    recipe = tuned_recipe(base, settings)
+    recipe = tuned_recipe(base, params)
     changes: dict[str, Any] = {
         "evaluation": {"test_at_end": True, "before_training": False},
         "training": {"train_accuracy": "running"},
@@ -80,62 +84,76 @@ def retraining_recipe(study: Study, base: Recipe, settings: Mapping[Key, Any]) -
     return override_nested(recipe, changes, where=f"study {study.name}: retrain")
 
 
-# --- the source's own settings ---------------------------------------------------------------------
+# --- the source hyperparameters --------------------------------------------------------------------
 
 
-def source_settings(study: Study, base: Recipe) -> Params:
-    """What the source says for each parameter that is searched.
+def source_params(study: Study, base: Recipe) -> Params:
+    """Return the source's value of each parameter that is searched.
 
     Raises:
-        UserError: The space does not hold it; the sentence says what to widen.
+        UserError: The space does not contain one; the sentence says what to write.
     """
     flat = base.flat()
-    settings: Params = {}
+    params: Params = {}
     for key, parameter in study.space.items():
-        if parameter.when is not None and not parameter.when.holds(settings):
+        if parameter.when is not None and not parameter.when.holds(params):
             continue
         value = flat.get(key, NOT_GIVEN)
         if not parameter.contains(value):
-            raise UserError(f"study {study.name}: space.{key}: {_too_narrow(parameter, value)}")
-        settings[key] = float(value) if parameter.type in ("float", "log-float") else value
-    return settings
+            raise UserError(f"study {study.name}: space.{key}: {_too_narrow(key, parameter, value)}")
+        params[key] = float(value) if parameter.type in ("float", "log-float") else value
+    return params
 
 
-def _too_narrow(parameter: Parameter, value: Value) -> str:
+def _too_narrow(key: Key, parameter: Parameter, value: Value) -> str:
     if value == NOT_GIVEN and parameter.choices is None:
         return f'the recipe does not give this key, so only a categorical with "{NOT_GIVEN}" among its choices fits'
     shown = f'"{value}"' if isinstance(value, str) else str(value)
     if parameter.choices is not None:
-        return f"the source's own setting {shown} is not among the choices; add it"
+        return f"the source's value {shown} is not among the choices; add it"
+    if parameter.searches_logarithm and isinstance(value, int | float) and value <= 0:
+        return (
+            f"the source's value {shown} has no logarithm, and trial 0 runs it; "
+            f'write {key} = {{ type = "categorical", choices = {_with_decades(value, parameter)} }}'
+        )
     return (
-        f"the source's own setting {shown} is not among {parameter.describe()}; "
+        f"the source's value {shown} is not among {parameter.describe()}; "
         "choose low, high and step so that it is, because trial 0 runs it"
     )
+
+
+def _with_decades(value: Value, parameter: Parameter) -> str:
+    """Format a list of choices: a value, and the powers of ten of a range."""
+    assert parameter.low is not None
+    assert parameter.high is not None
+    exponents = range(math.ceil(math.log10(parameter.low)), math.floor(math.log10(parameter.high)) + 1)
+    decades = [10.0**exponent for exponent in exponents] or [parameter.low, parameter.high]
+    numbers: Iterable[int | float] = map(int, decades) if parameter.type == "int" else decades
+    return f"[{', '.join([str(value), *(f'{number:g}' for number in numbers)])}]"
 
 
 # --- checking --------------------------------------------------------------------------------------
 
 
 def check(study: Study, base: Recipe) -> None:
-    """Hold a study against the recipe that it searches, every end of every range included.
+    """Check a study against the recipe that it searches, every end of every range included.
 
     Raises:
-        UserError: A key that is unknown or not to be searched, a value of the wrong type, a space without
-            the source's own settings, or no validation split.
+        UserError: A key that is unknown or must not be searched, a value of the wrong type, a space without
+            the source hyperparameters, or no validation split.
     """
     where = f"study {study.name}"
     if study.validation is None and base.data.validation is None:
-        raise UserError(f"{where}: the recipe holds no validation split; add [validation] with images and seed")
+        raise UserError(f"{where}: the recipe has no validation split; add [validation] with images and seed")
     if study.validation is not None and base.data.validation is not None:
-        raise UserError(f"{where}: the recipe has a validation split of its own; leave [validation] out")
+        raise UserError(f"{where}: the recipe has a validation split; leave [validation] out")
     for key in study.space:
         _check_key(key, f"{where}: space")
-    source = source_settings(study, base)
+    source = source_params(study, base)
     for key, parameter in study.space.items():
         for value in parameter.extremes:
-            settings = _settings_with(study, source, key, value)
             try:
-                trial_recipe(study, base, settings)
+                trial_recipe(study, base, _params_with(study, source, key, value))
             except UserError as error:
                 raise UserError(f"{where}: space.{key} = {value}: {_cause(error)}") from None
     retraining_recipe(study, base, source)
@@ -143,41 +161,85 @@ def check(study: Study, base: Recipe) -> None:
 
 def _check_key(key: Key, where: str) -> None:
     if key == "training.epochs":
-        raise UserError(f"{where}.{key}: how long a trial trains is its budget; write budget.epochs")
+        raise UserError(f"{where}.{key}: the budget decides how long a trial trains; write budget.epochs")
     if key.startswith(_JUDGES):
-        raise UserError(f"{where}.{key}: it decides how a run is judged, not how it is trained, and is not searched")
+        raise UserError(f"{where}.{key}: it decides how a run is judged, not how it is trained; do not search it")
     if key not in recipe_keys() and not key.startswith(OPTIONS_PREFIX):
         raise UserError(f"{where}: {unknown_name('recipe key', key, recipe_keys())}")
 
 
-def _settings_with(study: Study, source: Params, key: Key, value: Value) -> Params:
-    """Params in which one parameter has one value, and the others the source's where it says one."""
+def _params_with(study: Study, source: Params, key: Key, value: Value) -> Params:
+    """Return hyperparameters with one value given, and the others the source's where it has one."""
     wanted: Params = {key: value}
     condition = study.space[key].when
     while condition is not None:
-        wanted[condition.key] = condition.equals[0] if isinstance(condition.equals, tuple) else condition.equals
+        wanted[condition.key] = condition.wanted[0]
         condition = study.space[condition.key].when
-    settings: Params = {}
+    params: Params = {}
     for name, parameter in study.space.items():
-        if parameter.when is None or parameter.when.holds(settings):
-            settings[name] = wanted.get(name, source.get(name, parameter.representative))
-    return settings
+        if parameter.when is None or parameter.when.holds(params):
+            params[name] = wanted.get(name, source.get(name, parameter.extremes[0]))
+    return params
 
 
 def _cause(error: UserError) -> str:
     return str(error).partition(": ")[2] or str(error)
 
 
-# --- drawing ---------------------------------------------------------------------------------------
+# --- points ----------------------------------------------------------------------------------------
+
+
+def list_points(study: Study) -> list[Params] | None:
+    """List every point of a space.
+
+    Returns:
+        The points; None where the space is continuous or has more than ``MAX_LISTED_POINTS``.
+    """
+    counts = [parameter.count for parameter in study.space.values()]
+    if any(count is None for count in counts) or math.prod(filter(None, counts)) > MAX_LISTED_POINTS:
+        return None
+    return combine(study.space, {key: parameter.values() for key, parameter in study.space.items()})
+
+
+def combine(space: Mapping[Key, Parameter], values: Mapping[Key, list[Value]]) -> list[Params]:
+    """List each combination of values once; a parameter whose condition does not hold is left out of it."""
+    points: list[Params] = [{}]
+    for key, parameter in space.items():
+        points = [
+            extended
+            for point in points
+            for extended in (
+                [{**point, key: value} for value in values[key]]
+                if parameter.when is None or parameter.when.holds(point)
+                else [point]
+            )
+        ]
+    return points
+
+
+def identity(params: Mapping[Key, Value]) -> frozenset[tuple[Key, str]]:
+    """Return what equal hyperparameters share and others do not; rounding of the last digits is no difference."""
+    return frozenset((key, _spelled(value)) for key, value in params.items())
+
+
+def _spelled(value: Value) -> str:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:.12g}" if is_number else repr(value)
+
+
+def is_drawn(study: Study, params: Mapping[Key, Value]) -> bool:
+    """Whether every parameter whose condition holds has a value."""
+    needed = (key for key, parameter in study.space.items() if parameter.when is None or parameter.when.holds(params))
+    return all(key in params for key in needed)
 
 
 def suggest(trial: "optuna.Trial", space: Mapping[Key, Parameter]) -> Params:
     """Let the sampler choose a value for each parameter whose condition holds."""
-    settings: Params = {}
+    params: Params = {}
     for key, parameter in space.items():
-        if parameter.when is None or parameter.when.holds(settings):
-            settings[key] = _suggest_one(trial, key, parameter)
-    return settings
+        if parameter.when is None or parameter.when.holds(params):
+            params[key] = _suggest_one(trial, key, parameter)
+    return params
 
 
 def _suggest_one(trial: "optuna.Trial", key: Key, parameter: Parameter) -> Value:
@@ -192,7 +254,7 @@ def _suggest_one(trial: "optuna.Trial", key: Key, parameter: Parameter) -> Value
     return trial.suggest_float(key, float(low), float(high), step=step, log=parameter.type == "log-float")
 
 
-def differences(base: Recipe, settings: Mapping[Key, Value]) -> Params:
-    """The settings that are not the recipe's own."""
+def differences(base: Recipe, params: Mapping[Key, Value]) -> Params:
+    """Return the hyperparameters that differ from the recipe's."""
     flat = base.flat()
-    return {key: value for key, value in settings.items() if not same_value(flat.get(key, NOT_GIVEN), value)}
+    return {key: value for key, value in params.items() if not same_value(flat.get(key, NOT_GIVEN), value)}

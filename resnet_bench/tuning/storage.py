@@ -3,41 +3,49 @@
 import contextlib
 import hashlib
 import importlib.util
+import json
+import logging
 import os
+import sqlite3
 import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
-from urllib.parse import urlsplit
+from typing import Any, Self
+from urllib.parse import quote
 
-from filelock import FileLock
+import optuna
+import sqlalchemy
+from filelock import FileLock, Timeout
+from optuna.storages import BaseStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from sqlalchemy.exc import SQLAlchemyError
 
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.uris import redact, same_place
+from resnet_bench.base.uris import PORTS, kind_of, parse, redact, same_place
 from resnet_bench.tracking.sqlite_files import network_file_system_notice
-
-if TYPE_CHECKING:
-    import optuna
-    from optuna.storages import BaseStorage
 
 DEFAULT_FILE = "optuna.db"
 HEARTBEAT_SECONDS = 60
 GRACE_SECONDS = 180
-"""A worker of another machine that has been silent for so long is taken for dead."""
+"""Silence after which a worker on another machine counts as dead."""
 
 _LOCK_TIMEOUT_SECONDS = 300
 _BUSY_TIMEOUT_SECONDS = 60
 _CONNECT_TIMEOUT_SECONDS = 5
 _DRIVERS = {"postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
-_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _KINDS = "sqlite:///optuna.db, postgresql://user@host/database, journal:optuna.log or grpc://host:13000"
+_NO_STUDIES = "there are no studies yet; start one with: resnet-bench study run NAME"
+_OPTUNAS_TABLES = frozenset({"studies", "trials"})
+_JOURNALS_BEGIN = b'{"op_code":'
 
-# What a stale trial's retry takes over; the rest belongs to the process that ran it.
 KEPT_ATTRIBUTES = ("slot", "source")
+"""What the retry of a trial keeps; the rest belongs to the process that ran the trial."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,9 +53,9 @@ class StudyStorage:
     """An Optuna storage by its URL.
 
     Attributes:
-        url: The URL, passwords included; show :attr:`shown` to people.
-        heartbeat_seconds: How often a running trial says that it lives.
-        grace_seconds: Silence after which it is taken for dead.
+        url: The URL, passwords included; print :attr:`redacted_url`.
+        heartbeat_seconds: Interval at which a running trial reports to the storage.
+        grace_seconds: Silence after which a trial counts as dead.
     """
 
     url: str = field(repr=False)
@@ -64,24 +72,25 @@ class StudyStorage:
             tracking_uri: MLflow's store, which must be another database.
 
         Raises:
-            UserError: The URL is none that Optuna knows, or it is MLflow's database.
+            UserError: Optuna does not know the URL, or it is MLflow's database.
         """
         folder = folder.resolve()
-        found = _absolute(url or f"sqlite:///{DEFAULT_FILE}", folder)
-        if _is_database(found) and same_place(found, tracking_uri):
+        storage = cls(_absolute(url or f"sqlite:///{DEFAULT_FILE}", folder))
+        if same_place(storage.url, tracking_uri):
             raise UserError(
-                f"{redact(found)} is MLflow's database, and Optuna cannot share it: both keep a table of the same "
-                "name for their versions; take another with --storage"
+                f"{storage.redacted_url} is MLflow's database, and Optuna cannot share it: both keep a table of the "
+                "same name for their versions; take another with --storage"
             )
-        return cls(found)
+        return storage
 
     @property
-    def shown(self) -> str:
-        """The URL as it may be printed: without its password."""
+    def redacted_url(self) -> str:
+        """The URL without passwords."""
         return redact(self.url)
 
     @property
-    def _file(self) -> Path | None:
+    def file(self) -> Path | None:
+        """The file of a SQLite database or journal; None for a server."""
         for prefix in ("sqlite:///", "journal:"):
             if self.url.startswith(prefix):
                 return Path(self.url.removeprefix(prefix))
@@ -89,85 +98,149 @@ class StudyStorage:
 
     @property
     def exists(self) -> bool:
-        """Whether there is something to open; a server is taken to be there."""
-        return self._file is None or self._file.exists()
+        """Whether there is something to open; a server counts as there."""
+        return self.file is None or self.file.exists()
 
     @property
     def dashboard(self) -> str | None:
-        """What optuna-dashboard is given to show the studies; None for a proxy, which it cannot read."""
-        return None if self.url.startswith("grpc:") else self.shown.removeprefix("journal:")
+        """The argument for optuna-dashboard; None for a proxy, which it cannot read."""
+        return None if self.url.startswith("grpc:") else self.redacted_url.removeprefix("journal:")
 
     def notice(self) -> str | None:
-        """What a user should know before many trials are written there, or None."""
-        return network_file_system_notice(self._file) if self._file is not None else None
+        """Return what a user should know before many trials are written there, or None."""
+        return network_file_system_notice(self.file) if self.file is not None else None
 
-    def alone(self) -> FileLock:
-        """A lock that one process of this machine holds at a time."""
-        file = self._file
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep the other processes of this machine out of the storage.
+
+        Raises:
+            UserError: The lock's file cannot be made, or another process does not release it.
+        """
+        file = self.file
         if file is None:
             # A server's studies have no folder here; processes of one user on one machine meet in this one.
             folder = Path(tempfile.gettempdir()) / f"resnet-bench-{os.getuid() if hasattr(os, 'getuid') else 'locks'}"
             file = folder / hashlib.sha256(self.url.encode()).hexdigest()[:16]
-        file.parent.mkdir(parents=True, exist_ok=True)
         # Optuna locks a journal file by a link that ends in .lock.
-        return FileLock(f"{file}.resnet-bench-lock", timeout=_LOCK_TIMEOUT_SECONDS)
+        path = Path(f"{file}.resnet-bench-lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path, timeout=_LOCK_TIMEOUT_SECONDS)
+            lock.acquire()
+        except Timeout:
+            raise UserError(f"{path}: another process has held the lock for minutes; end it") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
-    def open(self, *, create: bool = True) -> "OpenStorage":
+    def open(self) -> "OpenStorage":
         """Connect, making the database or file where there is none.
 
-        Args:
-            create: Whether it may be made.
+        Raises:
+            UserError: It cannot be reached, is damaged, belongs to another application or needs a missing package.
+        """
+        # Several processes that make one database at once get in each other's way.
+        with self.errors_in_words("cannot be opened", (Exception,)), self.lock():
+            self._check_owner()
+            return OpenStorage(self, self._connect())
+
+    def read(self) -> "OpenStorage":
+        """Connect to what is there; nothing is made or changed.
 
         Raises:
-            UserError: It cannot be reached, is damaged, needs a missing package, or (without ``create``) is
-                not there.
+            UserError: Likewise, or there is nothing to read.
         """
-        if not create and not self.exists:
-            raise UserError(f"{self.shown}: there are no studies yet; start one with: resnet-bench study run NAME")
-        with warnings.catch_warnings():
-            _ignore_experimental()
-            try:
-                # Several processes that make one database at once get in each other's way.
-                with self.alone():
-                    return OpenStorage(self, self._connect())
-            except ImportError as error:
-                raise UserError(f"{self.shown}: {_missing_package(self.url, error)}") from None
-            except UserError:
-                raise
-            except Exception as error:  # whatever the database driver raises
-                raise UserError(f"{self.shown} cannot be opened: {describe_error(error, self.url)}") from None
+        if not self.exists:
+            raise UserError(f"{self.redacted_url}: {_NO_STUDIES}")
+        with self.errors_in_words("cannot be opened", (Exception,)):
+            if not self._check_owner():
+                raise UserError(f"{self.redacted_url}: {_NO_STUDIES}")
+            return OpenStorage(self, self._connect(read_only=True))
 
-    def _connect(self) -> "BaseStorage":
-        import optuna
+    @contextlib.contextmanager
+    def errors_in_words(
+        self, what: str = "stopped working", kinds: tuple[type[Exception], ...] | None = None
+    ) -> Iterator[None]:
+        """Turn what the storage raises meanwhile into one sentence.
 
+        Args:
+            what: What happened to the storage, which the sentence says behind its URL.
+            kinds: The errors that come from the storage; by default those that only a storage raises.
+
+        Raises:
+            UserError: The sentence.
+        """
+        caught = _storage_errors() if kinds is None else kinds
+        try:
+            yield
+        except UserError:
+            raise
+        except caught as error:
+            if isinstance(error, ImportError):
+                raise UserError(f"{self.redacted_url}: {_missing_package(self.url, error)}") from None
+            raise UserError(f"{self.redacted_url} {what}: {self._reason(error)}") from None
+
+    def _reason(self, error: BaseException) -> str:
+        # Optuna hides the database's own words behind a guess.
+        while isinstance(error.__cause__, Exception):
+            error = error.__cause__
+        return describe_error(getattr(error, "orig", None) or error, self.url)
+
+    def _check_owner(self) -> bool:
+        """Make sure that what is there is Optuna's; False where nothing is there yet.
+
+        Raises:
+            UserError: It belongs to another application.
+        """
+        if self.url.startswith("grpc:"):
+            return True
+        if self.url.startswith("journal:"):
+            return _check_journal(Path(self.url.removeprefix("journal:")), self.redacted_url)
+        if not self.exists:
+            return False
+        engine = sqlalchemy.create_engine(self.url, **self._engine_options(read_only=True))
+        try:
+            tables = set(sqlalchemy.inspect(engine).get_table_names())
+        finally:
+            engine.dispose()
+        if tables and not tables >= _OPTUNAS_TABLES:
+            some = ", ".join(sorted(tables)[:3])
+            raise UserError(
+                f"{self.redacted_url} belongs to another application (it has the tables {some}, …); "
+                "name another database with --storage"
+            )
+        return bool(tables)
+
+    def _engine_options(self, *, read_only: bool) -> dict[str, Any]:
+        if not self.url.startswith("sqlite"):
+            return {"pool_pre_ping": True}
+        if not read_only:
+            return {"connect_args": {"timeout": _BUSY_TIMEOUT_SECONDS}}
+        uri = f"file:{quote(str(self.file))}?mode=ro"
+        return {"creator": lambda: sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_SECONDS)}
+
+    def _connect(self, *, read_only: bool = False) -> BaseStorage:
         # Optuna's own lines would land in the middle of the live table.
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        if self.url.startswith("journal:"):
-            from optuna.storages.journal import JournalFileBackend
-
-            backend = JournalFileBackend(self.url.removeprefix("journal:"))
-            return optuna.storages.JournalStorage(backend)
-        if self.url.startswith("grpc://"):
-            return self._connect_proxy()
-        timeout = {"connect_args": {"timeout": _BUSY_TIMEOUT_SECONDS}} if self.url.startswith("sqlite") else {}
-        return optuna.storages.RDBStorage(
-            self.url,
-            engine_kwargs=timeout or {"pool_pre_ping": True},
-            heartbeat_interval=self.heartbeat_seconds,
-            grace_period=self.grace_seconds,
-            heartbeat_stale_trial_callback=retry,
-        )
-
-    def _connect_proxy(self) -> "BaseStorage":
-        import optuna
-
-        for package in ("grpc", "google.protobuf"):
-            if importlib.util.find_spec(package.partition(".")[0]) is None:
-                raise ImportError(name="grpcio")
-        parts = urlsplit(self.url)
-        proxy = optuna.storages.GrpcStorageProxy(host=parts.hostname or "localhost", port=parts.port or 13000)
-        proxy.wait_server_ready(timeout=_CONNECT_TIMEOUT_SECONDS)
-        return proxy
+        with warnings.catch_warnings():
+            _ignore_experimental()
+            if self.url.startswith("journal:"):
+                path = Path(self.url.removeprefix("journal:"))
+                return optuna.storages.JournalStorage(JournalFileBackend(str(path)) if read_only else _Journal(path))
+            if self.url.startswith("grpc:"):
+                return _connect_proxy(self.url)
+            return optuna.storages.RDBStorage(
+                self.url,
+                engine_kwargs=self._engine_options(read_only=read_only),
+                heartbeat_interval=self.heartbeat_seconds,
+                grace_period=self.grace_seconds,
+                heartbeat_stale_trial_callback=retry,
+                skip_table_creation=read_only,
+            )
 
 
 @dataclass(frozen=True)
@@ -175,25 +248,21 @@ class OpenStorage:
     """A connected storage."""
 
     address: StudyStorage
-    optuna: "BaseStorage"
+    optuna: BaseStorage
 
     def beat(self, trial_id: int) -> None:
-        """Tell the storage that the trial is alive, where it knows heartbeats."""
-        import optuna
-
+        """Report to the storage that the trial is alive, where it knows heartbeats."""
         if isinstance(self.optuna, optuna.storages.RDBStorage):
-            # A beat that is lost because the database is busy is made good by the next.
+            # The next beat makes up for one that is lost because the database is busy.
             with contextlib.suppress(Exception):
                 self.optuna.record_heartbeat(trial_id)
 
     @contextlib.contextmanager
     def beating(self, trial_id: int) -> Iterator[None]:
-        """While the context is open, the storage is told now and then that the trial is alive.
+        """Report meanwhile, at intervals, that the trial is alive.
 
-        Journal files and gRPC proxies know no heartbeat; dead workers of this machine are found without.
+        Journal files and gRPC proxies know no heartbeat; dead workers on this machine are found without.
         """
-        import optuna
-
         if not isinstance(self.optuna, optuna.storages.RDBStorage):
             yield
             return
@@ -214,20 +283,16 @@ class OpenStorage:
             thread.join()
 
 
-def retry(study: "optuna.Study", trial: "optuna.trial.FrozenTrial") -> None:
-    """Queue a trial that was interrupted to be run again, with the values it had."""
-    import optuna
-
+def retry(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+    """Queue an interrupted trial again, with the same hyperparameters."""
     trial.user_attrs = {key: value for key, value in trial.user_attrs.items() if key in KEPT_ATTRIBUTES}
     with warnings.catch_warnings():
         _ignore_experimental()
         optuna.storages.RetryHeartbeatStaleTrialCallback()(study, trial)
 
 
-def retried_numbers(trials: "list[optuna.trial.FrozenTrial]") -> dict[int, int]:
-    """The numbers of trials that were interrupted, each with that of the trial that ran in its place last."""
-    import optuna
-
+def retried_numbers(trials: list[optuna.trial.FrozenTrial]) -> dict[int, int]:
+    """Map the number of each interrupted trial to that of the trial that took its place last."""
     retries: dict[int, int] = {}
     with warnings.catch_warnings():
         _ignore_experimental()
@@ -238,9 +303,113 @@ def retried_numbers(trials: "list[optuna.trial.FrozenTrial]") -> dict[int, int]:
 
 
 def _ignore_experimental() -> None:
-    import optuna
-
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+
+
+# --- journal files -----------------------------------------------------------------------------------
+
+
+class _Journal(JournalFileBackend):
+    """Optuna's journal file, which survives a disk that is full and a process that is killed while it writes.
+
+    Optuna appends behind an incomplete line, after which nobody can read the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._link = JournalFileSymlinkLock(str(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        super().__init__(str(path), self._link)
+        with self._alone():
+            self._cut_incomplete_line()
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append whole lines, or nothing."""
+        lines = "".join(f"{json.dumps(log, separators=(',', ':'))}\n" for log in logs).encode()
+        with self._alone():
+            self._cut_incomplete_line()
+            end = self._path.stat().st_size
+            try:
+                with self._path.open("ab") as file:
+                    file.write(lines)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                os.truncate(self._path, end)
+                raise optuna.exceptions.StorageInternalError(str(error)) from error
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        try:
+            self._link.acquire()
+        except OSError as error:
+            raise optuna.exceptions.StorageInternalError(str(error)) from error
+        try:
+            yield
+        finally:
+            self._link.release()
+
+    def _cut_incomplete_line(self) -> None:
+        content = self._path.read_bytes() if not _ends_with_newline(self._path) else b""
+        if content:
+            whole = content.rfind(b"\n") + 1
+            os.truncate(self._path, whole)
+            _log.warning(
+                "%s: its last line was incomplete (%d bytes), because the disk was full or a process was killed; "
+                "it was cut off",
+                self._path,
+                len(content) - whole,
+            )
+
+
+def _ends_with_newline(path: Path) -> bool:
+    """Whether a file ends with a whole line; an empty one does."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def _check_journal(path: Path, shown: str) -> bool:
+    """Make sure that a file is a journal of Optuna; False where it is not there or empty.
+
+    Raises:
+        UserError: It is another file.
+    """
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(_JOURNALS_BEGIN))
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise UserError(f"{shown} cannot be opened: {error.strerror or error}") from None
+    if not _JOURNALS_BEGIN.startswith(begin):
+        raise UserError(f"{shown} is not a journal of Optuna; name another file with --storage")
+    return bool(begin)
+
+
+# --- servers -----------------------------------------------------------------------------------------
+
+
+def _connect_proxy(url: str) -> BaseStorage:
+    for package in ("grpc", "google"):
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(name="grpcio")
+    address = parse(url)
+    proxy = optuna.storages.GrpcStorageProxy(host=address.host or "localhost", port=address.port or 13000)
+    proxy.wait_server_ready(timeout=_CONNECT_TIMEOUT_SECONDS)
+    return proxy
+
+
+def _storage_errors() -> tuple[type[Exception], ...]:
+    """Return the classes of error that nothing but a storage raises."""
+    found: tuple[type[Exception], ...] = (optuna.exceptions.OptunaError, SQLAlchemyError)
+    with contextlib.suppress(ImportError):
+        import grpc  # type: ignore[import-untyped]  # an optional package
+
+        found += (grpc.RpcError,)
+    return found
 
 
 # --- URLs ------------------------------------------------------------------------------------------
@@ -250,25 +419,21 @@ def _absolute(url: str, folder: Path) -> str:
     scheme, separator, rest = url.partition(":")
     scheme = scheme.lower()
     if not separator or not rest:
-        raise UserError(f"--storage {url}: write a URL, such as {_KINDS}")
+        raise UserError(f"--storage {redact(url)}: write a URL, such as {_KINDS}")
     if scheme == "journal":
         return f"journal:{(folder / rest.removeprefix('//')).resolve()}"
     if scheme == "sqlite":
         path = rest.removeprefix("///")
         if path in ("", "//", ":memory:") or rest == path:
-            raise UserError(f"--storage {url}: a study must outlive this process; write sqlite:///optuna.db")
+            raise UserError(f"--storage {redact(url)}: a study must outlive this process; write sqlite:///optuna.db")
         return f"sqlite:///{(folder / path).resolve()}"
     if scheme == "grpc":
         return url
     if scheme in _DRIVERS:
         return f"{_DRIVERS[scheme]}:{rest}"
-    if scheme.partition("+")[0] in _PORTS:
+    if kind_of(url) in PORTS and kind_of(url) not in ("http", "https"):
         return url
     raise UserError(f"--storage {scheme}:…: Optuna cannot keep a study there; write such as {_KINDS}")
-
-
-def _is_database(url: str) -> bool:
-    return not url.startswith(("journal:", "grpc:"))
 
 
 def _missing_package(url: str, error: ImportError) -> str:

@@ -1,7 +1,7 @@
-"""What a study is: a benchmark, a search space over its recipe, a sampler, a pruner and a budget.
+"""The schema of a study: a benchmark, a search space over its recipe, a sampler, a pruner and a budget.
 
-A file of ``studies/`` holds one, as strictly checked as a benchmark. Imports nothing heavy, so that listing
-studies is fast.
+Each file of ``studies/`` holds one and is checked as strictly as a benchmark. Nothing heavy is imported, so that
+listing studies is fast.
 """
 
 import math
@@ -28,15 +28,19 @@ WILCOXON_MIN_SEEDS = 3
 
 
 class Condition(Schema):
-    """Says when a conditional parameter is searched: when another one has this value, or one of these."""
+    """When a conditional parameter is searched: if another one has this value, or one of these."""
 
     key: Key
     equals: OptionValue | Annotated[tuple[OptionValue, ...], Field(strict=False, min_length=1)]
 
-    def holds(self, settings: Mapping[Key, Value]) -> bool:
+    @property
+    def wanted(self) -> tuple[Value, ...]:
+        """The values of the other parameter for which this one is searched."""
+        return self.equals if isinstance(self.equals, tuple) else (self.equals,)
+
+    def holds(self, params: Mapping[Key, Value]) -> bool:
         """Whether the other parameter is searched and has a wanted value."""
-        wanted = self.equals if isinstance(self.equals, tuple) else (self.equals,)
-        return self.key in settings and any(same_value(settings[self.key], value) for value in wanted)
+        return self.key in params and any(same_value(params[self.key], value) for value in self.wanted)
 
 
 class Parameter(Schema):
@@ -45,11 +49,11 @@ class Parameter(Schema):
     type: Literal["float", "log-float", "int", "categorical"]
     low: int | float | None = None
     high: int | float | None = None
-    """The ends of a range; both belong to it."""
+    """The ends of a range, both included."""
     step: Annotated[int | float, Field(gt=0)] | None = None
-    """Distance between two neighbouring values, counted from ``low``."""
+    """Distance between neighboring values, counted from ``low``."""
     log: bool = False
-    """For ``int``: search its logarithm."""
+    """For ``int``: search on a logarithmic scale."""
     choices: Annotated[tuple[OptionValue, ...], Field(strict=False, min_length=1)] | None = None
     when: Condition | None = None
 
@@ -76,22 +80,37 @@ class Parameter(Schema):
             raise ValueError(f"low must lie below high, got {self.low} and {self.high}")
         if self.log and self.type != "int":
             raise ValueError('log = true belongs to type = "int"; for a real number write type = "log-float"')
-        if (self.log or self.type == "log-float") and self.low <= 0:
+        if self.searches_logarithm and self.low <= 0:
             raise ValueError(f"the logarithm is searched, so low must be above 0, got {self.low}")
-        if self.step is not None and (self.log or self.type == "log-float"):
+        if self.step is not None and self.searches_logarithm:
             raise ValueError("step and the logarithm exclude each other")
         if self.type == "int" and any(isinstance(value, float) for value in (self.low, self.high, self.step)):
             raise ValueError("low, high and step of an int must be whole numbers")
 
     @property
-    def is_continuous(self) -> bool:
-        """Whether the range holds more values than can be listed."""
-        return self.type == "log-float" or (self.type == "float" and self.step is None)
+    def searches_logarithm(self) -> bool:
+        """Whether the scale is logarithmic, so that every value is above 0."""
+        return self.log or self.type == "log-float"
 
     @property
-    def representative(self) -> Value:
-        """A value that certainly belongs to the parameter."""
-        return self.extremes[0]
+    def count(self) -> int | None:
+        """Number of values; None for a continuous range."""
+        if self.choices is not None:
+            return len(self.choices)
+        if self.type == "log-float" or (self.type == "float" and self.step is None):
+            return None
+        assert self.low is not None
+        assert self.high is not None
+        return math.floor((self.high - self.low) / (self.step or 1) + 1e-9) + 1
+
+    def values(self) -> list[Value]:
+        """List every value of a range that is not continuous."""
+        if self.choices is not None:
+            return list(self.choices)
+        assert self.low is not None
+        assert self.count is not None
+        step = self.step or 1
+        return [self.low + i * step for i in range(self.count)]
 
     @property
     def extremes(self) -> tuple[Value, ...]:
@@ -120,17 +139,16 @@ class Parameter(Schema):
         return math.isclose(steps, round(steps), abs_tol=1e-6)
 
     def describe(self) -> str:
-        """The values, short enough for a table."""
+        """Format the values for a table."""
         if self.choices is not None:
             text = " | ".join(str(choice) for choice in self.choices)
         else:
-            scale = ", log" if self.log or self.type == "log-float" else ""
+            scale = ", log" if self.searches_logarithm else ""
             step = f", step {self.step:g}" if self.step is not None else ""
             text = f"{self.low:g} … {self.high:g}{scale}{step}"
         if self.when is None:
             return text
-        wanted = self.when.equals if isinstance(self.when.equals, tuple) else (self.when.equals,)
-        return f"{text} (when {self.when.key} is {' or '.join(map(str, wanted))})"
+        return f"{text} (when {self.when.key} is {' or '.join(map(str, self.when.wanted))})"
 
 
 class Sampler(Schema):
@@ -148,22 +166,22 @@ class Pruner(Schema):
 
 
 class Budget(Schema):
-    """When a study is done."""
+    """When a study ends."""
 
     trials: Count
-    """Finished trials, the source's own settings among them; a trial that was interrupted does not count."""
+    """Finished trials, the source hyperparameters included; an interrupted trial does not count."""
     epochs: Count | None = None
-    """Epochs of a trial; the recipe's own where it is not given."""
+    """Epochs per trial; the recipe's by default."""
     wall_seconds: Annotated[float, Field(gt=0)] | None = None
-    """After this time no trial is started; each ``study run`` has it anew."""
+    """No trial starts after this time; each ``study run`` counts from its own start."""
 
 
 class RetrainConfig(Schema):
-    """How the best and the source's settings are held against each other at the end."""
+    """How the best and the source hyperparameters are compared at the end."""
 
     seeds: Count = RETRAIN_SEEDS
     epochs: Count | None = None
-    """The recipe's own where it is not given."""
+    """The recipe's by default."""
 
 
 class Study(Schema):
@@ -176,21 +194,21 @@ class Study(Schema):
     """The machine that the full profile is sized for; elsewhere the smoke profile is the default."""
     objectives: Annotated[tuple[Objective, ...], Field(strict=False, min_length=1)] = ("validation_accuracy",)
     space: Annotated[dict[Key, Parameter], Field(min_length=1)]
-    """Parameters by dotted recipe key; a conditional one stands behind the one that it depends on."""
+    """Parameters by dotted recipe key; a conditional one comes after the one it depends on."""
     sampler: Sampler = Sampler()
     pruner: Pruner = Pruner()
     budget: Budget
     seeds: Count = 1
-    """Runs a trial, with seeds 0, 1, …; the objective is their mean."""
+    """Runs per trial, with seeds 0, 1, …; the objective is their mean."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the sampler."""
     validation: ValidationSplit | None = None
-    """Held out of the training images to score trials, where the recipe has no validation split of its own."""
+    """Split off the training images to score trials, where the recipe has no validation split."""
     retrain: RetrainConfig = RetrainConfig()
     recipe: dict[str, Any] = Field(default_factory=dict)
-    """What trials and retrained runs change in the benchmark's recipe, source's settings included."""
+    """Changes to the benchmark's recipe, for trials and retraining runs alike."""
     profiles: "dict[Literal['smoke'], Study]" = Field(default_factory=dict)
-    """The whole study of each profile, its differences already merged in."""
+    """The whole study of each profile, its differences merged in."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -223,7 +241,7 @@ class Study(Schema):
         return problems
 
     def for_profile(self, profile: ProfileName) -> "Study":
-        """The study of a profile.
+        """Return the study of a profile.
 
         Raises:
             UserError: The study has no such profile.
@@ -241,5 +259,5 @@ class Study(Schema):
 
 
 def same_value(left: Any, right: Any) -> bool:
-    """Equality that tells ``True`` from ``1`` but not ``1`` from ``1.0``."""
+    """Tell whether two values are equal; ``True`` and ``1`` are not, ``1`` and ``1.0`` are."""
     return left == right and isinstance(left, bool) == isinstance(right, bool)

@@ -1,55 +1,48 @@
-"""One trial: an ordinary run (or one a seed), scored on the validation split and stopped early where it lags."""
+"""One trial: an ordinary run per seed, scored on the validation split and pruned where it lags."""
 
 import contextlib
 import json
 import math
 import statistics
+import time
 import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import optuna
 
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
-from resnet_bench.data.dataset import Dataset
-from resnet_bench.execution.execution import Execution
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.running.run import RunOpened, RunRequest, run
-from resnet_bench.running.stopping import Stop, Stopped
-from resnet_bench.tracking.store import Store
+from resnet_bench.running.context import Context
+from resnet_bench.running.events import Event, Opened
+from resnet_bench.running.job import Job
+from resnet_bench.running.prepare import prepare
+from resnet_bench.running.run import run
+from resnet_bench.running.stopping import Stopped
 from resnet_bench.tracking.vocabulary import STUDIES_EXPERIMENT
 from resnet_bench.training.errors import Diverged, TrainingError
-from resnet_bench.training.events import EpochEnded, Evaluated
-from resnet_bench.training.memory import free_what_is_unused
-from resnet_bench.tuning.events import TrialEnded, TrialReported, TrialStarted
+from resnet_bench.training.events import EpochEnded, Evaluated, Steps
+from resnet_bench.tuning.events import TrialEnded, TrialProgressed, TrialReported, TrialStarted
 from resnet_bench.tuning.mlflow_sync import MlflowSync
-from resnet_bench.tuning.plan import Plan
 from resnet_bench.tuning.space import trial_recipe
 from resnet_bench.tuning.study import Study
 from resnet_bench.tuning.trial_queue import AcquiredTrial, TrialEnd, TrialQueue
 
-SETTING_FAILURES = (TrainingError, UserError, MemoryError, RuntimeError, ValueError)
-"""What settings can bring about: a batch too large for the memory, a combination that torch refuses."""
+HYPERPARAMETER_FAILURES = (TrainingError, UserError, MemoryError, RuntimeError, ValueError)
+"""What hyperparameters can bring about: a batch too large for the memory, a combination that torch refuses."""
+
+POLL_SECONDS = 1.0
+"""Interval at which a process that waits for another looks whether that has ended, or died."""
+PROGRESS_SECONDS = 1.0
+"""Shortest interval between two reports of a run's progress."""
+
+TrialEvent = TrialStarted | TrialProgressed | TrialReported | TrialEnded
+_Progress = TrialProgressed | TrialReported
 
 
 @dataclass(frozen=True)
-class WorkerContext:
-    """What a process needs to run the trials of a study."""
-
-    plan: Plan
-    ledger: TrialQueue
-    mirror: MlflowSync
-    dataset: Dataset
-    store: Store
-    execution: Execution
-    runs_folder: Path
-    stop: Stop
-
-
-@dataclass(frozen=True)
-class _Outcome:
+class _Result:
     state: TrialEnd
     values: list[float] | None = None
     reason: str | None = None
@@ -60,7 +53,7 @@ class _Lost(Exception):
 
 
 class _DivergedAt(Exception):
-    """The loss is no longer finite; knows the epoch, counted over all seeds."""
+    """The loss is no longer finite; has the epoch, counted over all seeds."""
 
     def __init__(self, epoch: int, reason: str) -> None:
         super().__init__(reason)
@@ -68,71 +61,86 @@ class _DivergedAt(Exception):
 
 
 def run_trial(
-    workplace: WorkerContext, claimed: AcquiredTrial
-) -> Generator[TrialStarted | TrialReported | TrialEnded, None, None]:
-    """Run one trial and write down how it ended, in Optuna and in MLflow.
+    acquired: AcquiredTrial, queue: TrialQueue, sync: MlflowSync, context: Context
+) -> Generator[TrialEvent, None, None]:
+    """Run one trial and store how it ended, in Optuna and in MLflow.
 
-    What settings bring about ends the trial and not the study: a diverged loss prunes it, because a sampler
-    learns to keep away from what was pruned and nothing from what failed; memory that is too small and a
-    combination that cannot be trained fail it.
+    Hyperparameters that cannot be trained end the trial and not the study: a diverged loss prunes it, because a
+    sampler learns from what was pruned and not from what failed; too little memory and an impossible combination
+    fail it. Hyperparameters that were tried before would give the same bits again: their result is repeated.
 
     Raises:
-        Stopped: ``workplace.stop`` was set; the trial is queued to be run again.
+        Stopped: ``context.stop`` was set; the trial is queued to be run again.
     """
-    trial, ledger = claimed.trial, workplace.ledger
-    yield TrialStarted(trial.number, claimed.settings, claimed.is_source)
+    trial, number = acquired.trial, acquired.trial.number
+    yield TrialStarted(number, acquired.params, acquired.is_source)
     try:
-        with ledger.storage.beating(trial._trial_id), _quiet():
-            outcome = yield from _outcome(workplace, claimed)
-            ledger.end(trial, outcome.state, outcome.values, outcome.reason)
+        with queue.stored.storage.beating(trial._trial_id), _quiet():
+            result = _repeat(acquired, queue, context)
+            if result is None:
+                result = yield from _result(acquired, queue, sync, context)
+            if trial.user_attrs.get("mlflow_run_id") is None:
+                trial.set_user_attr("mlflow_run_id", sync.bare_run(number, acquired.params))
+            queue.end(trial, result.state, result.values, result.reason)
     except _Lost:
-        # The storage says that it failed, and another trial has its slot.
+        # Optuna has it as failed, and another trial has its slot.
         pass
     except BaseException:
         # A signal, a consumer that goes away, or a mistake of ours: the slot waits for another attempt.
-        ledger.interrupt(trial)
-        workplace.mirror.settle(ledger.trial(trial.number), ledger.retries().get(trial.number))
+        queue.interrupt(number)
+        sync.sync_trial(number)
         raise
-    finally:
-        free_memory(workplace.execution)
-    frozen = ledger.trial(trial.number)
-    workplace.mirror.settle(frozen, ledger.retries().get(trial.number))
-    workplace.mirror.show_progress()
-    yield TrialEnded.of(frozen)
+    sync.sync_trial(number)
+    sync.show_progress()
+    yield TrialEnded.of(queue.stored.trial(number))
 
 
-def _outcome(workplace: WorkerContext, claimed: AcquiredTrial) -> Generator[TrialReported, None, _Outcome]:
-    trial = claimed.trial
-    several = len(workplace.plan.study.objectives) > 1
+def _repeat(acquired: AcquiredTrial, queue: TrialQueue, context: Context) -> _Result | None:
+    """Return the result of an earlier trial with the same hyperparameters, once it has one; None where none is."""
+    while (twin := queue.find_twin(acquired)) is not None:
+        if twin.state.is_finished():
+            reason = f"the same hyperparameters as trial {twin.number}, so not trained again"
+            if "reason" in twin.user_attrs:
+                reason += f" ({twin.user_attrs['reason']})"
+            complete = twin.state == optuna.trial.TrialState.COMPLETE
+            return _Result(twin.state.name, twin.values if complete else None, reason)  # type: ignore[arg-type]  # one of TrialEnd
+        stop_if_asked(context)
+        time.sleep(POLL_SECONDS)
+        queue.recover()
+    return None
+
+
+def _result(
+    acquired: AcquiredTrial, queue: TrialQueue, sync: MlflowSync, context: Context
+) -> Generator[_Progress, None, _Result]:
+    plan = queue.stored.plan
     try:
-        recipe = trial_recipe(workplace.plan.study, workplace.plan.base, claimed.settings)
-        values = yield from _train_seeds(workplace, claimed, recipe)
+        recipe = trial_recipe(plan.study, plan.base, acquired.params)
+        values = yield from _train_seeds(acquired, recipe, queue, sync, context)
     except Stopped as stopped:
         if stopped.end != "pruned":
             raise
-        return _Outcome("PRUNED", reason=stopped.reason)
+        return _Result("PRUNED", reason=stopped.reason)
     except _DivergedAt as diverged:
-        if several or claimed.is_source:
-            return _Outcome("FAIL", reason=str(diverged))
-        # Not a number is what Optuna's samplers rank last.
-        _report(trial, math.nan, diverged.epoch)
-        return _Outcome("PRUNED", reason=str(diverged))
-    except SETTING_FAILURES as error:
-        if trial.user_attrs.get("mlflow_run_id") is None:
-            trial.set_user_attr("mlflow_run_id", workplace.mirror.bare_run(trial.number, claimed.settings))
-        reason = describe_error(error)
-        return _Outcome("FAIL", reason=reason)
-    return _Outcome("COMPLETE", values=values)
+        if len(plan.study.objectives) > 1 or acquired.is_source:
+            return _Result("FAIL", reason=str(diverged))
+        # Optuna's samplers rank NaN last.
+        _report(acquired.trial, math.nan, diverged.epoch)
+        return _Result("PRUNED", reason=str(diverged))
+    except HYPERPARAMETER_FAILURES as error:
+        return _Result("FAIL", reason=describe_error(error))
+    return _Result("COMPLETE", values=values)
 
 
 def _train_seeds(
-    workplace: WorkerContext, claimed: AcquiredTrial, recipe: Recipe
-) -> Generator[TrialReported, None, list[float]]:
-    """Train once a seed; the objectives are means over the seeds."""
-    study = workplace.plan.study
+    acquired: AcquiredTrial, recipe: Recipe, queue: TrialQueue, sync: MlflowSync, context: Context
+) -> Generator[_Progress, None, list[float]]:
+    """Train once per seed; the objectives are means over the seeds."""
+    study = queue.stored.definition
     accuracies, seconds = [], []
     for seed in range(study.seeds):
-        accuracy, spent = yield from _train_once(workplace, claimed, recipe, seed)
+        job = _job(acquired, recipe, seed, queue, sync)
+        accuracy, spent = yield from _train_once(acquired, job, study, context)
         accuracies.append(accuracy)
         seconds.append(spent)
     objectives = {"validation_accuracy": statistics.fmean(accuracies), "training_seconds": statistics.fmean(seconds)}
@@ -140,39 +148,36 @@ def _train_seeds(
 
 
 def _train_once(
-    workplace: WorkerContext, claimed: AcquiredTrial, recipe: Recipe, seed: int
-) -> Generator[TrialReported, None, tuple[float, float]]:
-    """Train with one seed: its validation accuracy at the end, and its training seconds."""
-    trial, study = claimed.trial, workplace.plan.study
-    epochs = recipe.training.epochs
-    before = seed * epochs
+    acquired: AcquiredTrial, job: Job, study: Study, context: Context
+) -> Generator[_Progress, None, tuple[float, float]]:
+    """Train with one seed; return its validation accuracy at the end and its training seconds."""
+    trial, epochs = acquired.trial, job.recipe.training.epochs
+    before = job.seed * epochs
     accuracy, seconds = math.nan, 0.0
-    events = run(
-        _request(workplace, claimed, recipe, seed),
-        workplace.dataset,
-        workplace.store,
-        runs_folder=workplace.runs_folder,
-        stop=workplace.stop,
-    )
+    clock = ProgressClock(job.recipe)
     try:
-        with contextlib.closing(events):
+        with contextlib.closing(run(prepare(job, context), context)) as events:
             for event in events:
+                trained = clock.due(event)
+                if trained is not None:
+                    yield TrialProgressed(trial.number, before + trained)
                 match event:
-                    case RunOpened() if seed == 0:
+                    case Opened() if job.seed == 0:
                         trial.set_user_attr("mlflow_run_id", event.run_id)
                     case EpochEnded():
                         seconds = event.train_seconds
                     case Evaluated(split="validation"):
                         accuracy, epoch = event.accuracy, before + event.epoch
-                        reported = _is_reported(study, seed, event.epoch, epochs)
+                        reported = _is_reported(study, job.seed, event.epoch, epochs)
                         if reported:
                             _report(trial, accuracy, epoch)
                         yield TrialReported(trial.number, epoch, accuracy)
-                        may_stop = reported and epoch < epochs * study.seeds and not claimed.is_source
+                        may_stop = reported and epoch < epochs * study.seeds and not acquired.is_source
                         if may_stop and trial.should_prune():
                             events.throw(Stopped("pruned", _why_pruned(study, accuracy, epoch)))
     except Diverged as error:
-        raise _DivergedAt(before + _epoch_of(error.step, recipe), str(error)) from None
+        epoch = -(-error.step // job.recipe.steps_per_epoch)
+        raise _DivergedAt(before + epoch, str(error)) from None
     return accuracy, seconds
 
 
@@ -198,38 +203,55 @@ def _report(trial: optuna.Trial, accuracy: float, epoch: int) -> None:
         raise _Lost from None
 
 
-def _request(workplace: WorkerContext, claimed: AcquiredTrial, recipe: Recipe, seed: int) -> RunRequest:
-    number, name = claimed.trial.number, workplace.ledger.name
-    first_run: str | None = claimed.trial.user_attrs.get("mlflow_run_id")
-    return RunRequest(
-        benchmark=workplace.plan.benchmark,
+def _job(acquired: AcquiredTrial, recipe: Recipe, seed: int, queue: TrialQueue, sync: MlflowSync) -> Job:
+    number, name, plan = acquired.trial.number, queue.stored.name, queue.stored.plan
+    first_run: str | None = acquired.trial.user_attrs.get("mlflow_run_id")
+    return Job(
+        benchmark=plan.benchmark,
         recipe=recipe,
-        profile=workplace.plan.profile,
+        profile=plan.profile,
         seed=seed,
-        execution=workplace.execution,
         role="trial" if seed == 0 else "repeat",
-        run_name=f"{name} trial {number}" + (f" seed {seed}" if seed else ""),
+        name=f"{name} trial {number}" + (f" seed {seed}" if seed else ""),
         experiment=STUDIES_EXPERIMENT,
-        parent_run_id=workplace.mirror.run_id if seed == 0 else first_run or workplace.mirror.run_id,
+        parent=sync.run_id if seed == 0 else first_run or sync.run_id,
         tags={
             "study": name,
             "trial_number": str(number),
             "trial_state": "RUNNING",
-            "trial_params": json.dumps(claimed.settings, sort_keys=True),
+            "trial_params": json.dumps(acquired.params, sort_keys=True),
         },
+        # A run that was finished before has no score of each epoch to report.
+        force=True,
         keep_model=False,
     )
 
 
-def _epoch_of(step: int, recipe: Recipe) -> int:
-    return -(-step // recipe.steps_per_epoch)
+class ProgressClock:
+    """Decides when a run's progress within an epoch is worth an event."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Follow a run of this recipe."""
+        self._steps_per_epoch = recipe.steps_per_epoch
+        self._due_at = 0.0
+
+    def due(self, event: Event) -> float | None:
+        """Return the epochs trained so far, or None where it is too early to tell again."""
+        now = time.monotonic()
+        if not isinstance(event, Steps) or now < self._due_at:
+            return None
+        self._due_at = now + PROGRESS_SECONDS
+        return event.last_step / self._steps_per_epoch
 
 
-def free_memory(execution: Execution) -> None:
-    """Give a GPU's memory back between two runs, so that the next one has all of it."""
-    if execution.device_type == "cuda":
-        # What a failed run's traceback held is free only once its cycles are collected.
-        free_what_is_unused()
+def stop_if_asked(context: Context) -> None:
+    """Stop here where somebody asked for it.
+
+    Raises:
+        Stopped: ``context.stop`` is set.
+    """
+    if context.stop:
+        raise Stopped("killed", context.stop.reason or "stopped")
 
 
 @contextlib.contextmanager

@@ -1,88 +1,123 @@
-"""What one process does for a study: trials as long as some are due, then the final runs."""
+"""One process's share of a study: trials as long as some are waiting, then retraining runs."""
 
 import time
 from collections.abc import Generator
+from dataclasses import dataclass, replace
 
 from filelock import FileLock, Timeout
 
-from resnet_bench.running.stopping import Stopped
-from resnet_bench.tuning.events import Retrained, RetrainingStarted, TrialEnded, TrialReported, TrialStarted
+from resnet_bench.base.errors import UserError
+from resnet_bench.execution.devices import device_problem
+from resnet_bench.running.context import Context
+from resnet_bench.tuning.events import Retrained, RetrainingProgressed, RetrainingStarted, WorkEvent
+from resnet_bench.tuning.mlflow_sync import MlflowSync
 from resnet_bench.tuning.retraining import RetrainJob, retrain, retrainings
-from resnet_bench.tuning.trial import WorkerContext, run_trial
-
-POLL_SECONDS = 1.0
-"""How often a process that has nothing to do looks whether others have ended, or died."""
-
-WorkEvent = TrialStarted | TrialReported | TrialEnded | RetrainingStarted | Retrained
+from resnet_bench.tuning.storage import StudyStorage
+from resnet_bench.tuning.stored_study import StoredStudy
+from resnet_bench.tuning.trial import POLL_SECONDS, TrialEvent, run_trial, stop_if_asked
+from resnet_bench.tuning.trial_queue import TrialQueue
 
 
-def work(workplace: WorkerContext, deadline: float | None) -> Generator[WorkEvent, None, None]:
-    """Run trials until the budget is spent, then the final runs; others may do the same at the same time.
+@dataclass(frozen=True)
+class StudyWorker:
+    """A launcher's task: run trials until the budget is spent, then retrain. Others may do the same meanwhile.
 
-    Args:
-        workplace: The study and what its runs need.
-        deadline: On the clock of ``time.monotonic``; no trial is started after it.
-
-    Raises:
-        Stopped: ``workplace.stop`` was set.
-        UserError: The source's own settings cannot be trained.
+    Attributes:
+        study: Name of the study, which is laid out.
+        storage: Where its trials are.
+        parent: MLflow id of its parent run.
+        number: From 0; tells the workers of one command apart.
+        deadline: On the clock of ``time.monotonic``; no trial starts after it.
     """
-    yield from _work_on_trials(workplace, deadline)
-    yield from _work_on_comparison(workplace)
+
+    study: str
+    storage: StudyStorage
+    parent: str
+    number: int = 0
+    deadline: float | None = None
+
+    @property
+    def label(self) -> str:
+        """Study and number."""
+        return f"{self.study} worker {self.number}"
+
+    def events(self, context: Context) -> Generator[WorkEvent, None, None]:
+        """Do the work.
+
+        Raises:
+            Stopped: ``context.stop`` was set; the trial in progress is queued again.
+            UserError: The source hyperparameters cannot be trained, the storage stopped working, or the device
+                takes no more work.
+        """
+        # All trials are computed the same way, whatever was measured in between.
+        context = replace(context, options=replace(context.options, autotune=False))
+        with self.storage.errors_in_words():
+            queue = TrialQueue.join(self.study, self.storage.open())
+            sync = MlflowSync(context.store, queue.stored, self.parent)
+            try:
+                yield from self._run_trials(queue, sync, context)
+                yield from _run_retrainings(queue.stored, sync, context)
+            finally:
+                queue.interrupt_own()
+
+    def _run_trials(self, queue: TrialQueue, sync: MlflowSync, context: Context) -> Generator[TrialEvent, None, None]:
+        while True:
+            stop_if_asked(context)
+            queue.stored.check_source()
+            in_time = self.deadline is None or time.monotonic() < self.deadline
+            acquired = queue.acquire() if in_time else None
+            if acquired is not None:
+                yield from run_trial(acquired, queue, sync, context)
+                _free_device(context)
+                continue
+            queue.recover()
+            counts = queue.stored.counts()
+            if counts.running == 0 and (not in_time or counts.waiting == 0):
+                return
+            time.sleep(POLL_SECONDS)
 
 
-def _work_on_trials(
-    workplace: WorkerContext, deadline: float | None
-) -> Generator[TrialStarted | TrialReported | TrialEnded, None, None]:
-    ledger = workplace.ledger
-    while True:
-        _stop_if_asked(workplace)
-        ledger.check_source()
-        in_time = deadline is None or time.monotonic() < deadline
-        claimed = ledger.claim() if in_time else None
-        if claimed is not None:
-            yield from run_trial(workplace, claimed)
-            continue
-        ledger.recover()
-        counts = ledger.counts()
-        if counts.running == 0 and (not in_time or counts.waiting == 0):
-            return
-        time.sleep(POLL_SECONDS)
-
-
-def _work_on_comparison(workplace: WorkerContext) -> Generator[RetrainingStarted | Retrained, None, None]:
-    best = workplace.ledger.best_trial()
-    left = retrainings(workplace.ledger)
+def _run_retrainings(
+    stored: StoredStudy, sync: MlflowSync, context: Context
+) -> Generator[RetrainingStarted | RetrainingProgressed | Retrained, None, None]:
+    best = stored.best_trial()
+    left = retrainings(stored)
     if best is None or not left:
         return
     yield RetrainingStarted(best.number, len(left))
     while left:
         trained = False
         for retraining in left:
-            _stop_if_asked(workplace)
-            lock = _lock(workplace, retraining)
+            stop_if_asked(context)
+            lock = _lock(retraining, context)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
                 continue
             try:
-                if workplace.ledger.recall(retraining.key) is None:
-                    yield from retrain(workplace, retraining)
+                if stored.get_attr(retraining.key) is None:
+                    yield from retrain(retraining, stored, sync, context)
+                    _free_device(context)
                     trained = True
             finally:
                 lock.release()
-        left = retrainings(workplace.ledger)
+        left = retrainings(stored)
         if left and not trained:
             # Another process has what is left; should it die, its lock is free.
             time.sleep(POLL_SECONDS)
 
 
-def _lock(workplace: WorkerContext, retraining: RetrainJob) -> FileLock:
+def _lock(retraining: RetrainJob, context: Context) -> FileLock:
     name = f".{retraining.recipe.fingerprint}-{retraining.seed}.lock"
-    workplace.runs_folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(workplace.runs_folder / name)
+    context.run_dir.mkdir(parents=True, exist_ok=True)
+    return FileLock(context.run_dir / name)
 
 
-def _stop_if_asked(workplace: WorkerContext) -> None:
-    if workplace.stop:
-        raise Stopped("killed", workplace.stop.reason or "stopped")
+def _free_device(context: Context) -> None:
+    """Give the device's memory back, so that the next run has all of it.
+
+    Raises:
+        UserError: The device takes no more work from this process.
+    """
+    if problem := device_problem(context.options.resolve()):
+        raise UserError(f"{problem}; run the same command again to resume the study")

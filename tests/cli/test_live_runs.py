@@ -1,26 +1,27 @@
-"""What a person reads while runs go on."""
+"""What a person reads while runs go on, and when they have ended."""
 
 import io
-from dataclasses import replace
+from typing import Any
 
+import pytest
 from rich.console import Console
 
 from resnet_bench.cli.closing import closing_table
-from resnet_bench.cli.live_runs import SuiteDisplay
+from resnet_bench.cli.live_runs import RunsDisplay, lasting
 from resnet_bench.recipe.benchmark import Benchmark, Source
 from resnet_bench.recipe.claims import Claim
-from resnet_bench.running.outcome import RunResult
-from resnet_bench.running.run import RunRequest
-from resnet_bench.running.series import JobFinished
+from resnet_bench.running.events import JobFinished, Opened
+from resnet_bench.running.job import Job
+from resnet_bench.running.outcome import Outcome
 from resnet_bench.training.events import EpochEnded, Evaluated, Started, Steps
-from tests.training.conftest import PLAIN, tiny_recipe
+from tests.training.conftest import tiny_recipe
 
 
-def request() -> RunRequest:
+def job(seed: int = 3, name: str = "tiny") -> Job:
     recipe = tiny_recipe()
     source = Source(title="A tiny run", kind="ours")
-    benchmark = Benchmark(name="tiny", source=source, claims=(Claim(value="82.87"),), recipe=recipe)
-    return RunRequest(benchmark, recipe, "smoke", seed=3, execution=PLAIN)
+    benchmark = Benchmark(name=name, source=source, claims=(Claim(value="82.87"),), recipe=recipe)
+    return Job(benchmark=benchmark, recipe=recipe, profile="smoke", seed=seed)
 
 
 def events():
@@ -35,8 +36,8 @@ def events():
 
 def test_a_log_gets_one_line_an_epoch_without_control_characters() -> None:
     output = io.StringIO()
-    with SuiteDisplay(Console(file=output, width=200), 2).shown() as display:
-        shown = display.begin(request())
+    with RunsDisplay(Console(file=output, width=200), 2).shown() as display:
+        shown = display.begin("tiny seed 3")
         for event in (*events(), JobFinished("it broke")):
             shown.take(event)
     lines = output.getvalue().splitlines()
@@ -49,8 +50,8 @@ def test_a_log_gets_one_line_an_epoch_without_control_characters() -> None:
 
 def test_runs_at_once_each_say_whose_line_it_is() -> None:
     output = io.StringIO()
-    with SuiteDisplay(Console(file=output, width=200), 2).shown() as display:
-        first, second = display.begin(request()), display.begin(replace(request(), seed=4))
+    with RunsDisplay(Console(file=output, width=200), 2).shown() as display:
+        first, second = display.begin("tiny seed 3"), display.begin("tiny seed 4")
         for event in events():
             second.take(event)
             first.take(event)
@@ -65,8 +66,8 @@ def test_runs_at_once_each_say_whose_line_it_is() -> None:
 def test_a_terminal_gets_a_bar_for_each_run_with_what_is_left() -> None:
     output = io.StringIO()
     console = Console(file=output, width=160, force_terminal=True)
-    with SuiteDisplay(console, 2).shown() as display:
-        first, second = display.begin(request()), display.begin(replace(request(), seed=4))
+    with RunsDisplay(console, 2).shown() as display:
+        first, second = display.begin("tiny seed 3"), display.begin("tiny seed 4")
         for event in events():
             first.take(event)
         assert display._progress is not None
@@ -81,24 +82,83 @@ def test_a_terminal_gets_a_bar_for_each_run_with_what_is_left() -> None:
     assert "\x1b[" in text
 
 
-def test_the_closing_table_sets_both_accuracies_beside_the_claim() -> None:
-    done, failed, stopped = RunResult(request()), RunResult(request()), RunResult(request())
+def test_a_resumed_run_says_where() -> None:
+    output = io.StringIO()
+    with RunsDisplay(Console(file=output, width=200), 1).shown() as display:
+        display.begin("tiny seed 3").take(Opened(None, "", None, step=40))
+    assert output.getvalue().splitlines()[-1] == "[1/1] tiny seed 3  resumed after step 40"
+
+
+class Pipe(io.StringIO):
+    """A stream that nobody reads any more."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_closed_pipe_stops_nothing() -> None:
+    console = Console(file=Pipe(), width=100)
+    with lasting(console), RunsDisplay(console, 1).shown() as display:
+        shown = display.begin("tiny seed 3")
+        for event in (*events(), JobFinished()):
+            shown.take(event)
+    with pytest.raises(SystemExit):
+        # What rich does otherwise.
+        console.print("more")
+
+
+def test_what_an_encoding_lacks_is_replaced() -> None:
+    written = io.BytesIO()
+    console = Console(file=io.TextIOWrapper(written, encoding="latin-1"), width=100)
+    with lasting(console):
+        console.print("≥ 90% – café")
+    assert written.getvalue().decode("latin-1") == "? 90% ? café\n"
+
+
+def outcome(**changes: Any) -> Outcome:
+    found = Outcome(**changes)
     for event in events():
-        done.take(event)
+        found.take(event)
+    return found
+
+
+def printed(results: list[tuple[Job, Outcome]], words: list[str], width: int = 160) -> list[list[str]]:
+    output = io.StringIO()
+    Console(file=output, width=width).print(closing_table(results, words))
+    return [line.split() for line in output.getvalue().splitlines()]
+
+
+def test_the_closing_table_sets_both_accuracies_beside_the_claim() -> None:
+    failed, stopped = Outcome(), Outcome()
     failed.take(JobFinished("it broke"))
     stopped.take(JobFinished(interrupted=True))
-    output = io.StringIO()
-    Console(file=output, width=140).print(closing_table([done, failed, stopped], ["not judged", "–", "–"]))
-    rows = [line.split() for line in output.getvalue().splitlines() if line.strip().startswith("tiny")]
+    results = [(job(), outcome()), (job(), failed), (job(), stopped)]
+    rows = [row for row in printed(results, ["not judged", "–", "–"]) if row[:1] == ["tiny"]]
     assert rows[0] == ["tiny", "3", "1", "25.00%", "20.00%", "82.87%", "not", "judged", "80", "500", "ms"]
     assert "failed" in rows[1]
     assert "interrupted" in rows[2]
 
 
+def test_the_closing_table_has_the_mean_of_each_benchmark() -> None:
+    better, failed = outcome(), Outcome(failure="it broke")
+    better.accuracy_by_epoch[1] = 0.35
+    results = [(job(0), outcome()), (job(1), better), (job(2), failed), (job(0, "other"), outcome())]
+    rows = printed(results, ["–"] * 4)
+    means = [row for row in rows if row[:1] == ["mean"]]
+    assert means == [["mean", "of", "2", "30.00%", "20.00%", "80", "500", "ms"]]
+    names = [row[0] for row in rows if row and row[0] in ("tiny", "mean", "other")]
+    assert names == ["tiny", "tiny", "tiny", "mean", "other"]
+
+
 def test_the_closing_table_marks_times_of_seeds_that_shared_the_device() -> None:
-    alone, shared = RunResult(request()), RunResult(replace(request(), seeds_per_device=4))
-    output = io.StringIO()
-    Console(file=output, width=160).print(closing_table([alone, shared], ["–", "–"]))
-    rows = [line.split() for line in output.getvalue().splitlines() if line.strip().startswith("tiny")]
-    assert "seeds at once" in output.getvalue()
-    assert [row[-1] for row in rows] == ["1", "4"]
+    results = [(job(0), Outcome()), (job(1), Outcome(sharing=4))]
+    rows = printed(results, ["–", "–"])
+    assert any({"seeds", "in", "parallel"} <= set(row) for row in rows)
+    assert [row[-1] for row in rows if row[:1] == ["tiny"]] == ["1", "4"]
+
+
+def test_throughput_is_the_median_of_the_epochs_after_the_first() -> None:
+    found = Outcome(throughput_by_epoch=[10.0, 100.0, 120.0, 80.0])
+    assert found.images_per_second == 100.0
+    assert Outcome(throughput_by_epoch=[10.0]).images_per_second == 10.0
+    assert Outcome().images_per_second is None

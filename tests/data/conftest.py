@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from resnet_bench.data.content import Content
-from resnet_bench.data.dataset import Dataset, load, load_dataset
+from resnet_bench.data.dataset import Dataset, ImageLocation, load, load_dataset
 from resnet_bench.recipe.datasets import DatasetFacts
 from tests.data.builders import random_content, small_info
 
@@ -41,8 +41,8 @@ def load_small(messages: list[str]) -> Load:
     """Loads a dataset that is not in the catalogue."""
 
     def load_it(info: DatasetFacts, folder: Path, **options: object) -> Dataset:
-        defaults = {"cache_folder": None, "download": False, "allow_generated": False, "progress": messages.append}
-        return load(info, folder, **{**defaults, **options})  # type: ignore[arg-type]
+        archive = options.pop("archive", None)
+        return load(info, ImageLocation(folder, **options), messages.append, archive)  # type: ignore[arg-type]
 
     return load_it
 

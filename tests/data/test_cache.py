@@ -16,8 +16,9 @@ import torch
 from resnet_bench.data import cache
 from resnet_bench.data.cache import CacheEntry, CacheMiss
 from resnet_bench.data.content import Content
-from resnet_bench.data.dataset import Dataset, find_sources, load
+from resnet_bench.data.dataset import Dataset, ImageLocation, load
 from resnet_bench.data.parquet import ParquetSource
+from resnet_bench.data.sources import find_sources
 from resnet_bench.recipe.datasets import DatasetFacts
 from tests.data import builders
 
@@ -53,6 +54,9 @@ def assert_equal(dataset: Dataset, other: Dataset) -> None:
     for split, expected in ((dataset.train, other.train), (dataset.test, other.test)):
         assert torch.equal(split.images, expected.images)
         assert torch.equal(split.labels, expected.labels)
+        assert split.rows is not None
+        assert expected.rows is not None
+        assert torch.equal(split.rows, expected.rows)
 
 
 def test_images_are_decoded_once(info: DatasetFacts, folder: Path, load_small: Load, messages: list[str]) -> None:
@@ -92,7 +96,9 @@ def test_writing_into_a_loaded_dataset_leaves_the_cache_alone(
     assert torch.equal(load_small(info, folder).train.images, before)
 
 
-@pytest.mark.parametrize("file", ["train-images", "train-labels", "test-images", "test-labels"])
+@pytest.mark.parametrize(
+    "file", ["train-images", "train-labels", "train-rows", "test-images", "test-labels", "test-rows"]
+)
 @pytest.mark.parametrize("damage", ["flipped", "shortened", "deleted"])
 def test_damaged_array_is_noticed_and_built_again(
     file: str, damage: str, info: DatasetFacts, folder: Path, load_small: Load, messages: list[str]
@@ -226,8 +232,8 @@ def test_every_write_fault_leaves_no_entry_or_a_whole_one(
         assert state_of(entry) in ("missing", expected.fingerprint)
         assert_equal(load_small(info, folder), expected)
         assert not list(entry.folder.glob(".*"))
-    # Five files, each written, synchronised, renamed, and synchronised with its folder.
-    assert number - 1 == 20
+    # Seven files, each written, synchronized, renamed, and synchronized with its folder.
+    assert number - 1 == 28
 
 
 def load_slowly(info: DatasetFacts, folder: Path, seconds: float, barrier: Barrier, results: Any) -> None:
@@ -242,7 +248,7 @@ def load_slowly(info: DatasetFacts, folder: Path, seconds: float, barrier: Barri
 
     ParquetSource.read = slow_read  # type: ignore[method-assign]
     barrier.wait()
-    dataset = load(info, folder, cache_folder=None, download=False, allow_generated=False, progress=messages.append)
+    dataset = load(info, ImageLocation(folder), messages.append)
     results.put((dataset.fingerprint, int(dataset.train.images.sum(dtype=torch.int64)), messages))
 
 
@@ -315,3 +321,63 @@ def test_entry_of_another_format_is_built_again(
         load_small(info, folder)
     load_small(info, folder)
     assert decodings(messages) == 2
+
+
+# --- where entries are ----------------------------------------------------------------------------------------------
+
+
+def test_a_renamed_data_folder_keeps_its_entry(
+    info: DatasetFacts, folder: Path, load_small: Load, messages: list[str]
+) -> None:
+    first = load_small(info, folder)
+    renamed = folder.rename(folder.with_name("renamed"))
+    assert load_small(info, renamed).fingerprint == first.fingerprint
+    assert decodings(messages) == 1
+
+
+def test_an_old_copy_is_noticed_and_its_removal_offered(
+    info: DatasetFacts, folder: Path, load_small: Load, messages: list[str], tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    load_small(info, folder, cache_folder=elsewhere)
+    (old,) = elsewhere.glob("cifar10-*/")
+    load_small(info, folder.rename(folder.with_name("renamed")), cache_folder=elsewhere)
+    (message,) = (message for message in messages if "nothing reads" in message)
+    assert f"of {folder.resolve()}/cifar10" in message
+    assert message.endswith(f"rm -r {old.resolve()}")
+
+
+def test_a_copy_of_an_earlier_version_is_noticed(
+    info: DatasetFacts, folder: Path, load_small: Load, messages: list[str]
+) -> None:
+    load_small(info, folder)
+    entry = entry_of(info, folder)
+    old = entry.folder.with_name("cifar10-0123456789ab")
+    entry.folder.rename(old)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "_FORMAT", 3)
+        load_small(info, folder)
+    assert any("of an earlier version, which nothing reads" in message for message in messages)
+
+
+def test_caches_say_that_they_are_caches(info: DatasetFacts, folder: Path, load_small: Load) -> None:
+    load_small(info, folder)
+    kept = folder / ".resnet-bench-cache"
+    assert (kept / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
+    assert (kept / ".gitignore").read_text() == "*\n"
+
+
+def test_a_data_folder_of_another_user_uses_the_cache_of_the_user(
+    info: DatasetFacts,
+    folder: Path,
+    load_small: Load,
+    messages: list[str],
+    user_cache_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    for _ in range(2):
+        load_small(info, folder)
+    assert decodings(messages) == 1
+    assert list(user_cache_folder.glob("cifar10-*/manifest.json"))
+    assert not (folder / ".resnet-bench-cache").exists()

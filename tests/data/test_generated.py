@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.data.dataset import generate_dataset, load_dataset
-from resnet_bench.data.loader import Augmentation, ResidentLoader
+from resnet_bench.data import generated
+from resnet_bench.data.dataset import ImageLocation, generate_dataset, load_dataset, load_images
+from resnet_bench.data.loader import ResidentLoader
+from resnet_bench.recipe.settings import Augmentation
 
 GOLDEN_10 = "0500c7c82144241a8b2aa54705ca39840fb215d28eafa0a00a985370df33a349"
 GOLDEN_100 = "bbaecce50fdeb40c52ee2b466a2ea88ca1423ec9f9c8da35ec453cb44d1c577b"
@@ -66,3 +68,28 @@ def test_a_small_network_learns_in_one_epoch(name: str, chance: float) -> None:
     with torch.no_grad():
         correct = sum(int((network(images).argmax(1) == labels).sum()) for images, labels in test.epoch(0))
     assert correct / len(dataset.test) > 5 * chance
+
+
+def test_large_sets_are_generated_once_for_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = ImageLocation(tmp_path / "nowhere", generated=(9_000, 1_000))
+    first = load_images("cifar10", images)
+    monkeypatch.setattr(generated, "_draw", lambda *_: pytest.fail("generated again"))
+    again = load_images("cifar10", images)
+    assert (again.fingerprint, again.location) == (first.fingerprint, first.location)
+    assert torch.equal(again.train.images, first.train.images)
+    assert again.generated
+    with pytest.raises(pytest.fail.Exception, match="generated again"):
+        load_images("cifar10", ImageLocation(tmp_path, generated=(9_000, 1_001)))
+
+
+def test_sets_are_generated_where_no_cache_can_be_kept(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    images = ImageLocation(tmp_path, generated=(9_000, 1_000), cache_folder=tmp_path / "file")
+    messages: list[str] = []
+    assert len(load_images("cifar10", images, messages.append).train) == 9_000
+    assert any("cannot be kept" in message for message in messages)
+
+
+def test_small_sets_leave_no_files(tmp_path: Path, user_cache_folder: Path) -> None:
+    load_images("cifar10", ImageLocation(tmp_path, generated=(60, 20)))
+    assert not list(user_cache_folder.glob("cifar10-*"))

@@ -11,9 +11,12 @@ from scipy import stats
 from torch import Tensor
 from torchvision import transforms
 
-from resnet_bench.data import loader
+from resnet_bench.data import augmentation as augmenting
+from resnet_bench.data import loader, resize
+from resnet_bench.data.augmentation import Draws
 from resnet_bench.data.dataset import Split
-from resnet_bench.data.loader import Augmentation, Draws, ResidentLoader
+from resnet_bench.data.loader import ResidentLoader
+from resnet_bench.recipe.settings import Augmentation, Jitter, ResizeStage
 from tests.stub_cuda import needs_computing_gpu, needs_gpu
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -110,21 +113,21 @@ def test_resizing_equals_pillow(size: int) -> None:
     resized, _ = make_loader(split, augmentation=Augmentation(resize=size)).raw_batch(0, 0)
     assert torch.equal(resized, expected)
     # What other devices compute.
-    assert torch.equal(loader._resized_by_matrices(images, size), expected)
+    assert torch.equal(resize.resize_by_gemm(images, size), expected)
 
 
 @pytest.mark.parametrize("padding", [1, 4, 31])
 def test_reflecting_on_a_gpu_is_reflecting(padding: int) -> None:
     images = random_split(3).images
-    assert torch.equal(loader._reflected_by_index(images, padding), loader._reflected(images, padding))
+    assert torch.equal(augmenting._reflected_by_index(images, padding), augmenting._reflected(images, padding))
 
 
 def test_resizing_in_parts_gives_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     images = random_split(7).images
-    whole = loader._resized_by_matrices(images, 48)
+    whole = resize.resize_by_gemm(images, 48)
     # Of three images at a time, the last part has one.
-    monkeypatch.setattr(loader, "_BYTES_RESIZED_AT_ONCE", 3 * 3 * 48 * 48 * 8)
-    assert torch.equal(loader._resized_by_matrices(images, 48), whole)
+    monkeypatch.setattr(resize, "_BYTES_AT_ONCE", 3 * 3 * 48 * 48 * 8)
+    assert torch.equal(resize.resize_by_gemm(images, 48), whole)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -132,7 +135,7 @@ def test_normalising_in_one_pass_differs_by_rounding(memory_format: torch.memory
     """What a GPU computes."""
     resident = make_loader(random_split(20), memory_format=memory_format)
     images, _ = resident.raw_batch(0, 0)
-    in_one_pass, step_by_step = resident._normalised_in_one_pass(images), resident._normalised(images)
+    in_one_pass, step_by_step = resident._normalize_in_one_pass(images), resident._normalize(images)
     assert in_one_pass.stride() == step_by_step.stride()
     assert in_one_pass.dtype == torch.float32
     torch.testing.assert_close(in_one_pass, step_by_step, rtol=0, atol=1e-6)
@@ -143,7 +146,9 @@ def test_normalising_in_one_pass_differs_by_rounding(memory_format: torch.memory
 
 def test_crops_and_flips_are_uniform_and_independent() -> None:
     """Chi-square over the 9 x 9 x 2 windows that pad-4 crop and flip can give, as drawn over some epochs."""
-    resident = make_loader(random_split(1000), augmentation=Augmentation(4, "reflect", flip=True), shuffle=True)
+    resident = make_loader(
+        random_split(1000), augmentation=Augmentation(crop_padding=4, padding_mode="reflect", flip=True), shuffle=True
+    )
     counts = np.zeros((9, 9, 2))
     for epoch in range(40):
         draws = resident.draws(epoch)
@@ -176,7 +181,12 @@ def test_positions_of_an_image_are_uniform_over_epochs() -> None:
 
 def test_golden_draws() -> None:
     """They decide which images published runs saw; a change needs a new RANDOM_STREAM_VERSION."""
-    resident = make_loader(random_split(8), augmentation=Augmentation(4, "zeros", flip=True), shuffle=True, seed=42)
+    resident = make_loader(
+        random_split(8),
+        augmentation=Augmentation(crop_padding=4, padding_mode="zeros", flip=True),
+        shuffle=True,
+        seed=42,
+    )
     draws = resident.draws(1)
     assert draws.order.tolist() == [2, 4, 7, 3, 5, 6, 1, 0]
     assert draws.top.tolist() == [3, 0, 3, 8, 3, 4, 6, 8]
@@ -196,7 +206,9 @@ def test_seed_stream_and_epoch_each_change_the_epoch() -> None:
 # --- an epoch -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(4, "zeros", flip=True)])
+@pytest.mark.parametrize(
+    "augmentation", [Augmentation(), Augmentation(crop_padding=4, padding_mode="zeros", flip=True)]
+)
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 7, 50, 64])
 def test_every_image_is_seen_once_an_epoch(augmentation: Augmentation, shuffle: bool, batch_size: int) -> None:
@@ -226,7 +238,7 @@ def test_shapes_of_batches_are_known_beforehand(options: dict[str, object]) -> N
 
 
 def test_an_epoch_that_was_prepared_is_the_same() -> None:
-    options = {"augmentation": Augmentation(4, "reflect", flip=True), "shuffle": True}
+    options = {"augmentation": Augmentation(crop_padding=4, padding_mode="reflect", flip=True), "shuffle": True}
     prepared, plain = make_loader(random_split(50), **options), make_loader(random_split(50), **options)
     prepared.prepare(3)
     # Another epoch may come in between.
@@ -240,7 +252,7 @@ def test_an_epoch_that_was_prepared_is_the_same() -> None:
 
 @pytest.mark.parametrize("batches_at_once", [1, 3])
 def test_resuming_anywhere_gives_the_rest_of_the_epoch(batches_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    augmentation = Augmentation(4, "reflect", flip=True)
+    augmentation = Augmentation(crop_padding=4, padding_mode="reflect", flip=True)
     whole = list(make_loader(random_split(50), 7, augmentation=augmentation, shuffle=True, seed=5).epoch(4))
     monkeypatch.setattr(ResidentLoader, "_batches_at_once", lambda _: batches_at_once)
     for start in range(len(whole) + 1):
@@ -253,7 +265,7 @@ def test_resuming_anywhere_gives_the_rest_of_the_epoch(batches_at_once: int, mon
 
 
 def test_epochs_do_not_depend_on_what_ran_before() -> None:
-    resident = make_loader(random_split(50), augmentation=Augmentation(4, flip=True), shuffle=True)
+    resident = make_loader(random_split(50), augmentation=Augmentation(crop_padding=4, flip=True), shuffle=True)
     first = [images for images, _ in resident.epoch(1)]
     interrupted = resident.epoch(0)
     next(interrupted)
@@ -263,7 +275,7 @@ def test_epochs_do_not_depend_on_what_ran_before() -> None:
 
 
 def test_precision_and_layout_change_nothing_but_rounding_and_strides() -> None:
-    options = {"augmentation": Augmentation(4, "reflect", flip=True), "shuffle": True}
+    options = {"augmentation": Augmentation(crop_padding=4, padding_mode="reflect", flip=True), "shuffle": True}
     plain = make_loader(random_split(50), **options)
     other = make_loader(random_split(50), **options, dtype=torch.bfloat16, memory_format=torch.channels_last)
     for (images, labels), (expected, expected_labels) in zip(other.epoch(0), plain.epoch(0), strict=True):
@@ -310,7 +322,9 @@ def test_gpu_gives_the_images_of_the_cpu(
     memory_format: torch.memory_format,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    augmentation = Augmentation(4, mode, flip=True, resize=resize, brightness=0.1, contrast=0.1)
+    augmentation = Augmentation(
+        crop_padding=4, padding_mode=mode, flip=True, resize=resize, jitter=Jitter(brightness=0.1, contrast=0.1)
+    )
     options = {"augmentation": augmentation, "shuffle": True, "memory_format": memory_format}
     on_cpu = make_loader(random_split(50), 8, **options)
     for bytes_at_once in (1, 2**28):
@@ -330,7 +344,9 @@ def test_gpu_gives_the_images_of_the_cpu(
 @needs_gpu
 def test_gpu_is_not_waited_for_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_BYTES_AT_ONCE_ON_ACCELERATORS", 1)
-    augmentation = Augmentation(4, "reflect", flip=True, resize=40, brightness=0.1, contrast=0.1)
+    augmentation = Augmentation(
+        crop_padding=4, padding_mode="reflect", flip=True, resize=40, jitter=Jitter(brightness=0.1, contrast=0.1)
+    )
     resident = make_loader(random_split(50), 8, augmentation=augmentation, shuffle=True, device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -345,7 +361,9 @@ def test_gpu_is_not_waited_for_within_an_epoch(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_alternating_flips_show_each_image_both_ways_in_turn() -> None:
-    resident = make_loader(random_split(400), augmentation=Augmentation(flip=True, alternate=True), shuffle=True)
+    resident = make_loader(
+        random_split(400), augmentation=Augmentation(flip=True, flip_mode="alternating"), shuffle=True
+    )
 
     def by_image(epoch: int) -> Tensor:
         draws = resident.draws(epoch)
@@ -366,11 +384,11 @@ def test_jitter_moves_and_stretches_the_values_of_whole_images(
     plain, jittered = (
         make_loader(
             split,
-            augmentation=Augmentation(padding, brightness=brightness, contrast=contrast),
+            augmentation=Augmentation(crop_padding=padding, jitter=jitter),
             shuffle=True,
             memory_format=memory_format,
         )
-        for brightness, contrast in ((0.0, 0.0), (0.3, 0.2))
+        for jitter in (None, Jitter(brightness=0.3, contrast=0.2))
     )
     added, factors = [], []
     for epoch in (1, 2):
@@ -389,7 +407,7 @@ def test_jitter_moves_and_stretches_the_values_of_whole_images(
 
 
 def test_jitter_alone_needs_no_shuffle_or_crop_and_starts_anywhere() -> None:
-    resident = make_loader(random_split(48), augmentation=Augmentation(contrast=0.5))
+    resident = make_loader(random_split(48), augmentation=Augmentation(jitter=Jitter(contrast=0.5)))
     whole = [images for images, _ in resident.epoch(1)]
     assert not torch.equal(whole[2], [images for images, _ in make_loader(random_split(48)).epoch(1)][2])
     (last,) = (images for images, _ in resident.epoch(1, start_batch=2))
@@ -399,7 +417,7 @@ def test_jitter_alone_needs_no_shuffle_or_crop_and_starts_anywhere() -> None:
 @pytest.mark.parametrize("start_batch", [0, 3])
 def test_images_grow_within_an_epoch(start_batch: int) -> None:
     split = random_split(96)
-    sizes = ((1.5, 16), (2.0, 24), (3.0, 32))
+    sizes = tuple(ResizeStage(pixels=size, epochs=epochs) for size, epochs in ((16, 1.5), (24, 0.5), (32, 1.0)))
     growing = make_loader(split, augmentation=Augmentation(crop_padding=2, flip=True, sizes=sizes), shuffle=True)
     plain = make_loader(split, augmentation=Augmentation(crop_padding=2, flip=True), shuffle=True)
     for epoch, expected in ((1, [16] * 6), (2, [16] * 3 + [24] * 3), (3, [32] * 6)):
@@ -416,7 +434,7 @@ def test_images_grow_within_an_epoch(start_batch: int) -> None:
 
 def test_batches_that_are_made_together_are_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ResidentLoader, "_batches_at_once", lambda self: 4)
-    sizes = ((1.5, 16), (2.0, 32))
+    sizes = (ResizeStage(pixels=16, epochs=1.5), ResizeStage(pixels=32, epochs=0.5))
     together = make_loader(random_split(96), augmentation=Augmentation(sizes=sizes), shuffle=True)
     monkeypatch.undo()
     singly = make_loader(random_split(96), augmentation=Augmentation(sizes=sizes), shuffle=True)

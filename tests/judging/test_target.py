@@ -84,7 +84,7 @@ def test_other_splits_do_not_count() -> None:
     assert not watched.held
 
 
-def test_a_tta_claim_waits_for_the_tta_evaluation() -> None:
+def test_a_claim_with_tta_waits_for_the_evaluation_with_tta() -> None:
     evaluation = {"batch_size": 50, "test_time_augmentation": {"mirror": True}}
     followed = watch({"at_least": 60.0, "metric": "accuracy_tta"}, evaluation=evaluation)
     for _ in range(8):

@@ -12,7 +12,7 @@ from resnet_bench.kernels.allocator import retain_heap
 IN_A_PROCESS_OF_ITS_OWN = """
 import psutil
 import torch
-from resnet_bench.kernels import kept_allocations
+from resnet_bench.kernels.allocator import retain_heap
 
 def use_and_free():
     torch.ones(100 * 2**20 // 4)
@@ -24,10 +24,10 @@ use_and_free()
 at_first = psutil.Process().memory_info().rss
 use_and_free()
 found = [growth()]
-with kept_allocations(True):
+with retain_heap(True):
     use_and_free()
     found.append(growth())
-    with kept_allocations(False):
+    with retain_heap(False):
         found.append(growth())
     use_and_free()
     found.append(growth())

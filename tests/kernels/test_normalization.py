@@ -1,4 +1,4 @@
-"""Normalisation, activation and pool as one operation, against torch's own in float64."""
+"""Normalization with a pool or a shortcut and an activation as one operation, against torch's own in float64."""
 
 import copy
 import itertools
@@ -164,3 +164,119 @@ def test_gradients_may_lie_in_any_order() -> None:
 )
 def test_what_it_was_not_made_for_is_left_to_torch(maps: Tensor, norm: nn.BatchNorm2d, pool: Pool) -> None:
     assert not normalization.fits(maps, norm, pool)
+
+
+def sums_of(
+    maps: Tensor, shortcut: Tensor, norms: list[nn.BatchNorm2d], activation: Activation, kind: str, dtype: torch.dtype
+) -> list[Tensor]:
+    """Outputs, gradients and running statistics of a sum; one norm is that of the maps, a second of the shortcut.
+
+    `kind` is "fused", "torch", or "exact", which is torch in float64.
+    """
+    inputs = torch.float64 if kind == "exact" else dtype
+    parameters = torch.float64 if kind == "exact" else torch.float32
+    norm, other, *_ = [*(copy.deepcopy(layer).to(parameters) for layer in norms), None]
+    x, y = (each.detach().to(inputs).requires_grad_() for each in (maps, shortcut))
+    if kind == "fused":
+        assert normalization.fits_sum(x, norm, y, other)
+        outputs = normalization.normalize_and_add(x, norm, y, other, activation=activation)
+        assert outputs.dtype == dtype
+        assert outputs.is_contiguous(memory_format=torch.channels_last)
+    else:
+        outputs = ACTIVATE[activation](norm(x) + (y if other is None else other(y)))
+    layers = nn.ModuleList(layer for layer in (norm, other) if layer is not None)
+    return [outputs, *gradients_of(outputs, [x, y, *layers.parameters()]), *layers.buffers()]
+
+
+def some_norms(channels: int, *, projected: bool, **options: object) -> list[nn.BatchNorm2d]:
+    return [some_norm(channels, **options) for _ in range(2 if projected else 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("projected", [False, True])
+@pytest.mark.parametrize("activation", list(Activation))
+def test_a_sum_is_at_least_as_exact_as_torchs(activation: Activation, projected: bool, dtype: torch.dtype) -> None:
+    for shape in ((3, 16, 7, 6), (130, 64, 1, 1), (33, 48, 2, 2), (40, 32, 9, 9)):
+        arguments = (some_maps(shape), some_maps(shape, seed=5), some_norms(shape[1], projected=projected), activation)
+        ours, torchs, exact = (sums_of(*arguments, kind, dtype) for kind in ("fused", "torch", "exact"))
+        for one, other, true in zip(ours, torchs, exact, strict=True):
+            # Running statistics of few values are equal up to the last digit, which is chance.
+            rounding = 2e-7 * true.double().norm()
+            assert (one.double() - true).norm() <= 1.05 * (other.double() - true).norm() + rounding
+
+
+@given(
+    count=st.integers(1, 200),
+    channels=st.sampled_from([16, 32, 80]),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    projected=st.booleans(),
+    activation=st.sampled_from(Activation),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=60, deadline=None)
+def test_maps_of_any_shape_are_added(count, channels, height, width, projected, activation, seed) -> None:
+    # Of two values the normalized ones are nearly -1 and 1 whatever they are, and gradients are only rounding.
+    if count * height * width <= 8:
+        return
+    shape = (count, channels, height, width)
+    arguments = (some_maps(shape, seed), some_maps(shape, seed + 10), some_norms(channels, projected=projected))
+    ours, exact = (sums_of(*arguments, activation, kind, torch.float32) for kind in ("fused", "exact"))
+    for one, true in zip(ours, exact, strict=True):
+        torch.testing.assert_close(one.double(), true.double(), rtol=2e-5, atol=2e-5 * true.abs().max().item())
+
+
+@pytest.mark.parametrize("options", [{"affine": False}, {"track_running_stats": False}, {"eps": 1e-12}])
+@pytest.mark.parametrize("projected", [False, True])
+def test_sums_of_layers_without_parameters_or_statistics(options: dict[str, object], projected: bool) -> None:
+    arguments = (some_maps((4, 16, 6, 6)), some_maps((4, 16, 6, 6), 1), some_norms(16, projected=projected, **options))
+    ours, exact = (sums_of(*arguments, Activation.RELU, kind, torch.float32) for kind in ("fused", "exact"))
+    for one, true in zip(ours, exact, strict=True):
+        torch.testing.assert_close(one.double(), true.double(), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("projected", [False, True])
+def test_the_number_of_threads_changes_no_bit_of_a_sum(projected: bool) -> None:
+    shape, before, found = (37, 16, 9, 9), torch.get_num_threads(), []
+    arguments = (some_maps(shape), some_maps(shape, 1), some_norms(16, projected=projected), Activation.RELU)
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(sums_of(*arguments, "fused", torch.bfloat16))
+    finally:
+        torch.set_num_threads(before)
+    for one, two, three in zip(*found, strict=True):
+        assert one.equal(two)
+        assert one.equal(three)
+
+
+@pytest.mark.parametrize("channel_of_nan", ["maps", "shortcut"])
+def test_a_sum_passes_nan_on(channel_of_nan: str) -> None:
+    maps, shortcut = some_maps((4, 16, 4, 4)), some_maps((4, 16, 4, 4), 1)
+    (maps if channel_of_nan == "maps" else shortcut)[1, 3, 2, 2] = float("nan")
+    outputs = normalization.normalize_and_add(maps, some_norm(16), shortcut, None, activation=Activation.RELU)
+    assert outputs[:, 3].isnan().sum() == (4 * 4 * 4 if channel_of_nan == "maps" else 1)
+    assert not outputs[:, :3].isnan().any()
+
+
+def test_a_shortcut_that_is_the_maps_has_both_gradients() -> None:
+    maps, norm = some_maps((4, 16, 5, 5)).requires_grad_(), some_norm(16)
+    outputs = normalization.normalize_and_add(maps, norm, maps, None, activation=Activation.IDENTITY)
+    expected = copy.deepcopy(norm)(maps) + maps
+    torch.testing.assert_close(gradients_of(outputs, [maps])[0], gradients_of(expected, [maps])[0])
+
+
+@pytest.mark.parametrize(
+    ("shortcut", "shortcut_norm"),
+    [
+        (some_maps((2, 16, 4, 4)).contiguous(), None),
+        (some_maps((2, 16, 4, 4)).bfloat16(), None),
+        (some_maps((1, 16, 4, 4)), None),
+        (some_maps((2, 16, 4, 4)), some_norm(16).eval()),
+        (some_maps((2, 16, 4, 4)), some_norm(32)),
+    ],
+)
+def test_shortcuts_that_do_not_fit_are_left_to_torch(shortcut: Tensor, shortcut_norm: nn.BatchNorm2d | None) -> None:
+    maps = some_maps((2, 16, 4, 4))
+    assert normalization.fits_sum(maps, some_norm(16), maps, None)
+    assert not normalization.fits_sum(maps, some_norm(16), shortcut, shortcut_norm)

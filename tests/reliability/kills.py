@@ -36,7 +36,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from resnet_bench.cli import suite
+from resnet_bench.cli.run_all import run_all
 from resnet_bench.data.cache import CacheEntry
 from resnet_bench.reporting import files, report
 from resnet_bench.tracking.delivery import Delivery
@@ -94,8 +94,8 @@ def mark_phases(phases: Phases, patch: pytest.MonkeyPatch) -> None:
 def work(project: Path) -> None:
     """What ``make bench`` does: the suite, then the report."""
     with (project / "output.txt").open("a") as output:
-        outcome = suite.run_suite(tiny.suite_request(project, resume=True), Console(file=output, width=160))
-        assert not outcome.failures, [result.failure for result in outcome.results]
+        summary = run_all(tiny.options(resume=True), tiny.context(project), Console(file=output, width=160))
+        assert not summary.failures, [outcome.failure for _, outcome in summary.results]
         report.write([f"sqlite:///{project / 'mlflow.db'}"], project / "report")
 
 

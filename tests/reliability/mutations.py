@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -31,19 +32,21 @@ import torch
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.cache import CacheEntry, CacheMiss
-from resnet_bench.data.dataset import find_sources
+from resnet_bench.data.content import in_canonical_order
 from resnet_bench.data.decode import decode_image, strict_decoding
+from resnet_bench.data.sources import find_sources
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.changes import override, parse_assignments
 from resnet_bench.recipe.files import load_benchmark, load_benchmark_file
 from resnet_bench.reporting import reading
-from resnet_bench.running.run_folder import RunFolder, RunIdentity
+from resnet_bench.running.run_folder import RunFolder
 from resnet_bench.tracking.cursor import CURSOR, Cursor
 from resnet_bench.tracking.journal import Damage, Journal, metrics_record, read
 from resnet_bench.tracking.store import Store
 from resnet_bench.training import checkpoint
 from resnet_bench.tuning.plan import load_study_file
 from tests.data import builders
+from tests.reliability import tiny
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MUTATIONS = int(os.environ.get("RESNET_BENCH_MUTATIONS", "0"))
@@ -177,7 +180,7 @@ def _cache(folder: Path) -> Format:
     source = next(find_sources(info, folder))
     entry = CacheEntry.of(source, folder / "cache")
     with entry.lock():
-        entry.write(source.read(lambda _: None), entry.identity())
+        entry.write(in_canonical_order(source.read(lambda _: None)), entry.identity())
     expected = entry.read()[1]
     names = sorted(path.name for path in entry.folder.iterdir())
     whole = {name: (entry.folder / name).read_bytes() for name in names}
@@ -275,19 +278,20 @@ def _cursor(folder: Path) -> Format:
 
 
 def _run_state(folder: Path) -> Format:
-    identity = RunIdentity("tiny", "full", 0, "f" * 16, "d" * 16, "run", "cpu fp32", "code")
-    run = RunFolder.create(folder, identity)
-    run.update(status="finished", run_id="a" * 32)
+    facts = tiny.facts()
+    run = RunFolder.create(folder, facts)
+    run.update(status="killed", run_id="a" * 32)
     run.release()
     path = run.path / "run.json"
 
     def promise(data: bytes) -> bool:
         path.write_bytes(data)
-        found = RunFolder.find(folder, identity)
-        if found is None:
-            return True
+        found = RunFolder.acquire(folder, facts)
         found.release()
-        assert vars(identity) == json.loads(data)["identity"]
+        if found.path != run.path:
+            shutil.rmtree(found.path)
+            return True
+        assert json.loads(data)["identity"] == facts.identity
         return False
 
     return Format([path.read_bytes()], promise, quick=400)

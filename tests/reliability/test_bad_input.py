@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import logging
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -15,13 +16,14 @@ from hypothesis import strategies as st
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.cache import CacheEntry
-from resnet_bench.data.dataset import find_sources, load
+from resnet_bench.data.dataset import ImageLocation, load
+from resnet_bench.data.sources import find_sources
 from resnet_bench.recipe.changes import override, parse_assignments
 from resnet_bench.recipe.files import load_benchmark
-from resnet_bench.running.run_folder import RunFolder, RunIdentity
+from resnet_bench.running.run_folder import RunFolder
 from resnet_bench.tracking.store import Store
 from tests.data import builders
-from tests.reliability import mutations
+from tests.reliability import mutations, tiny
 
 fuzzed = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -172,7 +174,7 @@ def test_flipped_bits_in_the_data_cache_are_never_trained_on(tmp_path: Path) -> 
     builders.write_parquet(tmp_path / "cifar10", info, builders.random_content(info))
 
     def fingerprint() -> str:
-        dataset = load(info, tmp_path, cache_folder=None, download=False, allow_generated=False, progress=said.append)
+        dataset = load(info, ImageLocation(tmp_path), said.append)
         return f"{dataset.fingerprint} {int(dataset.train.images.sum())} {int(dataset.test.labels.sum())}"
 
     said: list[str] = []
@@ -180,10 +182,10 @@ def test_flipped_bits_in_the_data_cache_are_never_trained_on(tmp_path: Path) -> 
     entry = CacheEntry.of(next(find_sources(info, tmp_path)), tmp_path / ".resnet-bench-cache")
     random = np.random.default_rng(3)
     files = sorted(path for path in entry.folder.iterdir())
-    assert len(files) == 5
+    assert len(files) == 7
     rebuilt = 0
     for number in range(50):
-        path = files[number % 5]
+        path = files[number % 7]
         data = bytearray(path.read_bytes())
         data[random.integers(len(data))] ^= 1 << random.integers(8)
         # A new file, as the old one may be mapped into memory.
@@ -208,6 +210,7 @@ JSON = st.recursive(
 def test_a_damaged_state_of_a_run_is_no_run(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "runs" / "a").mkdir(parents=True, exist_ok=True)
     (tmp_path / "runs" / "a" / "run.json").write_bytes(content)
-    identity = RunIdentity("tiny", "full", 0, "f", "d", "run", "cpu fp32", "code")
-    found: Any = RunFolder.find(tmp_path / "runs", identity)
-    assert found is None
+    found = RunFolder.acquire(tmp_path / "runs", tiny.facts())
+    assert found.path.name != "a"
+    found.release()
+    shutil.rmtree(found.path)

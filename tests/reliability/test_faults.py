@@ -3,33 +3,37 @@
 import errno
 import os
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.files import write_atomically
-from resnet_bench.data.dataset import Dataset, generate_dataset
+from resnet_bench.cli.run_all import run_all
+from resnet_bench.data.dataset import ImageLocation
 from resnet_bench.recipe.benchmark import Benchmark, Source
 from resnet_bench.recipe.claims import Claim
-from resnet_bench.running.run import RunRequest, run
+from resnet_bench.recipe.files import load_benchmark
+from resnet_bench.running.context import Context
+from resnet_bench.running.job import Job
+from resnet_bench.running.prepare import prepare
+from resnet_bench.running.run import run
+from resnet_bench.running.run_folder import RunFolder
 from resnet_bench.tracking.journal import Damage, Journal, metrics_record, read
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.training import checkpoint
 from tests.reliability import tiny
 from tests.reliability.faults import FaultyDisk
-from tests.training.conftest import PLAIN, tiny_recipe
+from tests.running.conftest import PLAIN
+from tests.training.conftest import tiny_recipe
 
 CODES = [errno.ENOSPC, errno.EIO]
-
-
-@pytest.fixture(scope="module")
-def images() -> Dataset:
-    return generate_dataset("cifar10", train_size=64, test_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +44,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture
-def train(images: Dataset, store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], dict[str, Any]]:
+def train(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], dict[str, Any]]:
     """Train a tiny run to its end in a folder of runs, going on where there is something to go on with."""
     tiny.speed_up(monkeypatch)
     # What a disk that fails for good does not let through within a second, it never will.
@@ -48,10 +52,11 @@ def train(images: Dataset, store: Store, monkeypatch: pytest.MonkeyPatch) -> Cal
     recipe = tiny_recipe(data={"train_images": 24, "test_images": 20}, training={"batch_size": 12})
     source = Source(title="A tiny run", kind="ours")
     benchmark = Benchmark(name="tiny", source=source, claims=(Claim(at_least=20.0),), recipe=recipe)
-    request = RunRequest(benchmark, recipe, "full", seed=0, execution=PLAIN, resume=True, again=True)
+    job = Job(benchmark=benchmark, recipe=recipe, profile="full", seed=0, resume=True, force=True)
 
     def train_it(runs: Path) -> dict[str, Any]:
-        events = list(run(request, images, store, runs_folder=runs))
+        context = Context(store, runs, ImageLocation(runs, generated=(64, 32)), PLAIN)
+        events = list(run(prepare(job, context), context))
         return checkpoint.load(events[0].folder / "checkpoints" / "last.pt")["network"]
 
     return train_it
@@ -125,23 +130,17 @@ def test_a_folder_that_cannot_be_written_is_one_sentence_before_anything_is_trai
     """A file stands where the folder should be: the superuser, too, cannot write there."""
     (tmp_path / "taken").write_text("a file")
     tiny.write_images(tmp_path / "data")
-    changes: dict[str, Any] = {"runs": tmp_path / "taken" / "runs"}
+    context = tiny.context(tmp_path, run_dir=tmp_path / "taken" / "runs")
     if place == "tracking":
-        changes = {"tracking": f"sqlite:///{tmp_path / 'taken' / 'mlflow.db'}"}
-        from io import StringIO
-
-        from rich.console import Console
-
-        from resnet_bench.cli.suite import run_suite
-
+        context = tiny.context(tmp_path, tracking=f"sqlite:///{tmp_path / 'taken' / 'mlflow.db'}")
         with pytest.raises(UserError, match=r"taken: runs cannot be kept in this folder"):
-            run_suite(tiny.suite_request(tmp_path, **changes), Console(file=StringIO()))
+            run_all(tiny.options(), context, Console(file=StringIO()))
         return
-    from resnet_bench.running.run_folder import RunFolder, RunIdentity
-
-    identity = RunIdentity("tiny", "full", 0, "f" * 12, "d", "run", "cpu fp32", "code")
-    with pytest.raises(UserError, match=r"cannot write the run's files here .*choose another with --run-dir DIR"):
-        RunFolder.create(changes["runs"], identity)
+    benchmark = load_benchmark(tiny.BENCHMARK)
+    job = Job(benchmark=benchmark, recipe=benchmark.recipe_for("smoke"), profile="smoke", seed=0)
+    for acquire in (RunFolder.create, RunFolder.acquire):
+        with pytest.raises(UserError, match=r"cannot write the run's files here .*choose another with --runs DIR"):
+            acquire(context.run_dir, prepare(job, context).facts)
 
 
 # --- its files, one by one -------------------------------------------------------------------------

@@ -161,14 +161,14 @@ def test_evaluations_whose_batches_nobody_chose_take_smaller_ones(
 SHORT_OF_MEMORY = """
 import os, resource, sys
 import psutil
-from resnet_bench import data
-from resnet_bench.benchmark import override
-from resnet_bench.training import train
+from resnet_bench.data.dataset import generate_dataset
+from resnet_bench.recipe.changes import override
 from resnet_bench.training.errors import OutOfMemory
+from resnet_bench.training.loop import train
 from tests.training.conftest import PLAIN, tiny_recipe
 
 setting, batch_size, megabytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-images = data.generate("cifar10", train_size=1024, test_size=512)
+images = generate_dataset("cifar10", train_size=1024, test_size=512)
 recipe = tiny_recipe(data={"train_images": 1024, "test_images": 512}, training={"epochs": 1})
 # Threads and libraries take address space before it is limited.
 list(train(tiny_recipe(), PLAIN, 0, images))

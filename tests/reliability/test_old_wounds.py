@@ -12,7 +12,8 @@ import pytest
 
 from resnet_bench.base.files import write_atomically
 from resnet_bench.data.cache import CacheEntry
-from resnet_bench.data.dataset import find_sources, generate_dataset
+from resnet_bench.data.dataset import generate_dataset
+from resnet_bench.data.sources import find_sources
 from resnet_bench.reporting import files
 from resnet_bench.tracking.journal import Journal
 from resnet_bench.training import checkpoint
@@ -72,14 +73,14 @@ def test_a_trial_lives_on_when_the_clock_is_set(days: int, tmp_path: Path) -> No
     """Moving the heartbeat is what a clock that is set, or a machine that slept, looks like from the storage."""
     storage = StudyStorage(f"sqlite:///{tmp_path / 'optuna.db'}")
     plan = plan_study(load_study_file(write_tiny(tmp_path)), "smoke")
-    ledger = TrialQueue.begin("study", plan, storage.open(), generate_dataset("cifar10", train_size=60, test_size=20))
-    claimed = ledger.claim()
-    assert claimed is not None
-    ledger.storage.beat(claimed.trial._trial_id)
+    queue = TrialQueue.begin("study", plan, storage.open(), generate_dataset("cifar10", train_size=60, test_size=20))
+    acquired = queue.acquire()
+    assert acquired is not None
+    queue.stored.storage.beat(acquired.trial._trial_id)
     with contextlib.closing(sqlite3.connect(tmp_path / "optuna.db")) as database:
         moved = database.execute(f"UPDATE trial_heartbeats SET heartbeat = datetime(heartbeat, '{-days} day')")
         database.commit()
         assert moved.rowcount == 1
-    assert ledger.recover() == []
-    assert ledger.trial(0).state.name == "RUNNING"
-    assert ledger.retries() == {}
+    assert queue.recover() == []
+    assert queue.stored.trial(0).state.name == "RUNNING"
+    assert queue.stored.retries() == {}

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from resnet_bench.tracking.facts import RunDescription
+from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.journal import Entry, read
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
@@ -20,7 +20,7 @@ from tests.tracking.conftest import (  # noqa: F401 - fixtures
 )
 from tests.tracking.training_events import loss, steps
 
-Describe = Callable[..., RunDescription]
+Describe = Callable[..., RunFacts]
 
 
 class Answers500(BaseHTTPRequestHandler):

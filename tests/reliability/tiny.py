@@ -7,8 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resnet_bench.cli.suite import SuiteRequest
 from resnet_bench.data.content import Content, SplitArrays
+from resnet_bench.data.dataset import ImageLocation
+from resnet_bench.execution.options import ExecutionOptions
+from resnet_bench.recipe.files import load_benchmark
+from resnet_bench.running.context import Context
+from resnet_bench.running.plan import RunOptions
+from resnet_bench.tracking.facts import RunFacts
+from resnet_bench.tracking.store import Store
 from tests.data import builders
 
 BENCHMARK = "he-resnet20"
@@ -31,33 +37,47 @@ def write_images(folder: Path) -> None:
     builders.write_class_folders(folder / "cifar10", info, Content(split(40), split(TEST_IMAGES)))
 
 
-def suite_request(project: Path, **changes: Any) -> SuiteRequest:
-    """A run of the benchmark on those images, in a project's folder."""
-    request = SuiteRequest(
-        names=[BENCHMARK],
-        seeds=[0],
-        profile="smoke",
-        assignments={
-            "data.train_images": TRAIN_IMAGES,
-            "data.test_images": TEST_IMAGES,
-            "training.epochs": EPOCHS,
-            "training.batch_size": BATCH_SIZE,
-            "evaluation.batch_size": TEST_IMAGES,
-        },
-        device="cpu",
-        precision="fp32",
-        deterministic=True,
-        compile=False,
-        data=project / "data",
-        download=False,
-        tracking=f"sqlite:///{project / 'mlflow.db'}",
-        runs=project / "runs",
-        benchmarks=None,
-        resume=False,
-        again=False,
-        ask=False,
+CHANGES = {
+    "data.train_images": TRAIN_IMAGES,
+    "data.test_images": TEST_IMAGES,
+    "training.epochs": EPOCHS,
+    "training.batch_size": BATCH_SIZE,
+    "evaluation.batch_size": TEST_IMAGES,
+}
+
+
+def options(**changes: Any) -> RunOptions:
+    """A run of the benchmark on those images."""
+    return replace(RunOptions([BENCHMARK], profile="smoke", changes=CHANGES), **changes)
+
+
+def context(project: Path, *, tracking: str | None = None, run_dir: Path | None = None, **changes: Any) -> Context:
+    """A project's folder; keyword arguments change how runs are executed."""
+    # A process that has computed with several threads must not be forked: its children would wait for them.
+    executed = ExecutionOptions("cpu", precision="fp32", threads=1, deterministic=True)
+    return Context(
+        store=Store.resolve(tracking or f"sqlite:///{project / 'mlflow.db'}", Path.cwd()),
+        run_dir=run_dir or project / "runs",
+        images=ImageLocation(project / "data"),
+        options=replace(executed, **changes),
     )
-    return replace(request, **changes)
+
+
+def facts() -> RunFacts:
+    """What such a run is tracked as."""
+    benchmark = load_benchmark(BENCHMARK)
+    return RunFacts(
+        benchmark=benchmark,
+        recipe=benchmark.recipe_for("smoke"),
+        profile="smoke",
+        seed=0,
+        execution={"device": "cpu", "precision": "fp32", "threads": 1},
+        device_name="a processor",
+        dataset_name="cifar10",
+        data_source="image folder",
+        data_fingerprint="d" * 64,
+        generated=False,
+    )
 
 
 def draw_nothing(path: Path, *_: object) -> None:
@@ -73,11 +93,9 @@ def speed_up(patch: pytest.MonkeyPatch) -> None:
         folder.mkdir(exist_ok=True)
         torch.save(network.state_dict(), folder / "weights.pt")
 
-    patch.setattr("resnet_bench.cli.suite.measure_flops_per_second", lambda execution: 1e9)
-    patch.setattr("resnet_bench.cli.suite.estimate_seconds", lambda recipe, rate: 1.0)
-    # A process that has computed with several threads must not be forked: its children would wait for them.
-    patch.setattr("resnet_bench.execution.execution.usable_cores", lambda: 1)
-    patch.setattr("resnet_bench.cli.suite.check_benchmark", lambda benchmark: None)
+    patch.setattr("resnet_bench.running.plan.measure_flops_per_second", lambda execution: 1e9)
+    patch.setattr("resnet_bench.running.plan.estimate_seconds", lambda recipe, rate: 1.0)
+    patch.setattr("resnet_bench.running.plan.check_benchmark", lambda benchmark: None)
     patch.setattr("resnet_bench.models.of_recipe.count_macs", lambda network, shape: 1)
     patch.setattr("resnet_bench.running.pictures.write_confusion_matrix_png", draw_nothing)
     patch.setattr("resnet_bench.tracking.tracker.save_model", save_weights)

@@ -120,7 +120,7 @@ def test_people_read_the_same_numbers(compare, style: str) -> None:
         (f"team=green team=red {BOTH}", "team=green: there is no finished run"),
         (f"a1a1 c3c3 {BOTH}", "c3c3: there is no finished run"),
         ("a1a1 b2b2 --from none.db", "none.db does not exist"),
-        ("a1a1 b2b2", "mlflow.db does not exist; the first run creates it, or name another store with --from"),
+        ("a1a1 b2b2", "mlflow.db does not exist; the first run creates it; name another store"),
         ("before before-report", "before holds no report table (runs.parquet) and is not a tracking URI"),
         ("before-report after-report --format xml", "'xml' is not one of 'table', 'markdown', 'json'"),
         ("before-report after-report --since yesterday", "'yesterday' is not a date"),

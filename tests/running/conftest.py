@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from resnet_bench.data.dataset import Dataset, generate_dataset
+from resnet_bench.data.dataset import ImageLocation
+from resnet_bench.execution.options import ExecutionOptions
 from resnet_bench.recipe.benchmark import Benchmark, Source
 from resnet_bench.recipe.claims import Claim
-from resnet_bench.running.run import RunRequest
+from resnet_bench.running.context import Context
+from resnet_bench.running.job import Job
+from resnet_bench.running.stopping import Stop
 from resnet_bench.tracking.store import Store
-from tests.training.conftest import PLAIN, tiny_recipe
+from tests.training.conftest import tiny_recipe
 
-
-@pytest.fixture(scope="session")
-def images() -> Dataset:
-    return generate_dataset("cifar10", train_size=64, test_size=32)
+PLAIN = ExecutionOptions("cpu", mode="plain", precision="fp32", threads=1, deterministic=True, autotune=False)
 
 
 @pytest.fixture(scope="session")
@@ -28,10 +28,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture
-def request_for() -> Callable[..., RunRequest]:
-    """Makes a request for a tiny run; keyword arguments change the request, ``recipe`` the recipe."""
+def job_for() -> Callable[..., Job]:
+    """Makes a tiny job; keyword arguments change the job, ``recipe`` the recipe."""
 
-    def make(*, recipe: dict[str, Any] | None = None, **changes: Any) -> RunRequest:
+    def make(*, recipe: dict[str, Any] | None = None, **changes: Any) -> Job:
         chosen = tiny_recipe(**(recipe or {}))
         benchmark = Benchmark(
             name="tiny",
@@ -40,8 +40,9 @@ def request_for() -> Callable[..., RunRequest]:
             recipe=chosen,
             profiles={"smoke": chosen},
         )
-        request = RunRequest(benchmark=benchmark, recipe=chosen, profile="smoke", seed=0, execution=PLAIN)
-        return replace(request, **changes)
+        # The tests share a store, so that what one of them has finished must not count for another.
+        job = Job(benchmark=benchmark, recipe=chosen, profile="smoke", seed=0, force=True)
+        return replace(job, **changes)
 
     return make
 
@@ -49,3 +50,8 @@ def request_for() -> Callable[..., RunRequest]:
 @pytest.fixture
 def runs_folder(tmp_path: Path) -> Path:
     return tmp_path / "runs"
+
+
+@pytest.fixture
+def context(store: Store, runs_folder: Path) -> Context:
+    return Context(store, runs_folder, ImageLocation(runs_folder, generated=(64, 32)), PLAIN, Stop())

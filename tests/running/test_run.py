@@ -3,23 +3,34 @@
 import gc
 import json
 import math
+import os
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
+from resnet_bench.base.errors import UserError
+from resnet_bench.data.dataset import generate_dataset
 from resnet_bench.running import run as running
-from resnet_bench.running.run import RunClosed, RunOpened, run
-from resnet_bench.running.stopping import Stop, Stopped
+from resnet_bench.running.events import Closed, Opened
+from resnet_bench.running.outcome import Outcome
+from resnet_bench.running.prepare import prepare
+from resnet_bench.running.run import run
+from resnet_bench.running.stopping import Stopped
 from resnet_bench.training import checkpoint
 from resnet_bench.training.errors import Diverged
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Steps
 
 
+def started(job, context):
+    return run(prepare(job, context), context)
+
+
 def mlflow_run(store, events):
     opened = events[0]
-    assert isinstance(opened, RunOpened)
+    assert isinstance(opened, Opened)
     return store.client().get_run(opened.run_id)
 
 
@@ -37,18 +48,18 @@ def until(generator, condition):
     raise AssertionError("the run ended first")
 
 
-def test_a_run_lands_in_mlflow_whole(store, images, request_for, runs_folder) -> None:
-    request = request_for()
-    events = list(run(request, images, store, runs_folder=runs_folder))
+def test_a_run_lands_in_mlflow_whole(store, job_for, context, runs_folder) -> None:
+    job = job_for()
+    events = list(started(job, context))
     assert isinstance(events[-2], Finished)
     closed = events[-1]
-    assert isinstance(closed, RunClosed)
-    assert closed.shipping.complete
+    assert isinstance(closed, Closed)
+    assert closed.upload.complete
 
     tracked = mlflow_run(store, events)
     assert tracked.info.status == "FINISHED"
     assert tracked.data.params["optimizer.lr"] == "0.02"
-    assert tracked.data.tags["resnet_bench.fingerprint"] == request.recipe.fingerprint
+    assert tracked.data.tags["resnet_bench.fingerprint"] == job.recipe.fingerprint
     assert tracked.data.tags["resnet_bench.generated"] == "true"
     steps = [loss for event in events if isinstance(event, Steps) for loss in event.losses]
     assert history(store, tracked.info.run_id, "step/loss") == list(enumerate(steps, start=1))
@@ -76,9 +87,9 @@ def test_a_run_lands_in_mlflow_whole(store, images, request_for, runs_folder) ->
     }
 
 
-def test_what_is_logged_of_the_predictions_agrees_with_the_accuracy(store, images, request_for, runs_folder) -> None:
+def test_what_is_logged_of_the_predictions_agrees_with_the_accuracy(store, job_for, context, runs_folder) -> None:
     pandas = pytest.importorskip("pandas")
-    events = list(run(request_for(seed=5), images, store, runs_folder=runs_folder))
+    events = list(started(job_for(seed=5), context))
     folder = events[0].folder / "artifacts"
     accuracy = events[-2].metrics["test/accuracy_standard"]
     predictions = pandas.read_parquet(folder / "predictions.parquet")
@@ -94,20 +105,20 @@ def test_what_is_logged_of_the_predictions_agrees_with_the_accuracy(store, image
 
 @pytest.mark.parametrize("behind_step", [2, 3, 4])
 def test_a_closed_run_goes_on_in_place_and_ends_with_the_same_bits(
-    store, images, request_for, runs_folder, tmp_path, behind_step
+    store, job_for, context, runs_folder, tmp_path, behind_step
 ) -> None:
-    undisturbed = list(run(request_for(), images, store, runs_folder=tmp_path / "undisturbed"))
+    undisturbed = list(started(job_for(), replace(context, run_dir=tmp_path / "undisturbed")))
 
-    generator = run(request_for(), images, store, runs_folder=runs_folder)
+    generator = started(job_for(), context)
     opened = until(generator, lambda event: isinstance(event, Steps) and event.last_step == behind_step)[0]
     generator.close()
     interrupted = store.client().get_run(opened.run_id)
     assert interrupted.info.status == "KILLED"
     assert interrupted.data.tags["resnet_bench.reason"] == "stopped before its end"
 
-    events = list(run(request_for(resume=True), images, store, runs_folder=runs_folder))
+    events = list(started(job_for(resume=True), context))
     assert events[0].run_id == opened.run_id
-    assert events[0].resumed_at_step == behind_step
+    assert events[0].step == behind_step
     tracked = mlflow_run(store, events)
     assert tracked.info.status == "FINISHED"
     assert history(store, opened.run_id, "step/loss") == history(store, undisturbed[0].run_id, "step/loss")
@@ -116,10 +127,10 @@ def test_a_closed_run_goes_on_in_place_and_ends_with_the_same_bits(
 
 
 def test_interrupted_in_the_middle_of_a_step_a_run_goes_on_behind_its_last_whole_epoch(
-    store, images, request_for, runs_folder, tmp_path, monkeypatch
+    store, job_for, context, runs_folder, tmp_path, monkeypatch
 ) -> None:
     """A second Ctrl-C waits for nothing: the weights may be those of half a step."""
-    (*_, finished, _) = undisturbed = list(run(request_for(), images, store, runs_folder=tmp_path / "undisturbed"))
+    (*_, finished, _) = undisturbed = list(started(job_for(), replace(context, run_dir=tmp_path / "undisturbed")))
     steps = finished.step
     step, done = torch.optim.SGD.step, 0
 
@@ -133,19 +144,18 @@ def test_interrupted_in_the_middle_of_a_step_a_run_goes_on_behind_its_last_whole
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.SGD, "step", interrupted_step)
         with pytest.raises(KeyboardInterrupt):
-            list(run(request_for(), images, store, runs_folder=runs_folder))
-    events = list(run(request_for(resume=True), images, store, runs_folder=runs_folder))
-    assert events[0].resumed_at_step == steps // 2
+            list(started(job_for(), context))
+    events = list(started(job_for(resume=True), context))
+    assert events[0].step == steps // 2
     assert mlflow_run(store, events).info.status == "FINISHED"
     ours, theirs = (checkpoint.load(each[0].folder / "checkpoints" / "last.pt") for each in (events, undisturbed))
     assert all(torch.equal(ours["network"][name], theirs["network"][name]) for name in theirs["network"])
 
 
-def test_a_stop_request_checkpoints_and_marks_the_run(store, images, request_for, runs_folder) -> None:
-    stop = Stop()
-    generator = run(request_for(), images, store, runs_folder=runs_folder, stop=stop)
+def test_a_stop_request_checkpoints_and_marks_the_run(store, job_for, context, runs_folder) -> None:
+    generator = started(job_for(), context)
     opened = until(generator, lambda event: isinstance(event, Steps))[0]
-    stop.reason = "interrupted by SIGTERM"
+    context.stop.reason = "interrupted by SIGTERM"
     with pytest.raises(Stopped, match="SIGTERM"):
         next(generator)
     tracked = store.client().get_run(opened.run_id)
@@ -155,11 +165,9 @@ def test_a_stop_request_checkpoints_and_marks_the_run(store, images, request_for
     assert state["position"]["step"] == 1
 
 
-def test_a_program_that_exits_in_the_middle_of_a_run_has_not_finished_it(
-    store, images, request_for, runs_folder
-) -> None:
+def test_a_program_that_exits_in_the_middle_of_a_run_has_not_finished_it(store, job_for, context, runs_folder) -> None:
     def consume() -> None:
-        for event in run(request_for(keep_model=False), images, store, runs_folder=runs_folder):
+        for event in started(job_for(keep_model=False), context):
             opened.append(event)
             if isinstance(event, Steps):
                 sys.exit()
@@ -171,8 +179,8 @@ def test_a_program_that_exits_in_the_middle_of_a_run_has_not_finished_it(
     assert store.client().get_run(opened[0].run_id).info.status == "KILLED"
 
 
-def test_a_pruned_run_says_why(store, images, request_for, runs_folder) -> None:
-    generator = run(request_for(keep_model=False), images, store, runs_folder=runs_folder)
+def test_a_pruned_run_says_why(store, job_for, context, runs_folder) -> None:
+    generator = started(job_for(keep_model=False), context)
     opened = until(generator, lambda event: isinstance(event, EpochEnded))[0]
     with pytest.raises(Stopped):
         generator.throw(Stopped("pruned", "worse than the median at epoch 1"))
@@ -182,8 +190,8 @@ def test_a_pruned_run_says_why(store, images, request_for, runs_folder) -> None:
     assert not (opened.folder / "checkpoints").exists()
 
 
-def test_a_diverged_run_fails_with_step_and_rate(store, images, request_for, runs_folder) -> None:
-    generator = run(request_for(recipe={"optimizer": {"lr": 1e18}}), images, store, runs_folder=runs_folder)
+def test_a_diverged_run_fails_with_step_and_rate(store, job_for, context, runs_folder) -> None:
+    generator = started(job_for(recipe={"optimizer": {"lr": 1e18}}), context)
     opened = next(generator)
     with pytest.raises(Diverged):
         list(generator)
@@ -192,27 +200,96 @@ def test_a_diverged_run_fails_with_step_and_rate(store, images, request_for, run
     assert "at learning rate 1e+18" in tracked.data.tags["resnet_bench.reason"]
 
 
-def test_a_finished_run_is_not_trained_again_on_resume(store, images, request_for, runs_folder) -> None:
-    first = list(run(request_for(), images, store, runs_folder=runs_folder))
-    again = list(run(request_for(resume=True), images, store, runs_folder=runs_folder))
-    assert [type(event) for event in again] == [RunOpened]
-    assert again[0].already_finished
-    assert again[0].run_id == first[0].run_id
-    other_seed = list(run(request_for(resume=True, seed=1), images, store, runs_folder=runs_folder))
-    assert other_seed[0].run_id != first[0].run_id
+def test_run_yields_the_outcome_of_a_run_that_was_finished_before(store, job_for, context) -> None:
+    """The seeds are those of no other test: they share a store."""
+    first = list(started(job_for(seed=1001), context))
+    told = Outcome()
+    for event in first:
+        told.take(event)
+    again = list(started(job_for(seed=1001, force=False, resume=True), context))
+    assert [type(event) for event in again] == [Opened]
+    found = again[0].outcome
+    assert found.cached
+    assert again[0].run_id == found.run_id == first[0].run_id
+    for name in ("epochs", "accuracy", "accuracy_by_epoch", "accuracy_standard", "images_per_second", "url"):
+        assert getattr(found, name) == pytest.approx(getattr(told, name)), name
+    assert prepare(job_for(seed=1002, force=False), context).outcome is None
+    tracked = store.client().get_run(found.run_id)
+    assert tracked.data.metrics["final/images_per_second"] == pytest.approx(told.images_per_second)
 
 
-def test_a_run_that_another_process_holds_is_not_taken_over(store, images, request_for, runs_folder) -> None:
-    generator = run(request_for(), images, store, runs_folder=runs_folder)
-    opened = until(generator, lambda event: isinstance(event, Steps))[0]
-    other = next(run(request_for(resume=True), images, store, runs_folder=runs_folder))
-    assert other.folder != opened.folder
+def test_run_refuses_images_of_another_dataset(job_for, context, runs_folder) -> None:
+    prepared = replace(prepare(job_for(), context), dataset=generate_dataset("cifar100", train_size=64, test_size=32))
+    with pytest.raises(UserError, match="trains on cifar10; the images at hand are of cifar100"):
+        next(run(prepared, context))
+    assert not runs_folder.exists()
+
+
+def test_a_resumed_run_knows_what_it_told_before(job_for, context) -> None:
+    recipe = {"training": {"epochs": 3}}
+    undisturbed = Outcome()
+    for event in started(job_for(recipe=recipe), context):
+        undisturbed.take(event)
+    generator = started(job_for(recipe=recipe), context)
+    until(generator, lambda event: isinstance(event, EpochEnded) and event.epoch == 2)
     generator.close()
+    resumed = Outcome()
+    for event in started(job_for(recipe=recipe, resume=True), context):
+        resumed.take(event)
+    assert resumed.accuracy_by_epoch == undisturbed.accuracy_by_epoch
+    assert len(resumed.throughput_by_epoch) == 3
+
+
+def test_resume_refuses_a_run_that_another_process_is_training(job_for, context) -> None:
+    generator = started(job_for(), context)
+    opened = until(generator, lambda event: isinstance(event, Steps))[0]
+    with pytest.raises(UserError) as refused:
+        next(started(job_for(resume=True), context))
+    assert str(refused.value).startswith(f"process {os.getpid()} on ")
+    assert f"is training tiny seed 0 already ({opened.folder})" in str(refused.value)
+    # Whoever does not resume asks for a run of its own.
+    other = started(job_for(), context)
+    assert next(other).folder != opened.folder
+    other.close()
+    generator.close()
+
+
+def test_resume_says_what_differs_in_a_run_that_is_left_aside(job_for, context, caplog) -> None:
+    generator = started(job_for(), context)
+    until(generator, lambda event: isinstance(event, Steps))
+    generator.close()
+    changed = job_for(resume=True, recipe={"training": {"batch_size": 8}})
+    generator = started(changed, context)
+    assert next(generator).step == 0
+    generator.close()
+    assert "tiny seed 0 starts from scratch: an unfinished run of this seed is left aside" in caplog.text
+    assert caplog.messages[-1].endswith("recipe differs (training.batch_size)")
+    generator = started(job_for(resume=True), replace(context, options=replace(context.options, precision="bf16")))
+    next(generator)
+    generator.close()
+    assert "precision differs (fp32 then, bf16 now)" in caplog.messages[-1]
+    # Another seed has nothing to leave aside.
+    caplog.clear()
+    generator = started(job_for(resume=True, seed=1), context)
+    next(generator)
+    generator.close()
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("profile", "changed", "name"),
+    [("full", False, "tiny seed 0"), ("smoke", False, "tiny smoke seed 0"), ("full", True, "tiny seed 0 (--set)")],
+)
+def test_a_runs_name_has_its_profile_and_whether_it_was_changed(job_for, context, profile, changed, name) -> None:
+    job = job_for(profile=profile)
+    if changed:
+        job = replace(job, recipe=job_for(recipe={"training": {"batch_size": 8}}).recipe)
+    assert prepare(job, context).facts.name == name
 
 
 @pytest.mark.parametrize(("writing_seconds", "epochs_written"), [(0.0, [1, 2, 3, 4]), (0.3, [1, 4])])
 def test_checkpoints_are_rarer_where_the_disk_is_slower_than_an_epoch(
-    store, images, request_for, runs_folder, monkeypatch, writing_seconds, epochs_written
+    store, job_for, context, runs_folder, monkeypatch, writing_seconds, epochs_written
 ) -> None:
     """The best epoch's weights are those that the position knows of; the last epoch's position is there at the end."""
     save, written = checkpoint.save, []
@@ -227,17 +304,17 @@ def test_checkpoints_are_rarer_where_the_disk_is_slower_than_an_epoch(
     monkeypatch.setattr(checkpoint, "save", slowly)
     if writing_seconds == 0:
         monkeypatch.setattr(running, "CHECKPOINT_INTERVAL_FACTOR", 0.0)
-    request = request_for(recipe={"training": {"epochs": 4}})
-    list(run(request, images, store, runs_folder=runs_folder))
+    job = job_for(recipe={"training": {"epochs": 4}})
+    list(started(job, context))
     assert written == epochs_written
 
 
 def test_who_stops_a_run_loses_nothing_though_no_checkpoint_was_due(
-    store, images, request_for, runs_folder, monkeypatch
+    store, job_for, context, runs_folder, monkeypatch
 ) -> None:
     monkeypatch.setattr(running, "CHECKPOINT_INTERVAL_FACTOR", math.inf)
-    request = request_for(recipe={"training": {"epochs": 4}})
-    generator = run(request, images, store, runs_folder=runs_folder)
+    job = job_for(recipe={"training": {"epochs": 4}})
+    generator = started(job, context)
     third = until(generator, lambda event: isinstance(event, EpochEnded) and event.epoch == 3)[-1]
     weights = {name: value.clone() for name, value in third.snapshot()["network"].items()}
     kept = next(runs_folder.glob("*/checkpoints/last.pt"))
@@ -249,18 +326,16 @@ def test_who_stops_a_run_loses_nothing_though_no_checkpoint_was_due(
 
 
 @pytest.mark.parametrize("epoch", [0, 2])
-def test_run_stopped_between_two_evaluations_resumes_there(
-    store, images, request_for, runs_folder, tmp_path, epoch
-) -> None:
+def test_run_stopped_between_two_evaluations_resumes_there(store, job_for, context, tmp_path, epoch) -> None:
     recipe = {"evaluation": {"before_training": True}}
-    undisturbed = list(run(request_for(recipe=recipe), images, store, runs_folder=tmp_path / "undisturbed"))
+    undisturbed = list(started(job_for(recipe=recipe), replace(context, run_dir=tmp_path / "undisturbed")))
 
-    generator = run(request_for(recipe=recipe), images, store, runs_folder=runs_folder)
+    generator = started(job_for(recipe=recipe), context)
     stopped_at = until(generator, lambda event: isinstance(event, Evaluated) and event.epoch == epoch)
     generator.close()
-    events = list(run(request_for(recipe=recipe, resume=True), images, store, runs_folder=runs_folder))
+    events = list(started(job_for(recipe=recipe, resume=True), context))
 
-    assert events[0].resumed_at_step == stopped_at[-1].step
+    assert events[0].step == stopped_at[-1].step
     again = [event.epoch for event in events if isinstance(event, Evaluated)]
     assert again == [event.epoch for event in undisturbed if isinstance(event, Evaluated) and event.epoch > epoch]
     assert events[0].run_id == stopped_at[0].run_id

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from resnet_bench.recipe.benchmark import Benchmark
-from resnet_bench.tracking.facts import RunDescription
+from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.ui import ui_command
 
@@ -52,10 +52,10 @@ def benchmark_of_the_test() -> Benchmark:
 
 
 @pytest.fixture
-def describe(benchmark_of_the_test: Benchmark) -> Callable[..., RunDescription]:
+def describe(benchmark_of_the_test: Benchmark) -> Callable[..., RunFacts]:
     """Describe a run of the small benchmark; anything can be said otherwise."""
 
-    def describe(**changes: Any) -> RunDescription:
+    def describe(**changes: Any) -> RunFacts:
         fields: dict[str, Any] = {
             "benchmark": benchmark_of_the_test,
             "recipe": benchmark_of_the_test.recipe,
@@ -68,7 +68,7 @@ def describe(benchmark_of_the_test: Benchmark) -> Callable[..., RunDescription]:
             "data_fingerprint": "0123456789abcdef",
             "generated": False,
         }
-        return RunDescription(**{**fields, **changes})
+        return RunFacts(**{**fields, **changes})
 
     return describe
 

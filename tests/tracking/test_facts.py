@@ -5,11 +5,11 @@ import torch
 
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.tracking.environment import environment
-from resnet_bench.tracking.facts import RunDescription
+from resnet_bench.tracking.facts import RunFacts
 
 from .training_events import BENCHMARK
 
-Describe = Callable[..., RunDescription]
+Describe = Callable[..., RunFacts]
 
 
 def test_the_environment_is_complete_and_plain() -> None:
@@ -33,7 +33,7 @@ def test_the_params_are_the_recipe_and_nothing_else(describe: Describe) -> None:
 
 
 def test_every_tag_is_a_string_that_mlflow_takes(describe: Describe) -> None:
-    tags = describe(role="trial", tags={"trial_number": "7"}).all_tags()
+    tags = describe(role="trial", more_tags={"trial_number": "7"}).tags()
     assert all(isinstance(value, str) for value in tags.values())
     assert tags["resnet_bench.trial_number"] == "7"
     assert "mlflow.runColor" not in tags
@@ -42,11 +42,11 @@ def test_every_tag_is_a_string_that_mlflow_takes(describe: Describe) -> None:
 def test_repeats_share_a_colour_and_benchmarks_do_not(describe: Describe) -> None:
     other = Benchmark.model_validate({**BENCHMARK, "name": "other"})
     one, repeat, another = (
-        describe(**changes).all_tags()["mlflow.runColor"] for changes in ({}, {"seed": 9}, {"benchmark": other})
+        describe(**changes).tags()["mlflow.runColor"] for changes in ({}, {"seed": 9}, {"benchmark": other})
     )
     assert one == repeat != another
 
 
 def test_the_note_says_when_numbers_mean_nothing(describe: Describe) -> None:
-    assert "generated images" in describe(generated=True).all_tags()["mlflow.note.content"]
-    assert "judges no claim" in describe(profile="smoke").all_tags()["mlflow.note.content"]
+    assert "generated images" in describe(generated=True).tags()["mlflow.note.content"]
+    assert "judges no claim" in describe(profile="smoke").tags()["mlflow.note.content"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from resnet_bench.recipe.benchmark import Benchmark
-from resnet_bench.tracking.facts import RunDescription
+from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.tracking.vocabulary import EXPERIMENT
@@ -41,7 +41,7 @@ def open_tracker(project: Path, folder: Path, *, seed: int, resume_step: int | N
 
     resnet_bench.tracking.tracker.UPLOAD_SECONDS = 0.01
     benchmark = Benchmark.model_validate(BENCHMARK)
-    description = RunDescription(
+    description = RunFacts(
         benchmark=benchmark,
         recipe=benchmark.recipe,
         profile="full",

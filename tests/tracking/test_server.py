@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from resnet_bench.tracking.experiments import VIEW_KEY
-from resnet_bench.tracking.facts import RunDescription
+from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.tracking.uploader import flush
@@ -22,7 +22,7 @@ from .conftest import Server
 from .test_tracker import expected_histories, histories, record_all, whole_run
 from .training_events import loss, steps
 
-Describe = Callable[..., RunDescription]
+Describe = Callable[..., RunFacts]
 MakeServer = Callable[[], Server]
 
 

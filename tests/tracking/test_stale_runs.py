@@ -10,13 +10,13 @@ import psutil
 import pytest
 
 from resnet_bench.base.machine import process_start
-from resnet_bench.tracking.facts import RunDescription
+from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.stale_runs import close_stale_runs
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.tracking.vocabulary import EXPERIMENT
 
-Describe = Callable[..., RunDescription]
+Describe = Callable[..., RunFacts]
 
 
 @pytest.fixture
@@ -48,11 +48,11 @@ def tags_of(pid: int) -> dict[str, str]:
 TRACK = """
 import pathlib, sys, time
 from resnet_bench.benchmark import Benchmark
-from resnet_bench.tracking import RunDescription, Store, Tracker
+from resnet_bench.tracking import RunFacts, Store, Tracker
 from tests.tracking.training_events import BENCHMARK, started, training
 
 benchmark = Benchmark.model_validate(BENCHMARK)
-description = RunDescription(
+description = RunFacts(
     benchmark=benchmark, recipe=benchmark.recipe, profile="full", seed=0, execution={"device": "cpu"},
     device_name="x", dataset_name="cifar10", data_source="parquet", data_fingerprint="f", generated=False,
 )

@@ -17,7 +17,7 @@ import pytest
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.tracking.experiments import outdated_tags
-from resnet_bench.tracking.facts import RunDescription
+from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.tracking.vocabulary import EXPERIMENT, NOTE
@@ -25,7 +25,7 @@ from resnet_bench.tracking.vocabulary import EXPERIMENT, NOTE
 from .conftest import Server, free_port
 from .test_tracker import record_all, whole_run
 
-Describe = Callable[..., RunDescription]
+Describe = Callable[..., RunFacts]
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -98,7 +98,7 @@ def test_reading_makes_nothing_where_nothing_is(tmp_path: Path) -> None:
     folder = tmp_path / "none"
     folder.mkdir()
     store = Store.resolve(None, folder)
-    with pytest.raises(UserError, match="does not exist; the first run makes it"):
+    with pytest.raises(UserError, match="does not exist; the first run creates it"):
         store.reader()
     assert "no runs yet" in (store.check(to_write=False) or "")
     assert store.check() is None

@@ -18,7 +18,7 @@ from torch import nn
 from resnet_bench.base.errors import UserError
 from resnet_bench.tracking import mlflow_client
 from resnet_bench.tracking.cursor import JOURNAL, Cursor
-from resnet_bench.tracking.facts import RunDescription
+from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.journal import Journal
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
@@ -39,7 +39,7 @@ from .training_events import (
     training,
 )
 
-Describe = Callable[..., RunDescription]
+Describe = Callable[..., RunFacts]
 History = list[tuple[int, float]]
 
 
@@ -120,7 +120,7 @@ class Away:
 
 
 def test_a_run_has_its_params_tags_name_and_status(store: Store, describe: Describe, folder: Path) -> None:
-    description = describe(tags={"study": "s", "custom.key": "v"}, parent_run_id="0123")
+    description = describe(more_tags={"study": "s", "custom.key": "v"}, parent_run_id="0123")
     tracker = Tracker.open(store, description, folder)
     record_all(tracker, whole_run())
     assert tracker.close("finished").complete
@@ -592,7 +592,7 @@ def test_no_password_gets_into_the_run_or_its_folder(
         raise ConnectionRefusedError(f"cannot connect to {uri}")
 
     monkeypatch.setattr(mlflow_client, "connect", refuse)
-    tracker = Tracker.open(store, describe(tags={"note": f"see {uri}"}), folder)
+    tracker = Tracker.open(store, describe(more_tags={"note": f"see {uri}"}), folder)
     tracker.record(steps(1, 2))
     report = tracker.close("failed", f"OperationalError: {uri} is away", timeout=0.1)
     written = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())

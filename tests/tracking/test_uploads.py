@@ -19,7 +19,7 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.tracking.cursor import Cursor, store_of
-from resnet_bench.tracking.facts import RunDescription
+from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.tracking.uploader import flush_all, flush_command
@@ -27,7 +27,7 @@ from resnet_bench.tracking.uploader import flush_all, flush_command
 from .conftest import Server
 from .test_tracker import Away, expected_histories, histories, record_all, whole_run
 
-Describe = Callable[..., RunDescription]
+Describe = Callable[..., RunFacts]
 
 QUEUE_POOL = (
     "QueuePool limit of size 5 overflow 10 reached, connection timed out, timeout 30.00 (Background on this error at: "
@@ -350,7 +350,7 @@ def test_hints_repeat_the_folder_unless_it_is_the_usual_one(store: Store, monkey
     assert store.path is not None
     project = store.path.parent
     assert flush_command(store, project / "my runs" / "x") == (
-        f"resnet-bench tracking flush --runs '{project}/my runs'"
+        f"resnet-bench tracking flush --run-dir '{project}/my runs'"
     )
     monkeypatch.chdir(project)
     assert flush_command(store, project / "runs" / "x") == "resnet-bench tracking flush"

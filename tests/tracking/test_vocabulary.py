@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from resnet_bench.tracking import vocabulary as names
-from resnet_bench.tracking.facts import RunDescription
+from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
 
 from .test_tracker import record_all, whole_run
 
-Describe = Callable[..., RunDescription]
+Describe = Callable[..., RunFacts]
 
 
 @pytest.mark.parametrize(

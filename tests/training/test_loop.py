@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import Dataset, Split
-from resnet_bench.data.loader import Augmentation, ResidentLoader
+from resnet_bench.data.loader import ResidentLoader
 from resnet_bench.execution.execution import Execution
 from resnet_bench.models.catalogue import build
 from resnet_bench.models.whitening import PatchWhitening
 from resnet_bench.recipe.changes import merge
+from resnet_bench.recipe.settings import Augmentation
 from resnet_bench.training.errors import Diverged
 from resnet_bench.training.events import EpochEnded, Evaluated, Event, Finished, Started, State, Steps
 from resnet_bench.training.loop import train

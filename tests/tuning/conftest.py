@@ -3,22 +3,27 @@
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pytest
+from optuna.trial import TrialState
 
-from resnet_bench.data.dataset import Dataset, generate_dataset
+from resnet_bench.data.dataset import Dataset, ImageLocation, load_images
+from resnet_bench.execution.options import ExecutionOptions
 from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.running.context import Context
+from resnet_bench.running.stopping import Stop
 from resnet_bench.tracking.store import Store
 from resnet_bench.training.errors import Diverged, OutOfMemory
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, Steps
+from resnet_bench.tuning.events import StudyEvent
 from resnet_bench.tuning.plan import Plan, load_study_file, plan_study
-from resnet_bench.tuning.run import Images, StudyRequest, run_study
+from resnet_bench.tuning.run import run_study
 from resnet_bench.tuning.storage import StudyStorage
+from resnet_bench.tuning.stored_study import StoredStudy
 from resnet_bench.tuning.trial_queue import TrialQueue
 
 TRAIN_IMAGES, TEST_IMAGES = 60, 20
@@ -37,6 +42,7 @@ optimizer.momentum = { type = "categorical", choices = [0.0, 0.9] }
 optimizer.nesterov = { type = "categorical", choices = [false, true] }
 
 [recipe]
+model = { name = "he_resnet20" }
 data = { train_images = 60, test_images = 20 }
 training = { epochs = 3, batch_size = 20 }
 optimizer = { lr = 0.1 }
@@ -45,9 +51,12 @@ optimizer = { lr = 0.1 }
 """
 
 
+IMAGES = ImageLocation(Path("nowhere"), generated=(TRAIN_IMAGES, TEST_IMAGES))
+
+
 @pytest.fixture(scope="session")
 def dataset() -> Dataset:
-    return generate_dataset("cifar10", train_size=TRAIN_IMAGES, test_size=TEST_IMAGES, seed=0)
+    return load_images("cifar10", IMAGES)
 
 
 @pytest.fixture(scope="session")
@@ -68,19 +77,103 @@ def write_tiny(folder: Path, name: str = "tiny", more: str = "", **replaced: str
     return path
 
 
-def tiny_request(plan: Plan, name: str, folder: Path, store: Store, **fields: Any) -> StudyRequest:
-    """A request for a plan, with an Optuna storage of its own."""
+@dataclass
+class TinyStudy:
+    """A study that can be run: its arguments, and what its two stores have afterwards."""
+
+    plan: Plan
+    name: str
+    storage: StudyStorage
+    context: Context
+    workers: int = 1
+
+    def run(self, stop: Stop | None = None) -> Generator[StudyEvent, None, None]:
+        """Run it, as an iterator of its events."""
+        # A stop that was not asked for yet is false.
+        context = self.context if stop is None else replace(self.context, stop=stop)
+        return run_study(self.name, self.plan, self.storage, context, workers=self.workers)
+
+    def events(self, kind: type | None = None) -> list[Any]:
+        """Run it to its end; return its events, or those of one kind."""
+        return [event for event in self.run() if kind is None or isinstance(event, kind)]
+
+    def begin(self) -> TrialQueue:
+        """Lay it out without running it."""
+        images = load_images(self.plan.base.data.dataset, self.context.images)
+        return TrialQueue.begin(self.name, self.plan, self.storage.open(), images)
+
+    def script(self, *params: dict[str, Any]) -> None:
+        """Decide what each slot behind the source's tries."""
+        queue = self.begin()
+        for trial in queue.stored.trials(TrialState.WAITING):
+            slot = trial.user_attrs["slot"]
+            if 0 < slot <= len(params):
+                queue.stored.storage.optuna.set_trial_system_attr(trial._trial_id, "fixed_params", params[slot - 1])
+
+    @property
+    def stored(self) -> StoredStudy:
+        """What Optuna has of it now."""
+        return StoredStudy.read(self.name, self.storage.read())
+
+    # --- the two stores, compared ------------------------------------------------------------------
+
+    @property
+    def parent(self) -> Any:
+        """Its run in MLflow."""
+        return self.context.store.client().get_run(self.stored.get_attr("mlflow_run_id"))
+
+    def children(self, role: str) -> list[Any]:
+        """The runs of this role that are nested in it."""
+        client, parent = self.context.store.client(), self.parent
+        runs = client.search_runs(
+            [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'", max_results=1000
+        )
+        return [run for run in runs if run.data.tags["resnet_bench.role"] == role]
+
+    def assert_stores_agree(self) -> None:
+        """Status, params, objective and pruning epoch of every trial are the same in both stores."""
+        stored = self.stored
+        runs = {run.info.run_id: run for run in self.children("trial")}
+        finished = [
+            trial for trial in stored.trials() if trial.state.is_finished() and "surplus" not in trial.user_attrs
+        ]
+        assert {trial.user_attrs["mlflow_run_id"] for trial in finished} == set(runs)
+        for trial in finished:
+            self._assert_trial_agrees(trial, runs[trial.user_attrs["mlflow_run_id"]], stored)
+
+    def _assert_trial_agrees(self, trial: Any, run: Any, stored: StoredStudy) -> None:
+        retries = stored.retries()
+        tags, metrics = run.data.tags, run.data.metrics
+        failed = "KILLED" if trial.number in retries else "FAILED"
+        assert run.info.status == {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": failed}[trial.state.name]
+        assert tags["resnet_bench.trial_state"] == trial.state.name
+        assert tags["resnet_bench.trial_number"] == str(trial.number)
+        assert json.loads(tags["resnet_bench.trial_params"]) == trial.params
+        for key, value in trial.params.items():
+            assert json.loads(run.data.params[key]) == value
+        assert metrics.get("study/value") == (trial.values[0] if trial.values else None)
+        assert metrics.get("study/pruned_epoch") == (trial.last_step if trial.state.name == "PRUNED" else None)
+        if trial.state.name != "COMPLETE":
+            assert tags["resnet_bench.reason"]
+        history = self.context.store.client().get_metric_history(run.info.run_id, "validation/accuracy")
+        scores = {point.step: point.value for point in history}
+        reported = {step: value for step, value in trial.intermediate_values.items() if not math.isnan(value)}
+        if trial.number in retries:
+            # The last score of an interrupted trial may have reached one store only.
+            assert len(scores.items() ^ reported.items()) <= 1
+        elif stored.definition.seeds == 1 and len(stored.definition.objectives) == 1:
+            assert scores == reported
+
+
+def tiny_study(plan: Plan, name: str, folder: Path, store: Store, **fields: Any) -> TinyStudy:
+    """A study with an Optuna storage of its own."""
+    options = ExecutionOptions(device=fields.pop("device", "cpu"), precision="fp32", autotune=False)
+    images = fields.pop("images", IMAGES)
     given = {
-        "plan": plan,
-        "name": name,
         "storage": StudyStorage(f"sqlite:///{folder / 'optuna.db'}"),
-        "store": store,
-        "images": Images("cifar10", folder / "none", generated=(TRAIN_IMAGES, TEST_IMAGES)),
-        "runs_folder": folder / "runs",
-        "device": "cpu",
-        "precision": "fp32",
+        "context": Context(store, folder / "runs", images, options),
     }
-    return StudyRequest(**{**given, **fields})
+    return TinyStudy(plan, name, **{**given, **fields})
 
 
 @pytest.fixture
@@ -94,15 +187,15 @@ def tiny_plan(write_study: Callable[..., Path]) -> Callable[..., Plan]:
 
 
 @pytest.fixture
-def request_for(tmp_path: Path, store: Store, request: pytest.FixtureRequest) -> Callable[..., StudyRequest]:
-    """A request for a plan; the study is named after the test."""
+def study_of(tmp_path: Path, store: Store, request: pytest.FixtureRequest) -> Callable[..., TinyStudy]:
+    """A study of a plan, named after the test."""
     name = re.sub("[^a-z0-9]+", "-", request.node.name).strip("-")
-    return lambda plan, **fields: tiny_request(plan, fields.pop("name", name), tmp_path, store, **fields)
+    return lambda plan, **fields: tiny_study(plan, fields.pop("name", name), tmp_path, store, **fields)
 
 
 def skip_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes seconds, and is tested by itself."""
-    monkeypatch.setattr("resnet_bench.tuning.artifacts.write_plots", lambda ledger, folder: [])
+    monkeypatch.setattr("resnet_bench.tuning.artifacts.write_plots", lambda *_: [])
 
 
 @pytest.fixture
@@ -161,97 +254,19 @@ def scripted_training(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
     return script_training(monkeypatch)
 
 
-class ScriptedSampler(optuna.samplers.BaseSampler):
-    """Draws what a list says for each trial number; retries keep the values they have."""
-
-    def __init__(self, settings: list[dict[str, Any]]) -> None:
-        self.settings = settings
-
-    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
-        return {}
-
-    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
-        return {}
-
-    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> Any:
-        return self.settings[trial.number][param_name]
-
-
-def script_settings(monkeypatch: pytest.MonkeyPatch, settings: list[dict[str, Any]]) -> None:
-    """Decide what each trial number tries."""
-    monkeypatch.setattr(
-        "resnet_bench.tuning.trial_queue.build_sampler", lambda study, *, seed: ScriptedSampler(settings)
-    )
-
-
-@pytest.fixture
-def scripted_settings(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[dict[str, Any]]], None]:
-    return lambda settings: script_settings(monkeypatch, settings)
-
-
 def sgd(lr: float, *, momentum: float = 0.9, nesterov: bool = False) -> dict[str, Any]:
     return {"optimizer.lr": lr, "optimizer.momentum": momentum, "optimizer.nesterov": nesterov}
 
 
-# --- the two stores, held against each other --------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Stores:
-    """What Optuna and MLflow hold of one study."""
-
-    ledger: TrialQueue
-    store: Store
-
-    @property
-    def parent(self) -> Any:
-        return self.store.client().get_run(self.ledger.recall("mlflow_run_id"))
-
-    def children(self, role: str) -> list[Any]:
-        client, parent = self.store.client(), self.parent
-        runs = client.search_runs(
-            [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'", max_results=1000
-        )
-        return [run for run in runs if run.data.tags["resnet_bench.role"] == role]
-
-    def assert_agree(self) -> None:
-        """Status, parameters, objective and pruning epoch of every trial, the same in both stores."""
-        runs = {run.info.run_id: run for run in self.children("trial")}
-        retries = self.ledger.retries()
-        finished = [trial for trial in self.ledger.trials() if trial.state.is_finished()]
-        assert {trial.user_attrs["mlflow_run_id"] for trial in finished} == set(runs)
-        for trial in finished:
-            run = runs[trial.user_attrs["mlflow_run_id"]]
-            tags, metrics = run.data.tags, run.data.metrics
-            failed = "KILLED" if trial.number in retries else "FAILED"
-            assert run.info.status == {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": failed}[trial.state.name]
-            assert tags["resnet_bench.trial_state"] == trial.state.name
-            assert tags["resnet_bench.trial_number"] == str(trial.number)
-            assert json.loads(tags["resnet_bench.trial_params"]) == trial.params
-            for key, value in trial.params.items():
-                assert json.loads(run.data.params[key]) == value
-            assert metrics.get("study/value") == (trial.values[0] if trial.values else None)
-            assert metrics.get("study/pruned_epoch") == (trial.last_step if trial.state.name == "PRUNED" else None)
-            if trial.state.name != "COMPLETE":
-                assert tags["resnet_bench.reason"]
-            history = self.store.client().get_metric_history(run.info.run_id, "validation/accuracy")
-            scores = {point.step: point.value for point in history}
-            reported = {step: value for step, value in trial.intermediate_values.items() if not math.isnan(value)}
-            if trial.number in retries:
-                # The last score of a trial that is interrupted may have reached one store only.
-                assert len(scores.items() ^ reported.items()) <= 1
-            elif self.ledger.definition.seeds == 1 and len(self.ledger.definition.objectives) == 1:
-                assert scores == reported
-
-
-@pytest.fixture
-def stores_of() -> Callable[[StudyRequest], Stores]:
-    def look(request: StudyRequest) -> Stores:
-        return Stores(TrialQueue.read(request.name, request.storage.open()), request.store)
-
-    return look
-
-
-def events_of(request: StudyRequest, dataset: Dataset, kind: type | None = None) -> list[Any]:
-    """Run a study to its end: its events, or those of one kind."""
-    return [event for event in run_study(request, dataset) if kind is None or isinstance(event, kind)]
+@pytest.fixture(scope="session")
+def done(tmp_path_factory: pytest.TempPathFactory, store: Store) -> TinyStudy:
+    """A finished study whose third trial is the best."""
+    folder = tmp_path_factory.mktemp("done")
+    plan = plan_study(load_study_file(write_tiny(folder, budget="budget = { trials = 5 }")), "smoke")
+    study = tiny_study(plan, "tiny", folder, store)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        script_training(monkeypatch)
+        skip_plots(monkeypatch)
+        study.script(sgd(0.03), sgd(0.0123, momentum=0.0), sgd(1e-4), sgd(0.02))
+        study.events()
+    return study

@@ -19,7 +19,6 @@ MakePlan = Callable[..., Plan]
         ("tpe", optuna.samplers.TPESampler),
         ("gp", optuna.samplers.GPSampler),
         ("random", optuna.samplers.RandomSampler),
-        ("grid", optuna.samplers.GridSampler),
     ],
 )
 def test_samplers_by_name(name: str, kind: type, tiny_plan: MakePlan) -> None:
@@ -58,11 +57,16 @@ def test_cma_es_draws(tiny_plan: MakePlan) -> None:
     assert len({trial.params["optimizer.lr"] for trial in study.trials}) == 3
 
 
-def test_a_grid_holds_every_combination(tiny_plan: MakePlan) -> None:
+def test_a_grid_has_every_combination_once(tiny_plan: MakePlan) -> None:
     lr = 'optimizer.lr = { type = "log-float", low = 1e-3, high = 1.0 }'
     momentum = 'optimizer.momentum = { type = "float", low = 0.1, high = 0.9, step = 0.4 }'
     sampler = 'sampler = { name = "grid", options = { points = 4 } }'
-    values = samplers.grid(tiny_plan(sampler=sampler, **{"optimizer.lr": lr, "optimizer.momentum": momentum}).study)
+    study = tiny_plan(sampler=sampler, **{"optimizer.lr": lr, "optimizer.momentum": momentum}).study
+    values = samplers.grid_values(study)
     assert values["optimizer.lr"] == pytest.approx([1e-3, 1e-2, 1e-1, 1.0])
     assert values["optimizer.momentum"] == pytest.approx([0.1, 0.5, 0.9])
     assert values["optimizer.nesterov"] == [False, True]
+    points = samplers.grid_points(study)
+    assert len(points) == len({space.identity(point) for point in points}) == 4 * 3 * 2
+    assert points == samplers.grid_points(study), "every process must lay out the same order"
+    assert points != samplers.grid_points(study.model_copy(update={"seed": 1}))

@@ -25,9 +25,9 @@ def test_each_main_benchmark_has_a_study_of_its_name() -> None:
 @pytest.mark.parametrize("name", FOUND)
 def test_a_shipped_study_fits_its_benchmark(name: str, profile: ProfileName) -> None:
     plan = plan_study(FOUND[name], profile)
-    settings = plan.source_settings
-    trial = trial_recipe(plan.study, plan.base, settings)
-    final = retraining_recipe(plan.study, plan.base, settings)
+    params = plan.source_params
+    trial = trial_recipe(plan.study, plan.base, params)
+    final = retraining_recipe(plan.study, plan.base, params)
     assert trial.evaluation.splits == ("validation",)
     assert not trial.evaluation.test_at_end
     assert "test" not in final.evaluation.splits

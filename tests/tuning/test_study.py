@@ -32,7 +32,7 @@ Write = Callable[..., Path]
         ),
         ({"sampler": 'objectives = ["training_seconds"]'}, "objectives starts with validation_accuracy"),
         ({"validation": "validation = { images = 60 }"}, "leaves nothing of the 60 training images"),
-        ({"validation": ""}, "holds no validation split; add \\[validation\\]"),
+        ({"validation": ""}, "has no validation split; add \\[validation\\]"),
         ({"training": "training = { epoch = 3 }"}, "recipe: unknown key 'training.epoch'"),
         (
             {"optimizer.lr": 'optimizer.lr = { type = "float", low = 1, high = 0.1 }'},
@@ -54,11 +54,11 @@ Write = Callable[..., Path]
         ),
         (
             {"optimizer.lr": 'optimizer.lr = { type = "float", low = 0.2, high = 1 }'},
-            r"space.optimizer.lr: the source's own setting 0.1 is not among 0.2 … 1; choose low, high and step",
+            r"space.optimizer.lr: the source's value 0.1 is not among 0.2 … 1; choose low, high and step",
         ),
         (
             {"optimizer.lr": 'optimizer.lr = { type = "categorical", choices = [0.01, 0.02] }'},
-            "the source's own setting 0.1 is not among the choices; add it",
+            "the source's value 0.1 is not among the choices; add it",
         ),
         (
             {"optimizer.lr": 'optimizer.lr = { type = "categorical", choices = [0.1, "large"] }'},
@@ -74,7 +74,7 @@ Write = Callable[..., Path]
         ),
         (
             {"optimizer.lr": 'training.epochs = { type = "int", low = 1, high = 3 }'},
-            "how long a trial trains is its budget",
+            "the budget decides how long a trial trains",
         ),
         (
             {"optimizer.lr": 'evaluation.batch_size = { type = "int", low = 1, high = 300 }'},
@@ -100,8 +100,23 @@ Write = Callable[..., Path]
             "pruner.options: .*cannot be negative",
         ),
         (
-            {"sampler": 'sampler = { name = "grid", options = { points = 2 } }', "budget": "budget = { trials = 10 }"},
-            "more than the 8 points of the grid .* write 9 or fewer",
+            {
+                "optimizer": "optimizer = { weight_decay = 0.0 }",
+                "optimizer.lr": 'optimizer.weight_decay = { type = "log-float", low = 5e-6, high = 2e-2 }',
+            },
+            "space.optimizer.weight_decay: the source's value 0.0 has no logarithm, and trial 0 runs it; write "
+            'optimizer.weight_decay = { type = "categorical", choices = \\[0.0, 1e-05, 0.0001, 0.001, 0.01\\] }',
+        ),
+        (
+            {
+                "sampler": 'sampler = { name = "grid" }',
+                "optimizer.momentum": 'optimizer.momentum = { type = "float", low = 0, high = 0.9, step = 1e-7 }',
+            },
+            r"sampler: a grid of 72,000,008 points is too large \(at most 100,000\); give fewer values",
+        ),
+        (
+            {"sampler": 'sampler = { name = "grid", options = { points = 100000000 } }'},
+            "sampler: a grid of 400,000,000 points is too large",
         ),
     ],
 )

@@ -1,26 +1,27 @@
 """Slots and trials: taken once each, given back when their process is gone, counted exactly."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
+import optuna
 import pytest
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.machine import this_process
 from resnet_bench.data.dataset import Dataset
-from resnet_bench.tuning import trial_queue as ledgers
+from resnet_bench.tuning import space
 from resnet_bench.tuning.plan import Plan
-from resnet_bench.tuning.storage import StudyStorage
-from resnet_bench.tuning.trial_queue import TrialQueue
+from resnet_bench.tuning.storage import StudyStorage, retry
+from resnet_bench.tuning.stored_study import StoredStudy
+from resnet_bench.tuning.trial_queue import AcquiredTrial, TrialQueue
 
 MakePlan = Callable[..., Plan]
+Begin = Callable[..., TrialQueue]
 
 
 @pytest.fixture(params=["sqlite:///{}/optuna.db", "journal:{}/optuna.log"], ids=["sqlite", "journal"])
@@ -29,48 +30,61 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> StudyStorage:
 
 
 @pytest.fixture
-def ledger(storage: StudyStorage, tiny_plan: MakePlan, dataset: Dataset) -> TrialQueue:
-    plan = tiny_plan(budget="budget = { trials = 4 }")
-    return TrialQueue.begin("study", plan, storage.open(), dataset)
+def begin(tmp_path: Path, dataset: Dataset) -> Begin:
+    """Lays a study out and joins it."""
+
+    def begin(plan: Plan, storage: StudyStorage | None = None, name: str = "study") -> TrialQueue:
+        address = storage or StudyStorage(f"sqlite:///{tmp_path / 'optuna.db'}")
+        TrialQueue.begin(name, plan, address.open(), dataset)
+        return TrialQueue.join(name, address.open())
+
+    return begin
 
 
-def test_the_budget_is_laid_out_once(ledger: TrialQueue, tiny_plan: MakePlan, dataset: Dataset) -> None:
-    again = TrialQueue.begin("study", tiny_plan(budget="budget = { trials = 4 }"), ledger.storage, dataset)
-    assert len(again.trials()) == 4
-    assert again.counts().waiting == 4
+@pytest.fixture
+def queue(storage: StudyStorage, tiny_plan: MakePlan, begin: Begin) -> TrialQueue:
+    return begin(tiny_plan(budget="budget = { trials = 4 }"), storage)
 
 
-def test_the_first_trial_runs_the_sources_settings(ledger: TrialQueue) -> None:
-    claimed = ledger.claim()
-    assert claimed is not None
-    assert claimed.is_source
-    assert claimed.trial.number == 0
-    assert claimed.settings == {"optimizer.lr": 0.1, "optimizer.momentum": 0.9, "optimizer.nesterov": False}
-    second = ledger.claim()
-    assert second is not None
-    assert not second.is_source
+def acquire(queue: TrialQueue) -> AcquiredTrial:
+    acquired = queue.acquire()
+    assert acquired is not None
+    return acquired
 
 
-def test_each_slot_is_taken_once_and_no_more_than_there_are(ledger: TrialQueue) -> None:
+def test_the_budget_is_laid_out_once(queue: TrialQueue, tiny_plan: MakePlan, dataset: Dataset) -> None:
+    again = TrialQueue.begin("study", tiny_plan(budget="budget = { trials = 4 }"), queue.stored.storage, dataset)
+    assert len(again.stored.trials()) == 4
+    assert again.stored.counts().waiting == 4
+
+
+def test_the_first_trial_runs_the_source_hyperparameters(queue: TrialQueue) -> None:
+    acquired = acquire(queue)
+    assert acquired.is_source
+    assert acquired.trial.number == 0
+    assert acquired.params == {"optimizer.lr": 0.1, "optimizer.momentum": 0.9, "optimizer.nesterov": False}
+    assert not acquire(queue).is_source
+
+
+def test_each_slot_is_taken_once_and_no_more_than_there_are(queue: TrialQueue) -> None:
     numbers = []
-    while (claimed := ledger.claim()) is not None:
-        numbers.append(claimed.trial.number)
-        ledger.end(claimed.trial, "COMPLETE", [0.5])
+    while (acquired := queue.acquire()) is not None:
+        numbers.append(acquired.trial.number)
+        queue.end(acquired.trial, "COMPLETE", [0.5])
     assert numbers == [0, 1, 2, 3]
-    counts = ledger.counts()
+    counts = queue.stored.counts()
     assert (counts.finished, counts.running, counts.waiting) == (4, 0, 0)
 
 
 def test_many_takers_at_once(storage: StudyStorage, tiny_plan: MakePlan, dataset: Dataset) -> None:
-    plan = tiny_plan(budget="budget = { trials = 12 }")
-    TrialQueue.begin("study", plan, storage.open(), dataset)
+    TrialQueue.begin("study", tiny_plan(budget="budget = { trials = 12 }"), storage.open(), dataset)
 
     def take(_: int) -> list[int]:
-        ledger = TrialQueue.join("study", plan, storage.open())
+        queue = TrialQueue.join("study", storage.open())
         taken = []
-        while (claimed := ledger.claim()) is not None:
-            taken.append(claimed.trial.number)
-            ledger.end(claimed.trial, "COMPLETE", [0.5])
+        while (acquired := queue.acquire()) is not None:
+            taken.append(acquired.trial.number)
+            queue.end(acquired.trial, "COMPLETE", [0.5])
         return taken
 
     with ThreadPoolExecutor(4) as pool:
@@ -78,159 +92,223 @@ def test_many_takers_at_once(storage: StudyStorage, tiny_plan: MakePlan, dataset
     assert sorted(taken) == list(range(12))
 
 
-def test_an_interrupted_trial_waits_again_with_its_values(ledger: TrialQueue) -> None:
-    ledger.claim()
-    claimed = ledger.claim()
-    assert claimed is not None
-    ledger.interrupt(claimed.trial)
-    counts = ledger.counts()
+# --- interruptions -----------------------------------------------------------------------------------
+
+
+def test_an_interrupted_trial_waits_again_with_its_values(queue: TrialQueue) -> None:
+    acquire(queue)
+    interrupted = acquire(queue)
+    queue.interrupt(interrupted.trial.number)
+    counts = queue.stored.counts()
     assert (counts.finished, counts.interrupted, counts.waiting) == (0, 1, 3)
-    assert ledger.retries() == {1: 4}
-    last = [ledger.claim() for _ in range(3)][-1]
-    assert last is not None
+    assert queue.stored.retries() == {1: 4}
+    last = [acquire(queue) for _ in range(3)][-1]
     assert last.trial.number == 4
-    assert last.settings == claimed.settings
+    assert last.params == interrupted.params
 
 
-def test_a_trial_that_failed_by_itself_is_not_run_again(ledger: TrialQueue) -> None:
-    claimed = ledger.claim()
-    assert claimed is not None
-    ledger.end(claimed.trial, "FAIL", reason="it did not fit")
-    ledger.recover()
-    counts = ledger.counts()
+def test_a_trial_that_failed_by_itself_is_not_run_again(queue: TrialQueue) -> None:
+    queue.end(acquire(queue).trial, "FAIL", reason="it did not fit")
+    queue.recover()
+    counts = queue.stored.counts()
     assert (counts.finished, counts.failed, counts.interrupted, counts.waiting) == (1, 1, 0, 3)
 
 
-def _dead_process() -> dict[str, Any]:
+def _dead_process() -> dict[str, str]:
     """What a worker that was killed has written of itself."""
-    code = "import os; from resnet_bench.base.machine import process_start; print(process_start(os.getpid()))"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    start = process.communicate()[0].strip()
-    return {"host": socket.gethostname(), "pid": process.pid, "pid_start": start}
+    code = "import json; from resnet_bench.base.machine import this_process; print(json.dumps(this_process()))"
+    found: dict[str, str] = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True).stdout)
+    return found
 
 
-def test_a_dead_process_of_this_machine_is_noticed_at_once(ledger: TrialQueue) -> None:
-    claimed = ledger.claim()
-    assert claimed is not None
-    alive = ledger.claim()
-    assert alive is not None
-    claimed.trial.set_user_attr("worker", _dead_process())
-    assert ledger.recover() == [0]
-    assert ledger.trial(0).state.name == "FAIL"
-    assert ledger.trial(alive.trial.number).state.name == "RUNNING", "the trial of a living process is left alone"
-    assert ledger.recover() == []
-    assert ledger.retries() == {0: 4}
-    assert ledger.trial(4).user_attrs["source"], "the source's settings stay the source's"
+def test_a_dead_process_of_this_machine_is_noticed_at_once(queue: TrialQueue) -> None:
+    dead, alive = acquire(queue), acquire(queue)
+    dead.trial.set_user_attr("worker", _dead_process())
+    assert queue.recover() == [0]
+    stored = queue.stored
+    assert stored.trial(0).state.name == "FAIL"
+    assert stored.trial(alive.trial.number).state.name == "RUNNING", "the trial of a living process is left alone"
+    assert queue.recover() == []
+    assert stored.retries() == {0: 4}
+    assert stored.trial(4).user_attrs["source"], "the source hyperparameters stay the source's"
 
 
-def test_a_process_that_died_before_it_could_queue_its_trial_again(ledger: TrialQueue, monkeypatch: Any) -> None:
-    claimed = ledger.claim()
-    assert claimed is not None
-    monkeypatch.setattr(ledgers, "retry", lambda study, trial: None)
-    ledger.interrupt(claimed.trial)
-    monkeypatch.undo()
-    assert ledger.retries() == {}
-    ledger.recover()
-    assert ledger.retries() == {0: 4}
-    ledger.recover()
-    assert len(ledger.trials()) == 5
+def test_a_process_that_died_before_it_could_queue_its_trial_again(queue: TrialQueue) -> None:
+    acquire(queue)
+    queue.stored.study.tell(0, state=optuna.trial.TrialState.FAIL)
+    assert queue.stored.retries() == {}
+    queue.recover()
+    assert queue.stored.retries() == {0: 4}
+    queue.recover()
+    assert len(queue.stored.trials()) == 5
 
 
-def test_a_trial_beyond_the_slots_is_not_run(ledger: TrialQueue) -> None:
-    import optuna
-
-    ledger.study.add_trial(optuna.create_trial(state=optuna.trial.TrialState.WAITING))
-    claimed = 0
-    while ledger.claim() is not None:
-        claimed += 1
-    assert claimed == 4
-    assert ledger.trial(4).state.name == "FAIL"
-    assert ledger.counts().finished == 0
+def test_a_trial_beyond_the_slots_is_not_run(queue: TrialQueue) -> None:
+    queue.stored.study.add_trial(optuna.create_trial(state=optuna.trial.TrialState.WAITING))
+    assert len(list(iter(queue.acquire, None))) == 4
+    assert queue.stored.trial(4).state.name == "FAIL"
+    assert queue.stored.counts().finished == 0
 
 
-def test_of_two_trials_for_one_slot_the_earlier_stays(ledger: TrialQueue) -> None:
-    ledger.claim()
-    claimed = ledger.claim()
-    assert claimed is not None
-    ledger.interrupt(claimed.trial)
+def test_of_two_trials_for_one_slot_the_earlier_stays(queue: TrialQueue) -> None:
+    acquire(queue)
+    number = acquire(queue).trial.number
+    queue.interrupt(number)
     # Two machines that noticed the same end have both queued the slot again.
-    ledgers.retry(ledger.study, ledger.trial(claimed.trial.number))
-    first = next(trial for trial in iter(ledger.claim, None) if trial.trial.user_attrs["slot"] == 1)
-    twin = ledger.trial(first.trial.number + 1)
-    assert twin.user_attrs["slot"] == 1
-    assert not ledger._is_surplus(first.trial), "were each to give way, nobody would have the slot"
-    assert ledger.claim() is None
-    assert "surplus" in ledger.trial(twin.number).user_attrs
-
-
-def test_a_study_of_another_version_is_read_with_defaults_or_refused(
-    ledger: TrialQueue, tiny_plan: MakePlan, dataset: Dataset
-) -> None:
-    plan = tiny_plan(budget="budget = { trials = 4 }")
-    base = json.loads(ledger.recall("base"))
-    del base["training"]["label_smoothing"]
-    ledger.remember("base", json.dumps(base))
-    assert TrialQueue.begin("study", plan, ledger.storage, dataset).counts().wanted == 4
-    base["training"]["from_the_future"] = True
-    ledger.remember("base", json.dumps(base))
-    with pytest.raises(UserError, match=r"another version .*recipe: training\.from_the_future"):
-        TrialQueue.begin("study", plan, ledger.storage, dataset)
+    retry(queue.stored.study, queue.stored.trial(number))
+    first = next(trial for trial in iter(queue.acquire, None) if trial.trial.user_attrs["slot"] == 1)
+    assert queue.acquire() is None
+    later = queue.stored.trial(first.trial.number + 1)
+    assert later.user_attrs["slot"] == 1
+    assert "surplus" in later.user_attrs
+    kept = queue.stored.trial(first.trial.number)
+    assert kept.state.name == "RUNNING", "were both to give way, nobody would have the slot"
 
 
 def test_a_worker_of_another_machine_is_missed_by_its_heartbeat(
-    tmp_path: Path, tiny_plan: MakePlan, dataset: Dataset, monkeypatch: Any
+    tmp_path: Path, tiny_plan: MakePlan, begin: Begin
 ) -> None:
     storage = StudyStorage(f"sqlite:///{tmp_path / 'optuna.db'}", heartbeat_seconds=1, grace_seconds=1)
-    ledger = TrialQueue.begin("study", tiny_plan(), storage.open(), dataset)
-    claimed = ledger.claim()
-    assert claimed is not None
-    claimed.trial.set_user_attr("worker", {"host": "elsewhere", "pid": os.getpid(), "pid_start": ""})
-    with ledger.storage.beating(claimed.trial._trial_id):
+    queue = begin(tiny_plan(), storage)
+    acquired = acquire(queue)
+    acquired.trial.set_user_attr("worker", {**this_process(), "host": "elsewhere"})
+    with queue.stored.storage.beating(acquired.trial._trial_id):
         time.sleep(2.5)
-        ledger.recover()
-        assert ledger.trial(0).state.name == "RUNNING", "a beating heart is left alone"
+        queue.recover()
+        assert queue.stored.trial(0).state.name == "RUNNING", "a beating heart is left alone"
     time.sleep(2.5)
-    ledger.recover()
-    assert ledger.trial(0).state.name == "FAIL"
-    assert ledger.retries() == {0: 3}
-    ledger.end(claimed.trial, "COMPLETE", [0.5])
-    assert ledger.trial(0).state.name == "FAIL", "the paused worker has lost its trial"
+    queue.recover()
+    assert queue.stored.trial(0).state.name == "FAIL"
+    assert queue.stored.retries() == {0: 3}
+    queue.end(acquired.trial, "COMPLETE", [0.5])
+    assert queue.stored.trial(0).state.name == "FAIL", "the paused worker has lost its trial"
 
 
-def test_each_process_draws_other_values(tiny_plan: MakePlan, dataset: Dataset, tmp_path: Path) -> None:
-    storage, plan = StudyStorage(f"sqlite:///{tmp_path / 'optuna.db'}"), tiny_plan()
-    first = TrialQueue.begin("study", plan, storage.open(), dataset)
-    first.claim()
-    second = TrialQueue.join("study", plan, storage.open())
-    left, right = first.claim(), second.claim()
-    assert left is not None
-    assert right is not None
-    assert left.settings["optimizer.lr"] != right.settings["optimizer.lr"]
+# --- drawing -----------------------------------------------------------------------------------------
 
 
-def test_a_study_is_reproducible(tiny_plan: MakePlan, dataset: Dataset, tmp_path: Path) -> None:
+def test_each_process_draws_other_values(tiny_plan: MakePlan, begin: Begin) -> None:
+    first = begin(tiny_plan())
+    acquire(first)
+    second = TrialQueue.join("study", first.stored.storage)
+    assert acquire(first).params["optimizer.lr"] != acquire(second).params["optimizer.lr"]
+
+
+def test_a_study_is_reproducible(tiny_plan: MakePlan, begin: Begin) -> None:
     drawn = []
     for name in ("a", "b"):
-        ledger = TrialQueue.begin(name, tiny_plan(), StudyStorage(f"sqlite:///{tmp_path / 'o.db'}").open(), dataset)
-        ledger.claim()
-        claimed = ledger.claim()
-        assert claimed is not None
-        drawn.append(claimed.settings)
+        queue = begin(tiny_plan(), name=name)
+        acquire(queue)
+        drawn.append(acquire(queue).params)
     assert drawn[0] == drawn[1]
 
 
-def test_a_grid_is_walked_through_to_its_end(tiny_plan: MakePlan, dataset: Dataset, tmp_path: Path) -> None:
-    lr = 'optimizer.lr = { type = "categorical", choices = [0.1, 0.01] }'
-    plan = tiny_plan(sampler='sampler = { name = "grid" }', budget="budget = { trials = 9 }", **{"optimizer.lr": lr})
-    ledger = TrialQueue.begin("study", plan, StudyStorage(f"sqlite:///{tmp_path / 'o.db'}").open(), dataset)
-    seen = []
-    while (claimed := ledger.claim()) is not None:
-        seen.append(tuple(sorted(claimed.settings.items())))
-        ledger.end(claimed.trial, "COMPLETE", [0.5])
-    assert len(seen) == 9
-    assert len(set(seen[1:])) == 8, "every point of the grid once, besides the source's settings"
+LEARNING_RATES = 'optimizer.lr = { type = "categorical", choices = [0.1, 0.01] }'
+TWO_POINTS = {"optimizer.lr": LEARNING_RATES, "optimizer.momentum": "", "optimizer.nesterov": ""}
 
 
-def test_reading_an_unknown_study_brings_the_nearest_name(ledger: TrialQueue) -> None:
+def _run_to_the_end(queue: TrialQueue) -> list[space.Params]:
+    tried = []
+    while (acquired := queue.acquire()) is not None:
+        tried.append(acquired.params)
+        queue.end(acquired.trial, "COMPLETE", [0.5])
+    return tried
+
+
+def test_a_grid_tries_every_point_once_the_sources_first(tiny_plan: MakePlan, begin: Begin) -> None:
+    plan = tiny_plan(
+        sampler='sampler = { name = "grid" }', budget="budget = { trials = 12 }", **{"optimizer.lr": LEARNING_RATES}
+    )
+    tried = _run_to_the_end(queue := begin(plan))
+    assert tried[0] == plan.source_params
+    assert len({space.identity(params) for params in tried}) == len(tried) == 8
+    counts = queue.stored.counts()
+    assert (counts.wanted, counts.finished, counts.exhausted, counts.waiting) == (8, 8, 4, 0)
+
+
+def test_a_grid_without_the_sources_values_has_one_point_more(tiny_plan: MakePlan, begin: Begin) -> None:
+    sampler = 'sampler = { name = "grid", options = { points = 2 } }'
+    tried = _run_to_the_end(queue := begin(tiny_plan(sampler=sampler, budget="budget = { trials = 12 }")))
+    assert len({space.identity(params) for params in tried}) == len(tried) == 1 + 2 * 2 * 2
+    assert queue.stored.counts().wanted == 9
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+def test_a_space_whose_points_were_all_tried_ends_the_study(sampler: str, tiny_plan: MakePlan, begin: Begin) -> None:
+    plan = tiny_plan(sampler=f'sampler = {{ name = "{sampler}" }}', budget="budget = { trials = 30 }", **TWO_POINTS)
+    tried = _run_to_the_end(queue := begin(plan))
+    assert {params["optimizer.lr"] for params in tried} == {0.1, 0.01}
+    counts = queue.stored.counts()
+    assert (counts.wanted, counts.waiting) == (counts.finished, 0)
+    assert len(tried) < 30
+    assert _run_to_the_end(begin(plan)) == [], "a second command finds nothing to do either"
+
+
+def test_a_point_that_may_have_to_be_run_again_is_not_taken_for_a_free_one(tiny_plan: MakePlan, begin: Begin) -> None:
+    plan = tiny_plan(sampler='sampler = { name = "grid" }', budget="budget = { trials = 3 }", **TWO_POINTS)
+    queue = begin(plan)
+    interrupted, other = acquire(queue), acquire(queue)
+    queue.interrupt(interrupted.trial.number)
+    assert acquire(queue).params == interrupted.params
+    assert queue.acquire() is None
+    queue.end(other.trial, "COMPLETE", [0.5])
+    assert queue.stored.counts().exhausted == 1
+
+
+def test_a_twin_is_an_earlier_trial_with_the_same_hyperparameters(tiny_plan: MakePlan, begin: Begin) -> None:
+    plan = tiny_plan(sampler='sampler = { name = "grid" }', budget="budget = { trials = 2 }", **TWO_POINTS)
+    queue = begin(plan)
+    source, other = acquire(queue), acquire(queue)
+    assert queue.find_twin(source) is None
+    assert queue.find_twin(other) is None
+    queue.stored.study.enqueue_trial(other.params, user_attrs={"slot": 2})
+    repeated = acquire(queue)
+    running = queue.find_twin(repeated)
+    assert running is not None
+    assert (running.number, running.state.name) == (other.trial.number, "RUNNING")
+    assert queue.find_twin(other) is None, "of two that run at the same time the later one waits"
+    queue.end(other.trial, "COMPLETE", [0.5])
+    finished = queue.find_twin(repeated)
+    assert finished is not None
+    assert finished.values == [0.5]
+
+
+def test_an_interrupted_trial_is_no_twin(tiny_plan: MakePlan, begin: Begin) -> None:
+    queue = begin(tiny_plan(sampler='sampler = { name = "grid" }', budget="budget = { trials = 2 }", **TWO_POINTS))
+    acquire(queue)
+    queue.interrupt(acquire(queue).trial.number)
+    assert queue.find_twin(acquire(queue)) is None
+
+
+def test_the_source_hyperparameters_are_not_failed_for_a_trial_that_was_pruned(
+    tiny_plan: MakePlan, begin: Begin
+) -> None:
+    queue = begin(tiny_plan(sampler='sampler = { name = "grid" }', budget="budget = { trials = 1 }", **TWO_POINTS))
+    queue.interrupt(acquire(queue).trial.number)
+    queue.stored.study.enqueue_trial({"optimizer.lr": 0.1}, user_attrs={"slot": 7})
+    source, pruned = acquire(queue), acquire(queue)
+    assert source.is_source
+    queue.end(pruned.trial, "PRUNED", reason="pruned by median")
+    assert queue.find_twin(source) is None
+
+
+# --- reading -----------------------------------------------------------------------------------------
+
+
+def test_a_study_of_another_version_is_read_with_defaults_or_refused(
+    queue: TrialQueue, tiny_plan: MakePlan, dataset: Dataset
+) -> None:
+    plan, stored = tiny_plan(budget="budget = { trials = 4 }"), queue.stored
+    base = json.loads(stored.get_attr("base"))
+    del base["training"]["label_smoothing"]
+    stored.set_attr("base", json.dumps(base))
+    assert TrialQueue.begin("study", plan, stored.storage, dataset).stored.counts().wanted == 4
+    base["training"]["from_the_future"] = True
+    stored.set_attr("base", json.dumps(base))
+    with pytest.raises(UserError, match=r"another version .*recipe: training\.from_the_future"):
+        TrialQueue.begin("study", plan, stored.storage, dataset)
+
+
+def test_reading_an_unknown_study_brings_the_nearest_name(queue: TrialQueue) -> None:
     with pytest.raises(UserError, match="unknown study 'studi'; did you mean 'study'"):
-        TrialQueue.read("studi", ledger.storage)
+        StoredStudy.read("studi", queue.stored.storage)

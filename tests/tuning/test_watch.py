@@ -1,99 +1,165 @@
-"""What a person sees of a study: trials of earlier runs and of other processes included."""
+"""What a person sees of a study: earlier trials, those of other processes, and what is in progress."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from rich.console import Console
 
-from resnet_bench.cli.live_study import LiveTable, Progress
-from resnet_bench.data.dataset import Dataset
+from resnet_bench.cli.live_study import QUIET_SECONDS, LiveStudy, StudyProgress
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.tuning.events import Retrained, RetrainingStarted, TrialEnded, TrialReported, TrialStarted
+from resnet_bench.tuning.events import (
+    Retrained,
+    RetrainingProgressed,
+    RetrainingStarted,
+    SpaceExhausted,
+    StudyEvent,
+    StudyOpened,
+    TrialEnded,
+    TrialProgressed,
+    TrialReported,
+    TrialStarted,
+)
 from resnet_bench.tuning.plan import Plan
-from resnet_bench.tuning.run import StudyRequest, run_study
-from resnet_bench.tuning.storage import StudyStorage
-from resnet_bench.tuning.trial_queue import TrialQueue
-from resnet_bench.tuning.watch import Watch
-from tests.tuning.conftest import sgd
+from resnet_bench.tuning.run import Watch
+from resnet_bench.tuning.trial_queue import AcquiredTrial, TrialQueue
+from tests.tuning.conftest import TinyStudy, sgd
 
 MakePlan = Callable[..., Plan]
-MakeRequest = Callable[..., StudyRequest]
+MakeStudy = Callable[..., TinyStudy]
 
 pytestmark = pytest.mark.usefixtures("without_plots")
 
 
 @pytest.fixture
-def ledger(tmp_path: Any, tiny_plan: MakePlan, dataset: Dataset) -> TrialQueue:
-    return TrialQueue.begin("study", tiny_plan(), StudyStorage(f"sqlite:///{tmp_path / 'optuna.db'}").open(), dataset)
+def queue(study_of: MakeStudy, tiny_plan: MakePlan) -> TrialQueue:
+    study = study_of(tiny_plan())
+    study.begin()
+    return TrialQueue.join(study.name, study.storage.open())
 
 
-def test_what_was_through_before_is_told_once_as_earlier(ledger: TrialQueue) -> None:
-    first = ledger.claim()
-    assert first is not None
-    ledger.end(first.trial, "COMPLETE", [0.5])
-    interrupted = ledger.claim()
-    assert interrupted is not None
-    ledger.interrupt(interrupted.trial)
-    watch = Watch(ledger)
+def acquire(queue: TrialQueue) -> AcquiredTrial:
+    acquired = queue.acquire()
+    assert acquired is not None
+    return acquired
+
+
+def test_what_was_finished_before_is_told_once_as_earlier(queue: TrialQueue) -> None:
+    queue.end(acquire(queue).trial, "COMPLETE", [0.5])
+    queue.interrupt(acquire(queue).trial.number)
+    watch = Watch(queue.stored)
     assert [(event.number, event.values) for event in watch.earlier] == [(0, (0.5,))]
     assert list(watch.look()) == []
 
 
-def test_a_trial_is_told_from_its_settings_to_its_end(ledger: TrialQueue) -> None:
-    watch = Watch(ledger)
-    undecided = ledger.study.ask()
-    assert list(watch.look()) == [], "its settings are not drawn yet"
-    ledger.interrupt(undecided)
+def test_a_trial_is_told_from_its_params_to_its_end(queue: TrialQueue) -> None:
+    watch = Watch(queue.stored)
+    undecided = queue.stored.study.ask()
+    assert list(watch.look()) == [], "its params are not drawn yet"
+    queue.interrupt(undecided.number)
     list(watch.look())
-    claimed = ledger.claim()
-    assert claimed is not None
-    number = claimed.trial.number
-    assert list(watch.look()) == [TrialStarted(number, claimed.settings, claimed.is_source)]
-    claimed.trial.report(0.25, 1)
+    acquired = acquire(queue)
+    number = acquired.trial.number
+    assert list(watch.look()) == [TrialStarted(number, acquired.params, acquired.is_source)]
+    acquired.trial.report(0.25, 1)
     assert list(watch.look()) == [TrialReported(number, 1, 0.25)]
-    ledger.end(claimed.trial, "COMPLETE", [0.25])
+    queue.end(acquired.trial, "COMPLETE", [0.25])
     (ended,) = watch.look()
     assert isinstance(ended, TrialEnded)
     assert (ended.number, ended.state, ended.values) == (number, "COMPLETE", (0.25,))
     assert list(watch.look()) == []
 
 
-def test_best_so_far_counts_earlier_trials_and_those_of_other_processes(
-    tiny_plan: MakePlan,
-    request_for: MakeRequest,
-    dataset: Dataset,
-    scripted_training: list[Recipe],
-    scripted_settings: Callable[..., None],
-) -> None:
-    scripted_settings([{}, sgd(0.01), sgd(0.3), sgd(0.4)])
-    short = request_for(tiny_plan(budget="budget = { trials = 2 }", pruner='pruner = { name = "none" }'))
-    list(run_study(short, dataset))
+def test_what_a_worker_tells_is_not_told_again(queue: TrialQueue) -> None:
+    watch = Watch(queue.stored)
+    acquired = acquire(queue)
+    number = acquired.trial.number
+    acquired.trial.report(0.25, 1)
+    queue.end(acquired.trial, "COMPLETE", [0.25])
+    told: list[StudyEvent] = [
+        TrialStarted(number, acquired.params, acquired.is_source),
+        TrialProgressed(number, 0.5),
+        TrialReported(number, 1, 0.25),
+        TrialEnded.of(queue.stored.trial(number)),
+    ]
+    assert list(watch.joined(event for event in [*told, told[0], told[2], told[3]])) == told
 
-    request = request_for(tiny_plan(budget="budget = { trials = 4 }", pruner='pruner = { name = "none" }'))
+
+def test_best_so_far_counts_earlier_trials_and_those_of_other_processes(
+    tiny_plan: MakePlan, study_of: MakeStudy, scripted_training: list[Recipe]
+) -> None:
+    short = study_of(tiny_plan(budget="budget = { trials = 2 }", pruner='pruner = { name = "none" }'))
+    short.script(sgd(0.01))
+    short.events()
+
+    study = study_of(tiny_plan(budget="budget = { trials = 4 }", pruner='pruner = { name = "none" }'))
+    study.script(sgd(0.01), sgd(0.3), sgd(0.4))
     console = Console(record=True, width=200)
-    progress = Progress(trial_epochs=3, final_runs=4, final_epochs=3)
-    table = LiveTable(console, progress, list(request.plan.study.space))
+    progress = StudyProgress(trial_epochs=3, retraining_runs=4, retraining_epochs=3)
+    live = LiveStudy(console, progress, list(study.plan.study.space))
     told = []
-    for event in run_study(request, dataset):
+    for event in study.run():
         told.append(event)
-        table.take(event)
+        live.take(event)
         if isinstance(event, TrialReported) and (event.number, event.epoch) == (2, 1):
             assert progress.best is not None
             assert progress.best.number == 1, "what an earlier run of the study has found"
             assert progress.finished == 2
-            other = TrialQueue.join(request.name, request.plan, request.storage.open())
-            claimed = other.claim()
-            assert claimed is not None
-            other.end(claimed.trial, "COMPLETE", [0.99])
+            other = TrialQueue.join(study.name, study.storage.open())
+            other.end(acquire(other).trial, "COMPLETE", [0.99])
+    assert progress.best is not None
     assert progress.best.number == 3, "what another process has found meanwhile"
     assert progress.finished == 4
     ends = [event.number for event in told if isinstance(event, TrialEnded)]
     assert ends == [2, 3]
-    final = [(event.arm, event.seed) for event in told if isinstance(event, Retrained)]
-    assert len(final) == len(set(final))
+    retrained = [(event.arm, event.seed) for event in told if isinstance(event, Retrained)]
+    assert len(retrained) == len(set(retrained))
     assert sum(isinstance(event, RetrainingStarted) for event in told) == 1
     text = console.export_text()
-    assert "2 of 4 trials are through" in text
+    assert "2 of 4 trials are finished" in text
     assert "[4/4] trial 3" in text
     assert "best 99.00% in trial 3" in text
+
+
+# --- in progress -------------------------------------------------------------------------------------
+
+
+def test_a_long_silence_is_broken_by_what_is_in_progress() -> None:
+    console, now = Console(record=True, width=200), [0.0]
+    progress = StudyProgress(trial_epochs=270, retraining_runs=2, retraining_epochs=270)
+    live = LiveStudy(console, progress, ["optimizer.lr"], clock=lambda: now[0])
+
+    def take(seconds: float, event: StudyEvent) -> None:
+        now[0] += seconds
+        live.take(event)
+
+    take(0, StudyOpened("tiny", "url", 3, ()))
+    take(0, TrialStarted(0, {"optimizer.lr": 0.1}, is_source=True))
+    take(1, TrialProgressed(0, 0.5))
+    take(1, TrialReported(0, 1, 0.25))
+    assert "in progress" not in console.export_text(clear=False)
+    take(QUIET_SECONDS, TrialProgressed(0, 1.52))
+    take(1, TrialProgressed(0, 1.6))
+    assert console.export_text().count("in progress: trial 0 at epoch 1.5 of 270, 25.00%") == 1
+
+    take(0, TrialEnded(0, {"optimizer.lr": 0.1}, is_source=True, state="COMPLETE", values=(0.5,), epoch=270))
+    take(0, RetrainingStarted(0, 2))
+    take(QUIET_SECONDS, RetrainingProgressed("source", 1000, 3.0))
+    assert "in progress: source seed 1000 at epoch 3.0 of 270" in console.export_text()
+
+
+def test_a_terminal_shows_the_fraction_of_the_epoch() -> None:
+    console = Console(record=True, width=200, force_terminal=True)
+    progress = StudyProgress(trial_epochs=3, retraining_runs=2, retraining_epochs=3)
+    with LiveStudy(console, progress, ["optimizer.lr"]).shown() as live:
+        live.take(StudyOpened("tiny", "url", 3, ()))
+        live.take(TrialStarted(0, {"optimizer.lr": 0.1}, is_source=True))
+        live.take(TrialProgressed(0, 1.52))
+    assert "1.5/3" in console.export_text()
+
+
+def test_an_exhausted_space_is_said() -> None:
+    console = Console(record=True, width=200)
+    live = LiveStudy(console, StudyProgress(trial_epochs=3, retraining_runs=2, retraining_epochs=3), [])
+    live.take(StudyOpened("tiny", "url", 30, ()))
+    live.take(SpaceExhausted(2))
+    assert "every point of the search space was tried: the study ends after 2 trials" in console.export_text()

@@ -1,6 +1,7 @@
 """Real processes: work that is shared, workers and whole studies that are killed, and what is left afterwards."""
 
 import os
+import pickle
 import signal
 import sqlite3
 import subprocess
@@ -16,21 +17,19 @@ import psutil
 import pytest
 import torch
 
-from resnet_bench.data.dataset import Dataset
+from resnet_bench.base.errors import UserError
 from resnet_bench.training.memory import free_what_is_unused
 from resnet_bench.tuning.events import StudyFinished, TrialEnded
 from resnet_bench.tuning.plan import Plan
-from resnet_bench.tuning.run import StudyRequest, run_study
 from resnet_bench.tuning.storage import StudyStorage
-from resnet_bench.tuning.trial_queue import TrialQueue
+from resnet_bench.tuning.stored_study import StoredStudy
 from tests.stub_cuda import needs_gpu
-from tests.tuning.conftest import Stores, events_of
+from tests.tuning.conftest import TinyStudy
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
 
 MakePlan = Callable[..., Plan]
-MakeRequest = Callable[..., StudyRequest]
-Look = Callable[[StudyRequest], Stores]
+MakeStudy = Callable[..., TinyStudy]
 
 SECONDS_FOR_ANYTHING = 240.0
 
@@ -63,48 +62,48 @@ def runs(process: psutil.Process) -> bool:
         return False
 
 
-def running_pids(ledger: TrialQueue) -> list[int]:
+def running_pids(stored: StoredStudy) -> list[int]:
     """The processes that have begun to train a trial."""
     return [
-        trial.user_attrs["worker"]["pid"]
-        for trial in ledger.trials()
+        int(trial.user_attrs["worker"]["pid"])
+        for trial in stored.trials()
         if trial.state.name == "RUNNING" and "mlflow_run_id" in trial.user_attrs
     ]
 
 
-def assert_complete(stores: Stores, trials: int) -> None:
+def assert_complete(study: TinyStudy, trials: int) -> None:
     """The count of finished trials is exact, each slot is finished once, and the stores agree."""
-    stores.assert_agree()
-    counts = stores.ledger.counts()
+    study.assert_stores_agree()
+    counts = study.stored.counts()
     assert (counts.finished, counts.running, counts.waiting) == (trials, 0, 0)
-    slots = [trial.user_attrs["slot"] for trial in stores.ledger.finished()]
+    slots = [trial.user_attrs["slot"] for trial in study.stored.finished()]
     assert sorted(slots) == list(range(trials))
 
 
 @pytest.fixture
-def study_process(request_for: MakeRequest, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def study_process(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts a study in a process of its own, with some code before it."""
-    import pickle
-
     started: list[subprocess.Popen[str]] = []
 
-    def start(request: StudyRequest, before: str = "") -> subprocess.Popen[str]:
-        (tmp_path / "request.pickle").write_bytes(pickle.dumps(request))
+    def start(study: TinyStudy, before: str = "") -> subprocess.Popen[str]:
+        arguments = (study.name, study.plan, study.storage, study.context)
+        (tmp_path / "study.pickle").write_bytes(pickle.dumps((arguments, study.workers)))
         script = tmp_path / "study_process.py"
         script.write_text(
             f"""\
 {textwrap.dedent(before)}
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
-from resnet_bench.launch import Stopped, stop_on_signals
+from resnet_bench.running.stopping import Stopped, stop_on_signals
 from resnet_bench.tuning.run import run_study
 
 if __name__ == "__main__":
-    request = pickle.loads(Path({str(tmp_path / "request.pickle")!r}).read_bytes())
+    (name, plan, storage, context), workers = pickle.loads(Path({str(tmp_path / "study.pickle")!r}).read_bytes())
     try:
         with stop_on_signals() as stop:
-            for event in run_study(request, request.images.load(), stop):
+            for event in run_study(name, plan, storage, replace(context, stop=stop), workers=workers):
                 print(event, flush=True)
     except Stopped:
         sys.exit(130)
@@ -122,19 +121,16 @@ if __name__ == "__main__":
         process.communicate()
 
 
-def wait_for_training(request: StudyRequest, trial: int) -> TrialQueue:
+def wait_for_training(study: TinyStudy, trial: int) -> StoredStudy:
     """Wait until a trial of a study trains in some process."""
-    storage = until(lambda: request.storage.exists and request.storage, "the storage")
 
-    def ledger() -> TrialQueue | None:
-        from resnet_bench.base.errors import UserError
-
+    def look() -> StoredStudy | None:
         try:
-            return TrialQueue.read(request.name, storage.open())
+            return study.stored
         except UserError:
             return None
 
-    found: TrialQueue = until(ledger, "the study")
+    found: StoredStudy = until(look, "the study")
     until(
         lambda: any(
             other.number == trial and other.state.name == "RUNNING" and "mlflow_run_id" in other.user_attrs
@@ -145,27 +141,24 @@ def wait_for_training(request: StudyRequest, trial: int) -> TrialQueue:
     return found
 
 
-LONG_TRIALS = "training = { epochs = 15, batch_size = 20 }"
+LONG_TRIALS = "training = { epochs = 40, batch_size = 20 }"
 """Seconds to hit a trial in, which then still ends soon."""
 
 
-def test_two_workers_share_the_work(
-    tiny_plan: MakePlan, request_for: MakeRequest, dataset: Dataset, stores_of: Look
-) -> None:
+def test_two_workers_share_the_work(tiny_plan: MakePlan, study_of: MakeStudy) -> None:
     plan = tiny_plan(budget="budget = { trials = 6 }", pruner='pruner = { name = "none" }', training=LONG_TRIALS)
-    request = request_for(plan, workers=2)
-    events = events_of(request, dataset)
+    study = study_of(plan, workers=2)
+    events = study.events()
     assert isinstance(events[-1], StudyFinished)
     assert sorted(event.number for event in events if isinstance(event, TrialEnded)) == list(range(6))
-    stores = stores_of(request)
-    assert_complete(stores, 6)
-    workers = {trial.user_attrs["worker"]["pid"] for trial in stores.ledger.finished()}
+    assert_complete(study, 6)
+    workers = {int(trial.user_attrs["worker"]["pid"]) for trial in study.stored.finished()}
     assert len(workers) == 2
     assert os.getpid() not in workers
-    drawn = [trial.params["optimizer.lr"] for trial in stores.ledger.finished()]
+    drawn = [trial.params["optimizer.lr"] for trial in study.stored.finished()]
     assert len(set(drawn)) == 6, "no values are tried twice"
     finals = [
-        (run.data.tags["resnet_bench.arm"], run.data.tags["resnet_bench.seed"]) for run in stores.children("retrain")
+        (run.data.tags["resnet_bench.arm"], run.data.tags["resnet_bench.seed"]) for run in study.children("retrain")
     ]
     assert len(finals) == len(set(finals)), "no final run is done twice"
     assert not any(psutil.pid_exists(pid) for pid in workers)
@@ -173,124 +166,137 @@ def test_two_workers_share_the_work(
 
 def test_four_workers_share_one_storage_and_one_store(
     tiny_plan: MakePlan,
-    request_for: MakeRequest,
-    dataset: Dataset,
-    stores_of: Look,
+    study_of: MakeStudy,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    small = 'model = { name = "he_resnet20" }\noptimizer = { lr = 0.1 }'
-    plan = tiny_plan(budget="budget = { trials = 24 }", pruner='pruner = { name = "none" }', optimizer=small)
-    request = request_for(plan, workers=4)
-    events = events_of(request, dataset)
+    plan = tiny_plan(budget="budget = { trials = 24 }", pruner='pruner = { name = "none" }')
+    study = study_of(plan, workers=4)
+    events = study.events()
     # The workers inherit the console of this process.
     written = "".join(capfd.readouterr())
     assert "database is locked" not in written
     assert "Traceback" not in written
     assert sorted(event.number for event in events if isinstance(event, TrialEnded)) == list(range(24))
-    stores = stores_of(request)
-    assert_complete(stores, 24)
-    assert len(stores.ledger.trials()) == 24
-    assert len({trial.user_attrs["worker"]["pid"] for trial in stores.ledger.finished()}) == 4
-    trials, finals = stores.children("trial"), stores.children("retrain")
+    assert_complete(study, 24)
+    assert len(study.stored.trials()) == 24
+    assert len({int(trial.user_attrs["worker"]["pid"]) for trial in study.stored.finished()}) == 4
+    trials, finals = study.children("trial"), study.children("retrain")
     assert len(trials) == 24
-    assert {run.info.status for run in trials + finals + [stores.parent]} == {"FINISHED"}
+    assert {run.info.status for run in trials + finals + [study.parent]} == {"FINISHED"}
     arms = [(run.data.tags["resnet_bench.arm"], run.data.tags["resnet_bench.seed"]) for run in finals]
     assert len(arms) == len(set(arms)) == 4
     for run in trials:
-        steps = [metric.step for metric in stores.store.client().get_metric_history(run.info.run_id, "step/loss")]
+        steps = [
+            metric.step for metric in study.context.store.client().get_metric_history(run.info.run_id, "step/loss")
+        ]
         assert sorted(steps) == list(range(1, 7))
-    for path in (tmp_path / "optuna.db", Path(request.store.uri.removeprefix("sqlite:///"))):
+    for path in (tmp_path / "optuna.db", Path(study.context.store.uri.removeprefix("sqlite:///"))):
         with closing(sqlite3.connect(path)) as database:
             assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_a_worker_that_is_killed_is_replaced_by_the_other(
-    tiny_plan: MakePlan, request_for: MakeRequest, dataset: Dataset, stores_of: Look
-) -> None:
+def test_a_worker_that_is_killed_is_replaced_by_the_other(tiny_plan: MakePlan, study_of: MakeStudy) -> None:
     plan = tiny_plan(budget="budget = { trials = 5 }", training=LONG_TRIALS)
-    request = request_for(plan, workers=2)
+    study = study_of(plan, workers=2)
     killed: list[int] = []
     interrupted = []
-    for event in run_study(request, dataset):
+    for event in study.run():
         if not killed:
-            killed = running_pids(stores_of(request).ledger)[-1:]
+            killed = running_pids(study.stored)[-1:]
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
         if isinstance(event, TrialEnded) and event.state == "INTERRUPTED":
             interrupted.append(event.number)
     assert killed
-    stores = stores_of(request)
-    assert_complete(stores, 5)
-    assert len(interrupted) == stores.ledger.counts().interrupted == 1
-    lost = stores.ledger.trial(interrupted[0])
-    again = stores.ledger.trial(stores.ledger.retries()[lost.number])
-    assert lost.user_attrs["worker"]["pid"] in killed
+    assert_complete(study, 5)
+    assert len(interrupted) == study.stored.counts().interrupted == 1
+    lost = study.stored.trial(interrupted[0])
+    again = study.stored.trial(study.stored.retries()[lost.number])
+    assert int(lost.user_attrs["worker"]["pid"]) in killed
     assert again.params == lost.params
 
 
-def test_a_study_that_is_killed_goes_on_at_once(
-    tiny_plan: MakePlan, request_for: MakeRequest, dataset: Dataset, stores_of: Look, study_process: Any
-) -> None:
-    request = request_for(tiny_plan(training=LONG_TRIALS))
-    process = study_process(request)
-    wait_for_training(request, 1)
+def test_a_study_that_is_killed_goes_on_at_once(tiny_plan: MakePlan, study_of: MakeStudy, study_process: Any) -> None:
+    study = study_of(tiny_plan(training=LONG_TRIALS))
+    process = study_process(study)
+    wait_for_training(study, 1)
     process.kill()
     process.wait()
-    assert stores_of(request).ledger.counts().running == 1
-    events_of(request, dataset)
-    stores = stores_of(request)
-    assert_complete(stores, 3)
-    assert stores.ledger.counts().interrupted == 1
-    assert stores.parent.info.status == "FINISHED"
+    assert study.stored.counts().running == 1
+    study.events()
+    assert_complete(study, 3)
+    assert study.stored.counts().interrupted == 1
+    assert study.parent.info.status == "FINISHED"
 
 
 def test_a_study_on_another_machine_that_is_killed_is_missed_by_its_heartbeat(
     tiny_plan: MakePlan,
-    request_for: MakeRequest,
-    dataset: Dataset,
-    stores_of: Look,
+    study_of: MakeStudy,
     study_process: Any,
     tmp_path: Path,
 ) -> None:
     storage = StudyStorage(f"sqlite:///{tmp_path / 'optuna.db'}", heartbeat_seconds=1, grace_seconds=6)
-    request = request_for(tiny_plan(training=LONG_TRIALS), storage=storage)
-    process = study_process(request, "import socket\nsocket.gethostname = lambda: 'another-machine'")
-    wait_for_training(request, 1)
+    study = study_of(tiny_plan(training=LONG_TRIALS), storage=storage)
+    process = study_process(study, "import socket\nsocket.gethostname = lambda: 'another-machine'")
+    wait_for_training(study, 1)
     process.kill()
     process.wait()
-    events_of(request, dataset)
-    stores = stores_of(request)
-    assert_complete(stores, 3)
-    assert stores.ledger.counts().interrupted == 1
-    assert stores.ledger.trial(1).user_attrs["worker"]["host"] == "another-machine"
+    study.events()
+    assert_complete(study, 3)
+    assert study.stored.counts().interrupted == 1
+    assert study.stored.trial(1).user_attrs["worker"]["host"] == "another-machine"
 
 
-def test_sigterm_ends_a_study_cleanly(
-    tiny_plan: MakePlan, request_for: MakeRequest, dataset: Dataset, stores_of: Look, study_process: Any
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_signal_ends_a_study_cleanly(
+    number: signal.Signals, workers: int, tiny_plan: MakePlan, study_of: MakeStudy, study_process: Any
 ) -> None:
-    request = request_for(tiny_plan(training=LONG_TRIALS))
-    process = study_process(request)
-    wait_for_training(request, 1)
-    process.terminate()
+    study = study_of(tiny_plan(training=LONG_TRIALS), workers=workers)
+    process = study_process(study)
+    wait_for_training(study, 1)
+    process.send_signal(number)
     assert process.wait(SECONDS_FOR_ANYTHING) == 130
-    stores = stores_of(request)
-    stores.assert_agree()
-    assert stores.ledger.counts().running == 0
-    assert stores.parent.info.status == "KILLED"
-    assert stores.parent.data.tags["resnet_bench.reason"] == "interrupted by SIGTERM"
-    events_of(request, dataset)
-    assert_complete(stores_of(request), 3)
+    study.assert_stores_agree()
+    counts = study.stored.counts()
+    assert (counts.running, counts.finished + counts.waiting) == (0, 3), "the trial in progress is queued again"
+    assert study.parent.info.status == "KILLED"
+    assert study.parent.data.tags["resnet_bench.reason"] == f"interrupted by {number.name}"
+    study.events()
+    assert_complete(study, 3)
 
 
-def test_workers_do_not_outlive_their_parent(
-    tiny_plan: MakePlan, request_for: MakeRequest, dataset: Dataset, stores_of: Look, study_process: Any
-) -> None:
+def test_two_workers_run_on_the_images_of_the_studys_recipe(tiny_plan: MakePlan, study_of: MakeStudy) -> None:
+    data = 'data = { dataset = "cifar100", train_images = 60, test_images = 20 }'
+    plan = tiny_plan(budget="budget = { trials = 2 }", retrain="retrain = { seeds = 1 }", data=data)
+    study = study_of(plan, workers=2)
+    study.events()
+    runs = [*study.children("trial"), *study.children("retrain")]
+    assert {run.data.tags["resnet_bench.dataset"] for run in runs} == {"cifar100"}
+    assert {run.data.params["data.dataset"] for run in runs} == {"cifar100"}
+
+
+def test_two_workers_do_not_train_the_same_hyperparameters_twice(tiny_plan: MakePlan, study_of: MakeStudy) -> None:
+    plan = tiny_plan(
+        budget="budget = { trials = 4 }", pruner='pruner = { name = "none" }', retrain="retrain = { seeds = 1 }"
+    )
+    study = study_of(plan, workers=2)
+    study.script({"optimizer.lr": 0.01}, {"optimizer.lr": 0.01}, {"optimizer.lr": 0.01})
+    ended = {event.number: event for event in study.events(TrialEnded)}
+    assert [ended[number].reason for number in (2, 3)] == [
+        "the same hyperparameters as trial 1, so not trained again"
+    ] * 2
+    assert ended[1].values == ended[2].values == ended[3].values
+    assert_complete(study, 4)
+
+
+def test_workers_do_not_outlive_their_parent(tiny_plan: MakePlan, study_of: MakeStudy, study_process: Any) -> None:
     plan = tiny_plan(budget="budget = { trials = 4 }", training="training = { epochs = 400, batch_size = 10 }")
-    request = request_for(plan, workers=2)
-    process = study_process(request)
-    ledger = wait_for_training(request, 1)
-    workers = [psutil.Process(pid) for pid in running_pids(ledger)]
+    study = study_of(plan, workers=2)
+    process = study_process(study)
+    stored = wait_for_training(study, 1)
+    workers = [psutil.Process(pid) for pid in running_pids(stored)]
     assert workers
     process.kill()
     process.wait()
@@ -302,31 +308,26 @@ def test_workers_do_not_outlive_their_parent(
 def test_a_journal_file_serves_as_well(
     url: str,
     tiny_plan: MakePlan,
-    request_for: MakeRequest,
-    dataset: Dataset,
-    stores_of: Look,
+    study_of: MakeStudy,
     study_process: Any,
     tmp_path: Path,
 ) -> None:
-    request = request_for(tiny_plan(training=LONG_TRIALS), storage=StudyStorage(url.format(tmp_path)))
-    process = study_process(request)
-    wait_for_training(request, 1)
+    study = study_of(tiny_plan(training=LONG_TRIALS), storage=StudyStorage(url.format(tmp_path)))
+    process = study_process(study)
+    wait_for_training(study, 1)
     process.kill()
     process.wait()
-    events_of(request, dataset)
-    assert_complete(stores_of(request), 3)
+    study.events()
+    assert_complete(study, 3)
 
 
 @pytest.mark.gpu
 @needs_gpu
-def test_memory_that_ran_out_is_free_for_the_next_trial(
-    tiny_plan: MakePlan, request_for: MakeRequest, dataset: Dataset, stores_of: Look, scripted_settings: Any
-) -> None:
-    greedy = 'model = { name = "torchvision:resnet18" }\naugmentation = { resize = 512 }\n'
+def test_memory_that_ran_out_is_free_for_the_next_trial(tiny_plan: MakePlan, study_of: MakeStudy) -> None:
+    greedy = 'model = { name = "torchvision:resnet18" }\naugmentation = { resize = 512 }'
     space = 'training.batch_size = { type = "categorical", choices = [2, 40] }'
-    scripted_settings([{}, {"training.batch_size": 40}, {"training.batch_size": 2}])
     plan = tiny_plan(
-        optimizer=f"{greedy}optimizer = {{ lr = 0.1 }}",
+        model=greedy,
         training="training = { epochs = 1, batch_size = 2 }",
         pruner='pruner = { name = "none" }',
         **{"optimizer.lr": space, "optimizer.momentum": "", "optimizer.nesterov": ""},
@@ -335,11 +336,12 @@ def test_memory_that_ran_out_is_free_for_the_next_trial(
     free_what_is_unused()
     torch.cuda.set_per_process_memory_fraction(1.2e9 / total)
     try:
-        request = request_for(plan, device="cuda")
-        events = events_of(request, dataset)
+        study = study_of(plan, device="cuda")
+        study.script({"training.batch_size": 40}, {"training.batch_size": 2})
+        events = study.events()
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     states = [event.state for event in events if isinstance(event, TrialEnded)]
     assert states == ["COMPLETE", "FAIL", "COMPLETE"]
-    assert "ran out of memory" in stores_of(request).ledger.trial(1).user_attrs["reason"]
+    assert "ran out of memory" in study.stored.trial(1).user_attrs["reason"]
     assert torch.cuda.memory_allocated() < 1e6

@@ -1,0 +1,69 @@
+"""The verb ``resnet-bench plan``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resnet_bench.base.errors import UserError
+from resnet_bench.base.text import DASH
+from resnet_bench.cli.options import Sources, complete_benchmark, help_text, new_app
+from resnet_bench.cli.screen import echo, new_table, print_table
+from resnet_bench.recipe.files import load_benchmark, reference_folder
+from resnet_bench.tracking.store import Store
+
+app = new_app()
+
+
+@app.command(
+    help=help_text(
+        "Plan a comparison: how many seeds an effect needs, or the smallest effect that some seeds can show.",
+        example="plan speedrun-90 --effect 0.3",
+        following="run speedrun-90 --seeds 10",
+    )
+)
+def plan(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="A benchmark.", autocompletion=complete_benchmark, show_default=False),
+    ],
+    effect: Annotated[
+        float | None, typer.Option("--effect", metavar="PP", help="Difference to see, in percentage points.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=2, help="Seeds per side.")] = None,
+    hours: Annotated[float | None, typer.Option("--hours", help="Training time of both sides together.")] = None,
+    sources: Sources = None,
+) -> None:
+    # Pandas is imported when the verb is called, so that help and completion are quick.
+    from resnet_bench.reporting import wording
+    from resnet_bench.reporting.noise_floor import POWERS, noise_floor
+
+    if sum(given is not None for given in (effect, seeds, hours)) != 1:
+        raise UserError("write one of --effect PP, --seeds N and --hours H")
+    if (effect is not None and not 0 < effect <= 100) or (hours is not None and not 0 < hours < 1e6):
+        raise UserError("--effect is between 0 and 100 percentage points, --hours above 0")
+    load_benchmark(name)
+    floor = noise_floor(name, sources or [Store.resolve(None, Path.cwd()), reference_folder()])
+    low, high = floor.sd_interval
+    echo(
+        f"{name}: SD across seeds {floor.sd:.2f} pp (95% CI {low:.2f} to {high:.2f}), "
+        f"{len(floor.accuracies)} seeds on {floor.group.latest.device}"
+    )
+    table = new_table("power", "seeds per side", "smallest effect", "hours", "energy", right=["power"])
+    for power in POWERS:
+        found = (
+            floor.for_effect(effect, power)
+            if effect is not None
+            else floor.for_seeds(seeds, power)
+            if seeds is not None
+            else floor.for_hours(hours or 0.0, power)
+        )
+        table.add_row(
+            f"{power:.0%}",
+            "over 100,000" if found.seeds is None else f"{found.seeds:,}",
+            DASH if found.effect is None else f"{found.effect:.2f} pp",
+            DASH if found.hours is None else f"{found.hours:.3g}",
+            "not readable" if found.joules is None else wording.energy(found.joules),
+        )
+    print_table(table)
+    echo("Welch's t test, 5% two-sided, both recipes with this spread; hours are of one run after another.")

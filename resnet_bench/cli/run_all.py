@@ -1,0 +1,221 @@
+"""Runs from options to results: planned, announced, run, and summed up."""
+
+import contextlib
+import itertools
+from collections import Counter
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.prompt import Confirm
+from rich.table import Table
+
+from resnet_bench.base.errors import UserError
+from resnet_bench.base.text import duration, plural
+from resnet_bench.cli.closing import print_closing
+from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay
+from resnet_bench.cli.screen import announce_generated, print_table
+from resnet_bench.data.dataset import Dataset, dataset_status
+from resnet_bench.running.context import Context
+from resnet_bench.running.events import Event, JobFinished, JobStarted, Opened
+from resnet_bench.running.job import Job, Task
+from resnet_bench.running.launchers.child import preload
+from resnet_bench.running.outcome import Outcome
+from resnet_bench.running.plan import RunOptions, RunPlan, Survey, Surveyed, load_benchmarks, plan_runs
+from resnet_bench.running.stopping import stop_on_signals
+from resnet_bench.tracking.stale_runs import close_stale_runs
+from resnet_bench.tracking.store import Store
+
+LONG_RUN_SECONDS = 1800.0
+"""Longer runs are asked about where somebody can answer."""
+VERY_LONG_RUN_SECONDS = 8 * 3600.0
+"""Runs this long start on a "yes" only, not on a mere Enter."""
+
+
+@dataclass
+class RunsSummary:
+    """What came of a command's runs."""
+
+    results: list[tuple[Job, Outcome]] = field(default_factory=list)
+    interrupted: bool = False
+    abandoned: str | None = None
+    """Why jobs of the plan were not started, a sentence."""
+
+    @property
+    def cached(self) -> int:
+        """Runs that were finished before and not trained again."""
+        return sum(outcome.cached for _, outcome in self.results)
+
+    @property
+    def failures(self) -> int:
+        """Runs that could not be trained to their end."""
+        return sum(outcome.failure is not None for _, outcome in self.results)
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether an interrupted run has left a checkpoint."""
+        folders = [Path(outcome.folder) for _, outcome in self.results if outcome.interrupted and outcome.folder]
+        return any((folder / "checkpoints" / "last.pt").is_file() for folder in folders)
+
+
+def run_all(options: RunOptions, context: Context, console: Console, *, ask: bool = False) -> RunsSummary:
+    """Plan, announce what will run, run it, and print the closing table.
+
+    A run that was finished before is not trained again, unless ``force`` is set. A run that fails does not stop
+    those after it.
+
+    Raises:
+        UserError: Something asked for does not exist or does not fit; nothing was started.
+    """
+
+    def echo(text: str | Table) -> None:
+        if isinstance(text, Table):
+            print_table(text, console)
+        else:
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    benchmarks = load_benchmarks(options)
+    names = sorted({benchmark.recipe.data.dataset for benchmark in benchmarks})
+    images = context.images
+    is_here = all(status.sources for status in dataset_status(images.folder) if status.name in names)
+    # Planned before anything is downloaded or decoded, so that a mistyped key costs nothing.
+    plan = plan_runs(options, benchmarks, context.options, real_data=is_here or images.download)
+    if len(plan.places) > 1:
+        preload()
+    datasets: dict[str, Dataset] = {name: context.open_images(name, echo) for name in names}
+    if any(dataset.generated for dataset in datasets.values()):
+        plan = plan_runs(options, benchmarks, context.options, real_data=False)
+    survey = _survey(plan, context)
+    seconds = _announce(plan, survey, datasets, context.store, console)
+    if ask and seconds > LONG_RUN_SECONDS:
+        default = seconds < VERY_LONG_RUN_SECONDS
+        if not Confirm.ask("Go on?", console=console, default=default):
+            raise UserError("nothing was started")
+
+    context.store.prepare()
+    close_stale_runs(context.store)
+    pending = sum(surveyed.outcome is None for surveyed in survey.values())
+    with stop_on_signals(announce="stopping, writing a checkpoint; again to stop without it") as stop:
+        summary = _run_plan(plan, pending, replace(context, stop=stop), console)
+    executions = {surveyed.job.benchmark.name: surveyed.execution for surveyed in survey.values()}
+    echo("")
+    print_closing(summary.results, datasets, executions, list(options.changes), echo)
+    if summary.abandoned:
+        echo(summary.abandoned)
+    echo("")
+    for job, outcome in summary.results:
+        if outcome.url:
+            echo(f"{job.label}: {outcome.url}")
+        if outcome.not_uploaded:
+            echo(f"  {outcome.not_uploaded}")
+    echo(f"\nruns are in {context.store.shown}; see them with: resnet-bench ui")
+    return summary
+
+
+def _survey(plan: RunPlan, context: Context) -> dict[str, Surveyed]:
+    """What each job means where it would run, by its label.
+
+    Raises:
+        UserError: It could not be found out.
+    """
+    found = {}
+    with contextlib.closing(plan.launcher.run([Survey(plan.jobs)], context)) as events:
+        for _, event in events:
+            if isinstance(event, Surveyed):
+                found[event.job.label] = event
+            elif isinstance(event, JobFinished) and event.failure is not None:
+                raise UserError(event.failure)
+            elif isinstance(event, JobFinished) and event.interrupted:
+                raise KeyboardInterrupt
+    return found
+
+
+def _announce(
+    plan: RunPlan, survey: Mapping[str, Surveyed], datasets: Mapping[str, Dataset], store: Store, console: Console
+) -> float:
+    """Print what will run, why, on what, and for how long; return the seconds."""
+
+    def echo(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    left = [surveyed for surveyed in survey.values() if surveyed.outcome is None]
+    by_name = {surveyed.job.benchmark.name: surveyed for surveyed in survey.values()}
+    usual = next(iter(by_name.values()))
+    for name, surveyed in by_name.items():
+        if surveyed.execution.describe() != usual.execution.describe():
+            echo(f"{name} runs fastest with: {surveyed.execution.describe()}")
+    for surveyed in survey.values():
+        if surveyed.why_not:
+            echo(f"{surveyed.job.label} is trained again: {surveyed.why_not}")
+    # Each process has its share of a CPU's threads, which the estimate is for; a GPU is shared as a whole.
+    in_parallel = plan.devices if usual.execution.device_type == "cuda" else len(plan.places)
+    seconds = sum(surveyed.seconds for surveyed in left) / in_parallel
+    jobs_of = Counter(plan.choices[job.benchmark.name] for job in plan.jobs)
+    for choice, count in jobs_of.items():
+        echo(f"{plural(count, 'run')} in the {choice.profile} profile: {choice.reason}.")
+    if cached := len(plan.jobs) - len(left):
+        what = "All of them were" if not left else f"{cached} of them {'were' if cached > 1 else 'was'}"
+        echo(
+            f"{what} finished before with the same recipe, images, execution and code (--force trains them from "
+            f"scratch); {len(left)} left to train."
+        )
+    together = f", {plan.sharing} seeds in parallel" if plan.sharing > 1 else ""
+    together += f", on {plan.devices} GPUs" if plan.devices > 1 else ""
+    echo(f"on {usual.device_name} ({usual.execution.describe()}){together}")
+    for name, images in datasets.items():
+        if images.generated:
+            announce_generated(name, console)
+        else:
+            echo(f"{name} from {images.source} at {images.location}")
+    echo(f"tracked in {store.shown}")
+    echo(f"about {duration(seconds)} in all\n" if left else "")
+    return seconds
+
+
+def _run_plan(plan: RunPlan, pending: int, context: Context, console: Console) -> RunsSummary:
+    """Run the jobs and show how they go."""
+    summary = RunsSummary()
+    outcomes: dict[str, Outcome] = {}
+    shown: dict[str, RunDisplay] = {}
+    with RunsDisplay(console, pending).shown() as display, contextlib.closing(_events(plan, context)) as events:
+        try:
+            for task, event in events:
+                label = task.label
+                if isinstance(event, JobStarted):
+                    outcomes[label] = Outcome(sharing=plan.sharing)
+                outcomes[label].take(event)
+                if isinstance(event, Opened) and event.outcome is None:
+                    shown[label] = display.begin(label)
+                if isinstance(event, JobFinished):
+                    summary.interrupted |= event.interrupted
+                    if event.device_problem:
+                        summary.abandoned = f"the runs after it were not started: {event.device_problem}"
+                    if event.failure and label not in shown:
+                        shown[label] = display.begin(label)
+                if label in shown:
+                    shown[label].take(event)
+                if isinstance(event, JobFinished):
+                    shown.pop(label, None)
+        except KeyboardInterrupt:
+            summary.interrupted = True
+            for label in shown:
+                outcomes[label].interrupted = outcomes[label].failure is None
+    jobs = {job.label: job for job in plan.jobs}
+    summary.results = [(job, outcomes[label]) for label, job in jobs.items() if label in outcomes]
+    return summary
+
+
+def _events(plan: RunPlan, context: Context) -> Generator[tuple[Task, Event], None, None]:
+    """The events of all jobs; seeds that share a device are of one benchmark."""
+    groups = [list(plan.jobs)]
+    if plan.sharing > 1:
+        groups = [list(jobs) for _, jobs in itertools.groupby(plan.jobs, key=lambda job: job.benchmark.name)]
+    for jobs in groups:
+        stopped = False
+        with contextlib.closing(plan.launcher.run(jobs, context)) as events:
+            for task, event in events:
+                yield task, event
+                stopped |= isinstance(event, JobFinished) and (event.interrupted or event.device_problem is not None)
+        if stopped:
+            return

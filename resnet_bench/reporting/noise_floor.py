@@ -1,0 +1,143 @@
+"""What a recipe's own spread says about the next comparison: seeds, hours and joules for an effect, or the reverse."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from resnet_bench.base.errors import UserError
+from resnet_bench.judging.intervals import Interval, standard_deviation, standard_deviation_interval
+from resnet_bench.judging.power import seeds_needed, smallest_effect
+from resnet_bench.reporting.reading import Source, read
+from resnet_bench.reporting.runs import RunGroup, group, load
+
+POWERS = (0.8, 0.95)
+MIN_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """The spread of a benchmark's seeds and the cost of one run.
+
+    Attributes:
+        group: The runs that it is taken from: the full profile on published images.
+    """
+
+    group: RunGroup
+
+    @cached_property
+    def accuracies(self) -> list[float]:
+        """Last accuracy of each seed, in percent, as the benchmark's first claim measures it."""
+        definition = self.group.definition
+        is_tta = definition is not None and bool(definition.claims) and definition.claims[0].is_tta
+        return self.group.values(self.group.split, "accuracy_tta" if is_tta else "accuracy")
+
+    @cached_property
+    def sd(self) -> float:
+        """Standard deviation across seeds, in percentage points."""
+        return standard_deviation(self.accuracies)
+
+    @cached_property
+    def sd_interval(self) -> Interval:
+        """95% CI of the standard deviation: with few seeds the spread itself is uncertain."""
+        return standard_deviation_interval(self.accuracies)
+
+    @cached_property
+    def seconds(self) -> float | None:
+        """Training time of one run, the median; None where every run shared its device."""
+        times = [run.train_seconds for run in self.group.runs if run.train_seconds is not None]
+        return statistics.median(times) if times else None
+
+    @cached_property
+    def joules(self) -> float | None:
+        """Energy of one run, the median; None where no counter could be read."""
+        found = [joules for run in self.group.runs if (joules := run.number("energy/joules")) is not None]
+        return statistics.median(found) if found else None
+
+    def for_effect(self, effect: float, power: float) -> "Plan":
+        """Plan a comparison that sees an effect.
+
+        Args:
+            effect: Difference between two recipes' true means, in percentage points.
+            power: Probability of seeing it.
+        """
+        return self._plan(power, seeds_needed(effect, self.sd, wanted=power), effect)
+
+    def for_seeds(self, seeds: int, power: float) -> "Plan":
+        """Plan a comparison of some seeds per side."""
+        return self._plan(power, seeds, smallest_effect(self.sd, seeds, wanted=power))
+
+    def for_hours(self, hours: float, power: float) -> "Plan":
+        """Plan a comparison that takes some hours in all, both sides one run after another.
+
+        Raises:
+            UserError: How long a run takes is unknown, or the hours do not suffice for two seeds per side.
+        """
+        if self.seconds is None:
+            raise UserError(f"{self.group.name}: how long a run takes is unknown; write --seeds in place of --hours")
+        seeds = math.floor(hours * 3600 / (2 * self.seconds))
+        if seeds < 2:
+            needed = 4 * self.seconds / 3600
+            raise UserError(f"--hours {hours:g}: two seeds per side of {self.group.name} take {needed:.2g} hours")
+        return self.for_seeds(seeds, power)
+
+    def _plan(self, power: float, seeds: int | None, effect: float | None) -> "Plan":
+        runs = None if seeds is None else 2 * seeds
+        return Plan(
+            power=power,
+            effect=effect,
+            seeds=seeds,
+            hours=None if runs is None or self.seconds is None else runs * self.seconds / 3600,
+            joules=None if runs is None or self.joules is None else runs * self.joules,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison of two recipes with equal spread.
+
+    Attributes:
+        power: Probability that Welch's test sees the effect, at 5% two-sided.
+        effect: Percentage points; None where no number of seeds shows any.
+        seeds: Runs per side; None where 100,000 do not suffice.
+        hours: Training time of both sides, one run after another; None where it is unknown.
+        joules: Energy of both sides; None where no counter could be read.
+    """
+
+    power: float
+    effect: float | None
+    seeds: int | None
+    hours: float | None
+    joules: float | None
+
+
+def noise_floor(benchmark: str, sources: Sequence[Source]) -> NoiseFloor:
+    """Take the noise floor of a benchmark from the first source that has three seeds of it in full.
+
+    Args:
+        benchmark: The benchmark's name.
+        sources: Stores and folders of report tables, in the order in which they are asked.
+
+    Raises:
+        UserError: No source has three finished seeds in the full profile on published images.
+    """
+    most = 0
+    for source in sources:
+        if isinstance(source, Path) and not source.is_dir():
+            continue
+        try:
+            runs, _ = load(read([source], benchmarks=[benchmark]))
+        except UserError:
+            continue
+        groups = [found for found in group(runs) if not found.apart and not found.changed]
+        for found in sorted(groups, key=lambda members: len(members.runs), reverse=True)[:1]:
+            floor = NoiseFloor(found)
+            if len(floor.accuracies) >= MIN_SEEDS:
+                return floor
+            most = max(most, len(floor.accuracies))
+    raise UserError(
+        f"{benchmark}: {most} finished seeds in full, and a spread needs {MIN_SEEDS}; "
+        f"first: resnet-bench run {benchmark} --profile full --seeds {MIN_SEEDS}"
+    )

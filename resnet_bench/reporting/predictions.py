@@ -1,0 +1,144 @@
+"""Compare the kept predictions of two runs, image by image."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from resnet_bench.base.describe_error import describe_error
+from resnet_bench.base.errors import UserError
+from resnet_bench.judging.networks import Labels, NetworkComparison, compare_classes, compare_networks
+from resnet_bench.reporting.mlflow_reader import StoreReader
+from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.vocabulary import PREFIX
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+FILE = "predictions.parquet"
+
+
+@dataclass(frozen=True)
+class KeptPredictions:
+    """What the network of one run predicts for its test images.
+
+    Attributes:
+        run_id: The MLflow run.
+        name: The run's name.
+        recipe: Fingerprint of the recipe.
+        images: Fingerprint of the dataset.
+        index: Which image each row is, int64 [N].
+        labels: True classes, int64 [N].
+        predicted: Predicted classes, int64 [N].
+    """
+
+    run_id: str
+    name: str
+    recipe: str
+    images: str
+    index: Labels
+    labels: Labels
+    predicted: Labels
+
+
+@dataclass(frozen=True)
+class ImageComparison:
+    """Two networks on the same images, in all and by class."""
+
+    first: KeptPredictions
+    second: KeptPredictions
+    overall: NetworkComparison
+    classes: dict[int, NetworkComparison]
+    floor: NetworkComparison | None
+    """Two other seeds of the first network's recipe, whose churn is the floor; None where the store has none."""
+
+
+def compare_images(first: str, second: str, store: Store) -> ImageComparison:
+    """Compare the networks of two runs on the same images.
+
+    Args:
+        first: Id of an MLflow run, or its beginning.
+        second: Id of another run.
+        store: The store that has both.
+
+    Raises:
+        UserError: A run does not exist or kept no predictions, or the runs saw different images.
+    """
+    client = StoreReader(store).client
+    with TemporaryDirectory(prefix="resnet-bench-predictions-") as scratch:
+        runs = _runs(client)
+        a, b = (_read(client, _find(runs, name), Path(scratch)) for name in (first, second))
+        if a.images != b.images or not np.array_equal(a.index, b.index) or not np.array_equal(a.labels, b.labels):
+            raise UserError(
+                f"{a.name} and {b.name} were tested on different images, so they cannot be compared by image"
+            )
+        return ImageComparison(
+            first=a,
+            second=b,
+            overall=compare_networks(a.labels, a.predicted, b.predicted),
+            classes=compare_classes(a.labels, a.predicted, b.predicted),
+            floor=_floor(client, runs, a, Path(scratch)),
+        )
+
+
+def _runs(client: "MlflowClient") -> dict[str, dict[str, str]]:
+    """Return the tags of each finished run of the store, with its name, by its id."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    found: dict[str, dict[str, str]] = {}
+    token = None
+    while True:
+        page = client.search_runs(experiments, "attributes.status = 'FINISHED'", page_token=token)
+        found |= {run.info.run_id: {**run.data.tags, "name": run.info.run_name or run.info.run_id} for run in page}
+        token = page.token
+        if not token:
+            return found
+
+
+def _find(runs: dict[str, dict[str, str]], name: str) -> tuple[str, dict[str, str]]:
+    matches = [run_id for run_id, tags in runs.items() if run_id.startswith(name) or tags["name"] == name]
+    if len(matches) == 1:
+        return matches[0], runs[matches[0]]
+    if not matches:
+        raise UserError(f"{name}: there is no finished run with this id or name; `make ui` shows the ids")
+    raise UserError(f"{name}: {len(matches)} runs have this name; write an id: {', '.join(matches[:4])}")
+
+
+def _read(client: "MlflowClient", found: tuple[str, dict[str, str]], scratch: Path) -> KeptPredictions:
+    run_id, tags = found
+    folder = scratch / run_id
+    folder.mkdir(exist_ok=True)
+    try:
+        table = pd.read_parquet(client.download_artifacts(run_id, FILE, str(folder)))
+        index, labels, predicted = (table[name].to_numpy(np.int64) for name in ("index", "label", "predicted"))
+    except Exception as error:  # whatever the artifact store, pyarrow or pandas raises
+        raise UserError(f"{tags['name']}: its predictions ({FILE}) cannot be read: {describe_error(error)}") from None
+    return KeptPredictions(
+        run_id=run_id,
+        name=tags["name"],
+        recipe=tags.get(f"{PREFIX}fingerprint", ""),
+        images=tags.get(f"{PREFIX}data_fingerprint", ""),
+        index=index,
+        labels=labels,
+        predicted=predicted,
+    )
+
+
+def _floor(
+    client: "MlflowClient", runs: dict[str, dict[str, str]], first: KeptPredictions, scratch: Path
+) -> NetworkComparison | None:
+    """Compare the first network with another seed of its recipe on the same images."""
+    own = runs[first.run_id]
+    for run_id, tags in runs.items():
+        same = all(tags.get(PREFIX + key) == own.get(PREFIX + key) for key in ("fingerprint", "data_fingerprint"))
+        if not same or tags.get(f"{PREFIX}seed") == own.get(f"{PREFIX}seed"):
+            continue
+        try:
+            other = _read(client, (run_id, tags), scratch)
+        except UserError:
+            continue
+        if np.array_equal(other.index, first.index):
+            return compare_networks(first.labels, first.predicted, other.predicted)
+    return None

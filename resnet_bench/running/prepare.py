@@ -1,0 +1,87 @@
+"""What a job becomes where it runs: its execution, its images, its facts, and whether it was finished before."""
+
+from dataclasses import dataclass
+
+from resnet_bench.data.dataset import Dataset
+from resnet_bench.execution.execution import Execution
+from resnet_bench.execution.options import ExecutionOptions
+from resnet_bench.measure.autotune import autotune
+from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.running.context import Context
+from resnet_bench.running.job import Job
+from resnet_bench.running.outcome import Outcome
+from resnet_bench.running.run_cache import CacheLookup, run_cache
+from resnet_bench.tracking.facts import RunFacts
+from resnet_bench.tracking.store import Store
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that is ready to run.
+
+    Attributes:
+        job: As it was asked for.
+        facts: As it will be tracked.
+        execution: How it runs here.
+        dataset: Its images.
+        outcome: The result of the same run that was finished before; None where it has to be trained.
+        why_not: Why the nearest finished run does not count, where there is one.
+    """
+
+    job: Job
+    facts: RunFacts
+    execution: Execution
+    dataset: Dataset
+    outcome: Outcome | None = None
+    why_not: str | None = None
+
+
+def prepare(job: Job, context: Context) -> Prepared:
+    """Resolve a job's options, open its images, and look whether it was finished before.
+
+    Raises:
+        UserError: The device does not exist here, or the images are missing or damaged.
+    """
+    execution = resolve(job.recipe, job.options or context.options)
+    return look_up(job, execution, context.open_images(job.recipe.data.dataset), context.store)
+
+
+def look_up(job: Job, execution: Execution, dataset: Dataset, store: Store) -> Prepared:
+    """Look whether a job was finished before, as it runs here."""
+    facts = facts_of(job, execution, dataset)
+    found = CacheLookup() if job.force else run_cache(store).look_up(facts)
+    return Prepared(job, facts, execution, dataset, found.outcome, found.why_not)
+
+
+def resolve(recipe: Recipe, options: ExecutionOptions) -> Execution:
+    """Return how a recipe is executed on this machine, measured where the options leave that open.
+
+    Raises:
+        UserError: The device does not exist here, or cannot do what is asked.
+    """
+    execution = options.resolve()
+    if not options.autotune:
+        return execution
+    return autotune(recipe, execution, precision=options.precision == "auto", threads=options.threads is None)
+
+
+def facts_of(job: Job, execution: Execution, dataset: Dataset) -> RunFacts:
+    """Return a job as it will be tracked, with what was found for it here."""
+    return RunFacts(
+        benchmark=job.benchmark,
+        recipe=job.recipe,
+        profile=job.profile,
+        seed=job.seed,
+        execution=execution.asdict(),
+        device_name=execution.device_name,
+        dataset_name=dataset.name,
+        data_source=dataset.source,
+        data_fingerprint=dataset.fingerprint,
+        generated=dataset.generated,
+        role=job.role,
+        run_name=job.name,
+        experiment=job.experiment,
+        parent_run_id=job.parent,
+        seeds_per_device=job.sharing,
+        more_tags=job.tags,
+    )

@@ -1,0 +1,67 @@
+"""Two runs compared image by image, from the predictions that each kept."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from typer.testing import CliRunner
+
+from resnet_bench.base.errors import UserError
+from resnet_bench.cli.app import app
+from resnet_bench.reporting.predictions import compare_images
+from resnet_bench.tracking.store import Store
+
+LABELS = np.arange(100) % 10
+
+
+def keep(client: MlflowClient, folder: Path, name: str, predicted: np.ndarray, *, images: str = "abc") -> str:
+    tags = {"fingerprint": "f", "data_fingerprint": images, "seed": name[-1], "benchmark": "x", "role": "run"}
+    run = client.create_run("0", run_name=name, tags={f"resnet_bench.{key}": value for key, value in tags.items()})
+    path = folder / "predictions.parquet"
+    pd.DataFrame({"index": np.arange(100), "label": LABELS, "predicted": predicted}).to_parquet(path)
+    client.log_artifact(run.info.run_id, str(path))
+    client.set_terminated(run.info.run_id, "FINISHED")
+    return str(run.info.run_id)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("predictions")
+    found = Store.resolve(f"sqlite:///{folder / 'mlflow.db'}", folder)
+    found.prepare()
+    client = found.client()
+    ten_wrong, five_wrong = LABELS.copy(), LABELS.copy()
+    ten_wrong[:10] = (ten_wrong[:10] + 1) % 10
+    five_wrong[5:10] = (five_wrong[5:10] + 1) % 10
+    keep(client, folder, "seed 0", ten_wrong)
+    keep(client, folder, "seed 1", five_wrong)
+    keep(client, folder, "other 2", LABELS, images="other")
+    return found
+
+
+def test_every_image_is_counted_and_the_floor_is_another_seed(store: Store) -> None:
+    found = compare_images("seed 0", "seed 1", store)
+    overall = found.overall
+    assert (overall.both_right, overall.only_first, overall.only_second, overall.both_wrong) == (90, 0, 5, 5)
+    assert found.floor is not None
+    assert found.floor.churn == pytest.approx(0.05)
+    assert sum(part.only_second for part in found.classes.values()) == 5
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "sentence"),
+    [("seed 0", "other 2", "different images"), ("seed 0", "seed 9", "no finished run")],
+)
+def test_what_cannot_be_compared_is_one_sentence(store: Store, first: str, second: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        compare_images(first, second, store)
+
+
+def test_the_command_says_that_it_compares_networks(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    ran = CliRunner().invoke(app, ["compare", "seed 0", "seed 1", "--images", "--from", store.uri])
+    assert ran.exit_code == 0, ran.output
+    for text in ("never two recipes", "B − A: +5.00 pp", "churn 5.0%", "0, 1, 2, 3, 4"):
+        assert text in ran.output

@@ -1,0 +1,114 @@
+"""What signals ask of a process, in processes of their own."""
+
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from resnet_bench.running.stopping import Stop
+
+PROGRAM = """
+import sys, time
+from resnet_bench.running.stopping import stop_on_signals
+
+with stop_on_signals(announce="stopping, writing a checkpoint") as stop:
+    print("ready", flush=True)
+    while not stop:
+        time.sleep(0.01)
+    print(stop.reason, flush=True)
+    if sys.argv[1:] == ["checkpoint"]:
+        try:
+            with stop.held_back():
+                print("writing", flush=True)
+                time.sleep(1.0)
+                print("written", flush=True)
+            print("no interrupt", flush=True)
+        except KeyboardInterrupt:
+            print("interrupted after the checkpoint", flush=True)
+    else:
+        try:
+            time.sleep(20)
+        except KeyboardInterrupt:
+            print("interrupted at once", flush=True)
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    return path
+
+
+def start(program: Path, *arguments: str, prefix: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    command = [*prefix, sys.executable, str(program), *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_is_a_request_to_stop(program: Path, name: str) -> None:
+    process = start(program, "checkpoint")
+    process.send_signal(getattr(signal, name))
+    out, err = process.communicate(timeout=60)
+    assert out == f"interrupted by {name}\nwriting\nwritten\nno interrupt\n"
+    assert err.strip() == "stopping, writing a checkpoint"
+
+
+def test_nohup_keeps_a_process_that_has_lost_its_terminal(program: Path) -> None:
+    process = start(program, prefix=("nohup",))
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert said(process) == "interrupted by SIGTERM"
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_interrupt_waits_for_the_checkpoint(program: Path) -> None:
+    process = start(program, "checkpoint")
+    process.send_signal(signal.SIGINT)
+    assert [said(process), said(process)] == ["interrupted by SIGINT", "writing"]
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert out == "written\ninterrupted after the checkpoint\n"
+
+
+def test_a_second_interrupt_ends_what_writes_no_checkpoint(program: Path) -> None:
+    process = start(program)
+    process.send_signal(signal.SIGINT)
+    assert said(process) == "interrupted by SIGINT"
+    process.send_signal(signal.SIGINT)
+    assert said(process) == "interrupted at once"
+    process.communicate(timeout=60)
+
+
+def test_a_third_interrupt_kills(program: Path) -> None:
+    process = start(program, "checkpoint")
+    process.send_signal(signal.SIGINT)
+    assert [said(process), said(process)] == ["interrupted by SIGINT", "writing"]
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        # Two that are pending at once are one.
+        time.sleep(0.1)
+    out, _ = process.communicate(timeout=60)
+    assert out == ""
+    assert process.returncode == -signal.SIGINT
+
+
+def test_a_stop_that_is_sent_to_another_process_is_its_own() -> None:
+    stop = Stop()
+    stop.reason = "interrupted by SIGINT"
+    assert not pickle.loads(pickle.dumps(stop))
