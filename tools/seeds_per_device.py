@@ -1,4 +1,4 @@
-"""Images a second of several seeds trained at once on one device, each in a process, in proportion to one alone.
+"""Images per second of several seeds trained at once on one device, each in a process, in proportion to one alone.
 
     python tools/seeds_per_device.py resnet18-step-decay --at-once 1 2 4 8
 
@@ -76,7 +76,7 @@ def start(images: ImageLocation, recipe: Recipe, seed: int, warm_up: int) -> Wor
 
 
 def total_images_per_second(workers: list[Worker], execution: Execution) -> float:
-    """Images a second of all of these workers together."""
+    """Images per second of all of these workers together."""
     for worker in workers:
         worker.connection.send(execution)
     for worker in workers:

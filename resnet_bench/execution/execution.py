@@ -141,7 +141,7 @@ class Execution:
 
     @property
     def rounding(self) -> str:
-        """What of it decides how numbers are rounded; runs of different roundings are no repeats to the bit."""
+        """What of it decides how numbers are rounded; runs of different roundings are not repeats to the bit."""
         return " ".join([self.device_type, self.precision, *(name for name in SWITCHES if getattr(self, name))])
 
     def describe(self) -> str:

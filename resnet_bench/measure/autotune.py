@@ -93,7 +93,7 @@ def _fastest(recipe: Recipe, candidates: Sequence[Execution]) -> Execution:
             if timing > 0 and best[i] > HOPELESS * min(best):
                 continue
             with candidate.applied():
-                # Whoever took turns before has given its memory back; a step of a run has that of the step before it.
+                # The previous turn has given its memory back; a step of a run has that of the step before it.
                 workload.step()
                 seconds = workload.step().total
             handicap = 1.0 if candidate.fast_paths else HANDICAP_OF_SLOW_PATHS

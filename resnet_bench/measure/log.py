@@ -1,4 +1,4 @@
-"""Comparisons in MLflow: an experiment of their own, a run for each benchmark."""
+"""Comparisons in MLflow: their own experiment, one run per benchmark."""
 
 import json
 from dataclasses import asdict

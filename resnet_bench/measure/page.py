@@ -13,7 +13,7 @@ GIGA = 1e9
 
 
 def speed_table(comparison: SpeedComparison) -> Table:
-    """Images a second of each arm, and how many times the source's that is."""
+    """Images per second of each arm, and how many times the source's that is."""
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,

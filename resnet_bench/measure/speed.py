@@ -51,7 +51,7 @@ class LoopTiming:
         execution: The execution in words.
         images_per_second: Over the measured steps of each repeat.
         milliseconds: Per step.
-        ratio: Images a second in proportion to the source's in the same repeat.
+        ratio: Images per second in proportion to the source's in the same repeat.
         peak_share: Share of the rate of a large matrix product in the arm's precision; the work counted is that of
             the network's convolutions and linear layers, whether or not the arm does all of it.
         startup_seconds: From nothing to the end of the first step: network, images, loader processes.
@@ -79,7 +79,7 @@ class SpeedComparison:
     Attributes:
         benchmark: Its name.
         device: The device in words.
-        batch_size: Images a step.
+        batch_size: Images per step.
         workers: Loader processes of the source's loop.
         repeats: How often every arm had its turn.
         steps: Steps measured in each of them.
@@ -128,7 +128,7 @@ def compare(
         repeats: How often each arm has its turn.
         workers: Loader processes of the source's loop, by default those of the source.
         clock: What times are read from.
-        said: Called with a line of text as the measurement goes on.
+        said: Called with a line of text during the measurement.
 
     Raises:
         UserError: The dataset has too few images.

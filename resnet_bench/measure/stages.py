@@ -92,7 +92,7 @@ class _Bench:
             self._loader = train_loader(recipe, part, execution, seed=0)
         self._workload = Workload(recipe, execution, fused=not is_source, clock=clock)
         with execution.applied():
-            # In this order: gradients of a step before would go on being accumulated on its stream, not the capture's.
+            # In this order: gradients of a step before would still be accumulated on its stream, not the capture's.
             self._workload.capture()
             self._workload.step()
 

@@ -36,7 +36,7 @@ class Workload:
     Args:
         recipe: Network, batch size, loss, clipping and optimizer.
         execution: How it is computed.
-        batch_size: Images a batch; the recipe's by default.
+        batch_size: Images per batch; the recipe's by default.
         fused: Use torch's fused optimizers.
         clock: What times are read from.
     """
