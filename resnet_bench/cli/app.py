@@ -23,7 +23,7 @@ VERBS = {
     "run": "Train benchmarks and track them in MLflow.",
     "report": "Write a report of the tracked runs.",
     "compare": "Compare two sets of runs.",
-    "plan": "Plan a comparison: seeds, hours and joules for an effect.",
+    "plan": "Plan a comparison: how many seeds an effect needs.",
     "ui": "Open MLflow on the runs.",
     "study": "Tune a benchmark with Optuna.",
     "record": "Check a speed record.",
@@ -43,7 +43,7 @@ class VerbGroup(TyperGroup):
     def __init__(self, **options: Any) -> None:
         """Put a line for each verb where Typer looks for commands."""
         super().__init__(**options)
-        self.commands = {name: TyperCommand(name, help=line) for name, line in VERBS.items()}
+        self.commands = {name: TyperCommand(name, short_help=line) for name, line in VERBS.items()}
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Import the verb that is typed."""
@@ -56,6 +56,9 @@ def load(verb: str) -> TyperCommand | TyperGroup:
     command = typer.main.get_command(importlib.import_module(f"resnet_bench.cli.{verb}").app)
     assert isinstance(command, TyperCommand | TyperGroup)
     command.name = verb
+    for below in getattr(command, "commands", {}).values():
+        # A line that is too long is wrapped; without this one it would end in dots.
+        below.short_help = below.help.partition("\n")[0]
     return command
 
 

@@ -5,10 +5,10 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from rich import box
 from rich.table import Table
 
 from resnet_bench.base.text import duration, percent
+from resnet_bench.cli.screen import new_table
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.execution.execution import Execution
 from resnet_bench.judging.verdict import may_judge, verdict
@@ -32,22 +32,15 @@ def closing_table(results: Sequence[Result], verdicts: Sequence[str]) -> Table:
     cached = any(outcome.cached for _, outcome in results)
     augmented = any(outcome.accuracy_tta is not None for _, outcome in results)
     shared = any(outcome.sharing > 1 for _, outcome in results)
-    table = Table(title="Results", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name, justify in (
-        ("benchmark", "left"),
-        ("seed", "right"),
-        ("epochs", "right"),
-        ("accuracy", "right"),
-        ("standard", "right"),
-        *([("TTA", "right")] if augmented else []),
-        ("claim", "right"),
-        ("verdict", "left"),
-        ("images/s", "right"),
-        ("time", "right"),
-        *([("seeds in parallel", "right")] if shared else []),
-        *([("run", "left")] if cached else []),
-    ):
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]  # literals in a loop
+    left = ("benchmark", "verdict", "run")
+    columns = (
+        ("benchmark", "seed", "epochs", "accuracy", "standard")
+        + (("TTA",) if augmented else ())
+        + ("claim", "verdict", "images/s", "time")
+        + (("seeds in parallel",) if shared else ())
+        + (("run",) if cached else ())
+    )
+    table = new_table(*columns, right=[name for name in columns if name not in left], title="Results")
     for i, ((job, outcome), word) in enumerate(zip(results, verdicts, strict=True)):
         claim = job.benchmark.test_claim
         table.add_row(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.table import Table
 
 from resnet_bench.cli.options import OnlyBenchmarks, Since, Sources, help_text, new_app, source_uri
 from resnet_bench.cli.screen import FAILED, console, echo, new_table, print_table
@@ -60,7 +61,11 @@ def compare(
 
     found = comparing.compare(a, b, sources=list(sources) if sources else None, benchmarks=benchmarks, since=since)
     if style == "table":
-        console.print(compare_text.table(found))
+        for part in compare_text.table(found).renderables:
+            if isinstance(part, Table):
+                print_table(part)
+            else:
+                console.print(part, soft_wrap=True)
     else:
         # Not through rich, which would wrap lines that a program reads.
         write = compare_text.markdown if style == "markdown" else compare_text.as_json

@@ -25,7 +25,7 @@ def doctor(data: DataFolder = None, tracking: TrackingURI = None) -> None:
     findings = check_machine(folder, tracking)
     for finding in findings:
         mark = ("✓", "green") if finding.good else ("✗", "yellow")
-        console.print(Text.assemble(mark, f" {finding.subject:<16} {finding.text}"), highlight=False, soft_wrap=True)
+        console.print(Text.assemble(mark, f" {finding.subject:<16} {finding.text}"), soft_wrap=True)
         if finding.remedy:
             echo(f"    {finding.remedy}")
     if not all(finding.good for finding in findings if finding.required):

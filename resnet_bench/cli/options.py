@@ -61,23 +61,15 @@ def help_text(text: str, example: str, following: str | None = None) -> str:
 
 
 def store_uri(text: str) -> str:
-    """Turn what names a store into its URI: a database file stands for its SQLite URI.
-
-    Args:
-        text: A tracking URI, or the path of a database that exists or whose name ends in ``.db``.
-    """
+    """Turn the path of a database that exists into its URI; other addresses are left as they are."""
     path = Path(text).expanduser()
-    is_path = "://" not in text and (path.suffix in (".db", ".sqlite", ".sqlite3") or path.is_file())
-    return f"sqlite:///{path.resolve()}" if is_path else text
+    return f"sqlite:///{path.resolve()}" if path.is_file() else text
 
 
 def source_uri(text: str) -> str:
-    """Turn what names a report's source into a store's URI or the folder of a report's tables."""
+    """Turn what names a report's source into a store's URI, or into the folder of a report's tables."""
     path = Path(text).expanduser()
-    if path.suffix == ".parquet" and path.is_file():
-        return str(path.parent)
-    # A tag such as note=a.db, or a commit, is neither.
-    return store_uri(text) if path.is_file() else text
+    return str(path.parent) if path.suffix == ".parquet" and path.is_file() else store_uri(text)
 
 
 def data_folder(given: Path | None) -> Path:

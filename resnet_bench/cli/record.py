@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
-from rich.table import Table
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import percent
@@ -28,7 +26,7 @@ from resnet_bench.cli.options import (
     help_text,
     new_app,
 )
-from resnet_bench.cli.screen import FAILED, INTERRUPTED, console, echo, print_resume_command, print_table
+from resnet_bench.cli.screen import FAILED, INTERRUPTED, console, echo, new_table, print_resume_command, print_table
 from resnet_bench.execution import choices
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.tracking.store import Store
@@ -154,9 +152,8 @@ def _line(seed: int, outcome: "Outcome", claim: "Claim") -> str:
 
 
 def _print(found: "Record") -> None:
-    table = Table(title=found.benchmark.name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("seed", "accuracy", "standard", "set-up s", "training s", "TTA s", "clock s"):
-        table.add_column(name, justify="right")
+    columns = ("seed", "accuracy", "standard", "set-up s", "training s", "TTA s", "clock s")
+    table = new_table(*columns, right=columns, title=found.benchmark.name)
     seconds = ("setup_seconds", "train_seconds", "tta_seconds", "seconds")
     for attempt in found.asdict()["attempts"]:
         table.add_row(

@@ -30,13 +30,14 @@ def _width() -> int | None:
     return shutil.get_terminal_size().columns if given else None
 
 
-console = Console(width=_width())
-errors = Console(stderr=True)
+# Nothing that stands in square brackets is markup: a path may, and an error of any library.
+console = Console(width=_width(), markup=False, highlight=False)
+errors = Console(stderr=True, markup=False, highlight=False)
 
 
 def echo(text: str, style: str | None = None) -> None:
     """Print text as it is, whatever brackets are in it, and never fold it: people copy commands and paths."""
-    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+    console.print(text, style=style, soft_wrap=True)
 
 
 def paragraph(text: str, indent: str = "  ") -> None:
@@ -55,48 +56,40 @@ def paragraph(text: str, indent: str = "  ") -> None:
 
 def print_error(text: str) -> None:
     """Print one sentence about what is wrong."""
-    errors.print(Text.assemble(("error:", "bold red"), " ", text), highlight=False, soft_wrap=True)
+    errors.print(Text.assemble(("error:", "bold red"), " ", text), soft_wrap=True)
 
 
 def note(text: str) -> None:
     """Print, beside the output, what a user may want to know."""
-    errors.print(Text.assemble(("note:", "yellow"), " ", text), highlight=False, soft_wrap=True)
+    errors.print(Text.assemble(("note:", "yellow"), " ", text), soft_wrap=True)
 
 
 def announce_generated(dataset: str, to: Console | None = None) -> None:
     """Warn that a dataset's images are generated."""
-    warning = (
-        "no CIFAR was found; every number below says nothing about the benchmarks. Name the folder that holds CIFAR "
-        "with --data DIR, or type: resnet-bench data prepare"
+    warning = ", because no CIFAR was found: the numbers below say nothing about the benchmarks"
+    (to or console).print(
+        Text.assemble((f"{dataset}: GENERATED IMAGES", "bold yellow"), warning), highlight=False, soft_wrap=True
     )
-    to = to or console
-    to.print(Text.assemble((f"{dataset}: GENERATED IMAGES", "bold yellow"), f", {warning}"), soft_wrap=True)
 
 
 def print_resume_command(option: str | None = None) -> None:
-    """Print the command that was typed, with the option that resumes it, for whoever interrupted it."""
+    """Print the command that was typed, with the option that resumes what was interrupted."""
     arguments = sys.argv[1:]
     missing = [option] if option is not None and option not in arguments else []
-    echo(f"interrupted; go on with: {shlex.join(['resnet-bench', *arguments, *missing])}")
+    echo(f"interrupted; resume with: {shlex.join(['resnet-bench', *arguments, *missing])}")
 
 
 def new_table(*columns: str, right: Sequence[str] = (), title: str | None = None) -> Table:
-    """Make an empty table in the style that all tables share.
+    """Make an empty table.
 
     Args:
         *columns: Headers.
         right: Headers of the columns that hold numbers.
         title: A line above the table.
     """
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        title=Text(title) if title else None,
-    )
+    table = Table(title=Text(title) if title else None)
     for column in columns:
-        table.add_column(Text(column), justify="right" if column in right else "left", overflow="fold")
+        table.add_column(Text(column), justify="right" if column in right else "left")
     return table
 
 
@@ -107,21 +100,21 @@ def print_table(table: Table, to: Console | None = None) -> None:
     header and value.
     """
     to = to or console
+    table.box, table.show_edge, table.pad_edge, table.padding = box.SIMPLE_HEAD, False, False, (0, 1, 0, 0)
     if table.title:
         # Rich wraps a title to the width of the table, and paths with it.
-        to.print(_text(table.title, to), style="bold", highlight=False, soft_wrap=True)
+        to.print(_text(table.title, to), style="bold", soft_wrap=True)
         table.title = None
     # Measured without a limit; a table that is limited hides what it needs.
     options = to.options.update(width=100_000)
     needs = [measure_renderables(to, options, [column.header, *column.cells]) for column in table.columns]
-    whole = Measurement.get(to, options, table)
-    between = whole.maximum - sum(need.maximum for need in needs)
+    between = Measurement.get(to, options, table).maximum - sum(need.maximum for need in needs)
     widths = _shares([(need.minimum, need.maximum) for need in needs], to.width - between)
     if widths is None:
         _print_rows(table, to)
         return
     for column, width in zip(table.columns, widths, strict=True):
-        column.width = width
+        column.width, column.no_wrap = width, False
     to.print(table)
 
 
@@ -144,7 +137,7 @@ def _print_rows(table: Table, to: Console) -> None:
     for row in range(table.row_count):
         to.print()
         for header, *cells in texts:
-            to.print(Text.assemble(header.plain.ljust(label), cells[row]), highlight=False, soft_wrap=True)
+            to.print(Text.assemble(header.plain.ljust(label), cells[row]), soft_wrap=True)
 
 
 def _text(cell: RenderableType, to: Console) -> Text:

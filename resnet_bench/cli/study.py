@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.prompt import Confirm
+from rich.text import Text
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import duration, percent, plural, setting
@@ -39,6 +39,7 @@ from resnet_bench.cli.screen import (
     console,
     echo,
     new_table,
+    paragraph,
     print_error,
     print_resume_command,
     print_table,
@@ -133,12 +134,12 @@ def _print_plan(plan: "Plan") -> None:
     from resnet_bench.tuning.space import retraining_recipe, trial_recipe
 
     study, source = plan.study, plan.source_params
-    console.print(f"[bold]{study.name}[/], profile {plan.profile}: tunes {plan.benchmark.name}", highlight=False)
+    echo(f"{study.name}, profile {plan.profile}: tunes {plan.benchmark.name}", style="bold")
     if study.notes:
-        console.print(f"  {escape(study.notes)}", highlight=False)
+        paragraph(study.notes)
     table = new_table("key", "values", "source", title="Search space")
     for key, parameter in study.space.items():
-        table.add_row(key, escape(parameter.describe()), setting(source.get(key)))
+        table.add_row(key, parameter.describe(), setting(source.get(key)))
     print_table(table)
     trial = trial_recipe(study, plan.base, source)
     final = retraining_recipe(study, plan.base, source)
@@ -153,7 +154,7 @@ def _print_plan(plan: "Plan") -> None:
         f"sampler: {_with_options(study.sampler)}",
         f"pruner: {_with_options(study.pruner)}",
     ):
-        echo(f"  {line}")
+        paragraph(line)
 
 
 def _with_options(named: "Sampler | Pruner") -> str:
@@ -180,7 +181,7 @@ def _print_trials(stored: "StoredStudy") -> None:
             str(trial.last_step or "–"),
             percent(trial.values[0] if trial.values else None),
             state + (" (source)" if is_source(trial) else ""),
-            escape(str(trial.user_attrs.get("reason", ""))),
+            str(trial.user_attrs.get("reason", "")),
         )
     print_table(table)
     echo(f"{counts.finished} of {counts.wanted} trials are finished, {counts.pruned} pruned, {counts.failed} failed")
@@ -293,7 +294,7 @@ def _announce(name: str, plan: "Plan", why: str, address: "StudyStorage", contex
         echo(f"{dataset.name} from {dataset.source} at {dataset.location}")
     echo(f"trials in {address.redacted_url}, runs in {context.store.shown}")
     if notice := address.notice():
-        console.print(f"[yellow]{escape(notice)}[/]", highlight=False)
+        echo(notice, style="yellow")
     echo(f"about {duration(seconds)} in all, less what is pruned or done already\n")
     return seconds
 
@@ -356,8 +357,8 @@ def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage") 
     if not result.importances:
         echo("too few complete trials, or too alike, to tell how important each hyperparameter is")
     for key, value in result.importances.items():
-        console.print(f"  importance of {key}: {value:.0%}", highlight=False)
-    console.print(f"\n[bold]{escape(comparison_text(result.comparison))}[/]", highlight=False, soft_wrap=True)
+        echo(f"  importance of {key}: {value:.0%}")
+    echo(f"\n{comparison_text(result.comparison)}", style="bold")
     for failure in result.comparison.failures if result.comparison is not None else ():
         echo(f"  {failure}")
     echo(f"\nMLflow: {result.url} (resnet-bench ui)")
@@ -374,7 +375,7 @@ def _print_best(result: "StudyResult") -> None:
         best, source = result.best_settings.get(key), result.source_settings.get(key)
         table.add_row(
             key,
-            f"[bold]{setting(best)}[/]" if key in result.changed else setting(best),
+            Text(setting(best), style="bold" if key in result.changed else ""),
             setting(source),
         )
     table.add_row("validation accuracy", percent(result.best_validation), percent(result.source_validation))
@@ -398,7 +399,7 @@ def best(name: StudyName, profile: Profile = None, storage: Storage = None, trac
     result = _result(stored)
     _print_best(result)
     echo(f"{budget_text(stored)}; {comparison_text(result.comparison)}\n")
-    console.print(recipe_text(stored, result), highlight=False, markup=False, soft_wrap=True)
+    echo(recipe_text(stored, result))
 
 
 @app.command(
@@ -427,10 +428,9 @@ def export(
     path = output or Path("benchmarks") / f"{stored.plan.benchmark.name}-tuned.toml"
     write(stored, _result(stored), path, benchmark_dir)
     if stored.plan.profile != "full" or stored.get_attr("generated_images"):
-        console.print(
-            "[bold yellow]this is not a result[/]: it comes from the smoke profile or generated images, and its file "
-            "says so",
-            highlight=False,
+        echo(
+            "this is not a result: it comes from the smoke profile or generated images, and its file says so",
+            style="yellow",
         )
     echo(f"wrote {path}; run it with: resnet-bench run {shlex.quote(str(path))}")
 

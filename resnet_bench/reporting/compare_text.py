@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -19,7 +19,7 @@ from resnet_bench.reporting.compare import MAX_LISTED, ComparisonRow, ResultComp
 COLUMNS = ("benchmark", "metric", "A (n)", "B (n)", "difference", "95% CI", "p (Holm)", "")
 
 
-def table(comparison: ResultComparison) -> RenderableType:
+def table(comparison: ResultComparison) -> Group:
     """Return a comparison for a terminal."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     benchmark, metric, *numbers, word = COLUMNS

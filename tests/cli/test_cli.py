@@ -247,7 +247,7 @@ def test_an_interrupted_run_prints_the_command_that_resumes_it(tmp_path: Path, n
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 130, out
     assert "Traceback" not in out
-    printed = out.partition("go on with: ")[2].splitlines()[0]
+    printed = out.partition("resume with: ")[2].splitlines()[0]
     assert printed == f"resnet-bench {TINY} --resume"
     position = last_checkpoint(tmp_path)["position"]
     assert position["step"] >= 5
@@ -344,7 +344,7 @@ def test_seeds_at_once_outlive_one_another_and_never_their_parent(tmp_path: Path
     assert "Traceback" not in out
     assert out.count("failed: its process was killed by SIGKILL") == 2, "once as it happens, once at the end"
     assert psutil.wait_procs(family, timeout=20)[1] == []
-    printed = out.partition("go on with: ")[2].splitlines()[0]
+    printed = out.partition("resume with: ")[2].splitlines()[0]
     assert printed.endswith("--resume")
 
     steps_before = [path.read_text().count("step/loss") for path in (tmp_path / "runs").glob("*/journal.jsonl")]

@@ -154,8 +154,7 @@ def test_failed_download_does_not_advise_to_download(invoke, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("typed", "read"),
     [
-        ("other/mlflow.db", "sqlite:///{here}/other/mlflow.db"),
-        ("mlflow.sqlite", "sqlite:///{here}/mlflow.sqlite"),
+        ("other/mlflow.db", "other/mlflow.db"),
         ("a-database", "sqlite:///{here}/a-database"),
         ("sqlite:////x/mlflow.db", "sqlite:////x/mlflow.db"),
         ("http://server:5000/mlflow.db", "http://server:5000/mlflow.db"),
