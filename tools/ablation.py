@@ -85,7 +85,7 @@ def measure(variant: str, seed: int, folder: Path) -> Result:
     recipe = recipe_of(variant)
     dataset = load_dataset(recipe.data.dataset, folder)
     accuracy = seconds = math.nan
-    for event in train(recipe, Execution.resolve("cpu", threads=1, level="fast"), seed, dataset):
+    for event in train(recipe, Execution.resolve("cpu", threads=1, mode="fast"), seed, dataset):
         if isinstance(event, Evaluated) and event.accuracy_tta is not None:
             accuracy = 100 * event.accuracy_tta
         elif isinstance(event, Finished):

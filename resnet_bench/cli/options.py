@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.execution.choices import Level, PrecisionChoice
+from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import ProfileName
 from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.recipe.files import search_folders, toml_files
@@ -163,9 +163,10 @@ Device = Annotated[
     str,
     typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.", autocompletion=complete_device),
 ]
-Precision = Annotated[PrecisionChoice, typer.Option("--precision", help="Precision to train in.")]
+Precision = Annotated[choices.PrecisionChoice, typer.Option("--precision", help="Precision to train in.")]
 ExecutionMode = Annotated[
-    Level, typer.Option("--execution", help="auto measures what is fastest; plain is stock PyTorch in fp32.")
+    choices.ExecutionMode,
+    typer.Option("--execution", help="auto measures what is fastest; plain is stock PyTorch in fp32."),
 ]
 Threads = Annotated[
     int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads; the fastest number by default.")

@@ -13,7 +13,7 @@ from resnet_bench.base.machine import this_process
 from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.tracking.environment import code_fingerprint, code_version, environment, package_version
-from resnet_bench.tracking.vocabulary import EXPERIMENT, PREFIX
+from resnet_bench.tracking.vocabulary import EXPERIMENT, PREFIX, current_execution
 
 ASKED = ("benchmark", "profile", "seed", "role", "study")
 """Tags that two runs of one experiment share, whatever they were run on."""
@@ -199,7 +199,7 @@ class RunFacts:
 
 def _deciding(tags: Mapping[str, str]) -> dict[str, str]:
     """Everything that decides a run's result besides its seed, from its tags, by the name that people read."""
-    execution, environment = _json(tags, "execution"), _json(tags, "environment")
+    execution, environment = current_execution(_json(tags, "execution")), _json(tags, "environment")
     kernels = sorted(name for name, value in execution.items() if value is True and name != "deterministic")
     return {
         "recipe": tags.get(f"{PREFIX}fingerprint", ""),
