@@ -13,7 +13,7 @@ from resnet_bench.tracking.store import Store
 
 @dataclass(frozen=True)
 class Context:
-    """Where tasks find images, keep files and track runs. It is picklable; a copy has a ``stop`` of its own.
+    """Where tasks find images, keep files and track runs. It is picklable; a copy has a separate ``stop``, its own.
 
     Attributes:
         store: MLflow's store.
@@ -28,7 +28,8 @@ class Context:
     images: ImageLocation
     options: ExecutionOptions = field(default_factory=ExecutionOptions)
     stop: Stop = field(default_factory=Stop)
-    _opened: dict[str, Dataset] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _opened: dict[tuple[str, ImageLocation], Dataset] = field(default_factory=dict, repr=False, compare=False)
+    """Also that of the contexts that are made from this one by replacing a field."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Each process maps the images for itself.
@@ -40,6 +41,7 @@ class Context:
         Raises:
             UserError: There are no images, or they are damaged.
         """
-        if name not in self._opened:
-            self._opened[name] = load_images(name, self.images, progress)
-        return self._opened[name]
+        key = (name, self.images)
+        if key not in self._opened:
+            self._opened[key] = load_images(name, self.images, progress)
+        return self._opened[key]

@@ -1,4 +1,4 @@
-"""Uploads journals: of a run that is going on, from a thread that nothing waits for; of ended runs, when asked."""
+"""Uploads journals: of a running run, from a thread that nothing waits for; of ended runs, when asked."""
 
 import logging
 import shlex
@@ -15,7 +15,7 @@ from resnet_bench.tracking.journal import Entry, read
 from resnet_bench.tracking.store import Store
 
 BUSY_FRACTION = 0.25
-"""The most of its time that the thread works while training goes on: it shares the interpreter with the loop."""
+"""The most of its time that the thread works during training: it shares the interpreter with the loop."""
 MAX_BACKOFF_SECONDS = 30.0
 GRACE_SECONDS = 0.5
 """For the thread to end behind its deadline, unless it is stuck."""
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class Uploader:
-    """The background thread that uploads a run's journal while the run goes on."""
+    """The background thread that uploads a run's journal during the run."""
 
     def __init__(
         self, store: Store, folder: Path, sync: Callable[[], None], *, interval: float, run_id: str | None = None
@@ -59,6 +59,8 @@ class Uploader:
             raise
         self._wake = threading.Event()
         self._deadline: float | None = None
+        self._failures = 0
+        """In a row, since the store last took something."""
         self._thread = threading.Thread(target=self._run, name="tracking-uploader", daemon=True)
 
     @property
@@ -76,7 +78,7 @@ class Uploader:
         try:
             self._delivery.step()
         except Exception as error:  # the store's client and its drivers raise what they like
-            self._went_wrong(error, failures=1)
+            self._went_wrong(error)
 
     def start(self) -> None:
         """Start the thread."""
@@ -101,7 +103,7 @@ class Uploader:
 
     def _run(self) -> None:
         try:
-            failures = artifact_tries = 0
+            artifact_tries = 0
             while True:
                 closing = self._deadline is not None
                 began = time.monotonic()
@@ -112,24 +114,23 @@ class Uploader:
                     if closing and not more:
                         artifact_tries += 1
                         self._delivery.retry_deferred()
-                    failures = 0
+                    self._failures = 0
                 except Exception as error:  # the store's client and its drivers raise what they like
-                    failures += 1
-                    self._went_wrong(error, failures)
+                    self._went_wrong(error)
                     # Waiting restores no run, and an artifact folder that is away has been so since it was first tried.
                     if closing and (isinstance(error, RunGone) or artifact_tries >= ARTIFACT_TRIES):
                         return
-                if closing and not more and not failures:
+                if closing and not more and not self._failures:
                     return
                 if self._deadline is not None and time.monotonic() >= self._deadline:
                     return
-                self._pause(time.monotonic() - began, more=more, failures=failures)
+                self._pause(time.monotonic() - began, more=more)
         finally:
             self._lock.release()
 
-    def _pause(self, worked: float, *, more: bool, failures: int) -> None:
-        if failures:
-            seconds = min(2.0 ** (failures - 1), MAX_BACKOFF_SECONDS)
+    def _pause(self, worked: float, *, more: bool) -> None:
+        if self._failures:
+            seconds = min(2.0 ** (self._failures - 1), MAX_BACKOFF_SECONDS)
         elif self._deadline is not None:
             return
         else:
@@ -140,10 +141,11 @@ class Uploader:
         elif self._wake.wait(seconds):
             self._wake.clear()
 
-    def _went_wrong(self, error: Exception, failures: int) -> None:
+    def _went_wrong(self, error: Exception) -> None:
+        self._failures += 1
         sentence = self._store.sentence(error)
         self._delivery.note(sentence)
-        if failures == 1:
+        if self._failures == 1:
             _log.warning(
                 "%s does not take measurements (%s); they are kept in %s and sent when it takes them again",
                 self._store.redacted_uri,

@@ -57,7 +57,11 @@ def export(stored: StoredStudy, result: StudyResult, path: Path, benchmarks: Pat
         raise UserError(f"{path} exists and is left as it is; name another file with --output") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
-    check_benchmark(load_benchmark_file(path, benchmarks))
+    try:
+        check_benchmark(load_benchmark_file(path, benchmarks))
+    except UserError:
+        path.unlink()
+        raise
 
 
 def tuned_benchmark_text(stored: StoredStudy, result: StudyResult) -> str:

@@ -1,4 +1,4 @@
-"""What a person reads while runs go on, and when they have ended."""
+"""What a person reads during runs and after them."""
 
 import io
 from typing import Any

@@ -50,7 +50,9 @@ def test_a_run_is_tracked_and_seen_through_a_server(
     report = tracker.close("finished")
     assert report.complete, report
 
-    assert tracker.url == f"{server.uri}/#/runs/{tracker.run_id}"
+    experiment = away.client().get_experiment_by_name(EXPERIMENT).experiment_id
+    page = f"#/experiments/{experiment}/runs/{tracker.run_id}?workflowType=machine_learning"
+    assert tracker.url == f"{server.uri}/{page}"
     assert histories(away, tracker.run_id) == expected_histories()
     # The same run, seen in the database behind the server.
     assert histories(store, tracker.run_id) == expected_histories()

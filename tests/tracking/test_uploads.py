@@ -363,6 +363,7 @@ def test_a_server_that_is_away_is_a_sentence_and_not_an_exceptions_text(
         tracker = Tracker.open(Store.resolve("http://127.0.0.1:9"), describe(), tmp_path / "run")
         report = tracker.close("finished", timeout=0.5)
     assert "ConnectionPool" not in caplog.text + report.sentence
+    assert caplog.text.count("does not take measurements") == 1
     assert "127.0.0.1:9 does not answer (connection refused)" in report.sentence
 
 

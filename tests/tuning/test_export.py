@@ -51,6 +51,15 @@ def test_an_exported_benchmark_is_the_original_with_what_was_tuned(done: TinyStu
         export(stored, result, path)
 
 
+def test_export_leaves_no_file_that_cannot_be_loaded(done: TinyStudy, tmp_path: Path) -> None:
+    stored, result = _look(done)
+    (tmp_path / "resnet18-step-decay.toml").write_text("broken")
+    path = tmp_path / "tuned.toml"
+    with pytest.raises(UserError, match=r"resnet18-step-decay\.toml: is not valid TOML"):
+        export(stored, result, path)
+    assert not path.exists()
+
+
 @pytest.mark.parametrize("name", ["Not A Name.toml", f"{'a' * 81}.toml", "a--b.toml", "tuned.txt", ".toml"])
 def test_export_refuses_a_name_that_no_benchmark_may_have(done: TinyStudy, tmp_path: Path, name: str) -> None:
     stored, result = _look(done)
