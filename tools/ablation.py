@@ -1,10 +1,10 @@
-"""What each part of a recipe of our own brings: the recipe without it, on held-out training images.
+"""What each part of one of our recipes brings: the recipe without it, on held-out training images.
 
     python tools/ablation.py --data DIR --seeds 3 --out ladder.jsonl
 
 Every variant is trained on 40,000 training images and judged on the other 10,000, mirrored, once a seed; as many at
 once as there are cores, with a thread each. What is measured is added to the file, and what is there already is not
-measured again, so that an interrupted ladder goes on. The table has, beside each mean, its difference from the recipe
+measured again, so that an interrupted ablation resumes. The table has, beside each mean, its difference from the recipe
 with a 95% interval; the deviation between seeds is pooled over all variants.
 """
 
@@ -85,7 +85,7 @@ def measure(variant: str, seed: int, folder: Path) -> Result:
     recipe = recipe_of(variant)
     dataset = load_dataset(recipe.data.dataset, folder)
     accuracy = seconds = math.nan
-    for event in train(recipe, Execution.resolve("cpu", threads=1, level="fast"), seed, dataset):
+    for event in train(recipe, Execution.resolve("cpu", threads=1, mode="fast"), seed, dataset):
         if isinstance(event, Evaluated) and event.accuracy_tta is not None:
             accuracy = 100 * event.accuracy_tta
         elif isinstance(event, Finished):

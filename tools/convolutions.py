@@ -1,4 +1,4 @@
-"""The passes of 3x3 convolutions in bf16, by torch's kernel and in each of our own ways.
+"""The passes of 3x3 convolutions in bf16, by torch's kernel and and by each of our algorithms.
 
 Run it on an idle machine: .venv/bin/python tools/convolutions.py
 """

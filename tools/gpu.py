@@ -139,10 +139,10 @@ def files_with_tests() -> list[str]:
 
 def _executions(options: argparse.Namespace) -> dict[str, Execution]:
     device = "cpu" if options.tiny else "cuda"
-    fast = dataclasses.replace(Execution.resolve(device, level="fast"), graphs=True)
+    fast = dataclasses.replace(Execution.resolve(device, mode="fast"), cuda_graphs=True)
     found = {
-        "plain": Execution.resolve(device, level="plain"),
-        "uncaptured": dataclasses.replace(fast, graphs=False),
+        "plain": Execution.resolve(device, mode="plain"),
+        "uncaptured": dataclasses.replace(fast, cuda_graphs=False),
         "fast": fast,
     }
     if options.compile:
@@ -171,7 +171,7 @@ def _steps(options: argparse.Namespace) -> bool:
             _executions(options),
             steps=2 if options.tiny else options.steps,
             repeats=1 if options.tiny else options.repeats,
-            said=console.print,
+            progress=console.print,
         )
         found.append((benchmark, comparison))
         file = options.out / f"steps-{benchmark.name}.json"

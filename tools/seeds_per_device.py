@@ -1,6 +1,6 @@
-"""Images a second of several seeds trained at once on one device, each in a process, in proportion to one alone.
+"""Measure the throughput of several seeds trained in parallel on one device, one process each, against one alone.
 
-    python tools/seeds_per_device.py resnet18-step-decay --at-once 1 2 4 8
+    python tools/seeds_per_device.py resnet18-step-decay --max-parallel 1 2 4 8
 
 One, two, four and eight processes take turns. A turn begins when every process in it has warmed up, and ends when
 the last has done its steps; on a CPU the threads are divided among them. Images are generated.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_bench.data.dataset import Dataset, ImageLocation, load_images
-from resnet_bench.execution.choices import Level
+from resnet_bench.execution.choices import ExecutionMode
 from resnet_bench.execution.execution import Execution
 from resnet_bench.recipe.changes import cut_short
 from resnet_bench.recipe.files import load_benchmark
@@ -76,7 +76,7 @@ def start(images: ImageLocation, recipe: Recipe, seed: int, warm_up: int) -> Wor
 
 
 def total_images_per_second(workers: list[Worker], execution: Execution) -> float:
-    """Images a second of all of these workers together."""
+    """Images per second of all of these workers together."""
     for worker in workers:
         worker.connection.send(execution)
     for worker in workers:
@@ -123,16 +123,15 @@ def main() -> None:
     """Measure, print a line for each number of processes, and write it all down where it is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmark")
-    parser.add_argument("--at-once", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--max-parallel", "--at-once", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--execution", choices=["auto", "plain", "fast"], default="auto")
+    parser.add_argument("--execution", choices=list(ExecutionMode), default=ExecutionMode.AUTO)
     parser.add_argument("--threads", type=int, help="of all processes together")
     parser.add_argument("--steps", type=int, help="measured in each turn; else 20 on a CPU, 500 on a GPU")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="a JSON file")
     arguments = parser.parse_args()
-    level: Level = arguments.execution
-    execution = Execution.resolve(arguments.device, threads=arguments.threads, level=level)
+    execution = Execution.resolve(arguments.device, threads=arguments.threads, mode=arguments.execution)
     on_cpu = execution.device_type == "cpu"
     recipe = load_benchmark(arguments.benchmark).recipe
     rows = measure(
@@ -148,7 +147,7 @@ def main() -> None:
     for row in rows:
         rate = statistics.median(row["images_per_second"])
         spread = f"{row['ratio_low']:.2f} to {row['ratio_high']:.2f}"
-        print(f"{row['processes']:>3} at once  {rate:>10,.0f} images/s in all  ratio {row['ratio']:.2f} ({spread})")
+        print(f"{row['processes']:>3} in parallel  {rate:>10,.0f} images/s in all  ratio {row['ratio']:.2f} ({spread})")
     if arguments.out:
         arguments.out.write_text(json.dumps({"benchmark": arguments.benchmark, "rows": rows}, indent=1) + "\n")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.execution.choices import Level, PrecisionChoice
+from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import ProfileName
 from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.recipe.files import search_folders, toml_files
@@ -33,7 +33,7 @@ def new_app(help: str | None = None, **renamed: str) -> typer.Typer:  # noqa: A0
     """Make the Typer object of a verb.
 
     Args:
-        help: What a verb with verbs of its own is for; a verb without any has its own help.
+        help: What a verb with subcommands is for; a verb without any has its own help.
         **renamed: Old names of options that only this verb knows, and their names now.
     """
     names = {**OLD_NAMES, **{old: new.replace("_", "-") for old, new in renamed.items()}}
@@ -163,9 +163,10 @@ Device = Annotated[
     str,
     typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.", autocompletion=complete_device),
 ]
-Precision = Annotated[PrecisionChoice, typer.Option("--precision", help="Precision to train in.")]
+Precision = Annotated[choices.PrecisionChoice, typer.Option("--precision", help="Precision to train in.")]
 ExecutionMode = Annotated[
-    Level, typer.Option("--execution", help="auto measures what is fastest; plain is stock PyTorch in fp32.")
+    choices.ExecutionMode,
+    typer.Option("--execution", help="auto measures what is fastest; plain is stock PyTorch in fp32."),
 ]
 Threads = Annotated[
     int | None, typer.Option("--threads", metavar="N", min=1, help="CPU threads; the fastest number by default.")

@@ -19,7 +19,7 @@ from resnet_bench.cli.options import (
     new_app,
 )
 from resnet_bench.cli.screen import announce_generated, echo, print_table
-from resnet_bench.execution.choices import LEVELS, Level
+from resnet_bench.execution.choices import ExecutionMode
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.tracking.store import Store
 
@@ -27,14 +27,6 @@ MAIN_BENCHMARKS = ("resnet9-onecycle-adam", "resnet34-sgd-224", "resnet18-step-d
 DEFAULT_STEPS = {"cpu": 3, "mps": 20, "cuda": 100}
 
 app = new_app(workers="loader_workers")
-
-
-def _level(text: str) -> Level:
-    """Read a mode: Typer has choices for a single value only."""
-    for level in LEVELS:
-        if text == level:
-            return level
-    raise ValueError(f"{text!r} is not one of {', '.join(map(repr, LEVELS))}.")
 
 
 @app.command(
@@ -50,15 +42,9 @@ def perf(
         typer.Argument(help="Names of benchmarks; the four by default.", autocompletion=complete_benchmark),
     ] = None,
     device: Device = "auto",
-    levels: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--execution",
-            metavar=f"<{'|'.join(LEVELS)}>",
-            parser=_level,
-            help="Only this mode; may be repeated. All by default.",
-            autocompletion=lambda incomplete: [level for level in LEVELS if level.startswith(incomplete)],
-        ),
+    modes: Annotated[
+        list[ExecutionMode] | None,
+        typer.Option("--execution", help="Only this mode; may be repeated. All by default."),
     ] = None,
     threads: Threads = None,
     repeats: Annotated[
@@ -101,12 +87,12 @@ def perf(
     found = []
     for benchmark in chosen:
         resolved = {
-            level: Execution.resolve(device, threads=threads, level=level)
-            for level in dict.fromkeys(map(_level, levels or ["plain", "fast", "auto"]))
+            str(mode): Execution.resolve(device, threads=threads, mode=mode)
+            for mode in dict.fromkeys(modes or [ExecutionMode.PLAIN, ExecutionMode.FAST, ExecutionMode.AUTO])
         }
         executions: dict[str, Execution] = {
-            level: autotune(benchmark.recipe, execution, threads=threads is None)
-            for level, execution in resolved.items()
+            name: autotune(benchmark.recipe, execution, threads=threads is None, progress=echo)
+            for name, execution in resolved.items()
         }
         dataset = load_dataset(benchmark.recipe.data.dataset, folder, allow_generated=True)
         if dataset.generated:
@@ -120,7 +106,7 @@ def perf(
             repeats=repeats,
             workers=loader_workers,
             clock=cpu_seconds if clock == "cpu" else time.perf_counter,
-            said=echo,
+            progress=echo,
         )
         print_table(speed_table(comparison))
         print_table(stage_table(comparison))

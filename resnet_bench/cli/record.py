@@ -27,6 +27,7 @@ from resnet_bench.cli.options import (
     new_app,
 )
 from resnet_bench.cli.screen import FAILED, INTERRUPTED, console, echo, new_table, print_resume_command, print_table
+from resnet_bench.execution import choices
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.tracking.store import Store
 
@@ -71,8 +72,8 @@ def check(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Also write everything as JSON.")
     ] = None,
     device: Device = "auto",
-    execution_mode: ExecutionMode = "auto",
-    precision: Precision = "auto",
+    execution_mode: ExecutionMode = choices.ExecutionMode.AUTO,
+    precision: Precision = choices.PrecisionChoice.AUTO,
     threads: Threads = None,
     data: DataFolder = None,
     tracking: TrackingURI = None,

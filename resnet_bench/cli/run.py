@@ -28,6 +28,7 @@ from resnet_bench.cli.options import (
     new_app,
 )
 from resnet_bench.cli.screen import FAILED, INTERRUPTED, console, print_resume_command
+from resnet_bench.execution import choices
 from resnet_bench.recipe.changes import override, parse_assignments
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.tracking.store import Store
@@ -61,8 +62,8 @@ def run(
         ),
     ] = None,
     device: Device = "auto",
-    execution: ExecutionMode = "auto",
-    precision: Precision = "auto",
+    execution: ExecutionMode = choices.ExecutionMode.AUTO,
+    precision: Precision = choices.PrecisionChoice.AUTO,
     threads: Threads = None,
     deterministic: Deterministic = False,
     compile: Annotated[bool, typer.Option("--compile", help="Train with torch.compile.")] = False,  # noqa: A002

@@ -44,6 +44,7 @@ from resnet_bench.cli.screen import (
     print_resume_command,
     print_table,
 )
+from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import PROFILES, ProfileName
 from resnet_bench.recipe.changes import short_names
 from resnet_bench.recipe.files import find_file, search_folders
@@ -215,7 +216,7 @@ def run(
     ] = None,
     storage: Storage = None,
     device: Device = "auto",
-    precision: Precision = "auto",
+    precision: Precision = choices.PrecisionChoice.AUTO,
     deterministic: Deterministic = False,
     data: DataFolder = None,
     download: Download = True,

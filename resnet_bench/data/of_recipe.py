@@ -7,6 +7,7 @@ import torch
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import Dataset, Split
 from resnet_bench.data.loader import ResidentLoader
+from resnet_bench.execution.choices import Precision
 from resnet_bench.execution.execution import Execution
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.recipe.settings import Augmentation, SplitName, ValidationSplit
@@ -125,7 +126,7 @@ def augmented_examples(recipe: Recipe, dataset: Dataset, seed: int, *, count: in
         RGB images, shape [count or fewer, 3, H, W].
     """
     split = splits_of(recipe, dataset)["train"]
-    on_cpu = Execution("cpu", "fp32", channels_last=False, compile=False, deterministic=False, threads=1)
+    on_cpu = Execution("cpu", Precision.FP32, channels_last=False, compile=False, deterministic=False, threads=1)
     batch_size = min(count, len(split))
     one_batch = recipe.model_copy(update={"training": recipe.training.model_copy(update={"batch_size": batch_size})})
     images, _ = train_loader(one_batch, split, on_cpu, seed).raw_batch(1, 0)

@@ -1,8 +1,28 @@
 """What a user may choose about an execution."""
 
-from typing import Literal
+from enum import StrEnum
 
-Level = Literal["auto", "plain", "fast"]
-LEVELS: tuple[Level, ...] = ("auto", "plain", "fast")
-Precision = Literal["fp32", "tf32", "bf16"]
-PrecisionChoice = Literal["auto", "fp32", "tf32", "bf16"]
+
+class ExecutionMode(StrEnum):
+    """How steps are computed: as measured to be fastest, by stock PyTorch, or by every fast path."""
+
+    AUTO = "auto"
+    PLAIN = "plain"
+    FAST = "fast"
+
+
+class Precision(StrEnum):
+    """The precision that a run trains in."""
+
+    FP32 = "fp32"
+    TF32 = "tf32"
+    BF16 = "bf16"
+
+
+class PrecisionChoice(StrEnum):
+    """A precision as typed; ``auto`` is resolved for the device."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    TF32 = "tf32"
+    BF16 = "bf16"

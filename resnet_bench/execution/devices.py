@@ -2,6 +2,8 @@
 
 import functools
 import os
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,9 +11,46 @@ import torch
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.execution.execution import Execution
 
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+_RESET_PEAK = "5"
+"""What resets a process's peak memory (https://docs.kernel.org/filesystems/proc.html, VmHWM)."""
+
+
+def reset_peak_memory(device: torch.device) -> bool:
+    """Start the peak memory of this process on a device from its current memory.
+
+    Returns:
+        Whether the system can do that; if not, a peak may be that of an earlier run.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    if device.type != "cpu":
+        return False
+    try:
+        _CLEAR_REFS.write_text(_RESET_PEAK, encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def peak_memory(device: torch.device) -> int:
+    """Read the peak since :func:`reset_peak_memory`, in bytes: of a GPU's allocator, or of the process on a CPU.
+
+    Raises:
+        OSError: The system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text("ascii", "replace"), re.MULTILINE)
+    if found is None:
+        raise OSError(f"{_STATUS} has no VmHWM")
+    return 1024 * int(found.group(1))
+
 
 def device_problem(execution: Execution) -> str | None:
-    """Why nothing more can run on the device in this process, or None; frees what the last run held of it."""
+    """Explain why nothing more can run on the device in this process, or return None; free what the last run used."""
     if execution.device_type != "cuda":
         return None
     try:

@@ -1,4 +1,4 @@
-"""How a recipe is executed: everything that decides the speed and the rounding, and nothing that decides more."""
+"""How a recipe is executed: everything that decides speed and rounding, and nothing else."""
 
 import contextlib
 import dataclasses
@@ -13,38 +13,46 @@ import torch
 from torch import nn
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.machine import cpu_name, default_threads
+from resnet_bench.base.machine import cpu_name
 from resnet_bench.base.text import plural
 from resnet_bench.base.tuning_cache import TuningCache, machine_tuning_cache
-from resnet_bench.execution.choices import Level, Precision, PrecisionChoice
+from resnet_bench.execution.choices import ExecutionMode, Precision, PrecisionChoice
+from resnet_bench.execution.threads import choose_threads
 from resnet_bench.kernels import normalization
 from resnet_bench.kernels.allocator import retain_heap
 from resnet_bench.kernels.fast_paths import FastPaths
 from resnet_bench.kernels.fusion import fuse
 
-SWITCHES = ("channels_last", "fast_paths", "fused", "graphs", "compile", "deterministic")
-"""Fields of an execution that are on or off, and each of which may change how numbers are rounded."""
+SWITCHES = {
+    "channels_last": "channels_last",
+    "fast_paths": "fast paths",
+    "fused_layers": "fused layers",
+    "cuda_graphs": "CUDA graphs",
+    "compile": "compile",
+    "deterministic": "deterministic",
+}
+"""Fields of an execution that are on or off, with their names in text; each may change how numbers are rounded."""
 
 
 @dataclass(frozen=True)
 class Execution:
-    """Device, precision, memory layout and ways of computing of a run, resolved for the machine it runs on.
+    """Device, precision, memory layout and kernels of a run, resolved for the machine it runs on.
 
     Attributes:
         device: ``cpu``, ``cuda:N`` or ``mps``.
         precision: ``fp32`` is IEEE throughout (TF32 switched off); ``tf32`` lets convolutions and matrix
-            products round their inputs to ten bits; ``bf16`` is autocast with weights kept in fp32.
+            multiplications round their inputs to ten bits; ``bf16`` is autocast with fp32 weights.
         channels_last: Keep images and convolution weights in NHWC memory order.
-        compile: Run the network through ``torch.compile``.
+        compile: Run the model through ``torch.compile``.
         deterministic: Only kernels that give the same bits every time.
         threads: Threads that one operation uses on a CPU.
-        level: What was asked for: ``plain`` is torch as it comes (fp32, contiguous, eager), to compare with; ``fast``
-            takes every way that is known to pay; ``auto`` chooses by measuring.
-        fast_paths: On a CPU, compute convolutions of small maps as matrix products and keep freed memory.
-        fused: On a CPU, compute BatchNorm, activation and pool as one operation, by kernels that the machine's own
+        mode: As asked for: ``plain`` is stock PyTorch (fp32, contiguous, eager), to compare with; ``fast`` takes every
+            fast path; ``auto`` chooses by measuring.
+        fast_paths: On a CPU, compute convolutions of small maps as matrix multiplications and retain freed memory.
+        fused_layers: On a CPU, compute BatchNorm, activation and pool as one operation, by kernels that the machine's
             C compiler makes.
-        graphs: Capture optimizer steps once and replay them: on a GPU as CUDA graphs, on a CPU as plain calls, which
-            is of use to tests only.
+        cuda_graphs: Capture optimizer steps once and replay them: on a GPU as CUDA graphs, on a CPU as plain calls,
+            which only tests need.
     """
 
     device: str
@@ -53,40 +61,43 @@ class Execution:
     compile: bool
     deterministic: bool
     threads: int
-    level: Level = "auto"
+    mode: ExecutionMode = ExecutionMode.AUTO
     fast_paths: bool = False
-    fused: bool = False
-    graphs: bool = False
+    fused_layers: bool = False
+    cuda_graphs: bool = False
 
     @classmethod
     def resolve(
         cls,
         device: str = "auto",
-        precision: PrecisionChoice = "auto",
+        precision: PrecisionChoice | str = PrecisionChoice.AUTO,
         *,
         compile: bool = False,  # noqa: A002 - the field's own word
         deterministic: bool = False,
         threads: int | None = None,
-        level: Level = "auto",
+        mode: ExecutionMode | str = ExecutionMode.AUTO,
     ) -> "Execution":
         """Choose what was left open and check what was asked for.
 
         Args:
             device: ``auto`` takes the first GPU, else the CPU.
-            precision: ``auto`` takes bf16 where the device has it in hardware, else fp32; at the level ``plain``
-                always fp32. Any other choice holds at every level.
-            compile: Whether to run the network through ``torch.compile``.
+            precision: ``auto`` takes bf16 where the device has it in hardware, else fp32; in the mode ``plain``
+                always fp32. Any other choice holds in every mode.
+            compile: Whether to run the model through ``torch.compile``.
             deterministic: Whether the same seed must give the same bits.
-            threads: Threads on a CPU; all cores that the process may use by default.
-            level: ``auto`` is resolved like ``fast`` here; what a recipe runs best with is measured by
-                :func:`resnet_bench.measure.autotune.autotune`.
+            threads: Threads on a CPU; all cores that the process may use by default, or 1 on a busy machine.
+            mode: ``auto`` is resolved like ``fast`` here; :func:`resnet_bench.measure.autotune.autotune` measures
+                what a recipe runs fastest with.
 
         Raises:
             UserError: The device does not exist here, or cannot do what is asked.
         """
         name = find_device(device)
-        is_plain = level == "plain"
-        resolved = _resolve_precision(name, "fp32" if is_plain and precision == "auto" else precision)
+        mode, precision = ExecutionMode(mode), PrecisionChoice(precision)
+        is_plain = mode == ExecutionMode.PLAIN
+        if is_plain and precision == PrecisionChoice.AUTO:
+            precision = PrecisionChoice.FP32
+        resolved = _resolve_precision(name, precision)
         fast_paths = name == "cpu" and not is_plain and not compile
         return cls(
             device=name,
@@ -94,12 +105,12 @@ class Execution:
             channels_last=name != "mps" and not is_plain,
             compile=compile,
             deterministic=deterministic,
-            threads=threads or default_threads(),
-            level=level,
+            threads=choose_threads(threads, fixed=deterministic),
+            mode=mode,
             fast_paths=fast_paths,
-            # Each compiler and processor rounds in its own way.
-            fused=fast_paths and not deterministic and _can_fuse(resolved),
-            graphs=name.startswith("cuda") and not is_plain,
+            # Each compiler and processor rounds differently.
+            fused_layers=fast_paths and not deterministic and _can_fuse(resolved),
+            cuda_graphs=name.startswith("cuda") and not is_plain,
         )
 
     @property
@@ -111,7 +122,7 @@ class Execution:
 
     @property
     def device_name(self) -> str:
-        """The device as its maker calls it; on a CPU with the number of threads."""
+        """The device as its vendor names it; on a CPU with the number of threads."""
         if self.device_type == "cuda":
             return torch.cuda.get_device_name(self.device)
         if self.device_type == "mps":
@@ -130,46 +141,46 @@ class Execution:
         return torch.contiguous_format if self.device_type == "cpu" else self.memory_format
 
     def placed(self, network: nn.Module) -> nn.Module:
-        """A network on the device, in the memory order and with the layers that are trained fastest; it is changed."""
-        if self.fused:
+        """Move a model to the device, in the memory order and with the layers that train fastest; it is modified."""
+        if self.fused_layers:
             fuse(network)
         return network.to(self.device).to(memory_format=self.weight_memory_format)
 
     def asdict(self) -> dict[str, Any]:
-        """The fields, as plain values."""
-        return dataclasses.asdict(self)
+        """Return the fields as plain values."""
+        return {**dataclasses.asdict(self), "mode": str(self.mode), "precision": str(self.precision)}
 
     @property
     def rounding(self) -> str:
-        """What of it decides how numbers are rounded; runs of different roundings are no repeats to the bit."""
+        """What decides how numbers are rounded: runs that differ in it are not bit-identical."""
         return " ".join([self.device_type, self.precision, *(name for name in SWITCHES if getattr(self, name))])
 
     def describe(self) -> str:
-        """One line for a person, such as ``cpu, bf16, channels_last, 2 threads``."""
+        """Describe it in one line, such as ``cpu, bf16, channels_last, 2 threads``."""
         parts = [self.device, self.precision]
-        parts += [name.replace("_paths", " paths") for name in SWITCHES if getattr(self, name)]
+        parts += [text for name, text in SWITCHES.items() if getattr(self, name)]
         if self.device == "cpu":
             parts.append(f"{self.threads} threads")
         return ", ".join(parts)
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
-        """The context in which the network runs forward."""
+        """Enter the context in which the model runs forward."""
         with contextlib.ExitStack() as contexts:
-            if self.precision == "bf16":
+            if self.precision == Precision.BF16:
                 contexts.enter_context(torch.autocast(self.device_type, dtype=torch.bfloat16))
             if self.fast_paths:
-                dtype = torch.bfloat16 if self.precision == "bf16" else None
-                # What a measurement chose may differ from machine to machine, and so may the bits.
+                dtype = torch.bfloat16 if self.precision == Precision.BF16 else None
+                # Measured choices differ between machines, and so may the bits.
                 contexts.enter_context(FastPaths(dtype, None if self.deterministic else self.memory()))
             yield
 
     def memory(self) -> TuningCache:
-        """What was measured on this machine, with as many threads."""
+        """Return what was measured on this machine, with as many threads."""
         return machine_tuning_cache(f"{cpu_name()}, {self.threads} threads, torch {torch.__version__}")
 
     def synchronize(self) -> None:
-        """Wait until the device has done everything it was given."""
+        """Wait until the device has finished all its work."""
         if self.device_type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device_type == "mps":
@@ -177,7 +188,7 @@ class Execution:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Set torch's process-wide switches for this execution, and set them back afterwards."""
+        """Set torch's process-wide switches for this execution, and restore them afterwards."""
         matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
         before = (
             matmul.allow_tf32,
@@ -188,7 +199,7 @@ class Execution:
             torch.get_num_threads(),
         )
         try:
-            matmul.allow_tf32 = cudnn.allow_tf32 = self.precision == "tf32"
+            matmul.allow_tf32 = cudnn.allow_tf32 = self.precision == Precision.TF32
             if self.deterministic:
                 # cuBLAS reads this when its first handle is made; it is harmless elsewhere.
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -205,7 +216,7 @@ class Execution:
 
 
 def _can_fuse(precision: Precision) -> bool:
-    return normalization.problem(torch.bfloat16 if precision == "bf16" else torch.float32) is None
+    return normalization.problem(torch.bfloat16 if precision == Precision.BF16 else torch.float32) is None
 
 
 def find_device(device: str) -> str:
@@ -238,15 +249,15 @@ def find_device(device: str) -> str:
 
 def _resolve_precision(device: str, precision: PrecisionChoice) -> Precision:
     kind = device.partition(":")[0]
-    if precision == "tf32" and kind != "cuda":
+    if precision == PrecisionChoice.TF32 and kind != "cuda":
         raise UserError(f"--precision tf32 is a mode of NVIDIA GPUs, not of {device}; write fp32 or bf16")
-    if precision != "auto":
-        return precision
-    if kind == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if kind == "cpu" and has_bf16() else "fp32"
+    if precision != PrecisionChoice.AUTO:
+        return Precision(precision)
+    if kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return Precision.BF16
+    return Precision.BF16 if kind == "cpu" and has_bf16() else Precision.FP32
 
 
 def has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 in hardware; without that bf16 is slower than fp32."""
+    """Check whether the CPU multiplies bf16 in hardware; otherwise bf16 is slower than fp32."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resnet_bench.base.machine import default_threads
-from resnet_bench.execution.choices import Level, PrecisionChoice
+from resnet_bench.execution.choices import ExecutionMode, PrecisionChoice
 from resnet_bench.execution.execution import Execution, find_device
 
 
@@ -23,8 +23,8 @@ class ExecutionOptions:
     """
 
     device: str = "auto"
-    mode: Level = "auto"
-    precision: PrecisionChoice = "auto"
+    mode: ExecutionMode = ExecutionMode.AUTO
+    precision: PrecisionChoice = PrecisionChoice.AUTO
     threads: int | None = None
     compile: bool = False
     deterministic: bool = False
@@ -42,7 +42,7 @@ class ExecutionOptions:
             compile=self.compile,
             deterministic=self.deterministic,
             threads=self.threads,
-            level=self.mode,
+            mode=self.mode,
         )
 
     @property

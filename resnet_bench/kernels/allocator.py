@@ -1,7 +1,7 @@
 """Memory that is kept from step to step instead of given back and faulted in again.
 
 The C library returns blocks of more than 32 MiB to the operating system as they are freed. A training step allocates
-the same activations as the one before it, so that it would fault every page of them in anew: hundreds of thousands of
+the same activations as the one before it, so that it would fault every page of them in again: hundreds of thousands of
 page faults an epoch, each of which clears 4 KiB.
 """
 

@@ -56,7 +56,7 @@ def dense_convolution(images: Tensor, weight: Tensor, bias: Tensor | None, geome
 
     Args:
         images: Shape `[N, C, S, S]`; the product is of their type.
-        weight: Shape `[O, C, K, K]`; its gradient is of its own type and memory order. Taps that touch no pixel
+        weight: Shape `[O, C, K, K]`; its gradient has its type and memory order. Taps that touch no pixel
             get a gradient of zero, as they do from a convolution.
         bias: Shape `[O]`.
         geometry: Kernel size, stride and padding.
@@ -152,7 +152,7 @@ def grad_weight_gemm(images: Tensor, gradient: Tensor, weight: Tensor, geometry:
     return (by_pixel.mT @ patches).view(out_channels, kernel, kernel, channels).permute(0, 3, 1, 2)
 
 
-# --- passes in ways of one's own -------------------------------------------------------------------
+# --- passes by other algorithms -------------------------------------------------------------------
 
 
 class ConvAlgorithms(NamedTuple):
@@ -223,7 +223,7 @@ def convolution(
 
     Args:
         images: Shape `[N, C, S, S]`; the convolution computes in their type.
-        weight: Shape `[O, C, K, K]`; its gradient is of its own type and memory order.
+        weight: Shape `[O, C, K, K]`; its gradient has its type and memory order.
         bias: Shape `[O]`.
         geometry: Kernel size, stride and padding.
         ways: Of each pass.
@@ -267,7 +267,7 @@ def pooled_convolution(images: Tensor, weight: Tensor, bias: Tensor | None, padd
 
     Args:
         images: Shape `[N, C, S, S]`, bfloat16.
-        weight: Shape `[O, C, 3, 3]`; its gradient is of its own type and memory order.
+        weight: Shape `[O, C, 3, 3]`; its gradient has its type and memory order.
         bias: Shape `[O]`.
         padding: Rows and columns of zeros around the images.
 
@@ -307,7 +307,7 @@ class _PooledConvolution(torch.autograd.Function):
 def _gradients(
     ctx: Any, gradient: Tensor, weight: Tensor, of_images: Callable[[], Tensor], of_weight: Callable[[], Tensor]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of images, weight and bias that are wanted; a parameter's is of its own type and memory order."""
+    """The gradients of images, weight and bias that are wanted; a parameter's has its type and memory order."""
     wants_images, wants_weight, wants_bias, *_ = ctx.needs_input_grad
     return (
         of_images() if wants_images else None,

@@ -107,7 +107,7 @@ def _compiler() -> list[str]:
     try:
         command = shlex.split(wanted) or ["cc"]
     except ValueError as error:
-        raise CompileError(f"CC={wanted} is no command: {error}") from None
+        raise CompileError(f"CC={wanted} is not a command: {error}") from None
     found = shutil.which(command[0])
     if found is None:
         raise CompileError(f"there is no C compiler {command[0]}")
@@ -145,7 +145,7 @@ def _compile(source: Path, command: Sequence[str], path: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
             _run([*command, "-o", str(made), str(source), "-lm"])
-            # Whoever comes at the same time makes the same file.
+            # Processes that come at the same time make the same file.
             made.replace(path)
     except OSError as error:
         raise CompileError(f"{path.parent}: {error.strerror or error}") from None

@@ -1,66 +1,84 @@
-"""The execution that a recipe runs fastest with on this machine: measured once, then remembered."""
+"""Measure which execution a recipe trains fastest with on this machine, once per machine."""
 
 import dataclasses
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 
-from resnet_bench.execution.choices import Precision
+from resnet_bench.execution.choices import ExecutionMode, Precision
 from resnet_bench.execution.execution import Execution, has_bf16
 from resnet_bench.measure.workload import Workload
 from resnet_bench.models.of_recipe import recipe_macs
 from resnet_bench.recipe.recipe import Recipe
 
+_log = logging.getLogger(__name__)
+
 MAX_STEP_FLOPS = 200e9
-"""A measured step computes at most this much, so that measuring takes seconds; batches are cut to fit."""
+"""Upper limit of a measured step, so that measuring takes seconds; batches are cut to fit."""
 
 SHORTEST_RUN_STEPS = 200
-"""A shorter run would be over before the measurement had paid for itself."""
+"""Shorter runs would end before the measurement had paid off."""
 
 TIMINGS = 3
 HOPELESS = 1.5
-"""A candidate whose first timed step takes this many times the best one's is not timed again."""
+"""A candidate whose first timed step takes this many times the best one's time is not timed again."""
 
-HANDICAP_OF_SLOW_PATHS = 1.1
-"""Giving memory back costs most with the large batches that are cut here: a tie at a small one is none at those."""
+HANDICAP_WITHOUT_FAST_PATHS = 1.1
+"""Returning memory to the system costs most with large batches, which are cut here: a tie at a small batch is not one
+at theirs."""
 
 
-def autotune(recipe: Recipe, execution: Execution, *, precision: bool = True, threads: bool = True) -> Execution:
-    """The fastest execution for a recipe at the level ``auto``; any other level is left as it is.
+def autotune(
+    recipe: Recipe,
+    execution: Execution,
+    *,
+    precision: bool = True,
+    threads: bool = True,
+    progress: Callable[[str], None] = _log.info,
+) -> Execution:
+    """Choose the fastest execution for a recipe in the mode ``auto``; any other mode is left as it is.
 
     On a CPU some steps are timed in fp32 and bf16, with fused layers, with the fast paths alone and with neither, with
-    all threads and with half of them; what was fastest is remembered for the machine, the version of torch and the
-    shape of the work. On a GPU, and for runs that are over sooner than the measurement, the execution is returned as it
-    was resolved.
+    all threads and with half of them. The fastest is kept in the tuning cache, by machine, version of torch and shape
+    of the work. On a GPU, and for runs shorter than the measurement, the execution is returned as resolved.
 
     Args:
-        recipe: Network, image size, batch size and optimizer.
-        execution: As :meth:`Execution.resolve` gives it.
+        recipe: Model, image size, batch size and optimizer.
+        execution: From :meth:`Execution.resolve`.
         precision: Whether the precision may be changed; False where the user gave one.
         threads: Whether the number of threads may be changed, likewise.
+        progress: Called with a line of text as it measures.
     """
     steps = recipe.steps_per_epoch * recipe.training.epochs
-    if execution.level != "auto" or execution.device_type != "cpu" or execution.compile or steps < SHORTEST_RUN_STEPS:
+    if (
+        execution.mode != ExecutionMode.AUTO
+        or execution.device_type != "cpu"
+        or execution.compile
+        or steps < SHORTEST_RUN_STEPS
+    ):
         return execution
     memory = execution.memory()
     key = _key(recipe, execution, precision=precision, threads=threads)
     chosen = memory.get(key)
     if chosen is None:
-        best = _fastest(recipe, _ways(execution, precision=precision))
+        progress(f"measuring what {recipe.model.name} trains fastest with on this machine; once, for some seconds")
+        best = _fastest(recipe, _candidates(execution, precision=precision), progress)
         if threads and best.threads > 1:
-            best = _fastest(recipe, [best, dataclasses.replace(best, threads=best.threads // 2)])
+            best = _fastest(recipe, [best, dataclasses.replace(best, threads=best.threads // 2)], progress)
+        progress(f"fastest: {best.describe()}")
         found = {
-            "precision": best.precision,
+            "precision": str(best.precision),
             "fast_paths": best.fast_paths,
-            "fused": best.fused,
+            "fused_layers": best.fused_layers,
             "threads": best.threads,
         }
         chosen = memory.put(key, found)
-    return dataclasses.replace(execution, **chosen)
+    return dataclasses.replace(execution, **{**chosen, "precision": Precision(chosen["precision"])})
 
 
 def _key(recipe: Recipe, execution: Execution, *, precision: bool, threads: bool) -> str:
     parts = [
-        # Not the words of choices that were remembered when there were fewer ways.
-        "fastest execution of",
+        # Not the words under which the fields of an execution had other names.
+        "fastest mode of",
         recipe.model.model_dump_json(exclude_none=True),
         f"batch {recipe.training.batch_size} at {recipe.image_size} px",
         recipe.optimizer.name,
@@ -71,20 +89,20 @@ def _key(recipe: Recipe, execution: Execution, *, precision: bool, threads: bool
     return " ".join(parts)
 
 
-def _ways(execution: Execution, *, precision: bool) -> list[Execution]:
-    precisions: list[Precision] = [execution.precision]
+def _candidates(execution: Execution, *, precision: bool) -> list[Execution]:
+    precisions = [execution.precision]
     if precision:
-        precisions = ["bf16", "fp32"] if has_bf16() else ["fp32"]
-    paths = [(True, True), (True, False), (False, False)] if execution.fused else [(True, False), (False, False)]
+        precisions = [Precision.BF16, Precision.FP32] if has_bf16() else [Precision.FP32]
+    paths = [(True, True), (True, False), (False, False)] if execution.fused_layers else [(True, False), (False, False)]
     return [
-        dataclasses.replace(execution, precision=chosen, fast_paths=fast_paths, fused=fused)
+        dataclasses.replace(execution, precision=chosen, fast_paths=fast_paths, fused_layers=fused_layers)
         for chosen in precisions
-        for fast_paths, fused in paths
+        for fast_paths, fused_layers in paths
     ]
 
 
-def _fastest(recipe: Recipe, candidates: Sequence[Execution]) -> Execution:
-    """The candidate whose best step is the shortest, all of them taking turns."""
+def _fastest(recipe: Recipe, candidates: Sequence[Execution], progress: Callable[[str], None]) -> Execution:
+    """Find the candidate whose best step is the shortest; their steps are interleaved."""
     batch_size = _affordable_batch(recipe)
     workloads = [Workload(recipe, candidate, batch_size=batch_size) for candidate in candidates]
     best = [float("inf")] * len(candidates)
@@ -93,14 +111,16 @@ def _fastest(recipe: Recipe, candidates: Sequence[Execution]) -> Execution:
             if timing > 0 and best[i] > HOPELESS * min(best):
                 continue
             with candidate.applied():
-                # Whoever took turns before has given its memory back; a step of a run has that of the step before it.
+                # The candidate before has returned its memory; a step of a run has that of the step before it.
                 workload.step()
                 seconds = workload.step().total
-            handicap = 1.0 if candidate.fast_paths else HANDICAP_OF_SLOW_PATHS
+            handicap = 1.0 if candidate.fast_paths else HANDICAP_WITHOUT_FAST_PATHS
             best[i] = min(best[i], handicap * seconds)
+            if timing == 0:
+                progress(f"  {candidate.describe()}: {1000 * seconds:.0f} ms/step")
     return candidates[best.index(min(best))]
 
 
 def _affordable_batch(recipe: Recipe) -> int:
-    flops_an_image = 6 * recipe_macs(recipe)
-    return max(2, min(recipe.training.batch_size, int(MAX_STEP_FLOPS / flops_an_image)))
+    flops_per_image = 6 * recipe_macs(recipe)
+    return max(2, min(recipe.training.batch_size, int(MAX_STEP_FLOPS / flops_per_image)))

@@ -1,7 +1,7 @@
-"""Training as the sources do it: what ours is measured against.
+"""The baseline loop: training as the sources do it.
 
-Images are PIL images that torchvision transforms one at a time, in as many loader processes as the source has; the
-network is fp32, contiguous and eager; the optimizer is torch's as it comes; and the loss is fetched every step.
+Pillow images go through torchvision's transforms one at a time, in as many loader processes as the source has. The
+model is fp32, contiguous and eager; the optimizer is torch's default; and `.item()` syncs every step.
 """
 
 import warnings
@@ -24,16 +24,16 @@ from resnet_bench.training.optimizers import build_optimizer, clip_gradients
 from resnet_bench.training.schedules import build_schedule
 
 LOADER_WORKERS: Mapping[str, int] = {"resnet9-onecycle-adam": 3, "cifar100-resnet": 4}
-"""`num_workers` in the sources' listings; the other two name none, which is 0."""
+"""`num_workers` in the sources' listings; the other two give none, which is 0."""
 
 
 def loader_workers(benchmark: Benchmark) -> int:
-    """Loader processes of a benchmark's source; a variant has those of what it extends."""
+    """Return the loader processes of a benchmark's source; a variant has those of its parent."""
     return LOADER_WORKERS.get(benchmark.name, LOADER_WORKERS.get(benchmark.extends or "", 0))
 
 
 class PillowImages(TorchDataset[tuple[Tensor, int]]):
-    """Images as `torchvision.datasets.CIFAR10` keeps and gives them, with the recipe's transforms."""
+    """Images as `torchvision.datasets.CIFAR10` keeps and returns them, with the recipe's transforms."""
 
     def __init__(self, split: Split, recipe: Recipe) -> None:
         from torchvision import transforms
@@ -60,7 +60,7 @@ class PillowImages(TorchDataset[tuple[Tensor, int]]):
         return self._transform(Image.fromarray(self._pixels[index])), self._targets[index]
 
 
-class SourceLoop:
+class BaselineLoop:
     """A source's training loop, step by step, within ``execution.applied()``.
 
     Args:
@@ -74,7 +74,7 @@ class SourceLoop:
         self._recipe = recipe
         self._device = torch.device(execution.device)
         with warnings.catch_warnings():
-            # More processes than cores are the source's choice, not ours.
+            # More processes than cores are the source's choice.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             self.loader = DataLoader(
                 PillowImages(split, recipe),
@@ -92,7 +92,7 @@ class SourceLoop:
         self.learning_rates: list[float] = []
 
     def steps(self) -> Iterator[int]:
-        """Train an epoch; yields the images of each step when it is done."""
+        """Train an epoch; yield the number of images of each step when it is done."""
         training = self._recipe.training
         self.network.train()
         correct = 0.0

@@ -1,4 +1,4 @@
-"""Comparisons in MLflow: an experiment of their own, a run for each benchmark."""
+"""Log speed comparisons to MLflow: in a separate experiment, one run per benchmark."""
 
 import json
 from dataclasses import asdict
@@ -13,8 +13,8 @@ def log_comparison(comparison: SpeedComparison, store: Store) -> str:
     """Log a comparison.
 
     Args:
-        comparison: What was measured.
-        store: Where to.
+        comparison: The comparison.
+        store: The tracking store.
 
     Returns:
         The run's address.
@@ -47,7 +47,7 @@ def log_comparison(comparison: SpeedComparison, store: Store) -> str:
 
 
 def metrics_of(comparison: SpeedComparison) -> dict[str, float]:
-    """The figures under names such as ``fast/ratio`` and ``fast/stage/backward_ms``."""
+    """Return the figures by names such as ``fast/ratio`` and ``fast/stage/backward_ms``."""
     found = {"peak/bandwidth": comparison.peak_bandwidth}
     for arm in comparison.arms:
         figures = {

@@ -1,4 +1,4 @@
-"""A comparison as tables for a terminal."""
+"""Speed comparisons as tables for a terminal."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -13,26 +13,26 @@ GIGA = 1e9
 
 
 def speed_table(comparison: SpeedComparison) -> Table:
-    """Images a second of each arm, and how many times the source's that is."""
+    """Build the table of each loop's throughput and its speedup over the baseline loop."""
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         title=(
-            f"{comparison.benchmark}, batch {comparison.batch_size}: medians (range) of {comparison.repeats} times "
+            f"{comparison.benchmark}, batch {comparison.batch_size}: medians (range) of {comparison.repeats} turns of "
             f"{comparison.steps} steps"
         ),
         title_justify="left",
     )
-    columns = ("way", "execution", "images/s", "ms a step", "times the source", "of peak", "memory", "start", "compile")
+    columns = ("loop", "execution", "images/s", "ms/step", "speedup", "% of peak", "memory", "start", "compile")
     for column in columns:
-        table.add_column(column, justify="left" if column in ("way", "execution") else "right", overflow="fold")
+        table.add_column(column, justify="left" if column in ("loop", "execution") else "right", overflow="fold")
     for arm in comparison.arms:
         table.add_row(
             arm.name,
             arm.execution,
             _spread(arm.images_per_second),
             _spread(arm.milliseconds),
-            _spread(arm.ratio),
+            f"{_spread(arm.ratio)}×",
             f"{arm.peak_share:.0%}",
             f"{arm.peak_memory_bytes / GIGA:.2f} GB",
             f"{arm.startup_seconds:.1f} s",
@@ -42,12 +42,12 @@ def speed_table(comparison: SpeedComparison) -> Table:
 
 
 def stage_table(comparison: SpeedComparison) -> Table:
-    """Milliseconds that a batch spends in each stage alone."""
+    """Build the table of the milliseconds per batch of each stage, timed separately."""
     names = [stage.name for stage in fields(Stages)]
     table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, title="each stage alone, milliseconds a batch", title_justify="left"
+        box=box.SIMPLE_HEAD, pad_edge=False, title="each stage separately, milliseconds per batch", title_justify="left"
     )
-    table.add_column("way")
+    table.add_column("loop")
     for name in names:
         table.add_column(name, justify="right")
     for arm in comparison.arms:
@@ -56,12 +56,13 @@ def stage_table(comparison: SpeedComparison) -> Table:
 
 
 def remarks(comparison: SpeedComparison) -> Sequence[str]:
-    """What the tables rest on, in sentences."""
+    """Describe in sentences how the tables were measured."""
     peaks = ", ".join(f"{name} {rate / GIGA:.0f}" for name, rate in comparison.peak_flops.items())
     return [
-        f"source: torchvision on Pillow images, {comparison.workers} loader processes, torch's own fp32 (on a GPU with "
-        "TF32), contiguous, eager",
-        f"peak: a large matrix product, in GFLOP/s: {peaks}; a large copy: {comparison.peak_bandwidth / GIGA:.1f} GB/s",
+        f"source: the baseline loop, torchvision on Pillow images, {comparison.workers} loader processes, torch's "
+        "default fp32 (on a GPU with TF32), contiguous, eager",
+        f"peak: a large matrix multiplication, in GFLOP/s: {peaks}; a large copy: "
+        f"{comparison.peak_bandwidth / GIGA:.1f} GB/s",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Whole training steps, the source's way and ours, taking turns in one process."""
+"""Time whole training steps of the baseline loop and of ours, interleaved in one process."""
 
 import contextlib
 import dataclasses
@@ -13,8 +13,9 @@ import torch
 
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.data.of_recipe import splits_of
+from resnet_bench.execution.choices import ExecutionMode, Precision
 from resnet_bench.execution.execution import Execution
-from resnet_bench.measure.baseline_loop import SourceLoop, loader_workers
+from resnet_bench.measure.baseline_loop import BaselineLoop, loader_workers
 from resnet_bench.measure.estimate import TRAINING_COST
 from resnet_bench.measure.peaks import Clock, peak_bandwidth, peak_flops
 from resnet_bench.measure.stages import Stages, time_stages
@@ -26,6 +27,7 @@ from resnet_bench.training.events import Started, Steps
 from resnet_bench.training.loop import train
 
 SOURCE = "source"
+"""Name of the baseline loop among the loops that are timed."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +46,20 @@ class Spread:
 
 @dataclass(frozen=True)
 class LoopTiming:
-    """One way of training a benchmark, as it was measured.
+    """The measured speed of one training loop.
 
     Attributes:
-        name: ``source``, or the level of execution.
+        name: ``source`` for the baseline loop, or the execution mode.
         execution: The execution in words.
-        images_per_second: Over the measured steps of each repeat.
+        images_per_second: Throughput over the measured steps of each repeat.
         milliseconds: Per step.
-        ratio: Images a second in proportion to the source's in the same repeat.
-        peak_share: Share of the rate of a large matrix product in the arm's precision; the work counted is that of
-            the network's convolutions and linear layers, whether or not the arm does all of it.
-        startup_seconds: From nothing to the end of the first step: network, images, loader processes.
-        compile_seconds: Of these, for setting up where ``torch.compile`` is on; 0 where it is not.
+        ratio: Speedup over the baseline loop in the same repeat.
+        peak_share: Fraction of the measured peak of a large matrix multiplication in the loop's precision; the work
+            counted is that of the model's convolutions and linear layers, whether or not the loop does all of it.
+        startup_seconds: From nothing to the end of the first step: model, images, loader processes.
+        compile_seconds: Of these, the set-up with ``torch.compile``; 0 without it.
         peak_memory_bytes: Of the device's allocator; on a CPU of the process and its children, after each step.
-        stages: Where the time goes.
+        stages: Time of each stage.
     """
 
     name: str
@@ -74,19 +76,19 @@ class LoopTiming:
 
 @dataclass(frozen=True)
 class SpeedComparison:
-    """A benchmark's training step on this machine.
+    """The training speed of a benchmark on this machine.
 
     Attributes:
         benchmark: Its name.
         device: The device in words.
-        batch_size: Images a step.
-        workers: Loader processes of the source's loop.
-        repeats: How often every arm had its turn.
-        steps: Steps measured in each of them.
-        generated: Whether the images are made up, which changes no speed.
-        peak_flops: By name of the arm, the rate of a large matrix product in its precision.
-        peak_bandwidth: Bytes a second of a large copy, read and written.
-        arms: The source's first.
+        batch_size: Images per step.
+        workers: Loader processes of the baseline loop.
+        repeats: Turns of each loop.
+        steps: Steps measured per turn.
+        generated: Whether the images are generated, which does not affect speed.
+        peak_flops: By name of the loop, the FLOP/s of a large matrix multiplication in its precision.
+        peak_bandwidth: Bytes per second of a large copy, read and written.
+        arms: The loops, the baseline's first.
     """
 
     benchmark: str
@@ -101,7 +103,7 @@ class SpeedComparison:
     arms: tuple[LoopTiming, ...]
 
     def asdict(self) -> dict[str, Any]:
-        """Everything, as plain values."""
+        """Return everything as plain values."""
         return dataclasses.asdict(self)
 
 
@@ -114,21 +116,21 @@ def compare(
     repeats: int,
     workers: int | None = None,
     clock: Clock = time.perf_counter,
-    said: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> SpeedComparison:
-    """Measure a benchmark's training step the source's way and by some executions.
+    """Time a benchmark's training steps in the baseline loop and in ours, by some executions.
 
-    Every repeat trains each arm from its start; the steps of a warm-up do not count.
+    Every repeat trains each loop from scratch; warm-up steps do not count.
 
     Args:
         benchmark: The benchmark; its recipe is trained in its published batch size.
         dataset: Its images.
-        executions: By the name that the arm is to have; all for the same device.
+        executions: By the name of the loop; all for the same device.
         steps: Steps to measure in each repeat.
-        repeats: How often each arm has its turn.
-        workers: Loader processes of the source's loop, by default those of the source.
+        repeats: Turns of each loop.
+        workers: Loader processes of the baseline loop; those of the source by default.
         clock: What times are read from.
-        said: Called with a line of text as the measurement goes on.
+        progress: Called with a line of text per turn.
 
     Raises:
         UserError: The dataset has too few images.
@@ -137,15 +139,15 @@ def compare(
     first = next(iter(executions.values()))
     plain = dataclasses.replace(
         first,
-        # On a GPU torch's own fp32 has convolutions round their inputs.
-        precision="tf32" if first.device_type == "cuda" else "fp32",
+        # On a GPU torch's default fp32 has convolutions round their inputs.
+        precision=Precision.TF32 if first.device_type == "cuda" else Precision.FP32,
         channels_last=False,
         compile=False,
         deterministic=False,
-        level="plain",
+        mode=ExecutionMode.PLAIN,
         fast_paths=False,
-        fused=False,
-        graphs=False,
+        fused_layers=False,
+        cuda_graphs=False,
     )
     workers = loader_workers(benchmark) if workers is None else workers
     all_of_them = {SOURCE: plain, **executions}
@@ -158,7 +160,9 @@ def compare(
             else:
                 timing = _time_ours(recipe, execution, dataset, steps, clock)
             timings[name].append(timing)
-            said(f"{benchmark.name}, repeat {repeat + 1} of {repeats}: {name} {timing.images_per_second:.1f} images/s")
+            progress(
+                f"{benchmark.name}, repeat {repeat + 1} of {repeats}: {name} {timing.images_per_second:.1f} images/s"
+            )
     stages = time_stages(recipe, dataset, all_of_them, source=SOURCE, repeats=repeats, clock=clock)
     flops = TRAINING_COST * 2 * recipe_macs(recipe)
     peaks = {name: peak_flops(execution, clock) for name, execution in all_of_them.items()}
@@ -201,12 +205,12 @@ class _Timing:
 
 
 def _time_ours(recipe: Recipe, execution: Execution, dataset: Dataset, steps: int, clock: Clock) -> _Timing:
-    """The product's own training loop, in epochs cut short and without evaluation.
+    """Time our training loop, in epochs cut short and without evaluation.
 
-    Where every step is read, one is warm-up and the others of the epoch are measured. Where up to a whole epoch is read
-    at once, an epoch is warm-up and the next one is measured, with what an epoch begins with.
+    If the loop syncs every step, one step is warm-up and the others of the epoch are measured. Otherwise an epoch is
+    warm-up and the next one is measured, including what an epoch starts with.
     """
-    every_step = execution.device_type == "cpu" and not execution.graphs
+    every_step = execution.device_type == "cpu" and not execution.cuda_graphs
     short = cut_short(recipe, steps + every_step)
     if recipe.training.epochs == 1 and not every_step:
         short = override(short, {"training.epochs": 2})
@@ -239,9 +243,9 @@ def _time_source(
     warm_up = 1 if execution.device_type == "cpu" else 20
     begun = time.perf_counter()
     with execution.applied():
-        # As torch comes; no source has it try kernels out.
+        # torch's default: no source benchmarks kernels.
         torch.backends.cudnn.benchmark = False
-        loop = SourceLoop(recipe, execution, splits_of(recipe, dataset)["train"], workers=workers)
+        loop = BaselineLoop(recipe, execution, splits_of(recipe, dataset)["train"], workers=workers)
         setup = time.perf_counter() - begun
         startup, memory, counted, started = 0.0, 0, 0, 0.0
         for step, images in enumerate(loop.steps(), start=1):
@@ -259,7 +263,7 @@ def _time_source(
 
 
 def _forget_memory(execution: Execution) -> None:
-    """Have nothing of an earlier arm counted for the next one."""
+    """Keep the memory of an earlier loop out of the next one's."""
     if execution.device_type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(execution.device)

@@ -1,4 +1,4 @@
-"""Each stage of training alone, so that the next gap is seen."""
+"""Time each training stage separately."""
 
 import itertools
 import statistics
@@ -26,15 +26,15 @@ _JOURNAL_LINES = 100
 
 @dataclass(frozen=True)
 class Stages:
-    """Milliseconds that a batch spends in each stage when nothing else runs.
+    """Milliseconds per batch of each stage when nothing else runs.
 
     Attributes:
-        augment: From images in memory to normalised batches on the device, in this process.
-        forward: The network and the loss.
+        augment: From images in memory to normalized batches on the device, in this process.
+        forward: The model and the loss.
         backward: The gradients.
         optimizer: Clipping and the update.
-        evaluation: The network in eval mode.
-        tracking: Writing down what a step measured; the source fetches its loss within its step.
+        evaluation: The model in eval mode.
+        tracking: Journaling what a step measured; the baseline loop reads its loss within its step.
     """
 
     augment: float
@@ -54,14 +54,14 @@ def time_stages(
     repeats: int,
     clock: Clock = time.perf_counter,
 ) -> dict[str, Stages]:
-    """Medians over repeats in which the executions take turns.
+    """Compute medians over repeats in which the executions are interleaved.
 
     Args:
         recipe: What is trained.
         dataset: Its images.
         executions: By name.
-        source: The name of the one that loads images and updates weights the source's way.
-        repeats: How often each has its turn.
+        source: The name of the one that loads images and updates weights as the baseline loop does.
+        repeats: Turns of each.
         clock: What times are read from.
     """
     split = splits_of(recipe, dataset)["train"]
@@ -92,7 +92,7 @@ class _Bench:
             self._loader = train_loader(recipe, part, execution, seed=0)
         self._workload = Workload(recipe, execution, fused=not is_source, clock=clock)
         with execution.applied():
-            # In this order: gradients of a step before would go on being accumulated on its stream, not the capture's.
+            # In this order: gradients of an earlier step would still be accumulated on its stream, not the capture's.
             self._workload.capture()
             self._workload.step()
 
@@ -111,7 +111,7 @@ class _Bench:
         return Stages(**{name: 1000 * value for name, value in seconds.items()})
 
     def _augment(self) -> float:
-        """Seconds a batch of the recipe's size."""
+        """Time a batch of the recipe's size, in seconds."""
         batches = self._loader.epoch(1) if isinstance(self._loader, ResidentLoader) else iter(self._loader)
         self._execution.synchronize()
         started = self._clock()
@@ -121,7 +121,7 @@ class _Bench:
 
 
 def _track() -> float:
-    """Seconds that the tracker's journal takes for a step."""
+    """Time the tracker's journal per step, in seconds."""
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal.open(Path(folder) / "journal.jsonl")
         try:

@@ -1,4 +1,4 @@
-"""One optimizer step of a recipe, taken apart, on images that are on the device already."""
+"""The parts of one optimizer step of a recipe, on images that are on the device."""
 
 import contextlib
 import time
@@ -18,7 +18,7 @@ from resnet_bench.training.optimizers import build_optimizer, clip_gradients, ra
 
 @dataclass(frozen=True)
 class StepSeconds:
-    """Where the time of a step goes; each part ends when the device is done."""
+    """Seconds of the parts of a step; each part ends when the device is done."""
 
     forward: float
     backward: float
@@ -31,12 +31,12 @@ class StepSeconds:
 
 
 class Workload:
-    """A network that can be trained on one batch of noise over and over, within ``execution.applied()``.
+    """A model that is trained on one batch of noise repeatedly, within ``execution.applied()``.
 
     Args:
-        recipe: Network, batch size, loss, clipping and optimizer.
+        recipe: Model, batch size, loss, clipping and optimizer.
         execution: How it is computed.
-        batch_size: Images a batch; the recipe's by default.
+        batch_size: Images per batch; the recipe's by default.
         fused: Use torch's fused optimizers.
         clock: What times are read from.
     """
@@ -66,16 +66,16 @@ class Workload:
         self._evaluation: Callable[[], None] = self._run_evaluation
 
     def capture(self) -> None:
-        """Have each part of a step, and an evaluation, replayed from now on, if the execution captures steps.
+        """Capture each part of a step, and an evaluation, if the execution captures steps.
 
-        Parts that cannot be captured are run as before.
+        Parts that cannot be captured still run eagerly.
         """
-        if not self._execution.graphs:
+        if not self._execution.cuda_graphs:
             return
         recorder = recorder_for(torch.device(self._execution.device))
         self.network.train()
         with contextlib.suppress(RuntimeError):
-            # Each part works on what the one before left, so that only whole steps can be repeated to warm up.
+            # Each part uses the results of the one before, so that only whole steps can be repeated to warm up.
             recorder.record(self._run_step)
             forward, backward, update = (recorder.record(part, warm_ups=0) for part in self._parts)
             self.network.eval()
@@ -83,13 +83,13 @@ class Workload:
             self._parts = (forward, backward, update)
 
     def step(self) -> StepSeconds:
-        """Do one step and say where its time went."""
+        """Run one step and time its parts."""
         self.network.train()
         forward, backward, update = (seconds_of(part, self._execution, self._clock) for part in self._parts)
         return StepSeconds(forward, backward, update)
 
     def evaluate(self) -> float:
-        """Seconds that the network needs in eval mode for the batch."""
+        """Time the batch in eval mode, in seconds."""
         self.network.eval()
         return seconds_of(self._evaluation, self._execution, self._clock)
 
@@ -112,6 +112,6 @@ class Workload:
 
     def _run_optimizer(self) -> None:
         clip_gradients(self._recipe.training, self.network)
-        with rates_from(self._optimizer, self._rates) if self._execution.graphs else contextlib.nullcontext():
+        with rates_from(self._optimizer, self._rates) if self._execution.cuda_graphs else contextlib.nullcontext():
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

@@ -53,7 +53,7 @@ class Whitened(nn.Module):
 
 
 def whitened(network: nn.Module, *, kernel_size: int, padding: int) -> Whitened:
-    """Put a whitening layer before a network, whose first convolution is made anew to take its channels.
+    """Put a whitening layer before a network, whose first convolution is replaced to take its channels.
 
     Args:
         network: A network that begins with a convolution of RGB images; it is changed.

@@ -13,14 +13,14 @@ from resnet_bench.base.machine import this_process
 from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.tracking.environment import code_fingerprint, code_version, environment, package_version
-from resnet_bench.tracking.vocabulary import EXPERIMENT, PREFIX
+from resnet_bench.tracking.vocabulary import EXPERIMENT, PREFIX, current_execution
 
 ASKED = ("benchmark", "profile", "seed", "role", "study")
 """Tags that two runs of one experiment share, whatever they were run on."""
 
 
 def params_of(recipe: Recipe) -> dict[str, str]:
-    """Every field of a recipe under its dotted key; what is no string is written as JSON."""
+    """Every field of a recipe under its dotted key; what is not a string is written as JSON."""
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in recipe.flat().items()}
 
 
@@ -82,11 +82,11 @@ class RunFacts:
 
     @property
     def judges_claims(self) -> bool:
-        """Whether the run can be held against what its source claims."""
+        """Whether the run can be compared with what its source claims."""
         return self.profile == "full" and not self.generated and self.recipe == self.benchmark.recipe
 
     def params(self) -> dict[str, str]:
-        """Every field of the recipe under its dotted key; what is no string is written as JSON."""
+        """Every field of the recipe under its dotted key; what is not a string is written as JSON."""
         return params_of(self.recipe)
 
     @functools.cached_property
@@ -158,7 +158,7 @@ class RunFacts:
         }
 
     def process_tags(self) -> dict[str, str]:
-        """The tags that change when another process goes on with the run."""
+        """The tags that change when another process resumes the run."""
         tags = {
             "execution": json.dumps(dict(self.execution), sort_keys=True),
             "environment": json.dumps(environment(), sort_keys=True),
@@ -199,7 +199,7 @@ class RunFacts:
 
 def _deciding(tags: Mapping[str, str]) -> dict[str, str]:
     """Everything that decides a run's result besides its seed, from its tags, by the name that people read."""
-    execution, environment = _json(tags, "execution"), _json(tags, "environment")
+    execution, environment = current_execution(_json(tags, "execution")), _json(tags, "environment")
     kernels = sorted(name for name, value in execution.items() if value is True and name != "deterministic")
     return {
         "recipe": tags.get(f"{PREFIX}fingerprint", ""),

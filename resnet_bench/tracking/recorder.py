@@ -129,8 +129,9 @@ class Recorder:
             names.EPOCH_SECONDS: event.seconds,
             names.TRAIN_SECONDS: event.train_seconds,
             names.THROUGHPUT: event.images_per_second,
-            names.PEAK_MEMORY: event.peak_memory_bytes,
         }
+        if event.peak_memory_bytes is not None:
+            values[names.PEAK_MEMORY] = event.peak_memory_bytes
         yield from self.metrics("epoch", event.epoch, _single(values), timestamp=now)
         yield from self.rest()
         self._watch_claims("train", event.accuracy)

@@ -168,6 +168,8 @@ OLD_METRIC_ENDINGS: Mapping[str, str] = {
 """How names of metrics end in stores of version 0.1.0, and how they end now."""
 OLD_TAGS: Mapping[str, str] = {f"{PREFIX}captures": tag("cuda_graphs")}
 """Tags of stores of version 0.1.0, and what they are called now."""
+OLD_EXECUTION_FIELDS: Mapping[str, str] = {"level": "mode", "graphs": "cuda_graphs", "fused": "fused_layers"}
+"""Fields of the tag `execution` in stores of version 0.1.0, and what they are called now."""
 
 
 def current_metric(name: str) -> str:
@@ -186,6 +188,11 @@ def current_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def current_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Return what a run holds under today's names of its tags."""
     return _renamed({key: OLD_TAGS.get(key, key) for key in tags}, tags)
+
+
+def current_execution(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the tag `execution` holds under today's names of its fields."""
+    return _renamed({key: OLD_EXECUTION_FIELDS.get(key, key) for key in fields}, fields)
 
 
 def stored_metric(name: str, metrics: Mapping[str, Any]) -> str:

@@ -226,7 +226,7 @@ def build_step(session: Session) -> Step:
     Steps that cannot be captured are eager, with a warning: they cost time and nothing else. Sets the session's
     ``captures`` and ``capture_seconds``.
     """
-    if not session.execution.graphs:
+    if not session.execution.cuda_graphs:
         return EagerStep(session)
     clock = Clock(session.execution)
     graphs = _capture_all(session)

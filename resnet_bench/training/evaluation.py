@@ -48,7 +48,7 @@ class Evaluator:
         self._source_loaders = {split: self._source_loader(split) for split in splits}
         self._standard_loaders: dict[tuple[SplitName, int], ResidentLoader] = {}
         self._batch_size = STANDARD_BATCH_SIZE
-        if session.execution.graphs:
+        if session.execution.cuda_graphs:
             self._batch_size = max(self._batch_size, PIXELS_PER_GRAPHED_BATCH // session.recipe.image_size**2)
 
     def evaluate_all(self, epoch: int) -> Iterator[Evaluated]:
@@ -144,7 +144,7 @@ class Evaluator:
             self._session.seed_dropout(f"dropout/evaluation/{split}", epoch)
             source = measure(forward, self._source_loaders[split].epoch(epoch), execution, mode=evaluation.mode)
             return source, self._in_fitting_batches(split, measure_standard)
-        if execution.graphs:
+        if execution.cuda_graphs:
             # In eval mode the outputs for an image do not depend on its batch, so batches can be large.
             both = self._in_fitting_batches(
                 split, lambda loader: measure_standard(loader, batches_of=evaluation.batch_size)

@@ -101,8 +101,9 @@ class EpochEnded:
     train_seconds: float
     """Training time of the run so far."""
     images_per_second: float
-    peak_memory_bytes: int
-    """Peak of the GPU's allocator, or of the process on a CPU."""
+    peak_memory_bytes: int | None
+    """Peak of the GPU's allocator, or of the process on a CPU, since the run began; None where the system does not
+    tell."""
     snapshot: Callable[[], State] = field(repr=False, compare=False)
 
 

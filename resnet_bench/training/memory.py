@@ -88,7 +88,7 @@ def out_of_memory(
     setting = f"{part}.batch_size"
     largest = _at_largest_images(recipe)
     # Compiling or capturing steps saves no memory, and takes long for each size.
-    eager = replace(execution, compile=False, graphs=False)
+    eager = replace(execution, compile=False, cuda_graphs=False)
     batch_size = recipe.training.batch_size if part == "training" else recipe.evaluation.batch_size
     free_what_is_unused()
     with within_free_memory(execution.device):

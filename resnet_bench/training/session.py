@@ -2,8 +2,6 @@
 
 import hashlib
 import math
-import resource
-import sys
 import time
 import weakref
 from collections.abc import Callable
@@ -16,6 +14,7 @@ from torch import nn
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import Dataset, Split
 from resnet_bench.data.of_recipe import splits_of, train_loader, whitening_images
+from resnet_bench.execution.devices import peak_memory, reset_peak_memory
 from resnet_bench.execution.execution import Execution
 from resnet_bench.models.of_recipe import build_network, frozen_parameters
 from resnet_bench.models.size import count_macs, count_parameters
@@ -134,8 +133,7 @@ class Session:
         self.recipe, self.execution, self.seed = recipe, execution, seed
         self.device = torch.device(execution.device)
         self._setup_clock = Clock(execution)
-        if execution.device_type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        self._knows_peak_memory = reset_peak_memory(self.device)
         self.splits = splits_of(recipe, dataset)
         self.network = _build_initial_network(recipe, execution, seed, self.splits["train"])
         self.freezes = _find_freezes(recipe, self.network)
@@ -244,7 +242,7 @@ class Session:
             seconds=position.epoch_seconds,
             train_seconds=position.train_seconds,
             images_per_second=position.images / position.epoch_seconds,
-            peak_memory_bytes=_peak_memory(self.device),
+            peak_memory_bytes=peak_memory(self.device) if self._knows_peak_memory else None,
             snapshot=self.event_snapshot,
         )
         position.epoch += 1
@@ -367,11 +365,3 @@ def _derived_seed(seed: int, stream: str, number: int) -> int:
     """A 63-bit seed for a number in a stream of the run's seed, the same on every machine."""
     digest = hashlib.blake2b(f"{seed}/{stream}/{number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Peak of the GPU's allocator in bytes, or of the process elsewhere."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -76,28 +76,28 @@ def test_autocast_rounds_only_where_it_is_asked_for() -> None:
 
 
 def test_plain_is_torch_as_it_comes() -> None:
-    execution = Execution.resolve("cpu", level="plain")
+    execution = Execution.resolve("cpu", mode="plain")
     assert (execution.precision, execution.channels_last, execution.fast_paths) == ("fp32", False, False)
     assert execution.weight_memory_format == execution.memory_format == torch.contiguous_format
-    assert Execution.resolve("cpu", "bf16", level="plain").precision == "bf16"
+    assert Execution.resolve("cpu", "bf16", mode="plain").precision == "bf16"
 
 
-@pytest.mark.parametrize("level", ["auto", "fast"])
-def test_the_other_levels_take_what_pays_on_a_cpu(level) -> None:
-    execution = Execution.resolve("cpu", "fp32", level=level)
+@pytest.mark.parametrize("mode", ["auto", "fast"])
+def test_the_other_modes_take_what_pays_on_a_cpu(mode) -> None:
+    execution = Execution.resolve("cpu", "fp32", mode=mode)
     assert (execution.precision, execution.channels_last, execution.fast_paths) == ("fp32", True, True)
-    assert execution.asdict()["level"] == level
+    assert execution.asdict()["mode"] == mode
     assert "channels_last, fast paths" in execution.describe()
-    assert not Execution.resolve("cpu", compile=True, level=level).fast_paths
-    assert not execution.graphs
+    assert not Execution.resolve("cpu", compile=True, mode=mode).fast_paths
+    assert not execution.cuda_graphs
 
 
-@pytest.mark.parametrize("level", ["auto", "fast", "plain"])
-def test_steps_are_captured_on_a_gpu_unless_torch_is_wanted_as_it_comes(level, monkeypatch) -> None:
-    monkeypatch.setattr("resnet_bench.execution.execution._resolve_device", lambda device: "cuda:0")
-    execution = Execution.resolve("cuda", "fp32", level=level)
-    assert execution.graphs == (level != "plain")
-    assert ("graphs" in execution.describe()) == ("graphs" in execution.rounding) == execution.graphs
+@pytest.mark.parametrize("mode", ["auto", "fast", "plain"])
+def test_steps_are_captured_on_a_gpu_unless_torch_is_wanted_as_it_comes(mode, monkeypatch) -> None:
+    monkeypatch.setattr("resnet_bench.execution.execution.find_device", lambda device: "cuda:0")
+    execution = Execution.resolve("cuda", "fp32", mode=mode)
+    assert execution.cuda_graphs == (mode != "plain")
+    assert ("CUDA graphs" in execution.describe()) == ("cuda_graphs" in execution.rounding) == execution.cuda_graphs
 
 
 def test_every_switch_is_a_field_that_descriptions_name() -> None:

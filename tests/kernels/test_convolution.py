@@ -1,4 +1,4 @@
-"""Convolutions in ways of our own, against torch's own with autograd on many shapes."""
+"""Convolutions by our algorithms, against torch's own with autograd on many shapes."""
 
 import pytest
 import torch

@@ -122,15 +122,15 @@ def test_a_network_trains_as_without(name, options, whitening, asked) -> None:
 
 
 def test_an_execution_fuses_what_it_places() -> None:
-    execution = Execution.resolve("cpu", "fp32", level="fast", threads=1)
-    assert execution.fused
+    execution = Execution.resolve("cpu", "fp32", mode="fast", threads=1)
+    assert execution.fused_layers
     assert type(execution.placed(nn.Sequential(NORM, RELU))) is not nn.Sequential
     for other in (
-        Execution.resolve("cpu", level="plain"),
+        Execution.resolve("cpu", mode="plain"),
         Execution.resolve("cpu", deterministic=True),
         Execution.resolve("cpu", compile=True),
     ):
-        assert not other.fused
+        assert not other.fused_layers
         assert type(other.placed(nn.Sequential(NORM, RELU))) is nn.Sequential
 
 

@@ -111,6 +111,6 @@ def test_what_cannot_be_loaded_is_said(source) -> None:
 def test_without_a_compiler_training_does_without(compiler, monkeypatch) -> None:
     monkeypatch.setenv("CC", compiler)
     assert compiler in str(normalization.problem(torch.float32))
-    execution = Execution.resolve("cpu", "fp32", level="fast")
+    execution = Execution.resolve("cpu", "fp32", mode="fast")
     assert execution.fast_paths
-    assert not execution.fused
+    assert not execution.fused_layers

@@ -39,12 +39,12 @@ def timed_by(monkeypatch, seconds):
 
 
 def test_the_fastest_is_taken_and_remembered(long_recipe, memory, monkeypatch) -> None:
-    monkeypatch.setattr(autotune, "has_bf16", lambda: True)
+    monkeypatch.setattr(autotuning, "has_bf16", lambda: True)
     asked = Execution.resolve("cpu", threads=2)
     timed = timed_by(
         monkeypatch, lambda e: 1.0 - 0.2 * (e.precision == "fp32") - 0.2 * (not e.fast_paths) - 0.2 * (e.threads == 1)
     )
-    expected = dataclasses.replace(asked, precision="fp32", fast_paths=False, fused=False, threads=1)
+    expected = dataclasses.replace(asked, precision="fp32", fast_paths=False, fused_layers=False, threads=1)
     assert autotune(long_recipe, asked) == expected
     count = len(timed)
     assert {(e.precision, e.fast_paths) for e in timed} == {(p, f) for p in ("bf16", "fp32") for f in (True, False)}
@@ -53,7 +53,7 @@ def test_the_fastest_is_taken_and_remembered(long_recipe, memory, monkeypatch) -
 
 
 def test_what_the_user_gave_stays(long_recipe, memory, monkeypatch) -> None:
-    monkeypatch.setattr(autotune, "has_bf16", lambda: True)
+    monkeypatch.setattr(autotuning, "has_bf16", lambda: True)
     asked = Execution.resolve("cpu", "fp32", threads=2)
     timed = timed_by(monkeypatch, lambda e: 1.0 - 0.5 * (e.precision == "bf16") - 0.2 * (e.threads == 1))
     chosen = autotune(long_recipe, asked, precision=False, threads=False)
@@ -62,7 +62,7 @@ def test_what_the_user_gave_stays(long_recipe, memory, monkeypatch) -> None:
 
 
 def test_a_hopeless_way_is_timed_no_further(long_recipe, memory, monkeypatch) -> None:
-    monkeypatch.setattr(autotune, "has_bf16", lambda: True)
+    monkeypatch.setattr(autotuning, "has_bf16", lambda: True)
     timed = timed_by(monkeypatch, lambda e: 9.0 if e.precision == "fp32" else 1.0)
     assert autotune(long_recipe, Execution.resolve("cpu", threads=1)).precision == "bf16"
     slow, quick = ([e for e in timed if e.precision == precision] for precision in ("fp32", "bf16"))
@@ -92,16 +92,16 @@ def test_fast_paths_are_left_out_only_where_that_is_clearly_faster(
 
 @pytest.mark.parametrize("slower", [-0.2, 0.2])
 def test_fused_layers_are_taken_where_they_are_faster(long_recipe, memory, monkeypatch, slower) -> None:
-    timed_by(monkeypatch, lambda e: 1.0 + slower * e.fused)
-    asked = dataclasses.replace(Execution.resolve("cpu", "fp32", threads=1), fused=True)
+    timed_by(monkeypatch, lambda e: 1.0 + slower * e.fused_layers)
+    asked = dataclasses.replace(Execution.resolve("cpu", "fp32", threads=1), fused_layers=True)
     chosen = autotune(long_recipe, asked, precision=False)
-    assert (chosen.fast_paths, chosen.fused) == (True, slower < 0)
+    assert (chosen.fast_paths, chosen.fused_layers) == (True, slower < 0)
 
 
 @pytest.mark.parametrize("change", [{"training.epochs": 1}, {}])
 def test_short_runs_and_other_levels_are_left_alone(long_recipe, memory, monkeypatch, change) -> None:
     timed = timed_by(monkeypatch, lambda e: 1.0)
-    execution = Execution.resolve("cpu", threads=1, level="auto" if change else "fast")
+    execution = Execution.resolve("cpu", threads=1, mode="auto" if change else "fast")
     assert autotune(override(long_recipe, change), execution) == execution
     assert not timed
 
@@ -125,7 +125,7 @@ def test_a_workload_trains(long_recipe, precision) -> None:
 
 
 def test_a_captured_workload_goes_on_training(long_recipe) -> None:
-    execution = dataclasses.replace(Execution.resolve("cpu", "fp32", threads=1), graphs=True)
+    execution = dataclasses.replace(Execution.resolve("cpu", "fp32", threads=1), cuda_graphs=True)
     workload = Workload(long_recipe, execution, batch_size=4)
     with execution.applied():
         workload.capture()
@@ -133,3 +133,23 @@ def test_a_captured_workload_goes_on_training(long_recipe) -> None:
         assert workload.step().total > 0
         assert workload.evaluate() > 0
     assert any(not old.equal(new) for old, new in zip(before, workload.network.parameters(), strict=True))
+
+
+def test_what_is_measured_is_told_while_it_is(long_recipe, memory, monkeypatch) -> None:
+    asked = dataclasses.replace(Execution.resolve("cpu", "fp32", threads=1), fused_layers=True)
+    told: list[str] = []
+
+    def seconds(execution: Execution) -> float:
+        told.append("a step")
+        return 0.002 - 0.001 * execution.fast_paths
+
+    timed_by(monkeypatch, seconds)
+    chosen = autotune(long_recipe, asked, precision=False, progress=told.append)
+    assert "measuring what resnet18 trains fastest with" in told[0]
+    first = next(text for text in told if "ms/step" in text)
+    assert first == f"  {asked.describe()}: 1 ms/step"
+    assert told.index(first) < len(told) - 1 - told[::-1].index("a step")
+    assert told[-1] == f"fastest: {chosen.describe()}"
+    told.clear()
+    autotune(long_recipe, asked, precision=False, progress=told.append)
+    assert told == []

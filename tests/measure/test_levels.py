@@ -35,8 +35,8 @@ def test_fast_follows_plain(images, name, precision, tolerance) -> None:
         },
     )
     dataset = images[recipe.data.dataset]
-    plain = first_losses(recipe, Execution.resolve("cpu", level="plain", threads=1), dataset)
-    fast = first_losses(recipe, Execution.resolve("cpu", precision, level="fast", threads=1), dataset)
+    plain = first_losses(recipe, Execution.resolve("cpu", mode="plain", threads=1), dataset)
+    fast = first_losses(recipe, Execution.resolve("cpu", precision, mode="fast", threads=1), dataset)
     assert len(plain) == 2
     assert fast == pytest.approx(plain, rel=tolerance)
     if precision == "fp32":

@@ -1,4 +1,4 @@
-"""Training steps against the source's own way: what is measured, and what is made of it."""
+"""Training steps against the source's training loop: what is measured, and what is made of it."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ from torchvision import transforms
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import Dataset, Split, generate_dataset
 from resnet_bench.execution.execution import Execution
-from resnet_bench.measure.baseline_loop import PillowImages, SourceLoop, loader_workers
+from resnet_bench.measure.baseline_loop import BaselineLoop, PillowImages, loader_workers
 from resnet_bench.measure.log import metrics_of
 from resnet_bench.measure.page import remarks, speed_table, stage_table
 from resnet_bench.measure.speed import Spread, compare
@@ -19,8 +19,8 @@ from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.training.events import Steps
 from resnet_bench.training.loop import train
 
-PLAIN = Execution.resolve("cpu", threads=1, level="plain")
-FAST = Execution.resolve("cpu", "fp32", threads=1, level="fast", deterministic=True)
+PLAIN = Execution.resolve("cpu", threads=1, mode="plain")
+FAST = Execution.resolve("cpu", "fp32", threads=1, mode="fast", deterministic=True)
 
 
 @pytest.fixture(scope="module")
@@ -119,12 +119,12 @@ def test_its_step_is_that_of_the_plain_loop(benchmark, images) -> None:
     }
     recipe = override(benchmark.recipe, changes)
     events = [event for event in train(recipe, PLAIN, 0, images) if isinstance(event, Steps)]
-    # A batch of all images is the same in every order. The first step's weights are where the source goes on from.
+    # A batch of all images is the same in every order. The first step's weights are where the source continues from.
     run = train(recipe, PLAIN, 0, images)
     position = next(event for event in run if isinstance(event, Steps)).snapshot()
     with PLAIN.applied():
         all_of_them = Split(images.train.images[:20], images.train.labels[:20])
-        loop = SourceLoop(recipe, PLAIN, all_of_them, workers=0)
+        loop = BaselineLoop(recipe, PLAIN, all_of_them, workers=0)
         loop.network.load_state_dict(position["network"])
         loop._optimizer.load_state_dict(position["optimizer"])
         for _ in range(2):

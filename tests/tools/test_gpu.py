@@ -13,7 +13,7 @@ def test_steps_and_epochs_are_measured_and_written_down(tmp_path, capsys) -> Non
     comparison = json.loads((tmp_path / "steps-he-resnet20.json").read_text())
     arms = {arm["name"]: arm for arm in comparison["arms"]}
     assert list(arms) == ["source", "plain", "uncaptured", "fast"]
-    assert [name for name, arm in arms.items() if "graphs" in arm["execution"]] == ["fast"]
+    assert [name for name, arm in arms.items() if "CUDA graphs" in arm["execution"]] == ["fast"]
     for arm in arms.values():
         rate = arm["images_per_second"]["median"]
         assert rate > 0

@@ -37,7 +37,7 @@ from resnet_bench.training.session import Session
 from tests.stub_cuda import needs_computing_gpu, needs_gpu
 from tests.training.conftest import PLAIN, tiny_recipe
 
-GRAPHED = dataclasses.replace(PLAIN, graphs=True)
+GRAPHED = dataclasses.replace(PLAIN, cuda_graphs=True)
 SMALL = {"model": {"name": "speedrun", "options": {"width1": 8, "width2": 12, "width3": 12}}}
 ADAM = {"optimizer": {"name": "adam", "lr": 0.01}}
 MUON = {
@@ -470,7 +470,7 @@ def test_broken_capture_is_followed_by_one_that_succeeds_and_names_its_cause(dri
 
 
 def on_gpu(precision: str = "fp32", **changes) -> Execution:
-    return dataclasses.replace(Execution.resolve("cuda", precision, level="fast"), **changes)
+    return dataclasses.replace(Execution.resolve("cuda", precision, mode="fast"), **changes)
 
 
 def gpu_recipe(case: str) -> Recipe:
@@ -485,7 +485,7 @@ def gpu_recipe(case: str) -> Recipe:
 @pytest.mark.parametrize("case", [*CASES, *ROUNDED])
 def test_graphs_follow_eager_steps(images: Dataset, case: str, precision: str, tolerance: float, caplog) -> None:
     recipe = gpu_recipe(case)
-    plain, _ = run(recipe, images, on_gpu(precision, graphs=False))
+    plain, _ = run(recipe, images, on_gpu(precision, cuda_graphs=False))
     with caplog.at_level(logging.WARNING, logger="resnet_bench"):
         graphs, _ = run(recipe, images, on_gpu(precision))
     assert not caplog.records
@@ -545,7 +545,7 @@ def test_an_epoch_has_no_host_sync(images: Dataset, case: str, monkeypatch) -> N
 def test_network_with_a_host_sync_is_trained_eagerly_on_a_gpu(images: Dataset, monkeypatch, caplog) -> None:
     monkeypatch.setattr(Speedrun, "forward", waiting)
     recipe = gpu_recipe("sgd")
-    plain, _ = run(recipe, images, on_gpu(graphs=False))
+    plain, _ = run(recipe, images, on_gpu(cuda_graphs=False))
     with caplog.at_level(logging.WARNING, logger="resnet_bench"):
         events, _ = run(recipe, images, on_gpu())
     assert "not captured as CUDA graphs" in caplog.text
@@ -561,7 +561,7 @@ def test_network_with_a_host_sync_is_trained_eagerly_on_a_gpu(images: Dataset, m
 @needs_computing_gpu
 def test_compiled_network_is_captured(images: Dataset, caplog) -> None:
     recipe = gpu_recipe("sgd")
-    plain, _ = run(recipe, images, on_gpu(graphs=False))
+    plain, _ = run(recipe, images, on_gpu(cuda_graphs=False))
     with caplog.at_level(logging.WARNING, logger="resnet_bench"):
         events, _ = run(recipe, images, on_gpu(compile=True))
     assert not caplog.records

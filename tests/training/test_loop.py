@@ -233,7 +233,7 @@ def told(event: Event) -> tuple[str, Any]:
 def test_run_resumed_after_any_event_has_the_remaining_events_and_the_same_bits(
     images: Dataset, changes: dict[str, Any], graphs: bool
 ) -> None:
-    recipe, execution = tiny_recipe(**changes), dataclasses.replace(PLAIN, graphs=graphs)
+    recipe, execution = tiny_recipe(**changes), dataclasses.replace(PLAIN, cuda_graphs=graphs)
     undisturbed, snapshots = [], []
     for event in train(recipe, execution, 3, images):
         undisturbed.append(told(event))

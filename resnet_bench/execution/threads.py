@@ -1,0 +1,48 @@
+"""How many CPU threads a run computes with."""
+
+import functools
+import logging
+import os
+
+import psutil  # type: ignore[import-untyped]
+
+from resnet_bench.base.machine import default_threads, usable_cores
+
+BUSY_SECONDS = 0.2
+"""How long the processor is watched where the load average is high, which it may be from a run that has just ended."""
+
+_log = logging.getLogger(__name__)
+
+
+def choose_threads(typed: int | None, *, fixed: bool = False) -> int:
+    """Choose the threads of a run, and warn of a choice that makes it slow.
+
+    Args:
+        typed: What the user wants; None leaves it open.
+        fixed: Never choose by how busy the machine is: as many threads give the same bits.
+    """
+    if typed is not None:
+        if typed > usable_cores():
+            _warn_once(
+                f"--threads {typed}: this process may use {usable_cores()} cores, and more threads are many times "
+                f"slower; try --threads {usable_cores()}"
+            )
+        return typed
+    threads = default_threads()
+    if threads > 1 and not fixed and is_busy(threads):
+        _warn_once("this machine is busy: using 1 thread; --threads sets another number")
+        return 1
+    return threads
+
+
+def is_busy(threads: int) -> bool:
+    """Check whether other work leaves less than half of these threads a core."""
+    if not hasattr(os, "getloadavg") or os.getloadavg()[0] < threads / 2:
+        return False
+    idle: float = psutil.cpu_times_percent(interval=BUSY_SECONDS).idle
+    return idle / 100 * (os.cpu_count() or 1) < threads / 2
+
+
+@functools.cache
+def _warn_once(sentence: str) -> None:
+    _log.warning(sentence)

@@ -1,0 +1,100 @@
+"""How many threads are chosen, and of which choices a user is told."""
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+from resnet_bench.execution import threads
+from resnet_bench.execution.execution import Execution
+from resnet_bench.execution.threads import choose_threads, is_busy
+
+
+class Times:
+    def __init__(self, idle: float) -> None:
+        self.idle = idle
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four idle cores."""
+    threads._warn_once.cache_clear()
+    monkeypatch.setattr(threads, "usable_cores", lambda: 4)
+    monkeypatch.setattr(threads, "default_threads", lambda: 4)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    work(monkeypatch, load=0.1, idle=99.0)
+
+
+def work(monkeypatch: pytest.MonkeyPatch, *, load: float, idle: float) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(threads.psutil, "cpu_times_percent", lambda interval: Times(idle))
+
+
+def test_more_threads_than_cores_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    assert [choose_threads(64), choose_threads(64)] == [64, 64]
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.message == (
+        "--threads 64: this process may use 4 cores, and more threads are many times slower; try --threads 4"
+    )
+
+
+@pytest.mark.parametrize("typed", [1, 4])
+def test_threads_that_the_cores_can_run_are_taken(typed: int, caplog: pytest.LogCaptureFixture) -> None:
+    assert choose_threads(typed) == typed
+    assert not caplog.records
+
+
+def test_a_busy_machine_gets_one_thread_and_the_user_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    work(monkeypatch, load=6.0, idle=10.0)
+    assert choose_threads(None) == 1
+    assert [record.message for record in caplog.records] == [
+        "this machine is busy: using 1 thread; --threads sets another number"
+    ]
+    assert choose_threads(3) == 3
+    assert choose_threads(None, fixed=True) == 4
+
+
+@pytest.mark.parametrize(
+    ("load", "idle", "busy"),
+    [
+        (0.5, 0.0, False),
+        # A run that has just ended is still in the load average.
+        (4.0, 95.0, False),
+        (4.0, 51.0, False),
+        (4.0, 49.0, True),
+        (9.0, 0.0, True),
+    ],
+)
+def test_a_machine_is_busy_if_less_than_half_of_the_threads_get_a_core(
+    load: float, idle: float, busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work(monkeypatch, load=load, idle=idle)
+    assert is_busy(4) == busy
+
+
+def test_deterministic_executions_do_not_depend_on_how_busy_the_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    work(monkeypatch, load=9.0, idle=0.0)
+    assert Execution.resolve("cpu", deterministic=True).threads == 4
+    assert Execution.resolve("cpu").threads == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "10000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, "None"),
+    ],
+)
+def test_waiting_threads_spin_briefly_unless_the_user_decides(environment: dict[str, str], expected: str) -> None:
+    own = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = "import resnet_bench, os, sys; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**own, **environment}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [expected, "False"]
