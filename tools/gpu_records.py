@@ -164,7 +164,7 @@ def _prepare_hooks(module: ModuleType, device: str) -> Train:
         torch.manual_seed(seed)
         synchronize(device)
         began = time.perf_counter()
-        # What is built once is remembered by the script: from the second call on this only starts anew.
+        # The script keeps what it has built: from the second call on this only resets it.
         network, extra = module.setup()
         module.train(network, extra, context)
         synchronize(device)
@@ -257,7 +257,7 @@ def race(
         data_folder: Folder with CIFAR-10.
         device: Such as ``cuda``.
         rounds: Turns of each.
-        benchmarks: A folder with benchmarks of one's own.
+        benchmarks: A folder with your own benchmarks.
 
     Raises:
         UserError: A contender failed; the message says which and how.
@@ -331,7 +331,7 @@ def main() -> None:
     parser.add_argument("ours", help="a benchmark of ours with a claim")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=SCRIPT", help="may be given again")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder with CIFAR-10")
-    parser.add_argument("--benchmarks", type=Path, help="folder with benchmarks of your own")
+    parser.add_argument("--benchmarks", type=Path, help="folder with your own benchmarks")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--out", type=Path, help="JSON to write")

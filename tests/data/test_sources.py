@@ -261,7 +261,7 @@ def png_of(image: Image.Image) -> bytes:
 
 
 BAD_IMAGES = {
-    "text": (b"this is no image", "not a readable image"),
+    "text": (b"this is not an image", "not a readable image"),
     "empty": (b"", "not a readable image"),
     "truncated": (truncated_png(), "not a readable image"),
     "large": (large_png(), "32x33 pixels, and 32x32"),
