@@ -49,7 +49,7 @@ study: $(READY) ## Tune a benchmark with Optuna (STUDY=NAME)
 report: $(READY) ## Write reports/latest/ from what MLflow holds
 	@$(CLI) report
 
-perf: $(READY) ## Measure training steps against each source's own way (BENCHMARKS="NAME …")
+perf: $(READY) ## Measure training steps against each source's training loop (BENCHMARKS="NAME …")
 	@$(CLI) perf $(BENCHMARKS) --device $(DEVICE) $(DATA_OPTION)
 
 dashboard: $(READY) ## Open Optuna's dashboard on the studies, on this machine only
@@ -70,7 +70,7 @@ lint: $(READY) ## Check style, types and the arrows between packages
 audit: $(READY) ## Look for unsafe code, and for known holes in the locked packages
 	@$(BIN)/python .ci/audit.py
 
-lock: $(READY) ## Choose versions anew and write requirements.lock
+lock: $(READY) ## Choose versions again and write requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade \
 		--generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements.lock
 

@@ -22,7 +22,7 @@ def real_data_folder() -> Path:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that makes the golden files anew."""
+    """Add the option that regenerates the golden files."""
     parser.addoption(
         "--update-golden",
         action="store_true",

@@ -11,7 +11,7 @@ from resnet_bench.recipe.changes import override_nested
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.recipe.schema import parse
 
-# On a machine with other work to do, an example that took long is no failure.
+# On a machine with other work to do, an example that took long is not a failure.
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 

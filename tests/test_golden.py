@@ -4,12 +4,13 @@ Everything here goes through the command line and what it leaves. A deliberate c
 ``pytest tests/test_golden.py -m '' --update-golden``.
 """
 
+import enum
 import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import pytest
 import typer.core
@@ -135,7 +136,11 @@ def _kind(parameter: Any) -> str:
         return str(parameter.type.name)
     # The typer of today keeps the annotation.
     kind = parameter.type_descriptor.annotation
-    return re.sub(r"^list\[(.*)\]$", r"\1", getattr(kind, "__name__", "") if isinstance(kind, type) else str(kind))
+    if get_origin(kind) is list:
+        (kind,) = get_args(kind)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return "|".join(kind)
+    return "|".join(get_args(kind)) if get_origin(kind) is Literal else kind.__name__
 
 
 # --- exit codes ------------------------------------------------------------------------------------
@@ -325,7 +330,7 @@ def test_a_study_of_0_1_0_is_shown(kept: Path) -> None:
 def test_an_interrupted_run_of_0_1_0_is_trained_to_its_end(kept: Path) -> None:
     printed = command(f"{golden.LONG} --resume", kept)
     assert "epoch 60/60" in printed
-    assert re.search(r"golden-long seed 0 .*(starts|goes on|resume)", printed)
+    assert re.search(r"golden-long seed 0 .*(starts|resume)", printed)
     statuses = golden.query(kept / "mlflow.db", "SELECT status FROM runs WHERE name = 'golden-long seed 0'")
     assert ("FINISHED",) in statuses
 

@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 class TuningCache:
     """A small JSON file of values by key.
 
-    A file that cannot be read or written is no error: the choices then last as long as the process.
+    A file that cannot be read or written is not an error: the choices then last as long as the process.
 
     Args:
         path: The file; its folder need not exist.

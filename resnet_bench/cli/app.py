@@ -1,4 +1,4 @@
-"""The command ``resnet-bench``: its verbs, each in a module of its own that is imported when it is typed."""
+"""The command ``resnet-bench``: its verbs, each in its own module, which is imported when it is typed."""
 
 import codecs
 import errno
@@ -18,7 +18,7 @@ VERBS = {
     "data": "Find or download CIFAR.",
     "list": "List the benchmarks: name, dataset, network, epochs and claim.",
     "show": "Show a benchmark: its source, claims, recipe and facts.",
-    "copy": "Copy a benchmark to a file, to start a recipe of your own.",
+    "copy": "Copy a benchmark to a file, to start your own recipe.",
     "validate": "Check benchmark and study files, and print every problem.",
     "run": "Train benchmarks and track them in MLflow.",
     "report": "Write a report of the tracked runs.",
@@ -126,7 +126,7 @@ def _print_usage_error(error: Any) -> None:
     # The words of pydantic, with which Typer reads values.
     message = error.format_message().replace("Value error, ", "")
     if "\n" in message:
-        # The help of a verb with verbs of its own, of which none was typed.
+        # The help of a verb with subcommands, of which none was typed.
         typer.echo(message, err=True)
         return
     _print_error(f"{message[0].lower()}{message[1:]}")

@@ -123,7 +123,7 @@ def print_closing(
 def beside_the_article(
     results: Sequence[Result], datasets: Mapping[str, Dataset], executions: Mapping[str, Execution]
 ) -> list[str]:
-    """Return what a recipe of our own reached in full, beside the article that reaches for the same."""
+    """Return what our own recipe reached in full, beside the article that reaches for the same."""
     sentences = []
     for job, outcome in results:
         claim, compared = job.benchmark.test_claim, job.benchmark.source.compares_with

@@ -15,7 +15,7 @@ app = new_app()
 
 @app.command(
     help=help_text(
-        "Copy a benchmark to a file, to start a recipe of your own.",
+        "Copy a benchmark to a file, to start your own recipe.",
         example="copy resnet9-onecycle-adam benchmarks/my-resnet9.toml",
         following="validate benchmarks/my-resnet9.toml",
     )

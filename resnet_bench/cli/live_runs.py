@@ -58,7 +58,7 @@ class LastingStream:
 @contextmanager
 def lasting(console: Console) -> Iterator[None]:
     """While the context is open, nothing that becomes of the console's stream raises an error."""
-    # The console finds the standard output anew where it was given no file; only its private field knows that.
+    # The console finds the standard output again where it was given no file; only its private field knows that.
     before, stream = console._file, LastingStream(console.file)
     console.file = stream  # type: ignore[assignment]  # it has all that the console uses
     try:

@@ -33,7 +33,7 @@ def new_app(help: str | None = None, **renamed: str) -> typer.Typer:  # noqa: A0
     """Make the Typer object of a verb.
 
     Args:
-        help: What a verb with verbs of its own is for; a verb without any has its own help.
+        help: What a verb with subcommands is for; a verb without any has its own help.
         **renamed: Old names of options that only this verb knows, and their names now.
     """
     names = {**OLD_NAMES, **{old: new.replace("_", "-") for old, new in renamed.items()}}

@@ -90,7 +90,7 @@ def run_all(options: RunOptions, context: Context, console: Console, *, ask: boo
     seconds = _announce(plan, survey, datasets, context.store, console)
     if ask and seconds > LONG_RUN_SECONDS:
         default = seconds < VERY_LONG_RUN_SECONDS
-        if not Confirm.ask("Go on?", console=console, default=default):
+        if not Confirm.ask("Continue?", console=console, default=default):
             raise UserError("nothing was started")
 
     context.store.prepare()

@@ -18,7 +18,7 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 
 LOG_WIDTH = 150
-"""Columns where the output is no terminal: a log has no width of its own, and 80 would fold every table."""
+"""Columns where the output is not a terminal: a log has no width, and 80 would fold every table."""
 
 
 def _width() -> int | None:

@@ -216,7 +216,7 @@ def _intermediate(study: PlottedStudy) -> Plot | None:
     finish(figure, HEIGHT, x="epoch", y=ACCURACY)
     mark_whole_numbers(figure)
     caption = "One line per trial; × is where one was pruned."
-    # Beside the history or the importances it fills a row; as the third it has one of its own.
+    # Beside the history or the importances it fills a row; as the third it has its own.
     return _plot(study, "intermediate_values", "Intermediate values", caption, figure, wide=bool(study.importances))
 
 

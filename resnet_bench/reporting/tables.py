@@ -125,7 +125,7 @@ def _column(
 
 
 def _other_tags(stored: StoredRun) -> str:
-    """Return the tags without a column of their own, as JSON."""
+    """Return the tags without their own column, as JSON."""
     own = {f"{PREFIX}{column.name}" for column in RUN_COLUMNS}
     tags = stored.run.data.tags
     return json.dumps(
@@ -179,7 +179,7 @@ class RunRow:
     )
     """Dotted recipe keys and their values as text: the params in MLflow."""
     tags: Mapping[str, str] = _column(OBJECT, _other_tags, repr_=False)
-    """Tags without a column of their own, under their full names."""
+    """Tags without their own column, under their full names."""
     benchmark_json: str = _column(TEXT, lambda stored: stored.benchmark_json, repr_=False)
     """The benchmark as its latest run recorded it; only the latest finished run of each experiment has it."""
 

@@ -13,7 +13,7 @@ from resnet_bench.tracking.store import Store
 
 @dataclass(frozen=True)
 class Context:
-    """Where tasks find images, keep files and track runs. It is picklable; a copy has a ``stop`` of its own.
+    """Where tasks find images, keep files and track runs. It is picklable; a copy has a separate ``stop``, its own.
 
     Attributes:
         store: MLflow's store.

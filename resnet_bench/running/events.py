@@ -1,4 +1,4 @@
-"""What a task tells whoever iterates over it. Children's events carry no snapshot and no predictions."""
+"""What a task tells its consumer. Children's events carry no snapshot and no predictions."""
 
 from dataclasses import dataclass
 from pathlib import Path

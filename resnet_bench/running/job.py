@@ -68,7 +68,7 @@ class Job:
 
     def events(self, context: Context) -> Generator[Event, None, None]:
         """Prepare the run and train it; see :func:`resnet_bench.running.run.run`."""
-        # Both import torch and the training loop, which whoever only plans does without.
+        # Both import torch and the training loop, which planning does without.
         from resnet_bench.running.prepare import prepare
         from resnet_bench.running.run import run
 

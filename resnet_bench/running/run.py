@@ -112,7 +112,7 @@ def _tracked(
         checkpoints.keep_position()
         raise
     except KeyboardInterrupt:
-        # It may have come in the middle of a step, and half a step is no position to resume from.
+        # It may have come in the middle of a step, and half a step is not a position to resume from.
         end, reason = "killed", "stopped before its end"
         raise
     except Stopped as stopped:

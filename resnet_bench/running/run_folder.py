@@ -63,7 +63,7 @@ class RunFolder:
                     f"{_holder(state)} is training {facts.benchmark.name} seed {facts.seed} already ({path}); "
                     "wait for it, then give the same command again"
                 )
-            # Whoever held it until now may have finished it.
+            # Its holder until now may have finished it.
             folder._state = _read_state(path / STATE_FILE) or state
             if not folder.is_finished:
                 folder._clear_leftovers()

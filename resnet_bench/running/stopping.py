@@ -11,7 +11,7 @@ from resnet_bench.training.events import EndReason
 
 
 class Stop:
-    """Set by a signal, read by whoever can stop at a good moment.
+    """Set by a signal, read where a run can stop at a good moment.
 
     A copy that is sent to another process is not set: each process listens for itself.
     """
@@ -49,7 +49,7 @@ class Stop:
 
 
 class Stopped(Exception):
-    """Throw this into a task's generator to stop it for a reason of your own."""
+    """Throw this into a task's generator to stop it for your own reason."""
 
     def __init__(self, end: EndReason, reason: str) -> None:
         """Name how the run ends (``killed`` or ``pruned``) and why, in one sentence."""

@@ -34,7 +34,7 @@ class Cursor:
     underway: int = 0
     """Records between ``arrived`` and here may be in the store."""
     deferred: tuple[int, ...] = ()
-    """Where artifacts begin that the artifact store did not take, while the rest goes on."""
+    """Where artifacts begin that the artifact store did not take, while the rest continues."""
     refused: tuple[int, ...] = ()
     """Where records begin that the store refuses for good."""
     experiment_id: str | None = None

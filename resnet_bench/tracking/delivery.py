@@ -122,7 +122,7 @@ class Delivery:
     """Brings one run's journal to the store, a batch at a time. Not for several threads at once."""
 
     def __init__(self, store: Store, folder: Path, *, run_id: str | None = None) -> None:
-        """Go on where the cursor of the folder says; run_id counts where it names no run."""
+        """Continue at the folder's cursor; run_id counts where it names no run."""
         self._store = store
         self._folder = folder
         self._client: MlflowClient | None = None

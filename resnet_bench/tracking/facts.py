@@ -20,7 +20,7 @@ ASKED = ("benchmark", "profile", "seed", "role", "study")
 
 
 def params_of(recipe: Recipe) -> dict[str, str]:
-    """Every field of a recipe under its dotted key; what is no string is written as JSON."""
+    """Every field of a recipe under its dotted key; what is not a string is written as JSON."""
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in recipe.flat().items()}
 
 
@@ -82,11 +82,11 @@ class RunFacts:
 
     @property
     def judges_claims(self) -> bool:
-        """Whether the run can be held against what its source claims."""
+        """Whether the run can be compared with what its source claims."""
         return self.profile == "full" and not self.generated and self.recipe == self.benchmark.recipe
 
     def params(self) -> dict[str, str]:
-        """Every field of the recipe under its dotted key; what is no string is written as JSON."""
+        """Every field of the recipe under its dotted key; what is not a string is written as JSON."""
         return params_of(self.recipe)
 
     @functools.cached_property
@@ -158,7 +158,7 @@ class RunFacts:
         }
 
     def process_tags(self) -> dict[str, str]:
-        """The tags that change when another process goes on with the run."""
+        """The tags that change when another process resumes the run."""
         tags = {
             "execution": json.dumps(dict(self.execution), sort_keys=True),
             "environment": json.dumps(environment(), sort_keys=True),

@@ -37,7 +37,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Damage:
-    """Bytes that are no record: what was written there is lost."""
+    """Bytes that are not a record: what was written there is lost."""
 
     start: int
     end: int
@@ -81,7 +81,7 @@ def metrics_record(
 def points(record: Record) -> list[Point]:
     """The values of a metrics record, in the order of their steps.
 
-    The same record always gives the same points: to the store, being sent them again is no news.
+    The same record always gives the same points: to the store, being sent them again is not news.
     """
     values: dict[str, list[float]] = record["values"]
     first_step, first_timestamp, spacing = record["first_step"], record["first_timestamp"], record["spacing"]

@@ -42,7 +42,7 @@ def load() -> None:
         os.environ.setdefault(name, value)
     os.environ.update(without_proxy_for_loopback())
     with warnings.catch_warnings():
-        # What MLflow uses of its dependencies' deprecated parts is no news to our users.
+        # What MLflow uses of its dependencies' deprecated parts is not news to our users.
         warnings.simplefilter("ignore", DeprecationWarning)
         importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
     # All of these report a store that is away by themselves, at length and once a retry; we say it once.

@@ -46,7 +46,7 @@ def save_model(
             str(folder),
             signature=infer_signature(example, output),
             input_example=example,
-            # Without a list MLflow runs the model in a process of its own to find out, which takes 15 s.
+            # Without a list MLflow runs the model in another process to find out, which takes 15 s.
             pip_requirements=list(
                 requirements or (f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={numpy.__version__}")
             ),

@@ -155,7 +155,7 @@ def update(path: Path) -> None:
 
 
 def copy(path: Path, target: Path) -> None:
-    """Copy a database as it is at one moment, whoever writes to it."""
+    """Copy a database as it is at one moment, whatever writes to it."""
     with read_only(path) as database, contextlib.closing(sqlite3.connect(target)) as other:
         database.backup(other)
 
@@ -220,7 +220,7 @@ def _inspect(path: Path, database: sqlite3.Connection) -> SqliteFile:
     if not tables:
         return SqliteFile(path, "empty")
     if not {"experiments", "runs"} <= tables:
-        # Whoever made it may have been killed after the first of MLflow's tables.
+        # Its maker may have been killed after the first of MLflow's tables.
         if tables <= _MLFLOW_TABLES:
             return SqliteFile(path, "empty")
         whose = "Optuna" if {"studies", "trials"} <= tables else "another application"

@@ -211,7 +211,7 @@ class Store:
             raise UserError(problem)
         # The slow import is not part of what has to be done one process after another.
         mlflow_client.load()
-        # MLflow makes the tables of a database server under a lock of its own.
+        # MLflow makes the tables of a database server under its own lock.
         with sqlite_files.alone(self.path) if self.path else contextlib.nullcontext():
             if self.path is not None:
                 sqlite_files.update(self.path)

@@ -1,4 +1,4 @@
-"""What the machine does while a run goes on: processor, memory and GPU, sampled now and then by a thread."""
+"""What the machine does during a run: processor, memory and GPU, sampled now and then by a thread."""
 
 import sys
 import threading

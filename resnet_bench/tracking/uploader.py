@@ -1,4 +1,4 @@
-"""Uploads journals: of a run that is going on, from a thread that nothing waits for; of ended runs, when asked."""
+"""Uploads journals: of a running run, from a thread that nothing waits for; of ended runs, when asked."""
 
 import logging
 import shlex
@@ -15,7 +15,7 @@ from resnet_bench.tracking.journal import Entry, read
 from resnet_bench.tracking.store import Store
 
 BUSY_FRACTION = 0.25
-"""The most of its time that the thread works while training goes on: it shares the interpreter with the loop."""
+"""The most of its time that the thread works during training: it shares the interpreter with the loop."""
 MAX_BACKOFF_SECONDS = 30.0
 GRACE_SECONDS = 0.5
 """For the thread to end behind its deadline, unless it is stuck."""
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class Uploader:
-    """The background thread that uploads a run's journal while the run goes on."""
+    """The background thread that uploads a run's journal during the run."""
 
     def __init__(
         self, store: Store, folder: Path, sync: Callable[[], None], *, interval: float, run_id: str | None = None

@@ -1,4 +1,4 @@
-"""What a study tells whoever iterates over it.
+"""What a study tells its consumer.
 
 Accuracies are fractions between 0 and 1, times are in seconds, trials are counted from 0 as Optuna does. An epoch
 counts over all seeds of a trial.

@@ -200,7 +200,7 @@ def _check_package(name: str, where: str) -> None:
 
 @contextmanager
 def _explained(where: str) -> Iterator[None]:
-    """What Optuna refuses, as one sentence; that a class of it may still change is no news to a user."""
+    """What Optuna refuses, as one sentence; that a class of it may still change is not news to a user."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:

@@ -218,7 +218,7 @@ def combine(space: Mapping[Key, Parameter], values: Mapping[Key, list[Value]]) -
 
 
 def identity(params: Mapping[Key, Value]) -> frozenset[tuple[Key, str]]:
-    """Return what equal hyperparameters share and others do not; rounding of the last digits is no difference."""
+    """Return what equal hyperparameters share and others do not; rounding of the last digits is not a difference."""
     return frozenset((key, _spelled(value)) for key, value in params.items())
 
 

@@ -32,7 +32,7 @@ TrialEnd = Literal["COMPLETE", "PRUNED", "FAIL"]
 _READY_TIMEOUT_SECONDS = 60
 _MAY_CHANGE = {"budget": ("trials", "wall_seconds"), "notes": (), "made_for": (), "retrain": ()}
 """Parts of a definition that may have another value when a study is resumed."""
-_REMEDY = "give the new one a name of its own with --study-name"
+_REMEDY = "give the new one another name with --study-name"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class TrialQueue:
 
     @classmethod
     def join(cls, name: str, storage: OpenStorage) -> "TrialQueue":
-        """Work on a study that is laid out. Each process draws from a random stream of its own.
+        """Work on a study that is laid out. Each process draws from its own random stream.
 
         Raises:
             UserError: The storage has no such study.
@@ -323,7 +323,7 @@ def _params_of(trial: FrozenTrial) -> space.Params:
 
 
 def _stream_seed(seed: int, process: int) -> int:
-    """Return a seed of its own for each process of a study; the first has the study's."""
+    """Return each process of a study its own seed; the first has the study's."""
     return (seed + process * 0x9E3779B1) % 2**32
 
 

@@ -22,6 +22,7 @@ WITH_SECRETS = [
     f"https://tracking.example.org/mlflow?access_tok%65n={SECRET}#x",
     f"https://tracking.example.org/#token={SECRET}",
     f"postgres:ann:{SECRET}@host",
+    f"sqlite://ann:{SECRET}@host/db",
 ]
 
 

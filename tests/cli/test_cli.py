@@ -184,7 +184,7 @@ def test_real_data_is_prepared_and_named(invoke, real_data_folder: Path, monkeyp
     assert "50000 + 10000 images" in result.out
 
 
-# --- whole runs, in processes of their own -------------------------------------------------------
+# --- whole runs, in separate processes -------------------------------------------------------
 
 
 def wait_for_steps(folder: Path, process: subprocess.Popen[str], steps: int, seconds: float = 240) -> None:
@@ -224,7 +224,7 @@ def test_a_run_killed_mid_epoch_resumes_in_place_with_the_same_bits(tmp_path: Pa
     process = start(f"{TINY} --resume", killed)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
-    assert "goes on behind step 30" in out
+    assert "resumed after step 30" in out
 
     ours, theirs = last_checkpoint(killed), last_checkpoint(undisturbed)
     assert all(torch.equal(ours["network"][name], theirs["network"][name]) for name in theirs["network"])
@@ -255,7 +255,7 @@ def test_an_interrupted_run_prints_the_command_that_resumes_it(tmp_path: Path, n
     process = start(printed.removeprefix("resnet-bench "), tmp_path)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
-    assert f"goes on behind step {position['step']}" in out
+    assert f"resumed after step {position['step']}" in out
 
 
 @pytest.mark.slow
@@ -353,5 +353,5 @@ def test_seeds_at_once_outlive_one_another_and_never_their_parent(tmp_path: Path
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     out, _ = process.communicate(timeout=60)
-    assert "goes on behind step" in out
+    assert "resumed after step" in out
     assert psutil.wait_procs(family, timeout=10)[1] == []

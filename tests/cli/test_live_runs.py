@@ -1,4 +1,4 @@
-"""What a person reads while runs go on, and when they have ended."""
+"""What a person reads during runs and after them."""
 
 import io
 from typing import Any
@@ -8,6 +8,7 @@ from rich.console import Console
 
 from resnet_bench.cli.closing import closing_table
 from resnet_bench.cli.live_runs import RunsDisplay, lasting
+from resnet_bench.cli.screen import print_table
 from resnet_bench.recipe.benchmark import Benchmark, Source
 from resnet_bench.recipe.claims import Claim
 from resnet_bench.running.events import JobFinished, Opened
@@ -124,7 +125,7 @@ def outcome(**changes: Any) -> Outcome:
 
 def printed(results: list[tuple[Job, Outcome]], words: list[str], width: int = 160) -> list[list[str]]:
     output = io.StringIO()
-    Console(file=output, width=width).print(closing_table(results, words))
+    print_table(closing_table(results, words), Console(file=output, width=width))
     return [line.split() for line in output.getvalue().splitlines()]
 
 
@@ -155,6 +156,18 @@ def test_the_closing_table_marks_times_of_seeds_that_shared_the_device() -> None
     rows = printed(results, ["–", "–"])
     assert any({"seeds", "in", "parallel"} <= set(row) for row in rows)
     assert [row[-1] for row in rows if row[:1] == ["tiny"]] == ["1", "4"]
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_the_closing_table_loses_nothing_on_a_narrow_terminal(width: int) -> None:
+    cached = outcome(sharing=2)
+    cached.cached = True
+    results = [(job(0, "resnet18-step-decay-no-augmentation"), outcome()), (job(1, "tiny"), cached)]
+    wide, narrow = (
+        {word for line in printed(results, ["not judged"] * 2, columns) for word in line if not word.startswith("─")}
+        for columns in (1000, width)
+    )
+    assert wide <= narrow
 
 
 def test_throughput_is_the_median_of_the_epochs_after_the_first() -> None:

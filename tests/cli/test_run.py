@@ -181,7 +181,7 @@ def test_a_store_that_does_not_answer_means_no_cache_and_no_failure(
 
 
 def test_a_failing_run_costs_itself_alone(run_all: RunAll, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk, a loader's and a device's error: each is one sentence, and the runs behind it go on."""
+    """A full disk, a loader's and a device's error: each is one sentence, and the runs behind it continue."""
     errors = {
         0: OSError(28, "No space left on device", "/runs/journal.jsonl"),
         1: RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors might be reported later"),
@@ -277,7 +277,7 @@ def test_seeds_at_once_are_the_seeds_one_after_another_to_the_last_bit(run_all: 
             assert run.data.tags.get("resnet_bench.seeds_per_device") == mark
             assert ("device/peak_flops" in run.data.metrics) == (mark is None)
 
-    # What was trained at once is finished for whoever asks for it, and marked; a seed alone shares nothing.
+    # What was trained at once is finished for every later request, and marked; a seed alone shares nothing.
     outcome, text = run_all(seeds=[0])
     assert outcome.cached == 1
     outcome, _ = run_all(seeds=[5], seeds_per_device=8, changes=one_epoch())
@@ -340,7 +340,7 @@ LONG = (
 
 @pytest.fixture
 def type_command(project: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
-    """Types a command in the project, in a process of its own, which does not outlive the test."""
+    """Types a command in the project, in a separate process, which does not outlive the test."""
     started: list[subprocess.Popen[str]] = []
 
     def type_command(command: str, **options: Any) -> "subprocess.Popen[str]":
@@ -447,7 +447,7 @@ def test_a_closed_standard_input_is_asked_nothing(project: Path) -> None:
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    assert "Go on?" not in done.stdout
+    assert "Continue?" not in done.stdout
 
 
 @pytest.mark.parametrize(("seconds", "starts"), [(3600.0, True), (8 * 3600.0, False)])

@@ -28,7 +28,7 @@ from tests.reliability import kills, tiny
 
 
 def work(project: Path, seed: int) -> None:
-    """One suite of two runs: a seed of its own, and one that all share."""
+    """One suite of two runs: its own seed, and one that all share."""
     with (project / f"output-{seed}.txt").open("w") as output:
         options = tiny.options(seeds=[seed, 1000], resume=True)
         summary = run_all(options, tiny.context(project), Console(file=output, width=160))
@@ -82,7 +82,7 @@ def run_crowd(folder: Path, processes: int) -> dict[str, Any]:
     return {
         "exit codes": codes,
         "statuses": sorted({run.info.status for run in runs}),
-        "seeds of their own": [seeds[seed] for seed in range(processes)],
+        "own seeds": [seeds[seed] for seed in range(processes)],
         "runs of the shared seed": seeds[1000],
         "runs with every step once": sum(found == list(range(1, tiny.STEPS + 1)) for found in steps),
         "runs": len(runs),

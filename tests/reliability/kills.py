@@ -1,4 +1,4 @@
-"""Kills a whole suite at random moments, lets it go on, and compares what it leaves with an undisturbed one.
+"""Kills a whole suite at random moments, resumes it, and compares what it leaves with an undisturbed one.
 
 Starting Python and its libraries takes ten seconds, so this process loads everything once, by running a suite
 itself, and forks: what is killed is a child that begins with the work. The parent has one thread, so that a fork
@@ -157,7 +157,7 @@ def kill_in(phase: str | None, child: int, phases: Phases, wait: float, generato
 
 
 def finish(project: Path) -> None:
-    """Let the work go on to its end."""
+    """Resume the work to its end."""
     child, began = start_child(project), time.monotonic()
     while (status := has_ended(child)) is None:
         if time.monotonic() - began > CHILD_SECONDS:
@@ -188,7 +188,7 @@ def left_behind(project: Path) -> dict[str, Any]:
             for metric in sorted(client.get_metric_history(run.info.run_id, key), key=lambda metric: metric.step)
         ]
         for key in run.data.metrics
-        # How often the machine was looked at depends on the time a run took.
+        # How often the machine was looked at depends on how long a run took.
         if not key.startswith("system/")
     }
     artifacts = Path(run.info.artifact_uri.removeprefix("file://"))

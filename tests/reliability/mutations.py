@@ -187,7 +187,7 @@ def _cache(folder: Path) -> Format:
     turn = iter(range(10**12))
 
     def promise(data: bytes) -> bool:
-        # The original handed in is the manifest; the arrays take their turns with changes of their own.
+        # The original handed in is the manifest; the arrays take their turns with their changes.
         name = names[next(turn) % len(names)]
         if not name.endswith(".json"):
             other = bytearray(whole[name])
@@ -231,7 +231,7 @@ def _checkpoint(folder: Path) -> Format:
 
 
 def _sealed_checkpoint(folder: Path) -> Format:
-    """Whoever changes a checkpoint can make the hash fit; it then holds other values, or is refused."""
+    """An attacker who changes a checkpoint can make the hash fit; it then holds other values, or is refused."""
     path, original = _small_checkpoint(folder)
 
     def promise(data: bytes) -> bool:
@@ -357,7 +357,7 @@ FORMATS: dict[str, Callable[[Path], Format]] = {
 
 
 def all_formats(folder: Path) -> dict[str, Format]:
-    """Every format, with files in a folder of its own."""
+    """Every format, with files in a separate folder."""
     made = {}
     for name, make in FORMATS.items():
         own = folder / name.replace(" ", "-")
@@ -415,7 +415,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    # A reader that goes on after damage warns of it each time.
+    # A reader that continues after damage warns of it each time.
     logging.getLogger("resnet_bench").setLevel(logging.ERROR)
     ends = time.monotonic() + arguments.seconds
     with tempfile.TemporaryDirectory() as folder:

@@ -75,7 +75,7 @@ URIS = st.one_of(
         "{}{}{}{}{}{}{}".format,
         st.sampled_from(SCHEMES),
         st.sampled_from(["://", ":", ":/", ":///", "//", ""]),
-        # A name without a password is no secret of a database, and is one of a server: a token.
+        # A name without a password is not a secret of a database, and is one of a server: a token.
         st.sampled_from(["ann:", ":", "ann@corp:"]),
         st.sampled_from([SECRET, f"{SECRET}%40x", f"a/{SECRET}", f"{SECRET}#", f"1/{SECRET}"]),
         st.sampled_from(["@host", "@[::1", "@host:5432", "@host:port", "@@host", "@"]),
@@ -116,7 +116,7 @@ def formats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, mutations.For
 
 @pytest.fixture(autouse=True)
 def quiet(caplog: pytest.LogCaptureFixture) -> None:
-    """A reader that goes on after damage warns of it each time."""
+    """A reader that continues after damage warns of it each time."""
     caplog.set_level(logging.ERROR, logger="resnet_bench")
 
 

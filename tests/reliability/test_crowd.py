@@ -27,7 +27,7 @@ def test_suites_at_once_in_one_folder(processes: int) -> None:
     found = json.loads(done.stdout)
     assert found["exit codes"] == [0] * processes, found["complaints"]
     assert found["statuses"] == ["FINISHED"]
-    assert found["seeds of their own"] == [1] * processes
+    assert found["own seeds"] == [1] * processes
     # Those that come to it while another is training it leave it alone; one may have looked just before it ended.
     assert 1 <= found["runs of the shared seed"] <= processes
     assert found["runs with every step once"] == found["runs"]

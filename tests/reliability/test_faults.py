@@ -1,4 +1,4 @@
-"""A disk that fails under a run: one sentence, an intact last checkpoint, and a run that can be gone on with."""
+"""A disk that fails under a run: one sentence, an intact last checkpoint, and a run that can be resumed."""
 
 import errno
 import os
@@ -45,7 +45,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture
 def train(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], dict[str, Any]]:
-    """Train a tiny run to its end in a folder of runs, going on where there is something to go on with."""
+    """Train a tiny run to its end in a folder of runs, resuming where there is something to resume."""
     tiny.speed_up(monkeypatch)
     # What a disk that fails for good does not let through within a second, it never will.
     monkeypatch.setitem(Tracker.close.__kwdefaults__, "timeout", 1.0)
@@ -73,7 +73,7 @@ def whole(path: Path) -> bool:
 def disturb(
     number: int, code: int, for_good: bool, folder: Path, train: Callable[[Path], dict[str, Any]], patch: Any
 ) -> FaultyDisk:
-    """Let the disk fail under a run, look at what it leaves, and go on with it."""
+    """Let the disk fail under a run, look at what it leaves, and resume it."""
     runs = folder / f"{number}-{code}-{for_good}"
     failure = None
     with FaultyDisk(number, code, for_good=for_good).attached(patch, folder) as disk:

@@ -175,7 +175,7 @@ list(train(tiny_recipe(), PLAIN, 0, images))
 
 
 def with_little_memory(value):
-    # In a process of its own, as a user would start anew.
+    # In a separate process, as a user would start again.
     reader, writer = os.pipe()
     if os.fork() == 0:
         limit = psutil.Process().memory_info().vms + megabytes * 2**20

@@ -96,7 +96,7 @@ def test_the_exit_code_speaks_of_regressions_only_when_asked_to(compare) -> None
     assert compare("before-report after-report").code == 0
     assert compare("before-report after-report --fail-on-regression").code == 1
     assert compare("before-report after-report --fail-on-regression --benchmark nine-onecycle").code == 0
-    assert compare("after-report before-report --fail-on-regression").code == 0, "better is no regression"
+    assert compare("after-report before-report --fail-on-regression").code == 0, "better is not a regression"
     assert compare("before-report before-report --fail-on-regression").code == 0
 
 

@@ -290,7 +290,7 @@ def test_events_arrive_without_the_training_state(launch: Launch) -> None:
 @pytest.mark.gpu
 @needs_computing_gpu
 def test_a_failed_assertion_in_a_kernel_costs_its_run_alone(job_for: Callable[..., Job], tmp_path: Path) -> None:
-    """Whoever does it cannot use the GPU any more, so that is not the process of the tests."""
+    """A process that does it cannot use the GPU any more, so that is not the process of the tests."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         failures, problem = pool.submit(_lose_the_gpu, job_for(), tmp_path).result()
     assert "device-side assert" in failures[0]

@@ -247,7 +247,7 @@ def test_resume_refuses_a_run_that_another_process_is_training(job_for, context)
         next(started(job_for(resume=True), context))
     assert str(refused.value).startswith(f"process {os.getpid()} on ")
     assert f"is training tiny seed 0 already ({opened.folder})" in str(refused.value)
-    # Whoever does not resume asks for a run of its own.
+    # A command that does not resume asks for a new run.
     other = started(job_for(), context)
     assert next(other).folder != opened.folder
     other.close()

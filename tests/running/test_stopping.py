@@ -1,4 +1,4 @@
-"""What signals ask of a process, in processes of their own."""
+"""What signals ask of a process, in separate processes."""
 
 import pickle
 import signal

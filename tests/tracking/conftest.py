@@ -74,7 +74,7 @@ def describe(benchmark_of_the_test: Benchmark) -> Callable[..., RunFacts]:
 
 
 class Server:
-    """An MLflow server in a process of its own, which can be killed and started again."""
+    """An MLflow server in a separate process, which can be killed and started again."""
 
     def __init__(self, database: Store, port: int) -> None:
         self._database = database
@@ -146,7 +146,7 @@ def free_port() -> int:
 
 
 def run_python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a piece of Python in a process of its own."""
+    """Run a piece of Python in a separate process."""
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,

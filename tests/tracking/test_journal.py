@@ -255,7 +255,7 @@ def test_a_full_disk_at_every_byte_leaves_the_records_before_it(
         appended = intact(path)
         assert appended == RECORDS[: len(appended)]
         assert damages(path) == []
-        # Room again: the journal goes on.
+        # Room again: the journal continues.
         journal.append({"kind": "tags", "values": {}})
         journal.close()
         assert intact(path) == [*appended, {"kind": "tags", "values": {}}]

@@ -57,7 +57,7 @@ def open_tracker(project: Path, folder: Path, *, seed: int, resume_step: int | N
 
 
 def train(project: Path, folder: Path) -> None:
-    """Train to the end, going on behind the last checkpoint, which is the number of a step in a file."""
+    """Train to the end, resuming from the last checkpoint, which is the number of a step in a file."""
     checkpoint = folder / "checkpoint"
     done = int(checkpoint.read_text()) if checkpoint.exists() else 0
     tracker = open_tracker(project, folder, seed=0, resume_step=done)

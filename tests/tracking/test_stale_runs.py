@@ -104,7 +104,7 @@ def test_a_tracker_that_was_killed_is_found_closed_and_gone_on_with(
     assert f"process {child.pid}" in reason
     assert close_stale_runs(store) == []
 
-    # It can be gone on with.
+    # It can be resumed.
     resumed = Tracker.open(store, describe(seed=0), folder, resume_run_id=run_id, resume_step=0)
     assert resumed.close("finished").complete
     assert status(store, run_id) == "FINISHED"
@@ -117,7 +117,7 @@ def test_living_processes_and_other_machines_are_left_alone(store: Store, proces
         start_run(store, ours),
         start_run(store, theirs),
         start_run(store, {**theirs, "host": "another-machine", "pid": "999999999"}),
-        # Another container of this machine: its processes have names of their own.
+        # Another container of this machine: its processes have other names.
         start_run(store, {**theirs, "pid_start": theirs["pid_start"].replace("pid:", "pid:9"), "pid": "999999999"}),
         start_run(store, {}),
         start_run(store, {"host": theirs["host"], "pid": "none of your business", "pid_start": "x"}),

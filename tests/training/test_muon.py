@@ -1,4 +1,4 @@
-"""Muon for filters, held against torch's own for matrices, and SGD beside it."""
+"""Muon for filters, compared with torch's for matrices, and SGD beside it."""
 
 import copy
 from typing import Any

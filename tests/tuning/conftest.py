@@ -166,7 +166,7 @@ class TinyStudy:
 
 
 def tiny_study(plan: Plan, name: str, folder: Path, store: Store, **fields: Any) -> TinyStudy:
-    """A study with an Optuna storage of its own."""
+    """A study with its own Optuna storage."""
     options = ExecutionOptions(device=fields.pop("device", "cpu"), precision="fp32", autotune=False)
     images = fields.pop("images", IMAGES)
     given = {

@@ -82,7 +82,7 @@ def assert_complete(study: TinyStudy, trials: int) -> None:
 
 @pytest.fixture
 def study_process(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a study in a process of its own, with some code before it."""
+    """Starts a study in a separate process, with some code before it."""
     started: list[subprocess.Popen[str]] = []
 
     def start(study: TinyStudy, before: str = "") -> subprocess.Popen[str]:
@@ -300,7 +300,7 @@ def test_workers_do_not_outlive_their_parent(tiny_plan: MakePlan, study_of: Make
     assert workers
     process.kill()
     process.wait()
-    # Ten seconds are promised on a machine of one's own; this one runs other tests beside.
+    # Ten seconds are promised on a quiet machine; this one runs other tests beside.
     until(lambda: not any(runs(worker) for worker in workers), "the workers' end", seconds=40)
 
 

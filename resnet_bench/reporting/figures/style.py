@@ -1,7 +1,7 @@
 """Share what all plots have in common: colors that follow the theme, marks, lines, axes and labels.
 
 Every color that depends on the theme is a placeholder (see ``THEME``), which the page replaces.
-Every series has a mark or a dash of its own beside its color.
+Every series has its own mark or dash beside its color.
 """
 
 import json
@@ -84,7 +84,7 @@ def rounded(values: Iterable[float | None], digits: int = 4) -> list[float | Non
 
 
 def styled(items: Iterable[T]) -> Iterator[tuple[T, Style]]:
-    """Give every item a style of its own, as far as they reach."""
+    """Give every item its own style, as far as they reach."""
     return zip(items, cycle(STYLES), strict=False)
 
 

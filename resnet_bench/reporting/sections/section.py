@@ -105,7 +105,7 @@ class Cell:
     badge: str = ""
     code: bool = False
     lines: tuple[str, ...] = ()
-    """On the page, what stands on lines of its own in the place of the text."""
+    """On the page, what stands on separate lines in place of the text."""
 
 
 class GridColumn(NamedTuple):

@@ -173,7 +173,7 @@ class _Parent(QueueHandler):
     def __init__(self, connection: Connection) -> None:
         super().__init__(queue=None)  # type: ignore[arg-type]  # there is a pipe in its place
         self._connection = connection
-        # The tracker logs from a thread of its own.
+        # The tracker logs from its own thread.
         self._one_at_a_time = threading.Lock()
 
     def enqueue(self, record: logging.LogRecord) -> None:
