@@ -1,22 +1,11 @@
-<<<<<<< HEAD
 """Measure what each part of our own recipe contributes: the ablation, on held-out training images.
-=======
-"""What each part of one of our recipes brings: the recipe without it, on held-out training images.
->>>>>>> main
 
     python tools/ablation.py --data DIR --seeds 3 --output ablation.jsonl
 
-<<<<<<< HEAD
 Every variant is trained on 40,000 training images and judged by its TTA accuracy on the other 10,000, once per seed; as
 many in parallel as there are cores, with a thread each. Results are added to the file, and results that it has are not
 measured again, so that an interrupted ablation resumes. The table has, beside each mean, its difference from the recipe
 with a 95% CI; the SD across seeds is pooled over all variants.
-=======
-Every variant is trained on 40,000 training images and judged on the other 10,000, mirrored, once a seed; as many at
-once as there are cores, with a thread each. What is measured is added to the file, and what is there already is not
-measured again, so that an interrupted ablation resumes. The table has, beside each mean, its difference from the recipe
-with a 95% interval; the deviation between seeds is pooled over all variants.
->>>>>>> main
 """
 
 import argparse

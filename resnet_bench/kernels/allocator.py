@@ -1,13 +1,8 @@
 """Heap retention: memory that is kept from step to step instead of being returned and faulted in again.
 
 The C library returns blocks of more than 32 MiB to the operating system as they are freed. A training step allocates
-<<<<<<< HEAD
 the same activations as the one before it, so that it would fault in each of their pages again: hundreds of thousands of
 page faults per epoch, each of which clears 4 KiB.
-=======
-the same activations as the one before it, so that it would fault every page of them in again: hundreds of thousands of
-page faults an epoch, each of which clears 4 KiB.
->>>>>>> main
 """
 
 import contextlib

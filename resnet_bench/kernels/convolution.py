@@ -55,15 +55,9 @@ def dense_convolution(images: Tensor, weight: Tensor, bias: Tensor | None, geome
     """Compute a convolution as one GEMM, from all pixels of a small input to all pixels of its output.
 
     Args:
-<<<<<<< HEAD
         images: Shape `[N, C, S, S]`; the GEMM has their dtype.
         weight: Shape `[O, C, K, K]`; its gradient has its dtype and memory order. Taps that touch no pixel get a
             gradient of zero, as they do from a convolution.
-=======
-        images: Shape `[N, C, S, S]`; the product is of their type.
-        weight: Shape `[O, C, K, K]`; its gradient has its type and memory order. Taps that touch no pixel
-            get a gradient of zero, as they do from a convolution.
->>>>>>> main
         bias: Shape `[O]`.
         geometry: Kernel size, stride and padding.
 
@@ -158,11 +152,7 @@ def grad_weight_gemm(images: Tensor, gradient: Tensor, weight: Tensor, geometry:
     return (by_pixel.mT @ patches).view(out_channels, kernel, kernel, channels).permute(0, 3, 1, 2)
 
 
-<<<<<<< HEAD
 # --- algorithms per pass -------------------------------------------------------------------
-=======
-# --- passes by other algorithms -------------------------------------------------------------------
->>>>>>> main
 
 
 class ConvAlgorithms(NamedTuple):
@@ -232,13 +222,8 @@ def convolution(
     """Compute a convolution, each pass by a chosen algorithm.
 
     Args:
-<<<<<<< HEAD
         images: Shape `[N, C, S, S]`; the convolution computes in their dtype.
         weight: Shape `[O, C, K, K]`; its gradient has its dtype and memory order.
-=======
-        images: Shape `[N, C, S, S]`; the convolution computes in their type.
-        weight: Shape `[O, C, K, K]`; its gradient has its type and memory order.
->>>>>>> main
         bias: Shape `[O]`.
         geometry: Kernel size, stride and padding.
         algorithms: The algorithm of each pass.
@@ -282,11 +267,7 @@ def pooled_convolution(images: Tensor, weight: Tensor, bias: Tensor | None, padd
 
     Args:
         images: Shape `[N, C, S, S]`, bfloat16.
-<<<<<<< HEAD
         weight: Shape `[O, C, 3, 3]`; its gradient has its dtype and memory order.
-=======
-        weight: Shape `[O, C, 3, 3]`; its gradient has its type and memory order.
->>>>>>> main
         bias: Shape `[O]`.
         padding: Rows and columns of zeros around the images.
 
@@ -326,11 +307,7 @@ class _PooledConvolution(torch.autograd.Function):
 def _gradients(
     ctx: Any, gradient: Tensor, weight: Tensor, of_images: Callable[[], Tensor], of_weight: Callable[[], Tensor]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-<<<<<<< HEAD
     """Compute the gradients of input, weight and bias that are needed; a parameter's has its dtype and memory order."""
-=======
-    """The gradients of images, weight and bias that are wanted; a parameter's has its type and memory order."""
->>>>>>> main
     wants_images, wants_weight, wants_bias, *_ = ctx.needs_input_grad
     return (
         of_images() if wants_images else None,

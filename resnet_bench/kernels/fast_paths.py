@@ -54,11 +54,7 @@ class FastPaths(TorchFunctionMode):
         return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
 
     def __exit__(self, *exception: Any) -> None:
-<<<<<<< HEAD
         """Stop replacing convolutions."""
-=======
-        """Leave convolutions to what did them before."""
->>>>>>> main
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
         assert self._outer is not None
         _active.reset(self._outer)

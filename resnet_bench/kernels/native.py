@@ -145,11 +145,7 @@ def _compile(source: Path, command: Sequence[str], path: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
             _run([*command, "-o", str(made), str(source), "-lm"])
-<<<<<<< HEAD
             # Concurrent processes make the same file.
-=======
-            # Processes that come at the same time make the same file.
->>>>>>> main
             made.replace(path)
     except OSError as error:
         raise CompileError(f"{path.parent}: {error.strerror or error}") from None

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """The convolutional network of the CIFAR-10 speed records, in widths to choose.
-=======
-"""The convolutional network of the CIFAR-10 speed records, in any widths.
->>>>>>> main
 
 Three groups of two convolutions, pooled before normalization, so that whatever is not a convolution works on the
 small map. After K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv 2404.00498); that record's

@@ -237,11 +237,7 @@ def test_every_write_fault_leaves_no_entry_or_a_whole_one(
 
 
 def load_slowly(info: DatasetFacts, folder: Path, seconds: float, barrier: Barrier, results: Any) -> None:
-<<<<<<< HEAD
     """Runs in another process."""
-=======
-    """Runs in a separate process."""
->>>>>>> main
     messages: list[str] = []
     read = ParquetSource.read
 

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Our algorithms for convolutions, compared with torch's and autograd on many shapes."""
-=======
-"""Convolutions by our algorithms, against torch's own with autograd on many shapes."""
->>>>>>> main
 
 import pytest
 import torch

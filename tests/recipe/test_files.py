@@ -533,11 +533,7 @@ def test_a_shipped_benchmark_is_valid_and_round_trips(shipped: Benchmark, tmp_pa
 
 def test_what_a_shipped_recipe_sets_is_backed_by_a_fact(shipped: Benchmark) -> None:
     if shipped.source.kind == "ours":
-<<<<<<< HEAD
         pytest.skip("our own recipes have no source to be faithful to")
-=======
-        pytest.skip("our own recipe has no source to be faithful to")
->>>>>>> main
     chosen = flattened(shipped.recipe.model_dump(exclude_defaults=True, mode="json"))
     backed = [key for fact in shipped.source.facts for key in fact.keys]
     if shipped.source.kind == "tuned":

@@ -80,11 +80,7 @@ class Counts(ctypes.Structure):
 
 @functools.cache
 def counts() -> Counts:
-<<<<<<< HEAD
     """The live counts of this process."""
-=======
-    """The counts of this process, which keep counting."""
->>>>>>> main
     function = ctypes.CDLL(LIBRARY).idle_gpu_counts
     function.restype = ctypes.POINTER(Counts)
     return function().contents
