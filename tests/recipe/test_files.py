@@ -438,7 +438,7 @@ def test_a_mistake_of_the_parent_is_told_of_the_parent(folder: Path) -> None:
     [
         ('name = "resnet9"', 'name = "resnet8"', "a: recipe.model: there is no model 'resnet8'; did you mean resnet"),
         ("dropout = 0.1", "droput = 0.1", "a: recipe.model: the model resnet9 has no option 'droput'"),
-        ("dropout = 0.1", "dropout = 7", "a: recipe.model: the option dropout of the network resnet9 is"),
+        ("dropout = 0.1", "dropout = 7", "a: recipe.model: the option dropout of the model resnet9 is"),
         (
             "[profiles.smoke]",
             '[profiles.smoke]\nmodel = { name = "resnet8" }',
