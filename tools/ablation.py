@@ -1,11 +1,11 @@
-"""What each part of one of our recipes brings: the recipe without it, on held-out training images.
+"""Measure what each part of our own recipe contributes: the ablation, on held-out training images.
 
-    python tools/ablation.py --data DIR --seeds 3 --out ladder.jsonl
+    python tools/ablation.py --data DIR --seeds 3 --output ablation.jsonl
 
-Every variant is trained on 40,000 training images and judged on the other 10,000, mirrored, once a seed; as many at
-once as there are cores, with a thread each. What is measured is added to the file, and what is there already is not
+Every variant is trained on 40,000 training images and judged by its TTA accuracy on the other 10,000, once per seed; as
+many in parallel as there are cores, with a thread each. Results are added to the file, and results that it has are not
 measured again, so that an interrupted ablation resumes. The table has, beside each mean, its difference from the recipe
-with a 95% interval; the deviation between seeds is pooled over all variants.
+with a 95% CI; the SD across seeds is pooled over all variants.
 """
 
 import argparse
@@ -66,13 +66,13 @@ class Result(NamedTuple):
     variant: str
     seed: int
     accuracy: float
-    """Of mirrored held-out images, in percent."""
+    """TTA accuracy on held-out images, in percent."""
     seconds: float
-    """Of training, with one thread beside others."""
+    """Training time, with one thread beside others."""
 
 
 def recipe_of(variant: str) -> Recipe:
-    """The recipe of a variant, held-out images and all."""
+    """Return the recipe of a variant, with held-out images."""
     recipe, changes = load_benchmark(BENCHMARK).recipe, dict(VARIANTS[variant])
     if optimizer := changes.pop("optimizer", None):
         # Another optimizer has other keys, and takes none of the recipe's own.
@@ -94,12 +94,12 @@ def measure(variant: str, seed: int, folder: Path) -> Result:
 
 
 def known(path: Path) -> list[Result]:
-    """What a file holds already."""
+    """Read the results that a file has."""
     return [Result(**json.loads(line)) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def table(results: Sequence[Result]) -> str:
-    """The ladder as a Markdown table."""
+    """Format the ablation as a Markdown table."""
     accuracies = {
         name: [result.accuracy for result in results if result.variant == name]
         for name in VARIANTS
@@ -125,13 +125,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder with CIFAR-10")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("ladder.jsonl"), help="what is measured, a line each")
+    parser.add_argument("--output", "--out", type=Path, default=Path("ablation.jsonl"), help="results, one line each")
     arguments = parser.parse_args()
-    results = known(arguments.out)
+    results = known(arguments.output)
     there = {(result.variant, result.seed) for result in results}
     missing = [(name, seed) for seed in range(arguments.seeds) for name in VARIANTS if (name, seed) not in there]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=usable_cores(), mp_context=context) as pool, arguments.out.open("a") as file:
+    with (
+        ProcessPoolExecutor(max_workers=usable_cores(), mp_context=context) as pool,
+        arguments.output.open("a") as file,
+    ):
         for done in as_completed(pool.submit(measure, name, seed, arguments.data) for name, seed in missing):
             result = done.result()
             file.write(json.dumps(result._asdict()) + "\n")

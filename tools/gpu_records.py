@@ -164,7 +164,7 @@ def _prepare_hooks(module: ModuleType, device: str) -> Train:
         torch.manual_seed(seed)
         synchronize(device)
         began = time.perf_counter()
-        # What is built once is remembered by the script: from the second call on this only restarts.
+        # The script keeps what it has built: from the second call on this only resets it.
         network, extra = module.setup()
         module.train(network, extra, context)
         synchronize(device)

@@ -76,7 +76,7 @@ def start(images: ImageLocation, recipe: Recipe, seed: int, warm_up: int) -> Wor
 
 
 def total_images_per_second(workers: list[Worker], execution: Execution) -> float:
-    """Images per second of all of these workers together."""
+    """Measure the throughput of all workers together."""
     for worker in workers:
         worker.connection.send(execution)
     for worker in workers:

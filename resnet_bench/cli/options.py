@@ -80,12 +80,17 @@ def data_folder(given: Path | None) -> Path:
     """
     if given is None:
         return DEFAULT_DATA
-    folder = given.expanduser()
-    if not folder.is_dir():
-        where = DATA_VARIABLE if str(given) == os.environ.get(DATA_VARIABLE) else "--data"
+    where = DATA_VARIABLE if str(given) == os.environ.get(DATA_VARIABLE) else "--data"
+    try:
+        folder = given.expanduser()
+        if folder.is_dir() or (folder.is_file() and folder.name.endswith((".tar", ".tar.gz"))):
+            return folder
         what = "is not a folder" if folder.exists() else "does not exist"
-        raise UserError(f"{where}: {folder} {what}; name the folder that holds CIFAR")
-    return folder
+    except RuntimeError:
+        raise UserError(f"{where}: there is no user {given.parts[0]}; write the whole path") from None
+    except OSError as error:
+        raise UserError(f"{where}: {str(given)[:100]}: {error.strerror}; name the folder that holds CIFAR") from None
+    raise UserError(f"{where}: {folder} {what}; name the folder that holds CIFAR")
 
 
 # --- what the shell completes ---------------------------------------------------------------------

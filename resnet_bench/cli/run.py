@@ -104,7 +104,7 @@ def run(
     context = Context(
         store=store,
         run_dir=run_dir,
-        images=ImageLocation(folder, allow_generated=profile != "full", download=download),
+        images=ImageLocation(folder, allow_generated=profile != "full", download=download, typed=data is not None),
         options=ExecutionOptions(
             device=device,
             mode=execution,

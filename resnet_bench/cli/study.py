@@ -242,7 +242,7 @@ def run(
     context = Context(
         store,
         run_dir.resolve(),
-        ImageLocation(folder, download=download, allow_generated=profile != "full"),
+        ImageLocation(folder, download=download, allow_generated=profile != "full", typed=data is not None),
         ExecutionOptions(device=device, precision=precision, deterministic=deterministic, autotune=False),
     )
     plan, why = _plan(study, profile, context, benchmark_dir, trials)

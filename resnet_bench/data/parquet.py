@@ -150,7 +150,7 @@ def _open(path: Path) -> pyarrow.parquet.ParquetFile:
     try:
         check_not_a_pointer(path)
         return pyarrow.parquet.ParquetFile(path)
-    # A name of a column that is not UTF-8 is not an error to Arrow itself.
+    # A name of a column that is not UTF-8 raises nothing in Arrow itself.
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise UserError(f"{path} is not a readable Parquet file ({error})") from error
 

@@ -39,7 +39,7 @@ class RandomStream:
         """The first `count` numbers of an epoch for one purpose: uint64 `[count]`.
 
         Args:
-            purpose: What they decide, such as "flip"; each purpose has its own numbers.
+            purpose: What they decide, such as "flip"; each purpose has separate numbers.
             epoch: Epoch, counted from 0.
             count: How many positions; position i has the same number whatever `count` is.
         """

@@ -1,8 +1,8 @@
-"""Memory that is kept from step to step instead of given back and faulted in again.
+"""Heap retention: memory that is kept from step to step instead of being returned and faulted in again.
 
 The C library returns blocks of more than 32 MiB to the operating system as they are freed. A training step allocates
-the same activations as the one before it, so that it would fault every page of them in again: hundreds of thousands of
-page faults an epoch, each of which clears 4 KiB.
+the same activations as the one before it, so that it would fault in each of their pages again: hundreds of thousands of
+page faults per epoch, each of which clears 4 KiB.
 """
 
 import contextlib
@@ -15,19 +15,22 @@ from collections.abc import Iterator
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 _KEEP = {_M_MMAP_THRESHOLD: 2**30, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 64 * 2**20}
-_GIVE_BACK = {_M_MMAP_THRESHOLD: 32 * 2**20, _M_TRIM_THRESHOLD: 64 * 2**20, _M_TOP_PAD: 0}
-"""What glibc's thresholds grow to by themselves in a process that frees large blocks."""
+_RETURN = {_M_MMAP_THRESHOLD: 32 * 2**20, _M_TRIM_THRESHOLD: 64 * 2**20, _M_TOP_PAD: 0}
+"""What glibc's thresholds grow to by default in a process that frees large blocks."""
 
-_policies = [_GIVE_BACK]
+_policies = [_RETURN]
 
 
 @contextlib.contextmanager
 def retain_heap(keep: bool) -> Iterator[None]:
-    """Have this process keep freed memory (or, within such a context, give it back again) until the context is left.
+    """Retain freed memory in this process within the context, or return it within such a context.
 
-    Does nothing where the C library is not glibc. Set `keep` to False to measure or to train as without it.
+    Does nothing unless the C library is glibc.
+
+    Args:
+        keep: False returns memory to the system, to measure or to train as without heap retention.
     """
-    _policies.append(_KEEP if keep else _GIVE_BACK)
+    _policies.append(_KEEP if keep else _RETURN)
     _apply()
     try:
         yield
@@ -42,7 +45,7 @@ def _apply() -> None:
         return
     for parameter, value in _policies[-1].items():
         library.mallopt(parameter, value)
-    if _policies[-1] is _GIVE_BACK:
+    if _policies[-1] is _RETURN:
         library.malloc_trim(0)
 
 

@@ -1,10 +1,10 @@
-"""ConvAlgorithms to compute convolutions on a CPU other than torch's own, equal to it up to rounding.
+"""Algorithms for convolutions on a CPU besides torch's default, equal to it up to rounding.
 
-oneDNN's kernels are made for large maps. A map of at most 2×2 pixels makes a padded convolution a matrix product of
-whole maps with no more products than the convolution has; of the taps of its kernel only those that touch a pixel are
-used: at 1×1 the centre alone, a ninth of the work. The gradient of the weights is one product of the output's gradient
-with the input's patches (im2col). And 3×3 taps need fewer products where tiles of maps are transformed (Winograd).
-Which of these is faster than the library depends on the shape and the processor: that has to be measured.
+oneDNN's kernels are made for large activations. At most 2×2 pixels make a padded convolution one small-map GEMM with no
+more multiplications than the convolution; only those taps of its kernel are used that touch a pixel: at 1×1 the center
+alone, a ninth of the work. The weight gradient is one GEMM of the output's gradient with the input's patches (im2col).
+And Winograd needs fewer multiplications for 3×3 taps. Which of these is faster than the default depends on the shape
+and the processor, so it has to be measured.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,23 +18,23 @@ from torch.autograd.function import once_differentiable
 from resnet_bench.kernels import winograd
 
 MAX_DENSE_PIXELS = 4
-"""Above 2×2 pixels a product of whole maps multiplies more than the convolution does."""
+"""Above 2×2 pixels a small-map GEMM multiplies more than the convolution does."""
 
 
 class Geometry(NamedTuple):
-    """What relates a convolution's input to its output, the same for rows and columns."""
+    """Kernel size, stride and padding of a convolution, the same for rows and columns."""
 
     kernel: int
     stride: int
     padding: int
 
     def output_size(self, size: int) -> int:
-        """Rows (or columns) of the output for an input of `size` rows."""
+        """Compute the rows (or columns) of the output for an input of `size` rows."""
         return (size + 2 * self.padding - self.kernel) // self.stride + 1
 
 
 def is_square(images: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> bool:
-    """Whether rows and columns are treated alike."""
+    """Check whether rows and columns are treated alike."""
     return (
         images.shape[-1] == images.shape[-2]
         and weight.shape[-1] == weight.shape[-2]
@@ -43,21 +43,21 @@ def is_square(images: Tensor, weight: Tensor, stride: tuple[int, int], padding: 
     )
 
 
-# --- whole maps ------------------------------------------------------------------------------------
+# --- small-map GEMM ------------------------------------------------------------------------------------
 
 
 def is_dense(size: int, geometry: Geometry) -> bool:
-    """Whether a convolution of `size` × `size` pixels costs less as a product of whole maps."""
+    """Check whether a convolution of `size` × `size` pixels costs less as a small-map GEMM."""
     return geometry.kernel > 1 and size * size <= MAX_DENSE_PIXELS and geometry.output_size(size) >= 1
 
 
 def dense_convolution(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """A convolution as one matrix product, from all pixels of a small map to all pixels of its output.
+    """Compute a convolution as one GEMM, from all pixels of a small input to all pixels of its output.
 
     Args:
-        images: Shape `[N, C, S, S]`; the product is of their type.
-        weight: Shape `[O, C, K, K]`; its gradient has its type and memory order. Taps that touch no pixel
-            get a gradient of zero, as they do from a convolution.
+        images: Shape `[N, C, S, S]`; the GEMM has their dtype.
+        weight: Shape `[O, C, K, K]`; its gradient has its dtype and memory order. Taps that touch no pixel get a
+            gradient of zero, as they do from a convolution.
         bias: Shape `[O]`.
         geometry: Kernel size, stride and padding.
 
@@ -74,7 +74,7 @@ def dense_convolution(images: Tensor, weight: Tensor, bias: Tensor | None, geome
 
 
 def _taps(size: int, geometry: Geometry) -> list[list[tuple[int, int] | None]]:
-    """For each pixel of the output and each of the input, the kernel's tap between them, if it has one."""
+    """Return the kernel's tap between each pixel of the output and each of the input, if there is one."""
     out_size, (kernel, stride, padding) = geometry.output_size(size), geometry
     table: list[list[tuple[int, int] | None]] = []
     for out_pixel in range(out_size * out_size):
@@ -86,7 +86,7 @@ def _taps(size: int, geometry: Geometry) -> list[list[tuple[int, int] | None]]:
 
 
 class _DenseWeight(torch.autograd.Function):
-    """The matrix `[T * T * O, S * S * C]` that does to flattened maps what the kernel does to maps."""
+    """The matrix `[T * T * O, S * S * C]` that convolves flattened inputs."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, size: int, geometry: Geometry, dtype: torch.dtype) -> Tensor:
@@ -119,16 +119,16 @@ class _DenseWeight(torch.autograd.Function):
         return weight_gradient, None, None, None
 
 
-# --- the weights' gradient -------------------------------------------------------------------------
+# --- weight gradient -------------------------------------------------------------------------
 
 
 def grad_weight_default(images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """The gradient of a convolution's weights, by torch's own kernel; see :func:`weight_gradient_by_product`."""
+    """Compute the weight gradient by torch's default kernel; see :func:`grad_weight_gemm`."""
     return _convolution_backward(gradient, images, weight, geometry, (False, True))[1]
 
 
 def grad_weight_gemm(images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """The gradient of a convolution's weights, as the product of the output's gradient and the input's patches.
+    """Compute the weight gradient as one GEMM of the output's gradient and the input's patches.
 
     Args:
         images: The input, shape `[N, C, S, S]`.
@@ -152,97 +152,97 @@ def grad_weight_gemm(images: Tensor, gradient: Tensor, weight: Tensor, geometry:
     return (by_pixel.mT @ patches).view(out_channels, kernel, kernel, channels).permute(0, 3, 1, 2)
 
 
-# --- passes by other algorithms -------------------------------------------------------------------
+# --- algorithms per pass -------------------------------------------------------------------
 
 
 class ConvAlgorithms(NamedTuple):
-    """How each pass of a convolution is computed: ``library`` is torch's own kernel.
+    """The algorithm of each pass of a convolution: ``default`` is torch's kernel.
 
     Attributes:
-        forward: ``library`` or ``winograd``.
-        images: The gradient of the images: ``library`` or ``winograd``.
-        weight: The gradient of the weight: ``library``, ``product`` or ``winograd``.
+        forward: ``default`` or ``winograd``.
+        grad_input: ``default`` or ``winograd``.
+        grad_weight: ``default``, ``gemm`` or ``winograd``.
     """
 
-    forward: str = "library"
-    images: str = "library"
-    weight: str = "library"
+    forward: str = "default"
+    grad_input: str = "default"
+    grad_weight: str = "default"
 
 
-def forward_by_library(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """A convolution by torch's own kernel, in the type of the images."""
+def forward_default(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Compute a convolution by torch's default kernel, in the dtype of the images."""
     in_bias = None if bias is None else bias.to(images.dtype)
     return torch.conv2d(images, weight.to(images.dtype), in_bias, geometry.stride, geometry.padding)
 
 
-def forward_by_winograd(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """The same, of bfloat16 images that :func:`winograd.fits`."""
+def forward_winograd(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Compute a convolution of bfloat16 images that :func:`winograd.fits`."""
     return winograd.convolve(images, weight.float(), None if bias is None else bias.float(), geometry.padding)
 
 
 def grad_input_default(images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """The gradient of a convolution's images, by torch's own kernel."""
+    """Compute the input gradient by torch's default kernel."""
     return _convolution_backward(gradient, images, weight, geometry, (True, False))[0]
 
 
-def images_gradient_by_winograd(images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """The same, of a convolution that :func:`winograd.fits`."""
+def grad_input_winograd(images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Compute the input gradient of a convolution that :func:`winograd.fits`."""
     size = (images.shape[-2], images.shape[-1])
-    return winograd.gradient_of_images(gradient, weight.float(), geometry.padding, size)
+    return winograd.grad_input(gradient, weight.float(), geometry.padding, size)
 
 
-def weight_gradient_by_winograd(
+def grad_weight_winograd(
     images: Tensor,
     gradient: Tensor,
-    weight: Tensor,  # noqa: ARG001 - all ways are called alike
+    weight: Tensor,  # noqa: ARG001 - all algorithms have one signature
     geometry: Geometry,
 ) -> Tensor:
-    """The gradient of a convolution's weights; see :func:`weight_gradient_by_product`."""
-    return winograd.gradient_of_weight(images, gradient, geometry.padding)
+    """Compute the weight gradient of a convolution that :func:`winograd.fits`."""
+    return winograd.grad_weight(images, gradient, geometry.padding)
 
 
 FORWARD: Mapping[str, Callable[[Tensor, Tensor, Tensor | None, Geometry], Tensor]] = {
-    "library": forward_by_library,
-    "winograd": forward_by_winograd,
+    "default": forward_default,
+    "winograd": forward_winograd,
 }
-IMAGES_GRADIENT: Mapping[str, Callable[[Tensor, Tensor, Tensor, Geometry], Tensor]] = {
-    "library": grad_input_default,
-    "winograd": images_gradient_by_winograd,
+GRAD_INPUT: Mapping[str, Callable[[Tensor, Tensor, Tensor, Geometry], Tensor]] = {
+    "default": grad_input_default,
+    "winograd": grad_input_winograd,
 }
-WEIGHT_GRADIENT: Mapping[str, Callable[[Tensor, Tensor, Tensor, Geometry], Tensor]] = {
-    "library": grad_weight_default,
-    "product": grad_weight_gemm,
-    "winograd": weight_gradient_by_winograd,
+GRAD_WEIGHT: Mapping[str, Callable[[Tensor, Tensor, Tensor, Geometry], Tensor]] = {
+    "default": grad_weight_default,
+    "gemm": grad_weight_gemm,
+    "winograd": grad_weight_winograd,
 }
 
 
 def convolution(
-    images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, ways: ConvAlgorithms
+    images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, algorithms: ConvAlgorithms
 ) -> Tensor:
-    """A convolution whose passes are computed in chosen ways.
+    """Compute a convolution, each pass by a chosen algorithm.
 
     Args:
-        images: Shape `[N, C, S, S]`; the convolution computes in their type.
-        weight: Shape `[O, C, K, K]`; its gradient has its type and memory order.
+        images: Shape `[N, C, S, S]`; the convolution computes in their dtype.
+        weight: Shape `[O, C, K, K]`; its gradient has its dtype and memory order.
         bias: Shape `[O]`.
         geometry: Kernel size, stride and padding.
-        ways: Of each pass.
+        algorithms: The algorithm of each pass.
 
     Returns:
         Shape `[N, O, T, T]`.
     """
-    return cast(Tensor, _Convolution.apply(images, weight, bias, geometry, ways))
+    return cast(Tensor, _Convolution.apply(images, weight, bias, geometry, algorithms))
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, ways: ConvAlgorithms
+        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, algorithms: ConvAlgorithms
     ) -> Tensor:
-        ctx.geometry, ctx.ways = geometry, ways
+        ctx.geometry, ctx.algorithms = geometry, algorithms
         ctx.save_for_backward(images, weight)
         ctx.bias_type = None if bias is None else bias.dtype
-        return FORWARD[ways.forward](images, weight, bias, geometry)
+        return FORWARD[algorithms.forward](images, weight, bias, geometry)
 
     @staticmethod
     @once_differentiable
@@ -254,8 +254,8 @@ class _Convolution(torch.autograd.Function):
                 ctx,
                 gradient,
                 weight,
-                lambda: IMAGES_GRADIENT[ctx.ways.images](*operands),
-                lambda: WEIGHT_GRADIENT[ctx.ways.weight](*operands),
+                lambda: GRAD_INPUT[ctx.algorithms.grad_input](*operands),
+                lambda: GRAD_WEIGHT[ctx.algorithms.grad_weight](*operands),
             ),
             None,
             None,
@@ -263,11 +263,11 @@ class _Convolution(torch.autograd.Function):
 
 
 def pooled_convolution(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-    """A convolution that :func:`winograd.fits`, and a 2×2 max pool behind it, as one operation.
+    """Compute a convolution that :func:`winograd.fits` and a 2×2 max pool behind it as one operation.
 
     Args:
         images: Shape `[N, C, S, S]`, bfloat16.
-        weight: Shape `[O, C, 3, 3]`; its gradient has its type and memory order.
+        weight: Shape `[O, C, 3, 3]`; its gradient has its dtype and memory order.
         bias: Shape `[O]`.
         padding: Rows and columns of zeros around the images.
 
@@ -297,8 +297,8 @@ class _PooledConvolution(torch.autograd.Function):
                 ctx,
                 gradient,
                 weight,
-                lambda: winograd.gradient_of_images(gradient, weight.float(), ctx.padding, size, places),
-                lambda: winograd.gradient_of_weight(images, gradient, ctx.padding, places),
+                lambda: winograd.grad_input(gradient, weight.float(), ctx.padding, size, places),
+                lambda: winograd.grad_weight(images, gradient, ctx.padding, places),
             ),
             None,
         )
@@ -307,7 +307,7 @@ class _PooledConvolution(torch.autograd.Function):
 def _gradients(
     ctx: Any, gradient: Tensor, weight: Tensor, of_images: Callable[[], Tensor], of_weight: Callable[[], Tensor]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of images, weight and bias that are wanted; a parameter's has its type and memory order."""
+    """Compute the gradients of input, weight and bias that are needed; a parameter's has its dtype and memory order."""
     wants_images, wants_weight, wants_bias, *_ = ctx.needs_input_grad
     return (
         of_images() if wants_images else None,

@@ -1,4 +1,4 @@
-"""A context in which torch's convolutions take the fastest way there is on this CPU.
+"""A context in which torch's convolutions use the fastest algorithm on this CPU.
 
 It changes no network: parameters, buffers and state dicts are the same with and without it.
 """
@@ -18,28 +18,28 @@ from resnet_bench.base.tuning_cache import TuningCache
 from resnet_bench.kernels import convolution, winograd
 from resnet_bench.kernels.convolution import ConvAlgorithms, Geometry
 
-MAX_PRODUCT_PIXELS = 64
-"""Above 8×8 pixels im2col has never been seen to pay; such maps are not measured."""
+MAX_GEMM_PIXELS = 64
+"""Above 8×8 pixels im2col has never been faster; such shapes are not measured."""
 
 TIMINGS = 3
 WORTHWHILE = 0.9
-"""Of the time of torch's own; a smaller gain is within the noise of the measurement."""
+"""Fraction of the default's time; a smaller gain is within the noise of the measurement."""
 
 _active: ContextVar["FastPaths | None"] = ContextVar("fast_paths", default=None)
 
 
 def active() -> "FastPaths | None":
-    """The innermost context that this is called in."""
+    """Return the innermost active context."""
     return _active.get()
 
 
 class FastPaths(TorchFunctionMode):
-    """Within this context, `torch.conv2d` on a CPU takes a faster way where there is one.
+    """Within this context, `torch.conv2d` on a CPU uses a faster algorithm where there is one.
 
     Args:
-        dtype: The type that convolutions compute in, where autocast casts; None keeps that of the images.
-        memory: Where measured choices are kept. Without one nothing is measured and only those ways are taken that
-            save work on every processor, so that the same bits come out everywhere that torch gives them.
+        dtype: The dtype that convolutions compute in, where autocast casts; None keeps that of the images.
+        memory: Where measured choices are kept. Without one nothing is measured, and only algorithms that save work on
+            every processor are used, so that results are bit-identical wherever torch's are.
     """
 
     def __init__(self, dtype: torch.dtype | None, memory: TuningCache | None) -> None:
@@ -49,12 +49,12 @@ class FastPaths(TorchFunctionMode):
         self._outer: Token[FastPaths | None] | None = None
 
     def __enter__(self) -> Self:
-        """Begin to take over."""
+        """Start replacing convolutions."""
         self._outer = _active.set(self)
         return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
 
     def __exit__(self, *exception: Any) -> None:
-        """Leave convolutions to what did them before."""
+        """Stop replacing convolutions."""
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
         assert self._outer is not None
         _active.reset(self._outer)
@@ -66,7 +66,7 @@ class FastPaths(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Called by torch in place of each of its functions."""
+        """Handle a call of a torch function."""
         if func is torch.conv2d and not kwargs and len(args) == 7:
             faster = self._convolution(*args)
             if faster is not None:
@@ -74,14 +74,14 @@ class FastPaths(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def convolve_and_pool(self, layer: nn.Conv2d, images: Tensor) -> Tensor | None:
-        """What a layer gives with a 2×2 max pool behind it, as one operation.
+        """Compute a layer and a 2×2 max pool behind it as one operation.
 
         Args:
             layer: A convolution with 3×3 taps or others.
             images: Shape `[N, C, S, S]`.
 
         Returns:
-            Shape `[N, O, T, T]`, or None if one after the other is faster, or all there is.
+            Shape `[N, O, T, T]`, or None if one after the other is faster, or the only algorithm.
         """
         if isinstance(layer.padding, str) or layer.padding_mode != "zeros" or self._memory is None:
             return None
@@ -111,7 +111,7 @@ class FastPaths(TorchFunctionMode):
         dilation: tuple[int, int],
         groups: int,
     ) -> Tensor | None:
-        """The convolution, or None if torch's own is to be taken."""
+        """Compute the convolution, or return None to use torch's default."""
         shape = None if isinstance(padding, str) else self._shape(images, weight, stride, padding, dilation, groups)
         if shape is None:
             return None
@@ -119,11 +119,11 @@ class FastPaths(TorchFunctionMode):
             return convolution.dense_convolution(images.to(shape.dtype), weight, bias, shape.geometry)
         if self._memory is None:
             return None
-        ways = chosen_algorithms(self._memory, images, weight, shape)
-        # Where nothing is to be gained torch's own function is the shortest way.
-        if ways == ConvAlgorithms():
+        algorithms = chosen_algorithms(self._memory, images, weight, shape)
+        # If nothing is faster, torch's function has the least overhead.
+        if algorithms == ConvAlgorithms():
             return None
-        return convolution.convolution(images.to(shape.dtype), weight, bias, shape.geometry, ways)
+        return convolution.convolution(images.to(shape.dtype), weight, bias, shape.geometry, algorithms)
 
     def _shape(
         self,
@@ -134,7 +134,7 @@ class FastPaths(TorchFunctionMode):
         dilation: tuple[int, int],
         groups: int,
     ) -> "Shape | None":
-        """The shape of a convolution that there may be ways for; of one that is wrong torch is to say so."""
+        """Return the shape of a convolution that may have other algorithms; invalid ones are left to torch's errors."""
         if groups != 1 or tuple(dilation) != (1, 1) or images.dim() != 4 or images.device.type != "cpu":
             return None
         if images.shape[1] != weight.shape[1] or not convolution.is_square(images, weight, stride, padding):
@@ -145,7 +145,7 @@ class FastPaths(TorchFunctionMode):
 
 
 class Shape(NamedTuple):
-    """All that the time of a convolution depends on."""
+    """Everything that the time of a convolution depends on."""
 
     images: int
     channels: int
@@ -167,40 +167,47 @@ class Shape(NamedTuple):
 
 
 def chosen_algorithms(memory: TuningCache, images: Tensor, weight: Tensor, shape: Shape) -> ConvAlgorithms:
-    """The fastest way of each pass that a convolution is going to have, measured once a shape and machine.
+    """Choose the fastest algorithm of each pass that a convolution needs, measured once per shape and machine.
 
-    A pass that it is not going to have is the library's.
+    A pass that it does not need has the default.
     """
-    possible = _possible_ways(shape)
+    possible = _candidates(shape)
     return ConvAlgorithms(
         **{
             name: _fastest(
-                memory, f"{name} of a convolution {shape}", ways, functools.partial(_time, name, ways, shape)
+                memory,
+                f"{name} of a convolution {shape}",
+                algorithms,
+                functools.partial(_time, name, algorithms, shape),
             )
             for name in _needed(images, weight)
-            if len(ways := possible[name]) > 1
+            if len(algorithms := possible[name]) > 1
         }
     )
 
 
 def _needed(images: Tensor, weight: Tensor) -> tuple[str, ...]:
-    """The passes that a convolution is going to have."""
+    """List the passes that a convolution needs."""
     trained = torch.is_grad_enabled()
-    has = {"forward": True, "images": trained and images.requires_grad, "weight": trained and weight.requires_grad}
-    return tuple(name for name, needed in has.items() if needed)
+    needed = {
+        "forward": True,
+        "grad_input": trained and images.requires_grad,
+        "grad_weight": trained and weight.requires_grad,
+    }
+    return tuple(name for name, is_needed in needed.items() if is_needed)
 
 
-def _possible_ways(shape: Shape) -> Mapping[str, Sequence[str]]:
-    """What there is to choose from, for each pass; first torch's own."""
-    ways: dict[str, list[str]] = {name: ["library"] for name in ConvAlgorithms._fields}
+def _candidates(shape: Shape) -> Mapping[str, Sequence[str]]:
+    """List the algorithms of each pass, the default first."""
+    algorithms: dict[str, list[str]] = {name: ["default"] for name in ConvAlgorithms._fields}
     if shape.geometry.kernel == 1 or shape.out_size < 1:
-        return ways
-    if 1 < shape.out_size**2 <= MAX_PRODUCT_PIXELS:
-        ways["weight"].append("product")
+        return algorithms
+    if 1 < shape.out_size**2 <= MAX_GEMM_PIXELS:
+        algorithms["grad_weight"].append("gemm")
     if _fits_winograd(shape):
-        for of_pass in ways.values():
+        for of_pass in algorithms.values():
             of_pass.append("winograd")
-    return ways
+    return algorithms
 
 
 def _fits_winograd(shape: Shape) -> bool:
@@ -209,64 +216,68 @@ def _fits_winograd(shape: Shape) -> bool:
     return is_of_its_kind and winograd.fits(shape.channels, shape.outputs, padding)
 
 
-def _fastest(memory: TuningCache, key: str, ways: Sequence[str], measure: Callable[[], Mapping[str, float]]) -> str:
-    """The way that was measured to be fastest; the first one unless another is worthwhile."""
+def _fastest(
+    memory: TuningCache, key: str, algorithms: Sequence[str], measure: Callable[[], Mapping[str, float]]
+) -> str:
+    """Choose the algorithm that was measured to be fastest; the first one unless another is worthwhile."""
     chosen = memory.get(key)
     if chosen is None:
         seconds = measure()
         best = min(seconds, key=seconds.__getitem__)
-        chosen = memory.put(key, best if seconds[best] < WORTHWHILE * seconds[ways[0]] else ways[0])
-    # What another machine, or another compiler, chose may not be there.
-    return chosen if chosen in ways else ways[0]
+        chosen = memory.put(key, best if seconds[best] < WORTHWHILE * seconds[algorithms[0]] else algorithms[0])
+    # A choice of another machine or compiler may not exist here.
+    return chosen if chosen in algorithms else algorithms[0]
 
 
 @torch.no_grad()
-def _time(name: str, ways: Sequence[str], shape: Shape) -> dict[str, float]:
-    """Seconds of a pass by each way."""
+def _time(name: str, algorithms: Sequence[str], shape: Shape) -> dict[str, float]:
+    """Time a pass by each algorithm, in seconds."""
     images, weight = _operands(shape)
     gradient = _ones(shape.images, shape.outputs, shape.out_size, shape.dtype)
 
-    def compute(way: str) -> None:
+    def compute(algorithm: str) -> None:
         if name == "forward":
-            convolution.FORWARD[way](images, weight, None, shape.geometry)
-        elif name == "images":
-            convolution.IMAGES_GRADIENT[way](images, gradient, weight, shape.geometry)
+            convolution.FORWARD[algorithm](images, weight, None, shape.geometry)
+        elif name == "grad_input":
+            convolution.GRAD_INPUT[algorithm](images, gradient, weight, shape.geometry)
         else:
-            found = convolution.WEIGHT_GRADIENT[way](images, gradient, weight, shape.geometry)
-            # As in training, the gradient ends up in the weights' own type and memory order.
+            found = convolution.GRAD_WEIGHT[algorithm](images, gradient, weight, shape.geometry)
+            # As in training, the gradient ends up in the weights' dtype and memory order.
             torch.empty_like(weight).copy_(found)
 
-    return _seconds(ways, compute)
+    return _seconds(algorithms, compute)
 
 
 @torch.enable_grad()
-def _time_pooled(shape: Shape, needed: Sequence[str], ways: ConvAlgorithms) -> dict[str, float]:
-    """Seconds of a convolution and a pool, with the gradients that are needed, apart and as one."""
+def _time_pooled(shape: Shape, needed: Sequence[str], algorithms: ConvAlgorithms) -> dict[str, float]:
+    """Time a convolution and a pool with the gradients that are needed, apart and as one, in seconds."""
     images, weight = _operands(shape)
-    inputs = [tensor.requires_grad_() for name, tensor in (("images", images), ("weight", weight)) if name in needed]
+    inputs = [
+        tensor.requires_grad_() for name, tensor in (("grad_input", images), ("grad_weight", weight)) if name in needed
+    ]
 
-    def compute(way: str) -> None:
-        if way == "apart":
-            outputs = F.max_pool2d(convolution.convolution(images, weight, None, shape.geometry, ways), 2)
+    def compute(algorithm: str) -> None:
+        if algorithm == "apart":
+            outputs = F.max_pool2d(convolution.convolution(images, weight, None, shape.geometry, algorithms), 2)
         else:
             outputs = convolution.pooled_convolution(images, weight, None, shape.geometry.padding)
         if inputs:
             torch.autograd.grad(outputs, inputs, torch.ones_like(outputs))
 
-    # Otherwise the context would look for ways of the convolution that is timed.
+    # Otherwise the context would replace the convolution that is timed.
     with torch._C.DisableTorchFunction():
         return _seconds(("apart", "winograd"), compute)
 
 
-def _seconds(ways: Sequence[str], compute: Callable[[str], None]) -> dict[str, float]:
-    """The best of a few that take turns."""
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+def _seconds(algorithms: Sequence[str], compute: Callable[[str], None]) -> dict[str, float]:
+    """Time each algorithm, interleaved, and return the best of a few times."""
+    seconds: dict[str, list[float]] = {algorithm: [] for algorithm in algorithms}
     for _ in range(1 + TIMINGS):
-        for way, taken in seconds.items():
+        for algorithm, taken in seconds.items():
             started = time.perf_counter()
-            compute(way)
+            compute(algorithm)
             taken.append(time.perf_counter() - started)
-    return {way: min(taken[1:]) for way, taken in seconds.items()}
+    return {algorithm: min(taken[1:]) for algorithm, taken in seconds.items()}
 
 
 def _operands(shape: Shape) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Kernels in C, compiled by the machine's own compiler for its own processor, and kept in the user's cache folder."""
+"""Kernels in C, compiled by the machine's compiler for its processor, and kept in the user's cache folder."""
 
 import ctypes
 import enum
@@ -30,7 +30,7 @@ class CompileError(Exception):
 
 
 def library(source: Path, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
-    """A C file as a library of this process, compiled unless that was done before; it is tried once in a process.
+    """Load a C file as a library of this process, compiled unless that was done before; tried once per process.
 
     Args:
         source: The C file; it includes nothing but the C library.
@@ -46,7 +46,7 @@ def library(source: Path, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
 
 
 def problem(source: Path, defines: tuple[str, ...] = ()) -> str | None:
-    """Why there is no such library on this machine, or None where there is; it is compiled for the answer."""
+    """Explain why this machine cannot make the library, or return None; it is compiled for the answer."""
     try:
         library(source, defines)
     except CompileError as error:
@@ -145,7 +145,7 @@ def _compile(source: Path, command: Sequence[str], path: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
             _run([*command, "-o", str(made), str(source), "-lm"])
-            # Processes that come at the same time make the same file.
+            # Concurrent processes make the same file.
             made.replace(path)
     except OSError as error:
         raise CompileError(f"{path.parent}: {error.strerror or error}") from None

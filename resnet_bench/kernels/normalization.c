@@ -130,7 +130,7 @@ INLINE floats pulled_back(floats gradient, floats x, enum activation activation)
     }
 }
 
-/* Calls a function with an activation behind its arguments, one loop per activation. */
+/* Calls a function with an activation behind its arguments, a separate loop per activation. */
 #define WITH_ACTIVATION(activation, function, ...)      \
     do {                                                \
         switch (activation) {                           \

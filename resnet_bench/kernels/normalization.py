@@ -35,7 +35,7 @@ class Pool(enum.IntEnum):
 
 
 class Activation(enum.IntEnum):
-    """What follows the normalisation; the numbers are those of the C file."""
+    """What follows the normalization; the numbers are those of the C file."""
 
     IDENTITY = 0
     RELU = 1
@@ -77,7 +77,7 @@ def normalize(maps: Tensor, norm: nn.BatchNorm2d, *, pool: Pool, activation: Act
         maps: Shape `[N, C, H, W]`, bfloat16 or float32, in channels-last order.
         norm: A layer that :func:`fits`.
         pool: Where the maps are pooled; what an odd map has beyond its windows is left out, as torch does.
-        activation: What is done to normalised values.
+        activation: What is done to normalized values.
 
     Returns:
         Shape `[N, C, H, W]`, or `[N, C, H // 2, W // 2]` with a pool, of the maps' type, in channels-last order.

@@ -398,7 +398,7 @@ INLINE void write_tile(
         }
 }
 
-/* Writes the largest of each channel; what is not a number counts as larger than any. */
+/* Writes the largest of each channel; NaN counts as larger than any number. */
 INLINE void write_largest(
     const struct maps *outputs, const struct tile *tile, const __m512 y[4], int64_t c, __mmask16 lanes
 ) {

@@ -1,4 +1,4 @@
-"""3×3 convolutions of bfloat16 maps with 16 products where the plain way needs 36, and their gradients.
+"""Winograd: 3×3 convolutions of bfloat16 activations with 16 multiplications instead of 36, and their gradients.
 
 After A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308). What is multiplied
 are sums of pixels and of weights, rounded to bfloat16 like the pixels themselves, so that the error of a result is up
@@ -23,7 +23,7 @@ CHANNELS = 8
 
 
 def problem() -> str | None:
-    """Why there are no such kernels on this machine, or None where there are.
+    """Explain why this machine cannot compile the kernels, or return None.
 
     They are compiled for the answer, which takes two seconds the first time.
     """
@@ -31,12 +31,12 @@ def problem() -> str | None:
 
 
 def fits(channels: int, outputs: int, padding: int) -> bool:
-    """Whether 3×3 convolutions, stride 1, of so many channels to so many can be computed here, and their gradients."""
+    """Check whether 3×3 convolutions, stride 1, with these channels can be computed here, and their gradients."""
     return channels % CHANNELS == 0 and outputs % CHANNELS == 0 and 0 <= padding <= MAX_PADDING and problem() is None
 
 
 def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-    """The convolution.
+    """Compute the convolution.
 
     Args:
         images: Shape `[N, C, H, W]`, bfloat16, H and W at least 3 with the padding.
@@ -54,7 +54,7 @@ def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int) 
 
 
 def convolve_and_pool(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> tuple[Tensor, Tensor]:
-    """The convolution and a 2×2 max pool behind it; what is outside of the pool's windows is not computed.
+    """Compute the convolution and a 2×2 max pool behind it; pixels outside of the pool's windows are not computed.
 
     Args:
         images: Shape `[N, C, H, W]`, bfloat16, H and W at least 4 with the padding.
@@ -73,10 +73,10 @@ def convolve_and_pool(images: Tensor, weight: Tensor, bias: Tensor | None, paddi
     return largest.permute(0, 3, 1, 2), places.permute(0, 3, 1, 2)
 
 
-def gradient_of_images(
+def grad_input(
     gradient: Tensor, weight: Tensor, padding: int, size: tuple[int, int], places: Tensor | None = None
 ) -> Tensor:
-    """The gradient of what was convolved, from that of what came out.
+    """Compute the input gradient from the output's gradient.
 
     Args:
         gradient: Shape as :func:`convolve` or :func:`convolve_and_pool` gave it, bfloat16.
@@ -93,8 +93,8 @@ def gradient_of_images(
     return results.permute(0, 3, 1, 2)
 
 
-def gradient_of_weight(images: Tensor, gradient: Tensor, padding: int, places: Tensor | None = None) -> Tensor:
-    """The gradient of the weight.
+def grad_weight(images: Tensor, gradient: Tensor, padding: int, places: Tensor | None = None) -> Tensor:
+    """Compute the weight gradient.
 
     Args:
         images: Shape `[N, C, H, W]`, bfloat16.

@@ -1,4 +1,4 @@
-"""The table of networks by name, and what may be said about each in a recipe."""
+"""The models by name, and the options that a recipe may set for each."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ TORCHVISION = "torchvision:"
 
 @dataclass(frozen=True)
 class Option:
-    """What an option of a network may be: in words, and as a test."""
+    """The valid values of an option: in words, and as a check."""
 
     description: str
     accepts: Callable[[object], bool]
@@ -85,33 +85,33 @@ NETWORKS: Mapping[str, ModelEntry] = {
 
 
 def names() -> list[str]:
-    """Names of the suite's own networks; beside them, `torchvision:NAME` names each of torchvision's."""
+    """List the models; `torchvision:NAME` names each of torchvision's beside them."""
     return list(NETWORKS)
 
 
 def validate(name: str, options: Options | None = None) -> None:
-    """Check a network's name and options without building it.
+    """Check the name and options of a model without building it.
 
     Args:
         name: One of `names()`, or `torchvision:NAME`.
         options: The network's options by name.
 
     Raises:
-        UserError: There is no such network, or it has no such option, or the option may not have this value.
+        UserError: There is no such model, or it has no such option, or the option may not have this value.
     """
     known = _find(name).options
     for option, value in (options or {}).items():
         if option not in known:
             valid = f"its options are: {', '.join(known)}" if known else "it has no options"
-            raise UserError(f"the network {name} has no option {option!r}; {valid}")
+            raise UserError(f"the model {name} has no option {option!r}; {valid}")
         if not known[option].accepts(value):
-            raise UserError(f"the option {option} of the network {name} is {known[option].description}, not {value!r}")
+            raise UserError(f"the option {option} of the model {name} is {known[option].description}, not {value!r}")
 
 
 def build(
     name: str, *, num_classes: int, options: Options | None = None, whitening: Whitening | None = None
 ) -> nn.Module:
-    """Build a network, its weights drawn from torch's global random generator.
+    """Build a model, its weights drawn from torch's global random generator.
 
     Args:
         name: One of `names()`, or `torchvision:NAME` for a classifier of `torchvision.models`.
@@ -142,18 +142,18 @@ def _find(name: str) -> ModelEntry:
     classifier = name.removeprefix(TORCHVISION)
     if name.startswith(TORCHVISION) and classifier in classifier_names():
         return ModelEntry(partial(torchvision_classifier, classifier), {"pretrained": PRETRAINED})
-    raise UserError(_no_such_network(name, classifier_names()))
+    raise UserError(_unknown_model(name, classifier_names()))
 
 
-def _no_such_network(name: str, classifier_names: Iterable[str]) -> str:
-    """The sentence for an unknown name; the nearest one may have a prefix more or less than it."""
-    own = {network: network for network in NETWORKS}
+def _unknown_model(name: str, classifier_names: Iterable[str]) -> str:
+    """Say that a name does not exist; the nearest one may have a prefix more or less than it."""
+    own = {model: model for model in NETWORKS}
     torchvision = {classifier: TORCHVISION + classifier for classifier in classifier_names}
-    # Where a bare name is in both, the later one counts: it stays on the side of the prefix that was typed.
+    # Where a bare name is in both, the later one wins: it stays on the side of the prefix that was typed.
     full_names = own | torchvision if name.startswith(TORCHVISION) else torchvision | own
     near = nearest(name.removeprefix(TORCHVISION), full_names, cutoff=0.6)
     suggestion = f"; did you mean {full_names[near]}?" if near else ""
     return (
-        f"there is no network {name!r}{suggestion} (there are: {', '.join(NETWORKS)}, "
+        f"there is no model {name!r}{suggestion} (there are: {', '.join(NETWORKS)}, "
         f"and {TORCHVISION}NAME for every classifier of torchvision.models)"
     )

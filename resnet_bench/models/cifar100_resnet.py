@@ -60,10 +60,10 @@ class Cifar100ResNet(nn.Module):
         self.conv5_x = _stage(128, 256, blocks=2, stride=2)  # 256 x 4 x 4
         self.maxpool = nn.MaxPool2d(kernel_size=4, stride=1)  # 256 x 1 x 1
         self.fc_layer = nn.Linear(256, num_classes)
-        _initialise(self)
+        _initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `[N, num_classes]` of normalised images `[N, 3, 32, 32]`."""
+        """Logits `[N, num_classes]` of normalized images `[N, 3, 32, 32]`."""
         x = self.dropout(self.relu(self.bn(self.conv1(images))))
         x = self.conv2_x(x)
         x = self.conv3_x(x)
@@ -79,7 +79,7 @@ def _stage(in_channels: int, out_channels: int, *, blocks: int, stride: int) -> 
     return nn.Sequential(first, *rest)
 
 
-def _initialise(network: nn.Module) -> None:
+def _initialize(network: nn.Module) -> None:
     """Kaiming-normal convolutions by fan-out; the article's BatchNorm of 1 and 0 is torch's own already."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

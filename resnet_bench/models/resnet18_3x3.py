@@ -28,7 +28,7 @@ class ResNet18With3x3Stem(nn.Module):
         self.linear = nn.Linear(512, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `[N, num_classes]` of normalised images `[N, 3, 32, 32]`."""
+        """Logits `[N, num_classes]` of normalized images `[N, 3, 32, 32]`."""
         x = self.stem(images)
         x = self.stage1(x)
         x = self.stage2(x)

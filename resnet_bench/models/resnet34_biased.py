@@ -60,7 +60,7 @@ class BiasedResNet34(nn.Module):
         self.fc = nn.Linear(512, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `[N, num_classes]` of normalised images `[N, 3, 224, 224]`."""
+        """Logits `[N, num_classes]` of normalized images `[N, 3, 224, 224]`."""
         x = self.maxpool(self.conv1(images))
         x = self.layer0(x)
         x = self.layer1(x)

@@ -42,7 +42,7 @@ class ResNet9(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `[N, num_classes]` of normalised images `[N, 3, 32, 32]`."""
+        """Logits `[N, num_classes]` of normalized images `[N, 3, 32, 32]`."""
         x = self.conv2(self.conv1(images))
         x = self.res1(x) + x
         x = self.conv4(self.conv3(x))

@@ -72,10 +72,10 @@ class HeNetwork(nn.Module):
         self.stage3 = _stage(32, 64, blocks=blocks, stride=2, residual=residual)  # 64 x 8 x 8
         self.pool = nn.AvgPool2d(8)  # 64 x 1 x 1
         self.linear = nn.Linear(64, num_classes)
-        _initialise(self)
+        _initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `[N, num_classes]` of normalised images `[N, 3, 32, 32]`."""
+        """Logits `[N, num_classes]` of normalized images `[N, 3, 32, 32]`."""
         x = self.stem(images)
         x = self.stage1(x)
         x = self.stage2(x)
@@ -90,8 +90,8 @@ def _stage(in_channels: int, out_channels: int, *, blocks: int, stride: int, res
     return nn.Sequential(first, *rest)
 
 
-def _initialise(network: nn.Module) -> None:
-    """The initialisation of He et al., "Delving Deep into Rectifiers": variance 2 / fan-in, biases 0."""
+def _initialize(network: nn.Module) -> None:
+    """The initialization of He et al., "Delving Deep into Rectifiers": variance 2 / fan-in, biases 0."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")

@@ -95,10 +95,10 @@ class ProjectedResNet(nn.Module):
         self.stage3 = _stage(block, 128 * expansion, 256, blocks=blocks[2], stride=2)  # 256 x 2 x 2
         self.stage4 = _stage(block, 256 * expansion, 512, blocks=blocks[3], stride=2)  # 512 x 1 x 1
         self.linear = nn.Linear(512 * expansion, num_classes)
-        _initialise(self)
+        _initialize(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `[N, num_classes]` of normalised images `[N, 3, 32, 32]`."""
+        """Logits `[N, num_classes]` of normalized images `[N, 3, 32, 32]`."""
         x = self.stem(images)
         x = self.stage1(x)
         x = self.stage2(x)
@@ -116,7 +116,7 @@ def _stage(
     return nn.Sequential(first, *rest)
 
 
-def _initialise(network: nn.Module) -> None:
+def _initialize(network: nn.Module) -> None:
     """Kaiming-normal convolutions by fan-out; the article's BatchNorm of 1 and 0 is torch's own already."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

@@ -1,6 +1,6 @@
-"""The convolutional network of the CIFAR-10 speed records, in any widths.
+"""The convolutional network of the CIFAR-10 speed records, in widths to choose.
 
-Three groups of two convolutions, pooled before normalisation, so that whatever is not a convolution works on the
+Three groups of two convolutions, pooled before normalization, so that whatever is not a convolution works on the
 small map. After K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv 2404.00498); that record's
 network is this one with a whitening layer before it and widths 64, 256 and 256.
 """
@@ -103,7 +103,7 @@ class Speedrun(nn.Module):
         nn.init.normal_(self.head.weight, std=1 / third)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `[N, num_classes]` of normalised images `[N, 3, H, W]`, H and W from 8."""
+        """Logits `[N, num_classes]` of normalized images `[N, 3, H, W]`, H and W from 8."""
         features = self.pool(self.group3(self.group2(self.group1(images)))).flatten(1)
         logits: Tensor = self.head(features)
         return logits

@@ -24,7 +24,7 @@ def torchvision_classifier(name: str, num_classes: int, *, pretrained: bool = Fa
         num_classes: Outputs of the last layer.
         pretrained: Start from the weights that torchvision calls its default, downloading them into
             `torch.hub`'s folder if they are not there, with a new head. They were trained on ImageNet images,
-            normalised by `torchvision.models.get_model_weights(name).DEFAULT.transforms()`.
+            normalized by `torchvision.models.get_model_weights(name).DEFAULT.transforms()`.
 
     Returns:
         The network, without the auxiliary heads of GoogLeNet and Inception: `[N, 3, H, W]` to
@@ -37,9 +37,9 @@ def torchvision_classifier(name: str, num_classes: int, *, pretrained: bool = Fa
         network = _pretrained(name)
         replace_head(network, num_classes)
     else:
-        # These two warn when asked for no initialisation in particular; it is the one that the warning names.
-        named_initialisation = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-        network = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **named_initialisation)
+        # These two warn when asked for no initialization in particular; it is the one that the warning names.
+        named_initialization = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        network = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **named_initialization)
     _drop_auxiliary_heads(network)
     return network
 

@@ -21,7 +21,7 @@ class PatchWhitening(nn.Conv2d):
 
     @torch.no_grad()
     def fit(self, images: Tensor, *, eps: float) -> None:
-        """Set the filters from normalised images `[N, channels, H, W]`; `eps` is added to the eigenvalues."""
+        """Set the filters from normalized images `[N, channels, H, W]`; `eps` is added to the eigenvalues."""
         size = self.kernel_size[0]
         # In float64 and on the CPU the eigenvectors are the same for all devices.
         pixels = images.cpu().double()
@@ -47,7 +47,7 @@ class Whitened(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `[N, num_classes]` of normalised images `[N, 3, H, W]`."""
+        """Logits `[N, num_classes]` of normalized images `[N, 3, H, W]`."""
         logits: Tensor = self.network(self.activation(self.whitening(images)))
         return logits
 

@@ -71,14 +71,19 @@ def _log_predictions(predictions: Predictions, dataset: Dataset, tracker: Tracke
 
 
 def confident_mistakes(predictions: Predictions, dataset: Dataset) -> list[dict[str, Any]]:
-    """The test images that the network is wrong about and surest of, as small PNGs, the surest first."""
+    """The test images that the network is wrong about and surest of, as small PNGs, the surest first.
+
+    An image's ``index`` is its row in the source's order, and ``image`` names it there; without a source that is known,
+    it is the image's place among those that were evaluated.
+    """
     predicted = predictions.probabilities.argmax(axis=1)
     confidence = predictions.probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != predictions.labels)
     surest = wrong[np.argsort(-confidence[wrong], kind="stable")][:CONFIDENT_MISTAKES]
     return [
         {
-            "index": int(index),
+            "index": int(index) if dataset.test.rows is None else int(dataset.test.rows[int(index)]),
+            "image": dataset.place("test", int(index)),
             "label": _class_name(dataset, int(predictions.labels[index])),
             "predicted": _class_name(dataset, int(predicted[index])),
             "confidence": float(confidence[index]),

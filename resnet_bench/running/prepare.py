@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from resnet_bench.data.dataset import Dataset
+from resnet_bench.data.of_recipe import uses_official_split
 from resnet_bench.execution.execution import Execution
 from resnet_bench.execution.options import ExecutionOptions
 from resnet_bench.measure.autotune import autotune
@@ -83,5 +84,12 @@ def facts_of(job: Job, execution: Execution, dataset: Dataset) -> RunFacts:
         experiment=job.experiment,
         parent_run_id=job.parent,
         seeds_per_device=job.sharing,
-        more_tags=job.tags,
+        more_tags={**job.tags, **_validation_tags(job.recipe, dataset)},
     )
+
+
+def _validation_tags(recipe: Recipe, dataset: Dataset) -> dict[str, str]:
+    """Say in which order of the training images the validation split was taken: it decides which images validate."""
+    if recipe.data.validation is None:
+        return {}
+    return {"validation_order": "published" if uses_official_split(recipe, dataset) else "canonical"}

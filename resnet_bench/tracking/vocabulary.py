@@ -46,6 +46,7 @@ TAGS: Mapping[str, str] = {
     "data_source": "where the images come from",
     "data_fingerprint": "of the images and labels",
     "generated": "true where the images are generated",
+    "validation_order": "published where the validation split counts images in the published order, else canonical",
     # Its code.
     "code_commit": "the commit of the checkout, the version of an installed package, or unknown",
     "code_dirty": "true where code that decides results differs from the commit, else false or unknown",

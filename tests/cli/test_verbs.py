@@ -123,6 +123,24 @@ def test_data_folder_that_does_not_exist_is_an_error(
     assert "is not a folder" in invoke(command).err
 
 
+@pytest.mark.parametrize("command", ["run he-resnet20", "doctor", "data status"])
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [("~nosuchuser/x", "--data: there is no user ~nosuchuser"), ("x" * 300, "File name too long")],
+)
+def test_data_folder_that_cannot_be_is_an_error(invoke, command: str, typed: str, sentence: str) -> None:
+    said = invoke(f"{command} --data {typed}")
+    assert (said.code, said.out) == (2, "")
+    assert sentence in said.err
+
+
+def test_images_that_were_typed_and_are_not_there_are_never_replaced(invoke, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    said = invoke(f"run he-resnet20 --profile smoke --offline --yes --data {tmp_path / 'empty'}")
+    assert said.code == 2
+    assert "there is no cifar10 in" in said.err
+
+
 def test_data_folder_may_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "cifar").mkdir()

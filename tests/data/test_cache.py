@@ -237,7 +237,7 @@ def test_every_write_fault_leaves_no_entry_or_a_whole_one(
 
 
 def load_slowly(info: DatasetFacts, folder: Path, seconds: float, barrier: Barrier, results: Any) -> None:
-    """Runs in a separate process."""
+    """Runs in another process."""
     messages: list[str] = []
     read = ParquetSource.read
 

@@ -1,4 +1,4 @@
-"""Convolutions by our algorithms, against torch's own with autograd on many shapes."""
+"""Our algorithms for convolutions, compared with torch's and autograd on many shapes."""
 
 import pytest
 import torch
@@ -40,8 +40,8 @@ def outputs_and_gradients(way, images, weight, bias, geometry):
     return [outputs.detach(), *torch.autograd.grad((outputs * towards).sum(), inputs)]
 
 
-def by_product(images, weight, bias, geometry):
-    return convolution(images, weight, bias, geometry, ConvAlgorithms(weight="product"))
+def by_gemm(images, weight, bias, geometry):
+    return convolution(images, weight, bias, geometry, ConvAlgorithms(grad_weight="gemm"))
 
 
 def by_torch(images, weight, bias, geometry):
@@ -61,7 +61,7 @@ def test_a_product_of_whole_maps_is_the_convolution(case) -> None:
 @settings(max_examples=80, deadline=None)
 def test_the_weights_gradient_is_a_product_with_patches(case) -> None:
     for ours, theirs in zip(
-        outputs_and_gradients(by_product, *case),
+        outputs_and_gradients(by_gemm, *case),
         outputs_and_gradients(by_torch, *case),
         strict=True,
     ):
@@ -79,7 +79,7 @@ def test_on_one_pixel_only_the_centre_tap_has_a_gradient() -> None:
 
 
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("way", [dense_convolution, by_product])
+@pytest.mark.parametrize("way", [dense_convolution, by_gemm])
 def test_a_gradient_has_the_type_and_order_of_its_weight(way, order) -> None:
     images = torch.randn(2, 3, 2, 2, dtype=torch.bfloat16)
     weight = torch.randn(4, 3, 3, 3).to(memory_format=order).requires_grad_()

@@ -26,7 +26,7 @@ def choosing(monkeypatch, **seconds: float) -> list[tuple[str, int]]:
 
     def measure(name, ways, shape):
         asked.append((name, shape.size))
-        return {way: seconds.get(way, 1.0 if way == "library" else 2.0) for way in ways}
+        return {way: seconds.get(way, 1.0 if way == "default" else 2.0) for way in ways}
 
     def measure_pooled(shape, needed, ways):
         asked.append(("pool", shape.size))
@@ -37,9 +37,9 @@ def choosing(monkeypatch, **seconds: float) -> list[tuple[str, int]]:
     return asked
 
 
-@pytest.mark.parametrize("product", [True, False])
-def test_a_network_gives_the_same_with_and_without(tmp_path, monkeypatch, product) -> None:
-    asked = choosing(monkeypatch, product=0.5 if product else 2.0)
+@pytest.mark.parametrize("gemm", [True, False])
+def test_a_network_gives_the_same_with_and_without(tmp_path, monkeypatch, gemm) -> None:
+    asked = choosing(monkeypatch, gemm=0.5 if gemm else 2.0)
     torch.manual_seed(0)
     network = build("resnet18", num_classes=10).double()
     images = torch.randn(6, 3, 32, 32, dtype=torch.float64)
@@ -50,7 +50,7 @@ def test_a_network_gives_the_same_with_and_without(tmp_path, monkeypatch, produc
             outputs = network(images)
         outputs.logsumexp(1).sum().backward()
         found.append([outputs.detach(), *(parameter.grad.clone() for parameter in network.parameters())])
-    assert set(asked) == {("weight", 8), ("weight", 4)}
+    assert set(asked) == {("grad_weight", 8), ("grad_weight", 4)}
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
     assert list(network.state_dict()) == keys
@@ -68,7 +68,7 @@ def test_a_network_gives_the_same_with_and_without(tmp_path, monkeypatch, produc
     ],
 )
 def test_unusual_convolutions_stay_torchs_own(layer, tmp_path, monkeypatch) -> None:
-    choosing(monkeypatch, product=0.1)
+    choosing(monkeypatch, gemm=0.1)
     images = torch.randn(2, 4, 2, 2)
     expected = layer(images)
     with FastPaths(None, TuningCache(tmp_path / "choices.json")):
@@ -76,7 +76,7 @@ def test_unusual_convolutions_stay_torchs_own(layer, tmp_path, monkeypatch) -> N
 
 
 def test_a_shape_is_measured_once_and_remembered(tmp_path, monkeypatch) -> None:
-    asked = choosing(monkeypatch, product=0.5)
+    asked = choosing(monkeypatch, gemm=0.5)
     images, weight = torch.randn(2, 4, 4, 4), torch.randn(4, 4, 3, 3, requires_grad=True)
     for path in (tmp_path / "a.json", tmp_path / "a.json", tmp_path / "b.json"):
         with FastPaths(None, TuningCache(path)):
@@ -85,13 +85,13 @@ def test_a_shape_is_measured_once_and_remembered(tmp_path, monkeypatch) -> None:
     assert len(asked) == 2
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(0.95, "library"), (0.85, "product")])
+@pytest.mark.parametrize(("seconds", "expected"), [(0.95, "default"), (0.85, "gemm")])
 def test_only_a_gain_beyond_noise_is_taken(tmp_path, monkeypatch, seconds, expected) -> None:
-    choosing(monkeypatch, product=seconds)
+    choosing(monkeypatch, gemm=seconds)
     memory = TuningCache(tmp_path / "choices.json")
     weight = torch.randn(4, 4, 3, 3, requires_grad=True)
     ways = fast_paths.chosen_algorithms(memory, torch.randn(2, 4, 4, 4), weight, SHAPE)
-    assert ways == ConvAlgorithms(weight=expected)
+    assert ways == ConvAlgorithms(grad_weight=expected)
 
 
 def test_a_way_that_is_not_there_is_not_taken(tmp_path) -> None:
@@ -101,10 +101,10 @@ def test_a_way_that_is_not_there_is_not_taken(tmp_path) -> None:
     assert fast_paths.chosen_algorithms(memory, images, weight, SHAPE) == ConvAlgorithms()
 
 
-@pytest.mark.parametrize("name", ["forward", "images", "weight"])
+@pytest.mark.parametrize("name", ["forward", "grad_input", "grad_weight"])
 def test_the_measurement_times_every_way(name) -> None:
     shape = Shape(2, 16, 4, 16, Geometry(3, 1, 1), torch.bfloat16)
-    ways = fast_paths._possible_ways(shape)[name]
+    ways = fast_paths._candidates(shape)[name]
     seconds = fast_paths._time(name, ways, shape)
     assert list(seconds) == list(ways)
     assert all(0 < taken < 1 for taken in seconds.values())
@@ -119,9 +119,9 @@ def test_a_pass_that_is_not_needed_is_not_measured(tmp_path, monkeypatch) -> Non
             layer(images)
         assert asked == [("forward", 4)]
         layer(images)
-        assert asked == [("forward", 4), ("weight", 4)]
+        assert asked == [("forward", 4), ("grad_weight", 4)]
         layer(images.requires_grad_())
-    assert asked == [("forward", 4), ("weight", 4), ("images", 4)]
+    assert asked == [("forward", 4), ("grad_weight", 4), ("grad_input", 4)]
 
 
 @needs_winograd
@@ -147,7 +147,7 @@ def test_a_network_with_fewer_products_is_as_near_to_plain_as_bf16(tmp_path, mon
 
 
 @needs_winograd
-@pytest.mark.parametrize("needed", [("forward",), ("forward", "images", "weight")])
+@pytest.mark.parametrize("needed", [("forward",), ("forward", "grad_input", "grad_weight")])
 def test_the_measurement_times_a_pool_apart_and_as_one(needed) -> None:
     shape = Shape(2, 16, 5, 16, Geometry(3, 1, 1), torch.bfloat16)
     seconds = fast_paths._time_pooled(shape, needed, ConvAlgorithms())
@@ -237,7 +237,7 @@ def test_the_innermost_context_is_the_active_one(tmp_path) -> None:
 
 
 def test_images_of_other_channels_are_torchs_own_error(tmp_path, monkeypatch) -> None:
-    choosing(monkeypatch, winograd=0.1, product=0.1)
+    choosing(monkeypatch, winograd=0.1, gemm=0.1)
     layer = nn.Conv2d(16, 16, 3, padding=1)
     with (
         FastPaths(torch.bfloat16, TuningCache(tmp_path / "choices.json")),
@@ -247,7 +247,7 @@ def test_images_of_other_channels_are_torchs_own_error(tmp_path, monkeypatch) ->
 
 
 def test_nothing_is_measured_for_evaluation_or_where_bits_must_repeat(tmp_path, monkeypatch) -> None:
-    asked = choosing(monkeypatch, product=0.1)
+    asked = choosing(monkeypatch, gemm=0.1)
     layer, images = nn.Conv2d(4, 4, 3, padding=1), torch.randn(2, 4, 4, 4)
     with FastPaths(None, TuningCache(tmp_path / "choices.json")), torch.no_grad():
         layer(images)

@@ -43,8 +43,8 @@ def ours(case: Case) -> list[Tensor]:
         outputs = winograd.convolve(images, weight, bias, padding)
     return [
         outputs,
-        winograd.gradient_of_images(gradient, weight, padding, images.shape[-2:], places),
-        winograd.gradient_of_weight(images, gradient, padding, places),
+        winograd.grad_input(gradient, weight, padding, images.shape[-2:], places),
+        winograd.grad_weight(images, gradient, padding, places),
     ]
 
 
@@ -132,9 +132,9 @@ def test_what_is_no_number_stays_none() -> None:
     pooled, _ = winograd.convolve_and_pool(images, weight, None, 1)
     assert pooled[0].isfinite().all()
     assert pooled[1, :, :2, :2].isnan().all()
-    assert winograd.gradient_of_weight(images, gradient, 1)[:, 3].isnan().all()
+    assert winograd.grad_weight(images, gradient, 1)[:, 3].isnan().all()
     weight[2, 5, 1, 1] = torch.inf
-    assert not winograd.gradient_of_images(gradient, weight, 1, (6, 6))[:, 5].isfinite().any()
+    assert not winograd.grad_input(gradient, weight, 1, (6, 6))[:, 5].isfinite().any()
 
 
 @pytest.mark.parametrize("pooled", [False, True])

@@ -1,4 +1,4 @@
-"""Training steps against the source's training loop: what is measured, and what is made of it."""
+"""Training steps compared with the baseline loop: what is measured, and how it is shown."""
 
 import itertools
 import json
@@ -119,7 +119,7 @@ def test_its_step_is_that_of_the_plain_loop(benchmark, images) -> None:
     }
     recipe = override(benchmark.recipe, changes)
     events = [event for event in train(recipe, PLAIN, 0, images) if isinstance(event, Steps)]
-    # A batch of all images is the same in every order. The first step's weights are where the source continues from.
+    # A batch of all images is the same in every order. The first step's weights are where the baseline loop starts.
     run = train(recipe, PLAIN, 0, images)
     position = next(event for event in run if isinstance(event, Steps)).snapshot()
     with PLAIN.applied():

@@ -50,7 +50,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(name: str, nearest: str
         with pytest.raises(UserError) as refusal:
             refuse()
         message = str(refusal.value)
-        assert f"there is no network {name!r}" in message
+        assert f"there is no model {name!r}" in message
         assert "resnet34_biased" in message
         assert "torchvision:NAME" in message
         if nearest is None:

@@ -436,13 +436,13 @@ def test_a_mistake_of_the_parent_is_told_of_the_parent(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ('name = "resnet9"', 'name = "resnet8"', "a: recipe.model: there is no network 'resnet8'; did you mean resnet"),
-        ("dropout = 0.1", "droput = 0.1", "a: recipe.model: the network resnet9 has no option 'droput'"),
-        ("dropout = 0.1", "dropout = 7", "a: recipe.model: the option dropout of the network resnet9 is"),
+        ('name = "resnet9"', 'name = "resnet8"', "a: recipe.model: there is no model 'resnet8'; did you mean resnet"),
+        ("dropout = 0.1", "droput = 0.1", "a: recipe.model: the model resnet9 has no option 'droput'"),
+        ("dropout = 0.1", "dropout = 7", "a: recipe.model: the option dropout of the model resnet9 is"),
         (
             "[profiles.smoke]",
             '[profiles.smoke]\nmodel = { name = "resnet8" }',
-            "a: profiles.smoke.model: there is no network 'resnet8'",
+            "a: profiles.smoke.model: there is no model 'resnet8'",
         ),
         (
             "[profiles.smoke]",
@@ -533,7 +533,7 @@ def test_a_shipped_benchmark_is_valid_and_round_trips(shipped: Benchmark, tmp_pa
 
 def test_what_a_shipped_recipe_sets_is_backed_by_a_fact(shipped: Benchmark) -> None:
     if shipped.source.kind == "ours":
-        pytest.skip("our own recipe has no source to be faithful to")
+        pytest.skip("our own recipes have no source to be faithful to")
     chosen = flattened(shipped.recipe.model_dump(exclude_defaults=True, mode="json"))
     backed = [key for fact in shipped.source.facts for key in fact.keys]
     if shipped.source.kind == "tuned":

@@ -12,6 +12,7 @@ import pytest
 
 from resnet_bench.base.files import write_atomically
 from resnet_bench.data.cache import CacheEntry
+from resnet_bench.data.content import in_canonical_order
 from resnet_bench.data.dataset import generate_dataset
 from resnet_bench.data.sources import find_sources
 from resnet_bench.reporting import files
@@ -39,7 +40,7 @@ def write_cache(path: Path) -> None:
     source = next(find_sources(info, path.parent))
     entry = CacheEntry.of(source, path.parent / "cache")
     with entry.lock():
-        entry.write(source.read(lambda _: None), entry.identity())
+        entry.write(in_canonical_order(source.read(lambda _: None)), entry.identity())
     next(entry.folder.glob("*.bin")).rename(path)
 
 

@@ -80,7 +80,7 @@ class Counts(ctypes.Structure):
 
 @functools.cache
 def counts() -> Counts:
-    """The counts of this process, which keep counting."""
+    """The live counts of this process."""
     function = ctypes.CDLL(LIBRARY).idle_gpu_counts
     function.restype = ctypes.POINTER(Counts)
     return function().contents

@@ -25,7 +25,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("tier", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_what_needs_a_gpu_passes_on_one_that_computes_nothing(library: Path, tier: str) -> None:
-    """In a separate process, which has the library before it has torch."""
+    """In a new process, which loads the library before torch."""
     command = [sys.executable, "-m", "pytest", "-m", f"gpu and {tier}", "-p", "no:xdist", "--tb=short", "-rfE"]
     command += files_with_tests()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}

@@ -1,4 +1,4 @@
-"""The ladder: every rung is a recipe, and its table says what a rung is worth."""
+"""The ablation: every variant is a recipe, and its table shows what a part contributes."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def test_a_table_of_little_is_a_table(results) -> None:
 
 
 def test_what_was_measured_is_read_again(tmp_path) -> None:
-    path = tmp_path / "ladder.jsonl"
+    path = tmp_path / "ablation.jsonl"
     assert known(path) == []
     path.write_text('{"variant": "ReLU", "seed": 1, "accuracy": 88.5, "seconds": 70.0}\n')
     assert known(path) == [Result("ReLU", 1, 88.5, 70.0)]

@@ -1,0 +1,181 @@
+"""Time the CPU kernels against torch's, in bf16: the passes of 3x3 convolutions, fused layers and residual blocks.
+
+    python tools/kernels.py convolutions
+    python tools/kernels.py layers --threads 2
+
+Convolutions are timed by the clock, on an idle machine; layers in CPU time, which other work disturbs less.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import nn
+
+from resnet_bench.kernels import winograd
+from resnet_bench.kernels.allocator import retain_heap
+from resnet_bench.kernels.convolution import FORWARD, GRAD_INPUT, GRAD_WEIGHT, Geometry
+from resnet_bench.kernels.fast_paths import FastPaths
+from resnet_bench.kernels.fusion import fuse
+from resnet_bench.models import cifar100_resnet, resnet34_biased, resnet_projected
+
+# Images, channels, output channels, size of the map, stride: of the speedruns, ResNet-9, ResNet-34 at 224 px and
+# ResNet-18 at 32 px.
+CONVOLUTIONS = (
+    (500, 24, 48, 30, 1),
+    (500, 48, 48, 15, 1),
+    (500, 48, 160, 14, 1),
+    (500, 160, 160, 7, 1),
+    (1000, 256, 256, 7, 1),
+    (400, 64, 128, 32, 1),
+    (400, 128, 128, 16, 1),
+    (400, 256, 512, 8, 1),
+    (400, 512, 512, 4, 1),
+    (16, 64, 64, 56, 1),
+    (16, 512, 512, 7, 1),
+    (128, 64, 64, 8, 1),
+    (128, 128, 256, 4, 2),
+    (128, 256, 512, 2, 2),
+)
+
+# Images, channels, size of the map, layers: of speedrun-94 and speedrun-90 at 32 px, ResNet-9, the small models and
+# ResNet-34 at 224 px.
+LAYERS = (
+    (1000, 64, 30, "pool norm silu"),
+    (1000, 256, 14, "pool norm silu"),
+    (1000, 256, 7, "norm silu"),
+    (500, 48, 30, "pool norm silu"),
+    (400, 64, 32, "norm relu"),
+    (400, 128, 32, "norm relu pool"),
+    (400, 256, 16, "norm relu pool"),
+    (128, 64, 16, "norm relu"),
+    (16, 64, 112, "norm relu"),
+    (16, 256, 14, "norm relu"),
+)
+
+
+def bare(block: nn.Module) -> nn.Module:
+    """Remove the convolutions of a block."""
+    for name, module in list(block.named_modules()):
+        if isinstance(module, nn.Conv2d):
+            block.set_submodule(name, nn.Identity())
+    return block
+
+
+# Residual blocks, the second of a pair halving the map: of ResNet-18, of ResNet-34 with fewer images than its batch,
+# and of the CIFAR-100 model. Bare ones have the channels and the map of their output.
+BLOCKS: tuple[tuple[int, int, int, str, Callable[[], nn.Module]], ...] = (
+    (128, 64, 8, "resnet18", lambda: resnet_projected.BasicBlock(64, 64, stride=1, project=False)),
+    (128, 64, 8, "resnet18 /2", lambda: resnet_projected.BasicBlock(64, 128, stride=2, project=True)),
+    (16, 64, 56, "resnet34", lambda: resnet34_biased.ResidualBlock(64, 64)),
+    (16, 64, 56, "resnet34 /2", lambda: resnet34_biased.ResidualBlock(64, 128, 2)),
+    (256, 32, 32, "cifar100", lambda: cifar100_resnet.BasicBlock(32, 32)),
+    (256, 32, 32, "cifar100 /2", lambda: cifar100_resnet.BasicBlock(32, 64, 2)),
+    (128, 64, 8, "resnet18 bare", lambda: bare(resnet_projected.BasicBlock(64, 64, stride=1, project=False))),
+    (128, 128, 4, "resnet18 /2 bare", lambda: bare(resnet_projected.BasicBlock(128, 128, stride=2, project=True))),
+    (16, 64, 56, "resnet34 bare", lambda: bare(resnet34_biased.ResidualBlock(64, 64))),
+    (16, 128, 28, "resnet34 /2 bare", lambda: bare(resnet34_biased.ResidualBlock(128, 128, 2))),
+    (256, 32, 32, "cifar100 bare", lambda: bare(cifar100_resnet.BasicBlock(32, 32))),
+    (256, 64, 16, "cifar100 /2 bare", lambda: bare(cifar100_resnet.BasicBlock(64, 64, 2))),
+)
+
+
+def passes_of(
+    count: int, channels: int, outputs: int, size: int, stride: int
+) -> dict[str, dict[str, Callable[[], object]]]:
+    """Return for each pass of a convolution what computes it by each algorithm that fits."""
+    geometry = Geometry(3, stride, 1)
+    order = torch.channels_last
+    images = torch.randn(count, channels, size, size).bfloat16().to(memory_format=order)
+    out_size = geometry.output_size(size)
+    gradient = torch.randn(count, outputs, out_size, out_size).bfloat16().to(memory_format=order)
+    weight = torch.randn(outputs, channels, 3, 3)
+    fits = stride == 1 and winograd.fits(channels, outputs, 1)
+    passes = {
+        "forward": {name: partial(run, images, weight, None, geometry) for name, run in FORWARD.items()},
+        "grad_input": {name: partial(run, images, gradient, weight, geometry) for name, run in GRAD_INPUT.items()},
+        "grad_weight": {name: partial(run, images, gradient, weight, geometry) for name, run in GRAD_WEIGHT.items()},
+    }
+    return {
+        name: {algorithm: run for algorithm, run in runs.items() if algorithm != "winograd" or fits}
+        for name, runs in passes.items()
+    }
+
+
+def layers(words: str, channels: int) -> nn.Sequential:
+    """Build the layers that the words name, in their order."""
+    made = {
+        "pool": nn.MaxPool2d(2),
+        "norm": nn.BatchNorm2d(channels),
+        "relu": nn.ReLU(inplace=True),
+        "silu": nn.SiLU(inplace=True),
+    }
+    return nn.Sequential(*(made[word] for word in words.split()))
+
+
+def training_pass(module: nn.Module, maps: torch.Tensor) -> None:
+    """Run forward and backward as in training, but without the algorithms of convolutions that are measured."""
+    inputs = maps.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16), FastPaths(torch.bfloat16, None):
+        outputs = module(inputs)
+    outputs.backward(torch.ones_like(outputs))
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Time each run once per repeat, after a warm-up, and return the medians in milliseconds."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(1 + repeats):
+        for name, run in runs.items():
+            started = clock()
+            run()
+            taken[name].append(clock() - started)
+    return {name: 1000 * statistics.median(seconds[1:]) for name, seconds in taken.items()}
+
+
+def time_convolutions(repeats: int) -> None:
+    """Print a line per shape and pass."""
+    algorithms = ("default", "gemm", "winograd")
+    print("images channels outputs map stride pass        default     gemm winograd  (ms)")
+    for shape in CONVOLUTIONS:
+        for name, runs in passes_of(*shape).items():
+            medians = interleaved(runs, repeats)
+            columns = " ".join(f"{medians[key]:8.2f}" if key in medians else f"{'-':>8}" for key in algorithms)
+            print("{:6} {:8} {:7} {:3} {:6}".format(*shape), f"{name:11} {columns}", flush=True)
+
+
+def time_layers(repeats: int) -> None:
+    """Print a line per sequence of layers and per block."""
+    print("images channels map layers            torch ms  fused ms  ratio")
+    named = [(*shape, partial(layers, shape[-1], shape[1])) for shape in LAYERS]
+    for count, channels, size, name, make in [*named, *BLOCKS]:
+        maps = torch.randn(count, channels, size, size).bfloat16().to(memory_format=torch.channels_last)
+        stock, fused = make(), make()
+        fuse(fused)
+        runs = {"torch": partial(training_pass, stock, maps), "fused": partial(training_pass, fused, maps)}
+        medians = interleaved(runs, repeats, clock=time.process_time)
+        ratio = medians["torch"] / medians["fused"]
+        print(f"{count:6} {channels:8} {size:3} {name:16} {medians['torch']:9.2f} {medians['fused']:9.2f} {ratio:6.2f}")
+
+
+def main() -> None:
+    """Print the tables that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=["convolutions", "layers"], nargs="?", help="both by default")
+    parser.add_argument("--repeats", type=int, default=9, help="turns of each")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    with retain_heap(keep=True):
+        if arguments.kind in (None, "convolutions"):
+            time_convolutions(arguments.repeats)
+        if arguments.kind in (None, "layers"):
+            time_layers(arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()
