@@ -1,4 +1,4 @@
-"""Measure what each part of our own recipe contributes: the ablation, on held-out training images.
+"""Measure what each part of one recipe contributes: the ablation, on held-out training images.
 
     python tools/ablation.py --data DIR --seeds 3 --output ablation.jsonl
 

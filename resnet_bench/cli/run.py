@@ -1,8 +1,9 @@
 """The verb ``resnet-bench run``."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,6 +30,7 @@ from resnet_bench.cli.options import (
 )
 from resnet_bench.cli.screen import FAILED, INTERRUPTED, console, print_resume_command
 from resnet_bench.execution import choices
+from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.changes import override, parse_assignments
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.tracking.store import Store
@@ -79,7 +81,7 @@ def run(
     # What does not exist is refused at once; torch takes seconds to import.
     changes = parse_assignments(assignments or [])
     for name in names:
-        override(load_benchmark(name, benchmark_dir).recipe, changes, where="--set")
+        _check_changes(load_benchmark(name, benchmark_dir), changes, profile)
     folder = data_folder(data)
     wanted = _seeds(seed, seeds)
     store = Store.resolve(tracking, Path.cwd())
@@ -132,3 +134,16 @@ def _seeds(seed: list[int] | None, seeds: int | None) -> list[int]:
     if seed and len(set(seed)) != len(seed):
         raise UserError(f"--seed: a seed is given twice in {seed}")
     return seed or list(range(seeds or 1))
+
+
+def _check_changes(benchmark: Benchmark, changes: Mapping[str, Any], profile: ProfileName | None) -> None:
+    """Refuse changes that fit no profile that may be run; which one runs is known when images and device are."""
+    profiles: list[ProfileName] = [profile] if profile else ["full", *benchmark.profiles]
+    problems = []
+    for name in profiles:
+        try:
+            override(benchmark.recipe_for(name), changes, where="--set")
+        except UserError as error:
+            problems.append(error)
+    if len(problems) == len(profiles):
+        raise problems[0]

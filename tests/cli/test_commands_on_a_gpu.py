@@ -73,7 +73,7 @@ def runs_of(type_command: Callable[[str], str], store: str) -> Callable[[str], l
 
 
 def was_captured(run: Run) -> bool:
-    return int(run.data.tags.get("resnet_bench.captures", 0)) > 0
+    return int(run.data.tags.get("resnet_bench.cuda_graphs", 0)) > 0
 
 
 def test_doctor_names_the_gpu(type_command) -> None:

@@ -142,10 +142,13 @@ def query(database: Path, sql: str, *values: str) -> list[Any]:
 
 
 def run_ids(project: Path, role: str) -> dict[str, str]:
-    """The MLflow runs of a role, by name: the latest of each."""
+    """The MLflow runs of a role, the latest of each name; plain runs by benchmark and seed: ``he-resnet20 seed 0``."""
+    name = "runs.name" if role != "run" else "benchmark.value || ' seed ' || seed.value"
     sql = (
-        "SELECT name, run_uuid FROM runs JOIN tags USING (run_uuid) "
-        "WHERE key = 'resnet_bench.role' AND value = ? ORDER BY start_time"
+        f"SELECT {name}, runs.run_uuid FROM runs JOIN tags AS role ON role.run_uuid = runs.run_uuid "
+        "LEFT JOIN tags AS benchmark ON benchmark.run_uuid = runs.run_uuid AND benchmark.key = 'resnet_bench.benchmark' "
+        "LEFT JOIN tags AS seed ON seed.run_uuid = runs.run_uuid AND seed.key = 'resnet_bench.seed' "
+        "WHERE role.key = 'resnet_bench.role' AND role.value = ? ORDER BY start_time"
     )
     return dict(query(project / "mlflow.db", sql, role))
 
