@@ -146,7 +146,8 @@ def run_ids(project: Path, role: str) -> dict[str, str]:
     name = "runs.name" if role != "run" else "benchmark.value || ' seed ' || seed.value"
     sql = (
         f"SELECT {name}, runs.run_uuid FROM runs JOIN tags AS role ON role.run_uuid = runs.run_uuid "
-        "LEFT JOIN tags AS benchmark ON benchmark.run_uuid = runs.run_uuid AND benchmark.key = 'resnet_bench.benchmark' "
+        "LEFT JOIN tags AS benchmark "
+        "ON benchmark.run_uuid = runs.run_uuid AND benchmark.key = 'resnet_bench.benchmark' "
         "LEFT JOIN tags AS seed ON seed.run_uuid = runs.run_uuid AND seed.key = 'resnet_bench.seed' "
         "WHERE role.key = 'resnet_bench.role' AND role.value = ? ORDER BY start_time"
     )
