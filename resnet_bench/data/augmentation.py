@@ -1,4 +1,7 @@
-"""What a recipe's augmentation does to images: the random choices of an epoch, padded copies, and image sizes."""
+"""What a recipe's augmentation does to images: the random choices of an epoch, padded copies, and image sizes.
+
+:mod:`resnet_bench.data.loader` applies them to a batch.
+"""
 
 import itertools
 from dataclasses import dataclass

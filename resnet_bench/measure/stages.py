@@ -111,7 +111,7 @@ class _Bench:
         return Stages(**{name: 1000 * value for name, value in seconds.items()})
 
     def _augment(self) -> float:
-        """Time a batch of the recipe's size, in seconds."""
+        """Measure a batch as large as the recipe's, in seconds."""
         batches = self._loader.epoch(1) if isinstance(self._loader, ResidentLoader) else iter(self._loader)
         self._execution.synchronize()
         started = self._clock()

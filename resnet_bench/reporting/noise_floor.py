@@ -56,7 +56,7 @@ class NoiseFloor:
         found = [joules for run in self.group.runs if (joules := run.number("energy/joules")) is not None]
         return statistics.median(found) if found else None
 
-    def for_effect(self, effect: float, power: float) -> "Plan":
+    def for_effect(self, effect: float, power: float) -> "ComparisonPlan":
         """Plan a comparison that sees an effect.
 
         Args:
@@ -65,11 +65,11 @@ class NoiseFloor:
         """
         return self._plan(power, seeds_needed(effect, self.sd, wanted=power), effect)
 
-    def for_seeds(self, seeds: int, power: float) -> "Plan":
+    def for_seeds(self, seeds: int, power: float) -> "ComparisonPlan":
         """Plan a comparison of some seeds per side."""
         return self._plan(power, seeds, smallest_effect(self.sd, seeds, wanted=power))
 
-    def for_hours(self, hours: float, power: float) -> "Plan":
+    def for_hours(self, hours: float, power: float) -> "ComparisonPlan":
         """Plan a comparison that takes some hours in all, both sides one run after another.
 
         Raises:
@@ -83,9 +83,9 @@ class NoiseFloor:
             raise UserError(f"--hours {hours:g}: two seeds per side of {self.group.name} take {needed:.2g} hours")
         return self.for_seeds(seeds, power)
 
-    def _plan(self, power: float, seeds: int | None, effect: float | None) -> "Plan":
+    def _plan(self, power: float, seeds: int | None, effect: float | None) -> "ComparisonPlan":
         runs = None if seeds is None else 2 * seeds
-        return Plan(
+        return ComparisonPlan(
             power=power,
             effect=effect,
             seeds=seeds,
@@ -95,7 +95,7 @@ class NoiseFloor:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComparisonPlan:
     """A comparison of two recipes with equal spread.
 
     Attributes:

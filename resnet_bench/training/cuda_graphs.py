@@ -50,7 +50,7 @@ class CaptureError(RuntimeError):
     """The replay of a captured step differs from the eager step."""
 
 
-class Recorder(Protocol):
+class GraphRecorder(Protocol):
     """Records work on static tensors, to repeat it."""
 
     def record(self, work: Callable[[], None], warm_ups: int = WARM_UPS) -> Callable[[], None]:
@@ -144,7 +144,7 @@ _broken: list[torch.cuda.CUDAGraph] = []
 """Graphs whose capture failed. Kept: torch's allocator may still ask them whether they are being captured."""
 
 
-def recorder_for(device: torch.device) -> Recorder:
+def recorder_for(device: torch.device) -> GraphRecorder:
     """Choose the recorder: CUDA graphs on a GPU, calls elsewhere."""
     return CudaGraphs(device) if device.type == "cuda" else Calls()
 
@@ -325,7 +325,7 @@ class StepGraphs:
         optimizer: torch.optim.Optimizer,
         *,
         updates: bool,
-        recorder: Recorder,
+        recorder: GraphRecorder,
         capacity: int,
     ) -> None:
         self.updates = updates
