@@ -5,19 +5,23 @@ SEEDS ?= 1
 SEEDS_PER_DEVICE ?= 1
 PROFILE ?=
 DEVICE ?= auto
-DATA ?=
+DATA ?= $(value RESNET_BENCH_DATA)
 STUDY ?= resnet18-step-decay
-AGAIN ?=
+FORCE ?= $(AGAIN)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CLI := $(BIN)/resnet-bench
-DATA_OPTION := $(if $(DATA),--data "$(DATA)")
 # Two processes of one thread each keep two cores busy; tests of one file share its fixtures.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
-TEST_DATA := $(if $(DATA),RESNET_BENCH_TEST_DATA="$(abspath $(DATA))")
+
+ifneq ($(DATA),)
+# The environment takes any path; make would split one with blanks, and a shell one with quotes.
+bench study perf: export RESNET_BENCH_DATA := $(DATA)
+test test-slow: export RESNET_BENCH_TEST_DATA := $(DATA)
+endif
 
 export MLFLOW_DISABLE_TELEMETRY := true
 
@@ -25,11 +29,11 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .PHONY: help bench smoke full ui study report perf dashboard test test-slow lint audit lock clean
 
 help: ## Show this list
-	@echo "make TARGET [BENCHMARKS=\"NAME …\"] [SEEDS=1] [SEEDS_PER_DEVICE=1] [PROFILE=full|smoke] [DEVICE=auto] [DATA=folder] [AGAIN=1] [STUDY=NAME]"
+	@echo "make TARGET [BENCHMARKS=\"NAME …\"] [SEEDS=1] [SEEDS_PER_DEVICE=1] [PROFILE=full|smoke] [DEVICE=auto] [DATA=folder] [FORCE=1] [STUDY=NAME]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 bench: $(READY) ## Train the four benchmarks and our own recipe, compare them with their claims, and write the report
-	@$(CLI) run $(BENCHMARKS) --resume $(if $(AGAIN),--again) --seeds $(SEEDS) --seeds-per-device $(SEEDS_PER_DEVICE) $(if $(PROFILE),--profile $(PROFILE)) --device $(DEVICE) $(DATA_OPTION); \
+	@$(CLI) run $(BENCHMARKS) --resume $(if $(FORCE),--force) --seeds $(SEEDS) --seeds-per-device $(SEEDS_PER_DEVICE) $(if $(PROFILE),--profile $(PROFILE)) --device $(DEVICE); \
 	status=$$?; \
 	case $$status in 0|1) $(CLI) report || exit $$? ;; esac; \
 	exit $$status
@@ -44,22 +48,22 @@ ui: $(READY) ## Open MLflow on the runs, on this machine only
 	@$(CLI) ui
 
 study: $(READY) ## Tune a benchmark with Optuna (STUDY=NAME)
-	@$(CLI) study run $(STUDY) $(if $(PROFILE),--profile $(PROFILE)) --device $(DEVICE) $(DATA_OPTION)
+	@$(CLI) study run $(STUDY) $(if $(PROFILE),--profile $(PROFILE)) --device $(DEVICE)
 
 report: $(READY) ## Write reports/latest/ from what MLflow holds
 	@$(CLI) report
 
 perf: $(READY) ## Measure training steps against each source's training loop (BENCHMARKS="NAME …")
-	@$(CLI) perf $(BENCHMARKS) --device $(DEVICE) $(DATA_OPTION)
+	@$(CLI) perf $(BENCHMARKS) --device $(DEVICE)
 
 dashboard: $(READY) ## Open Optuna's dashboard on the studies, on this machine only
 	@$(BIN)/optuna-dashboard --host 127.0.0.1 sqlite:///optuna.db
 
 test: $(READY) ## Run the quick tests; with DATA=folder also those on real CIFAR
-	@$(TEST_DATA) $(PYTEST)
+	@$(PYTEST)
 
 test-slow: $(READY) ## Run the tests that take longer
-	@$(TEST_DATA) $(PYTEST) -m slow
+	@$(PYTEST) -m slow
 
 lint: $(READY) ## Check style, types and the arrows between packages
 	$(BIN)/ruff check .

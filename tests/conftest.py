@@ -10,15 +10,34 @@ import pytest
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What tests measure of the machine is not remembered for its user, nor by the processes that they start."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    # The developer's images are for the tests that ask for them.
+    os.environ.pop("RESNET_BENCH_DATA", None)
 
 
 @pytest.fixture(scope="session")
-def real_data_folder() -> Path:
-    """The folder with real CIFAR that RESNET_BENCH_TEST_DATA names; the test skips where there is none."""
-    folder = os.environ.get("RESNET_BENCH_TEST_DATA")
-    if not folder:
+def real_data_folder(request: pytest.FixtureRequest) -> Path:
+    """The folder with real CIFAR that RESNET_BENCH_TEST_DATA names; the test skips where none is named."""
+    folder = _real_data_folder(request.config)
+    if folder is None:
         pytest.skip("set RESNET_BENCH_TEST_DATA to a folder with CIFAR to run this test")
-    return Path(folder).resolve()
+    return folder
+
+
+def _real_data_folder(config: pytest.Config) -> Path | None:
+    folder = os.environ.get("RESNET_BENCH_TEST_DATA")
+    return (config.invocation_params.dir / Path(folder).expanduser()).resolve() if folder else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Stop where the folder that is named holds no images: its tests would skip, and nobody would notice."""
+    folder = _real_data_folder(config)
+    if folder is None or hasattr(config, "workerinput"):
+        return
+
+    from resnet_bench.data.dataset import dataset_status
+
+    if not any(status.sources for status in dataset_status(folder)):
+        raise pytest.UsageError(f"RESNET_BENCH_TEST_DATA: {folder} holds no CIFAR; name another folder, or none")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,6 +7,7 @@ Everything here goes through the command line and what it leaves. A deliberate c
 import enum
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -255,7 +256,7 @@ def test_keys_of_other_runs(kind: str, role: str, name: str, slow_runs: Path, ch
 @pytest.mark.slow
 @pytest.mark.real_data
 def test_keys_of_a_record_check(real_data_folder: Path, tmp_path: Path, check: Check) -> None:
-    command(golden.RECORD.format(data=real_data_folder), tmp_path, expected=1)
+    command(golden.RECORD.format(data=shlex.quote(str(real_data_folder))), tmp_path, expected=1)
     check("mlflow_keys.json", {"record check": _keys(tmp_path, "run", "")})
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.text import percent
+from resnet_bench.base.text import duration, percent
 from resnet_bench.cli.options import (
     DEFAULT_RUNS,
     BenchmarkDir,
@@ -168,11 +168,11 @@ def _print(found: "Record") -> None:
         low, high = min(found.seconds), max(found.seconds)
         echo(
             f"clock: median {statistics.median(found.seconds):.1f} s [{low:.1f}, {high:.1f}]; "
-            f"warm-up outside of it {found.warm_up_seconds:.1f} s; on {found.execution.device_name} "
+            f"warm-up outside of it {duration(found.warm_up_seconds)}; on {found.execution.device_name} "
             f"({found.execution.describe()})"
         )
     if found.speedup is not None:
         echo(
-            f"baseline {found.baseline}: {statistics.median(found.baseline_seconds):.0f} s for its whole training, "
+            f"baseline {found.baseline}: {duration(statistics.median(found.baseline_seconds))} for its whole training, "
             f"timed over some steps before, between and after the seeds; speedup {found.speedup:.1f}×"
         )

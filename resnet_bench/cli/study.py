@@ -363,9 +363,10 @@ def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage") 
         echo(f"  {failure}")
     echo(f"\nMLflow: {result.url} (resnet-bench ui)")
     if address.dashboard is not None:
-        echo(f"Optuna: optuna-dashboard {address.dashboard}")
+        echo(f"Optuna: optuna-dashboard {shlex.quote(address.dashboard)}")
     echo("report: resnet-bench report")
-    echo(f"next: resnet-bench study best {result.name}; resnet-bench study export {result.name}")
+    name = shlex.quote(result.name)
+    echo(f"next: resnet-bench study best {name}; resnet-bench study export {name}")
 
 
 def _print_best(result: "StudyResult") -> None:

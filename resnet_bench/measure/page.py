@@ -6,6 +6,7 @@ from dataclasses import fields
 from rich import box
 from rich.table import Table
 
+from resnet_bench.base.text import duration
 from resnet_bench.measure.speed import SpeedComparison, Spread
 from resnet_bench.measure.stages import Stages
 
@@ -35,8 +36,8 @@ def speed_table(comparison: SpeedComparison) -> Table:
             f"{_spread(arm.ratio)}×",
             f"{arm.peak_share:.0%}",
             f"{arm.peak_memory_bytes / GIGA:.2f} GB",
-            f"{arm.startup_seconds:.1f} s",
-            f"{arm.compile_seconds:.1f} s" if arm.compile_seconds else "–",
+            duration(arm.startup_seconds),
+            duration(arm.compile_seconds or None),
         )
     return table
 
