@@ -80,8 +80,9 @@ class Store:
         path = _plain(path)
         if any(sign in str(path) for sign in "?#%"):
             raise UserError(
-                f"{path}: MLflow cannot open a database whose path has ?, # or % in it; move it, "
-                "or name another one: --tracking sqlite:////folder/mlflow.db"
+                # Not the path itself: a password may have slipped into it with the signs.
+                "MLflow cannot open a tracking store whose path has ?, # or % in it; move it, or name another one: "
+                "--tracking sqlite:////folder/mlflow.db"
             )
         return cls(f"sqlite:///{path}", root or str(path.parent / sqlite_files.ARTIFACTS))
 

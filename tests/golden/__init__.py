@@ -179,7 +179,7 @@ def training_of(project: Path, run_id: str) -> dict[str, Any]:
     sql = "SELECT key, step, value FROM metrics WHERE run_uuid = ? ORDER BY key, step"
     metrics: dict[str, list[float]] = {}
     for key, _, value in query(project / "mlflow.db", sql, run_id):
-        if key.partition("/")[0] in ("step", "train", "validation", "test", "final") and "seconds" not in key:
+        if key.partition("/")[0] in ("step", "train", "validation", "test", "final") and "second" not in key:
             metrics.setdefault(settled(key), []).append(_short(value))
     (folder,) = query(
         project / "mlflow.db", "SELECT value FROM tags WHERE run_uuid = ? AND key = 'resnet_bench.folder'", run_id

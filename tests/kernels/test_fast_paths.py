@@ -97,7 +97,7 @@ def test_only_a_gain_beyond_noise_is_taken(tmp_path, monkeypatch, seconds, expec
 def test_a_way_that_is_not_there_is_not_taken(tmp_path) -> None:
     memory = TuningCache(tmp_path / "choices.json")
     images, weight = torch.randn(2, 4, 4, 4), torch.randn(4, 4, 3, 3, requires_grad=True)
-    memory.put(f"weight of a convolution {SHAPE}", "winograd")
+    memory.put(f"grad_weight of a convolution {SHAPE}", "winograd")
     assert fast_paths.chosen_algorithms(memory, images, weight, SHAPE) == ConvAlgorithms()
 
 

@@ -19,8 +19,8 @@ with stop_on_signals(announce="stopping, writing a checkpoint") as stop:
     print("ready", flush=True)
     while not stop:
         time.sleep(0.01)
-    print(stop.reason, flush=True)
     if sys.argv[1:] == ["checkpoint"]:
+        print(stop.reason, flush=True)
         try:
             with stop.held_back():
                 print("writing", flush=True)
@@ -31,6 +31,7 @@ with stop_on_signals(announce="stopping, writing a checkpoint") as stop:
             print("interrupted after the checkpoint", flush=True)
     else:
         try:
+            print(stop.reason, flush=True)
             time.sleep(20)
         except KeyboardInterrupt:
             print("interrupted at once", flush=True)
