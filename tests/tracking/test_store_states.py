@@ -215,7 +215,7 @@ def test_odd_folders_work_for_writing_reading_and_artifacts(
 @pytest.mark.parametrize("sign", "%?#")
 def test_paths_that_mlflow_cannot_open_are_refused_in_one_way(sign: str, tmp_path: Path) -> None:
     for spelled in (f"sqlite:///{tmp_path}/a{sign}b/mlflow.db", f"{tmp_path}/a{sign}b/mlflow.db"):
-        with pytest.raises(UserError, match=r"cannot open a database whose path has \?, # or % in it; move it"):
+        with pytest.raises(UserError, match=r"cannot open a tracking store whose path has \?, # or % in it; move it"):
             Store.resolve(spelled)
 
 
