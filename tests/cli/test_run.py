@@ -272,7 +272,7 @@ def test_seeds_at_once_are_the_seeds_one_after_another_to_the_last_bit(run_all: 
     assert len(runs) == 4
     for results, mark in ((together.results, "2"), (in_turn.results, None)):
         for _, result in results:
-            run = runs[result.url.rpartition("/")[2]]
+            run = runs[result.url.rpartition("/")[2].partition("?")[0]]
             assert run.info.status == "FINISHED"
             assert run.data.tags.get("resnet_bench.seeds_per_device") == mark
             assert ("device/peak_flops" in run.data.metrics) == (mark is None)
