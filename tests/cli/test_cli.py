@@ -290,7 +290,7 @@ def test_seeds_at_once_are_the_seeds_in_turn_to_the_last_bit(tmp_path: Path) -> 
         out, _ = process.communicate(timeout=600)
         assert process.returncode == 0, out
         runs = [json.loads(path.read_text()) | {"folder": path.parent} for path in (folder / "runs").glob("*/run.json")]
-        seeds = [run["identity"]["seed"] for run in runs]
+        seeds = [int(run["identity"]["seed"]) for run in runs]
         assert sorted(seeds) == [0, 1]
         client = Store.resolve(None, folder).client()
         for run in runs:

@@ -27,7 +27,7 @@ def test_perf_prints_writes_and_logs(tmp_path, monkeypatch) -> None:
     result = CliRunner().invoke(app, [*command, "--output", "out/perf.json"], catch_exceptions=False)
     assert result.exit_code == 0
     assert "GENERATED IMAGES" in result.output
-    assert "each stage alone" in result.output
+    assert "each stage separately" in result.output
     (comparison,) = json.loads((tmp_path / "out" / "perf.json").read_text())
     assert [arm["name"] for arm in comparison["arms"]] == ["source", "plain", "fast", "auto"]
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")

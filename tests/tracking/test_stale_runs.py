@@ -47,8 +47,10 @@ def tags_of(pid: int) -> dict[str, str]:
 
 TRACK = """
 import pathlib, sys, time
-from resnet_bench.benchmark import Benchmark
-from resnet_bench.tracking import RunFacts, Store, Tracker
+from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.tracking.facts import RunFacts
+from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.tracker import Tracker
 from tests.tracking.training_events import BENCHMARK, started, training
 
 benchmark = Benchmark.model_validate(BENCHMARK)

@@ -50,7 +50,8 @@ def test_a_port_that_is_taken_is_answered_with_a_free_one(store: Store) -> None:
 
 SERVE = """
 import pathlib, sys
-from resnet_bench.tracking import Store, serve_ui
+from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.ui import serve_ui
 
 store = Store.resolve(None, pathlib.Path(sys.argv[1]))
 sys.exit(serve_ui(store, port=int(sys.argv[2]), say=lambda text: print(text, flush=True)))
