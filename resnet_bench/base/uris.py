@@ -14,9 +14,11 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 _SECRET = re.compile(r"pass|pwd|token|secret|credential|(api|access|private|account)[_-]?key|signature|^sig$")
 _FILES = ("sqlite", "file", "journal")
+_PATHS = ("sqlite", "journal")
+"""What stands behind these is a path, and an @ belongs to it. No store is a ``file:``: it is a server's, mistyped."""
 _USERINFO = re.compile(
     # The path of a page may hold an @, and so may that of a file.
-    r"\b(?!(?:sqlite|file)[a-z+]*:///)(https?://(?=[^\s/'\"<>]*@)|(?!https?:)[a-z][a-z0-9+.-]*://)([^\s'\"<>]*?)@(?![^\s/'\"<>]*@)",
+    r"\b(?!sqlite[a-z+]*:///)(https?://(?=[^\s/'\"<>]*@)|(?!https?:)[a-z][a-z0-9+.-]*://)([^\s'\"<>]*?)@(?![^\s/'\"<>]*@)",
     re.IGNORECASE,
 )
 _ASSIGNMENT = re.compile(r"([\w%.-]+)(\s*=\s*|[\"']:\s*(?=[\"']))('[^']*'|\"[^\"]*\"|[^\s&;,)'\"]+)")
@@ -68,7 +70,7 @@ def parse(uri: str) -> Address:
 def redact(uri: str) -> str:
     """Write an address as it may be printed: passwords, tokens and a server's user become ``***``."""
     scheme, slashes, rest = uri.partition("://")
-    if not slashes or (scheme.lower().partition("+")[0] in _FILES and rest.startswith("/")):
+    if not slashes or (scheme.lower().partition("+")[0] in _PATHS and rest.startswith("/")):
         # A mistyped address may hold a password anywhere before its @; the path of a file may hold an @ too.
         before, at, after = uri.rpartition("@") if not slashes else ("", "", uri)
         return f"{HIDDEN if before else ''}{at}{_redacted_query(after)}"
@@ -180,7 +182,7 @@ def _secrets(uri: str) -> Iterator[str]:
     before, _, place = rest.rpartition("@")
     user, _, password = before.partition(":")
     values = [password or (user if scheme.lower() in ("http", "https") else "")]
-    if scheme.lower().partition("+")[0] in _FILES and rest.startswith("/"):
+    if scheme.lower().partition("+")[0] in _PATHS and rest.startswith("/"):
         values = []
     parts = re.split(r"[?&;#]", place)[1:]
     parts += [nested for part in parts for nested in re.split(r"[;\s]", _decoded(part.partition("=")[2]))]

@@ -23,6 +23,7 @@ WITH_SECRETS = [
     f"https://tracking.example.org/#token={SECRET}",
     f"postgres:ann:{SECRET}@host",
     f"sqlite://ann:{SECRET}@host/db",
+    f"file:///ann:{SECRET}@host/db",
 ]
 
 
@@ -58,6 +59,7 @@ def test_no_secret_of_an_unknown_address_survives_in_an_error(text: str) -> None
     [
         "postgresql://ann@host:1/db?sslmode=require",
         "sqlite:////home/ann@work/mlflow.db",
+        "file:///home/ann@work/mlruns",
         "http://127.0.0.1:5000/#/experiments/1?workflowType=machine_learning",
         "the source is [an article](https://medium.example/@ann/resnet-9)",
         "unexpected token: x",
