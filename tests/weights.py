@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from resnet_bench.running.events import Event
+from resnet_bench.tracking.model import PREFIX, load_weights
 from resnet_bench.tracking.store import Store
 from resnet_bench.training.events import Finished
 
@@ -26,9 +27,9 @@ def weights_in_store(store: Store, run_id: str) -> Weights:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(store.client().download_artifacts(run_id, "model", scratch))
         if (plain := folder / "weights.pt").is_file():
-            return dict(torch.load(plain, weights_only=True))
-        exported = torch.export.load(folder / "data" / "model.pt2").state_dict
-        return {name: tensor.detach() for name, tensor in exported.items()}
+            found = torch.load(plain, weights_only=True)
+            return {name.removeprefix(PREFIX): tensor for name, tensor in found.items()}
+        return {name: tensor.detach() for name, tensor in load_weights(folder).items()}
 
 
 def weights_of_project(project: Path) -> dict[int, Weights]:

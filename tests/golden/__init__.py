@@ -183,7 +183,8 @@ def training_of(project: Path, run_id: str) -> dict[str, Any]:
             metrics.setdefault(settled(key), []).append(_short(value))
     (artifacts,) = query(project / "mlflow.db", "SELECT artifact_uri FROM runs WHERE run_uuid = ?", run_id)
     file = Path(artifacts[0].removeprefix("file://")) / "model" / "data" / "model.pt2"
-    network = torch.export.load(file).state_dict
+    # The model has its preprocessing around the network.
+    network = {name.removeprefix("network."): value for name, value in torch.export.load(file).state_dict.items()}
     digest = hashlib.sha256()
     weights = {}
     for name, tensor in sorted(network.items()):
