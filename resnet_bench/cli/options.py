@@ -1,6 +1,7 @@
 """Options that several verbs have, their old names, and what the shell completes for them."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -93,6 +94,11 @@ def data_folder(given: Path | None) -> Path:
     raise UserError(f"{where}: {folder} {what}; name the folder that holds CIFAR")
 
 
+def can_ask() -> bool:
+    """Whether somebody sits there who can answer; a service or a batch job may have closed standard input."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stdout is not None and sys.stdout.isatty()
+
+
 # --- what the shell completes ---------------------------------------------------------------------
 
 
@@ -180,6 +186,7 @@ Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="Reproduce every bit for the same seed on the same machine.")
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before anything that takes long.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs; docs/json.md describes it.")]
 Sources = Annotated[
     list[str] | None,
     typer.Option(

@@ -1,6 +1,5 @@
 """The verb ``resnet-bench run``."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +21,7 @@ from resnet_bench.cli.options import (
     Threads,
     TrackingURI,
     Yes,
+    can_ask,
     complete_benchmark,
     complete_setting,
     data_folder,
@@ -116,10 +116,8 @@ def run(
             deterministic=deterministic,
         ),
     )
-    # A service or a batch job may have closed standard input.
-    can_ask = sys.stdin is not None and sys.stdin.isatty() and console.is_terminal
     with lasting(console):
-        summary = run_all(options, context, console, ask=can_ask and not yes)
+        summary = run_all(options, context, console, ask=can_ask() and not yes)
         if summary.interrupted:
             print_resume_command("--resume" if summary.is_resumable else None)
     if summary.interrupted:

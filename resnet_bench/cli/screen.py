@@ -6,12 +6,15 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console, RenderableType
 from rich.measure import Measurement, measure_renderables
 from rich.table import Table
 from rich.text import Text
+
+from resnet_bench.base.json_document import json_document
 
 FAILED = 1
 BAD_INPUT = 2
@@ -52,6 +55,12 @@ def paragraph(text: str, indent: str = "  ") -> None:
             break_on_hyphens=False,
         )
     )
+
+
+def print_json(kind: str, **fields: Any) -> None:
+    """Print what a verb says as JSON, and nothing else on standard output."""
+    # Not through rich, which would wrap lines that a program reads.
+    sys.stdout.write(json_document(kind, fields))
 
 
 def print_error(text: str) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,6 +27,7 @@ from resnet_bench.cli.options import (
     StudyName,
     TrackingURI,
     Yes,
+    can_ask,
     data_folder,
     help_text,
     new_app,
@@ -248,8 +248,12 @@ def run(
     plan, why = _plan(study, profile, context, benchmark_dir, trials)
     stored_name = study_name or _storage_name(study.name, plan.profile)
     seconds = _announce(stored_name, plan, why, address, context, workers)
-    ask = not yes and sys.stdin.isatty() and console.is_terminal
-    if ask and seconds > LONG_STUDY_SECONDS and not Confirm.ask("Continue?", console=console, default=True):
+    if (
+        not yes
+        and can_ask()
+        and seconds > LONG_STUDY_SECONDS
+        and not Confirm.ask("Continue?", console=console, default=True)
+    ):
         raise UserError("nothing was started")
     _get_ready(store)
     result = _watch(stored_name, plan, address, context, workers)
