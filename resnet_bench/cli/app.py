@@ -24,6 +24,7 @@ VERBS = {
     "report": "Write a report of the tracked runs.",
     "compare": "Compare two sets of runs.",
     "plan": "Plan a comparison: how many seeds an effect needs.",
+    "runs": "List, show, delete and prune runs.",
     "ui": "Open MLflow on the runs.",
     "study": "Tune a benchmark with Optuna.",
     "record": "Check a speed record.",

@@ -169,6 +169,24 @@ class RunFolder:
             file.unlink(missing_ok=True)
 
 
+def folders_in(run_dir: Path) -> list[RunFolder]:
+    """Every run's folder below one, by name; nothing is held."""
+    found = [(file.parent, _read_state(file)) for file in sorted(run_dir.glob(f"*/{STATE_FILE}"))]
+    return [RunFolder(path, state) for path, state in found if state is not None]
+
+
+def hold(path: Path) -> RunFolder | None:
+    """Hold a run's folder; None where another live process does, or it has no state that can be read."""
+    state = _read_state(path / STATE_FILE)
+    if state is None:
+        return None
+    folder = RunFolder(path, state)
+    try:
+        return folder if folder._take() else None
+    except OSError:
+        return None
+
+
 def settle(run_dir: Path, name: str, run_id: str | None) -> None:
     """Finish the folder of a run that the store knows as finished, where its process was killed before it could.
 
@@ -181,8 +199,7 @@ def settle(run_dir: Path, name: str, run_id: str | None) -> None:
     state = _read_state(path / STATE_FILE) if name and Path(name).name == name else None
     if state is None or state["run_id"] not in (run_id, None):
         return
-    folder = RunFolder(path, state)
-    if folder._take():
+    if (folder := hold(path)) is not None:
         try:
             if not folder.is_finished:
                 folder.note_end("finished", run_id)
