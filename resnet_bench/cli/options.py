@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -99,6 +100,19 @@ def can_ask() -> bool:
     return sys.stdin is not None and sys.stdin.isatty() and sys.stdout is not None and sys.stdout.isatty()
 
 
+def deadline(max_minutes: float | None) -> float | None:
+    """Turn minutes from now into a time of the clock that :class:`resnet_bench.running.stopping.Stop` reads.
+
+    Raises:
+        UserError: It is not a positive number.
+    """
+    if max_minutes is None:
+        return None
+    if not 0 < max_minutes < float("inf"):
+        raise UserError(f"--max-minutes: must be above 0, got {max_minutes:g}")
+    return time.monotonic() + 60 * max_minutes
+
+
 # --- what the shell completes ---------------------------------------------------------------------
 
 
@@ -187,6 +201,10 @@ Deterministic = Annotated[
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before anything that takes long.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs; docs/json.md describes it.")]
+MaxMinutes = Annotated[
+    float | None,
+    typer.Option("--max-minutes", metavar="M", help="Stop after M minutes, with a checkpoint; exit code 124."),
+]
 Sources = Annotated[
     list[str] | None,
     typer.Option(

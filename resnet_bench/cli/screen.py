@@ -18,6 +18,8 @@ from resnet_bench.base.json_document import json_document
 
 FAILED = 1
 BAD_INPUT = 2
+OUT_OF_TIME = 124
+"""``--max-minutes`` ended it, resumable; timeout(1) exits with the same."""
 INTERRUPTED = 130
 
 LOG_WIDTH = 150
@@ -81,11 +83,11 @@ def announce_generated(dataset: str, to: Console | None = None) -> None:
     )
 
 
-def print_resume_command(option: str | None = None) -> None:
+def print_resume_command(option: str | None = None, *, why: str = "interrupted") -> None:
     """Print the command that was typed, with the option that resumes what was interrupted."""
     arguments = sys.argv[1:]
     missing = [option] if option is not None and option not in arguments else []
-    echo(f"interrupted; resume with: {shlex.join(['resnet-bench', *arguments, *missing])}")
+    echo(f"{why}; resume with: {shlex.join(['resnet-bench', *arguments, *missing])}")
 
 
 def new_table(*columns: str, right: Sequence[str] = (), title: str | None = None) -> Table:

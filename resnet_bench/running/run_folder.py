@@ -14,7 +14,7 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.base.files import write_atomically
 from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.run_files import ARTIFACTS, CHECKPOINTS, remove_delivered
-from resnet_bench.tracking.vocabulary import PREFIX
+from resnet_bench.tracking.vocabulary import PREFIX, tag
 from resnet_bench.training import checkpoint
 
 STATE_FILE = "run.json"
@@ -170,8 +170,9 @@ class RunFolder:
 
 
 def folders_in(run_dir: Path) -> list[RunFolder]:
-    """Every run's folder below one, by name; nothing is held."""
-    found = [(file.parent, _read_state(file)) for file in sorted(run_dir.glob(f"*/{STATE_FILE}"))]
+    """Every run's folder below one, those of studies too, by name; nothing is held."""
+    files = [file for pattern in ("*", "studies/*/*") for file in sorted(run_dir.glob(f"{pattern}/{STATE_FILE}"))]
+    found = [(file.parent, _read_state(file)) for file in files]
     return [RunFolder(path, state) for path, state in found if state is not None]
 
 
@@ -185,6 +186,16 @@ def hold(path: Path) -> RunFolder | None:
         return folder if folder._take() else None
     except OSError:
         return None
+
+
+def move_to_study(folder: RunFolder, name: str) -> None:
+    """Note that a run belongs to a study by another name, so that it is still resumed."""
+    state = folder._state
+    if state["identity"].get("study"):
+        folder.update(
+            identity={**state["identity"], "study": name},
+            tags={key: name if key == tag("study") else value for key, value in state["tags"].items()},
+        )
 
 
 def settle(run_dir: Path, name: str, run_id: str | None) -> None:
