@@ -22,6 +22,7 @@ from resnet_bench.running.run_folder import RunFolder
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.training.events import Finished, Predictions
 
+PREDICTIONS = "predictions.parquet"
 EXAMPLE_IMAGES = 64
 CONFIDENT_MISTAKES = 24
 
@@ -57,14 +58,14 @@ def _log_predictions(predictions: Predictions, dataset: Dataset, tracker: Tracke
     pictures.write_per_class_accuracy(folder / "per_class_accuracy.csv", labels, predicted, classes)
     pictures.write_confusion_matrix_csv(folder / "confusion_matrix.csv", labels, predicted, classes)
     pictures.write_confusion_matrix_png(folder / "confusion_matrix.png", labels, predicted, classes)
-    pictures.write_predictions(folder / "predictions.parquet", labels, probabilities)
+    pictures.write_predictions(folder / PREDICTIONS, labels, probabilities, predictions.predicted_tta)
     mistakes = folder / "confident_mistakes.json"
     mistakes.write_text(json.dumps(confident_mistakes(predictions, dataset)))
     for name in (
         "per_class_accuracy.csv",
         "confusion_matrix.csv",
         "confusion_matrix.png",
-        "predictions.parquet",
+        PREDICTIONS,
         "confident_mistakes.json",
     ):
         tracker.artifact(folder / name)

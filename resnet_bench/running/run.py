@@ -16,6 +16,7 @@ from resnet_bench.running.prepare import Prepared
 from resnet_bench.running.run_folder import RunFolder
 from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.tracking.tracker import Tracker
+from resnet_bench.tracking.vocabulary import ENERGY, TRAIN_JOULES
 from resnet_bench.training import checkpoint
 from resnet_bench.training.events import EndReason, EpochEnded, Evaluated, Finished, State, Steps
 from resnet_bench.training.events import Event as TrainingEvent
@@ -100,10 +101,12 @@ def _tracked(
             yield event
             if stop and not isinstance(event, Finished):
                 raise Stopped("killed", stop.reason or "stopped")  # noqa: TRY301 - as if the consumer had thrown it
+            if meter and isinstance(event, EpochEnded):
+                tracker.metrics({TRAIN_JOULES: meter.joules}, epoch=event.epoch)
             if isinstance(event, Finished):
                 last = {"final/images_per_second": checkpoints.outcome.images_per_second or 0.0}
                 if meter:
-                    last["energy/joules"] = meter.joules
+                    last[ENERGY] = meter.joules
                 tracker.metrics(last, epoch=event.epoch)
                 log_outcome(job.recipe, dataset, event, tracker, folder, seed=job.seed, model=job.keep_model)
         end = "finished"
@@ -125,7 +128,7 @@ def _tracked(
     finally:
         report = tracker.close(end, reason)
         folder.note_end(end, tracker.run_id)
-    yield Closed(report)
+    yield Closed(report, meter.joules if meter else None)
 
 
 class _Checkpoints:
