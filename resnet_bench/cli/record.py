@@ -3,7 +3,7 @@
 from resnet_bench.cli import record_board, record_check, record_verify
 from resnet_bench.cli.options import help_text, new_app
 
-app = new_app("Check speed records, one's own and those of others.")
+app = new_app("Check a speed record, or verify one of somebody else.")
 
 app.command(
     "check",
@@ -12,7 +12,7 @@ app.command(
         "bound of the one-sided 95% CI of the mean has to reach the claim; see docs/records.md. What is found goes "
         "into a bundle, a folder that others can verify.",
         example="record check speedrun-90",
-        following="record verify runs/records/speedrun-90-20261128-120000",
+        following="record verify reports/records/speedrun-90",
     ),
 )(record_check.check)
 
@@ -21,7 +21,7 @@ app.command(
     help=help_text(
         "Compute what a bundle states again from its files, then repeat it on this machine.\n\nExit code 0: it agrees. "
         "1: the repeat does not. 2: the bundle is damaged, or states what its files do not give.",
-        example="record verify runs/records/speedrun-90-20261128-120000 --seeds 3",
+        example="record verify reports/records/speedrun-90 --seeds 3",
     ),
 )(record_verify.verify)
 

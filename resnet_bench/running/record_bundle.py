@@ -162,7 +162,7 @@ class ManifestEntry(Schema):
     bytes: Annotated[int, Field(ge=0)]
     sha256: SHA256
     left_out: bool = False
-    """The file is not in the bundle, to keep it small; whoever has it can show that it is the same."""
+    """The file is not in the bundle, to keep it small; its hash shows whether a file that is put back is the same."""
 
 
 class Manifest(Schema):
