@@ -1,4 +1,4 @@
-"""What a task tells its consumer. Children's events carry no snapshot and no predictions."""
+"""What a task tells its consumer. Children's events carry no snapshot."""
 
 from dataclasses import dataclass
 from pathlib import Path

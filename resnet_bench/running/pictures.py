@@ -82,19 +82,16 @@ def write_confusion_matrix_png(path: Path, labels: Labels, predicted: Labels, cl
     figure.savefig(path)
 
 
-def write_predictions(
-    path: Path, labels: Labels, probabilities: npt.NDArray[np.float32], predicted_tta: Labels | None = None
-) -> None:
+def write_predictions(path: Path, labels: Labels, probabilities: npt.NDArray[np.float32]) -> None:
     """Write a Parquet table with a row an image, in the dataset's canonical order.
 
-    Columns: ``index``, ``label``, ``predicted``, ``confidence`` (probability of the predicted class),
-    ``label_probability`` (probability of the true class) and, with TTA, ``predicted_tta``.
+    Columns: ``index``, ``label``, ``predicted``, ``confidence`` (probability of the predicted class) and
+    ``label_probability`` (probability of the true class).
 
     Args:
         path: The file to write.
         labels: True classes, shape [N].
         probabilities: What the network says, shape [N, classes].
-        predicted_tta: Classes predicted with TTA, shape [N].
     """
     import pandas as pd
 
@@ -107,8 +104,6 @@ def write_predictions(
         "confidence": probabilities[rows, predicted],
         "label_probability": probabilities[rows, labels],
     }
-    if predicted_tta is not None:
-        columns["predicted_tta"] = predicted_tta.astype(np.int16)
     pd.DataFrame(columns).to_parquet(path, index=False)
 
 

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.execution.execution import Execution
 from resnet_bench.judging.record import claim_of
 from resnet_bench.measure.record_clock import time_steps
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.running.artifacts import PREDICTIONS
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import JobFinished, TaskEvent
 from resnet_bench.running.job import Job, Task
@@ -33,6 +31,7 @@ from resnet_bench.running.record_bundle import (
 )
 from resnet_bench.running.stopping import Stopped
 from resnet_bench.tracking.environment import code_fingerprint, code_version, environment, package_version
+from resnet_bench.training.events import Finished, Predictions
 
 
 @dataclass(frozen=True)
@@ -144,25 +143,27 @@ class RecordCheck:
 
     def _train(self, context: Context, bundle: RecordBundle) -> Generator[Attempt, None, str | None]:
         """Returns why seeds were not started, where some were not."""
-        outcome, unstarted = Outcome(), None
+        outcome, predictions, unstarted = Outcome(), None, None
         launched = find_launcher("inline", [Place()]).run(self._tasks(bundle), context)
         with contextlib.closing(launched) as events:
             for task, event in events:
                 if isinstance(event, BaselineTimed):
                     timing = BaselineTiming(after_seeds=len(bundle.record.attempts), step_seconds=event.step_seconds)
                     bundle.update(baseline=(*bundle.record.baseline, timing))
+                if isinstance(event, Finished):
+                    predictions = event.predictions
                 outcome.take(event)
                 if not isinstance(event, JobFinished):
                     continue
                 if event.interrupted:
                     raise Stopped("killed", context.stop.reason or "stopped")
                 if isinstance(task, Job):
-                    attempt = _attempt(task.seed, outcome, bundle)
+                    attempt = _attempt(task.seed, outcome, predictions, bundle)
                     bundle.update(attempts=(*bundle.record.attempts, attempt), under_way=None)
                     yield attempt
                 elif event.failure is not None:
                     raise UserError(f"{task.label}: {event.failure}")
-                outcome = Outcome()
+                outcome, predictions = Outcome(), None
                 if event.device_problem:
                     unstarted = f"not started: {event.device_problem}"
         return unstarted
@@ -188,17 +189,16 @@ class RecordCheck:
             yield TimeBaseline(self.baseline, self.benchmark.recipe)
 
 
-def _attempt(seed: int, outcome: Outcome, bundle: RecordBundle) -> Attempt:
+def _attempt(seed: int, outcome: Outcome, predictions: Predictions | None, bundle: RecordBundle) -> Attempt:
     """Return how a seed ended; its predictions are kept in the bundle, and its accuracies are counted from them."""
     found: dict[str, float] = {}
     failure = outcome.failure
-    if failure is None:
-        try:
-            labels, kinds = _predictions(Path(outcome.folder), with_tta=bundle.claim.is_tta)
-            found = accuracies(labels, kinds)
-            bundle.keep_predictions(seed, labels, kinds)
-        except Exception as error:  # whatever the disk, pyarrow or pandas raises
-            found, failure = {}, f"its predictions cannot be kept: {describe_error(error, limit=200)}"
+    if failure is None and predictions is None:
+        failure = "it ended without predictions of the test images"
+    elif failure is None and predictions is not None:
+        labels, kinds = predictions.labels.astype(np.uint8), _kinds(predictions, with_tta=bundle.claim.is_tta)
+        found = accuracies(labels, kinds)
+        bundle.keep_predictions(seed, labels, kinds)
     attempt = Attempt(
         seed=seed,
         setup_seconds=outcome.setup_seconds,
@@ -212,12 +212,11 @@ def _attempt(seed: int, outcome: Outcome, bundle: RecordBundle) -> Attempt:
     return attempt.model_copy(update={"seconds": clock_seconds(attempt, bundle.claim)})
 
 
-def _predictions(folder: Path, *, with_tta: bool) -> tuple[Classes, list[Classes]]:
-    """Read the test labels and what a finished run predicts: standard and, for a TTA claim, with TTA."""
-    import pandas as pd
-
-    table = pd.read_parquet(folder / "artifacts" / PREDICTIONS)
-    kinds = [table["predicted"], *([table["predicted_tta"]] if with_tta else [])]
-    # Outputs that mean no class are wrong, whatever they are; no dataset has 256 classes.
-    classes = [np.where(kind < 255, kind, 255).astype(np.uint8) for kind in kinds]
-    return table["label"].to_numpy(np.uint8), classes
+def _kinds(predictions: Predictions, *, with_tta: bool) -> list[Classes]:
+    """Return what a finished run predicts: standard and, for a TTA claim, with TTA."""
+    kinds = [predictions.probabilities.argmax(axis=1)]
+    if with_tta:
+        assert predictions.predicted_tta is not None
+        kinds.append(predictions.predicted_tta)
+    # Outputs beyond the classes are wrong, whatever they are; no dataset has 256 classes.
+    return [np.minimum(kind, 255).astype(np.uint8) for kind in kinds]

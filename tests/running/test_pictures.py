@@ -64,8 +64,6 @@ def test_predictions_hold_both_probabilities(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         table["label_probability"], [PROBABILITIES[i, label] for i, label in enumerate(LABELS)]
     )
-    write_predictions(tmp_path / "predictions.parquet", LABELS, PROBABILITIES, LABELS)
-    assert pd.read_parquet(tmp_path / "predictions.parquet")["predicted_tta"].tolist() == LABELS.tolist()
 
 
 @pytest.mark.parametrize("classes", [3, 100])

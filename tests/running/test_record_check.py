@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +17,8 @@ from resnet_bench.data.dataset import Dataset, ImageLocation, generate_dataset
 from resnet_bench.execution.execution import Execution
 from resnet_bench.execution.options import ExecutionOptions
 from resnet_bench.recipe.datasets import DATASETS
-from resnet_bench.running.artifacts import PREDICTIONS
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import Closed, Opened
-from resnet_bench.running.pictures import write_predictions
 from resnet_bench.running.prepare import Prepared, resolve
 from resnet_bench.running.record_bundle import (
     RECORD,
@@ -36,7 +33,7 @@ from resnet_bench.running.record_reading import read_bundle
 from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.tracking.delivery import UploadReport
 from resnet_bench.tracking.store import Store
-from resnet_bench.training.events import EpochEnded, Evaluated
+from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Predictions
 from tests.judging.test_record import fast
 
 CPU = Execution.resolve("cpu", "fp32", threads=1)
@@ -126,13 +123,13 @@ class Seeds:
         seed = prepared.job.seed
         self.trained.append(seed)
         folder = context.run_dir / str(seed)
-        (folder / "artifacts").mkdir(parents=True)
         yield Opened(None, f"run {seed}", folder, warm_up_seconds=3.0)
         if seed in self.errors:
             raise self.errors[seed]
         yield Evaluated(2, 4, "test", 0.9, 1.0, 0.9, 1.0, images=10, seconds=1.0, snapshot=dict, accuracy_tta=0.91)
         yield EpochEnded(2, 4, 2.5, 2.4, 0.1, 0.5, 50.0, 80.0, peak_memory_bytes=1, snapshot=dict)
-        write_predictions(folder / "artifacts" / PREDICTIONS, LABELS, *predictions(seed))
+        told = Predictions("test", LABELS, *predictions(seed))
+        yield Finished(2, 4, 50.0, 1.0, {}, told, snapshot=dict)
         yield Closed(UploadReport(), joules=1000.0 + seed)
 
 
@@ -196,8 +193,6 @@ def test_resume_never_trains_a_failed_seed_again(seeds: Seeds, context: Context)
     assert find_unfinished(context.run_dir, "fast") == bundle.path
 
     seeds.errors, seeds.trained = {}, []
-    # What an interrupted run left; the run itself is always a new one.
-    shutil.rmtree(context.run_dir / "2")
     resumed = check.resume(bundle.path, CPU)
     assert resumed.record.under_way == 2
     checked(check, context, resumed)
@@ -251,8 +246,6 @@ def test_verify_repeats_some_seeds_and_says_whether_they_agree(
     monkeypatch.chdir(context.run_dir.parent)
     monkeypatch.setitem(TEST_LABELS, "cifar10", hashlib.sha256(LABELS.astype(np.uint8).tobytes()).hexdigest())
     _, bundle = checked(RecordCheck(FAST, range(10), FAST), context)
-    for folder in context.run_dir.glob("[0-9]"):
-        shutil.rmtree(folder)
     seeds.trained = []
     found = verified(bundle, context, "--seeds", "2")
     assert found.exit_code == 0, found.output
@@ -260,7 +253,6 @@ def test_verify_repeats_some_seeds_and_says_whether_they_agree(
     assert "accuracy agrees: mean 91.005% of 2 repeated seeds" in found.output
     assert "time agrees: 0.12× the baseline's speed here" in found.output
 
-    shutil.rmtree(context.run_dir / "0")
     seeds.errors[0] = ValueError("it broke")
     found = verified(bundle, context, "--seeds", "1")
     assert found.exit_code == 1, found.output
