@@ -20,6 +20,7 @@ VERBS = {
     "show": "Show a benchmark: its source, claims, recipe and facts.",
     "copy": "Copy a benchmark to a file, to start your own recipe.",
     "validate": "Check benchmark and study files, and print every problem.",
+    "schema": "Print the JSON schema of benchmark or study files, for editors.",
     "run": "Train benchmarks and track them in MLflow.",
     "report": "Write a report of the tracked runs.",
     "compare": "Compare two sets of runs.",
