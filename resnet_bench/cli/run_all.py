@@ -1,9 +1,8 @@
 """Runs from options to results: planned, announced, run, and summed up."""
 
 import contextlib
-import itertools
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,13 +15,12 @@ from resnet_bench.base.text import duration, plural
 from resnet_bench.cli.closing import print_closing
 from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay
 from resnet_bench.cli.screen import announce_generated, print_table
-from resnet_bench.data.dataset import Dataset, dataset_status
+from resnet_bench.data.dataset import Dataset
 from resnet_bench.running.context import Context
-from resnet_bench.running.events import Event, JobFinished, JobStarted, Opened
-from resnet_bench.running.job import Job, Task
-from resnet_bench.running.launchers.child import preload
+from resnet_bench.running.events import JobFinished, JobStarted, Opened
+from resnet_bench.running.job import Job
 from resnet_bench.running.outcome import Outcome
-from resnet_bench.running.plan import RunOptions, RunPlan, Survey, Surveyed, load_benchmarks, plan_runs
+from resnet_bench.running.plan import RunOptions, RunPlan, Survey, Surveyed, open_plan
 from resnet_bench.running.stopping import stop_on_signals
 from resnet_bench.tracking.stale_runs import close_stale_runs
 from resnet_bench.tracking.store import Store
@@ -75,17 +73,7 @@ def run_all(options: RunOptions, context: Context, console: Console, *, ask: boo
         else:
             console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    benchmarks = load_benchmarks(options)
-    names = sorted({benchmark.recipe.data.dataset for benchmark in benchmarks})
-    images = context.images
-    is_here = all(status.sources for status in dataset_status(images.folder) if status.name in names)
-    # Planned before anything is downloaded or decoded, so that a mistyped key costs nothing.
-    plan = plan_runs(options, benchmarks, context.options, real_data=is_here or images.download)
-    if len(plan.places) > 1:
-        preload()
-    datasets: dict[str, Dataset] = {name: context.open_images(name, echo) for name in names}
-    if any(dataset.generated for dataset in datasets.values()):
-        plan = plan_runs(options, benchmarks, context.options, real_data=False)
+    plan, datasets = open_plan(options, context, echo)
     survey = _survey(plan, context)
     seconds = _announce(plan, survey, datasets, context.store, console)
     if ask and seconds > LONG_RUN_SECONDS:
@@ -178,7 +166,7 @@ def _run_plan(plan: RunPlan, pending: int, context: Context, console: Console) -
     summary = RunsSummary()
     outcomes: dict[str, Outcome] = {}
     shown: dict[str, RunDisplay] = {}
-    with RunsDisplay(console, pending).shown() as display, contextlib.closing(_events(plan, context)) as events:
+    with RunsDisplay(console, pending).shown() as display, contextlib.closing(plan.events(context)) as events:
         try:
             for task, event in events:
                 label = task.label
@@ -204,18 +192,3 @@ def _run_plan(plan: RunPlan, pending: int, context: Context, console: Console) -
     jobs = {job.label: job for job in plan.jobs}
     summary.results = [(job, outcomes[label]) for label, job in jobs.items() if label in outcomes]
     return summary
-
-
-def _events(plan: RunPlan, context: Context) -> Generator[tuple[Task, Event], None, None]:
-    """The events of all jobs; seeds that share a device are of one benchmark."""
-    groups = [list(plan.jobs)]
-    if plan.sharing > 1:
-        groups = [list(jobs) for _, jobs in itertools.groupby(plan.jobs, key=lambda job: job.benchmark.name)]
-    for jobs in groups:
-        stopped = False
-        with contextlib.closing(plan.launcher.run(jobs, context)) as events:
-            for task, event in events:
-                yield task, event
-                stopped |= isinstance(event, JobFinished) and (event.interrupted or event.device_problem is not None)
-        if stopped:
-            return
