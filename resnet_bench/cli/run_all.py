@@ -13,6 +13,7 @@ from rich.table import Table
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import duration, plural
 from resnet_bench.cli.closing import print_closing
+from resnet_bench.cli.dry_run import print_dry_run
 from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay
 from resnet_bench.cli.screen import announce_generated, print_table
 from resnet_bench.data.dataset import Dataset
@@ -57,11 +58,13 @@ class RunsSummary:
         return any((folder / "checkpoints" / "last.pt").is_file() for folder in folders)
 
 
-def run_all(options: RunOptions, context: Context, console: Console, *, ask: bool = False) -> RunsSummary:
+def run_all(
+    options: RunOptions, context: Context, console: Console, *, ask: bool = False, dry_run: bool = False
+) -> RunsSummary:
     """Plan, announce what will run, run it, and print the closing table.
 
     A run that was finished before is not trained again, unless ``force`` is set. A run that fails does not stop
-    those after it.
+    those after it. A dry run ends after the announcement, with what a few steps of each benchmark need.
 
     Raises:
         UserError: Something asked for does not exist or does not fit; nothing was started.
@@ -76,6 +79,9 @@ def run_all(options: RunOptions, context: Context, console: Console, *, ask: boo
     plan, datasets = open_plan(options, context, echo)
     survey = _survey(plan, context)
     seconds = _announce(plan, survey, datasets, context.store, console)
+    if dry_run:
+        print_dry_run(plan, context, echo)
+        return RunsSummary()
     if ask and seconds > LONG_RUN_SECONDS:
         default = seconds < VERY_LONG_RUN_SECONDS
         if not Confirm.ask("Continue?", console=console, default=default):
