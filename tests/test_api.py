@@ -2,6 +2,7 @@
 
 import contextlib
 import doctest
+import json
 import os
 import sqlite3
 import subprocess
@@ -112,3 +113,27 @@ def test_bad_input_is_one_sentence(project: Path, tmp_path: Path) -> None:
         rb.study("learning-rate", f"sqlite:///{tmp_path / 'other.db'}")
     with pytest.raises(rb.UserError, match="a seed is given twice"):
         rb.run("he-resnet20", seeds=[1, 1])
+
+
+@pytest.mark.slow
+def test_every_cell_of_the_tutorial_runs_and_the_last_one_is_a_plot(tmp_path: Path) -> None:
+    """In a process of its own, as a kernel has it, in a folder without data and runs."""
+    notebook = json.loads((golden.ROOT / "docs" / "tutorial.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) > 5
+    script = "\n".join([*cells, "figure.savefig('plot.png')", "assert left.lines and right.lines and len(table) == 2"])
+    environment = {**golden.environment(), "MPLBACKEND": "agg"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_the_tutorial_is_a_valid_notebook() -> None:
+    notebook = json.loads((golden.ROOT / "docs" / "tutorial.ipynb").read_text())
+    assert notebook["nbformat"] == 4
+    for cell in notebook["cells"]:
+        assert {"cell_type", "metadata", "source"} <= cell.keys()
+        if cell["cell_type"] == "code":
+            compile("".join(cell["source"]), "cell", "exec")

@@ -23,21 +23,23 @@ ACCURACY_NAMES: Mapping[str, str] = {
 }
 
 PLAIN_TORCH = """import json
+from pathlib import Path
 
 import torch
 
 network = torch.export.load("model.pt2").module()
-classes = json.load(open("config.json"))["classes"]
+classes = json.loads(Path("config.json").read_text())["classes"]
 
 logits = network(images)  # RGB, uint8 tensor [N, 3, {side}, {side}]
 predicted = [classes[i] for i in logits.argmax(1)]"""
 
 ONNX = """import json
+from pathlib import Path
 
 import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx")
-classes = json.load(open("config.json"))["classes"]
+classes = json.loads(Path("config.json").read_text())["classes"]
 
 (logits,) = session.run(None, {{"images": images}})  # RGB, uint8 array [N, 3, {side}, {side}]
 predicted = [classes[i] for i in logits.argmax(1)]"""
