@@ -12,7 +12,7 @@ from rich.table import Table
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import duration, plural
-from resnet_bench.cli.closing import print_closing
+from resnet_bench.cli.closing import beside_the_reference, print_closing
 from resnet_bench.cli.dry_run import print_dry_run
 from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay
 from resnet_bench.cli.screen import announce_generated, print_table
@@ -79,6 +79,8 @@ def run_all(
     plan, datasets = open_plan(options, context, echo)
     survey = _survey(plan, context)
     seconds = _announce(plan, survey, datasets, context.store, console)
+    for sentence in beside_the_reference([(surveyed.job, Outcome()) for surveyed in survey.values()], datasets):
+        echo(sentence)
     if dry_run:
         print_dry_run(plan, context, echo)
         return RunsSummary()

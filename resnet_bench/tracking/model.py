@@ -63,17 +63,18 @@ def save_model(
         )
 
 
-def load_weights(file: Path) -> "State":
+def load_weights(model: Path) -> "State":
     """Read the weights of a saved model, under the names that the network alone gives them.
 
     Args:
-        file: ``data/model.pt2`` of an MLflow model, see :data:`PROGRAM`.
+        model: The folder of an MLflow model, or its file :data:`PROGRAM` alone.
 
     Raises:
         UserError: It cannot be read.
     """
     import torch
 
+    file = model / PROGRAM if model.is_dir() else model
     try:
         weights = torch.export.load(file).state_dict
     # What is not there, is damaged, or is of another version of torch may raise anything.
