@@ -178,7 +178,7 @@ def settle(run_dir: Path, name: str, run_id: str | None) -> None:
         run_id: The MLflow run.
     """
     path = run_dir / name
-    state = _read_state(path / STATE_FILE) if name and Path(name).name == name else None
+    state = read_state(path / STATE_FILE) if name and Path(name).name == name else None
     if state is None or state["run_id"] not in (run_id, None):
         return
     folder = RunFolder(path, state)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -19,6 +20,7 @@ from resnet_bench.data.dataset import Dataset, ImageLocation, generate_dataset
 from resnet_bench.models.of_recipe import build_network
 from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.recipe.files import load_benchmark
+from resnet_bench.recipe.writing import to_toml
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import Opened
 from resnet_bench.running.export import FILES, Format, export_run
@@ -27,8 +29,10 @@ from resnet_bench.running.prepare import prepare
 from resnet_bench.running.run import run
 from resnet_bench.running.safetensors import read_safetensors, write_safetensors
 from resnet_bench.running.trained import TrainedRun, find_trained, load_classifier
+from resnet_bench.tracking.model import save_model
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import tag
+from resnet_bench.training import checkpoint
 from resnet_bench.training.events import Finished
 from tests.running.conftest import PLAIN
 from tests.training.conftest import tiny_recipe
@@ -228,6 +232,27 @@ def test_the_verb_exports_a_run(finished: tuple[str, Path, Finished], store: Sto
         os.chdir(before)
     assert done.exit_code == 0, done.output
     assert (tmp_path / "exports" / "he-resnet20-seed77" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_run_that_has_not_reached_its_store_is_read_from_its_folder(
+    finished: tuple[str, Path, Finished], store: Store, tmp_path: Path
+) -> None:
+    """Until the store has everything, its files are in the folder."""
+    in_store = find_trained(finished[0], store)
+    folder = tmp_path / "run"
+    (folder / "artifacts").mkdir(parents=True)
+    state = json.loads((finished[1] / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**state, "run_id": None}))
+    with pytest.raises(UserError, match="this run kept no model"):
+        find_trained(str(folder), store)
+    (folder / "artifacts" / "recipe.toml").write_text(to_toml(in_store.benchmark))
+    save_model(in_store.classifier, np.zeros((2, 3, 32, 32), dtype=np.uint8), folder / "model")
+    checkpoint.save(finished[2].snapshot(), folder / "checkpoints" / "last.pt")
+    found = find_trained(str(folder), store)
+    assert found.accuracies == in_store.accuracies
+    assert found.benchmark == in_store.benchmark
+    assert all(torch.equal(found.weights[name], in_store.weights[name]) for name in in_store.weights)
 
 
 @pytest.mark.slow
