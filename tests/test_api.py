@@ -117,7 +117,7 @@ def test_bad_input_is_one_sentence(project: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_cell_of_the_tutorial_runs_and_the_last_one_is_a_plot(tmp_path: Path) -> None:
-    """In a process of its own, as a kernel has it, in a folder without data and runs."""
+    """In a separate process, as a kernel has it, in a folder without data and runs."""
     notebook = json.loads((golden.ROOT / "docs" / "tutorial.ipynb").read_text())
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert len(cells) > 5
