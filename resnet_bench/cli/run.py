@@ -79,6 +79,10 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Resume interrupted runs.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Train finished runs again, from scratch.")] = False,
     max_minutes: MaxMinutes = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the plan, try a few steps, write example images; train nothing."),
+    ] = False,
     yes: Yes = False,
 ) -> None:
     # What does not exist is refused at once; torch takes seconds to import.
@@ -123,7 +127,7 @@ def run(
         stop=Stop(until),
     )
     with lasting(console):
-        summary = run_all(options, context, console, ask=can_ask() and not yes)
+        summary = run_all(options, context, console, ask=can_ask() and not yes, dry_run=dry_run)
         if summary.interrupted:
             why = "--max-minutes is used up" if summary.out_of_time else "interrupted"
             print_resume_command("--resume" if summary.is_resumable else None, why=why)

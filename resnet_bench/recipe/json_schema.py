@@ -146,7 +146,7 @@ def _for_toml(node: Any) -> Any:
 
 
 def _removable(schema: JsonSchema) -> JsonSchema:
-    described = {key: schema[key] for key in ("description", "default") if key in schema}
+    described: JsonSchema = {key: schema[key] for key in ("description", "default") if key in schema}
     rest = {key: value for key, value in schema.items() if key not in described}
     choices = rest["anyOf"] if rest.keys() == {"anyOf"} else [rest]
     return {"anyOf": [*choices, {"const": NOT_GIVEN}], **described}
