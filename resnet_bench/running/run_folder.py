@@ -172,13 +172,13 @@ class RunFolder:
 def folders_in(run_dir: Path) -> list[RunFolder]:
     """Every run's folder below one, those of studies too, by name; nothing is held."""
     files = [file for pattern in ("*", "studies/*/*") for file in sorted(run_dir.glob(f"{pattern}/{STATE_FILE}"))]
-    found = [(file.parent, _read_state(file)) for file in files]
+    found = [(file.parent, read_state(file)) for file in files]
     return [RunFolder(path, state) for path, state in found if state is not None]
 
 
 def hold(path: Path) -> RunFolder | None:
     """Hold a run's folder; None where another live process does, or it has no state that can be read."""
-    state = _read_state(path / STATE_FILE)
+    state = read_state(path / STATE_FILE)
     if state is None:
         return None
     folder = RunFolder(path, state)
