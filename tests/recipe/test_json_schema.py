@@ -30,7 +30,7 @@ def test_the_schema_that_editors_read_is_the_one_that_is_printed(kind: str) -> N
     printed = typed(f"schema {kind}")
     assert (printed.code, printed.err) == (0, "")
     assert (ROOT / "schemas" / f"{kind}.json").read_text() == printed.out, (
-        f"resnet-bench schema {kind} > schemas/{kind}.json"
+        f"resnet-bench schema {kind} --output schemas/{kind}.json"
     )
 
 
@@ -90,3 +90,11 @@ def test_every_key_says_what_it_is_for() -> None:
     schema = benchmark_schema()
     assert "downsampled" in schema["$defs"]["ResizeStage"]["properties"]["pixels"]["description"]
     assert json.dumps(schema).count('"description"') > 100
+
+
+def test_a_schema_is_written_to_a_file_that_can_be_written(tmp_path: Path) -> None:
+    assert typed(f"schema study --output {tmp_path / 'study.json'}").code == 0
+    assert json.loads((tmp_path / "study.json").read_text()) == study_schema()
+    refused = typed(f"schema study --output {tmp_path / 'nowhere' / 'study.json'}")
+    assert refused.code == 2
+    assert "cannot be written" in refused.err

@@ -55,7 +55,7 @@ def test_a_renamed_study_is_the_same_study(finished: TinyStudy, scripted_trainin
     finished.assert_stores_agree()
     folders = folders_in(run_dir(finished))
     assert {folder.path.parent for folder in folders} == {run_dir(finished) / "studies" / "new-name"}
-    # Whoever runs it again finds everything done.
+    # Run again, it has nothing left to do.
     trained = len(scripted_training)
     finished.events()
     assert len(scripted_training) == trained
