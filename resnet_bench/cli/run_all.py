@@ -97,7 +97,7 @@ def run_all(options: RunOptions, context: Context, console: Console, *, ask: boo
     close_stale_runs(context.store)
     pending = sum(surveyed.outcome is None for surveyed in survey.values())
     with stop_on_signals(announce="stopping, writing a checkpoint; again to stop without it") as stop:
-        summary = _run_plan(plan, pending, replace(context, stop=stop), console)
+        summary = run_plan(plan, pending, replace(context, stop=stop), console)
     executions = {surveyed.job.benchmark.name: surveyed.execution for surveyed in survey.values()}
     echo("")
     print_closing(summary.results, datasets, executions, list(options.changes), echo)
@@ -173,7 +173,7 @@ def _announce(
     return seconds
 
 
-def _run_plan(plan: RunPlan, pending: int, context: Context, console: Console) -> RunsSummary:
+def run_plan(plan: RunPlan, pending: int, context: Context, console: Console) -> RunsSummary:
     """Run the jobs and show how they go."""
     summary = RunsSummary()
     outcomes: dict[str, Outcome] = {}

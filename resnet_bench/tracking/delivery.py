@@ -224,7 +224,7 @@ class Delivery:
 
     def _send(self, entries: list[Entry], refusals: int = 0) -> None:
         try:
-            self._call([entry.record for entry in entries])
+            self.deliver([entry.record for entry in entries])
         except _ArtifactMissing as error:
             # What the disk no longer has, no store will ever get.
             self._give_up(entries[0], error)
@@ -267,7 +267,7 @@ class Delivery:
             command = _restore_command(self._store, self._connected(), run)
             raise RunGone(f"run {run_id} was deleted in MLflow; restore it with: {command}")
 
-    def _call(self, records: list[Record]) -> None:
+    def deliver(self, records: list[Record]) -> None:
         client, kind = self._connected(), records[0]["kind"]
         if kind == "run":
             if self.cursor.run_id is None:

@@ -71,12 +71,12 @@ def test_a_terminal_gets_a_bar_for_each_run_with_what_is_left() -> None:
         first, second = display.begin("tiny seed 3"), display.begin("tiny seed 4")
         for event in events():
             first.take(event)
-        assert display._progress is not None
-        titles = [task.description.replace("\\", "") for task in display._progress.tasks]
+        assert display.progress is not None
+        titles = [task.description.replace("\\", "") for task in display.progress.tasks]
         assert titles == ["[1/2] tiny seed 3", "[2/2] tiny seed 4"]
-        assert "accuracy" not in display._progress.tasks[1].fields["facts"]
+        assert "accuracy" not in display.progress.tasks[1].fields["facts"]
         first.take(JobFinished())
-        assert [task.description.replace("\\", "") for task in display._progress.tasks] == titles[1:]
+        assert [task.description.replace("\\", "") for task in display.progress.tasks] == titles[1:]
         second.take(JobFinished())
     text = output.getvalue()
     assert "[1/2] tiny seed 3" in text
