@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.data.of_recipe import augmented_examples
-from resnet_bench.models.of_recipe import build_network
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.recipe.writing import to_toml
 from resnet_bench.running import pictures
+from resnet_bench.running.classifier import classifier_of
 from resnet_bench.running.run_folder import RunFolder
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.training.events import Finished, Predictions
@@ -105,9 +104,6 @@ def _png(image: npt.NDArray[np.uint8]) -> str:
 
 
 def _log_model(recipe: Recipe, event: Finished, tracker: Tracker) -> None:
-    with torch.random.fork_rng(devices=[]):
-        network = build_network(recipe, pretrained=False)
-    network.load_state_dict(event.snapshot()["network"])
-    side = recipe.image_size
+    side = recipe.data.facts.image_size
     # Two images, because from one the export would learn that batches are of one.
-    tracker.log_model(network, np.zeros((2, 3, side, side), dtype=np.float32))
+    tracker.log_model(classifier_of(recipe, event.snapshot()["network"]), np.zeros((2, 3, side, side), dtype=np.uint8))

@@ -151,7 +151,7 @@ class Tracker:
         self.artifact(path, Path(name).parent.as_posix().removeprefix("."))
 
     def log_model(
-        self, network: "nn.Module", example: "npt.NDArray[np.float32]", *, requirements: Sequence[str] | None = None
+        self, network: "nn.Module", example: "npt.NDArray[np.uint8]", *, requirements: Sequence[str] | None = None
     ) -> None:
         """Queue the network to be logged as an MLflow model, under ``model``; see :func:`save_model`."""
         folder = self._folder / "model"
