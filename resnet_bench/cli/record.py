@@ -120,7 +120,9 @@ def check(
         echo(f"an interrupted check is thrown away ({progress.path}); --resume would continue it")
     store.prepare()
     close_stale_runs(store)
-    echo(f"{count} seeds of {name} on {execution.device_name} ({execution.describe()}), tracked in {store.shown}")
+    echo(
+        f"{count} seeds of {name} on {execution.device_name} ({execution.describe()}), tracked in {store.redacted_uri}"
+    )
     try:
         with lasting(console), stop_on_signals(announce="stopping; the seeds that are done are kept") as stop:
             for found in planned.measure(replace(context, stop=stop), progress):

@@ -109,7 +109,7 @@ def run_all(options: RunOptions, context: Context, console: Console, *, ask: boo
             echo(f"{job.label}: {outcome.url}")
         if outcome.not_uploaded:
             echo(f"  {outcome.not_uploaded}")
-    echo(f"\nruns are in {context.store.shown}; see them with: resnet-bench ui")
+    echo(f"\nruns are in {context.store.redacted_uri}; see them with: resnet-bench ui")
     return summary
 
 
@@ -168,7 +168,7 @@ def _announce(
             announce_generated(name, console)
         else:
             echo(f"{name} from {images.source} at {images.location}")
-    echo(f"tracked in {store.shown}")
+    echo(f"tracked in {store.redacted_uri}")
     echo(f"about {duration(seconds)} in all\n" if left else "")
     return seconds
 

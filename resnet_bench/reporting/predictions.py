@@ -12,6 +12,7 @@ from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.judging.networks import Labels, NetworkComparison, compare_classes, compare_networks
 from resnet_bench.reporting.mlflow_reader import StoreReader
+from resnet_bench.tracking.mlflow_client import pages
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import PREFIX
 
@@ -86,15 +87,9 @@ def compare_images(first: str, second: str, store: Store) -> ImageComparison:
 
 def _runs(client: "MlflowClient") -> dict[str, dict[str, str]]:
     """Return the tags of each finished run of the store, with its name, by its id."""
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    found: dict[str, dict[str, str]] = {}
-    token = None
-    while True:
-        page = client.search_runs(experiments, "attributes.status = 'FINISHED'", page_token=token)
-        found |= {run.info.run_id: {**run.data.tags, "name": run.info.run_name or run.info.run_id} for run in page}
-        token = page.token
-        if not token:
-            return found
+    experiments = [experiment.experiment_id for experiment in pages(client.search_experiments)]
+    runs = pages(client.search_runs, experiments, "attributes.status = 'FINISHED'")
+    return {run.info.run_id: {**run.data.tags, "name": run.info.run_name or run.info.run_id} for run in runs}
 
 
 def _find(runs: dict[str, dict[str, str]], name: str) -> tuple[str, dict[str, str]]:

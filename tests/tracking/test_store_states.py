@@ -20,7 +20,7 @@ from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.tracking.vocabulary import EXPERIMENT, NOTE
 
-from .conftest import free_port
+from .conftest import free_port, run_python
 from .test_tracker import record_all, whole_run
 
 Describe = Callable[..., RunFacts]
