@@ -216,10 +216,9 @@ def told(event: Event) -> tuple[str, Any]:
             {"model": {"name": "resnet9", "options": {"dropout": 0.2}}, "schedule": {"name": "cosine"}},
             {
                 "data": {"train_images": 12, "test_images": 4, "validation": {"images": 4, "seed": 1}},
-                "training": {"train_accuracy": "separate_pass", "batch_size": 4},
+                "training": {"batch_size": 4},
                 "evaluation": {
                     "mode": "batch_statistics",
-                    "before_training": True,
                     "shuffle": True,
                     "splits": ["validation"],
                     "batch_size": 4,
