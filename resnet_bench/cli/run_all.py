@@ -18,7 +18,7 @@ from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay
 from resnet_bench.cli.screen import announce_generated, print_table
 from resnet_bench.data.dataset import Dataset, dataset_status
 from resnet_bench.running.context import Context
-from resnet_bench.running.events import Event, JobFinished, JobStarted, Opened
+from resnet_bench.running.events import Event, JobFinished, JobStarted, Opened, update
 from resnet_bench.running.job import Job, Task
 from resnet_bench.running.launchers.child import preload
 from resnet_bench.running.outcome import Outcome
@@ -186,7 +186,7 @@ def run_plan(plan: RunPlan, pending: int, context: Context, console: Console) ->
                 label = task.label
                 if isinstance(event, JobStarted):
                     outcomes[label] = Outcome(sharing=plan.sharing)
-                outcomes[label].take(event)
+                update(outcomes[label], event)
                 if isinstance(event, Opened) and event.outcome is None:
                     shown[label] = display.begin(label)
                 if isinstance(event, JobFinished):

@@ -4,18 +4,18 @@ import base64
 import gzip
 import hashlib
 import re
+from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jinja2
 
 from resnet_bench.base import text
 from resnet_bench.reporting import wording
+from resnet_bench.reporting.claims import Claims
 from resnet_bench.reporting.figures.style import THEME
-
-if TYPE_CHECKING:
-    from resnet_bench.reporting.report import Report
+from resnet_bench.reporting.sections.section import Section, View
 
 ROOT = Path(__file__).parent
 TEMPLATES = ROOT / "templates"
@@ -40,7 +40,27 @@ _WRAPPED = re.compile(
 )
 
 
-def render_page(report: "Report") -> str:
+@dataclass(frozen=True)
+class Report:
+    """Everything that the templates show."""
+
+    made: datetime
+    version: str
+    stores: tuple[str, ...]
+    problems: tuple[str, ...]
+    runs: int
+    claims: Claims
+    sections: tuple[tuple[Section, View], ...]
+    """Those that have something to show."""
+
+    @property
+    def verdict_counts(self) -> dict[str, int]:
+        """How many benchmarks have each verdict by their first claim."""
+        words = [row.verdict.word for row in self.claims.headlines if row.claim is not None]
+        return {word: words.count(word) for word in wording.VERDICT_MARKS if word in words}
+
+
+def render_page(report: Report) -> str:
     """Return the whole page: markup, style, scripts, data and plotly, in one file."""
     script = (TEMPLATES / "page.js").read_text("utf-8")
     specs = {plot.id: plot.spec for _, view in report.sections for plot in view.plots}
@@ -59,7 +79,7 @@ def render_page(report: "Report") -> str:
     )
 
 
-def render_markdown(report: "Report") -> str:
+def render_markdown(report: Report) -> str:
     """Return the same report for a terminal, a pull request or a README."""
     environment = _environment(autoescape=False)
     environment.filters["md"] = markdown_text

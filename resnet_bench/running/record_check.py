@@ -17,7 +17,7 @@ from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.claims import Claim
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.context import Context
-from resnet_bench.running.events import JobFinished, TaskEvent
+from resnet_bench.running.events import JobFinished, TaskEvent, update
 from resnet_bench.running.job import Job, Task
 from resnet_bench.running.launchers.launcher import Place, find_launcher
 from resnet_bench.running.outcome import Outcome
@@ -298,7 +298,7 @@ class RecordCheck:
                 if isinstance(event, BaselineTimed):
                     progress.baseline_seconds.append(event.seconds)
                     progress.keep()
-                outcome.take(event)
+                update(outcome, event)
                 if not isinstance(event, JobFinished):
                     continue
                 if event.interrupted:

@@ -11,7 +11,7 @@ from resnet_bench.cli.live_runs import RunsDisplay, lasting
 from resnet_bench.cli.screen import print_table
 from resnet_bench.recipe.benchmark import Benchmark, Source
 from resnet_bench.recipe.claims import Claim
-from resnet_bench.running.events import JobFinished, Opened
+from resnet_bench.running.events import JobFinished, Opened, update
 from resnet_bench.running.job import Job
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.training.events import EpochEnded, Evaluated, Started, Steps
@@ -119,7 +119,7 @@ def test_what_an_encoding_lacks_is_replaced() -> None:
 def outcome(**changes: Any) -> Outcome:
     found = Outcome(**changes)
     for event in events():
-        found.take(event)
+        update(found, event)
     return found
 
 
@@ -131,8 +131,8 @@ def printed(results: list[tuple[Job, Outcome]], words: list[str], width: int = 1
 
 def test_the_closing_table_sets_both_accuracies_beside_the_claim() -> None:
     failed, stopped = Outcome(), Outcome()
-    failed.take(JobFinished("it broke"))
-    stopped.take(JobFinished(interrupted=True))
+    update(failed, JobFinished("it broke"))
+    update(stopped, JobFinished(interrupted=True))
     results = [(job(), outcome()), (job(), failed), (job(), stopped)]
     rows = [row for row in printed(results, ["not judged", "–", "–"]) if row[:1] == ["tiny"]]
     assert rows[0] == ["tiny", "3", "1", "25.00%", "20.00%", "82.87%", "not", "judged", "80", "500", "ms"]
