@@ -356,7 +356,7 @@ def test_a_server_that_is_up_for_nobody_is_named_with_its_status(answering: Call
 def test_no_proxy_stands_between_this_machine_and_itself(
     answering: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a process of its own, because what it adds to the environment is added once."""
+    """In a separate process, because the environment is changed once per process."""
     experiment = {"experiment_id": "3", "name": EXPERIMENT, "lifecycle_stage": "active"}
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
