@@ -30,7 +30,7 @@ _SECOND_PASS = 1_000_000
 class ResidentLoader:
     """Batches of a split that lives on the device as uint8.
 
-    It decides which images a batch has, and in which order; :class:`Windows` crops and flips them, and
+    It decides which images are in a batch, and in which order; :class:`Windows` crops and flips them, and
     :class:`Normalizer` makes them numbers.
 
     The choices are a function of seed, stream, epoch and position: an epoch can be started anywhere, any number of

@@ -1,4 +1,4 @@
-"""What a task tells its consumer. Children's events carry no snapshot and no predictions."""
+"""What a task tells its consumer. Children's events carry no snapshot."""
 
 import copy
 from dataclasses import dataclass
@@ -44,9 +44,15 @@ class Opened:
 
 @dataclass(frozen=True)
 class Closed:
-    """The last event of a run that was trained to its end: what reached the tracking store."""
+    """The last event of a run that was trained to its end.
+
+    Attributes:
+        upload: What reached the tracking store.
+        joules: Consumed by its training steps; None where no counter can be read or the run was resumed.
+    """
 
     upload: UploadReport
+    joules: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,7 @@ def update(outcome: Outcome, event: Event) -> None:
             outcome.tta_seconds = event.tta_seconds
         case Closed():
             outcome.not_uploaded = None if event.upload.complete else event.upload.sentence
+            outcome.joules = event.joules
         case JobFinished():
             outcome.failure = event.failure
             outcome.interrupted = event.interrupted and event.failure is None
