@@ -32,7 +32,7 @@ from resnet_bench.cli.screen import FAILED, INTERRUPTED, console, print_resume_c
 from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.changes import override, parse_assignments
-from resnet_bench.recipe.files import load_benchmark
+from resnet_bench.recipe.files import expand_suites, load_benchmark
 from resnet_bench.tracking.store import Store
 
 app = new_app()
@@ -46,7 +46,9 @@ app = new_app()
     )
 )
 def run(
-    names: Annotated[list[str], typer.Argument(help="Names of benchmarks.", autocompletion=complete_benchmark)],
+    names: Annotated[
+        list[str], typer.Argument(help="Names of benchmarks, or @SUITE.", autocompletion=complete_benchmark)
+    ],
     seed: Annotated[
         list[int] | None,
         typer.Option("--seed", metavar="N", min=0, max=2**63 - 1, help="Run this seed; may be repeated."),
@@ -80,7 +82,7 @@ def run(
 ) -> None:
     # What does not exist is refused at once; torch takes seconds to import.
     changes = parse_assignments(assignments or [])
-    for name in names:
+    for name in expand_suites(names, benchmark_dir):
         _check_changes(load_benchmark(name, benchmark_dir), changes, profile)
     folder = data_folder(data)
     wanted = _seeds(seed, seeds)
