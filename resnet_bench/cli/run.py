@@ -78,6 +78,10 @@ def run(
     benchmark_dir: BenchmarkDir = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume interrupted runs.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Train finished runs again, from scratch.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the plan, try a few steps, write example images; train nothing."),
+    ] = False,
     yes: Yes = False,
 ) -> None:
     # What does not exist is refused at once; torch takes seconds to import.
@@ -121,7 +125,7 @@ def run(
     # A service or a batch job may have closed standard input.
     can_ask = sys.stdin is not None and sys.stdin.isatty() and console.is_terminal
     with lasting(console):
-        summary = run_all(options, context, console, ask=can_ask and not yes)
+        summary = run_all(options, context, console, ask=can_ask and not yes, dry_run=dry_run)
         if summary.interrupted:
             print_resume_command("--resume" if summary.is_resumable else None)
     if summary.interrupted:
