@@ -34,7 +34,7 @@ from resnet_bench.cli.screen import FAILED, INTERRUPTED, OUT_OF_TIME, console, p
 from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.changes import override, parse_assignments
-from resnet_bench.recipe.files import load_benchmark
+from resnet_bench.recipe.files import expand_suites, load_benchmark
 from resnet_bench.tracking.store import Store
 
 app = new_app()
@@ -48,7 +48,9 @@ app = new_app()
     )
 )
 def run(
-    names: Annotated[list[str], typer.Argument(help="Names of benchmarks.", autocompletion=complete_benchmark)],
+    names: Annotated[
+        list[str], typer.Argument(help="Names of benchmarks, or @SUITE.", autocompletion=complete_benchmark)
+    ],
     seed: Annotated[
         list[int] | None,
         typer.Option("--seed", metavar="N", min=0, max=2**63 - 1, help="Run this seed; may be repeated."),
@@ -88,7 +90,7 @@ def run(
     # What does not exist is refused at once; torch takes seconds to import.
     until = deadline(max_minutes)
     changes = parse_assignments(assignments or [])
-    for name in names:
+    for name in expand_suites(names, benchmark_dir):
         _check_changes(load_benchmark(name, benchmark_dir), changes, profile)
     folder = data_folder(data)
     wanted = _seeds(seed, seeds)

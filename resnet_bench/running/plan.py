@@ -18,7 +18,7 @@ from resnet_bench.measure.estimate import estimate_seconds, measure_flops_per_se
 from resnet_bench.models.of_recipe import check_benchmark
 from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.changes import override
-from resnet_bench.recipe.files import load_benchmark
+from resnet_bench.recipe.files import expand_suites, load_benchmark
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import Event, JobFinished, TaskEvent
 from resnet_bench.running.job import Job, Task
@@ -115,15 +115,15 @@ def load_benchmarks(options: RunOptions) -> list[Benchmark]:
     """Load the benchmarks of a command.
 
     Raises:
-        UserError: One does not exist or is invalid, a seed is out of range or given twice, or two benchmarks have one
-            name.
+        UserError: A benchmark or suite does not exist or is invalid, a seed is out of range or given twice, or two
+            benchmarks have one name.
     """
     for seed in options.seeds:
         if not 0 <= seed < SEED_LIMIT:
             raise UserError(f"seed {seed} is out of range; take one from 0 to 2**63 - 1")
     if len(set(options.seeds)) != len(options.seeds):
         raise UserError(f"a seed is given twice in {list(options.seeds)}")
-    named = list(dict.fromkeys(options.names))
+    named = expand_suites(options.names, options.benchmark_dir)
     benchmarks = [load_benchmark(name, options.benchmark_dir) for name in named]
     by_name: dict[str, str] = {}
     for name, benchmark in zip(named, benchmarks, strict=True):
