@@ -12,6 +12,7 @@ from resnet_bench.cli.screen import new_table
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.execution.execution import Execution
 from resnet_bench.judging.verdict import may_judge, verdict
+from resnet_bench.recipe.datasets import DatasetFacts
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.running.job import Job
 from resnet_bench.running.outcome import Outcome
@@ -96,7 +97,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def print_closing(
     results: Sequence[Result],
-    datasets: Mapping[str, Dataset],
+    datasets: Mapping[DatasetFacts, Dataset],
     executions: Mapping[str, Execution],
     changed: Sequence[str],
     echo: Callable[[str | Table], None],
@@ -121,13 +122,13 @@ def print_closing(
 
 
 def beside_the_article(
-    results: Sequence[Result], datasets: Mapping[str, Dataset], executions: Mapping[str, Execution]
+    results: Sequence[Result], datasets: Mapping[DatasetFacts, Dataset], executions: Mapping[str, Execution]
 ) -> list[str]:
     """Return what our own recipe reached in full, beside the article that reaches for the same."""
     sentences = []
     for job, outcome in results:
         claim, compared = job.benchmark.test_claim, job.benchmark.source.compares_with
-        judged = may_judge(job.profile, generated=datasets[job.recipe.data.dataset].generated)
+        judged = may_judge(job.profile, generated=datasets[job.recipe.data.facts].generated)
         if compared is None or claim is None or not judged or outcome.train_seconds is None:
             continue
         if outcome.sharing > 1:
@@ -151,7 +152,7 @@ def beside_the_article(
 
 
 def find_verdicts(
-    results: Sequence[Result], datasets: Mapping[str, Dataset], changed: Sequence[str]
+    results: Sequence[Result], datasets: Mapping[DatasetFacts, Dataset], changed: Sequence[str]
 ) -> list[tuple[str, str]]:
     """Return a word and a reason for each result; seeds of one benchmark are judged together."""
     curves: dict[str, list[dict[int, float]]] = defaultdict(list)
@@ -166,7 +167,7 @@ def find_verdicts(
         if claim is None or unjudged:
             verdicts.append(("–", ""))
             continue
-        images = datasets[job.recipe.data.dataset]
+        images = datasets[job.recipe.data.facts]
         judged = verdict(
             claim,
             curves[job.benchmark.name],

@@ -107,7 +107,7 @@ def check(
     claim = claim_of(benchmark)
     options = ExecutionOptions(device=device, mode=execution_mode, precision=precision, threads=threads)
     context = Context(store, run_dir, ImageLocation(folder), options)
-    context.open_images(benchmark.recipe.data.dataset, echo)
+    context.open_images(benchmark.recipe.data.facts, echo)
     execution = resolve(benchmark.recipe, options)
     count = seeds or MIN_SEEDS[execution.device_type]
     planned = RecordCheck(benchmark, range(count), compared)

@@ -17,6 +17,7 @@ from resnet_bench.cli.closing import print_closing
 from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay
 from resnet_bench.cli.screen import announce_generated, print_table
 from resnet_bench.data.dataset import Dataset, dataset_status
+from resnet_bench.recipe.datasets import DatasetFacts
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import Event, JobFinished, JobStarted, Opened
 from resnet_bench.running.job import Job, Task
@@ -83,9 +84,10 @@ def run_all(options: RunOptions, context: Context, console: Console, *, ask: boo
     plan = plan_runs(options, benchmarks, context.options, real_data=is_here or images.download)
     if len(plan.places) > 1:
         preload()
-    datasets: dict[str, Dataset] = {name: context.open_images(name, echo) for name in names}
-    if any(dataset.generated for dataset in datasets.values()):
+    if any(context.open_images(job.recipe.data.facts, echo).generated for job in plan.jobs):
         plan = plan_runs(options, benchmarks, context.options, real_data=False)
+    wanted = sorted({job.recipe.data.facts for job in plan.jobs}, key=lambda facts: facts.name)
+    datasets = {facts: context.open_images(facts, echo) for facts in wanted}
     survey = _survey(plan, context)
     seconds = _announce(plan, survey, datasets, context.store, console)
     if ask and seconds > LONG_RUN_SECONDS:
@@ -132,7 +134,11 @@ def _survey(plan: RunPlan, context: Context) -> dict[str, Surveyed]:
 
 
 def _announce(
-    plan: RunPlan, survey: Mapping[str, Surveyed], datasets: Mapping[str, Dataset], store: Store, console: Console
+    plan: RunPlan,
+    survey: Mapping[str, Surveyed],
+    datasets: Mapping[DatasetFacts, Dataset],
+    store: Store,
+    console: Console,
 ) -> float:
     """Print what will run, why, on what, and for how long; return the seconds."""
 
@@ -163,11 +169,11 @@ def _announce(
     together = f", {plan.sharing} seeds in parallel" if plan.sharing > 1 else ""
     together += f", on {plan.devices} GPUs" if plan.devices > 1 else ""
     echo(f"on {usual.device_name} ({usual.execution.describe()}){together}")
-    for name, images in datasets.items():
+    for images in datasets.values():
         if images.generated:
-            announce_generated(name, console)
+            announce_generated(images.name, console)
         else:
-            echo(f"{name} from {images.source} at {images.location}")
+            echo(f"{images.name} from {images.source} at {images.location}")
     echo(f"tracked in {store.shown}")
     echo(f"about {duration(seconds)} in all\n" if left else "")
     return seconds
