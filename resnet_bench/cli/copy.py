@@ -28,7 +28,7 @@ def copy(
         typer.Option(
             "--dataset",
             metavar="NAME",
-            help="Train on this dataset, one of your own for example; sizes that do not fit it are brought down to it.",
+            help="Train on this dataset, such as your own; sizes that do not fit it are brought down to it.",
             autocompletion=complete_dataset,
         ),
     ] = None,

@@ -61,7 +61,7 @@ def status(data: DataFolder = None) -> None:
 def prepare(
     datasets: Annotated[
         list[str] | None,
-        typer.Argument(help="cifar10, cifar100 or one of your own; CIFAR by default.", autocompletion=complete_dataset),
+        typer.Argument(help="cifar10, cifar100 or your own; CIFAR by default.", autocompletion=complete_dataset),
     ] = None,
     data: Annotated[
         Path,
@@ -85,7 +85,7 @@ def prepare(
 
 @app.command(
     help=help_text(
-        "Describe a folder of your own images as TOML, ready to be saved: classes, sizes, mean and standard deviation. "
+        "Describe your own images as TOML, ready to be saved: classes, sizes, mean and standard deviation. "
         "It has train/<class> and test/<class>, or Parquet files.",
         example="data describe photos --output datasets/photos.toml",
         following="copy resnet9-onecycle-adam benchmarks/photos.toml --dataset photos",

@@ -60,7 +60,7 @@ class Dataset:
     Images are sorted by the SHA-256 of their pixels: the first ones of a split are a fair sample of it.
 
     Attributes:
-        name: Name in `DATASETS`, or of a dataset of your own.
+        name: Name in `DATASETS`, or of a user's dataset.
         train: Training images.
         test: Test images.
         class_names: Names of the classes by label.
@@ -112,13 +112,13 @@ class DataStatus:
     """What a data folder has of a dataset.
 
     Attributes:
-        name: Name in `DATASETS`, or of a dataset of your own.
+        name: Name in `DATASETS`, or of a user's dataset.
         sources: Kind and location of every source found; the first one is used.
         cache: State of the decoded copy of the first source: "missing", "outdated" (the source has changed),
             "damaged" or "ready". The arrays' hashes are only compared when the dataset is loaded.
         cache_folder: Where that copy is or would be.
         fingerprint: Content fingerprint, known when the cache is ready.
-        problem: Why a dataset of your own cannot be read.
+        problem: Why your own dataset cannot be read.
     """
 
     name: str
@@ -184,7 +184,7 @@ def load(
     In this order: the Python archive (`cifar-10-python.tar.gz` or `cifar-10-batches-py/`), Parquet in the layouts of
     the hub (such as `cifar10/train-*.parquet`) or of pandas (`cifar10/train.parquet`), and class folders
     (`cifar10/train/<class>/*.png`). A source that is there and damaged is an error: the next one is not tried. The
-    files of a dataset of your own are where its description says, and are never replaced by generated images.
+    files of a user's dataset are where its description says, and are never replaced by generated images.
 
     Args:
         facts: The dataset.

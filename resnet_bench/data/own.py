@@ -1,4 +1,4 @@
-"""Datasets of your own: class folders, Parquet, MATLAB or NumPy files, where ``datasets/NAME.toml`` says they are."""
+"""Your own datasets: class folders, Parquet, MATLAB or NumPy files, where ``datasets/NAME.toml`` says they are."""
 
 import os
 from collections.abc import Iterator
@@ -204,7 +204,7 @@ class NumpySplit:
 
 @dataclass(frozen=True)
 class OwnSource:
-    """The files of a dataset of your own.
+    """The files of a user's dataset.
 
     Attributes:
         facts: The dataset.
@@ -262,7 +262,7 @@ class OwnSource:
 
 
 def find_own(facts: DatasetFacts, folder: Path) -> OwnSource:
-    """Find the files of a dataset of your own.
+    """Find the files of a user's dataset.
 
     Args:
         facts: The dataset.
@@ -281,8 +281,12 @@ def find_own(facts: DatasetFacts, folder: Path) -> OwnSource:
     now = (file.classes, file.train_images or 0, file.test_images)
     if now != (facts.class_names, facts.train_size, facts.test_size):
         raise UserError(f"{where} describes other images than the recipe; load the benchmark again")
-    found = None if file.train is None else _find_split(file.train, folder, f"{where}: train")
-    return OwnSource(facts, found, _find_split(file.test, folder, f"{where}: test"))
+    try:
+        train = None if file.train is None else _find_split(file.train, folder)
+        return OwnSource(facts, train, _find_split(file.test, folder))
+    except UserError as error:
+        published = f"; it is published at {file.url}" if file.url else ""
+        raise UserError(f"{where}: {error}{published}") from None
 
 
 def check_every_class(labels: npt.NDArray[np.int64], facts: DatasetFacts, where: str) -> None:
@@ -296,7 +300,7 @@ def check_every_class(labels: npt.NDArray[np.int64], facts: DatasetFacts, where:
         raise UserError(f"{where} has no image of the class {facts.class_names[missing[0]]!r}; each split needs some")
 
 
-def _find_split(text: str, folder: Path, where: str) -> SplitFiles:
+def _find_split(text: str, folder: Path) -> SplitFiles:
     """Find what a dataset's file names: below the data folder or, where it is not there, the working directory."""
     name = Path(text).expanduser()
     for root in (folder, Path.cwd()):
@@ -307,19 +311,18 @@ def _find_split(text: str, folder: Path, where: str) -> SplitFiles:
         elif path.is_dir():
             return FolderSplit(path)
         elif path.is_file():
-            return _of_file(path, where)
-    places = name.parent if name.is_absolute() else f"{folder}, and not in {Path.cwd()}"
-    raise UserError(f"{where}: {text} is not in {places}; put it there, or write its whole path")
+            return _of_file(path)
+    if name.is_absolute():
+        raise UserError(f"there is no {text}")
+    raise UserError(f"{text} is neither in {folder} nor in {Path.cwd()}")
 
 
-def _of_file(path: Path, where: str) -> SplitFiles:
+def _of_file(path: Path) -> SplitFiles:
     if path.suffix == ".mat":
         return MatlabSplit(path)
     if path.name.endswith(_DATA):
         return NumpySplit(path)
-    raise UserError(
-        f"{where}: {path} is neither a folder, nor .parquet, .mat, or an array of images that is called …{_DATA}"
-    )
+    raise UserError(f"{path} is neither a folder, nor .parquet, .mat, or an array of images that is called …{_DATA}")
 
 
 def _decoded(rows: Iterator[EncodedRow], total: int, facts: DatasetFacts, progress: Progress) -> SplitArrays:

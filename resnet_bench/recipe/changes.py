@@ -27,8 +27,8 @@ _WORDS: Mapping[str, Any] = {"true": True, "false": False, "none": NOT_GIVEN, "n
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Merge a nested table into another.
 
-    A table with another ``name``, such as another optimizer, replaces the old one, whose keys mean nothing to it. A
-    dataset of your own brings its own description, mean and standard deviation.
+    A table with another ``name``, such as another optimizer, replaces the old one, whose keys mean nothing to it. Your
+    own dataset brings its description, mean and standard deviation.
     """
     merged = _without_old_dataset(base, changes)
     for key, value in changes.items():
@@ -132,7 +132,7 @@ def on_dataset(recipe: Recipe, name: str) -> Recipe:
 
     Args:
         recipe: The recipe to start from; it is not modified.
-        name: A dataset that is built in, or of your own.
+        name: A dataset that is built in, or your own.
 
     Raises:
         UserError: There is no such dataset, or something else does not fit.
@@ -151,8 +151,12 @@ def on_dataset(recipe: Recipe, name: str) -> Recipe:
         images = min(data.validation.images, max(1, available // 5))
         changes["data"]["validation"] = {"images": images}
         num_train -= images
-    if training.batch_size > num_train:
-        changes["training"]["batch_size"] = max(2, num_train // _STEPS_OF_A_SMALL_SET)
+    batch = training.batch_size if training.batch_size <= num_train else max(2, num_train // _STEPS_OF_A_SMALL_SET)
+    while training.last_batch == "keep" and num_train % batch == 1 and batch > 2:
+        # BatchNorm cannot train on a last batch of one image.
+        batch -= 1
+    if batch != training.batch_size:
+        changes["training"]["batch_size"] = batch
     if recipe.model.whitening is not None:
         changes["model"]["whitening"] = {"images": min(recipe.model.whitening.images, facts.train_size)}
     if recipe.augmentation.sizes is not None:

@@ -1,4 +1,4 @@
-"""Datasets of your own: ``datasets/NAME.toml``, and a folder of images that a recipe names by its path."""
+"""Your own datasets: ``datasets/NAME.toml``, and a folder of images that a recipe names by its path."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +36,7 @@ def _check_class_names(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class DatasetDescription(Schema):
-    """What a dataset of your own is, wherever its files are: a recipe that uses it has this in its fingerprint."""
+    """What your own dataset is, wherever its files are: a recipe that uses it has this in its fingerprint."""
 
     classes: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=100)], ...],
@@ -89,7 +89,7 @@ class DatasetFile(DatasetDescription):
 
 
 def facts_of(name: str, description: DatasetDescription, path: str | None = None) -> DatasetFacts:
-    """Return the facts of a dataset of your own.
+    """Return the facts of a user's dataset.
 
     Args:
         name: Its name, or ``folder``.
@@ -132,7 +132,7 @@ def load_dataset_file(path: Path) -> DatasetFile:
 
 
 def own_dataset(name: str) -> DatasetFile:
-    """Load the description of a dataset of your own by its name.
+    """Load the description of a user's dataset by its name.
 
     Raises:
         UserError: There is no such dataset (with the nearest name), or its file is wrong.

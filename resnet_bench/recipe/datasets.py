@@ -19,11 +19,11 @@ class DatasetFacts:
         train_size: Number of training images.
         test_size: Number of test images.
         image_size: Height and width of an image in pixels.
-        mean: Mean of each channel over the training images, of pixels between 0 and 1; None for a dataset of your own,
+        mean: Mean of each channel over the training images, of pixels between 0 and 1; None for your own dataset,
             whose file gives it to the recipe.
         std: Standard deviation of each channel, likewise.
         fingerprint: Content fingerprint of the complete dataset (see `resnet_bench.data.content.fingerprint`); None
-            for a dataset of your own.
+            for your own dataset.
         fit: How an image is brought to the size: ``crop`` resizes the shorter side and cuts the center out, ``resize``
             resizes both sides, and ``exact`` refuses images of another size.
         path: The folder of a recipe that names one; None where files are found by name.
@@ -42,8 +42,8 @@ class DatasetFacts:
 
     @property
     def built_in(self) -> bool:
-        """Whether the published images are known; all others are a dataset of your own."""
-        return self.name in DATASETS
+        """Whether the published images are known; all others are your own dataset."""
+        return self.fingerprint is not None
 
     @property
     def num_classes(self) -> int:

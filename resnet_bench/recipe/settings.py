@@ -55,7 +55,7 @@ class Data(Schema):
     """Which images, how they are split, and the constants that normalize them."""
 
     description: Annotated[DatasetDescription | None, MaybeNotGiven] = None
-    """Of a dataset of your own: read from ``datasets/NAME.toml``, or from the folder at ``path``."""
+    """What your own dataset is: read from ``datasets/NAME.toml``, or from the folder at ``path``."""
     path: Annotated[Annotated[str, Field(min_length=1)] | None, MaybeNotGiven] = None
     """With ``dataset = "folder"``: the folder that has ``train/<class>`` and ``test/<class>``. It decides no result
     and is not in the fingerprint."""
@@ -102,14 +102,11 @@ class Data(Schema):
 
     def _check_description(self) -> None:
         if self.dataset in DATASETS and self.description is not None:
-            raise ValueError(f"description: {self.dataset} is built in; only a dataset of your own has a description")
+            raise ValueError(f"description: {self.dataset} is built in; only your own dataset has a description")
         if self.path is not None and self.dataset != FOLDER:
             raise ValueError(f'path: only dataset = "{FOLDER}" takes one, and this is {self.dataset}')
         if self.description is not None and self.description.train_images is None:
-            raise ValueError(
-                f"{self.dataset} has no training images; evaluate a trained run on it: "
-                f"resnet-bench evaluate RUN --dataset {self.dataset}"
-            )
+            raise ValueError(_no_training_images(self.dataset))
 
     @property
     def facts(self) -> DatasetFacts:
@@ -134,6 +131,10 @@ class Data(Schema):
         return self.test_images or self.facts.test_size
 
 
+def _no_training_images(name: str) -> str:
+    return f"{name} has no training images; test a trained run on it with: resnet-bench evaluate RUN --dataset {name}"
+
+
 def _with_description(name: str, table: Mapping[str, Any]) -> Mapping[str, Any]:
     """Describe a dataset that is not built in, unless the table does."""
     given = table.get("description")
@@ -151,6 +152,8 @@ def _with_description(name: str, table: Mapping[str, Any]) -> Mapping[str, Any]:
     if file is None:
         return table
     found = load_dataset_file(file)
+    if found.train is None:
+        raise UserError(_no_training_images(name))
     statistics = {"mean": found.mean, "std": found.std} if found.mean is not None else {}
     return {**statistics, **table, "description": {**found.description.model_dump(exclude_none=True), **given}}
 

@@ -28,7 +28,7 @@ def to_toml(benchmark: Benchmark, *, describes_dataset: bool = True) -> str:
 
     Args:
         benchmark: What is written.
-        describes_dataset: Whether the description of a dataset of your own is written, too. Without it, the file
+        describes_dataset: Whether the description of a user's dataset is written, too. Without it, the file
             follows ``datasets/NAME.toml``.
     """
     table: Table = {"source": _written(benchmark.source)}

@@ -271,7 +271,7 @@ def _notes(group: RunGroup, current: Benchmark | None) -> tuple[str, ...]:
         notes.append(f"{len(commits)} code commits")
     if not group.apart and group.definition is not None and not group.published_images:
         dataset = group.definition.recipe.data.dataset
-        own = "a dataset of your own, on which no claim is judged"
+        own = "your own dataset, on which no claim is judged"
         notes.append(f"the images are not the published ones of {dataset}" if dataset in DATASETS else own)
     if any(run.code_dirty for run in group.runs):
         notes.append("some runs were made from uncommitted code")
