@@ -88,7 +88,7 @@ def prepare(
         "Describe your own images as TOML, ready to be saved: classes, sizes, mean and standard deviation. "
         "It has train/<class> and test/<class>, or Parquet files.",
         example="data describe photos --output datasets/photos.toml",
-        following="copy resnet9-onecycle-adam benchmarks/my-photos.toml --dataset photos",
+        following="copy he-resnet20 benchmarks/my.toml --dataset photos",
     )
 )
 def describe(

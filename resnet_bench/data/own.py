@@ -282,8 +282,8 @@ def find_own(facts: DatasetFacts, folder: Path) -> OwnSource:
     if now != (facts.class_names, facts.train_size, facts.test_size):
         raise UserError(f"{where} describes other images than the recipe; load the benchmark again")
     try:
-        train = None if file.train is None else _find_split(file.train, folder)
-        return OwnSource(facts, train, _find_split(file.test, folder))
+        training = None if file.train is None else _find_split(file.train, folder)
+        return OwnSource(facts, training, _find_split(file.test, folder))
     except UserError as error:
         published = f"; it is published at {file.url}" if file.url else ""
         raise UserError(f"{where}: {error}{published}") from None

@@ -31,7 +31,8 @@ def to_toml(benchmark: Benchmark, *, describes_dataset: bool = True) -> str:
         describes_dataset: Whether the description of a user's dataset is written, too. Without it, the file
             follows ``datasets/NAME.toml``.
     """
-    table: Table = {"source": _written(benchmark.source)}
+    table: Table = {"suites": list(benchmark.suites)} if benchmark.suites else {}
+    table["source"] = _written(benchmark.source)
     if benchmark.claims:
         table["claims"] = [_written(claim) for claim in benchmark.claims]
     table["recipe"] = benchmark.recipe.model_dump(exclude_none=True, mode="json")

@@ -10,13 +10,14 @@ from resnet_bench.measure.peaks import peak_flops
 from resnet_bench.measure.record_clock import warm_up
 from resnet_bench.running.artifacts import log_best_weights, log_outcome, log_recipe
 from resnet_bench.running.context import Context
-from resnet_bench.running.events import Closed, Event, Opened
+from resnet_bench.running.events import Closed, Event, Opened, update
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.prepare import Prepared
 from resnet_bench.running.run_folder import RunFolder, settle
 from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.tracking.run_files import remove_delivered
 from resnet_bench.tracking.tracker import Tracker
+from resnet_bench.tracking.vocabulary import ENERGY, TRAIN_JOULES
 from resnet_bench.training import checkpoint
 from resnet_bench.training.events import EndReason, EpochEnded, Evaluated, Finished, State, Steps
 from resnet_bench.training.events import Event as TrainingEvent
@@ -102,10 +103,12 @@ def _tracked(
             yield event
             if stop and not isinstance(event, Finished):
                 raise Stopped("killed", stop.reason or "stopped")  # noqa: TRY301 - as if the consumer had thrown it
+            if meter and isinstance(event, EpochEnded):
+                tracker.metrics({TRAIN_JOULES: meter.joules}, epoch=event.epoch)
             if isinstance(event, Finished):
                 last = {"final/images_per_second": checkpoints.outcome.images_per_second or 0.0}
                 if meter:
-                    last["energy/joules"] = meter.joules
+                    last[ENERGY] = meter.joules
                 tracker.metrics(last, epoch=event.epoch)
                 log_outcome(job.recipe, dataset, event, tracker, folder, seed=job.seed, model=job.keep_model)
                 if job.profile == "full":
@@ -130,7 +133,7 @@ def _tracked(
         report = tracker.close(end, reason)
         folder.note_end(end, tracker.run_id)
     remove_delivered(folder.path)
-    yield Closed(report)
+    yield Closed(report, meter.joules if meter else None)
 
 
 class _Checkpoints:
@@ -150,7 +153,7 @@ class _Checkpoints:
 
     def keep(self, event: TrainingEvent) -> None:
         """Hold on to what the event brings, and write it where that is due."""
-        self.outcome.take(event)
+        update(self.outcome, event)
         self._position = event.snapshot
         if not self._wanted:
             return
