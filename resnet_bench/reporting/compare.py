@@ -264,7 +264,7 @@ def _rows(a: RunGroup, b: RunGroup, note: str) -> list[ComparisonRow]:
         ("throughput", "images/s", lambda run: run.images_per_second),
         ("training time", "s", lambda run: run.train_seconds),
         ("peak memory", "MiB", lambda run: None if run.peak_memory is None else run.peak_memory / 2**20),
-        ("energy", "J", lambda run: run.number("energy/joules")),
+        ("energy", "J", lambda run: run.joules),
     )
     rows += [_shown_row(a, b, *other) for other in others]
     return [row for row in rows if row is not None]

@@ -22,7 +22,6 @@ from resnet_bench.reporting.tables import (
     RUN_DTYPES,
     StoredRun,
     Tables,
-    restored,
     tidy,
 )
 from resnet_bench.tracking.store import Store
@@ -33,6 +32,8 @@ from resnet_bench.tracking.vocabulary import (
     PREFIX,
     SPLITS,
     current_metric,
+    diverged_metric,
+    restored,
 )
 
 if TYPE_CHECKING:
@@ -116,6 +117,8 @@ class StoreReader:
         for name, cell in row.items():
             if cell is None and (text := stored.tag(name)):
                 self.problems.append(f"run {row['run_id']}: its {name} {text!r} cannot be read and is left out")
+        if row["status"] == "FINISHED" and (lost := diverged_metric(stored.run.data.metrics)):
+            row |= {"status": "FAILED", "reason": f"diverged: {lost}"}
         return row
 
     def _history(self, wanted: tuple[str, str]) -> list[dict[str, Any]]:

@@ -53,7 +53,7 @@ class NoiseFloor:
     @cached_property
     def joules(self) -> float | None:
         """Energy of one run, the median; None where no counter could be read."""
-        found = [joules for run in self.group.runs if (joules := run.number("energy/joules")) is not None]
+        found = [joules for run in self.group.runs if (joules := run.joules) is not None]
         return statistics.median(found) if found else None
 
     def for_effect(self, effect: float, power: float) -> "ComparisonPlan":

@@ -29,7 +29,7 @@ _COLUMNS: Mapping[str, Mapping[str, int]] = {
         "metrics.`final/test_accuracy`": 140,
         "metrics.`final/test_accuracy_standard`": 190,
         "metrics.`final/train_seconds`": 135,
-        "metrics.`time/images_per_second`": 165,
+        "metrics.`final/images_per_second`": 165,
         "tags.`resnet_bench.claim`": 150,
         "tags.`resnet_bench.profile`": 150,
         "tags.`resnet_bench.device`": 170,

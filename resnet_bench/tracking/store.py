@@ -115,8 +115,8 @@ class Store:
 
     @property
     def exists(self) -> bool:
-        """Whether there is a store to read: a SQLite file that nobody has made yet holds nothing."""
-        return self.path is None or self.path.exists()
+        """Whether there is a store to read: a SQLite file that is missing or has no tables yet holds nothing."""
+        return self.path is None or sqlite_files.inspect(self.path).kind not in ("missing", "empty")
 
     def run_url(self, run_id: str, experiment_id: str | None = None) -> str:
         """Return the page of a run; for a database, where ``make ui`` will show it.

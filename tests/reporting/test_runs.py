@@ -106,6 +106,12 @@ def test_throughput_and_epoch_time_leave_the_first_epoch_out() -> None:
     assert run(2).flops is None
 
 
+def test_peak_flops_are_a_tag_and_were_a_metric() -> None:
+    assert run(1, tags={"resnet_bench.peak_flops": "7.9e+14"}).peak_flops == 7.9e14
+    assert run(2, once={"device/peak_flops": 7.9e14}).peak_flops == 7.9e14
+    assert run(3).peak_flops is None
+
+
 def test_operations_are_those_of_the_images_as_they_grew() -> None:
     sizes = '[{"pixels": 16, "epochs": 1}, {"pixels": 32, "epochs": 1}]'
     grown = run(

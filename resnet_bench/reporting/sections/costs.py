@@ -29,12 +29,8 @@ SECTION = Section("costs", "Costs", build)
 
 def _row(group: RunGroup, label: str, device: str, runs: Sequence[Run]) -> list[str | Cell]:
     seconds = [run.train_seconds for run in runs if run.train_seconds is not None]
-    shares = [
-        run.flops / peak
-        for run in runs
-        if run.flops is not None and (peak := run.number("device/peak_flops") or 0.0) > 0
-    ]
-    joules = median(run.number("energy/joules") for run in runs)
+    shares = [run.flops / run.peak_flops for run in runs if run.flops is not None and run.peak_flops is not None]
+    joules = median(run.joules for run in runs)
     counter = "CPU packages" if runs[0].device_type == "cpu" else "GPU board"
     return [
         Cell(label, badge=apart_badge(group)),
