@@ -26,7 +26,16 @@ from resnet_bench.cli.options import (
     help_text,
     new_app,
 )
-from resnet_bench.cli.screen import FAILED, INTERRUPTED, console, echo, new_table, print_resume_command, print_table
+from resnet_bench.cli.screen import (
+    FAILED,
+    INTERRUPTED,
+    console,
+    echo,
+    measuring_aloud,
+    new_table,
+    print_resume_command,
+    print_table,
+)
 from resnet_bench.execution import choices
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.tracking.store import Store
@@ -92,7 +101,7 @@ def check(
     store = Store.resolve(tracking, Path.cwd())
 
     # Torch is imported when the verb is called, so that help, completion and mistakes are quick.
-    from resnet_bench.cli.live_runs import lasting
+    from resnet_bench.cli.live_runs import RunsDisplay, lasting
     from resnet_bench.data.dataset import ImageLocation
     from resnet_bench.execution.options import ExecutionOptions
     from resnet_bench.judging.record import MIN_SEEDS, claim_of
@@ -108,7 +117,8 @@ def check(
     options = ExecutionOptions(device=device, mode=execution_mode, precision=precision, threads=threads)
     context = Context(store, run_dir, ImageLocation(folder), options)
     context.open_images(benchmark.recipe.data.dataset, echo)
-    execution = resolve(benchmark.recipe, options)
+    with measuring_aloud():
+        execution = resolve(benchmark.recipe, options)
     count = seeds or MIN_SEEDS[execution.device_type]
     planned = RecordCheck(benchmark, range(count), compared)
     progress = planned.new_progress(execution, run_dir)
@@ -122,8 +132,12 @@ def check(
     close_stale_runs(store)
     echo(f"{count} seeds of {name} on {execution.device_name} ({execution.describe()}), tracked in {store.shown}")
     try:
-        with lasting(console), stop_on_signals(announce="stopping; the seeds that are done are kept") as stop:
-            for found in planned.measure(replace(context, stop=stop), progress):
+        with (
+            lasting(console),
+            RunsDisplay(console, planned.tasks_left(progress)).shown() as display,
+            stop_on_signals(announce="stopping; the seeds that are done are kept") as stop,
+        ):
+            for found in planned.measure(replace(context, stop=stop), progress, display.watch):
                 if isinstance(found, Record):
                     record = found
                 else:

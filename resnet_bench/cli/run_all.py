@@ -15,7 +15,7 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import duration, plural
 from resnet_bench.cli.closing import print_closing
 from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay
-from resnet_bench.cli.screen import announce_generated, print_table
+from resnet_bench.cli.screen import announce_generated, measuring_aloud, print_table
 from resnet_bench.data.dataset import Dataset, dataset_status
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import Event, JobFinished, JobStarted, Opened
@@ -86,7 +86,8 @@ def run_all(options: RunOptions, context: Context, console: Console, *, ask: boo
     datasets: dict[str, Dataset] = {name: context.open_images(name, echo) for name in names}
     if any(dataset.generated for dataset in datasets.values()):
         plan = plan_runs(options, benchmarks, context.options, real_data=False)
-    survey = _survey(plan, context)
+    with measuring_aloud(console):
+        survey = _survey(plan, context)
     seconds = _announce(plan, survey, datasets, context.store, console)
     if ask and seconds > LONG_RUN_SECONDS:
         default = seconds < VERY_LONG_RUN_SECONDS
@@ -109,7 +110,7 @@ def run_all(options: RunOptions, context: Context, console: Console, *, ask: boo
             echo(f"{job.label}: {outcome.url}")
         if outcome.not_uploaded:
             echo(f"  {outcome.not_uploaded}")
-    echo(f"\nruns are in {context.store.shown}; see them with: resnet-bench ui")
+    echo(f"\nruns are in {context.store.shown}; {context.store.where_to_see}")
     return summary
 
 

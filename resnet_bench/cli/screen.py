@@ -1,11 +1,13 @@
 """What the verbs print with: consoles, tables that fit, announcements, and exit codes."""
 
+import logging
 import os
 import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from rich import box
 from rich.console import Console, RenderableType
@@ -72,6 +74,28 @@ def announce_generated(dataset: str, to: Console | None = None) -> None:
     )
 
 
+@contextmanager
+def measuring_aloud(to: Console | None = None) -> Iterator[None]:
+    """While the context is open, print what is measured to choose an execution, as soon as it is."""
+    log = logging.getLogger("resnet_bench.measure.autotune")
+    handler = _Printing(to or console)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+class _Printing(logging.Handler):
+    def __init__(self, to: Console) -> None:
+        super().__init__(logging.INFO)
+        self._to = to
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        self._to.print(Text(record.getMessage()), highlight=False, soft_wrap=True)
+
+
 def print_resume_command(option: str | None = None) -> None:
     """Print the command that was typed, with the option that resumes what was interrupted."""
     arguments = sys.argv[1:]
@@ -100,22 +124,29 @@ def print_table(table: Table, to: Console | None = None) -> None:
     header and value.
     """
     to = to or console
-    table.box, table.show_edge, table.pad_edge, table.padding = box.SIMPLE_HEAD, False, False, (0, 1, 0, 0)
     if table.title:
         # Rich wraps a title to the width of the table, and paths with it.
         to.print(_text(table.title, to), style="bold", soft_wrap=True)
         table.title = None
+    if fit(table, to):
+        to.print(table)
+    else:
+        _print_rows(table, to)
+
+
+def fit(table: Table, to: Console) -> bool:
+    """Give a table columns in which cells wrap between words only; False where the console is too narrow for that."""
+    table.box, table.show_edge, table.pad_edge, table.padding = box.SIMPLE_HEAD, False, False, (0, 1, 0, 0)
     # Measured without a limit; a table that is limited hides what it needs.
     options = to.options.update(width=100_000)
     needs = [measure_renderables(to, options, [column.header, *column.cells]) for column in table.columns]
     between = Measurement.get(to, options, table).maximum - sum(need.maximum for need in needs)
     widths = _shares([(need.minimum, need.maximum) for need in needs], to.width - between)
     if widths is None:
-        _print_rows(table, to)
-        return
+        return False
     for column, width in zip(table.columns, widths, strict=True):
         column.width, column.no_wrap = width, False
-    to.print(table)
+    return True
 
 
 def _shares(needs: Sequence[tuple[int, int]], room: int) -> list[int] | None:

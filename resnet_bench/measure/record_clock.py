@@ -2,6 +2,7 @@
 
 import contextlib
 import statistics
+from collections.abc import Callable
 
 from resnet_bench.data.dataset import Dataset, generate_dataset
 from resnet_bench.execution.execution import Execution
@@ -47,11 +48,21 @@ def _train_some_steps(recipe: Recipe, execution: Execution) -> float:
     return seconds
 
 
-def whole_training_seconds(recipe: Recipe, execution: Execution, dataset: Dataset) -> float:
-    """Estimate how long the whole training of a recipe takes, from the median of some of its steps."""
+def whole_training_seconds(
+    recipe: Recipe, execution: Execution, dataset: Dataset, stop: Callable[[], None] = lambda: None
+) -> float:
+    """Estimate how long the whole training of a recipe takes, from the median of some of its steps.
+
+    Args:
+        recipe: What to time.
+        execution: How.
+        dataset: Its images.
+        stop: Called after each event; may raise an error to end the timing.
+    """
     seconds: list[float] = []
     with contextlib.closing(train(recipe, execution, 0, dataset)) as events:
         for event in events:
+            stop()
             if isinstance(event, Steps):
                 seconds.append(event.seconds / len(event.losses))
             if isinstance(event, EpochEnded) or len(seconds) >= BASELINE_STEPS:

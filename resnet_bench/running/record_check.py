@@ -3,7 +3,7 @@
 import contextlib
 import json
 import statistics
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.claims import Claim
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.context import Context
-from resnet_bench.running.events import JobFinished, TaskEvent
+from resnet_bench.running.events import Event, JobFinished, TaskEvent
 from resnet_bench.running.job import Job, Task
 from resnet_bench.running.launchers.launcher import Place, find_launcher
 from resnet_bench.running.outcome import Outcome
@@ -221,7 +221,12 @@ class BaselineTiming:
         """Time it."""
         dataset = context.open_images(self.baseline.recipe.data.dataset)
         execution = resolve(self.compared, context.options)
-        yield BaselineTimed(whole_training_seconds(self.baseline.recipe, execution, dataset))
+
+        def stop() -> None:
+            if context.stop:
+                raise Stopped("killed", context.stop.reason or "stopped")
+
+        yield BaselineTimed(whole_training_seconds(self.baseline.recipe, execution, dataset, stop))
 
 
 @dataclass(frozen=True)
@@ -255,7 +260,7 @@ class RecordCheck:
         return RecordProgress(run_dir / f"record-{self.benchmark.name}.json", what)
 
     def measure(
-        self, context: Context, progress: RecordProgress
+        self, context: Context, progress: RecordProgress, watch: Callable[[Task, Event], None] = lambda *_: None
     ) -> Generator[tuple[int, Outcome] | Record, None, None]:
         """Train each seed once, one after another, and time the baseline in between.
 
@@ -264,6 +269,7 @@ class RecordCheck:
         Args:
             context: Where and how.
             progress: Keeps what is measured; seeds that it holds are not trained.
+            watch: Called with each event of a seed or of the baseline.
 
         Yields:
             Each seed with its outcome, and at last the ``Record``.
@@ -282,19 +288,27 @@ class RecordCheck:
             )
         execution = resolve(self.benchmark.recipe, context.options)
         yield from progress.outcomes.items()
-        unstarted = yield from self._train(context, progress)
+        unstarted = yield from self._train(context, progress, watch)
         outcomes = {seed: progress.outcomes.get(seed, Outcome(failure=unstarted)) for seed in self.seeds}
         name = self.baseline.name if self.baseline is not None else None
         yield Record(self.benchmark, execution, outcomes, name, tuple(progress.baseline_seconds))
         if unstarted is None:
             progress.forget()
 
-    def _train(self, context: Context, progress: RecordProgress) -> Generator[tuple[int, Outcome], None, str | None]:
+    def tasks_left(self, progress: RecordProgress) -> int:
+        """Count the seeds and timings of the baseline that are left."""
+        timings = 0 if self.baseline is None else 2 + (len(self.seeds) > 1) - len(progress.baseline_seconds)
+        return sum(seed not in progress.outcomes for seed in self.seeds) + timings
+
+    def _train(
+        self, context: Context, progress: RecordProgress, watch: Callable[[Task, Event], None]
+    ) -> Generator[tuple[int, Outcome], None, str | None]:
         """Returns why seeds were not started, where some were not."""
         outcome, unstarted = Outcome(), None
         launched = find_launcher("inline", [Place()]).run(self._tasks(progress), context)
         with contextlib.closing(launched) as events:
             for task, event in events:
+                watch(task, event)
                 if isinstance(event, BaselineTimed):
                     progress.baseline_seconds.append(event.seconds)
                     progress.keep()

@@ -161,8 +161,8 @@ def flush_command(store: Store, folder: Path) -> str:
     if runs != Path.cwd() / RUNS_FOLDER:
         words += ["--run-dir", str(runs)]
     if store.redacted_uri != store.uri:
-        # Its login is in no file.
-        words += ["--tracking", store.redacted_uri]
+        # Its login is in no file, unless the environment has it.
+        words += store.option
     return shlex.join(words)
 
 

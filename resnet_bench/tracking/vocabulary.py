@@ -62,7 +62,7 @@ TAGS: Mapping[str, str] = {
     # Its course.
     "parameters": "the network's parameters",
     "macs": "multiply-accumulate operations per image",
-    "peak_flops": "FLOP/s of a large matrix multiplication on the device; a constant, so not a metric, which is charted",
+    "peak_flops": "FLOP/s of a large matrix multiplication on the device; no metric, so that no chart shows it",
     "cuda_graphs": "how many CUDA graphs were captured; missing where steps are eager",
     "resumed": "how often the run was resumed",
     "reason": "why it did not finish",

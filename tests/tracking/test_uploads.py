@@ -356,6 +356,23 @@ def test_hints_repeat_the_folder_unless_it_is_the_usual_one(store: Store, monkey
     assert flush_command(store, project / "runs" / "x") == "resnet-bench tracking flush"
 
 
+def test_the_hint_to_see_runs_names_the_store_unless_it_is_the_usual_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert store.path is not None
+    words = shlex.split(store.where_to_see.removeprefix("see them with: "))
+    assert words == ["resnet-bench", "ui", "--tracking", store.uri]
+    monkeypatch.chdir(store.path.parent)
+    assert store.where_to_see == "see them with: resnet-bench ui"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    assert store.where_to_see == "see them with: resnet-bench ui"
+    spaced = Store.resolve(f"sqlite:///{tmp_path}/my runs/mlflow.db")
+    assert spaced.where_to_see.endswith(f"--tracking 'sqlite:///{tmp_path}/my runs/mlflow.db'")
+    server = Store.resolve("http://ann:topsecret@tracking:5000/mlflow/")
+    assert server.where_to_see == "open http://tracking:5000/mlflow"
+
+
 def test_a_server_that_is_away_is_a_sentence_and_not_an_exceptions_text(
     describe: Describe, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
