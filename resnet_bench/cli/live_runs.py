@@ -14,11 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from resnet_bench.base.text import duration
+from resnet_bench.cli.screen import SECONDS_BETWEEN_LINES
 from resnet_bench.running.events import Event, JobFinished, JobStarted, Opened
 from resnet_bench.running.job import Task
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, Steps
 
-SECONDS_BETWEEN_LINES = 10.0
 _SHORTEST_BAR = 10
 
 

@@ -6,8 +6,9 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 from rich import box
 from rich.console import Console, RenderableType
@@ -18,6 +19,10 @@ from rich.text import Text
 FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
+
+SECONDS_BETWEEN_LINES = 10.0
+"""Interval of lines about something in progress, where the output is not a terminal."""
+_READER = "resnet_bench.reporting.mlflow_reader"
 
 LOG_WIDTH = 150
 """Columns where the output is not a terminal: a log has no width, and 80 would fold every table."""
@@ -74,26 +79,46 @@ def announce_generated(dataset: str, to: Console | None = None) -> None:
     )
 
 
-@contextmanager
-def measuring_aloud(to: Console | None = None) -> Iterator[None]:
+def measuring_aloud(to: Console | None = None) -> AbstractContextManager[None]:
     """While the context is open, print what is measured to choose an execution, as soon as it is."""
-    log = logging.getLogger("resnet_bench.measure.autotune")
-    handler = _Printing(to or console)
+
+    def show(text: str) -> None:
+        (to or console).print(Text(text), highlight=False, soft_wrap=True)
+
+    return _shown("resnet_bench.measure.autotune", show)
+
+
+@contextmanager
+def reading_aloud(to: Console | None = None, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+    """While the context is open, show how far reading a store is: on a terminal at once, in a log now and then."""
+    to = to or errors
+    if to.is_terminal:
+        with to.status("reading") as status, _shown(_READER, lambda text: status.update(Text(text))):
+            yield
+        return
+    last_line = clock()
+
+    def show(text: str) -> None:
+        nonlocal last_line
+        if clock() - last_line >= SECONDS_BETWEEN_LINES:
+            last_line = clock()
+            to.print(Text(text), soft_wrap=True)
+
+    with _shown(_READER, show):
+        yield
+
+
+@contextmanager
+def _shown(logger: str, show: Callable[[str], None]) -> Iterator[None]:
+    """Have ``show`` called with what a module logs."""
+    log, handler = logging.getLogger(logger), logging.Handler(logging.INFO)
+    handler.emit = lambda record: show(record.getMessage())  # type: ignore[method-assign]  # a class would say no more
     log.addHandler(handler)
+    log.setLevel(logging.INFO)
     try:
         yield
     finally:
         log.removeHandler(handler)
-
-
-class _Printing(logging.Handler):
-    def __init__(self, to: Console) -> None:
-        super().__init__(logging.INFO)
-        self._to = to
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print a record."""
-        self._to.print(Text(record.getMessage()), highlight=False, soft_wrap=True)
 
 
 def print_resume_command(option: str | None = None) -> None:

@@ -11,7 +11,7 @@ from resnet_bench.models.of_recipe import recipe_macs
 from resnet_bench.recipe.recipe import Recipe
 
 _log = logging.getLogger(__name__)
-# Whoever asks for it gets it, from child processes too; without a handler nothing below a warning is printed.
+# Child processes send their parent what is logged; without a handler nothing below a warning is printed.
 _log.setLevel(logging.INFO)
 
 MAX_STEP_FLOPS = 200e9

@@ -39,6 +39,17 @@ def test_tables_hold_every_run_once(store_tables: Tables) -> None:
         assert {column: str(dtype) for column, dtype in frame.dtypes.items()} == dict(dtypes)
 
 
+def test_reading_tells_how_far_it_is(
+    fresh_uri: str, benchmarks: dict[str, Benchmark], caplog: pytest.LogCaptureFixture
+) -> None:
+    log_all(fresh_uri, FakeRun(benchmarks["ranged"]))
+    caplog.set_level("INFO", "resnet_bench.reporting.mlflow_reader")
+    reading.read([fresh_uri])
+    told = [text for text in caplog.messages if text.startswith("reading ")]
+    assert told[0].endswith("mlflow.db: 1 run")
+    assert told[-1].partition("mlflow.db: ")[2] == f"1 run, {len(told) - 1} of {len(told) - 1} metrics"
+
+
 def test_metrics_are_tidy_and_complete(store_tables: Tables) -> None:
     metrics = store_tables.metrics
     assert not metrics.duplicated(["run_id", "metric", "axis", "step"]).any()
