@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from resnet_bench.base.throughput import settled_throughput
 from resnet_bench.running.events import Closed, Event, JobFinished, Opened
-from resnet_bench.tracking.vocabulary import current_metrics
+from resnet_bench.tracking.vocabulary import current_metrics, tag
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ class Outcome:
     run_id: str | None = None
     url: str = ""
     folder: str = ""
+    """The run's folder; only its name where the outcome was read from the store."""
     epochs: int = 0
     accuracy_by_epoch: dict[int, float] = field(default_factory=dict)
     """By the source's protocol."""
@@ -115,6 +116,7 @@ class Outcome:
         return cls(
             run_id=run.info.run_id,
             url=url,
+            folder=run.data.tags.get(tag("folder"), ""),
             epochs=max(throughput, default=0),
             accuracy_by_epoch=history("test/accuracy"),
             accuracy_standard=metrics.get("final/test_accuracy_standard"),
