@@ -1,7 +1,6 @@
 """The clock of a speed record: steps that it does not cover, and the time of a baseline that it is compared with."""
 
 import contextlib
-import statistics
 from collections.abc import Callable
 
 from resnet_bench.data.dataset import Dataset, generate_dataset
@@ -48,10 +47,10 @@ def _train_some_steps(recipe: Recipe, execution: Execution) -> float:
     return seconds
 
 
-def whole_training_seconds(
+def time_steps(
     recipe: Recipe, execution: Execution, dataset: Dataset, stop: Callable[[], None] = lambda: None
-) -> float:
-    """Estimate how long the whole training of a recipe takes, from the median of some of its steps.
+) -> list[float]:
+    """Time the first steps of a recipe's training, in seconds each.
 
     Args:
         recipe: What to time.
@@ -67,5 +66,4 @@ def whole_training_seconds(
                 seconds.append(event.seconds / len(event.losses))
             if isinstance(event, EpochEnded) or len(seconds) >= BASELINE_STEPS:
                 break
-    warm = seconds[len(seconds) // 4 :]
-    return statistics.median(warm) * recipe.steps_per_epoch * recipe.training.epochs
+    return seconds

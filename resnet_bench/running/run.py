@@ -17,7 +17,7 @@ from resnet_bench.running.run_folder import RunFolder, settle
 from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.tracking.run_files import remove_delivered
 from resnet_bench.tracking.tracker import Tracker
-from resnet_bench.tracking.vocabulary import ENERGY, FINAL_THROUGHPUT
+from resnet_bench.tracking.vocabulary import ENERGY, FINAL_THROUGHPUT, TRAIN_JOULES
 from resnet_bench.training import checkpoint
 from resnet_bench.training.events import EndReason, EpochEnded, Evaluated, Finished, State, Steps
 from resnet_bench.training.events import Event as TrainingEvent
@@ -103,6 +103,8 @@ def _tracked(
             yield event
             if stop and not isinstance(event, Finished):
                 raise Stopped("killed", stop.reason or "stopped")  # noqa: TRY301 - as if the consumer had thrown it
+            if meter and isinstance(event, EpochEnded):
+                tracker.metrics({TRAIN_JOULES: meter.joules}, epoch=event.epoch)
             if isinstance(event, Finished):
                 last = {FINAL_THROUGHPUT: checkpoints.outcome.images_per_second or 0.0}
                 if meter:
@@ -131,7 +133,7 @@ def _tracked(
         report = tracker.close(end, reason)
         folder.note_end(end, tracker.run_id)
     remove_delivered(folder.path)
-    yield Closed(report)
+    yield Closed(report, meter.joules if meter else None)
 
 
 class _Checkpoints:

@@ -303,6 +303,9 @@ class Session:
             else {
                 "labels": torch.from_numpy(self.predictions.labels),
                 "probabilities": torch.from_numpy(self.predictions.probabilities),
+                "predicted_tta": None
+                if self.predictions.predicted_tta is None
+                else torch.from_numpy(self.predictions.predicted_tta),
             },
         }
 
@@ -321,7 +324,9 @@ class Session:
         self.position = Position(**state["position"])
         if (predictions := state["predictions"]) is not None:
             labels, probabilities = predictions["labels"].numpy(), predictions["probabilities"].numpy()
-            self.predictions = Predictions(split="test", labels=labels, probabilities=probabilities)
+            # A checkpoint of 0.1.0 has none.
+            tta = predictions.get("predicted_tta")
+            self.predictions = Predictions("test", labels, probabilities, None if tta is None else tta.numpy())
 
 
 def _snapshot_while_alive(session: Session) -> Callable[[], State]:
