@@ -79,14 +79,18 @@ def lasting(console: Console) -> Iterator[None]:
 
 
 class RunsDisplay:
-    """Live progress of several runs, a bar for each that is under way; plain lines where there is no terminal."""
+    """Live progress of several runs, a bar for each that is under way; plain lines where there is no terminal.
+
+    Attributes:
+        progress: The bars; None where there is no terminal.
+    """
 
     def __init__(self, console: Console, total_runs: int) -> None:
         """Show progress of this many runs on this console."""
         self._console = console
         self._total_runs = total_runs
         self._runs_begun = 0
-        self._progress: Progress | None = None
+        self.progress: Progress | None = None
         self._watched: RunDisplay | None = None
 
     @contextmanager
@@ -95,7 +99,7 @@ class RunsDisplay:
         if not self._console.is_terminal:
             yield self
             return
-        with _Bars(console=self._console) as self._progress:
+        with _Bars(console=self._console) as self.progress:
             yield self
 
     def watch(self, task: Task, event: Event) -> None:
@@ -108,7 +112,7 @@ class RunsDisplay:
     def begin(self, label: str) -> "RunDisplay":
         """Return what shows the progress of a run that is about to start."""
         self._runs_begun += 1
-        return RunDisplay(f"[{self._runs_begun}/{self._total_runs}] {label}", self._console, self._progress)
+        return RunDisplay(f"[{self._runs_begun}/{self._total_runs}] {label}", self._console, self.progress)
 
 
 class _Bars(Progress):

@@ -126,4 +126,4 @@ def _store(uri: str | None) -> Finding:
     store = Store.resolve(uri, Path.cwd())
     # What is wrong says what to do, for this store.
     problem = store.check()
-    return Finding("tracking", problem is None, problem or store.shown)
+    return Finding("tracking", problem is None, problem or store.redacted_uri)
