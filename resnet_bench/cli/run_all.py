@@ -24,7 +24,7 @@ from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.plan import RunOptions, RunPlan, Survey, Surveyed, open_plan
 from resnet_bench.running.stopping import stop_on_signals
 from resnet_bench.tracking.stale_runs import close_stale_runs
-from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.store import Store, where_to_see
 
 LONG_RUN_SECONDS = 1800.0
 """Longer runs are asked about where somebody can answer."""
@@ -106,7 +106,7 @@ def run_all(
             echo(f"{job.label}: {outcome.url}")
         if outcome.not_uploaded:
             echo(f"  {outcome.not_uploaded}")
-    echo(f"\nruns are in {context.store.redacted_uri}; {context.store.where_to_see}")
+    echo(f"\nruns are in {context.store.redacted_uri}; {where_to_see(context.store)}")
     return summary
 
 

@@ -357,6 +357,7 @@ def _watch(name: str, plan: "Plan", address: "StudyStorage", context: "Context",
 
 
 def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage", store: "Store") -> None:
+    from resnet_bench.tracking.store import option, where_to_see
     from resnet_bench.tuning.export import comparison_text
 
     console.print()
@@ -369,10 +370,10 @@ def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage", 
     echo(f"\n{comparison_text(result.comparison)}", style="bold")
     for failure in result.comparison.failures if result.comparison is not None else ():
         echo(f"  {failure}")
-    echo(f"\nMLflow: {result.url}; {store.where_to_see}")
+    echo(f"\nMLflow: {result.url}; {where_to_see(store)}")
     if address.dashboard is not None:
         echo(f"Optuna: optuna-dashboard {shlex.quote(address.dashboard)}")
-    source = ["--from", *store.option[1:]] if store.option else []
+    source = ["--from" if word == "--tracking" else word for word in option(store)]
     echo(f"report: {_command('report', *source)}")
     best, export = (_command("study", verb, result.name, *address.option) for verb in ("best", "export"))
     echo(f"next: {best}; {export}")

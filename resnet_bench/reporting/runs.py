@@ -19,7 +19,7 @@ from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.recipe.settings import relative_pixels
 from resnet_bench.reporting.tables import GROUP_COLUMNS, RunRow, Tables
-from resnet_bench.tracking.vocabulary import ENERGY, OLD_PEAK_FLOPS, PREFIX, SPLITS, current_metric, tag
+from resnet_bench.tracking.vocabulary import OLD_PEAK_FLOPS, PREFIX, SPLITS, current_metric, tag
 
 Series = Mapping[int, float]
 """Values of one metric under the epoch or the optimizer step that they belong to."""
@@ -105,18 +105,6 @@ class Run(RunRow):
     def peak_memory(self) -> float | None:
         """Peak memory in bytes over all epochs."""
         return best_evaluation(self.series("memory/peak_bytes"))
-
-    @property
-    def joules(self) -> float | None:
-        """Energy of the training steps."""
-        return self.number(ENERGY)
-
-    @cached_property
-    def peak_flops(self) -> float | None:
-        """FLOP/s of a large matrix multiplication on the device."""
-        text = self.tags.get(tag("peak_flops"), "")
-        found = float(text) if text else self.number(OLD_PEAK_FLOPS)
-        return found if found and found > 0 and math.isfinite(found) else None
 
     @cached_property
     def flops(self) -> float | None:
@@ -297,7 +285,6 @@ def _measure(run: Run) -> None:
         "epoch_seconds",
         "peak_memory",
         "flops",
-        "peak_flops",
     ):
         getattr(run, name)
     for split in SPLITS:
@@ -370,6 +357,15 @@ def _comparable(value: Any) -> Any:
 
 
 # --- what one run measured -----------------------------------------------------------------------
+
+
+def peak_flops(run: Run) -> float | None:
+    """Return the FLOP/s of a large matrix multiplication on the run's device."""
+    try:
+        found = float(run.tags[tag("peak_flops")])
+    except (KeyError, ValueError):
+        found = run.number(OLD_PEAK_FLOPS) or 0.0
+    return found if found > 0 and math.isfinite(found) else None
 
 
 def _in_order(series: Series) -> list[float]:

@@ -116,31 +116,6 @@ class Store:
         """Whether there is a store to read: a SQLite file that is missing or has no tables yet holds nothing."""
         return self.path is None or sqlite_files.inspect(self.path).kind not in ("missing", "empty")
 
-    @property
-    def option(self) -> list[str]:
-        """The words that name the store in a command typed in this folder; none where it is found without."""
-        with contextlib.suppress(UserError):
-            if Store.resolve().uri == self.uri:
-                return []
-        return ["--tracking", self.redacted_uri]
-
-    @property
-    def where_to_see(self) -> str:
-        """What to open or type to see the runs."""
-        if self.is_server:
-            return f"open {self._pages}"
-        return f"see them with: {shlex.join(['resnet-bench', 'ui', *self.option])}"
-
-    @property
-    def _pages(self) -> str:
-        """The address of MLflow's pages."""
-        if not self.is_server:
-            return UI_ADDRESS
-        if self.uri.startswith("databricks"):
-            return self.uri
-        scheme, _, rest = self.uri.partition("://")
-        return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0].rstrip('/')}"
-
     def run_url(self, run_id: str, experiment_id: str | None = None) -> str:
         """Return the page of a run; for a database, where ``make ui`` will show it.
 
@@ -154,7 +129,7 @@ class Store:
             # A link is not worth an error.
             with contextlib.suppress(Exception):
                 experiment_id = str(self.client().get_run(run_id).info.experiment_id)
-        return f"{self._pages}/#/experiments/{experiment_id or 0}/runs/{run_id}?workflowType=machine_learning"
+        return f"{_pages(self)}/#/experiments/{experiment_id or 0}/runs/{run_id}?workflowType=machine_learning"
 
     # --- getting ready -----------------------------------------------------------------------------
 
@@ -288,6 +263,31 @@ class Store:
     def _restore_hint(self, name: str, experiment_id: str) -> str:
         command = self.command(f"experiments restore --experiment-id {experiment_id}")
         return f"{self.redacted_uri}: the experiment {name!r} was deleted; restore it with: {command}"
+
+
+def option(store: Store) -> list[str]:
+    """Return the words that name a store in a command typed in this folder; none where it is found without."""
+    with contextlib.suppress(UserError):
+        if Store.resolve().uri == store.uri:
+            return []
+    return ["--tracking", store.redacted_uri]
+
+
+def where_to_see(store: Store) -> str:
+    """Return what to open or type to see a store's runs."""
+    if store.is_server:
+        return f"open {_pages(store)}"
+    return f"see them with: {shlex.join(['resnet-bench', 'ui', *option(store)])}"
+
+
+def _pages(store: Store) -> str:
+    """Return the address of MLflow's pages on a store."""
+    if not store.is_server:
+        return UI_ADDRESS
+    if store.uri.startswith("databricks"):
+        return store.uri
+    scheme, _, rest = store.uri.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0].rstrip('/')}"
 
 
 def _plain(path: Path) -> Path:
