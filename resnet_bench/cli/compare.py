@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from resnet_bench.cli.options import Json, OnlyBenchmarks, Since, Sources, help_text, new_app, source_uri
-from resnet_bench.cli.screen import FAILED, console, echo, new_table, print_json, print_table
+from resnet_bench.cli.screen import FAILED, console, echo, new_table, print_json, print_table, reading_aloud
 from resnet_bench.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -65,8 +65,9 @@ def compare(
             _print_images(between)
         return
 
-    found = comparing.compare(a, b, sources=list(sources) if sources else None, benchmarks=benchmarks, since=since)
     style = "json" if as_json else style
+    with reading_aloud():
+        found = comparing.compare(a, b, sources=list(sources) if sources else None, benchmarks=benchmarks, since=since)
     if style == "table":
         for part in compare_text.table(found).renderables:
             if isinstance(part, Table):

@@ -1,5 +1,6 @@
 """Studies by the name that a user types, and what is said of them to programs."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +58,11 @@ def result_of(stored: "StoredStudy") -> "StudyResult":
     stored.check_source()
     result = study_result(stored)
     if result is None:
+        name, profile = stored.definition.name, stored.plan.profile
+        given = [] if stored.name == storage_name(name, profile) else ["--study-name", stored.name]
+        resume = command_text("study", "run", name, "--profile", profile, *given, *stored.storage.address.option)
         raise UserError(
-            f"study {stored.name}: the source hyperparameters are not trained yet; resume it with: "
-            f"resnet-bench study run {stored.definition.name}"
+            f"study {stored.name}: the source hyperparameters are not trained yet; resume it with: {resume}"
         )
     return result
 
@@ -71,3 +74,8 @@ def storage_name(name: str, profile: ProfileName) -> str:
 def candidates(name: str, profile: ProfileName | None) -> list[str]:
     stem = Path(name).stem if name.endswith(".toml") else name
     return [storage_name(stem, wanted) for wanted in ([profile] if profile else PROFILES)]
+
+
+def command_text(*words: str) -> str:
+    """Return a command that can be pasted into a shell."""
+    return shlex.join(["resnet-bench", *words])

@@ -53,6 +53,7 @@ from resnet_bench.cli.screen import (
 )
 from resnet_bench.cli.stored_studies import (
     candidates,
+    command_text,
     definition_document,
     find_study,
     result_of,
@@ -63,7 +64,7 @@ from resnet_bench.cli.stored_studies import (
 from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import ProfileName
 from resnet_bench.recipe.changes import short_names
-from resnet_bench.recipe.files import find_file, search_folders
+from resnet_bench.recipe.toml_files import find_file, search_folders
 
 if TYPE_CHECKING:
     from resnet_bench.running.context import Context
@@ -296,6 +297,7 @@ def run(
     address = storage_of(storage, tracking)
 
     # Torch is imported when the verb is called, so that help, completion and mistakes are quick.
+    from resnet_bench.cli.live_runs import lasting
     from resnet_bench.data.dataset import ImageLocation
     from resnet_bench.execution.options import ExecutionOptions
     from resnet_bench.running.context import Context
@@ -319,13 +321,16 @@ def run(
     ):
         raise UserError("nothing was started")
     _get_ready(store)
-    result = _watch(stored_name, plan, address, context, workers)
-    if result is None:
+    with lasting(console):
+        result = _watch(stored_name, plan, address, context, workers)
         # Nobody else can have asked for it once the time is up.
-        out_of_time = until is not None and time.monotonic() >= until
-        print_resume_command(why="--max-minutes is used up" if out_of_time else "interrupted")
+        out_of_time = result is None and until is not None and time.monotonic() >= until
+        if result is None:
+            print_resume_command(why="--max-minutes is used up" if out_of_time else "interrupted")
+        else:
+            _print_result(result, plan, address, store)
+    if result is None:
         raise typer.Exit(OUT_OF_TIME if out_of_time else INTERRUPTED)
-    _print_result(result, plan, address)
 
 
 def _plan(
@@ -343,7 +348,7 @@ def _plan(
     if "smoke" not in study.profiles:
         return full, "the study has no other"
     # Each profile names its images itself.
-    if context.open_images(full.base.data.dataset, echo).generated:
+    if context.open_images(full.base.data.facts, echo).generated:
         return in_profile("smoke"), "there is no real CIFAR here; resnet-bench data prepare fetches it"
     if study.made_for == "gpu" and context.options.resolve().device_type == "cpu":
         return in_profile("smoke"), "the study is sized for a GPU, and there is none; --profile full runs it anyway"
@@ -352,7 +357,7 @@ def _plan(
 
 def _announce(name: str, plan: "Plan", why: str, address: "StudyStorage", context: "Context", workers: int) -> float:
     """Print what will run, why, on what, and for how long; return the seconds."""
-    dataset = context.open_images(plan.base.data.dataset, echo)
+    dataset = context.open_images(plan.base.data.facts, echo)
     execution = context.options.resolve()
     seconds = _estimate(plan, context) / workers
     echo(f"study {name} in the {plan.profile} profile: {why}.")
@@ -407,8 +412,9 @@ def _watch(name: str, plan: "Plan", address: "StudyStorage", context: "Context",
     )
     result = None
     try:
+        announce = "stopping; the trial in progress is queued again"
         with (
-            stop_on_signals(deadline=context.stop.deadline) as stop,
+            stop_on_signals(announce=announce, deadline=context.stop.deadline) as stop,
             LiveStudy(console, progress, list(study.space)).shown() as live,
         ):
             for event in run_study(name, plan, address, replace(context, stop=stop), workers=workers, progress=echo):
@@ -420,7 +426,8 @@ def _watch(name: str, plan: "Plan", address: "StudyStorage", context: "Context",
     return result
 
 
-def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage") -> None:
+def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage", store: "Store") -> None:
+    from resnet_bench.tracking.store import option, where_to_see
     from resnet_bench.tuning.export import comparison_text
 
     console.print()
@@ -433,12 +440,13 @@ def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage") 
     echo(f"\n{comparison_text(result.comparison)}", style="bold")
     for failure in result.comparison.failures if result.comparison is not None else ():
         echo(f"  {failure}")
-    echo(f"\nMLflow: {result.url} (resnet-bench ui)")
+    echo(f"\nMLflow: {result.url}; {where_to_see(store)}")
     if address.dashboard is not None:
         echo(f"Optuna: optuna-dashboard {shlex.quote(address.dashboard)}")
-    echo("report: resnet-bench report")
-    name = shlex.quote(result.name)
-    echo(f"next: resnet-bench study best {name}; resnet-bench study export {name}")
+    source = ["--from" if word == "--tracking" else word for word in option(store)]
+    echo(f"report: {command_text('report', *source)}")
+    best, export = (command_text("study", verb, result.name, *address.option) for verb in ("best", "export"))
+    echo(f"next: {best}; {export}")
 
 
 def _print_best(result: "StudyResult") -> None:

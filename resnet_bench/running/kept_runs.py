@@ -263,7 +263,7 @@ def prune(store: Store, leftover: Leftover) -> str | None:
     except OSError as error:
         return f"{error.filename or leftover.name}: cannot be removed: {error.strerror or error}"
     except Exception as error:  # whatever the database driver or the artifact store raises
-        return f"{leftover.name}: cannot be removed: {store.sentence(error)}"
+        return f"{leftover.name}: cannot be removed: {store.describe_error(error)}"
     return None
 
 

@@ -136,7 +136,7 @@ def _parent(client: "MlflowClient", stored: StoredStudy, store: Store) -> "Run |
                 f"{store.redacted_uri} does not have the runs of study {stored.name}; name the store that has them "
                 "with --tracking"
             ) from None
-        raise UserError(f"{store.redacted_uri} does not answer ({store.sentence(error)})") from None
+        raise UserError(f"{store.redacted_uri} does not answer ({store.describe_error(error)})") from None
 
 
 def _runs(client: "MlflowClient", stored: StoredStudy) -> Iterator["Run"]:
