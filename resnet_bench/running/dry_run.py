@@ -79,7 +79,7 @@ class DryRun:
 
 def _tried(job: Job, context: Context, folder: Path) -> Tried:
     execution = resolve(job.recipe, job.options or context.options)
-    dataset = context.open_images(job.recipe.data.dataset)
+    dataset = context.open_images(job.recipe.data.facts)
     images = folder / f"dry-run-{job.benchmark.name}.png"
     write_image_grid(images, augmented_examples(job.recipe, dataset, job.seed, count=EXAMPLE_IMAGES))
     recipe = override(job.recipe, {"evaluation.before_training": False})
