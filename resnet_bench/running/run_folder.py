@@ -11,10 +11,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.files import write_atomically
+from resnet_bench.base.files import UNFINISHED, write_atomically
 from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.vocabulary import PREFIX
-from resnet_bench.training import checkpoint
 
 STATE_FILE = "run.json"
 
@@ -164,7 +163,7 @@ class RunFolder:
 
     def _clear_leftovers(self) -> None:
         """Remove what a process left that was killed while it wrote a checkpoint."""
-        for file in self.last_checkpoint.parent.glob(f".*{checkpoint.UNFINISHED}"):
+        for file in self.last_checkpoint.parent.glob(f".*{UNFINISHED}"):
             file.unlink(missing_ok=True)
 
 
