@@ -28,6 +28,8 @@ class Mistake(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
     index: int = Field(ge=0)
+    image: str = Field("", max_length=4096)
+    """What the image is called in its source; empty in runs of version 0.1.0."""
     label: str | int
     predicted: str | int
     confidence: float = Field(ge=0, le=1)
@@ -93,6 +95,7 @@ class RunArtifacts:
                 {
                     "run_id": run_id,
                     "index": entry.index,
+                    "image": entry.image,
                     "label": str(entry.label),
                     "predicted": str(entry.predicted),
                     "confidence": entry.confidence,

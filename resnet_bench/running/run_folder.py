@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -109,6 +110,10 @@ class RunFolder:
     def release(self) -> None:
         """Let other processes have it."""
         self._lock.release()
+
+    def discard(self) -> None:
+        """Remove the folder of a run that was not begun."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     @property
     def last_checkpoint(self) -> Path:

@@ -450,6 +450,14 @@ def test_metric_names_of_0_1_0_are_read_under_their_current_names(store_tables: 
     pd.testing.assert_series_equal(again.runs["seed"], store_tables.runs["seed"])
 
 
+def test_mistakes_of_0_1_0_have_no_name_of_their_image(store_tables: Tables, folder: Path) -> None:
+    assert set(store_tables.mistakes["image"]) == {f"test/cat/{place} & more.png" for place in range(6)}
+    store_tables.mistakes.drop(columns="image").to_parquet(folder / "mistakes.parquet", index=False)
+    again = reading.read([folder]).mistakes
+    assert set(again["image"]) == {""}
+    pd.testing.assert_series_equal(again["index"], store_tables.mistakes["index"])
+
+
 def test_a_store_with_the_current_metric_names_is_read_alike(fresh_uri: str, benchmarks: dict[str, Benchmark]) -> None:
     client = MlflowClient(fresh_uri)
     for run_id in log_all(fresh_uri, FakeRun(benchmarks["ranged"])):
