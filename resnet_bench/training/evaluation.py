@@ -88,9 +88,8 @@ class Evaluator:
             position.metrics = {"test/accuracy": accuracy, "test/accuracy_standard": standard.accuracy_over_images}
             if accuracy_tta is not None:
                 position.metrics["test/accuracy_tta"] = accuracy_tta
-            assert standard.labels is not None
-            assert standard.probabilities is not None
-            session.predictions = Predictions("test", labels=standard.labels, probabilities=standard.probabilities)
+            if standard.labels is not None and standard.probabilities is not None:
+                session.predictions = Predictions("test", labels=standard.labels, probabilities=standard.probabilities)
         return Evaluated(
             epoch=epoch,
             step=position.step,

@@ -121,7 +121,7 @@ def test_sockets_are_made_elsewhere_where_the_temporary_folder_has_too_long_a_pa
         text=True,
     )
     address = done.stdout.strip()
-    assert (Path(address).is_relative_to(short_folder) if usable else address == "none"), done.stderr
+    assert Path(address).is_relative_to(short_folder) if usable else address == "none", done.stderr
     assert not list(long.iterdir())
     assert not list(short_folder.iterdir()), "it is removed with its process"
 

@@ -51,9 +51,7 @@ def test_every_tag_is_a_string_that_mlflow_takes(describe: Describe) -> None:
 def test_runs_whose_validation_images_differ_are_no_repeats(
     describe: Describe, before: str | None, now: str, differences: list[str]
 ) -> None:
-    then, today = (
-        describe(more_tags={} if order is None else {"validation_order": order}) for order in (before, now)
-    )
+    then, today = (describe(more_tags={} if order is None else {"validation_order": order}) for order in (before, now))
     assert today.differences(then.tags()) == differences
     assert (today.identity == then.identity) == (not differences)
 

@@ -65,10 +65,12 @@ def start(process: BaseProcess) -> None:
 def stop_without_parent() -> None:
     """In a child: when the parent dies, however it dies, stop like on SIGTERM, and for certain some seconds later."""
     parent = multiprocessing.parent_process()
-    assert parent is not None
+    if parent is None:
+        return
+    sentinel = parent.sentinel
 
     def watch() -> None:
-        wait_for([parent.sentinel])
+        wait_for([sentinel])
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(SECONDS_WITHOUT_PARENT)
         os._exit(1)
