@@ -1,7 +1,7 @@
 """Read one MLflow store into tables; what cannot be read is collected as sentences."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from itertools import chain
@@ -28,6 +28,7 @@ from resnet_bench.reporting.tables import (
     restored,
     tidy,
 )
+from resnet_bench.tracking.mlflow_client import pages
 from resnet_bench.tracking.sql_metrics import Point, read_points
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import (
@@ -105,16 +106,10 @@ class StoreReader:
         if start is not None:
             filters.append(f"attributes.start_time >= {int(start.timestamp() * 1000)}")
         try:
-            experiments = {e.experiment_id: e.name for e in _pages(client.search_experiments)}
-            found = list(
-                _pages(
-                    lambda page_token: client.search_runs(
-                        list(experiments), " AND ".join(filters), max_results=1000, page_token=page_token
-                    )
-                )
-            )
+            experiments = {e.experiment_id: e.name for e in pages(client.search_experiments)}
+            found = list(pages(client.search_runs, list(experiments), " AND ".join(filters), max_results=1000))
         except Exception as error:  # whatever the database driver or the server's client raises
-            raise UserError(f"{self.store.redacted_uri} cannot be read: {self.store.sentence(error)}") from error
+            raise UserError(f"{self.store.redacted_uri} cannot be read: {self.store.describe_error(error)}") from error
         return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id)), experiments
 
     def _row(self, stored: StoredRun) -> dict[str, Any]:
@@ -135,7 +130,7 @@ class StoreReader:
                     )
                 )
             except Exception as error:  # whatever the database driver raises
-                _log.debug("the metrics are read one by one: %s", self.store.sentence(error))
+                _log.debug("the metrics are read one by one: %s", self.store.describe_error(error))
         each = [(run_id, name) for names, runs in wanted.items() for run_id in runs for name in sorted(names)]
         return list(chain.from_iterable(pool.map(self._history, each)))
 
@@ -144,19 +139,9 @@ class StoreReader:
         try:
             history = self.client.get_metric_history(run_id, key)
         except Exception as error:  # whatever the database driver or the server's client raises
-            self.problems.append(f"run {run_id}: the metric {key} cannot be read: {self.store.sentence(error)}")
+            self.problems.append(f"run {run_id}: the metric {key} cannot be read: {self.store.describe_error(error)}")
             return []
         return [(run_id, key, point.timestamp, point.step, point.value) for point in history]
-
-
-def _pages(fetch: Callable[..., Any]) -> Iterable[Any]:
-    token = None
-    while True:
-        page = fetch(page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _latest_of_each_experiment(rows: Sequence[Mapping[str, Any]]) -> list[str]:

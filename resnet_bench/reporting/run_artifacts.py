@@ -125,7 +125,7 @@ class RunArtifacts:
 
         try:
             # MLflow's client needs milliseconds for each file, which add up over thousands of runs.
-            root = get_local_path_or_none(self._locations.get(run_id, "databricks:"))
+            root = get_local_path_or_none(self._locations.get(run_id, "databricks:"))  # type: ignore[no-untyped-call]
             here = None if root is None else Path(root) / name
             size = self._listed(run_id).get(name) if here is None else here.stat().st_size if here.is_file() else None
             if size is None:

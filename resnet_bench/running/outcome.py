@@ -1,14 +1,11 @@
-"""The result of one run, built from its events or from the tracking store."""
+"""The result of one run, built from its events (`events.update`) or from the tracking store."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from resnet_bench.base.throughput import settled_throughput
-from resnet_bench.running.events import Closed, Event, JobFinished, Opened
-from resnet_bench.tracking.vocabulary import current_metrics
-from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started
+from resnet_bench.tracking.vocabulary import ENERGY, current_metrics, tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,6 +19,7 @@ class Outcome:
     run_id: str | None = None
     url: str = ""
     folder: str = ""
+    """The run's folder; only its name where the outcome was read from the store."""
     epochs: int = 0
     accuracy_by_epoch: dict[int, float] = field(default_factory=dict)
     """By the source's protocol."""
@@ -35,6 +33,8 @@ class Outcome:
     tta_seconds: float = 0.0
     warm_up_seconds: float = 0.0
     """Spent on steps that no clock of the run covers."""
+    joules: float | None = None
+    """Consumed by the training steps; None where no counter can be read."""
     throughput_by_epoch: list[float] = field(default_factory=list)
     """Images/s."""
     sharing: int = 1
@@ -68,35 +68,6 @@ class Outcome:
             return self.accuracy_by_epoch
         return {} if self.accuracy_tta is None else {self.epochs: self.accuracy_tta}
 
-    def take(self, event: Event) -> None:
-        """Take over what an event of the run tells."""
-        match event:
-            case Opened(outcome=Outcome()):
-                vars(self).update(copy.deepcopy(vars(event.outcome)))
-            case Opened():
-                if event.earlier is not None:
-                    vars(self).update(copy.deepcopy(vars(event.earlier)))
-                self.run_id, self.url, self.folder = event.run_id, event.url, str(event.folder or "")
-                self.warm_up_seconds = event.warm_up_seconds
-            case Started() if event.step == 0:
-                self.setup_seconds = event.setup_seconds
-            case Evaluated(split="test"):
-                self.accuracy_by_epoch[event.epoch] = event.accuracy
-                self.accuracy_standard = event.accuracy_standard
-                self.accuracy_tta = event.accuracy_tta
-            case EpochEnded():
-                self.epochs, self.train_seconds = event.epoch, event.train_seconds
-                self.throughput_by_epoch.append(event.images_per_second)
-            case Finished():
-                self.tta_seconds = event.tta_seconds
-            case Closed():
-                self.not_uploaded = None if event.upload.complete else event.upload.sentence
-            case JobFinished():
-                self.failure = event.failure
-                self.interrupted = event.interrupted and event.failure is None
-            case _:
-                pass
-
     @classmethod
     def from_store(cls, run: "Run", client: "MlflowClient", url: str) -> Self:
         """Read the result of a run that was trained to its end.
@@ -115,6 +86,7 @@ class Outcome:
         return cls(
             run_id=run.info.run_id,
             url=url,
+            folder=run.data.tags.get(tag("folder"), ""),
             epochs=max(throughput, default=0),
             accuracy_by_epoch=history("test/accuracy"),
             accuracy_standard=metrics.get("final/test_accuracy_standard"),
@@ -122,6 +94,7 @@ class Outcome:
             setup_seconds=metrics.get("time/setup_seconds", 0.0),
             train_seconds=metrics.get("final/train_seconds"),
             tta_seconds=metrics.get("final/tta_seconds", 0.0),
+            joules=metrics.get(ENERGY),
             throughput_by_epoch=[throughput[epoch] for epoch in sorted(throughput)],
             sharing=int(run.data.tags.get("resnet_bench.seeds_per_device", "1")),
             cached=True,

@@ -8,14 +8,16 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.measure.energy import EnergyMeter
 from resnet_bench.measure.peaks import peak_flops
 from resnet_bench.measure.record_clock import warm_up
-from resnet_bench.running.artifacts import log_outcome, log_recipe
+from resnet_bench.running.artifacts import log_best_weights, log_outcome, log_recipe
 from resnet_bench.running.context import Context
-from resnet_bench.running.events import Closed, Event, Opened
+from resnet_bench.running.events import Closed, Event, Opened, update
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.prepare import Prepared, look_again
-from resnet_bench.running.run_folder import RunFolder
+from resnet_bench.running.run_folder import RunFolder, settle
 from resnet_bench.running.stopping import Stop, Stopped
+from resnet_bench.tracking.run_files import remove_delivered
 from resnet_bench.tracking.tracker import Tracker
+from resnet_bench.tracking.vocabulary import ENERGY, TRAIN_JOULES
 from resnet_bench.training import checkpoint
 from resnet_bench.training.events import EndReason, EpochEnded, Evaluated, Finished, State, Steps
 from resnet_bench.training.events import Event as TrainingEvent
@@ -46,7 +48,7 @@ def run(prepared: Prepared, context: Context) -> Generator[Event, None, None]:
     """
     job = prepared.job
     if prepared.outcome is not None:
-        yield _opened_before(prepared.outcome)
+        yield _opened_before(prepared.outcome, context)
         return
     if prepared.dataset.name != job.recipe.data.dataset:
         raise UserError(
@@ -59,14 +61,15 @@ def run(prepared: Prepared, context: Context) -> Generator[Event, None, None]:
         # Before this process had the folder, another one may have finished the run in it.
         if folder.run_id is None and (finished := look_again(prepared, context.store).outcome) is not None:
             folder.discard()
-            yield _opened_before(finished)
+            yield _opened_before(finished, context)
             return
         yield from _tracked(prepared, context, folder, warm_up_seconds)
     finally:
         folder.release()
 
 
-def _opened_before(outcome: Outcome) -> Opened:
+def _opened_before(outcome: Outcome, context: Context) -> Opened:
+    settle(context.run_dir, outcome.folder, outcome.run_id)
     return Opened(outcome.run_id, outcome.url, None, outcome=outcome)
 
 
@@ -109,12 +112,16 @@ def _tracked(
             yield event
             if stop and not isinstance(event, Finished):
                 raise Stopped("killed", stop.reason or "stopped")  # noqa: TRY301 - as if the consumer had thrown it
+            if meter and isinstance(event, EpochEnded):
+                tracker.metrics({TRAIN_JOULES: meter.joules}, epoch=event.epoch)
             if isinstance(event, Finished):
                 last = {"final/images_per_second": checkpoints.outcome.images_per_second or 0.0}
                 if meter:
-                    last["energy/joules"] = meter.joules
+                    last[ENERGY] = meter.joules
                 tracker.metrics(last, epoch=event.epoch)
                 log_outcome(job.recipe, dataset, event, tracker, folder, seed=job.seed, model=job.keep_model)
+                if job.profile == "full":
+                    log_best_weights(event, tracker, folder)
         end = "finished"
     except GeneratorExit:
         end, reason = "killed", "stopped before its end"
@@ -134,7 +141,8 @@ def _tracked(
     finally:
         report = tracker.close(end, reason)
         folder.note_end(end, tracker.run_id)
-    yield Closed(report)
+    remove_delivered(folder.path)
+    yield Closed(report, meter.joules if meter else None)
 
 
 class _Checkpoints:
@@ -154,7 +162,7 @@ class _Checkpoints:
 
     def keep(self, event: TrainingEvent) -> None:
         """Hold on to what the event brings, and write it where that is due."""
-        self.outcome.take(event)
+        update(self.outcome, event)
         self._position = event.snapshot
         if not self._wanted:
             return

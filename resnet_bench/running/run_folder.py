@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.files import UNFINISHED, write_atomically
 from resnet_bench.tracking.facts import RunFacts
+from resnet_bench.tracking.run_files import ARTIFACTS, CHECKPOINTS, remove_delivered
 from resnet_bench.tracking.vocabulary import PREFIX
 
 STATE_FILE = "run.json"
@@ -64,7 +65,7 @@ class RunFolder:
                     "wait for it, then give the same command again"
                 )
             # Its holder until now may have finished it.
-            folder._state = _read_state(path / STATE_FILE) or state
+            folder._state = read_state(path / STATE_FILE) or state
             if not folder.is_finished:
                 folder._clear_leftovers()
                 folder.update(pid=os.getpid())
@@ -118,17 +119,17 @@ class RunFolder:
     @property
     def last_checkpoint(self) -> Path:
         """The checkpoint to resume from."""
-        return self.path / "checkpoints" / "last.pt"
+        return self.path / CHECKPOINTS / "last.pt"
 
     @property
     def best_checkpoint(self) -> Path:
         """The weights of the best epoch so far."""
-        return self.path / "checkpoints" / "best.pt"
+        return self.path / CHECKPOINTS / "best.pt"
 
     @property
     def artifacts(self) -> Path:
         """Files made for the tracking store."""
-        folder = self.path / "artifacts"
+        folder = self.path / ARTIFACTS
         folder.mkdir(exist_ok=True)
         return folder
 
@@ -172,11 +173,33 @@ class RunFolder:
             file.unlink(missing_ok=True)
 
 
+def settle(run_dir: Path, name: str, run_id: str | None) -> None:
+    """Finish the folder of a run that the store knows as finished, where its process was killed before it could.
+
+    Args:
+        run_dir: Folder of the runs' folders.
+        name: The folder's name, as the store has it; it may not be here.
+        run_id: The MLflow run.
+    """
+    path = run_dir / name
+    state = read_state(path / STATE_FILE) if name and Path(name).name == name else None
+    if state is None or state["run_id"] not in (run_id, None):
+        return
+    folder = RunFolder(path, state)
+    if folder._take():
+        try:
+            if not folder.is_finished:
+                folder.note_end("finished", run_id)
+            remove_delivered(path)
+        finally:
+            folder.release()
+
+
 def _folders(run_dir: Path, facts: RunFacts) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Folders of the same benchmark, profile, seed and role with their states, the newest first."""
     asked = {name: facts.identity[name] for name in ("benchmark", "profile", "seed", "role", "study")}
     for file in sorted(run_dir.glob(f"*/{STATE_FILE}"), key=_modified, reverse=True):
-        state = _read_state(file)
+        state = read_state(file)
         if state is not None and all(state["identity"].get(name) == value for name, value in asked.items()):
             yield file.parent, state
 
@@ -200,8 +223,8 @@ def _modified(file: Path) -> float:
         return 0.0
 
 
-def _read_state(file: Path) -> dict[str, Any] | None:
-    """The state of a folder; None where it is damaged, or of a version whose runs cannot be resumed."""
+def read_state(file: Path) -> dict[str, Any] | None:
+    """Read the state of a folder; None where it is damaged, or of a version whose runs cannot be resumed."""
     try:
         state = json.loads(file.read_text())
     except (OSError, ValueError):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,11 +29,11 @@ def read_points(client: "MlflowClient", runs: Sequence[str], metrics: Sequence[s
     from sqlalchemy import create_engine, select
     from sqlalchemy.pool import NullPool
 
-    table = SqlMetric
+    table: Any = SqlMetric
     columns = (table.run_uuid, table.key, table.timestamp, table.step, table.value, table.is_nan)
     left = iter(runs)
     with create_engine(client.tracking_uri, poolclass=NullPool).connect() as connection:
         while some := list(islice(left, RUNS_PER_QUERY)):
-            query = select(*columns).where(table.run_uuid.in_(some), table.key.in_(metrics))
+            query: Any = select(*columns).where(table.run_uuid.in_(some), table.key.in_(metrics))
             for run, metric, moment, step, value, is_nan in connection.execute(query):
                 yield run, metric, moment, step, float("nan") if is_nan else value

@@ -12,6 +12,7 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.tracking.cursor import JOURNAL, Cursor, lock_folder, note_store, store_of
 from resnet_bench.tracking.delivery import Delivery, RunGone, UploadReport
 from resnet_bench.tracking.journal import Entry, read
+from resnet_bench.tracking.run_files import remove_delivered
 from resnet_bench.tracking.store import Store
 
 BUSY_FRACTION = 0.25
@@ -143,7 +144,7 @@ class Uploader:
 
     def _went_wrong(self, error: Exception) -> None:
         self._failures += 1
-        sentence = self._store.sentence(error)
+        sentence = self._store.describe_error(error)
         self._delivery.note(sentence)
         if self._failures == 1:
             _log.warning(
@@ -184,7 +185,8 @@ def flush(store: Store, folder: Path) -> UploadReport:
                 pass
             delivery.retry_deferred()
         except Exception as error:  # the store's client and its drivers raise what they like
-            delivery.note(store.sentence(error))
+            delivery.note(store.describe_error(error))
+        remove_delivered(folder)
         return replace(delivery.report, left=delivery.remaining(), command=flush_command(store, folder))
     finally:
         lock.release()
