@@ -13,19 +13,18 @@ import numpy as np
 import pandas as pd
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.text import plural
 from resnet_bench.reporting.anonymize import public_name
 from resnet_bench.reporting.run_artifacts import RunArtifacts
 from resnet_bench.reporting.tables import (
     CONFUSION_DTYPES,
     GROUP_COLUMNS,
-    LARGEST_MEASUREMENT,
     METRIC_DTYPES,
     MISTAKE_DTYPES,
     RUN_COLUMNS,
     RUN_DTYPES,
     StoredRun,
     Tables,
-    restored,
     tidy,
 )
 from resnet_bench.tracking.mlflow_client import pages
@@ -33,11 +32,14 @@ from resnet_bench.tracking.sql_metrics import Point, read_points
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import (
     EPOCH_METRICS,
+    LARGEST_MEASUREMENT,
     LEARNING_RATE,
     ONCE_PREFIXES,
     PREFIX,
     SPLITS,
     current_metric,
+    diverged_metric,
+    restored,
 )
 
 if TYPE_CHECKING:
@@ -82,6 +84,8 @@ class StoreReader:
             TemporaryDirectory(prefix="resnet-bench-report-") as scratch,
             ThreadPoolExecutor(HTTP_THREADS if self.store.is_server else 1) as pool,
         ):
+            reading = f"reading {name}: {plural(len(rows), 'run')}"
+            _log.info("%s", reading)
             artifacts = RunArtifacts(
                 self.client, Path(scratch), self.problems, {run.info.run_id: run.info.artifact_uri for run in found}
             )
@@ -90,7 +94,7 @@ class StoreReader:
             pictured = [run_id for run_id in finished if run_id in texts]
             mistakes = chain.from_iterable(pool.map(artifacts.mistakes, pictured))
             wanted, once = _wanted_metrics(found, rows, texts)
-            points = self._points(wanted, pool)
+            points = self._points(wanted, pool, reading)
             return Tables(
                 runs=tidy([row | {"benchmark_json": texts.get(row["run_id"], "")} for row in rows], RUN_DTYPES),
                 metrics=_metrics_table(points, once, [row["run_id"] for row in rows]),
@@ -118,21 +122,31 @@ class StoreReader:
         for name, cell in row.items():
             if cell is None and (text := stored.tag(name)):
                 self.problems.append(f"run {row['run_id']}: its {name} {text!r} cannot be read and is left out")
+        if row["status"] == "FINISHED" and (lost := diverged_metric(stored.run.data.metrics)):
+            row |= {"status": "FAILED", "reason": f"diverged: {lost}"}
         return row
 
-    def _points(self, wanted: Mapping[frozenset[str], Sequence[str]], pool: ThreadPoolExecutor) -> list[Point]:
+    def _points(
+        self, wanted: Mapping[frozenset[str], Sequence[str]], pool: ThreadPoolExecutor, reading: str
+    ) -> list[Point]:
         """Return every value of the wanted metrics; a database is asked for many runs at once."""
+        points: list[Point] = []
         if not self.store.is_server:
             try:
-                return list(
-                    chain.from_iterable(
-                        read_points(self.client, runs, sorted(names)) for names, runs in wanted.items() if names
-                    )
-                )
+                for names, runs in wanted.items():
+                    for some in read_points(self.client, runs, sorted(names)):
+                        points += some
+                        _log.info("%s, %s", reading, plural(len(points), "value"))
             except Exception as error:  # whatever the database driver raises
                 _log.debug("the metrics are read one by one: %s", self.store.describe_error(error))
+                points.clear()
+            else:
+                return points
         each = [(run_id, name) for names, runs in wanted.items() for run_id in runs for name in sorted(names)]
-        return list(chain.from_iterable(pool.map(self._history, each)))
+        for done, some in enumerate(pool.map(self._history, each), start=1):
+            points += some
+            _log.info("%s, %s", reading, f"{done:,} of {len(each):,} metrics")
+        return points
 
     def _history(self, wanted: tuple[str, str]) -> list[Point]:
         run_id, key = wanted

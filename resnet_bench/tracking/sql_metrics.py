@@ -14,8 +14,8 @@ Point = tuple[str, str, int, int, float]
 """A value that was logged: run, metric, milliseconds since 1970, step, value."""
 
 
-def read_points(client: "MlflowClient", runs: Sequence[str], metrics: Sequence[str]) -> Iterator[Point]:
-    """Yield every value of these metrics of these runs, in no particular order.
+def read_points(client: "MlflowClient", runs: Sequence[str], metrics: Sequence[str]) -> Iterator[list[Point]]:
+    """Yield every value of these metrics of these runs, some runs at a time and in no particular order.
 
     Args:
         client: Of a store in a SQL database.
@@ -35,5 +35,7 @@ def read_points(client: "MlflowClient", runs: Sequence[str], metrics: Sequence[s
     with create_engine(client.tracking_uri, poolclass=NullPool).connect() as connection:
         while some := list(islice(left, RUNS_PER_QUERY)):
             query: Any = select(*columns).where(table.run_uuid.in_(some), table.key.in_(metrics))
-            for run, metric, moment, step, value, is_nan in connection.execute(query):
-                yield run, metric, moment, step, float("nan") if is_nan else value
+            yield [
+                (run, metric, moment, step, float("nan") if is_nan else value)
+                for run, metric, moment, step, value, is_nan in connection.execute(query)
+            ]
