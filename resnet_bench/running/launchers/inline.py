@@ -27,7 +27,7 @@ class Inline:
         """Use the only place; a process that sees all GPUs cannot hide some from itself."""
         (self._place,) = places
         if self._place.gpu is not None:
-            raise ValueError(f"a task at GPU {self._place.gpu} needs a process of its own")
+            raise ValueError(f"a task at GPU {self._place.gpu} needs its own process")
 
     def run(self, tasks: Iterable[Task], context: Context) -> Generator[tuple[Task, Event], None, None]:
         """Run tasks one at a time."""
