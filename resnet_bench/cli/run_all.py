@@ -17,6 +17,7 @@ from resnet_bench.cli.dry_run import print_dry_run
 from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay
 from resnet_bench.cli.screen import announce_generated, measuring_aloud, print_table
 from resnet_bench.data.dataset import Dataset
+from resnet_bench.recipe.datasets import DatasetFacts
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import JobFinished, JobStarted, Opened, update
 from resnet_bench.running.job import Job
@@ -129,7 +130,11 @@ def _survey(plan: RunPlan, context: Context) -> dict[str, Surveyed]:
 
 
 def _announce(
-    plan: RunPlan, survey: Mapping[str, Surveyed], datasets: Mapping[str, Dataset], store: Store, console: Console
+    plan: RunPlan,
+    survey: Mapping[str, Surveyed],
+    datasets: Mapping[DatasetFacts, Dataset],
+    store: Store,
+    console: Console,
 ) -> float:
     """Print what will run, why, on what, and for how long; return the seconds."""
 
@@ -160,11 +165,11 @@ def _announce(
     together = f", {plan.sharing} seeds in parallel" if plan.sharing > 1 else ""
     together += f", on {plan.devices} GPUs" if plan.devices > 1 else ""
     echo(f"on {usual.device_name} ({usual.execution.describe()}){together}")
-    for name, images in datasets.items():
+    for images in datasets.values():
         if images.generated:
-            announce_generated(name, console)
+            announce_generated(images.name, console)
         else:
-            echo(f"{name} from {images.source} at {images.location}")
+            echo(f"{images.name} from {images.source} at {images.location}")
     echo(f"tracked in {store.redacted_uri}")
     echo(f"about {duration(seconds)} in all\n" if left else "")
     return seconds

@@ -47,7 +47,7 @@ from resnet_bench.cli.screen import (
 from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import PROFILES, ProfileName
 from resnet_bench.recipe.changes import short_names
-from resnet_bench.recipe.files import find_file, search_folders
+from resnet_bench.recipe.toml_files import find_file, search_folders
 
 if TYPE_CHECKING:
     from resnet_bench.running.context import Context
@@ -278,7 +278,7 @@ def _plan(
     if "smoke" not in study.profiles:
         return full, "the study has no other"
     # Each profile names its images itself.
-    if context.open_images(full.base.data.dataset, echo).generated:
+    if context.open_images(full.base.data.facts, echo).generated:
         return in_profile("smoke"), "there is no real CIFAR here; resnet-bench data prepare fetches it"
     if study.made_for == "gpu" and context.options.resolve().device_type == "cpu":
         return in_profile("smoke"), "the study is sized for a GPU, and there is none; --profile full runs it anyway"
@@ -287,7 +287,7 @@ def _plan(
 
 def _announce(name: str, plan: "Plan", why: str, address: "StudyStorage", context: "Context", workers: int) -> float:
     """Print what will run, why, on what, and for how long; return the seconds."""
-    dataset = context.open_images(plan.base.data.dataset, echo)
+    dataset = context.open_images(plan.base.data.facts, echo)
     execution = context.options.resolve()
     seconds = _estimate(plan, context) / workers
     echo(f"study {name} in the {plan.profile} profile: {why}.")

@@ -55,7 +55,7 @@ class TimeBaseline:
 
     def events(self, context: Context) -> Generator[BaselineTimed, None, None]:
         """Time it."""
-        dataset = context.open_images(self.baseline.recipe.data.dataset)
+        dataset = context.open_images(self.baseline.recipe.data.facts)
         execution = resolve(self.compared, context.options)
 
         def stop() -> None:
@@ -135,7 +135,7 @@ class RecordCheck:
             Stopped: ``context.stop`` was set.
         """
         claim_of(self.benchmark)
-        dataset = context.open_images(self.benchmark.recipe.data.dataset)
+        dataset = context.open_images(self.benchmark.recipe.data.facts)
         if dataset.generated or not dataset.official:
             raise UserError(
                 f"a record needs the published images of {dataset.name}; {dataset.location} holds others "

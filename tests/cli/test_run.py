@@ -3,6 +3,7 @@
 import io
 import multiprocessing
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -495,6 +496,7 @@ def test_dry_run_says_what_a_run_needs_and_leaves_pictures_alone(
     assert row[1:3] == ["2,000,000", "269,722"]
     assert row[-4:] == ["2.2", "MB", "1.1", "MB"]
     assert "nothing was trained or tracked" in text
+    assert re.search(r" (d|h) \d+ (h|min) ", " ".join(row)), row
     assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {"dry-run-he-resnet20.png"}
     with Image.open(tmp_path / "elsewhere" / "dry-run-he-resnet20.png") as picture:
         # 32 of the 64 images that there is room for, eight per row, enlarged threefold with two pixels between them.
