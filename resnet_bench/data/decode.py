@@ -5,12 +5,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from resnet_bench.base.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Pillow is imported where an image is decoded: decoded ones are read from the cache without it.
 
 _FORMATS = ("PNG", "WEBP", "JPEG", "BMP", "PPM", "TIFF", "GIF")
 _WITHOUT_LOSS = frozenset({"1", "L", "P", "PA", "LA", "RGBA", "RGBX", "CMYK", "YCbCr"})
@@ -24,6 +29,8 @@ IMAGE_SUFFIXES = frozenset({".png", ".webp", ".jpg", ".jpeg", ".bmp", ".ppm", ".
 @contextmanager
 def strict_decoding() -> Iterator[None]:
     """Turn Pillow's warning of a decompression bomb into an error while images are decoded."""
+    from PIL import Image
+
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
@@ -44,6 +51,8 @@ def decode_image(encoded: bytes, image_size: int, where: str) -> npt.NDArray[np.
         UserError: The bytes are not an image of that kind, or one of another size, of transparent pixels, or of more
             than eight bits per channel.
     """
+    from PIL import Image
+
     if encoded.startswith(_LFS_POINTER):
         raise UserError(f"{where} {_POINTER}")
     try:
@@ -81,7 +90,7 @@ def check_not_a_pointer(path: Path) -> None:
 _POINTER = "is a Git LFS pointer, not the file itself; fetch it in its repository with: git lfs pull"
 
 
-def _is_opaque(image: Image.Image) -> bool:
+def _is_opaque(image: "Image") -> bool:
     if not image.has_transparency_data:
         return True
     lowest, _ = image.convert("RGBA").getchannel("A").getextrema()

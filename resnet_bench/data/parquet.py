@@ -3,16 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.content import Content, Progress, SplitArrays, check_complete
 from resnet_bench.data.decode import check_not_a_pointer, decode_image, strict_decoding
 from resnet_bench.recipe.datasets import DatasetFacts
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 _IMAGE_COLUMNS = ("img", "image")
 _LABEL_COLUMNS = {"cifar100": "fine_label"}
@@ -85,6 +86,8 @@ class ParquetSource:
 
     def _rows(self, shard: Path) -> Iterator[tuple[bytes, int, str]]:
         """Yield encoded image, label and a description of the place, row by row."""
+        import pyarrow
+
         with _open(shard) as file:
             image_column = self._image_column(file, shard)
             row = 0
@@ -106,7 +109,9 @@ class ParquetSource:
             except (OSError, pyarrow.ArrowException) as error:
                 raise UserError(f"{shard} is damaged after row {row} ({error})") from error
 
-    def _image_column(self, file: pyarrow.parquet.ParquetFile, path: Path) -> str:
+    def _image_column(self, file: "ParquetFile", path: Path) -> str:
+        import pyarrow
+
         schema = file.schema_arrow
         for name in (*_IMAGE_COLUMNS, self.label_column):
             if schema.names.count(name) > 1:
@@ -146,7 +151,11 @@ def _snapshots(facts: DatasetFacts, folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def _open(path: Path) -> pyarrow.parquet.ParquetFile:
+def _open(path: Path) -> "ParquetFile":
+    # Only here, because to see which files there are takes no Arrow.
+    import pyarrow
+    import pyarrow.parquet
+
     try:
         check_not_a_pointer(path)
         return pyarrow.parquet.ParquetFile(path)
@@ -156,6 +165,8 @@ def _open(path: Path) -> pyarrow.parquet.ParquetFile:
 
 
 def _is_binary(column: Any) -> bool:
+    import pyarrow
+
     return bool(pyarrow.types.is_binary(column) or pyarrow.types.is_large_binary(column))
 
 
