@@ -8,6 +8,7 @@ from resnet_bench.reporting.claims import median
 from resnet_bench.reporting.runs import Run, RunGroup
 from resnet_bench.reporting.sections.section import Cell, Results, Section, View, apart_badge, grid
 from resnet_bench.reporting.wording import energy, flops, number, share, size
+from resnet_bench.tracking.vocabulary import PEAK_FLOPS
 
 TITLES = (
     "Benchmark|Device|Precision|#Runs|#Training time|#Images/s|#Model FLOP/s|#% of measured peak|#Peak memory|#Energy"
@@ -51,11 +52,7 @@ def _row(group: RunGroup, label: str, device: str, runs: Sequence[Run]) -> list[
 
 def _shares(runs: Sequence[Run]) -> list[float]:
     """Return what part of the device's measured peak each run used."""
-    return [
-        run.flops / peak
-        for run in runs
-        if run.flops is not None and (peak := run.number("device/peak_flops") or 0.0) > 0
-    ]
+    return [run.flops / peak for run in runs if run.flops is not None and (peak := run.number(PEAK_FLOPS) or 0.0) > 0]
 
 
 def _range(seconds: Sequence[float]) -> str:
