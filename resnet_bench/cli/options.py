@@ -1,7 +1,6 @@
 """Options that several verbs have, their old names, and what the shell completes for them."""
 
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -93,11 +92,6 @@ def data_folder(given: Path | None) -> Path:
     except OSError as error:
         raise UserError(f"{where}: {str(given)[:100]}: {error.strerror}; name the folder that holds CIFAR") from None
     raise UserError(f"{where}: {folder} {what}; name the folder that holds CIFAR")
-
-
-def can_ask() -> bool:
-    """Whether somebody sits there who can answer; a service or a batch job may have closed standard input."""
-    return sys.stdin is not None and sys.stdin.isatty() and sys.stdout is not None and sys.stdout.isatty()
 
 
 def deadline(max_minutes: float | None) -> float | None:

@@ -22,7 +22,6 @@ from resnet_bench.cli.options import (
     Threads,
     TrackingURI,
     Yes,
-    can_ask,
     complete_benchmark,
     complete_setting,
     data_folder,
@@ -30,7 +29,7 @@ from resnet_bench.cli.options import (
     help_text,
     new_app,
 )
-from resnet_bench.cli.screen import FAILED, INTERRUPTED, OUT_OF_TIME, console, print_resume_command
+from resnet_bench.cli.screen import FAILED, INTERRUPTED, OUT_OF_TIME, can_ask, console, print_resume_command
 from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.changes import override, parse_assignments

@@ -15,11 +15,20 @@ from resnet_bench.cli.options import (
     OnlyBenchmarks,
     RunDir,
     TrackingURI,
-    can_ask,
     help_text,
     new_app,
 )
-from resnet_bench.cli.screen import FAILED, console, echo, new_table, note, print_error, print_json, print_table
+from resnet_bench.cli.screen import (
+    FAILED,
+    can_ask,
+    console,
+    echo,
+    new_table,
+    note,
+    print_error,
+    print_json,
+    print_table,
+)
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import PREFIX
 

@@ -104,9 +104,9 @@ def _meanings(model: type[BaseModel]) -> dict[str, str]:
         if not issubclass(table, BaseModel) or table is BaseModel:
             continue
         with contextlib.suppress(OSError, SyntaxError):
-            body = ast.parse(textwrap.dedent(inspect.getsource(table))).body[0]
-            assert isinstance(body, ast.ClassDef)
-            for field, text in pairwise(body.body):
+            tree = ast.parse(textwrap.dedent(inspect.getsource(table)))
+            body = [below for node in tree.body if isinstance(node, ast.ClassDef) for below in node.body]
+            for field, text in pairwise(body):
                 if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
                     match text:
                         case ast.Expr(value=ast.Constant(value=str(words))):

@@ -249,11 +249,11 @@ def prune(store: Store, leftover: Leftover) -> str | None:
     try:
         if leftover.kind == "run":
             _purge(store.client(), leftover)
+        elif leftover.path is None:
+            return None
         elif leftover.kind == "checkpoint":
-            assert leftover.path is not None
             leftover.path.unlink(missing_ok=True)
         else:
-            assert leftover.path is not None
             with _held(leftover.path) as is_free:
                 if not is_free:
                     return f"{leftover.name}: another process uses it now, so it stays"
@@ -271,7 +271,6 @@ def _purge(client: "MlflowClient", leftover: Leftover) -> None:
     """Do for one deleted run what ``mlflow gc`` does: artifacts first, because the row names them."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    assert leftover.run_id is not None
     run = client.get_run(leftover.run_id)
     if run.info.lifecycle_stage == "active":
         return
