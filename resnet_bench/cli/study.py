@@ -144,11 +144,11 @@ def _print_plan(plan: "Plan") -> None:
     trial = trial_recipe(study, plan.base, source)
     final = retraining_recipe(study, plan.base, source)
     validation = trial.data.validation
-    assert validation is not None
+    scored_on = 0 if validation is None else validation.images
     for line in (
         f"objectives: {', '.join(study.objectives)}",
         f"trials: {study.budget.trials} of {trial.training.epochs} epochs, {plural(study.seeds, 'seed')}, on "
-        f"{trial.data.num_train} images of {trial.data.dataset}, scored on {validation.images} validation images",
+        f"{trial.data.num_train} images of {trial.data.dataset}, scored on {scored_on} validation images",
         f"retraining: {plural(study.retrain.seeds, 'new seed')} per side, {final.training.epochs} epochs on "
         f"{final.data.num_train} images, evaluated once on {final.data.num_test} test images",
         f"sampler: {_with_options(study.sampler)}",
