@@ -2,13 +2,11 @@
 
 import json
 import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.prompt import Confirm
 from rich.text import Text
 
 from resnet_bench.base.errors import UserError
@@ -36,6 +34,8 @@ from resnet_bench.cli.screen import (
     BAD_INPUT,
     INTERRUPTED,
     announce_generated,
+    ask_to_continue,
+    can_ask,
     console,
     echo,
     new_table,
@@ -57,8 +57,6 @@ if TYPE_CHECKING:
     from resnet_bench.tuning.storage import StudyStorage
     from resnet_bench.tuning.stored_study import StoredStudy
     from resnet_bench.tuning.study import Pruner, Sampler, Study
-
-LONG_STUDY_SECONDS = 1800.0
 
 app = new_app("Tune a benchmark with Optuna.")
 
@@ -249,9 +247,8 @@ def run(
     plan, why = _plan(study, profile, context, benchmark_dir, trials)
     stored_name = study_name or _storage_name(study.name, plan.profile)
     seconds = _announce(stored_name, plan, why, address, context, workers)
-    ask = not yes and sys.stdin.isatty() and console.is_terminal
-    if ask and seconds > LONG_STUDY_SECONDS and not Confirm.ask("Continue?", console=console, default=True):
-        raise UserError("nothing was started")
+    if can_ask() and not yes:
+        ask_to_continue(seconds)
     _get_ready(store)
     with lasting(console):
         result = _watch(stored_name, plan, address, context, workers)

@@ -161,7 +161,7 @@ class Execution:
         parts = [self.device, self.precision]
         parts += [text for name, text in SWITCHES.items() if getattr(self, name)]
         if self.device == "cpu":
-            parts.append(f"{self.threads} threads")
+            parts.append(plural(self.threads, "thread"))
         return ", ".join(parts)
 
     @contextlib.contextmanager
