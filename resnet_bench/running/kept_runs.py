@@ -271,6 +271,8 @@ def _purge(client: "MlflowClient", leftover: Leftover) -> None:
     """Do for one deleted run what ``mlflow gc`` does: artifacts first, because the row names them."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+    if leftover.run_id is None:
+        return
     run = client.get_run(leftover.run_id)
     if run.info.lifecycle_stage == "active":
         return
