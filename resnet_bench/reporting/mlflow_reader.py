@@ -170,7 +170,7 @@ def _seeds_of_each_experiment(rows: Sequence[Mapping[str, Any]]) -> list[list[st
 
 def _churn(artifacts: RunArtifacts, run_ids: Sequence[str]) -> list[dict[str, Any]]:
     """Compare the predictions of each pair of some runs; those on other images are left out."""
-    kept = [(run_id, found) for run_id in run_ids if (found := artifacts.predictions(run_id)) is not None]
+    kept = [(run_id, kinds) for run_id in run_ids if (kinds := artifacts.predictions(run_id)) is not None]
     rows = []
     for (run_id, (labels, first)), (other_id, (other_labels, second)) in combinations(kept, 2):
         if not len(labels) or not np.array_equal(labels, other_labels):

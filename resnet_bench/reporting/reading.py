@@ -116,7 +116,14 @@ def read_folder(folder: Path) -> Tables:
             frames[name] = conformed(frame, dtypes)
         except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{path} is not a table of a report: {describe_error(error, limit=160)}") from error
-    return Tables(**frames, stores=(public_name(str(folder)),))
+    return Tables(
+        frames["runs"],
+        frames["metrics"],
+        frames["confusion"],
+        frames["mistakes"],
+        frames["churn"],
+        (public_name(str(folder)),),
+    )
 
 
 def _read_one(source: Source, start: datetime | None) -> Tables:
@@ -145,7 +152,10 @@ def _joined(parts: Sequence[Tables], problems: Sequence[str]) -> Tables:
         frames[name] = pd.concat(kept, ignore_index=True)
     return Tables(
         runs=runs.reset_index(drop=True),
-        **frames,
+        metrics=frames["metrics"],
+        confusion=frames["confusion"],
+        mistakes=frames["mistakes"],
+        churn=frames["churn"],
         stores=tuple(dict.fromkeys(store for part in parts for store in part.stores)),
         problems=(*problems, *(problem for part in parts for problem in part.problems)),
     )
