@@ -16,7 +16,7 @@ from resnet_bench.reporting.anonymize import anonymized
 from resnet_bench.reporting.claims import Claims
 from resnet_bench.reporting.page import render_markdown, render_page
 from resnet_bench.reporting.reading import Source
-from resnet_bench.reporting.sections import churn, claims, classes, comparison, costs, curves
+from resnet_bench.reporting.sections import churn, claims, classes, comparison, costs, curves, depth
 from resnet_bench.reporting.sections import runs as run_section
 from resnet_bench.reporting.sections import studies as study_section
 from resnet_bench.reporting.sections.section import Results, Section, View
@@ -28,6 +28,7 @@ SECTIONS = (
     claims.SECTION,
     curves.SECTION,
     comparison.SECTION,
+    depth.SECTION,
     classes.SECTION,
     churn.SECTION,
     costs.SECTION,
