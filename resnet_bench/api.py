@@ -23,7 +23,7 @@ from resnet_bench.reporting import claims, reading, runs
 from resnet_bench.reporting.claims import ClaimRow
 from resnet_bench.running.classifier import Classifier
 from resnet_bench.running.context import Context
-from resnet_bench.running.events import JobFinished
+from resnet_bench.running.events import JobFinished, update
 from resnet_bench.running.export import Format, export_run
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.plan import RunOptions, open_plan
@@ -283,7 +283,7 @@ def run(
     outcomes = {job.label: Outcome(sharing=plan.sharing) for job in plan.jobs}
     interrupted = False
     for task, event in plan.events(context):
-        outcomes[task.label].take(event)
+        update(outcomes[task.label], event)
         interrupted |= isinstance(event, JobFinished) and event.interrupted
     if interrupted:
         raise KeyboardInterrupt

@@ -74,14 +74,18 @@ def lasting(console: Console) -> Iterator[None]:
 
 
 class RunsDisplay:
-    """Live progress of several runs, a bar for each that is under way; plain lines where there is no terminal."""
+    """Live progress of several runs, a bar for each that is under way; plain lines where there is no terminal.
+
+    Attributes:
+        progress: The bars; None where there is no terminal.
+    """
 
     def __init__(self, console: Console, total_runs: int) -> None:
         """Show progress of this many runs on this console."""
         self._console = console
         self._total_runs = total_runs
         self._runs_begun = 0
-        self._progress: Progress | None = None
+        self.progress: Progress | None = None
 
     @contextmanager
     def shown(self) -> Iterator["RunsDisplay"]:
@@ -95,13 +99,13 @@ class RunsDisplay:
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[facts]}"),
         )
-        with Progress(*columns, console=self._console, expand=True) as self._progress:
+        with Progress(*columns, console=self._console, expand=True) as self.progress:
             yield self
 
     def begin(self, label: str) -> "RunDisplay":
         """Return what shows the progress of a run that is about to start."""
         self._runs_begun += 1
-        return RunDisplay(f"[{self._runs_begun}/{self._total_runs}] {label}", self._console, self._progress)
+        return RunDisplay(f"[{self._runs_begun}/{self._total_runs}] {label}", self._console, self.progress)
 
 
 class RunDisplay:

@@ -18,7 +18,7 @@ from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay
 from resnet_bench.cli.screen import announce_generated, print_table
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.running.context import Context
-from resnet_bench.running.events import JobFinished, JobStarted, Opened
+from resnet_bench.running.events import JobFinished, JobStarted, Opened, update
 from resnet_bench.running.job import Job
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.plan import RunOptions, RunPlan, Survey, Surveyed, open_plan
@@ -93,7 +93,7 @@ def run_all(
     close_stale_runs(context.store)
     pending = sum(surveyed.outcome is None for surveyed in survey.values())
     with stop_on_signals(announce="stopping, writing a checkpoint; again to stop without it") as stop:
-        summary = _run_plan(plan, pending, replace(context, stop=stop), console)
+        summary = run_plan(plan, pending, replace(context, stop=stop), console)
     executions = {surveyed.job.benchmark.name: surveyed.execution for surveyed in survey.values()}
     echo("")
     print_closing(summary.results, datasets, executions, list(options.changes), echo)
@@ -105,7 +105,7 @@ def run_all(
             echo(f"{job.label}: {outcome.url}")
         if outcome.not_uploaded:
             echo(f"  {outcome.not_uploaded}")
-    echo(f"\nruns are in {context.store.shown}; see them with: resnet-bench ui")
+    echo(f"\nruns are in {context.store.redacted_uri}; see them with: resnet-bench ui")
     return summary
 
 
@@ -164,12 +164,12 @@ def _announce(
             announce_generated(name, console)
         else:
             echo(f"{name} from {images.source} at {images.location}")
-    echo(f"tracked in {store.shown}")
+    echo(f"tracked in {store.redacted_uri}")
     echo(f"about {duration(seconds)} in all\n" if left else "")
     return seconds
 
 
-def _run_plan(plan: RunPlan, pending: int, context: Context, console: Console) -> RunsSummary:
+def run_plan(plan: RunPlan, pending: int, context: Context, console: Console) -> RunsSummary:
     """Run the jobs and show how they go."""
     summary = RunsSummary()
     outcomes: dict[str, Outcome] = {}
@@ -180,7 +180,7 @@ def _run_plan(plan: RunPlan, pending: int, context: Context, console: Console) -
                 label = task.label
                 if isinstance(event, JobStarted):
                     outcomes[label] = Outcome(sharing=plan.sharing)
-                outcomes[label].take(event)
+                update(outcomes[label], event)
                 if isinstance(event, Opened) and event.outcome is None:
                     shown[label] = display.begin(label)
                 if isinstance(event, JobFinished):

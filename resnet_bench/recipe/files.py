@@ -30,7 +30,7 @@ MAX_FILE_BYTES = 256 * 1024
 MAX_DEPTH = 16
 """Depth of nested tables and lists; a benchmark needs seven."""
 
-_PACKAGE = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parent.parent
 _ARTICLES = frozenset({"tutorial", "blog", "course"})
 
 
@@ -47,7 +47,7 @@ def search_folders(kind: Kind, given: Path | None = None) -> list[Path]:
     if given is not None and not given.is_dir():
         raise UserError(f"{given} is not a folder; --{_SINGULAR[kind]}-dir takes a folder with TOML files")
     own = given if given is not None else Path(kind)
-    wheel, repository = _PACKAGE / "shipped" / kind, _PACKAGE.parent / kind
+    wheel, repository = PACKAGE / "shipped" / kind, PACKAGE.parent / kind
     candidates = [own, wheel if wheel.is_dir() else repository]
     # In a checkout of this repository ./benchmarks is the shipped folder.
     return list(dict.fromkeys(folder.resolve() for folder in candidates if folder.is_dir()))
@@ -55,7 +55,7 @@ def search_folders(kind: Kind, given: Path | None = None) -> list[Path]:
 
 def reference_folder() -> Path:
     """Return the folder with the tables of the reference results that come with the package."""
-    wheel, repository = _PACKAGE / "shipped" / "reference", _PACKAGE.parent / "reports" / "reference"
+    wheel, repository = PACKAGE / "shipped" / "reference", PACKAGE.parent / "reports" / "reference"
     return wheel if wheel.is_dir() else repository
 
 

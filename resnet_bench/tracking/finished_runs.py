@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.tracking.mlflow_client import pages
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -14,15 +15,9 @@ Tags = Mapping[str, str]
 
 def finished_runs(client: "MlflowClient") -> dict[str, Tags]:
     """Return the tags of each finished run of a store, by its id."""
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    found: dict[str, Tags] = {}
-    token = None
-    while True:
-        page = client.search_runs(experiments, "attributes.status = 'FINISHED'", page_token=token)
-        found |= {run.info.run_id: {**run.data.tags, "name": run.info.run_name or run.info.run_id} for run in page}
-        token = page.token
-        if not token:
-            return found
+    experiments = [experiment.experiment_id for experiment in pages(client.search_experiments)]
+    runs = pages(client.search_runs, experiments, "attributes.status = 'FINISHED'")
+    return {run.info.run_id: {**run.data.tags, "name": run.info.run_name or run.info.run_id} for run in runs}
 
 
 def find_run(runs: Mapping[str, Tags], name: str) -> tuple[str, Tags]:

@@ -11,7 +11,7 @@ from resnet_bench.cli.live_runs import RunsDisplay, lasting
 from resnet_bench.cli.screen import print_table
 from resnet_bench.recipe.benchmark import Benchmark, Source
 from resnet_bench.recipe.claims import Claim
-from resnet_bench.running.events import JobFinished, Opened
+from resnet_bench.running.events import JobFinished, Opened, update
 from resnet_bench.running.job import Job
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.training.events import EpochEnded, Evaluated, Started, Steps
@@ -71,12 +71,12 @@ def test_a_terminal_gets_a_bar_for_each_run_with_what_is_left() -> None:
         first, second = display.begin("tiny seed 3"), display.begin("tiny seed 4")
         for event in events():
             first.take(event)
-        assert display._progress is not None
-        titles = [task.description.replace("\\", "") for task in display._progress.tasks]
+        assert display.progress is not None
+        titles = [task.description.replace("\\", "") for task in display.progress.tasks]
         assert titles == ["[1/2] tiny seed 3", "[2/2] tiny seed 4"]
-        assert "accuracy" not in display._progress.tasks[1].fields["facts"]
+        assert "accuracy" not in display.progress.tasks[1].fields["facts"]
         first.take(JobFinished())
-        assert [task.description.replace("\\", "") for task in display._progress.tasks] == titles[1:]
+        assert [task.description.replace("\\", "") for task in display.progress.tasks] == titles[1:]
         second.take(JobFinished())
     text = output.getvalue()
     assert "[1/2] tiny seed 3" in text
@@ -119,7 +119,7 @@ def test_what_an_encoding_lacks_is_replaced() -> None:
 def outcome(**changes: Any) -> Outcome:
     found = Outcome(**changes)
     for event in events():
-        found.take(event)
+        update(found, event)
     return found
 
 
@@ -131,8 +131,8 @@ def printed(results: list[tuple[Job, Outcome]], words: list[str], width: int = 1
 
 def test_the_closing_table_sets_both_accuracies_beside_the_claim() -> None:
     failed, stopped = Outcome(), Outcome()
-    failed.take(JobFinished("it broke"))
-    stopped.take(JobFinished(interrupted=True))
+    update(failed, JobFinished("it broke"))
+    update(stopped, JobFinished(interrupted=True))
     results = [(job(), outcome()), (job(), failed), (job(), stopped)]
     rows = [row for row in printed(results, ["not judged", "–", "–"]) if row[:1] == ["tiny"]]
     assert rows[0] == ["tiny", "3", "1", "25.00%", "20.00%", "82.87%", "not", "judged", "80", "500", "ms"]

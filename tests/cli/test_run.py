@@ -144,7 +144,7 @@ def test_it_says_why_something_runs_again(
     def why(**changes: Any) -> str:
         with monkeypatch.context() as patch:
             # Nothing is trained: the reason is what is asked for.
-            patch.setattr(running, "_run_plan", lambda *_: RunsSummary())
+            patch.setattr(running, "run_plan", lambda *_: RunsSummary())
             _, text = run_all(**{"changes": one_epoch(), **changes})
         return next((line for line in text.splitlines() if "is trained again" in line), "")
 
@@ -460,7 +460,7 @@ def test_enter_starts_long_runs_but_no_day_of_them(
     run_all: RunAll, monkeypatch: pytest.MonkeyPatch, seconds: float, starts: bool
 ) -> None:
     monkeypatch.setattr("resnet_bench.running.plan.estimate_seconds", lambda recipe, rate: seconds)
-    monkeypatch.setattr(running, "_run_plan", lambda *_: RunsSummary())
+    monkeypatch.setattr(running, "run_plan", lambda *_: RunsSummary())
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     if starts:
         run_all(ask=True)

@@ -125,7 +125,7 @@ def test_an_installed_package_brings_its_own_files(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     shipped = tmp_path / "site" / "shipped" / "studies"
     shipped.mkdir(parents=True)
-    monkeypatch.setattr(files, "_PACKAGE", tmp_path / "site")
+    monkeypatch.setattr(files, "PACKAGE", tmp_path / "site")
     assert search_folders("studies") == [shipped.resolve()]
 
 
