@@ -15,7 +15,7 @@ from resnet_bench.base.errors import UserError
 
 VERBS = {
     "doctor": "Check what this machine offers: Python, torch, GPU, data, tracking store.",
-    "data": "Find or download CIFAR.",
+    "data": "Find or download CIFAR, or describe your own images.",
     "list": "List the benchmarks: name, dataset, network, epochs and claim.",
     "show": "Show a benchmark: its source, claims, recipe and facts.",
     "copy": "Copy a benchmark to a file, to start your own recipe.",

@@ -7,14 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.progress import BarColumn, Progress, TaskID
+from rich.table import Table
+from rich.text import Text
 
 from resnet_bench.base.text import duration
-from resnet_bench.running.events import Event, JobFinished, Opened
+from resnet_bench.cli.screen import SECONDS_BETWEEN_LINES
+from resnet_bench.running.events import Event, JobFinished, JobStarted, Opened
+from resnet_bench.running.job import Task
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, Steps
 
-SECONDS_BETWEEN_LINES = 10.0
+_SHORTEST_BAR = 10
 
 
 class LastingStream:
@@ -86,6 +91,7 @@ class RunsDisplay:
         self._total_runs = total_runs
         self._runs_begun = 0
         self.progress: Progress | None = None
+        self._watched: RunDisplay | None = None
 
     @contextmanager
     def shown(self) -> Iterator["RunsDisplay"]:
@@ -93,19 +99,38 @@ class RunsDisplay:
         if not self._console.is_terminal:
             yield self
             return
-        columns = (
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[facts]}"),
-        )
-        with Progress(*columns, console=self._console, expand=True) as self.progress:
+        with _Bars(console=self._console) as self.progress:
             yield self
+
+    def watch(self, task: Task, event: Event) -> None:
+        """Show tasks that come one after another."""
+        if isinstance(event, JobStarted):
+            self._watched = self.begin(task.label)
+        elif self._watched is not None:
+            self._watched.take(event)
 
     def begin(self, label: str) -> "RunDisplay":
         """Return what shows the progress of a run that is about to start."""
         self._runs_begun += 1
         return RunDisplay(f"[{self._runs_begun}/{self._total_runs}] {label}", self._console, self.progress)
+
+
+class _Bars(Progress):
+    """Two lines per run, its name with a bar and its facts; nothing is cut off, and words stay whole."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Draw each run."""
+        for task in self.tasks:
+            title = Text(task.description, style="bold")
+            if title.cell_len + _SHORTEST_BAR < self.console.width:
+                head = Table.grid(padding=(0, 1, 0, 0))
+                head.add_column(no_wrap=True)
+                head.add_row(title, BarColumn(bar_width=None)(task))
+                yield head
+            else:
+                yield title
+            share = f"{task.percentage:.0f}%, " if task.total else ""
+            yield Padding(Text(f"{share}{task.fields['facts']}"), (0, 0, 0, 2))
 
 
 class RunDisplay:
@@ -123,8 +148,7 @@ class RunDisplay:
         self._last_line = time.monotonic()
         self._bar: TaskID | None = None
         if progress is not None:
-            # A bracket would be read as markup.
-            self._bar = progress.add_task(title.replace("[", r"\["), total=None, facts="setting up")
+            self._bar = progress.add_task(title, total=None, facts="setting up")
         else:
             self._line("starts")
 
@@ -180,4 +204,6 @@ class RunDisplay:
 
     def _line(self, text: str) -> None:
         self._last_line = time.monotonic()
-        self._console.print(f"{self._title}  {text}", markup=False, highlight=False, soft_wrap=True)
+        # A terminal would break the line within a word; a log has lines as long as they are.
+        line = Text(f"{self._title}  {text}")
+        self._console.print(line, highlight=False, soft_wrap=not self._console.is_terminal)

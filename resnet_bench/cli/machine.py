@@ -117,13 +117,13 @@ def _datasets(folder: Path) -> Iterator[Finding]:
         if status.sources:
             kind, location = status.sources[0]
             yield Finding(status.name, True, f"{kind} at {location}, decoded copy {status.cache}")
-        else:
+        elif status.problem is None:
             remedy = f"type: resnet-bench data prepare {status.name}, or name a folder that has it with --data DIR"
             yield Finding(status.name, False, f"not in {folder.resolve()}", remedy, required=False)
 
 
 def _store(uri: str | None) -> Finding:
     store = Store.resolve(uri, Path.cwd())
+    # What is wrong says what to do, for this store.
     problem = store.check()
-    remedy = "name a store that can be reached with --tracking URI or MLFLOW_TRACKING_URI"
-    return Finding("tracking", problem is None, problem or store.redacted_uri, remedy if problem else None)
+    return Finding("tracking", problem is None, problem or store.redacted_uri)

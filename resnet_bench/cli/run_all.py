@@ -15,8 +15,9 @@ from resnet_bench.base.text import duration, plural
 from resnet_bench.cli.closing import beside_the_reference, print_closing
 from resnet_bench.cli.dry_run import print_dry_run
 from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay
-from resnet_bench.cli.screen import announce_generated, print_table
+from resnet_bench.cli.screen import announce_generated, measuring_aloud, print_table
 from resnet_bench.data.dataset import Dataset
+from resnet_bench.recipe.datasets import DatasetFacts
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import JobFinished, JobStarted, Opened, update
 from resnet_bench.running.job import Job
@@ -24,7 +25,7 @@ from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.plan import RunOptions, RunPlan, Survey, Surveyed, open_plan
 from resnet_bench.running.stopping import stop_on_signals
 from resnet_bench.tracking.stale_runs import close_stale_runs
-from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.store import Store, where_to_see
 
 LONG_RUN_SECONDS = 1800.0
 """Longer runs are asked about where somebody can answer."""
@@ -77,7 +78,8 @@ def run_all(
             console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     plan, datasets = open_plan(options, context, echo)
-    survey = _survey(plan, context)
+    with measuring_aloud(console):
+        survey = _survey(plan, context)
     seconds = _announce(plan, survey, datasets, context.store, console)
     for sentence in beside_the_reference([(surveyed.job, Outcome()) for surveyed in survey.values()], datasets):
         echo(sentence)
@@ -105,7 +107,7 @@ def run_all(
             echo(f"{job.label}: {outcome.url}")
         if outcome.not_uploaded:
             echo(f"  {outcome.not_uploaded}")
-    echo(f"\nruns are in {context.store.redacted_uri}; see them with: resnet-bench ui")
+    echo(f"\nruns are in {context.store.redacted_uri}; {where_to_see(context.store)}")
     return summary
 
 
@@ -128,7 +130,11 @@ def _survey(plan: RunPlan, context: Context) -> dict[str, Surveyed]:
 
 
 def _announce(
-    plan: RunPlan, survey: Mapping[str, Surveyed], datasets: Mapping[str, Dataset], store: Store, console: Console
+    plan: RunPlan,
+    survey: Mapping[str, Surveyed],
+    datasets: Mapping[DatasetFacts, Dataset],
+    store: Store,
+    console: Console,
 ) -> float:
     """Print what will run, why, on what, and for how long; return the seconds."""
 
@@ -159,11 +165,11 @@ def _announce(
     together = f", {plan.sharing} seeds in parallel" if plan.sharing > 1 else ""
     together += f", on {plan.devices} GPUs" if plan.devices > 1 else ""
     echo(f"on {usual.device_name} ({usual.execution.describe()}){together}")
-    for name, images in datasets.items():
+    for images in datasets.values():
         if images.generated:
-            announce_generated(name, console)
+            announce_generated(images.name, console)
         else:
-            echo(f"{name} from {images.source} at {images.location}")
+            echo(f"{images.name} from {images.source} at {images.location}")
     echo(f"tracked in {store.redacted_uri}")
     echo(f"about {duration(seconds)} in all\n" if left else "")
     return seconds

@@ -47,7 +47,7 @@ from resnet_bench.cli.screen import (
 from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import PROFILES, ProfileName
 from resnet_bench.recipe.changes import short_names
-from resnet_bench.recipe.files import find_file, search_folders
+from resnet_bench.recipe.toml_files import find_file, search_folders
 
 if TYPE_CHECKING:
     from resnet_bench.running.context import Context
@@ -235,6 +235,7 @@ def run(
     address = _storage(storage, tracking)
 
     # Torch is imported when the verb is called, so that help, completion and mistakes are quick.
+    from resnet_bench.cli.live_runs import lasting
     from resnet_bench.data.dataset import ImageLocation
     from resnet_bench.execution.options import ExecutionOptions
     from resnet_bench.running.context import Context
@@ -252,11 +253,14 @@ def run(
     if ask and seconds > LONG_STUDY_SECONDS and not Confirm.ask("Continue?", console=console, default=True):
         raise UserError("nothing was started")
     _get_ready(store)
-    result = _watch(stored_name, plan, address, context, workers)
+    with lasting(console):
+        result = _watch(stored_name, plan, address, context, workers)
+        if result is None:
+            print_resume_command()
+        else:
+            _print_result(result, plan, address, store)
     if result is None:
-        print_resume_command()
         raise typer.Exit(INTERRUPTED)
-    _print_result(result, plan, address)
 
 
 def _plan(
@@ -274,7 +278,7 @@ def _plan(
     if "smoke" not in study.profiles:
         return full, "the study has no other"
     # Each profile names its images itself.
-    if context.open_images(full.base.data.dataset, echo).generated:
+    if context.open_images(full.base.data.facts, echo).generated:
         return in_profile("smoke"), "there is no real CIFAR here; resnet-bench data prepare fetches it"
     if study.made_for == "gpu" and context.options.resolve().device_type == "cpu":
         return in_profile("smoke"), "the study is sized for a GPU, and there is none; --profile full runs it anyway"
@@ -283,7 +287,7 @@ def _plan(
 
 def _announce(name: str, plan: "Plan", why: str, address: "StudyStorage", context: "Context", workers: int) -> float:
     """Print what will run, why, on what, and for how long; return the seconds."""
-    dataset = context.open_images(plan.base.data.dataset, echo)
+    dataset = context.open_images(plan.base.data.facts, echo)
     execution = context.options.resolve()
     seconds = _estimate(plan, context) / workers
     echo(f"study {name} in the {plan.profile} profile: {why}.")
@@ -338,7 +342,11 @@ def _watch(name: str, plan: "Plan", address: "StudyStorage", context: "Context",
     )
     result = None
     try:
-        with stop_on_signals() as stop, LiveStudy(console, progress, list(study.space)).shown() as live:
+        announce = "stopping; the trial in progress is queued again"
+        with (
+            stop_on_signals(announce=announce) as stop,
+            LiveStudy(console, progress, list(study.space)).shown() as live,
+        ):
             for event in run_study(name, plan, address, replace(context, stop=stop), workers=workers, progress=echo):
                 live.take(event)
                 if isinstance(event, StudyFinished):
@@ -348,7 +356,8 @@ def _watch(name: str, plan: "Plan", address: "StudyStorage", context: "Context",
     return result
 
 
-def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage") -> None:
+def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage", store: "Store") -> None:
+    from resnet_bench.tracking.store import option, where_to_see
     from resnet_bench.tuning.export import comparison_text
 
     console.print()
@@ -361,12 +370,17 @@ def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage") 
     echo(f"\n{comparison_text(result.comparison)}", style="bold")
     for failure in result.comparison.failures if result.comparison is not None else ():
         echo(f"  {failure}")
-    echo(f"\nMLflow: {result.url} (resnet-bench ui)")
+    echo(f"\nMLflow: {result.url}; {where_to_see(store)}")
     if address.dashboard is not None:
         echo(f"Optuna: optuna-dashboard {shlex.quote(address.dashboard)}")
-    echo("report: resnet-bench report")
-    name = shlex.quote(result.name)
-    echo(f"next: resnet-bench study best {name}; resnet-bench study export {name}")
+    source = ["--from" if word == "--tracking" else word for word in option(store)]
+    echo(f"report: {_command('report', *source)}")
+    best, export = (_command("study", verb, result.name, *address.option) for verb in ("best", "export"))
+    echo(f"next: {best}; {export}")
+
+
+def _command(*words: str) -> str:
+    return shlex.join(["resnet-bench", *words])
 
 
 def _print_best(result: "StudyResult") -> None:
@@ -459,9 +473,11 @@ def _result(stored: "StoredStudy") -> "StudyResult":
     stored.check_source()
     result = study_result(stored)
     if result is None:
+        name, profile = stored.definition.name, stored.plan.profile
+        given = [] if stored.name == _storage_name(name, profile) else ["--study-name", stored.name]
+        resume = _command("study", "run", name, "--profile", profile, *given, *stored.storage.address.option)
         raise UserError(
-            f"study {stored.name}: the source hyperparameters are not trained yet; resume it with: "
-            f"resnet-bench study run {stored.definition.name}"
+            f"study {stored.name}: the source hyperparameters are not trained yet; resume it with: {resume}"
         )
     return result
 

@@ -8,17 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.recipe.datasets import Fit
 
 _FORMATS = ("PNG", "WEBP", "JPEG", "BMP", "PPM", "TIFF", "GIF")
 _WITHOUT_LOSS = frozenset({"1", "L", "P", "PA", "LA", "RGBA", "RGBX", "CMYK", "YCbCr"})
 """Modes of eight bits per channel, which RGB can stand for; a transparent image is not one of them."""
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-
-IMAGE_SUFFIXES = frozenset({".png", ".webp", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})
-"""Suffixes, in lower case, of the files that class folders are searched for."""
 
 
 @contextmanager
@@ -29,16 +27,18 @@ def strict_decoding() -> Iterator[None]:
         yield
 
 
-def decode_image(encoded: bytes, image_size: int, where: str) -> npt.NDArray[np.uint8]:
-    """Decode a square image with Pillow, whatever its mode.
+def decode_image(encoded: bytes, image_size: int, where: str, fit: Fit = "exact") -> npt.NDArray[np.uint8]:
+    """Decode an image to a square with Pillow, whatever its mode.
 
     Args:
         encoded: The file's bytes: PNG, WebP, JPEG, BMP, PPM, TIFF or GIF.
-        image_size: The height and width in pixels that the image must have.
+        image_size: Height and width in pixels of what is returned.
         where: The file, and the row in it, for the message.
+        fit: ``exact`` refuses an image of another size; ``crop`` and ``resize`` bring it to this one, upright as its
+            camera says, see :func:`fitted`.
 
     Returns:
-        The RGB pixels, uint8 `[height, width, 3]`.
+        The RGB pixels, uint8 `[image_size, image_size, 3]`.
 
     Raises:
         UserError: The bytes are not an image of that kind, or one of another size, of transparent pixels, or of more
@@ -50,20 +50,34 @@ def decode_image(encoded: bytes, image_size: int, where: str) -> npt.NDArray[np.
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
             # The header suffices to reject an image, before anything as large as it claims to be is allocated.
             size, mode = image.size, image.mode
-            if size == (image_size, image_size):
-                if mode == "RGB":
-                    return np.asarray(image)
-                if mode in _WITHOUT_LOSS and _is_opaque(image):
-                    return np.asarray(image.convert("RGB"))
+            if fit != "exact" or size == (image_size, image_size):
+                upright = image if fit == "exact" else ImageOps.exif_transpose(image)
+                if mode == "RGB" or (mode in _WITHOUT_LOSS and _is_opaque(upright)):
+                    return np.asarray(fitted(upright if mode == "RGB" else upright.convert("RGB"), image_size, fit))
     # Pillow's plugins raise whatever their parsers run into.
     except Exception as error:
         raise UserError(f"{where} is not a readable image ({error})") from error
-    if size != (image_size, image_size):
+    if fit == "exact" and size != (image_size, image_size):
         raise UserError(
             f"{where} is an image of {size[0]}x{size[1]} pixels, and {image_size}x{image_size} are expected"
         )
     problem = "has transparent pixels" if mode in _WITHOUT_LOSS else f"has mode {mode}"
     raise UserError(f"{where} {problem}, which RGB cannot stand for; save it as an 8-bit RGB image")
+
+
+def fitted(image: Image.Image, image_size: int, fit: Fit) -> Image.Image:
+    """Bring an RGB image to a square, by Pillow's bilinear interpolation with antialiasing.
+
+    Args:
+        image: The image; one that has the size already is returned as it is.
+        image_size: Height and width in pixels.
+        fit: ``crop`` resizes the shorter side and cuts the center out, otherwise both sides are resized.
+    """
+    if image.size == (image_size, image_size):
+        return image
+    if fit == "crop":
+        return ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+    return image.resize((image_size, image_size), Image.Resampling.BILINEAR)
 
 
 def check_not_a_pointer(path: Path) -> None:

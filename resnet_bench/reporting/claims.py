@@ -13,6 +13,7 @@ from resnet_bench.judging.target import TimesToAccuracy, held_levels, time_to_ac
 from resnet_bench.judging.verdict import MIN_SEEDS, RECOMMENDED_SEEDS, Verdict, describe, selected, verdict
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.claims import Claim
+from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.reporting.runs import Run, RunGroup
 from resnet_bench.tracking.vocabulary import current_metric
 
@@ -284,7 +285,9 @@ def _notes(group: RunGroup, current: Benchmark | None) -> tuple[str, ...]:
     if len(commits) > 1:
         notes.append(f"{len(commits)} code commits")
     if not group.apart and group.definition is not None and not group.published_images:
-        notes.append(f"the images are not the published ones of {group.definition.recipe.data.dataset}")
+        dataset = group.definition.recipe.data.dataset
+        own = "your own dataset, on which no claim is judged"
+        notes.append(f"the images are not the published ones of {dataset}" if dataset in DATASETS else own)
     if any(run.code_dirty for run in group.runs):
         notes.append("some runs were made from uncommitted code")
     recipe = None if current is None else current.profiles.get("smoke") if group.apart else current.recipe

@@ -44,7 +44,7 @@ def prepare(job: Job, context: Context) -> Prepared:
         UserError: The device does not exist here, or the images are missing or damaged.
     """
     execution = resolve(job.recipe, job.options or context.options)
-    return look_up(job, execution, context.open_images(job.recipe.data.dataset), context.store)
+    return look_up(job, execution, context.open_images(job.recipe.data.facts), context.store)
 
 
 def look_up(job: Job, execution: Execution, dataset: Dataset, store: Store) -> Prepared:

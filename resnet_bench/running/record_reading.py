@@ -12,8 +12,9 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import plural
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.datasets import DATASETS
-from resnet_bench.recipe.files import MAX_FILE_BYTES, load_benchmark_file
+from resnet_bench.recipe.files import load_benchmark_file
 from resnet_bench.recipe.schema import parse_json
+from resnet_bench.recipe.toml_files import MAX_FILE_BYTES
 from resnet_bench.running.record_bundle import (
     LABELS,
     MANIFEST,

@@ -3,6 +3,7 @@
 import io
 import multiprocessing
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -280,7 +281,8 @@ def test_seeds_at_once_are_the_seeds_one_after_another_to_the_last_bit(run_all: 
             run = runs[result.url.rpartition("/")[2].partition("?")[0]]
             assert run.info.status == "FINISHED"
             assert run.data.tags.get("resnet_bench.seeds_per_device") == mark
-            assert ("device/peak_flops" in run.data.metrics) == (mark is None)
+            assert ("resnet_bench.peak_flops" in run.data.tags) == (mark is None)
+            assert not any(key.startswith("device/") for key in run.data.metrics)
 
     # What was trained at once is finished for every later request, and marked; a seed alone shares nothing.
     outcome, text = run_all(seeds=[0])
@@ -494,6 +496,7 @@ def test_dry_run_says_what_a_run_needs_and_leaves_pictures_alone(
     assert row[1:3] == ["2,000,000", "269,722"]
     assert row[-4:] == ["2.2", "MB", "1.1", "MB"]
     assert "nothing was trained or tracked" in text
+    assert re.search(r" (d|h) \d+ (h|min) ", " ".join(row)), row
     assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {"dry-run-he-resnet20.png"}
     with Image.open(tmp_path / "elsewhere" / "dry-run-he-resnet20.png") as picture:
         # 32 of the 64 images that there is room for, eight per row, enlarged threefold with two pixels between them.

@@ -16,6 +16,7 @@ from resnet_bench.models.catalogue import build
 from resnet_bench.models.of_recipe import check_benchmark
 from resnet_bench.models.size import count_macs
 from resnet_bench.recipe import files
+from resnet_bench.recipe import toml_files as toml_files_module
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.changes import merge, override_nested
 from resnet_bench.recipe.files import (
@@ -23,11 +24,10 @@ from resnet_bench.recipe.files import (
     load_benchmark,
     load_benchmark_file,
     scan_benchmarks,
-    search_folders,
-    toml_files,
 )
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.recipe.settings import MultiStep, OneCycle, Phases
+from resnet_bench.recipe.toml_files import search_folders, toml_files
 from resnet_bench.recipe.writing import copy_benchmark, to_toml
 from tests.strategies import benchmarks, words
 
@@ -125,7 +125,7 @@ def test_an_installed_package_brings_its_own_files(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     shipped = tmp_path / "site" / "shipped" / "studies"
     shipped.mkdir(parents=True)
-    monkeypatch.setattr(files, "PACKAGE", tmp_path / "site")
+    monkeypatch.setattr(toml_files_module, "PACKAGE", tmp_path / "site")
     assert search_folders("studies") == [shipped.resolve()]
 
 
