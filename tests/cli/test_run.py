@@ -325,7 +325,7 @@ def test_a_recipe_of_our_own_is_set_beside_the_article_that_reaches_for_the_same
     def sentences(profile: ProfileName, dataset: Dataset, augmented: float | None = 0.9034) -> list[str]:
         job = Job(benchmark=benchmark, recipe=benchmark.recipe_for(profile), profile=profile, seed=7)
         outcome = Outcome(epochs=5, train_seconds=131.0, accuracy_by_epoch={5: 0.89}, accuracy_tta=augmented)
-        return beside_the_article([(job, outcome)], {"cifar10": dataset}, {"speedrun-90": execution})
+        return beside_the_article([(job, outcome)], {job.recipe.data.facts: dataset}, {"speedrun-90": execution})
 
     (sentence,) = sentences("full", published)
     assert sentence == (
