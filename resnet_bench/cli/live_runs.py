@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from resnet_bench.base.text import duration
+from resnet_bench.measure.estimate import TimeLeft
 from resnet_bench.running.events import Event, JobFinished, Opened
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, Steps
 
@@ -98,22 +99,23 @@ class RunsDisplay:
         with Progress(*columns, console=self._console, expand=True) as self._progress:
             yield self
 
-    def begin(self, label: str) -> "RunDisplay":
+    def begin(self, label: str, time_left: TimeLeft) -> "RunDisplay":
         """Return what shows the progress of a run that is about to start."""
         self._runs_begun += 1
-        return RunDisplay(f"[{self._runs_begun}/{self._total_runs}] {label}", self._console, self._progress)
+        title = f"[{self._runs_begun}/{self._total_runs}] {label}"
+        return RunDisplay(title, time_left, self._console, self._progress)
 
 
 class RunDisplay:
     """Live progress of one run."""
 
-    def __init__(self, title: str, console: Console, progress: Progress | None) -> None:
+    def __init__(self, title: str, time_left: TimeLeft, console: Console, progress: Progress | None) -> None:
         """Show a bar among others, or lines that begin with a title."""
         self._title = title
+        self._time_left = time_left
         self._console = console
         self._progress = progress
         self._epochs = 0
-        self._images_left = self._images_total = 0
         self._images_per_second = 0.0
         self._loss = self._accuracy = float("nan")
         self._last_line = time.monotonic()
@@ -126,15 +128,13 @@ class RunDisplay:
 
     def take(self, event: Event) -> None:
         """Show what an event says."""
+        self._time_left.take(event)
         match event:
             case Opened() if event.step:
                 self._line(f"resumed after step {event.step}")
             case Started():
                 self._epochs = event.epochs
-                self._images_total = event.train_images * event.epochs
-                self._images_left = self._images_total - event.train_images * event.step // event.steps_per_epoch
             case Steps():
-                self._images_left -= event.images
                 self._loss = event.losses[-1]
                 rate = event.images / event.seconds if event.seconds else 0.0
                 self._images_per_second = (
@@ -163,14 +163,12 @@ class RunDisplay:
             self._bar = None
 
     def _show(self, position: str, *, force: bool = False) -> None:
-        left = duration(self._images_left / self._images_per_second) if self._images_per_second else "?"
         facts = f"{position}, {self._images_per_second:,.0f} images/s, loss {self._loss:.3f}"
         if self._accuracy == self._accuracy:
             facts += f", accuracy {self._accuracy:.1%}"
-        facts += f", {left} left"
+        facts += f", {duration(self._time_left.seconds())} left"
         if self._progress is not None and self._bar is not None:
-            done = self._images_total - self._images_left
-            self._progress.update(self._bar, total=self._images_total, completed=done, facts=facts)
+            self._progress.update(self._bar, total=1.0, completed=self._time_left.share_done(), facts=facts)
         elif not force and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._line(facts)
 

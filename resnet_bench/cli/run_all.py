@@ -17,6 +17,7 @@ from resnet_bench.cli.closing import print_closing
 from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay
 from resnet_bench.cli.screen import announce_generated, print_table
 from resnet_bench.data.dataset import Dataset, dataset_status
+from resnet_bench.measure.estimate import Costs, TimeLeft
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import Event, JobFinished, JobStarted, Opened
 from resnet_bench.running.job import Job, Task
@@ -80,7 +81,7 @@ def run_all(options: RunOptions, context: Context, console: Console, *, ask: boo
     images = context.images
     is_here = all(status.sources for status in dataset_status(images.folder) if status.name in names)
     # Planned before anything is downloaded or decoded, so that a mistyped key costs nothing.
-    plan = plan_runs(options, benchmarks, context.options, real_data=is_here or images.download)
+    plan = plan_runs(options, benchmarks, context.options, real_data=is_here or images.download, progress=echo)
     if len(plan.places) > 1:
         preload()
     datasets: dict[str, Dataset] = {name: context.open_images(name, echo) for name in names}
@@ -97,7 +98,7 @@ def run_all(options: RunOptions, context: Context, console: Console, *, ask: boo
     close_stale_runs(context.store)
     pending = sum(surveyed.outcome is None for surveyed in survey.values())
     with stop_on_signals(announce="stopping, writing a checkpoint; again to stop without it") as stop:
-        summary = _run_plan(plan, pending, replace(context, stop=stop), console)
+        summary = _run_plan(plan, pending, survey, replace(context, stop=stop), console)
     executions = {surveyed.job.benchmark.name: surveyed.execution for surveyed in survey.values()}
     echo("")
     print_closing(summary.results, datasets, executions, list(options.changes), echo)
@@ -173,11 +174,18 @@ def _announce(
     return seconds
 
 
-def _run_plan(plan: RunPlan, pending: int, context: Context, console: Console) -> RunsSummary:
+def _run_plan(
+    plan: RunPlan, pending: int, survey: Mapping[str, Surveyed], context: Context, console: Console
+) -> RunsSummary:
     """Run the jobs and show how they go."""
     summary = RunsSummary()
     outcomes: dict[str, Outcome] = {}
     shown: dict[str, RunDisplay] = {}
+
+    def begin(label: str) -> RunDisplay:
+        job, costs = survey[label].job, survey[label].costs
+        return display.begin(label, TimeLeft(job.recipe, costs or Costs.by_pixels(job.recipe)))
+
     with RunsDisplay(console, pending).shown() as display, contextlib.closing(_events(plan, context)) as events:
         try:
             for task, event in events:
@@ -186,13 +194,13 @@ def _run_plan(plan: RunPlan, pending: int, context: Context, console: Console) -
                     outcomes[label] = Outcome(sharing=plan.sharing)
                 outcomes[label].take(event)
                 if isinstance(event, Opened) and event.outcome is None:
-                    shown[label] = display.begin(label)
+                    shown[label] = begin(label)
                 if isinstance(event, JobFinished):
                     summary.interrupted |= event.interrupted
                     if event.device_problem:
                         summary.abandoned = f"the runs after it were not started: {event.device_problem}"
                     if event.failure and label not in shown:
-                        shown[label] = display.begin(label)
+                        shown[label] = begin(label)
                 if label in shown:
                     shown[label].take(event)
                 if isinstance(event, JobFinished):
