@@ -24,6 +24,7 @@ from resnet_bench.running.job import Job, Task
 from resnet_bench.running.launchers.child import preload
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.plan import RunOptions, RunPlan, Survey, Surveyed, load_benchmarks, plan_runs
+from resnet_bench.running.sharing import choose_sharing
 from resnet_bench.running.stopping import stop_on_signals
 from resnet_bench.tracking.stale_runs import close_stale_runs
 from resnet_bench.tracking.store import Store
@@ -88,6 +89,11 @@ def run_all(options: RunOptions, context: Context, console: Console, *, ask: boo
     if any(dataset.generated for dataset in datasets.values()):
         plan = plan_runs(options, benchmarks, context.options, real_data=False)
     survey = _survey(plan, context)
+    if options.seeds_per_device is None and (sharing := choose_sharing(survey, context)) is not None:
+        echo(sharing.reason)
+        if sharing.seeds > 1:
+            plan = plan.shared(sharing.seeds, context.options)
+            survey = _survey(plan, context)
     seconds = _announce(plan, survey, datasets, context.store, console)
     if ask and seconds > LONG_RUN_SECONDS:
         default = seconds < VERY_LONG_RUN_SECONDS

@@ -4,7 +4,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class RunOptions:
         changes: Recipe keys and their values, for every benchmark.
         resume: Continue what was interrupted.
         force: Train what was finished before.
-        seeds_per_device: How many seeds of a benchmark share a device at a time.
+        seeds_per_device: How many seeds of a benchmark share a device at a time; None takes what trains fastest.
         benchmark_dir: A folder of benchmark files; it comes before the shipped ones.
     """
 
@@ -60,7 +60,7 @@ class RunOptions:
     changes: Mapping[str, Any] = field(default_factory=dict)
     resume: bool = False
     force: bool = False
-    seeds_per_device: int = 1
+    seeds_per_device: int | None = 1
     benchmark_dir: Path | None = None
 
 
@@ -100,6 +100,12 @@ class RunPlan:
     def sharing(self) -> int:
         """How many jobs share a device at a time."""
         return self.jobs[0].sharing
+
+    def shared(self, seeds: int, execution: ExecutionOptions) -> "RunPlan":
+        """The same jobs, so many seeds of a benchmark at a time."""
+        places = find_places(execution, per_device=seeds, jobs=len(self.jobs))
+        sharing = _most_in_one(places)
+        return replace(self, jobs=tuple(replace(job, sharing=sharing) for job in self.jobs), places=places)
 
 
 def load_benchmarks(options: RunOptions) -> list[Benchmark]:
@@ -148,7 +154,7 @@ def plan_runs(
     Raises:
         UserError: The device does not exist here, a profile does not exist, or a change does not fit the recipe.
     """
-    per_device = min(options.seeds_per_device, len(options.seeds))
+    per_device = min(options.seeds_per_device or 1, len(options.seeds))
     places = find_places(execution, per_device=per_device, jobs=len(options.seeds) * len(benchmarks))
     sharing = _most_in_one(places)
     choices = _choices(options, benchmarks, execution, places, progress, real_data=real_data)
