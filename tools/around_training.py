@@ -41,7 +41,8 @@ finally:
 def cpu_seconds(arguments: tuple[str, ...]) -> float:
     """CPU seconds of a Python process, user and system."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    command = [sys.executable, *arguments]
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)  # noqa: S603 - our own
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -65,7 +66,7 @@ def time_run(benchmark: str, data: list[str]) -> None:
     sizes = ["--set", "training.epochs=1", "--set", "data.train_images=256", "--set", "data.test_images=100"]
     command = ["run", benchmark, "--profile", "smoke", "--device", "cpu", "--offline", "--yes", *sizes, *data]
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 - our own
             [sys.executable, "-c", RUN, *command], cwd=folder, capture_output=True, text=True, check=False
         )
     marks = [float(line.split()[1]) for line in done.stderr.splitlines() if line.startswith("@ ")]

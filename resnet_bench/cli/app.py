@@ -23,6 +23,7 @@ VERBS = {
     "run": "Train benchmarks and track them in MLflow.",
     "report": "Write a report of the tracked runs.",
     "compare": "Compare two sets of runs.",
+    "results": "Print the reference results: which claims hold.",
     "plan": "Plan a comparison: how many seeds an effect needs.",
     "ui": "Open MLflow on the runs.",
     "study": "Tune a benchmark with Optuna.",

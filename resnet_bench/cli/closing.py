@@ -11,7 +11,7 @@ from resnet_bench.base.text import duration, percent
 from resnet_bench.cli.screen import new_table
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.execution.execution import Execution
-from resnet_bench.judging.verdict import may_judge, verdict
+from resnet_bench.judging.verdict import may_judge, selected, verdict
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.running.job import Job
 from resnet_bench.running.outcome import Outcome
@@ -116,8 +116,34 @@ def print_closing(
     for (job, _), (word, reason) in zip(results, verdicts, strict=True):
         if reason:
             remarks.append(f"{job.benchmark.name}: {word} ({reason})")
-    for sentence in [*dict.fromkeys(remarks), *beside_the_article(results, datasets, executions)]:
+    beside = [*beside_the_reference(results, datasets), *beside_the_article(results, datasets, executions)]
+    for sentence in [*dict.fromkeys(remarks), *beside]:
         echo(sentence)
+
+
+def beside_the_reference(results: Sequence[Result], datasets: Mapping[str, Dataset]) -> list[str]:
+    """Return what the reference runs of each benchmark reached, and whether full runs on the same images agree."""
+    # Pandas is imported here, when torch has been already.
+    from resnet_bench.reporting.reference import beside_the_reference as say
+    from resnet_bench.reporting.reference import known_references
+
+    known = known_references([job.benchmark.name for job, _ in results])
+    sentences = []
+    for name, reference in known.items():
+        mine = [(job, outcome) for job, outcome in results if job.benchmark.name == name]
+        claim = reference.row.claim
+        compared: list[float] = []
+        for job, outcome in mine:
+            images = datasets[job.recipe.data.dataset]
+            if claim is None or claim.split != "test" or outcome.interrupted or outcome.failure is not None:
+                continue
+            if not may_judge(job.profile, generated=images.generated, same_dataset=images.official):
+                continue
+            if accuracies := outcome.accuracies(claim.metric):
+                chosen = selected(claim, {epoch: 100 * value for epoch, value in accuracies.items()})
+                compared += [] if chosen is None else [chosen]
+        sentences.append(say(reference, compared, mine[0][0].recipe.fingerprint))
+    return sentences
 
 
 def beside_the_article(

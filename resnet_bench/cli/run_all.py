@@ -13,7 +13,7 @@ from rich.table import Table
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import duration, plural
-from resnet_bench.cli.closing import print_closing
+from resnet_bench.cli.closing import beside_the_reference, print_closing
 from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay
 from resnet_bench.cli.screen import announce_generated, print_table
 from resnet_bench.data.dataset import Dataset, dataset_status
@@ -95,6 +95,8 @@ def run_all(options: RunOptions, context: Context, console: Console, *, ask: boo
             plan = plan.shared(sharing.seeds, context.options)
             survey = _survey(plan, context)
     seconds = _announce(plan, survey, datasets, context.store, console)
+    for sentence in beside_the_reference([(surveyed.job, Outcome()) for surveyed in survey.values()], datasets):
+        echo(sentence)
     if ask and seconds > LONG_RUN_SECONDS:
         default = seconds < VERY_LONG_RUN_SECONDS
         if not Confirm.ask("Continue?", console=console, default=default):

@@ -28,11 +28,15 @@ def resize_by_gemm(images: Tensor, size: int) -> Tensor:
     together = max(1, _BYTES_AT_ONCE // (images.shape[1] * size * size * torch.float64.itemsize))
     for start in range(0, len(images), together):
         part = slice(start, start + together)
-        # Converting to an integer truncates, so that adding a half first rounds as Pillow does.
-        rows = F.linear(images[part].double(), weights, half).to(torch.uint8)
-        columns = F.linear(rows.mT.double(), weights, half).to(torch.uint8)
-        resized[part] = columns.mT
+        resized[part] = weigh_pixels(images[part], weights, half)
     return resized
+
+
+def weigh_pixels(images: Tensor, weights: Tensor, half: Tensor) -> Tensor:
+    """Resize uint8 images with the weights of :func:`pillow_weights`, all at a time."""
+    # Converting to an integer truncates, so that adding a half first rounds as Pillow does.
+    rows = F.linear(images.double(), weights, half).to(torch.uint8)
+    return F.linear(rows.mT.double(), weights, half).to(torch.uint8).mT
 
 
 @functools.cache

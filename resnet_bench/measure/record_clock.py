@@ -1,7 +1,6 @@
 """The clock of a speed record: steps that it does not cover, and the time of a baseline that it is compared with."""
 
 import contextlib
-import statistics
 
 from resnet_bench.data.dataset import Dataset, generate_dataset
 from resnet_bench.execution.execution import Execution
@@ -47,8 +46,8 @@ def _train_some_steps(recipe: Recipe, execution: Execution) -> float:
     return seconds
 
 
-def whole_training_seconds(recipe: Recipe, execution: Execution, dataset: Dataset) -> float:
-    """Estimate how long the whole training of a recipe takes, from the median of some of its steps."""
+def time_steps(recipe: Recipe, execution: Execution, dataset: Dataset) -> list[float]:
+    """Time the first steps of a recipe's training, in seconds each."""
     seconds: list[float] = []
     with contextlib.closing(train(recipe, execution, 0, dataset)) as events:
         for event in events:
@@ -56,5 +55,4 @@ def whole_training_seconds(recipe: Recipe, execution: Execution, dataset: Datase
                 seconds.append(event.seconds / len(event.losses))
             if isinstance(event, EpochEnded) or len(seconds) >= BASELINE_STEPS:
                 break
-    warm = seconds[len(seconds) // 4 :]
-    return statistics.median(warm) * recipe.steps_per_epoch * recipe.training.epochs
+    return seconds

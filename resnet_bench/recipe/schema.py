@@ -101,6 +101,21 @@ def parse(schema: type[Model], table: Mapping[str, Any], *, where: str) -> Model
         raise InvalidTable(where, _sentences(schema, error)) from None
 
 
+def parse_json(schema: type[Model], content: bytes, *, where: str) -> Model:
+    """Validate JSON against a schema.
+
+    Raises:
+        InvalidTable: What is wrong, likewise.
+        UserError: It is not JSON.
+    """
+    try:
+        return schema.model_validate_json(content)
+    except ValidationError as error:
+        if error.errors(include_url=False)[0]["type"] == "json_invalid":
+            raise UserError(f"{where}: is not valid JSON") from None
+        raise InvalidTable(where, _sentences(schema, error)) from None
+
+
 def problems(schema: type[BaseModel], table: Mapping[str, Any]) -> list[str]:
     """List everything that is wrong with a table, in sentences; the most helpful first."""
     try:

@@ -373,8 +373,9 @@ class Training(Schema):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     freeze: Annotated[Annotated[tuple[Freeze, ...], Field(strict=False, min_length=1)] | None, MaybeNotGiven] = None
     """The backward pass ends at a layer below which all parameters are frozen."""
-    reported_loss: Literal["mean", "last_batch"] = "mean"
-    """What the source prints as an epoch's training loss; the mean is logged as well."""
+    reported_loss: Literal["mean", "batches", "last_batch"] = "mean"
+    """What the source prints as an epoch's training loss: the mean over images, the plain mean of the batches' means,
+    or that of the last batch. The mean over images is logged as well."""
     train_accuracy: Literal["running", "separate_pass"] = "running"
     """``separate_pass``: evaluate the training set in a second pass after each epoch, shuffled and augmented as in
     training, in the mode of the evaluation."""

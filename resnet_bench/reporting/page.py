@@ -15,6 +15,7 @@ from resnet_bench.reporting import wording
 from resnet_bench.reporting.figures.style import THEME
 
 if TYPE_CHECKING:
+    from resnet_bench.reporting.record_board import Board
     from resnet_bench.reporting.report import Report
 
 ROOT = Path(__file__).parent
@@ -61,11 +62,26 @@ def render_page(report: "Report") -> str:
 
 def render_markdown(report: "Report") -> str:
     """Return the same report for a terminal, a pull request or a README."""
+    templates = {path.name for path in SECTIONS.glob("*.md.j2")}
+    return _markdown("report", report=report, templates=templates)
+
+
+def board_page(board: "Board") -> str:
+    """Return the scoreboard of records as a page in one file, without scripts."""
+    style = (TEMPLATES / "page.css").read_text("utf-8")
+    return _environment(autoescape=True).get_template("templates/board.html.j2").render(board=board, style=style)
+
+
+def board_markdown(board: "Board") -> str:
+    """Return the same scoreboard as Markdown."""
+    return _markdown("board", board=board)
+
+
+def _markdown(template: str, **values: object) -> str:
     environment = _environment(autoescape=False)
     environment.filters["md"] = markdown_text
     environment.finalize = lambda value: value if value is not None else ""
-    templates = {path.name for path in SECTIONS.glob("*.md.j2")}
-    rendered = environment.get_template("templates/report.md.j2").render(report=report, templates=templates)
+    rendered = environment.get_template(f"templates/{template}.md.j2").render(**values)
     lines = "\n".join(line.rstrip() for line in rendered.splitlines())
     return re.sub(r"\n{3,}", "\n\n", lines).strip() + "\n"
 

@@ -73,13 +73,13 @@ def share(fraction: float | None) -> str:
     return f"{100 * fraction:.{0 if fraction >= 0.1 else 1}f}%"
 
 
-def reached(times: TimesToAccuracy) -> str:
-    """Return how many runs reached a target and when, such as ``3 of 5 reached; 4 min 10 s (4 min 1 s to ∞)``."""
+def held(times: TimesToAccuracy) -> str:
+    """Return how many runs held a target and from when, such as ``3 of 5 held it; 4 min 10 s (4 min 1 s to ∞)``."""
     if times.reached == 0:
-        return f"0 of {len(times.times)} reached"
+        return f"0 of {len(times.times)} held it"
     low, high = times.range
     return (
-        f"{times.reached} of {len(times.times)} reached; {duration(times.median)} ({duration(low)} to {duration(high)})"
+        f"{times.reached} of {len(times.times)} held it; {duration(times.median)} ({duration(low)} to {duration(high)})"
     )
 
 

@@ -8,18 +8,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.data.of_recipe import augmented_examples
-from resnet_bench.models.of_recipe import build_network
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.recipe.writing import to_toml
 from resnet_bench.running import pictures
+from resnet_bench.running.classifier import classifier_of
 from resnet_bench.running.run_folder import RunFolder
+from resnet_bench.tracking.run_files import CHECKPOINTS
 from resnet_bench.tracking.tracker import Tracker
+from resnet_bench.training import checkpoint
 from resnet_bench.training.events import Finished, Predictions
 
 EXAMPLE_IMAGES = 64
@@ -38,17 +39,21 @@ def log_recipe(benchmark: Benchmark, recipe: Recipe, tracker: Tracker) -> None:
 def log_outcome(
     recipe: Recipe, dataset: Dataset, event: Finished, tracker: Tracker, folder: RunFolder, *, seed: int, model: bool
 ) -> None:
-    """Log what the trained network says of the test images, what it saw, its checkpoints and the network itself."""
+    """Log what the trained network says of the test images, what it saw, and the network itself."""
     if event.predictions is not None:
         _log_predictions(event.predictions, dataset, tracker, folder.artifacts)
     inputs = folder.artifacts / "inputs.png"
     pictures.write_image_grid(inputs, augmented_examples(recipe, dataset, seed, count=EXAMPLE_IMAGES))
     tracker.artifact(inputs)
     if model:
-        tracker.artifact(folder.last_checkpoint, "checkpoints")
-        if folder.best_checkpoint.is_file():
-            tracker.artifact(folder.best_checkpoint, "checkpoints")
         _log_model(recipe, event, tracker)
+
+
+def log_best_weights(event: Finished, tracker: Tracker, folder: RunFolder) -> None:
+    """Log the weights of the best epoch, unless that is the last one, whose weights the model has."""
+    best = folder.best_checkpoint
+    if best.is_file() and checkpoint.load(best)["epoch"] != event.epoch:
+        tracker.artifact(best, CHECKPOINTS)
 
 
 def _log_predictions(predictions: Predictions, dataset: Dataset, tracker: Tracker, folder: Path) -> None:
@@ -105,9 +110,6 @@ def _png(image: npt.NDArray[np.uint8]) -> str:
 
 
 def _log_model(recipe: Recipe, event: Finished, tracker: Tracker) -> None:
-    with torch.random.fork_rng(devices=[]):
-        network = build_network(recipe, pretrained=False)
-    network.load_state_dict(event.snapshot()["network"])
-    side = recipe.image_size
+    side = recipe.data.facts.image_size
     # Two images, because from one the export would learn that batches are of one.
-    tracker.log_model(network, np.zeros((2, 3, side, side), dtype=np.float32))
+    tracker.log_model(classifier_of(recipe, event.snapshot()["network"]), np.zeros((2, 3, side, side), dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""What a task tells its consumer. Children's events carry no snapshot and no predictions."""
+"""What a task tells its consumer. Children's events carry no snapshot."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +45,15 @@ class Opened:
 
 @dataclass(frozen=True)
 class Closed:
-    """The last event of a run that was trained to its end: what reached the tracking store."""
+    """The last event of a run that was trained to its end.
+
+    Attributes:
+        upload: What reached the tracking store.
+        joules: Consumed by its training steps; None where no counter can be read or the run was resumed.
+    """
 
     upload: UploadReport
+    joules: float | None = None
 
 
 @dataclass(frozen=True)

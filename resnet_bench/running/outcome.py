@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from resnet_bench.base.throughput import settled_throughput
 from resnet_bench.running.events import Closed, Event, JobFinished, Opened
-from resnet_bench.tracking.vocabulary import current_metrics
+from resnet_bench.tracking.vocabulary import ENERGY, current_metrics, tag
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ class Outcome:
     run_id: str | None = None
     url: str = ""
     folder: str = ""
+    """The run's folder; only its name where the outcome was read from the store."""
     epochs: int = 0
     accuracy_by_epoch: dict[int, float] = field(default_factory=dict)
     """By the source's protocol."""
@@ -35,6 +36,8 @@ class Outcome:
     tta_seconds: float = 0.0
     warm_up_seconds: float = 0.0
     """Spent on steps that no clock of the run covers."""
+    joules: float | None = None
+    """Consumed by the training steps; None where no counter can be read."""
     throughput_by_epoch: list[float] = field(default_factory=list)
     """Images/s."""
     sharing: int = 1
@@ -91,6 +94,7 @@ class Outcome:
                 self.tta_seconds = event.tta_seconds
             case Closed():
                 self.not_uploaded = None if event.upload.complete else event.upload.sentence
+                self.joules = event.joules
             case JobFinished():
                 self.failure = event.failure
                 self.interrupted = event.interrupted and event.failure is None
@@ -115,6 +119,7 @@ class Outcome:
         return cls(
             run_id=run.info.run_id,
             url=url,
+            folder=run.data.tags.get(tag("folder"), ""),
             epochs=max(throughput, default=0),
             accuracy_by_epoch=history("test/accuracy"),
             accuracy_standard=metrics.get("final/test_accuracy_standard"),
@@ -122,6 +127,7 @@ class Outcome:
             setup_seconds=metrics.get("time/setup_seconds", 0.0),
             train_seconds=metrics.get("final/train_seconds"),
             tta_seconds=metrics.get("final/tta_seconds", 0.0),
+            joules=metrics.get(ENERGY),
             throughput_by_epoch=[throughput[epoch] for epoch in sorted(throughput)],
             sharing=int(run.data.tags.get("resnet_bench.seeds_per_device", "1")),
             cached=True,

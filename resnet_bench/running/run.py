@@ -8,14 +8,16 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.measure.energy import EnergyMeter
 from resnet_bench.measure.peaks import peak_flops
 from resnet_bench.measure.record_clock import warm_up
-from resnet_bench.running.artifacts import log_outcome, log_recipe
+from resnet_bench.running.artifacts import log_best_weights, log_outcome, log_recipe
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import Closed, Event, Opened
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.prepare import Prepared
-from resnet_bench.running.run_folder import RunFolder
+from resnet_bench.running.run_folder import RunFolder, settle
 from resnet_bench.running.stopping import Stop, Stopped
+from resnet_bench.tracking.run_files import remove_delivered
 from resnet_bench.tracking.tracker import Tracker
+from resnet_bench.tracking.vocabulary import ENERGY, TRAIN_JOULES
 from resnet_bench.training import checkpoint
 from resnet_bench.training.events import EndReason, EpochEnded, Evaluated, Finished, State, Steps
 from resnet_bench.training.events import Event as TrainingEvent
@@ -46,6 +48,7 @@ def run(prepared: Prepared, context: Context) -> Generator[Event, None, None]:
     """
     job = prepared.job
     if prepared.outcome is not None:
+        settle(context.run_dir, prepared.outcome.folder, prepared.outcome.run_id)
         yield Opened(prepared.outcome.run_id, prepared.outcome.url, None, outcome=prepared.outcome)
         return
     if prepared.dataset.name != job.recipe.data.dataset:
@@ -100,12 +103,16 @@ def _tracked(
             yield event
             if stop and not isinstance(event, Finished):
                 raise Stopped("killed", stop.reason or "stopped")  # noqa: TRY301 - as if the consumer had thrown it
+            if meter and isinstance(event, EpochEnded):
+                tracker.metrics({TRAIN_JOULES: meter.joules}, epoch=event.epoch)
             if isinstance(event, Finished):
                 last = {"final/images_per_second": checkpoints.outcome.images_per_second or 0.0}
                 if meter:
-                    last["energy/joules"] = meter.joules
+                    last[ENERGY] = meter.joules
                 tracker.metrics(last, epoch=event.epoch)
                 log_outcome(job.recipe, dataset, event, tracker, folder, seed=job.seed, model=job.keep_model)
+                if job.profile == "full":
+                    log_best_weights(event, tracker, folder)
         end = "finished"
     except GeneratorExit:
         end, reason = "killed", "stopped before its end"
@@ -125,7 +132,8 @@ def _tracked(
     finally:
         report = tracker.close(end, reason)
         folder.note_end(end, tracker.run_id)
-    yield Closed(report)
+    remove_delivered(folder.path)
+    yield Closed(report, meter.joules if meter else None)
 
 
 class _Checkpoints:

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.files import write_atomically
 from resnet_bench.tracking.facts import RunFacts
+from resnet_bench.tracking.run_files import ARTIFACTS, CHECKPOINTS, remove_delivered
 from resnet_bench.tracking.vocabulary import PREFIX
 from resnet_bench.training import checkpoint
 
@@ -114,17 +115,17 @@ class RunFolder:
     @property
     def last_checkpoint(self) -> Path:
         """The checkpoint to resume from."""
-        return self.path / "checkpoints" / "last.pt"
+        return self.path / CHECKPOINTS / "last.pt"
 
     @property
     def best_checkpoint(self) -> Path:
         """The weights of the best epoch so far."""
-        return self.path / "checkpoints" / "best.pt"
+        return self.path / CHECKPOINTS / "best.pt"
 
     @property
     def artifacts(self) -> Path:
         """Files made for the tracking store."""
-        folder = self.path / "artifacts"
+        folder = self.path / ARTIFACTS
         folder.mkdir(exist_ok=True)
         return folder
 
@@ -166,6 +167,28 @@ class RunFolder:
         """Remove what a process left that was killed while it wrote a checkpoint."""
         for file in self.last_checkpoint.parent.glob(f".*{checkpoint.UNFINISHED}"):
             file.unlink(missing_ok=True)
+
+
+def settle(run_dir: Path, name: str, run_id: str | None) -> None:
+    """Finish the folder of a run that the store knows as finished, where its process was killed before it could.
+
+    Args:
+        run_dir: Folder of the runs' folders.
+        name: The folder's name, as the store has it; it may not be here.
+        run_id: The MLflow run.
+    """
+    path = run_dir / name
+    state = _read_state(path / STATE_FILE) if name and Path(name).name == name else None
+    if state is None or state["run_id"] not in (run_id, None):
+        return
+    folder = RunFolder(path, state)
+    if folder._take():
+        try:
+            if not folder.is_finished:
+                folder.note_end("finished", run_id)
+            remove_delivered(path)
+        finally:
+            folder.release()
 
 
 def _folders(run_dir: Path, facts: RunFacts) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -23,6 +23,7 @@ Axis = Literal["step", "epoch", "sample"]
 
 _HEADER = re.compile(rb"([0-9a-f]{8}) ([0-9a-f]{8}) ")
 _HEADER_LENGTH = 18
+_TAIL_BYTES = 4096
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
@@ -220,6 +221,22 @@ def read(path: Path, start: int = 0, *, final: bool) -> Iterator[Entry | Damage]
             else:
                 return
             position = end
+
+
+def last_entry(path: Path) -> Entry | Damage | None:
+    """Return the last record of a journal whose writer is done, without reading those before it."""
+    with path.open("rb") as file:
+        start = end = file.seek(0, os.SEEK_END)
+        tail = b""
+        # The newline that ends the last record is not the one before it.
+        while start > 0 and b"\n" not in tail[:-1]:
+            start = max(0, start - _TAIL_BYTES)
+            file.seek(start)
+            tail = file.read(end - start)
+    last = None
+    for last in read(path, start + tail.rfind(b"\n", 0, max(0, len(tail) - 1)) + 1, final=True):  # noqa: B007
+        pass
+    return last
 
 
 def last_steps(entries: Iterable[Entry | Damage]) -> dict[str, int]:

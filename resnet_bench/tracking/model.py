@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resnet_bench.base.describe_error import describe_error
+from resnet_bench.base.errors import UserError
 from resnet_bench.tracking import mlflow_client
 
 if TYPE_CHECKING:
@@ -13,18 +15,23 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import nn
 
+    from resnet_bench.training.events import State
+
+PREFIX = "network."
+"""How the names of all weights begin in a model that has its preprocessing; models of 0.1.0 are the network alone."""
+
 
 def save_model(
-    network: "nn.Module", example: "npt.NDArray[np.float32]", folder: Path, *, requirements: Sequence[str] | None = None
+    network: "nn.Module", example: "npt.NDArray[np.uint8]", folder: Path, *, requirements: Sequence[str] | None = None
 ) -> None:
     """Save a network as an MLflow model with a signature, in a format that holds none of our code.
 
     ``mlflow.pytorch.load_model`` gives it back, without this package and for batches of any size.
 
     Args:
-        network: The trained network, not compiled; it stays where and as it is.
-        example: Normalized images, shape [2, 3, height, width]. From a batch of one the export would learn
-            that batches are of one.
+        network: The trained network with its preprocessing, not compiled; it stays where and as it is.
+        example: Images as they are stored, uint8 [2, 3, height, width]; the signature says what they are. From a
+            batch of one the export would learn that batches are of one.
         folder: Where to; a model that is there already is replaced.
         requirements: Packages that the model needs; by default torch and numpy at their versions here.
     """
@@ -51,3 +58,25 @@ def save_model(
                 requirements or (f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={numpy.__version__}")
             ),
         )
+
+
+def load_weights(folder: Path) -> "State":
+    """Read the weights of a saved model, under the names that the network alone gives them.
+
+    Args:
+        folder: The MLflow model.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    import torch
+
+    file = folder / "data" / "model.pt2"
+    try:
+        weights = torch.export.load(file).state_dict
+    # What is not there, is damaged, or is of another version of torch may raise anything.
+    except Exception as error:
+        raise UserError(f"{file}: the weights cannot be read: {describe_error(error, limit=160)}") from None
+    if all(name.startswith(PREFIX) for name in weights):
+        return {name.removeprefix(PREFIX): value for name, value in weights.items()}
+    return dict(weights)

@@ -15,6 +15,7 @@ from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.journal import Entry, Journal, Record, read
 from resnet_bench.tracking.model import save_model
 from resnet_bench.tracking.recorder import Recorder, now_ms, tags_record
+from resnet_bench.tracking.run_files import ARTIFACTS, MODEL
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.system import SystemSampler
 from resnet_bench.tracking.uploader import Uploader
@@ -145,16 +146,16 @@ class Tracker:
 
     def text(self, name: str, text: str) -> None:
         """Queue a text, such as the recipe, to be logged as an artifact under a file name."""
-        path = self._folder / "artifacts" / name
+        path = self._folder / ARTIFACTS / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         self.artifact(path, Path(name).parent.as_posix().removeprefix("."))
 
     def log_model(
-        self, network: "nn.Module", example: "npt.NDArray[np.float32]", *, requirements: Sequence[str] | None = None
+        self, network: "nn.Module", example: "npt.NDArray[np.uint8]", *, requirements: Sequence[str] | None = None
     ) -> None:
         """Queue the network to be logged as an MLflow model, under ``model``; see :func:`save_model`."""
-        folder = self._folder / "model"
+        folder = self._folder / MODEL
         save_model(network, example, folder, requirements=requirements)
         self.artifact(folder)
 

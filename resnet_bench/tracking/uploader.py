@@ -12,6 +12,7 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.tracking.cursor import JOURNAL, Cursor, lock_folder, note_store, store_of
 from resnet_bench.tracking.delivery import Delivery, RunGone, UploadReport
 from resnet_bench.tracking.journal import Entry, read
+from resnet_bench.tracking.run_files import remove_delivered
 from resnet_bench.tracking.store import Store
 
 BUSY_FRACTION = 0.25
@@ -185,6 +186,7 @@ def flush(store: Store, folder: Path) -> UploadReport:
             delivery.retry_deferred()
         except Exception as error:  # the store's client and its drivers raise what they like
             delivery.note(store.sentence(error))
+        remove_delivered(folder)
         return replace(delivery.report, left=delivery.remaining(), command=flush_command(store, folder))
     finally:
         lock.release()

@@ -118,6 +118,8 @@ THROUGHPUT = "time/images_per_second"
 PEAK_MEMORY = "memory/peak_bytes"
 PEAK_FLOPS = "device/peak_flops"
 ENERGY = "energy/joules"
+TRAIN_JOULES = "energy/train_joules"
+"""Energy of the training steps so far, where the device has a counter that can be read."""
 
 EVALUATED = ("accuracy", "accuracy_standard", "accuracy_tta", "loss", "loss_standard")
 """What an evaluation of a split gives: by the source's protocol, in eval mode per image, and with test-time
@@ -132,6 +134,7 @@ EPOCH_METRICS = (
     TRAIN_LOSS_MEAN,
     EPOCH_SECONDS,
     TRAIN_SECONDS,
+    TRAIN_JOULES,
     THROUGHPUT,
     EVALUATION_SECONDS,
     PEAK_MEMORY,

@@ -74,10 +74,10 @@ class Evaluator:
         clock = Clock(session.execution)
         source, standard = self._measure_both(split, epoch, keep_probabilities=is_final_test)
         seconds = clock.read()
-        accuracy_tta = None
+        tta = None
         if (views := recipe.evaluation.test_time_augmentation) is not None and is_last:
             clock = Clock(session.execution)
-            accuracy_tta = self._in_fitting_batches(
+            tta = self._in_fitting_batches(
                 split, lambda loader: evaluate_tta(session.forward, loader.epoch(0), session.execution, views)
             )
             position.tta_seconds += clock.read()
@@ -86,11 +86,13 @@ class Evaluator:
         position.evaluated[split] = loss
         if is_final_test:
             position.metrics = {"test/accuracy": accuracy, "test/accuracy_standard": standard.accuracy_over_images}
-            if accuracy_tta is not None:
-                position.metrics["test/accuracy_tta"] = accuracy_tta
+            if tta is not None:
+                position.metrics["test/accuracy_tta"] = tta.accuracy
             assert standard.labels is not None
             assert standard.probabilities is not None
-            session.predictions = Predictions("test", labels=standard.labels, probabilities=standard.probabilities)
+            session.predictions = Predictions(
+                "test", standard.labels, standard.probabilities, None if tta is None else tta.predicted
+            )
         return Evaluated(
             epoch=epoch,
             step=position.step,
@@ -101,7 +103,7 @@ class Evaluator:
             loss_standard=standard.loss_over_images,
             images=standard.images,
             seconds=seconds,
-            accuracy_tta=accuracy_tta,
+            accuracy_tta=None if tta is None else tta.accuracy,
             snapshot=session.event_snapshot,
         )
 
@@ -263,11 +265,20 @@ def measure(
     )
 
 
+@dataclass(frozen=True)
+class MeasuredTTA:
+    """Accuracy (a fraction) of outputs averaged over several views, and the classes that they predict."""
+
+    accuracy: float
+    predicted: npt.NDArray[np.int64]
+    """Shape [N], in the order of the batches."""
+
+
 @torch.no_grad()
 def evaluate_tta(
     network: nn.Module, batches: Batches, execution: Execution, augmentation: TestTimeAugmentation
-) -> float:
-    """Measure the accuracy, a fraction, of outputs averaged over several views of each image.
+) -> MeasuredTTA:
+    """Measure a network by outputs averaged over several views of each image.
 
     Args:
         network: On the execution's device; in eval mode meanwhile.
@@ -275,7 +286,7 @@ def evaluate_tta(
         execution: Precision of the forward pass.
         augmentation: The views.
     """
-    correct, count = [], 0
+    correct, predicted = [], []
     with _prepared(network, "eval"):
         for images, labels in batches:
             outputs = torch.zeros((), device=images.device)
@@ -283,9 +294,10 @@ def evaluate_tta(
                 with execution.autocast():
                     logits = network(view.contiguous(memory_format=execution.memory_format))
                 outputs = outputs + weight * logits.float()
-            correct.append((outputs.argmax(1) == labels).sum())
-            count += len(labels)
-    return int(torch.stack(correct).sum().cpu()) / count
+            predicted.append(outputs.argmax(1))
+            correct.append((predicted[-1] == labels).sum())
+    classes = torch.cat(predicted).cpu().numpy()
+    return MeasuredTTA(int(torch.stack(correct).sum().cpu()) / len(classes), classes)
 
 
 def tta_views(images: Tensor, augmentation: TestTimeAugmentation) -> Iterator[tuple[Tensor, float]]:

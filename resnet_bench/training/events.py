@@ -116,6 +116,8 @@ class Predictions:
     """Shape [N]."""
     probabilities: npt.NDArray[np.float32]
     """Shape [N, classes]."""
+    predicted_tta: npt.NDArray[np.int64] | None = None
+    """Classes predicted with TTA, shape [N], where the recipe asks for it."""
 
 
 @dataclass(frozen=True)

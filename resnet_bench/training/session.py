@@ -45,6 +45,7 @@ class Position:
         evaluation_seconds: Evaluation time of the run, without test-time augmentation.
         tta_seconds: Time of test-time augmentation.
         loss_sum: Sum of this epoch's losses over its images, in nats.
+        batch_loss_sum: Sum of this epoch's losses over its steps, whatever the size of their batches, in nats.
         last_loss: Loss of the last step's batch, in nats.
         correct: Images classified correctly in this epoch's steps.
         images: Images in this epoch's steps.
@@ -60,6 +61,7 @@ class Position:
     evaluation_seconds: float = 0.0
     tta_seconds: float = 0.0
     loss_sum: float = 0.0
+    batch_loss_sum: float = 0.0
     last_loss: float = math.nan
     correct: int = 0
     images: int = 0
@@ -159,7 +161,7 @@ class Session:
         if position.step_in_epoch == 0:
             self.schedule.start_epoch(position.epoch)
             position.epoch_seconds = 0.0
-            position.loss_sum, position.correct, position.images = 0.0, 0, 0
+            position.loss_sum, position.batch_loss_sum, position.correct, position.images = 0.0, 0.0, 0, 0
             position.evaluated = {}
 
     def before_step(self, step: int) -> None:
@@ -209,6 +211,7 @@ class Session:
             if not math.isfinite(loss):
                 raise Diverged(first_step + i, chunk.learning_rates[i], loss)
             position.loss_sum += loss * chunk.sizes[i]
+            position.batch_loss_sum += loss
         position.last_loss = chunk.losses[-1]
         position.correct += chunk.correct
         position.images += sum(chunk.sizes)
@@ -233,10 +236,15 @@ class Session:
         """
         position = self.position
         mean = position.loss_sum / position.images
+        reported = {
+            "mean": mean,
+            "batches": position.batch_loss_sum / self.recipe.steps_per_epoch,
+            "last_batch": position.last_loss,
+        }
         ended = EpochEnded(
             epoch=position.epoch,
             step=position.step,
-            loss=mean if self.recipe.training.reported_loss == "mean" else position.last_loss,
+            loss=reported[self.recipe.training.reported_loss],
             loss_mean=mean,
             accuracy=accuracy,
             seconds=position.epoch_seconds,
@@ -283,6 +291,9 @@ class Session:
             else {
                 "labels": torch.from_numpy(self.predictions.labels),
                 "probabilities": torch.from_numpy(self.predictions.probabilities),
+                "predicted_tta": None
+                if self.predictions.predicted_tta is None
+                else torch.from_numpy(self.predictions.predicted_tta),
             },
         }
 
@@ -301,7 +312,9 @@ class Session:
         self.position = Position(**state["position"])
         if (predictions := state["predictions"]) is not None:
             labels, probabilities = predictions["labels"].numpy(), predictions["probabilities"].numpy()
-            self.predictions = Predictions(split="test", labels=labels, probabilities=probabilities)
+            # A checkpoint of 0.1.0 has none.
+            tta = predictions.get("predicted_tta")
+            self.predictions = Predictions("test", labels, probabilities, None if tta is None else tta.numpy())
 
 
 def _snapshot_while_alive(session: Session) -> Callable[[], State]:

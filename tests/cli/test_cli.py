@@ -22,6 +22,7 @@ from resnet_bench.recipe.files import load_benchmark, scan_benchmarks
 from resnet_bench.recipe.writing import copy_benchmark
 from resnet_bench.training import checkpoint
 from tests.reliability import tiny
+from tests.weights import Weights, weights_of_project
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = (
@@ -226,8 +227,8 @@ def test_a_run_killed_mid_epoch_resumes_in_place_with_the_same_bits(tmp_path: Pa
     assert process.returncode == 0, out
     assert "resumed after step 30" in out
 
-    ours, theirs = last_checkpoint(killed), last_checkpoint(undisturbed)
-    assert all(torch.equal(ours["network"][name], theirs["network"][name]) for name in theirs["network"])
+    ours, theirs = weights_of_project(killed)[0], weights_of_project(undisturbed)[0]
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     histories = []
     for folder in (undisturbed, killed):
         client = Store.resolve(None, folder).client()
@@ -281,7 +282,7 @@ def test_seeds_at_once_are_the_seeds_in_turn_to_the_last_bit(tmp_path: Path) -> 
     """With the processes that a user gets, each with the threads that a run in turn has."""
     from resnet_bench.tracking.store import Store
 
-    states: list[dict[int, dict]] = []
+    states: list[dict[int, Weights]] = []
     histories: list[dict[int, list[tuple[int, float]]]] = []
     for how in ("--seeds-per-device 2 --threads 2", "--threads 1"):
         folder = tmp_path / f"project{len(states)}"
@@ -289,7 +290,7 @@ def test_seeds_at_once_are_the_seeds_in_turn_to_the_last_bit(tmp_path: Path) -> 
         process = start(f"{TINIER} --set training.epochs=2 --seeds 2 {how}", folder)
         out, _ = process.communicate(timeout=600)
         assert process.returncode == 0, out
-        runs = [json.loads(path.read_text()) | {"folder": path.parent} for path in (folder / "runs").glob("*/run.json")]
+        runs = [json.loads(path.read_text()) for path in (folder / "runs").glob("*/run.json")]
         seeds = [int(run["identity"]["seed"]) for run in runs]
         assert sorted(seeds) == [0, 1]
         client = Store.resolve(None, folder).client()
@@ -297,12 +298,7 @@ def test_seeds_at_once_are_the_seeds_in_turn_to_the_last_bit(tmp_path: Path) -> 
             tags = client.get_run(run["run_id"]).data.tags
             assert json.loads(tags["resnet_bench.execution"])["threads"] == 1
             assert tags.get("resnet_bench.seeds_per_device") == ("2" if "per-device" in how else None)
-        states.append(
-            {
-                seed: checkpoint.load(run["folder"] / "checkpoints" / "last.pt")
-                for seed, run in zip(seeds, runs, strict=True)
-            }
-        )
+        states.append(weights_of_project(folder))
         histories.append(
             {
                 seed: [(m.step, m.value) for m in client.get_metric_history(run["run_id"], "step/loss")]
@@ -312,7 +308,7 @@ def test_seeds_at_once_are_the_seeds_in_turn_to_the_last_bit(tmp_path: Path) -> 
     assert histories[0] == histories[1]
     assert all(len(history) == 10 for history in histories[0].values())
     for seed in (0, 1):
-        ours, theirs = states[0][seed]["network"], states[1][seed]["network"]
+        ours, theirs = states[0][seed], states[1][seed]
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 

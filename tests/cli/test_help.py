@@ -156,7 +156,6 @@ def test_what_does_not_exist_is_refused_before_torch_is_imported(command: list[s
         ("run", "x --again", "x --force"),
         ("run", "x --benchmarks b --runs r", "x --benchmark-dir b --run-dir r"),
         ("report", "--out o --benchmarks b --benchmark x", "--output o --benchmark-dir b --benchmark x"),
-        ("record check", "x --out o", "x --output o"),
         ("study run", "x --name y --studies s --workers 2", "x --study-name y --study-dir s --workers 2"),
         ("perf", "--workers 2 --clock processor --out o", "--loader-workers 2 --clock cpu --output o"),
     ],

@@ -36,8 +36,8 @@ from resnet_bench.running.prepare import Prepared
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.tracking.vocabulary import EXPERIMENT
-from resnet_bench.training import checkpoint
 from tests.reliability import tiny
+from tests.weights import weights_in_store
 
 RunAll = Callable[..., tuple[RunsSummary, str]]
 
@@ -260,14 +260,11 @@ def test_seeds_at_once_are_the_seeds_one_after_another_to_the_last_bit(run_all: 
     together, text = run_all(seeds=[0, 1], seeds_per_device=2)
     assert "2 seeds in parallel" in text
     assert [result.failure for _, result in together.results] == [None, None]
+    store = Store.resolve(f"sqlite:///{project / 'mlflow.db'}")
     in_turn, _ = run_all(seeds=[0, 1], force=True)
     for (_, ours), (_, theirs) in zip(together.results, in_turn.results, strict=True):
         assert ours.accuracy_by_epoch == theirs.accuracy_by_epoch
-        ours_state, theirs_state = (
-            checkpoint.load(Path(result.folder) / "checkpoints" / "last.pt") for result in (ours, theirs)
-        )
-        for part in ("network", "optimizer"):
-            assert_same(ours_state[part], theirs_state[part])
+        assert_same(*(weights_in_store(store, str(result.run_id)) for result in (ours, theirs)))
     runs = {run.info.run_id: run for run in tracked_runs(project)}
     assert len(runs) == 4
     for results, mark in ((together.results, "2"), (in_turn.results, None)):

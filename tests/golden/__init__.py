@@ -181,15 +181,15 @@ def training_of(project: Path, run_id: str) -> dict[str, Any]:
     for key, _, value in query(project / "mlflow.db", sql, run_id):
         if key.partition("/")[0] in ("step", "train", "validation", "test", "final") and "second" not in key:
             metrics.setdefault(settled(key), []).append(_short(value))
-    (folder,) = query(
-        project / "mlflow.db", "SELECT value FROM tags WHERE run_uuid = ? AND key = 'resnet_bench.folder'", run_id
-    )
-    network = torch.load(project / "runs" / folder[0] / "checkpoints" / "last.pt", weights_only=True)["network"]
+    (artifacts,) = query(project / "mlflow.db", "SELECT artifact_uri FROM runs WHERE run_uuid = ?", run_id)
+    file = Path(artifacts[0].removeprefix("file://")) / "model" / "data" / "model.pt2"
+    # The model has its preprocessing around the network.
+    network = {name.removeprefix("network."): value for name, value in torch.export.load(file).state_dict.items()}
     digest = hashlib.sha256()
     weights = {}
     for name, tensor in sorted(network.items()):
-        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
-        values = tensor.double()
+        digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
+        values = tensor.detach().double()
         shape = list(tensor.shape)
         weights[name] = {"shape": shape, "sum": _short(values.sum().item()), "norm": _short(values.norm().item())}
     return {"metrics": metrics, "weights": weights, "bits": {**machine(), "sha256": digest.hexdigest()}}

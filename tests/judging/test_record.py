@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.judging.record import RecordVerdict, claim_of, judge_record
+from resnet_bench.judging.record import RecordVerdict, Repeat, claim_of, judge_record, whole_training_seconds
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.changes import merge
 from resnet_bench.recipe.claims import Claim
@@ -97,3 +98,58 @@ def test_what_the_protocol_forbids_is_refused(changes: dict[str, Any], sentence:
         recipe["model"] = {**recipe["model"], "whitening": "none"}
     with pytest.raises(UserError, match=sentence):
         claim_of(fast(**changes))
+
+
+STATED = (90.1, 90.3, 90.2, 90.0, 90.4) * 2
+
+
+@pytest.mark.parametrize(
+    ("repeat", "agrees", "sentence"),
+    [
+        # Mean 90.2, s 0.1491, n 10; t(.975, 9) = 2.2622: one further run falls into 90.2 ± 2.2622 * 0.1491 * 1.1**.5.
+        (
+            Repeat(STATED, (90.5,)),
+            True,
+            "accuracy agrees: mean 90.500% of 1 repeated seed; by the record's seeds 89.846",
+        ),
+        (Repeat(STATED, (90.6,)), False, "accuracy does not agree: mean 90.600%"),
+        (Repeat(STATED, (89.8, 89.9, 89.85)), False, "accuracy does not agree: mean 89.850% of 3 repeated seeds"),
+        (Repeat(STATED, (90.2, None)), False, "1 of 2 repeated runs failed"),
+        (Repeat((90.2,), (90.2,)), False, "a prediction needs two finished runs"),
+        (
+            Repeat(STATED, (90.2,), 10.0, 8.1),
+            True,
+            "time agrees: 8.10× the baseline's speed here, 10.00× in the record",
+        ),
+        (Repeat(STATED, (90.2,), 10.0, 7.9), False, "time does not agree"),
+        (Repeat(STATED, (90.2,), 10.0, 20.0), True, "time agrees"),
+        (Repeat(STATED, (90.2,), 10.0), True, "no speedup was measured here"),
+        (Repeat(STATED, (90.2,)), True, "seconds do not cross machines"),
+    ],
+)
+def test_a_repeat_agrees_where_the_record_predicted_it(repeat: Repeat, agrees: bool, sentence: str) -> None:
+    assert repeat.agrees is agrees
+    assert any(sentence in each for each in repeat.sentences), repeat.sentences
+
+
+def test_many_seeds_that_are_the_same_to_a_tenth_agree() -> None:
+    """With 200 seeds a side the prediction interval is a few hundredths wide, less than another device's rounding."""
+    stated = tuple(94.0 + 0.14 * (seed % 5 - 2) for seed in range(200))
+    repeat = Repeat(stated, tuple(accuracy + 0.05 for accuracy in stated))
+    assert repeat.prediction is not None
+    assert repeat.prediction.high < 94.05
+    assert repeat.agrees
+    assert not Repeat(stated, tuple(accuracy + 0.15 for accuracy in stated)).agrees
+
+
+def test_a_faithful_repeat_agrees_as_often_as_promised() -> None:
+    random = np.random.default_rng(0)
+    drawn = [Repeat(tuple(random.normal(90, 0.2, 10)), tuple(random.normal(90, 0.2, 3))).agrees for _ in range(400)]
+    assert 0.92 < sum(drawn) / len(drawn) < 0.99
+
+
+def test_a_whole_training_is_estimated_without_its_first_steps() -> None:
+    recipe = fast().recipe
+    assert recipe.steps_per_epoch * recipe.training.epochs == 4
+    assert whole_training_seconds(recipe, [9.0, 9.0, 1.0, 2.0, 3.0, 2.0, 2.0, 2.0]) == 8.0
+    assert whole_training_seconds(recipe, [1.5]) == 6.0

@@ -531,7 +531,7 @@ def other_values(key: str, value: Any) -> Iterable[Any]:
             "augmentation.flip_mode": ["random"],
             "model.name": ["resnet18"],
             "training.last_batch": ["drop"],
-            "training.reported_loss": ["last_batch"],
+            "training.reported_loss": ["batches", "last_batch"],
             "training.train_accuracy": ["separate_pass"],
             "evaluation.mode": ["batch_statistics"],
             "evaluation.averaging": ["batches"],

@@ -203,7 +203,6 @@ def left_behind(project: Path) -> dict[str, Any]:
         path.relative_to(artifacts).as_posix(): digest(path) for path in sorted(artifacts.rglob("*")) if path.is_file()
     }
     folder = project / "runs" / run.data.tags["resnet_bench.folder"]
-    found["weights"] = digest(folder / "checkpoints" / "last.pt")
     found["state"] = json.loads((folder / "run.json").read_text())["status"]
     found["damage"] = [entry for entry in read(folder / "journal.jsonl", final=True) if isinstance(entry, Damage)]
     found["files"] = sorted(name_of(path, project, run.info.run_id) for path in project.rglob("*") if path.is_file())

@@ -32,6 +32,7 @@ from tests.reliability import tiny
 from tests.reliability.faults import FaultyDisk
 from tests.running.conftest import PLAIN
 from tests.training.conftest import tiny_recipe
+from tests.weights import weights_at_the_end
 
 CODES = [errno.ENOSPC, errno.EIO]
 
@@ -56,8 +57,7 @@ def train(store: Store, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], dic
 
     def train_it(runs: Path) -> dict[str, Any]:
         context = Context(store, runs, ImageLocation(runs, generated=(64, 32)), PLAIN)
-        events = list(run(prepare(job, context), context))
-        return checkpoint.load(events[0].folder / "checkpoints" / "last.pt")["network"]
+        return weights_at_the_end(list(run(prepare(job, context), context)))
 
     return train_it
 

@@ -121,8 +121,8 @@ def test_cost_and_time_to_accuracy(page: Outline) -> None:
     assert f"{100 * flops / 7.9e14:.1f}%" in page.words
     assert "52.0 kJ GPU board" in page.words
     assert "52.0 kJ CPU packages" in page.words
-    assert "0 of 3 reached" in page.words
-    assert "2 of 2 reached 36 min 0 s" in page.words
+    assert "0 of 3 held it" in page.words
+    assert "2 of 2 held it 36 min 0 s" in page.words
 
 
 def test_study_and_unfinished_runs(page: Outline) -> None:

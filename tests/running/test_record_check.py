@@ -1,11 +1,13 @@
 """What a record check trains and times, what its clock covers, and what becomes of a seed that fails."""
 
-import copy
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -14,75 +16,40 @@ from resnet_bench.cli.app import app
 from resnet_bench.data.dataset import Dataset, ImageLocation, generate_dataset
 from resnet_bench.execution.execution import Execution
 from resnet_bench.execution.options import ExecutionOptions
-from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.running.context import Context
-from resnet_bench.running.events import Opened
-from resnet_bench.running.outcome import Outcome
+from resnet_bench.running.events import Closed, Opened
 from resnet_bench.running.prepare import Prepared, resolve
-from resnet_bench.running.record_check import Record, RecordCheck, RecordProgress, clock_seconds
+from resnet_bench.running.record_bundle import (
+    RECORD,
+    TEST_LABELS,
+    Attempt,
+    RecordBundle,
+    clock_seconds,
+    find_unfinished,
+)
+from resnet_bench.running.record_check import RecordCheck
+from resnet_bench.running.record_reading import read_bundle
 from resnet_bench.running.stopping import Stop, Stopped
+from resnet_bench.tracking.delivery import UploadReport
 from resnet_bench.tracking.store import Store
-from resnet_bench.training.events import EpochEnded, Evaluated
+from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Predictions
 from tests.judging.test_record import fast
 
 CPU = Execution.resolve("cpu", "fp32", threads=1)
 FAST = fast()
 
 
-def finished(accuracy: float, seconds: float = 50.0) -> Outcome:
-    return Outcome(
-        epochs=2,
-        accuracy_by_epoch={2: accuracy - 0.01},
-        accuracy_standard=accuracy - 0.01,
-        accuracy_tta=accuracy,
-        setup_seconds=1.0,
-        train_seconds=seconds,
-        tta_seconds=2.0,
-    )
-
-
 # --- the clock ------------------------------------------------------------------------------------
 
 
 def test_the_clock_covers_set_up_training_and_the_augmented_test() -> None:
-    outcome = finished(0.9)
-    assert clock_seconds(outcome, FAST.claims[0]) == 53.0
-    assert clock_seconds(outcome, fast(claims=[{"at_least": 5.0}]).claims[0]) == 51.0
-
-
-def test_the_speedup_is_that_of_the_medians() -> None:
-    outcomes = {seed: finished(0.905, 47.0 + seed) for seed in range(9)}
-    assert Record(FAST, CPU, outcomes, "slow", (500.0, 540.0, 9000.0)).speedup == pytest.approx(10.0)
-    assert Record(FAST, CPU, outcomes).speedup is None
-
-
-def test_a_failed_seed_has_no_accuracy_and_no_time() -> None:
-    failed = replace(finished(0.9), failure="the loss became nan")
-    record = Record(FAST, CPU, {0: finished(0.9), 1: failed})
-    assert record.verdict.accuracies == (pytest.approx(90.0), None)
-    assert record.seconds == [53.0]
-    assert [attempt["failure"] for attempt in record.asdict()["attempts"]] == [None, "the loss became nan"]
+    attempt = Attempt(seed=0, setup_seconds=1.0, train_seconds=50.0, tta_seconds=2.0)
+    assert clock_seconds(attempt, FAST.claims[0]) == 53.0
+    assert clock_seconds(attempt, fast(claims=[{"at_least": 5.0}]).claims[0]) == 51.0
 
 
 # --- what is kept ---------------------------------------------------------------------------------
-
-
-def kept(
-    folder: Path, seeds: range = range(3), baseline: Benchmark | None = None, execution: Execution = CPU
-) -> RecordProgress:
-    return RecordCheck(FAST, seeds, baseline).new_progress(execution, folder)
-
-
-def test_progress_is_read_as_it_was_kept(tmp_path: Path) -> None:
-    written = kept(tmp_path)
-    written.outcomes = {0: finished(0.901), 1: Outcome(failure="the loss became nan")}
-    written.under_way = 2
-    written.baseline_seconds.append(700.5)
-    written.keep()
-    read = kept(tmp_path)
-    read.read()
-    assert read == written
 
 
 @pytest.mark.parametrize(
@@ -94,23 +61,32 @@ def test_progress_is_read_as_it_was_kept(tmp_path: Path) -> None:
     ],
 )
 def test_half_a_check_is_not_finished_as_another(changes: dict[str, Any], sentence: str, tmp_path: Path) -> None:
-    kept(tmp_path).keep()
+    RecordCheck(FAST, range(3)).create(tmp_path / "bundle", CPU)
+    now = RecordCheck(FAST, changes.get("seeds", range(3)), changes.get("baseline"))
     with pytest.raises(UserError) as raised:
-        kept(tmp_path, **changes).read()
+        now.resume(tmp_path / "bundle", changes.get("execution", CPU))
     assert sentence in str(raised.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"what": {}, "outcomes": {"0": {"seconds": 1}}}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"plan": {}, "attempts": [{"seed": 1}]}'])
 def test_damaged_progress_is_refused_in_a_sentence(content: bytes, tmp_path: Path) -> None:
-    progress = kept(tmp_path)
-    progress.path.write_bytes(content)
-    with pytest.raises(UserError, match="cannot be read; leave --resume out to start from scratch"):
-        progress.read()
+    check = RecordCheck(FAST, range(3))
+    bundle = check.create(tmp_path / "bundle", CPU)
+    (bundle.path / RECORD).write_bytes(content)
+    with pytest.raises(UserError, match="leave --resume out to start from scratch"):
+        check.resume(bundle.path, CPU)
 
 
 def test_without_an_interrupted_check_there_is_nothing_to_resume(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not there, no check was interrupted"):
-        kept(tmp_path).read()
+    with pytest.raises(UserError, match="holds no interrupted check"):
+        RecordCheck(FAST, range(3)).resume(tmp_path, CPU)
+
+
+def test_seeds_are_named_on_disk_before_the_first_run(tmp_path: Path) -> None:
+    bundle = RecordCheck(FAST, range(3)).create(tmp_path / "bundle", CPU)
+    written = json.loads((bundle.path / RECORD).read_text())
+    assert written["plan"]["seeds"] == [0, 1, 2]
+    assert written["attempts"] == []
 
 
 # --- a check, its runs replaced -------------------------------------------------------------------
@@ -125,6 +101,17 @@ def official(monkeypatch: pytest.MonkeyPatch) -> Dataset:
     return published
 
 
+LABELS = np.arange(10_000, dtype=np.int64) % 10
+
+
+def predictions(seed: int) -> tuple[Any, Any]:
+    """Probabilities that are right for 9 of 10 images, and classes with TTA, right for 100 images more and a few."""
+    predicted = np.where(np.arange(10_000) % 10 == 3, 4, LABELS)
+    tta = predicted.copy()
+    tta[3 : 3 + 10 * (100 + seed) : 10] = 3
+    return np.eye(10, dtype=np.float32)[predicted], tta
+
+
 class Seeds:
     """Stands in for training: how each seed ends, and which were trained."""
 
@@ -135,18 +122,22 @@ class Seeds:
     def run(self, prepared: Prepared, context: Context) -> Iterator[Any]:
         seed = prepared.job.seed
         self.trained.append(seed)
-        yield Opened(None, f"run {seed}", context.run_dir, warm_up_seconds=3.0)
+        folder = context.run_dir / str(seed)
+        yield Opened(None, f"run {seed}", folder, warm_up_seconds=3.0)
         if seed in self.errors:
             raise self.errors[seed]
         yield Evaluated(2, 4, "test", 0.9, 1.0, 0.9, 1.0, images=10, seconds=1.0, snapshot=dict, accuracy_tta=0.91)
         yield EpochEnded(2, 4, 2.5, 2.4, 0.1, 0.5, 50.0, 80.0, peak_memory_bytes=1, snapshot=dict)
+        told = Predictions("test", LABELS, *predictions(seed))
+        yield Finished(2, 4, 50.0, 1.0, {}, told, snapshot=dict)
+        yield Closed(UploadReport(), joules=1000.0 + seed)
 
 
 @pytest.fixture
 def seeds(monkeypatch: pytest.MonkeyPatch, official: Dataset) -> Seeds:
     seeds = Seeds()
     monkeypatch.setattr("resnet_bench.running.run.run", seeds.run)
-    monkeypatch.setattr("resnet_bench.running.record_check.whole_training_seconds", lambda *_: 700.0)
+    monkeypatch.setattr("resnet_bench.running.record_check.time_steps", lambda *_: [3.0, *[1.5] * 7])
     return seeds
 
 
@@ -157,12 +148,10 @@ def context(tmp_path: Path) -> Context:
 
 
 def checked(
-    check: RecordCheck, context: Context, progress: RecordProgress | None = None
-) -> tuple[list[tuple[int, Outcome]], Record]:
-    progress = progress or check.new_progress(CPU, context.run_dir)
-    *seeds, record = [copy.deepcopy(found) for found in check.measure(context, progress)]
-    assert isinstance(record, Record)
-    return seeds, record  # type: ignore[return-value]  # the last one alone is a record
+    check: RecordCheck, context: Context, bundle: RecordBundle | None = None
+) -> tuple[list[Attempt], RecordBundle]:
+    bundle = bundle or check.create(context.run_dir / "bundle", CPU)
+    return list(check.measure(context, bundle)), bundle
 
 
 @pytest.mark.parametrize(
@@ -177,31 +166,41 @@ def checked(
 )
 def test_every_named_seed_is_there_once_with_how_it_ended(seeds: Seeds, context: Context, error: BaseException) -> None:
     seeds.errors[1] = error
-    found, record = checked(RecordCheck(FAST, range(3)), context)
-    assert [seed for seed, _ in found] == list(record.outcomes) == seeds.trained == [0, 1, 2]
-    assert record.outcomes[1].failure
-    assert record.verdict.failed == 1
-    assert not record.verdict.holds
+    found, bundle = checked(RecordCheck(FAST, range(3)), context)
+    assert [attempt.seed for attempt in found] == list(bundle.attempts) == seeds.trained == [0, 1, 2]
+    assert bundle.attempts[1].failure
+    assert bundle.attempts[1].accuracy is None
+    assert bundle.verdict.failed == 1
+    assert not bundle.verdict.holds
+
+
+def test_accuracies_are_counted_from_the_predictions(seeds: Seeds, context: Context) -> None:
+    found, bundle = checked(RecordCheck(FAST, range(2), FAST), context)
+    assert [(attempt.standard, attempt.accuracy) for attempt in found] == [(90.0, 91.0), (90.0, 91.01)]
+    assert [attempt.joules for attempt in found] == [1000.0, 1001.0]
+    # The median of its steps without the first two, times the 4 steps of its whole training.
+    assert bundle.baseline_seconds == [6.0] * 3
+    assert bundle.conclude().speedup == pytest.approx(6.0 / 50.0)
+    assert seeds.trained == [0, 1]
 
 
 def test_resume_never_trains_a_failed_seed_again(seeds: Seeds, context: Context) -> None:
     check = RecordCheck(FAST, range(4), FAST)
     seeds.errors = {1: ValueError("it broke"), 2: KeyboardInterrupt()}
-    progress = check.new_progress(CPU, context.run_dir)
+    bundle = check.create(context.run_dir / "records" / "fast-20261128-120000", CPU)
     with pytest.raises(Stopped):
-        list(check.measure(context, progress))
-    assert progress.path.is_file()
+        list(check.measure(context, bundle))
+    assert find_unfinished(context.run_dir, "fast") == bundle.path
 
     seeds.errors, seeds.trained = {}, []
-    resumed = check.new_progress(CPU, context.run_dir)
-    resumed.read()
-    assert resumed.under_way == 2
-    _, record = checked(check, context, resumed)
+    resumed = check.resume(bundle.path, CPU)
+    assert resumed.record.under_way == 2
+    checked(check, context, resumed)
     assert seeds.trained == [2, 3]
-    assert list(record.outcomes) == [0, 1, 2, 3]
-    assert record.outcomes[1].failure == "it broke"
-    assert record.baseline_seconds == (700.0,) * 3
-    assert not resumed.path.exists()
+    assert list(resumed.attempts) == [0, 1, 2, 3]
+    assert resumed.attempts[1].failure == "it broke"
+    assert [timing.after_seeds for timing in resumed.record.baseline] == [0, 2, 4]
+    assert find_unfinished(context.run_dir, "fast") is None
 
 
 def test_seeds_that_could_not_be_started_are_not_forgotten(
@@ -214,20 +213,18 @@ def test_seeds_that_could_not_be_started_are_not_forgotten(
     fork = multiprocessing.get_context("fork")
     monkeypatch.setattr("resnet_bench.running.launchers.child.context", lambda: fork)
     check = RecordCheck(FAST, range(3))
-    progress = check.new_progress(CPU, context.run_dir)
-    _, record = checked(check, context, progress)
-    assert list(record.outcomes) == [0, 1, 2]
-    assert record.outcomes[2].failure == f"not started: {problem}, not even from a new process"
+    _, bundle = checked(check, context)
+    assert list(bundle.attempts) == [0, 1, 2]
+    assert bundle.attempts[2].failure == f"not started: {problem}, not even from a new process"
     # They never ran, so that they may later.
-    assert progress.path.is_file()
-    assert 2 not in progress.outcomes
+    assert 2 not in check.resume(bundle.path, CPU).attempts
 
 
 def test_generated_images_hold_no_record(context: Context) -> None:
     check = RecordCheck(FAST, range(2))
     generated = replace(context, images=ImageLocation(context.run_dir, generated=(60, 30)))
     with pytest.raises(UserError, match="a record needs the published images of cifar10"):
-        next(check.measure(generated, check.new_progress(CPU, context.run_dir)))
+        next(check.measure(generated, check.create(context.run_dir / "bundle", CPU)))
 
 
 def test_the_command_refuses_in_a_sentence(tmp_path: Path) -> None:
@@ -236,22 +233,53 @@ def test_the_command_refuses_in_a_sentence(tmp_path: Path) -> None:
     assert "has no record to check" in str(result.exception)
 
 
+def verified(bundle: RecordBundle, context: Context, *options: str) -> Any:
+    typed = ["record", "verify", str(bundle.path), "--data", str(context.images.folder), "--execution", "plain"]
+    typed += ["--device", "cpu", "--threads", "1", "--run-dir", str(context.run_dir), *options]
+    return CliRunner().invoke(app, typed)
+
+
+@pytest.mark.slow
+def test_verify_repeats_some_seeds_and_says_whether_they_agree(
+    seeds: Seeds, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(context.run_dir.parent)
+    monkeypatch.setitem(TEST_LABELS, "cifar10", hashlib.sha256(LABELS.astype(np.uint8).tobytes()).hexdigest())
+    _, bundle = checked(RecordCheck(FAST, range(10), FAST), context)
+    seeds.trained = []
+    found = verified(bundle, context, "--seeds", "2")
+    assert found.exit_code == 0, found.output
+    assert seeds.trained == [0, 1]
+    assert "accuracy agrees: mean 91.005% of 2 repeated seeds" in found.output
+    assert "time agrees: 0.12× the baseline's speed here" in found.output
+
+    seeds.errors[0] = ValueError("it broke")
+    found = verified(bundle, context, "--seeds", "1")
+    assert found.exit_code == 1, found.output
+    assert "accuracy does not agree: 1 of 1 repeated runs failed" in found.output
+
+
 # --- for real -------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_each_seed_is_trained_tracked_and_timed(official: Dataset, context: Context) -> None:
+def test_each_seed_is_trained_tracked_and_timed(
+    official: Dataset, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
     context.store.prepare()
-    _, record = checked(RecordCheck(FAST, range(2), FAST), context)
-    assert list(record.outcomes) == [0, 1]
-    for outcome in record.outcomes.values():
-        assert outcome.failure is None
-        assert min(outcome.setup_seconds, outcome.train_seconds or 0.0, outcome.tta_seconds) > 0
-    assert len(record.baseline_seconds) == 3
-    assert record.warm_up_seconds > 0
-    assert record.execution == resolve(FAST.recipe, context.options)
+    _, bundle = checked(RecordCheck(FAST, range(2), FAST), context)
+    assert list(bundle.attempts) == [0, 1]
+    for attempt in bundle.attempts.values():
+        assert attempt.failure is None
+        assert min(attempt.setup_seconds, attempt.train_seconds, attempt.tta_seconds) > 0
+        assert attempt.warm_up_seconds > 0
+    assert len(bundle.baseline_seconds) == 3
+    assert bundle.record.plan.execution == resolve(FAST.recipe, context.options).asdict()
     client = context.store.client()
     runs = client.search_runs([client.get_experiment_by_name("resnet-bench").experiment_id])
-    logged = {run.data.tags["resnet_bench.seed"]: 100 * run.data.metrics["final/test_accuracy_tta"] for run in runs}
-    attempts = record.asdict()["attempts"]
-    assert logged == {str(attempt["seed"]): pytest.approx(attempt["accuracy"]) for attempt in attempts}
+    for metric, stated in (("final/test_accuracy_tta", "accuracy"), ("final/test_accuracy_standard", "standard")):
+        logged = {int(run.data.tags["resnet_bench.seed"]): 100 * run.data.metrics[metric] for run in runs}
+        assert logged == {seed: pytest.approx(getattr(each, stated)) for seed, each in bundle.attempts.items()}
+    labels = official.test.labels.numpy().astype(np.uint8).tobytes()
+    monkeypatch.setitem(TEST_LABELS, "cifar10", hashlib.sha256(labels).hexdigest())
+    assert read_bundle(bundle.path).conclude() == bundle.conclude()

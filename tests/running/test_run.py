@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,10 +19,14 @@ from resnet_bench.running.events import Closed, Opened
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.prepare import prepare
 from resnet_bench.running.run import run
+from resnet_bench.running.run_folder import settle
 from resnet_bench.running.stopping import Stopped
+from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.training import checkpoint
 from resnet_bench.training.errors import Diverged
+from resnet_bench.training.evaluation import Evaluator
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Steps
+from tests.weights import weights_at_the_end, weights_in_store
 
 
 def started(job, context):
@@ -78,19 +83,68 @@ def test_a_run_lands_in_mlflow_whole(store, job_for, context, runs_folder) -> No
         "predictions.parquet",
         "confident_mistakes.json",
         "inputs.png",
-        "checkpoints",
         "model",
     }
-    assert {item.path for item in client.list_artifacts(tracked.info.run_id, "checkpoints")} == {
-        "checkpoints/best.pt",
-        "checkpoints/last.pt",
+    # The weights are kept once, without the optimizer's state: what the store has, the run's folder lacks.
+    assert "checkpoints" not in names
+    kept, ended = weights_in_store(store, tracked.info.run_id), weights_at_the_end(events)
+    assert kept.keys() == ended.keys()
+    assert all(torch.equal(kept[name], ended[name]) for name in ended)
+    assert {path.name for path in events[0].folder.iterdir()} == {
+        "in_use.lock",
+        "journal.jsonl",
+        "run.json",
+        "shipping.json",
+        "shipping.lock",
+        "store.json",
     }
 
 
-def test_what_is_logged_of_the_predictions_agrees_with_the_accuracy(store, job_for, context, runs_folder) -> None:
+@pytest.mark.parametrize(("profile", "best"), [("full", 1), ("full", 2), ("smoke", 1)])
+def test_the_best_epochs_weights_are_kept_where_a_full_run_ends_with_others(
+    store, job_for, context, monkeypatch, tmp_path, profile, best
+) -> None:
+    monkeypatch.setattr("resnet_bench.tracking.tracker.save_model", lambda _, __, folder, **___: folder.mkdir())
+    logged = []
+    monkeypatch.setattr(Tracker, "artifact", lambda self, path, where="": logged.append((path.name, where)))
+    evaluated = Evaluator.evaluate
+
+    def with_a_best_epoch(self, split, epoch):
+        return replace(evaluated(self, split, epoch), accuracy=0.9 if epoch == best else 0.1)
+
+    monkeypatch.setattr(Evaluator, "evaluate", with_a_best_epoch)
+    list(started(job_for(profile=profile), context))
+    assert (("best.pt", "checkpoints") in logged) == (profile == "full" and best == 1)
+
+
+def test_a_run_that_was_killed_before_it_tidied_up_is_tidied_by_the_next_command(
+    store, job_for, context, monkeypatch
+) -> None:
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "remove_delivered", killed)
+        generator = started(job_for(seed=1003), context)
+        opened = next(generator)
+        with pytest.raises(KeyboardInterrupt):
+            list(generator)
+    state = opened.folder / "run.json"
+    state.write_text(state.read_text().replace('"finished"', '"running"'))
+    assert (opened.folder / "checkpoints" / "last.pt").is_file()
+    (again,) = started(job_for(seed=1003, force=False), context)
+    assert again.outcome is not None
+    assert json.loads(state.read_text())["status"] == "finished"
+    assert not (opened.folder / "checkpoints").exists()
+    # Folders of other machines, and whatever a shared store says.
+    settle(context.run_dir, "elsewhere", opened.run_id)
+    settle(context.run_dir / "deeper", f"../{opened.folder.name}", opened.run_id)
+
+
+def test_what_is_logged_of_the_predictions_agrees_with_the_accuracy(store, job_for, context, tmp_path) -> None:
     pandas = pytest.importorskip("pandas")
     events = list(started(job_for(seed=5), context))
-    folder = events[0].folder / "artifacts"
+    folder = Path(store.client().download_artifacts(events[0].run_id, "", str(tmp_path)))
     accuracy = events[-2].metrics["test/accuracy_standard"]
     predictions = pandas.read_parquet(folder / "predictions.parquet")
     assert (predictions.label == predictions.predicted).mean() == pytest.approx(accuracy)
@@ -122,8 +176,8 @@ def test_a_closed_run_goes_on_in_place_and_ends_with_the_same_bits(
     tracked = mlflow_run(store, events)
     assert tracked.info.status == "FINISHED"
     assert history(store, opened.run_id, "step/loss") == history(store, undisturbed[0].run_id, "step/loss")
-    ours, theirs = (checkpoint.load(each[0].folder / "checkpoints" / "last.pt") for each in (events, undisturbed))
-    assert all(torch.equal(ours["network"][name], theirs["network"][name]) for name in theirs["network"])
+    ours, theirs = weights_at_the_end(events), weights_at_the_end(undisturbed)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_interrupted_in_the_middle_of_a_step_a_run_goes_on_behind_its_last_whole_epoch(
@@ -148,8 +202,8 @@ def test_interrupted_in_the_middle_of_a_step_a_run_goes_on_behind_its_last_whole
     events = list(started(job_for(resume=True), context))
     assert events[0].step == steps // 2
     assert mlflow_run(store, events).info.status == "FINISHED"
-    ours, theirs = (checkpoint.load(each[0].folder / "checkpoints" / "last.pt") for each in (events, undisturbed))
-    assert all(torch.equal(ours["network"][name], theirs["network"][name]) for name in theirs["network"])
+    ours, theirs = weights_at_the_end(events), weights_at_the_end(undisturbed)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_a_stop_request_checkpoints_and_marks_the_run(store, job_for, context, runs_folder) -> None:
@@ -326,8 +380,11 @@ def test_who_stops_a_run_loses_nothing_though_no_checkpoint_was_due(
 
 
 @pytest.mark.parametrize("epoch", [0, 2])
-def test_run_stopped_between_two_evaluations_resumes_there(store, job_for, context, tmp_path, epoch) -> None:
+def test_run_stopped_between_two_evaluations_resumes_there(
+    store, job_for, context, tmp_path, monkeypatch, epoch
+) -> None:
     recipe = {"evaluation": {"before_training": True}}
+    monkeypatch.setattr(running, "remove_delivered", lambda folder: 0)
     undisturbed = list(started(job_for(recipe=recipe), replace(context, run_dir=tmp_path / "undisturbed")))
 
     generator = started(job_for(recipe=recipe), context)

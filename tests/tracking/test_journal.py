@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_bench.tracking.journal import Damage, Entry, Journal, last_steps, metrics_record, points, read
+from resnet_bench.tracking.journal import Damage, Entry, Journal, last_entry, last_steps, metrics_record, points, read
 
 RECORDS = [
     {"kind": "run", "name": "a run", "tags": {"x": "line\nbreak, ünïcode"}},
@@ -54,6 +54,21 @@ def test_reading_goes_on_where_it_stopped(tmp_path: Path) -> None:
     for entry, rest in zip(entries, itertools.count(1), strict=False):
         later = [found.record for found in read(tmp_path / "journal", entry.end, final=True)]
         assert later == RECORDS[rest:]
+
+
+def test_the_last_record_is_found_from_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    path.touch()
+    assert last_entry(path) is None
+    long = {"kind": "tags", "values": {"x": "y" * 10_000}}
+    for records in (RECORDS[:1], RECORDS, [*RECORDS, long], [long, long, RECORDS[0]]):
+        path.unlink()
+        content = write(path, records)
+        assert last_entry(path) == list(read(path, final=True))[-1]
+        path.write_bytes(content[:-1])
+        assert last_entry(path).record == records[-1]
+        path.write_bytes(content[:-5])
+        assert isinstance(last_entry(path), Damage)
 
 
 def test_a_journal_that_is_not_there_holds_nothing(tmp_path: Path) -> None:

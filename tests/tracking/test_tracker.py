@@ -20,6 +20,7 @@ from resnet_bench.tracking import mlflow_client
 from resnet_bench.tracking.cursor import JOURNAL, Cursor
 from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.journal import Journal
+from resnet_bench.tracking.run_files import remove_delivered
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.tracking.uploader import flush, flush_all
@@ -330,6 +331,7 @@ def test_what_a_store_did_not_take_is_delivered_later(
 ) -> None:
     away = Away(monkeypatch)
     tracker = Tracker.open(store, describe(), folder)
+    tracker.text("recipe.toml", "lr = 1")
     record_all(tracker, whole_run())
     began = time.monotonic()
     report = tracker.close("finished", timeout=0.5)
@@ -337,6 +339,8 @@ def test_what_a_store_did_not_take_is_delivered_later(
     assert report.left > 0
     assert "nobody is there" in report.sentence
     assert "tracking flush" in report.sentence
+    assert remove_delivered(folder) == 0
+    assert (folder / "artifacts" / "recipe.toml").is_file()
     assert [r for r in caplog.records if r.levelno >= logging.WARNING]
 
     said: list[str] = []
@@ -350,6 +354,21 @@ def test_what_a_store_did_not_take_is_delivered_later(
     run_id = Cursor.load(folder).run_id
     assert histories(store, run_id) == expected_histories()
     assert store.client().get_run(run_id).info.status == "FINISHED"
+    # What the store has, the disk need not keep as well.
+    assert not (folder / "artifacts").exists()
+    assert [item.path for item in store.client().list_artifacts(run_id)] == ["recipe.toml"]
+
+
+@pytest.mark.parametrize("end", ["finished", "failed", "killed"])
+def test_only_of_a_finished_run_files_are_removed(store: Store, describe: Describe, folder: Path, end: Any) -> None:
+    tracker = Tracker.open(store, describe(), folder)
+    tracker.text("recipe.toml", "lr = 1")
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.pt").write_bytes(bytes(1000))
+    assert tracker.close(end).complete
+    assert remove_delivered(folder) == (1006 if end == "finished" else 0)
+    assert (folder / "checkpoints").exists() == (end != "finished")
+    assert remove_delivered(folder) == 0
 
 
 def test_a_store_that_hangs_holds_neither_the_loop_nor_the_end_up(

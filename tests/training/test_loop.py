@@ -361,15 +361,18 @@ def test_the_smaller_last_batch_can_be_dropped(images: Dataset) -> None:
     assert [event.images for event in dropped if isinstance(event, Steps)] == [16, 16] * 2
 
 
-def test_reported_training_numbers_follow_the_source(images: Dataset) -> None:
-    recipe = tiny_recipe(training={"reported_loss": "last_batch"})
+@pytest.mark.parametrize("reported", ["mean", "batches", "last_batch"])
+def test_reported_training_numbers_follow_the_source(images: Dataset, reported: str) -> None:
+    recipe = tiny_recipe(training={"reported_loss": reported})
     events, _ = run_to_end(recipe, images)
     step_losses = losses(events)
     sizes = [16, 16, 8]
     for epoch, ended in enumerate(event for event in events if isinstance(event, EpochEnded)):
         ours = step_losses[3 * epoch : 3 * epoch + 3]
-        assert ended.loss == ours[-1]
-        assert ended.loss_mean == pytest.approx(sum(map(math.prod, zip(ours, sizes, strict=True))) / 40)
+        mean = sum(map(math.prod, zip(ours, sizes, strict=True))) / 40
+        assert ended.loss_mean == pytest.approx(mean)
+        expected = {"mean": mean, "batches": sum(ours) / 3, "last_batch": ours[-1]}
+        assert ended.loss == pytest.approx(expected[reported])
     correct = [event.correct for event in events if isinstance(event, Steps)]
     assert [event.accuracy for event in events if isinstance(event, EpochEnded)] == [
         sum(correct[:3]) / 40,

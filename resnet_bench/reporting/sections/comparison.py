@@ -10,7 +10,7 @@ from resnet_bench.reporting.figures import comparisons
 from resnet_bench.reporting.figures.style import present
 from resnet_bench.reporting.runs import RunGroup
 from resnet_bench.reporting.sections.section import Cell, Grid, Results, Section, View, grid
-from resnet_bench.reporting.wording import reached
+from resnet_bench.reporting.wording import held
 
 MAX_TARGETS = 4
 
@@ -53,7 +53,7 @@ def _targets(results: Results, dataset: str) -> Grid | None:
 
 
 def _cell(times: TimesToAccuracy) -> Cell:
-    text = reached(times)
+    text = held(times)
     success = f"{duration(times.seconds_per_success)} per success" if times.reached else ""
     return Cell(text, success, lines=tuple(text.split("; ")))
 

@@ -21,7 +21,10 @@ def build(results: Results) -> View | None:
         for group, label in results.labels.items()
         for device, runs in group.devices.items()
     ]
-    return View({"table": grid("Costs", TITLES, rows)}) if rows else None
+    above_peak = any(
+        share > 1 for group in results.labels for runs in group.devices.values() for share in _shares(runs)
+    )
+    return View({"table": grid("Costs", TITLES, rows), "above_peak": above_peak}) if rows else None
 
 
 SECTION = Section("costs", "Costs", build)
@@ -29,11 +32,7 @@ SECTION = Section("costs", "Costs", build)
 
 def _row(group: RunGroup, label: str, device: str, runs: Sequence[Run]) -> list[str | Cell]:
     seconds = [run.train_seconds for run in runs if run.train_seconds is not None]
-    shares = [
-        run.flops / peak
-        for run in runs
-        if run.flops is not None and (peak := run.number("device/peak_flops") or 0.0) > 0
-    ]
+    shares = _shares(runs)
     joules = median(run.number("energy/joules") for run in runs)
     counter = "CPU packages" if runs[0].device_type == "cpu" else "GPU board"
     return [
@@ -47,6 +46,15 @@ def _row(group: RunGroup, label: str, device: str, runs: Sequence[Run]) -> list[
         share(statistics.median(shares) if shares else None),
         size(median(run.peak_memory for run in runs)),
         Cell(energy(joules), "" if joules is None else counter),
+    ]
+
+
+def _shares(runs: Sequence[Run]) -> list[float]:
+    """Return what part of the device's measured peak each run used."""
+    return [
+        run.flops / peak
+        for run in runs
+        if run.flops is not None and (peak := run.number("device/peak_flops") or 0.0) > 0
     ]
 
 

@@ -193,9 +193,7 @@ class _Parent(QueueHandler):
 
 def _portable(event: Event) -> Event:
     """The event without what is of use in its own process alone."""
-    if isinstance(event, Finished):
-        return replace(event, snapshot=_elsewhere, predictions=None)
-    if isinstance(event, Started | Steps | Evaluated | EpochEnded):
+    if isinstance(event, Started | Steps | Evaluated | EpochEnded | Finished):
         return replace(event, snapshot=_elsewhere)
     return event
 

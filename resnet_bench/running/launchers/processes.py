@@ -22,7 +22,7 @@ POLL_SECONDS = 0.2
 class Processes:
     """Runs tasks in child processes; see :class:`resnet_bench.running.launchers.launcher.Launcher`.
 
-    This process uses no GPU itself. Events arrive without the training state and the predictions.
+    This process uses no GPU itself. Events arrive without the training state.
     """
 
     def __init__(self, places: Sequence[Place]) -> None:

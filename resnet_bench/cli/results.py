@@ -1,0 +1,57 @@
+"""The verb ``resnet-bench results``."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from resnet_bench.base.text import duration
+from resnet_bench.cli.options import OnlyBenchmarks, help_text, new_app
+from resnet_bench.cli.screen import echo, new_table, print_table
+
+app = new_app()
+
+
+@app.command(
+    help=help_text(
+        "Print the reference results: which claims hold, on which device, with how many seeds.",
+        example="results",
+        following="report --from reports/reference",
+    )
+)
+def results(
+    benchmarks: OnlyBenchmarks = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="DIR", help="Report tables to read; by default those that come along."),
+    ] = None,
+    style: Annotated[Literal["table", "csv", "json"], typer.Option("--format", help="How to print it.")] = "table",
+) -> None:
+    # Pandas is imported when the verb is called, so that help and completion are quick.
+    from resnet_bench.reporting.reference import reference_results
+    from resnet_bench.reporting.wording import mean_with_interval
+
+    found = reference_results(folder, benchmarks)
+    rows = [each.asdict() for each in found]
+    if style == "json":
+        sys.stdout.write(
+            json.dumps({"schema": 1, "results": rows}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        )
+    elif style == "csv":
+        if rows:
+            writer = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        table = new_table("benchmark", "claim", "ours, 95% CI", "seeds", "verdict", right=["seeds"])
+        for each in found:
+            row = each.row
+            mean = mean_with_interval(row.verdict)
+            table.add_row(each.benchmark, row.claim_text, mean, str(row.verdict.n), row.verdict.word)
+        print_table(table)
+        for each in found:
+            where = f"{duration(each.row.seconds)} on {each.row.device}, {each.precision}"
+            echo(f"{each.benchmark}: {each.row.verdict.reason} ({where})")
