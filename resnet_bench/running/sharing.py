@@ -20,7 +20,7 @@ WORTH_SECONDS = 120.0
 """Less training than this ends before the measurement has paid off."""
 
 GAIN = 1.1
-"""Seeds train in parallel if that is as many times as fast: each then takes longer, and needs memory of its own."""
+"""Seeds train in parallel if that is as many times as fast: each then takes longer, and uses more memory."""
 
 
 @dataclass(frozen=True)
