@@ -1,9 +1,40 @@
 """Fixtures that every test may ask for."""
 
 import os
+import shlex
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+
+from resnet_bench.cli import app
+
+
+class Result(NamedTuple):
+    """What a command gave."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def invoke(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[[str], Result]:
+    """Type a command in an empty folder, in this process: starting another takes seconds."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def type_command(command: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["resnet-bench", *shlex.split(command)])
+        with pytest.raises(SystemExit) as exit_:
+            app.main()
+        return Result(int(exit_.value.code or 0), *capsys.readouterr())
+
+    return type_command
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -49,11 +49,15 @@ def check(updating: bool) -> Check:
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An empty folder to type commands in, which find no store and no images of the developer's."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("RESNET_BENCH_DATA", raising=False)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
+    _move_to(tmp_path, monkeypatch)
     return tmp_path
+
+
+def _move_to(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    patch.delenv("RESNET_BENCH_DATA", raising=False)
+    patch.setenv("COLUMNS", "200")
+    patch.chdir(folder)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +66,10 @@ def quick_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = tmp_path_factory.mktemp("quick")
     golden.unpack_store(kept := project / "kept")
     shutil.copy(kept / "mlflow.db", project)
-    command(golden.ORDINARY + " --again", project)
+    with pytest.MonkeyPatch.context() as patch:
+        _move_to(project, patch)
+        done = typed(golden.ORDINARY + " --again")
+    assert done.code == 0, done.out + done.err
     return project
 
 

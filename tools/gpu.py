@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     _look(options)
-    done = {"tests": _tests, "steps": _steps, "profile": _profile, "epochs": _epochs}
+    done = {"tests": _tests, "steps": _steps, "profile": profile, "epochs": _epochs}
     failed = []
     for part in options.part or PARTS:
         console.rule(part)
@@ -221,7 +221,7 @@ def _shown(values: Mapping[str, float], name: str) -> str:
 # --- profile ---------------------------------------------------------------------------------------
 
 
-def _profile(options: argparse.Namespace) -> bool:
+def profile(options: argparse.Namespace) -> bool:
     """The kernels of the second of two short epochs, and how much of that time the device had one to run."""
     execution = _executions(options)["fast"]
     activities = [torch.profiler.ProfilerActivity.CPU if options.tiny else torch.profiler.ProfilerActivity.CUDA]

@@ -133,11 +133,12 @@ def ensure_home() -> None:
     except RuntimeError:
         usable = False
     if not usable:
-        os.environ["HOME"] = str(_private_folder())
+        os.environ["HOME"] = str(private_home())
 
 
 @functools.cache
-def _private_folder() -> Path:
+def private_home() -> Path:
+    """Make a home in the folder for temporary files that nobody else prepared; the same one every time."""
     user = os.getuid() if hasattr(os, "getuid") else 0
     folder = Path(tempfile.gettempdir()).absolute() / f"{_APP}-home-{user}"
     try:

@@ -60,14 +60,14 @@ def machine_tuning_cache(machine: str) -> TuningCache:
     They are kept in the user's cache folder, one file for a machine and the kernels as they are: a faster one may have
     been the slower one before.
     """
-    name = hashlib.sha256(f"{machine}, {_kernels()}".encode()).hexdigest()[:12]
+    name = hashlib.sha256(f"{machine}, {kernels_digest()}".encode()).hexdigest()[:12]
     memory = TuningCache(files.cache_folder() / f"execution-{name}.json")
     memory.put("machine", machine)
     return memory
 
 
 @functools.cache
-def _kernels() -> str:
+def kernels_digest() -> str:
     """A digest of all that there is to choose from."""
     digest = hashlib.sha256()
     for path in sorted((Path(__file__).parent.parent / "kernels").iterdir()):

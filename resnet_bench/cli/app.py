@@ -24,6 +24,7 @@ VERBS = {
     "report": "Write a report of the tracked runs.",
     "compare": "Compare two sets of runs.",
     "results": "Print the reference results: which claims hold.",
+    "export": "Export a trained network: weights, config.json and a model card for the Hugging Face Hub.",
     "plan": "Plan a comparison: how many seeds an effect needs.",
     "ui": "Open MLflow on the runs.",
     "study": "Tune a benchmark with Optuna.",

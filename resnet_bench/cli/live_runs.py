@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from resnet_bench.base.text import duration
-from resnet_bench.measure.estimate import TimeLeft
+from resnet_bench.measure.estimate import Costs, TimeLeft
+from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.events import Event, JobFinished, Opened
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, Steps
 
@@ -75,14 +76,18 @@ def lasting(console: Console) -> Iterator[None]:
 
 
 class RunsDisplay:
-    """Live progress of several runs, a bar for each that is under way; plain lines where there is no terminal."""
+    """Live progress of several runs, a bar for each that is under way; plain lines where there is no terminal.
+
+    Attributes:
+        progress: The bars; None where there is no terminal.
+    """
 
     def __init__(self, console: Console, total_runs: int) -> None:
         """Show progress of this many runs on this console."""
         self._console = console
         self._total_runs = total_runs
         self._runs_begun = 0
-        self._progress: Progress | None = None
+        self.progress: Progress | None = None
 
     @contextmanager
     def shown(self) -> Iterator["RunsDisplay"]:
@@ -96,14 +101,21 @@ class RunsDisplay:
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[facts]}"),
         )
-        with Progress(*columns, console=self._console, expand=True) as self._progress:
+        with Progress(*columns, console=self._console, expand=True) as self.progress:
             yield self
 
-    def begin(self, label: str, time_left: TimeLeft) -> "RunDisplay":
-        """Return what shows the progress of a run that is about to start."""
+    def begin(self, label: str, recipe: Recipe, costs: Costs | None = None) -> "RunDisplay":
+        """Return what shows the progress of a run that is about to start.
+
+        Args:
+            label: The run, for a person.
+            recipe: What it trains.
+            costs: What an image costs, where that was measured.
+        """
         self._runs_begun += 1
         title = f"[{self._runs_begun}/{self._total_runs}] {label}"
-        return RunDisplay(title, time_left, self._console, self._progress)
+        time_left = TimeLeft(recipe, costs or Costs.by_pixels(recipe))
+        return RunDisplay(title, time_left, self._console, self.progress)
 
 
 class RunDisplay:

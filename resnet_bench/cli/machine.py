@@ -126,4 +126,4 @@ def _store(uri: str | None) -> Finding:
     store = Store.resolve(uri, Path.cwd())
     problem = store.check()
     remedy = "name a store that can be reached with --tracking URI or MLFLOW_TRACKING_URI"
-    return Finding("tracking", problem is None, problem or store.shown, remedy if problem else None)
+    return Finding("tracking", problem is None, problem or store.redacted_uri, remedy if problem else None)

@@ -116,7 +116,7 @@ def perf(
         try:
             echo(f"logged: {log_comparison(comparison, store)}\n")
         except Exception as error:  # whatever the store raises: what was measured is worth more than its record
-            echo(f"not logged, because {store.shown} does not take it: {store.sentence(error)}\n")
+            echo(f"not logged, because {store.redacted_uri} does not take it: {store.describe_error(error)}\n")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps([comparison.asdict() for comparison in found], indent=1) + "\n", encoding="utf-8")
     echo(f"wrote {output}")

@@ -32,7 +32,7 @@ from resnet_bench.cli.screen import FAILED, INTERRUPTED, console, print_resume_c
 from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.changes import override, parse_assignments
-from resnet_bench.recipe.files import load_benchmark
+from resnet_bench.recipe.files import expand_suites, load_benchmark
 from resnet_bench.tracking.store import Store
 
 app = new_app()
@@ -46,7 +46,9 @@ app = new_app()
     )
 )
 def run(
-    names: Annotated[list[str], typer.Argument(help="Names of benchmarks.", autocompletion=complete_benchmark)],
+    names: Annotated[
+        list[str], typer.Argument(help="Names of benchmarks, or @SUITE.", autocompletion=complete_benchmark)
+    ],
     seed: Annotated[
         list[int] | None,
         typer.Option("--seed", metavar="N", min=0, max=2**63 - 1, help="Run this seed; may be repeated."),
@@ -81,11 +83,15 @@ def run(
     benchmark_dir: BenchmarkDir = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume interrupted runs.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Train finished runs again, from scratch.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the plan, try a few steps, write example images; train nothing."),
+    ] = False,
     yes: Yes = False,
 ) -> None:
     # What does not exist is refused at once; torch takes seconds to import.
     changes = parse_assignments(assignments or [])
-    for name in names:
+    for name in expand_suites(names, benchmark_dir):
         _check_changes(load_benchmark(name, benchmark_dir), changes, profile)
     folder = data_folder(data)
     wanted = _seeds(seed, seeds)
@@ -124,7 +130,7 @@ def run(
     # A service or a batch job may have closed standard input.
     can_ask = sys.stdin is not None and sys.stdin.isatty() and console.is_terminal
     with lasting(console):
-        summary = run_all(options, context, console, ask=can_ask and not yes)
+        summary = run_all(options, context, console, ask=can_ask and not yes, dry_run=dry_run)
         if summary.interrupted:
             print_resume_command("--resume" if summary.is_resumable else None)
     if summary.interrupted:

@@ -1,9 +1,8 @@
 """Runs from options to results: planned, announced, run, and summed up."""
 
 import contextlib
-import itertools
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,16 +13,15 @@ from rich.table import Table
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import duration, plural
 from resnet_bench.cli.closing import beside_the_reference, print_closing
+from resnet_bench.cli.dry_run import print_dry_run
 from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay
 from resnet_bench.cli.screen import announce_generated, print_table
-from resnet_bench.data.dataset import Dataset, dataset_status
-from resnet_bench.measure.estimate import Costs, TimeLeft
+from resnet_bench.data.dataset import Dataset
 from resnet_bench.running.context import Context
-from resnet_bench.running.events import Event, JobFinished, JobStarted, Opened
-from resnet_bench.running.job import Job, Task
-from resnet_bench.running.launchers.child import preload
+from resnet_bench.running.events import JobFinished, JobStarted, Opened, update
+from resnet_bench.running.job import Job
 from resnet_bench.running.outcome import Outcome
-from resnet_bench.running.plan import RunOptions, RunPlan, Survey, Surveyed, load_benchmarks, plan_runs
+from resnet_bench.running.plan import RunOptions, RunPlan, Survey, Surveyed, open_plan
 from resnet_bench.running.sharing import choose_sharing
 from resnet_bench.running.stopping import stop_on_signals
 from resnet_bench.tracking.stale_runs import close_stale_runs
@@ -61,11 +59,13 @@ class RunsSummary:
         return any((folder / "checkpoints" / "last.pt").is_file() for folder in folders)
 
 
-def run_all(options: RunOptions, context: Context, console: Console, *, ask: bool = False) -> RunsSummary:
+def run_all(
+    options: RunOptions, context: Context, console: Console, *, ask: bool = False, dry_run: bool = False
+) -> RunsSummary:
     """Plan, announce what will run, run it, and print the closing table.
 
     A run that was finished before is not trained again, unless ``force`` is set. A run that fails does not stop
-    those after it.
+    those after it. A dry run ends after the announcement, with what a few steps of each benchmark need.
 
     Raises:
         UserError: Something asked for does not exist or does not fit; nothing was started.
@@ -77,17 +77,7 @@ def run_all(options: RunOptions, context: Context, console: Console, *, ask: boo
         else:
             console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    benchmarks = load_benchmarks(options)
-    names = sorted({benchmark.recipe.data.dataset for benchmark in benchmarks})
-    images = context.images
-    is_here = all(status.sources for status in dataset_status(images.folder) if status.name in names)
-    # Planned before anything is downloaded or decoded, so that a mistyped key costs nothing.
-    plan = plan_runs(options, benchmarks, context.options, real_data=is_here or images.download, progress=echo)
-    if len(plan.places) > 1:
-        preload()
-    datasets: dict[str, Dataset] = {name: context.open_images(name, echo) for name in names}
-    if any(dataset.generated for dataset in datasets.values()):
-        plan = plan_runs(options, benchmarks, context.options, real_data=False)
+    plan, datasets = open_plan(options, context, echo)
     survey = _survey(plan, context)
     if options.seeds_per_device is None and (sharing := choose_sharing(survey, context)) is not None:
         echo(sharing.reason)
@@ -97,6 +87,9 @@ def run_all(options: RunOptions, context: Context, console: Console, *, ask: boo
     seconds = _announce(plan, survey, datasets, context.store, console)
     for sentence in beside_the_reference([(surveyed.job, Outcome()) for surveyed in survey.values()], datasets):
         echo(sentence)
+    if dry_run:
+        print_dry_run(plan, context, echo)
+        return RunsSummary()
     if ask and seconds > LONG_RUN_SECONDS:
         default = seconds < VERY_LONG_RUN_SECONDS
         if not Confirm.ask("Continue?", console=console, default=default):
@@ -106,7 +99,7 @@ def run_all(options: RunOptions, context: Context, console: Console, *, ask: boo
     close_stale_runs(context.store)
     pending = sum(surveyed.outcome is None for surveyed in survey.values())
     with stop_on_signals(announce="stopping, writing a checkpoint; again to stop without it") as stop:
-        summary = _run_plan(plan, pending, survey, replace(context, stop=stop), console)
+        summary = run_plan(plan, pending, survey, replace(context, stop=stop), console)
     executions = {surveyed.job.benchmark.name: surveyed.execution for surveyed in survey.values()}
     echo("")
     print_closing(summary.results, datasets, executions, list(options.changes), echo)
@@ -118,7 +111,7 @@ def run_all(options: RunOptions, context: Context, console: Console, *, ask: boo
             echo(f"{job.label}: {outcome.url}")
         if outcome.not_uploaded:
             echo(f"  {outcome.not_uploaded}")
-    echo(f"\nruns are in {context.store.shown}; see them with: resnet-bench ui")
+    echo(f"\nruns are in {context.store.redacted_uri}; see them with: resnet-bench ui")
     return summary
 
 
@@ -177,12 +170,12 @@ def _announce(
             announce_generated(name, console)
         else:
             echo(f"{name} from {images.source} at {images.location}")
-    echo(f"tracked in {store.shown}")
+    echo(f"tracked in {store.redacted_uri}")
     echo(f"about {duration(seconds)} in all\n" if left else "")
     return seconds
 
 
-def _run_plan(
+def run_plan(
     plan: RunPlan, pending: int, survey: Mapping[str, Surveyed], context: Context, console: Console
 ) -> RunsSummary:
     """Run the jobs and show how they go."""
@@ -191,16 +184,15 @@ def _run_plan(
     shown: dict[str, RunDisplay] = {}
 
     def begin(label: str) -> RunDisplay:
-        job, costs = survey[label].job, survey[label].costs
-        return display.begin(label, TimeLeft(job.recipe, costs or Costs.by_pixels(job.recipe)))
+        return display.begin(label, survey[label].job.recipe, survey[label].costs)
 
-    with RunsDisplay(console, pending).shown() as display, contextlib.closing(_events(plan, context)) as events:
+    with RunsDisplay(console, pending).shown() as display, contextlib.closing(plan.events(context)) as events:
         try:
             for task, event in events:
                 label = task.label
                 if isinstance(event, JobStarted):
                     outcomes[label] = Outcome(sharing=plan.sharing)
-                outcomes[label].take(event)
+                update(outcomes[label], event)
                 if isinstance(event, Opened) and event.outcome is None:
                     shown[label] = begin(label)
                 if isinstance(event, JobFinished):
@@ -220,18 +212,3 @@ def _run_plan(
     jobs = {job.label: job for job in plan.jobs}
     summary.results = [(job, outcomes[label]) for label, job in jobs.items() if label in outcomes]
     return summary
-
-
-def _events(plan: RunPlan, context: Context) -> Generator[tuple[Task, Event], None, None]:
-    """The events of all jobs; seeds that share a device are of one benchmark."""
-    groups = [list(plan.jobs)]
-    if plan.sharing > 1:
-        groups = [list(jobs) for _, jobs in itertools.groupby(plan.jobs, key=lambda job: job.benchmark.name)]
-    for jobs in groups:
-        stopped = False
-        with contextlib.closing(plan.launcher.run(jobs, context)) as events:
-            for task, event in events:
-                yield task, event
-                stopped |= isinstance(event, JobFinished) and (event.interrupted or event.device_problem is not None)
-        if stopped:
-            return

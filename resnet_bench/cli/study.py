@@ -295,7 +295,7 @@ def _announce(
         announce_generated(dataset.name)
     else:
         echo(f"{dataset.name} from {dataset.source} at {dataset.location}")
-    echo(f"trials in {address.redacted_url}, runs in {context.store.shown}")
+    echo(f"trials in {address.redacted_url}, runs in {context.store.redacted_uri}")
     if notice := address.notice():
         echo(notice, style="yellow")
     echo(f"about {duration(seconds)} in all, less what is pruned or done already\n")
@@ -336,7 +336,7 @@ def _get_ready(store: "Store") -> None:
     from resnet_bench.tracking.stale_runs import close_stale_runs
 
     if store.is_server and (problem := store.check()):
-        raise UserError(f"{store.shown}: a study needs its tracking store to begin: {problem}")
+        raise UserError(f"{store.redacted_uri}: a study needs its tracking store to begin: {problem}")
     store.prepare()
     close_stale_runs(store)
 

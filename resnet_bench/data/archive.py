@@ -124,7 +124,7 @@ class ArchiveSource:
         """
         progress(f"verifying and reading {self.location}")
         read = self._read_packed if self.location.is_file() else self._read_extracted
-        batches = {name: _unpickle(data, f"{name} of {self.location}") for name, data in read().items()}
+        batches = {name: unpickle_batch(data, f"{name} of {self.location}") for name, data in read().items()}
         self._check_class_names(batches[self.archive.meta_batch[0]])
         return Content(
             self._split("train", [batches[name] for name, _ in self.archive.train_batches]),
@@ -307,7 +307,8 @@ class _BatchUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}") from None
 
 
-def _unpickle(data: bytes, where: str) -> dict[str, Any]:
+def unpickle_batch(data: bytes, where: str) -> dict[str, Any]:
+    """Load a batch whose checksum is known to be the published one."""
     try:
         batch = _BatchUnpickler(io.BytesIO(data), encoding="latin1").load()
     # A pickle is a program: a broken one may raise anything.

@@ -118,7 +118,7 @@ def padded_orientations(images: Tensor, augmentation: Augmentation, *, interleav
         if augmentation.padding_mode == "zeros":
             padded = F.pad(images[part], (padding, padding, padding, padding))
         elif images.is_cuda:
-            padded = _reflected_by_index(images[part], padding)
+            padded = reflect_by_index(images[part], padding)
         else:
             padded = _reflected(images[part], padding)
         orientations[part, 0] = padded
@@ -148,7 +148,7 @@ def _reflected(images: Tensor, padding: int) -> Tensor:
     return torch.from_numpy(np.pad(images.numpy(), widths, mode="reflect"))
 
 
-def _reflected_by_index(images: Tensor, padding: int) -> Tensor:
+def reflect_by_index(images: Tensor, padding: int) -> Tensor:
     """Reflect at the border on any device; only the CPU reflects integers itself."""
     rows, columns = (
         torch.from_numpy(np.pad(np.arange(size), padding, mode="reflect")).to(images.device)

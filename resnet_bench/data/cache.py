@@ -23,7 +23,7 @@ from resnet_bench.data.sources import DataSource
 IN_DATA_FOLDER = ".resnet-bench-cache"
 """Name of the cache in a data folder."""
 
-_FORMAT = 2
+FORMAT = 2
 _MANIFEST = "manifest.json"
 _DTYPES: dict[str, np.dtype[Any]] = {
     "images": np.dtype(np.uint8),
@@ -81,7 +81,7 @@ class CacheEntry:
             if path.parent == self.folder or manifest is None:
                 continue
             place = manifest.get("place")
-            if manifest.get("format") != _FORMAT:
+            if manifest.get("format") != FORMAT:
                 found.append((path.parent, "an earlier version"))
             elif isinstance(place, str) and not (self.folder.parent.parent / place).exists():
                 found.append((path.parent, place))
@@ -98,7 +98,7 @@ class CacheEntry:
         manifest = _read_manifest(self.folder / _MANIFEST)
         if manifest is None:
             raise CacheMiss("damaged")
-        if manifest.get("format") != _FORMAT or manifest["identity"] != self.identity():
+        if manifest.get("format") != FORMAT or manifest["identity"] != self.identity():
             raise CacheMiss("outdated")
         return manifest
 
@@ -135,7 +135,7 @@ class CacheEntry:
                 splits[name][part] = sha256_of_array(array)
                 files.write_atomically(self._array_file(name, part), array.reshape(-1).view(np.uint8).data)
         manifest = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "identity": identity,
             "fingerprint": fingerprint(self.source.facts.name, content),
             "place": str(_place(self.source, self.folder.parent)) if self.source.location.is_absolute() else None,

@@ -80,11 +80,11 @@ def _split(patterns: npt.NDArray[np.int16], size: int, stream: RandomStream) -> 
     images = np.empty((size, *patterns.shape[2:]), dtype=np.uint8)
     for chunk, start in enumerate(range(0, size, _IMAGES_AT_ONCE)):
         part = labels[start : start + _IMAGES_AT_ONCE]
-        images[start : start + _IMAGES_AT_ONCE] = _draw(patterns, part, stream, chunk)
+        images[start : start + _IMAGES_AT_ONCE] = draw_images(patterns, part, stream, chunk)
     return SplitArrays(images, labels)
 
 
-def _draw(
+def draw_images(
     patterns: npt.NDArray[np.int16], labels: npt.NDArray[np.int64], stream: RandomStream, chunk: int
 ) -> npt.NDArray[np.uint8]:
     """Generate one image per label: uint8 `[N, 3, H, W]`."""

@@ -17,15 +17,15 @@ def resize(images: Tensor, size: int) -> Tensor:
     return resize_by_gemm(images, size)
 
 
-def resize_by_gemm(images: Tensor, size: int) -> Tensor:
+def resize_by_gemm(images: Tensor, size: int, *, bytes_at_once: int = _BYTES_AT_ONCE) -> Tensor:
     """Resize by Pillow's two passes as matrix multiplications, on any device with float64.
 
     Pillow weighs pixels with multiples of 2**-22; in float64 such products and sums are exact in any order. They are
-    computed for as many images at a time as keep them within some memory.
+    computed for as many images at a time as keep them within `bytes_at_once`.
     """
     weights, half = pillow_weights(images.shape[-1], size, images.device)
     resized = torch.empty((*images.shape[:-2], size, size), dtype=torch.uint8, device=images.device)
-    together = max(1, _BYTES_AT_ONCE // (images.shape[1] * size * size * torch.float64.itemsize))
+    together = max(1, bytes_at_once // (images.shape[1] * size * size * torch.float64.itemsize))
     for start in range(0, len(images), together):
         part = slice(start, start + together)
         resized[part] = weigh_pixels(images[part], weights, half)

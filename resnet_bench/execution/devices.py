@@ -11,7 +11,7 @@ import torch
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.execution.execution import Execution
 
-_CLEAR_REFS = Path("/proc/self/clear_refs")
+CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 _RESET_PEAK = "5"
 """What resets a process's peak memory (https://docs.kernel.org/filesystems/proc.html, VmHWM)."""
@@ -29,7 +29,7 @@ def reset_peak_memory(device: torch.device) -> bool:
     if device.type != "cpu":
         return False
     try:
-        _CLEAR_REFS.write_text(_RESET_PEAK, encoding="ascii")
+        CLEAR_REFS.write_text(_RESET_PEAK, encoding="ascii")
     except OSError:
         return False
     return True

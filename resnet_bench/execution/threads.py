@@ -23,14 +23,14 @@ def choose_threads(typed: int | None, *, fixed: bool = False) -> int:
     """
     if typed is not None:
         if typed > usable_cores():
-            _warn_once(
+            warn_once(
                 f"--threads {typed}: this process may use {usable_cores()} cores, and more threads are many times "
                 f"slower; try --threads {usable_cores()}"
             )
         return typed
     threads = default_threads()
     if threads > 1 and not fixed and is_busy(threads):
-        _warn_once("this machine is busy: using 1 thread; --threads sets another number")
+        warn_once("this machine is busy: using 1 thread; --threads sets another number")
         return 1
     return threads
 
@@ -44,5 +44,6 @@ def is_busy(threads: int) -> bool:
 
 
 @functools.cache
-def _warn_once(sentence: str) -> None:
+def warn_once(sentence: str) -> None:
+    """Log a warning, the first time only."""
     _log.warning(sentence)

@@ -40,7 +40,7 @@ def retain_heap(keep: bool) -> Iterator[None]:
 
 
 def _apply() -> None:
-    library = _glibc()
+    library = glibc()
     if library is None:
         return
     for parameter, value in _policies[-1].items():
@@ -50,5 +50,6 @@ def _apply() -> None:
 
 
 @functools.cache
-def _glibc() -> ctypes.CDLL | None:
+def glibc() -> ctypes.CDLL | None:
+    """Return the C library if it is glibc."""
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

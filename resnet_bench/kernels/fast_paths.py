@@ -94,7 +94,7 @@ class FastPaths(TorchFunctionMode):
         memory, needed = self._memory, _needed(images, layer.weight)
 
         def measure() -> dict[str, float]:
-            return _time_pooled(shape, needed, chosen_algorithms(memory, images, layer.weight, shape))
+            return time_pooled(shape, needed, chosen_algorithms(memory, images, layer.weight, shape))
 
         key = f"convolution and pool {shape}, {' '.join(needed)}"
         if _fastest(memory, key, ("apart", "winograd"), measure) == "apart":
@@ -171,14 +171,14 @@ def chosen_algorithms(memory: TuningCache, images: Tensor, weight: Tensor, shape
 
     A pass that it does not need has the default.
     """
-    possible = _candidates(shape)
+    possible = candidates(shape)
     return ConvAlgorithms(
         **{
             name: _fastest(
                 memory,
                 f"{name} of a convolution {shape}",
                 algorithms,
-                functools.partial(_time, name, algorithms, shape),
+                functools.partial(time_pass, name, algorithms, shape),
             )
             for name in _needed(images, weight)
             if len(algorithms := possible[name]) > 1
@@ -197,7 +197,7 @@ def _needed(images: Tensor, weight: Tensor) -> tuple[str, ...]:
     return tuple(name for name, is_needed in needed.items() if is_needed)
 
 
-def _candidates(shape: Shape) -> Mapping[str, Sequence[str]]:
+def candidates(shape: Shape) -> Mapping[str, Sequence[str]]:
     """List the algorithms of each pass, the default first."""
     algorithms: dict[str, list[str]] = {name: ["default"] for name in ConvAlgorithms._fields}
     if shape.geometry.kernel == 1 or shape.out_size < 1:
@@ -230,7 +230,7 @@ def _fastest(
 
 
 @torch.no_grad()
-def _time(name: str, algorithms: Sequence[str], shape: Shape) -> dict[str, float]:
+def time_pass(name: str, algorithms: Sequence[str], shape: Shape) -> dict[str, float]:
     """Time a pass by each algorithm, in seconds."""
     images, weight = _operands(shape)
     gradient = _ones(shape.images, shape.outputs, shape.out_size, shape.dtype)
@@ -249,7 +249,7 @@ def _time(name: str, algorithms: Sequence[str], shape: Shape) -> dict[str, float
 
 
 @torch.enable_grad()
-def _time_pooled(shape: Shape, needed: Sequence[str], algorithms: ConvAlgorithms) -> dict[str, float]:
+def time_pooled(shape: Shape, needed: Sequence[str], algorithms: ConvAlgorithms) -> dict[str, float]:
     """Time a convolution and a pool with the gradients that are needed, apart and as one, in seconds."""
     images, weight = _operands(shape)
     inputs = [

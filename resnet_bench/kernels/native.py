@@ -39,7 +39,7 @@ def library(source: Path, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
     Raises:
         CompileError: There is no compiler, it fails, or what it makes cannot be loaded.
     """
-    found = _tried(source, defines)
+    found = load_once(source, defines)
     if isinstance(found, CompileError):
         raise found
     return found
@@ -80,7 +80,8 @@ def _as_c(argument: Tensor | float | None) -> Any:
 
 
 @functools.cache
-def _tried(source: Path, defines: tuple[str, ...]) -> ctypes.CDLL | CompileError:
+def load_once(source: Path, defines: tuple[str, ...]) -> ctypes.CDLL | CompileError:
+    """Compile and load a library, or find out why that fails, once per process."""
     try:
         return _made(source, defines)
     except CompileError as error:
@@ -88,7 +89,7 @@ def _tried(source: Path, defines: tuple[str, ...]) -> ctypes.CDLL | CompileError
 
 
 def _made(source: Path, defines: tuple[str, ...]) -> ctypes.CDLL:
-    command = [*_compiler(), *FLAGS, *(f"-D{name}" for name in defines)]
+    command = [*compiler_command(), *FLAGS, *(f"-D{name}" for name in defines)]
     folder = _cache_folder()
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="resnet-bench-") as temporary:
@@ -102,7 +103,8 @@ def _made(source: Path, defines: tuple[str, ...]) -> ctypes.CDLL:
     return _load(_compile(source, command, path))
 
 
-def _compiler() -> list[str]:
+def compiler_command() -> list[str]:
+    """Return the C compiler's command: ``CC``, or the machine's."""
     wanted = os.environ.get("CC", "")
     try:
         command = shlex.split(wanted) or ["cc"]

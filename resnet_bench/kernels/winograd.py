@@ -48,9 +48,9 @@ def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int) 
         Shape `[N, O, H + 2 * padding - 2, W + 2 * padding - 2]`, bfloat16, in channels-last order.
     """
     height, width = _out_size(images, padding)
-    results = images.new_empty((len(images), height, width, weight.shape[0]))
-    _convolve(images, None, weight, bias, padding, results, None, (height, width), turned=False)
-    return results.permute(0, 3, 1, 2)
+    results = _channels_last(images, weight.shape[0], height, width)
+    _convolve(images, None, weight, bias, padding, results.permute(0, 2, 3, 1), None, (height, width), turned=False)
+    return results
 
 
 def convolve_and_pool(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> tuple[Tensor, Tensor]:
@@ -67,10 +67,11 @@ def convolve_and_pool(images: Tensor, weight: Tensor, bias: Tensor | None, paddi
         each of shape `[N, O, (H + 2 * padding - 2) // 2, (W + 2 * padding - 2) // 2]` and in channels-last order.
     """
     rows, columns = (size // 2 for size in _out_size(images, padding))
-    largest = images.new_empty((len(images), rows, columns, weight.shape[0]))
+    largest = _channels_last(images, weight.shape[0], rows, columns)
     places = torch.empty_like(largest, dtype=torch.uint8)
-    _convolve(images, None, weight, bias, padding, largest, places, (2 * rows, 2 * columns), turned=False)
-    return largest.permute(0, 3, 1, 2), places.permute(0, 3, 1, 2)
+    in_order = largest.permute(0, 2, 3, 1), places.permute(0, 2, 3, 1)
+    _convolve(images, None, weight, bias, padding, *in_order, (2 * rows, 2 * columns), turned=False)
+    return largest, places
 
 
 def grad_input(
@@ -88,9 +89,16 @@ def grad_input(
     Returns:
         Shape `[N, C, H, W]`, bfloat16, in channels-last order.
     """
-    results = gradient.new_empty((len(gradient), *size, weight.shape[1]))
-    _convolve(gradient, places, weight, None, KERNEL - 1 - padding, results, None, size, turned=True)
-    return results.permute(0, 3, 1, 2)
+    results = _channels_last(gradient, weight.shape[1], *size)
+    in_order = results.permute(0, 2, 3, 1)
+    _convolve(gradient, places, weight, None, KERNEL - 1 - padding, in_order, None, size, turned=True)
+    return results
+
+
+def _channels_last(like: Tensor, channels: int, height: int, width: int) -> Tensor:
+    # Not a view of a tensor in that order: autograd would refuse an in-place layer behind it, such as a ReLU.
+    shape = (len(like), channels, height, width)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def grad_weight(images: Tensor, gradient: Tensor, padding: int, places: Tensor | None = None) -> Tensor:

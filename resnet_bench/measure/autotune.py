@@ -103,7 +103,7 @@ def _candidates(execution: Execution, *, precision: bool) -> list[Execution]:
 
 def _fastest(recipe: Recipe, candidates: Sequence[Execution], progress: Callable[[str], None]) -> Execution:
     """Find the candidate whose best step is the shortest; their steps are interleaved."""
-    batch_size = _affordable_batch(recipe)
+    batch_size = affordable_batch(recipe)
     workloads = [Workload(recipe, candidate, batch_size=batch_size) for candidate in candidates]
     best = [float("inf")] * len(candidates)
     for timing in range(TIMINGS):
@@ -121,6 +121,7 @@ def _fastest(recipe: Recipe, candidates: Sequence[Execution], progress: Callable
     return candidates[best.index(min(best))]
 
 
-def _affordable_batch(recipe: Recipe) -> int:
+def affordable_batch(recipe: Recipe) -> int:
+    """Return how many images a timed step may have to take about a second."""
     flops_per_image = 6 * recipe_macs(recipe)
     return max(2, min(recipe.training.batch_size, int(MAX_STEP_FLOPS / flops_per_image)))

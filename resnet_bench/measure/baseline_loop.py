@@ -49,7 +49,7 @@ class PillowImages(TorchDataset[tuple[Tensor, int]]):
         if augmentation.flip:
             steps.append(transforms.RandomHorizontalFlip())
         steps += [transforms.ToTensor(), transforms.Normalize(recipe.data.mean, recipe.data.std)]
-        self._transform = transforms.Compose(steps)
+        self.transform = transforms.Compose(steps)
         self._pixels = np.ascontiguousarray(split.images.permute(0, 2, 3, 1).numpy())
         self._targets = split.labels.tolist()
 
@@ -57,7 +57,7 @@ class PillowImages(TorchDataset[tuple[Tensor, int]]):
         return len(self._targets)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self._transform(Image.fromarray(self._pixels[index])), self._targets[index]
+        return self.transform(Image.fromarray(self._pixels[index])), self._targets[index]
 
 
 class BaselineLoop:
@@ -85,8 +85,8 @@ class BaselineLoop:
                 drop_last=True,
             )
         self.network = build_network(recipe).to(self._device)
-        self._optimizer = build_optimizer(recipe.optimizer, self.network, fused=False)
-        self._schedule = build_schedule(recipe, self._optimizer)
+        self.optimizer = build_optimizer(recipe.optimizer, self.network, fused=False)
+        self._schedule = build_schedule(recipe, self.optimizer)
         self._schedule.start_epoch(1)
         self.losses: list[float] = []
         self.learning_rates: list[float] = []
@@ -102,9 +102,9 @@ class BaselineLoop:
             loss = F.cross_entropy(outputs, labels, label_smoothing=training.label_smoothing)
             torch.autograd.backward(loss)
             clip_gradients(training, self.network)
-            self._optimizer.step()
-            self._optimizer.zero_grad()
-            self.learning_rates.append(float(self._optimizer.param_groups[0]["lr"]))
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.learning_rates.append(float(self.optimizer.param_groups[0]["lr"]))
             self._schedule.after_step()
             self.losses.append(loss.item())
             correct += (outputs.argmax(1) == labels).sum().item()

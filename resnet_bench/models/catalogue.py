@@ -14,6 +14,7 @@ from resnet_bench.models.resnet9 import resnet9
 from resnet_bench.models.resnet18_3x3 import resnet18_3x3
 from resnet_bench.models.resnet34_biased import resnet34_biased
 from resnet_bench.models.speedrun import ACTIVATIONS, speedrun
+from resnet_bench.models.vgg import vgg16_cifar
 from resnet_bench.models.whitening import whitened
 from resnet_bench.recipe.settings import Whitening
 
@@ -50,7 +51,7 @@ WIDTH = Option("a number of channels from 1 to 4096", _is_width)
 CONVOLUTIONS = Option("2 or 3", lambda value: value in (2, 3) and not isinstance(value, bool | float))
 ACTIVATION = Option(f"one of {', '.join(ACTIVATIONS)}", lambda value: isinstance(value, str) and value in ACTIVATIONS)
 DROPOUT = Option("a number from 0 up to, but not including, 1", _is_rate)
-PRETRAINED = Option("true or false", lambda value: isinstance(value, bool))
+SWITCH = Option("true or false", lambda value: isinstance(value, bool))
 
 NETWORKS: Mapping[str, ModelEntry] = {
     "resnet9": ModelEntry(resnet9, {"dropout": DROPOUT}),
@@ -81,6 +82,7 @@ NETWORKS: Mapping[str, ModelEntry] = {
     "plain32": ModelEntry(resnet_he.plain32),
     "plain44": ModelEntry(resnet_he.plain44),
     "plain56": ModelEntry(resnet_he.plain56),
+    "vgg16_cifar": ModelEntry(vgg16_cifar, {"batch_norm": SWITCH}),
 }
 
 
@@ -116,8 +118,8 @@ def build(
     Args:
         name: One of `names()`, or `torchvision:NAME` for a classifier of `torchvision.models`.
         num_classes: Outputs of the last layer.
-        options: Options of the network: `dropout` for `resnet9` and `cifar100_resnet`, `pretrained` for
-            torchvision's.
+        options: Options of the network: `dropout` for `resnet9` and `cifar100_resnet`, `batch_norm` for
+            `vgg16_cifar`, `pretrained` for torchvision's.
         whitening: Put a whitening layer of this kernel size and padding in front, still to be fitted to images.
 
     Returns:
@@ -141,7 +143,7 @@ def _find(name: str) -> ModelEntry:
 
     classifier = name.removeprefix(TORCHVISION)
     if name.startswith(TORCHVISION) and classifier in classifier_names():
-        return ModelEntry(partial(torchvision_classifier, classifier), {"pretrained": PRETRAINED})
+        return ModelEntry(partial(torchvision_classifier, classifier), {"pretrained": SWITCH})
     raise UserError(_unknown_model(name, classifier_names()))
 
 

@@ -64,6 +64,8 @@ class Benchmark(Schema):
 
     name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)]
     extends: str | None = None
+    suites: Annotated[tuple[Annotated[str, Field(pattern=NAME_PATTERN)], ...], Field(strict=False)] = ()
+    """What it belongs to: ``run @depth`` trains every benchmark of the suite ``depth``. Never inherited."""
     source: Source
     claims: Annotated[tuple[Claim, ...], Field(strict=False)] = ()
     recipe: Recipe

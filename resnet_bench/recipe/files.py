@@ -24,11 +24,13 @@ Loaded = TypeVar("Loaded")
 
 _SINGULAR: Mapping[Kind, str] = {"benchmarks": "benchmark", "studies": "study"}
 
+SUITE_SIGN = "@"
+"""What a name begins with that stands for every benchmark of a suite."""
 MAX_FILE_BYTES = 256 * 1024
 MAX_DEPTH = 16
 """Depth of nested tables and lists; a benchmark needs seven."""
 
-_PACKAGE = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parent.parent
 _ARTICLES = frozenset({"tutorial", "blog", "course"})
 
 
@@ -45,7 +47,7 @@ def search_folders(kind: Kind, given: Path | None = None) -> list[Path]:
     if given is not None and not given.is_dir():
         raise UserError(f"{given} is not a folder; --{_SINGULAR[kind]}-dir takes a folder with TOML files")
     own = given if given is not None else Path(kind)
-    wheel, repository = _PACKAGE / "shipped" / kind, _PACKAGE.parent / kind
+    wheel, repository = PACKAGE / "shipped" / kind, PACKAGE.parent / kind
     candidates = [own, wheel if wheel.is_dir() else repository]
     # In a checkout of this repository ./benchmarks is the shipped folder.
     return list(dict.fromkeys(folder.resolve() for folder in candidates if folder.is_dir()))
@@ -53,7 +55,7 @@ def search_folders(kind: Kind, given: Path | None = None) -> list[Path]:
 
 def reference_folder() -> Path:
     """Return the folder with the tables of the reference results that come with the package."""
-    wheel, repository = _PACKAGE / "shipped" / "reference", _PACKAGE.parent / "reports" / "reference"
+    wheel, repository = PACKAGE / "shipped" / "reference", PACKAGE.parent / "reports" / "reference"
     return wheel if wheel.is_dir() else repository
 
 
@@ -177,6 +179,33 @@ def load_benchmark(name: str, folder: Path | None = None) -> Benchmark:
         UserError: There is no such benchmark (with the nearest name), or its file is wrong.
     """
     return load_benchmark_file(locate("benchmarks", name, folder), folder)
+
+
+def expand_suites(names: Iterable[str], folder: Path | None = None) -> list[str]:
+    """Replace each ``@suite`` by the names of its benchmarks, in the order of ``list``; other names stay.
+
+    Raises:
+        UserError: No benchmark belongs to such a suite (with the nearest name).
+    """
+    expanded: list[str] = []
+    for name in names:
+        if not name.startswith(SUITE_SIGN):
+            expanded.append(name)
+            continue
+        members = suites(folder)
+        if name[1:] not in members:
+            raise UserError(unknown_name("suite", name[1:], members))
+        expanded += members[name[1:]]
+    return list(dict.fromkeys(expanded))
+
+
+def suites(folder: Path | None = None) -> dict[str, list[str]]:
+    """List the benchmarks of each suite; see ``scan_benchmarks`` for the folder and the order."""
+    members: dict[str, list[str]] = {}
+    for name, benchmark in scan_benchmarks(folder)[0].items():
+        for suite in benchmark.suites:
+            members.setdefault(suite, []).append(name)
+    return members
 
 
 def load_benchmark_file(path: Path, folder: Path | None = None) -> Benchmark:

@@ -24,7 +24,8 @@ def to_toml(benchmark: Benchmark) -> str:
 
     Loading it under the same file name gives an equal benchmark, except that ``extends`` is None.
     """
-    table: Table = {"source": _written(benchmark.source)}
+    table: Table = {"suites": list(benchmark.suites)} if benchmark.suites else {}
+    table["source"] = _written(benchmark.source)
     if benchmark.claims:
         table["claims"] = [_written(claim) for claim in benchmark.claims]
     table["recipe"] = benchmark.recipe.model_dump(exclude_none=True, mode="json")

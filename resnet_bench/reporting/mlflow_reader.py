@@ -1,6 +1,6 @@
 """Read one MLflow store into tables; what cannot be read is collected as sentences."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from itertools import chain
@@ -25,6 +25,7 @@ from resnet_bench.reporting.tables import (
     restored,
     tidy,
 )
+from resnet_bench.tracking.mlflow_client import pages
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import (
     EPOCH_METRICS,
@@ -98,16 +99,10 @@ class StoreReader:
         if start is not None:
             filters.append(f"attributes.start_time >= {int(start.timestamp() * 1000)}")
         try:
-            experiments = {e.experiment_id: e.name for e in _pages(client.search_experiments)}
-            found = list(
-                _pages(
-                    lambda page_token: client.search_runs(
-                        list(experiments), " AND ".join(filters), max_results=1000, page_token=page_token
-                    )
-                )
-            )
+            experiments = {e.experiment_id: e.name for e in pages(client.search_experiments)}
+            found = list(pages(client.search_runs, list(experiments), " AND ".join(filters), max_results=1000))
         except Exception as error:  # whatever the database driver or the server's client raises
-            raise UserError(f"{self.store.redacted_uri} cannot be read: {self.store.sentence(error)}") from error
+            raise UserError(f"{self.store.redacted_uri} cannot be read: {self.store.describe_error(error)}") from error
         return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id)), experiments
 
     def _row(self, stored: StoredRun) -> dict[str, Any]:
@@ -123,22 +118,12 @@ class StoreReader:
         try:
             history = self.client.get_metric_history(run_id, key)
         except Exception as error:  # whatever the database driver or the server's client raises
-            self.problems.append(f"run {run_id}: the metric {key} cannot be read: {self.store.sentence(error)}")
+            self.problems.append(f"run {run_id}: the metric {key} cannot be read: {self.store.describe_error(error)}")
             return []
         # Where a run was resumed, a step may have been logged twice; the later value counts.
         values = {point.step: point.value for point in sorted(history, key=lambda point: point.timestamp)}
         axis = "step" if key == LEARNING_RATE else "epoch"
         return [_metric_row(run_id, key, axis, step, values[step]) for step in _thinned(sorted(values))]
-
-
-def _pages(fetch: Callable[..., Any]) -> Iterable[Any]:
-    token = None
-    while True:
-        page = fetch(page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _latest_of_each_experiment(rows: Sequence[Mapping[str, Any]]) -> list[str]:

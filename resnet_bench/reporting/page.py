@@ -4,19 +4,18 @@ import base64
 import gzip
 import hashlib
 import re
+from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jinja2
 
 from resnet_bench.base import text
 from resnet_bench.reporting import wording
+from resnet_bench.reporting.claims import Claims
 from resnet_bench.reporting.figures.style import THEME
-
-if TYPE_CHECKING:
-    from resnet_bench.reporting.record_board import Board
-    from resnet_bench.reporting.report import Report
+from resnet_bench.reporting.sections.section import Grid, Section, View
 
 ROOT = Path(__file__).parent
 TEMPLATES = ROOT / "templates"
@@ -41,7 +40,36 @@ _WRAPPED = re.compile(
 )
 
 
-def render_page(report: "Report") -> str:
+@dataclass(frozen=True)
+class Report:
+    """Everything that the templates show."""
+
+    made: datetime
+    version: str
+    stores: tuple[str, ...]
+    problems: tuple[str, ...]
+    runs: int
+    claims: Claims
+    sections: tuple[tuple[Section, View], ...]
+    """Those that have something to show."""
+
+    @property
+    def verdict_counts(self) -> dict[str, int]:
+        """How many benchmarks have each verdict by their first claim."""
+        words = [row.verdict.word for row in self.claims.headlines if row.claim is not None]
+        return {word: words.count(word) for word in wording.VERDICT_MARKS if word in words}
+
+
+@dataclass(frozen=True)
+class Board:
+    """The scoreboard of records, as its templates show it."""
+
+    tables: tuple[tuple[str, Grid], ...]
+    """A title and a table for each target; bundles that hold first, then the largest speedup, then the shortest."""
+    refused: Grid | None
+
+
+def render_page(report: Report) -> str:
     """Return the whole page: markup, style, scripts, data and plotly, in one file."""
     script = (TEMPLATES / "page.js").read_text("utf-8")
     specs = {plot.id: plot.spec for _, view in report.sections for plot in view.plots}
@@ -60,19 +88,19 @@ def render_page(report: "Report") -> str:
     )
 
 
-def render_markdown(report: "Report") -> str:
+def render_markdown(report: Report) -> str:
     """Return the same report for a terminal, a pull request or a README."""
     templates = {path.name for path in SECTIONS.glob("*.md.j2")}
     return _markdown("report", report=report, templates=templates)
 
 
-def board_page(board: "Board") -> str:
+def board_page(board: Board) -> str:
     """Return the scoreboard of records as a page in one file, without scripts."""
     style = (TEMPLATES / "page.css").read_text("utf-8")
     return _environment(autoescape=True).get_template("templates/board.html.j2").render(board=board, style=style)
 
 
-def board_markdown(board: "Board") -> str:
+def board_markdown(board: Board) -> str:
     """Return the same scoreboard as Markdown."""
     return _markdown("board", board=board)
 

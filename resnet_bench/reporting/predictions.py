@@ -12,6 +12,7 @@ from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.judging.networks import Labels, NetworkComparison, compare_classes, compare_networks
 from resnet_bench.reporting.mlflow_reader import StoreReader
+from resnet_bench.tracking.finished_runs import Tags, find_run, finished_runs
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import PREFIX
 
@@ -69,8 +70,8 @@ def compare_images(first: str, second: str, store: Store) -> ImageComparison:
     """
     client = StoreReader(store).client
     with TemporaryDirectory(prefix="resnet-bench-predictions-") as scratch:
-        runs = _runs(client)
-        a, b = (_read(client, _find(runs, name), Path(scratch)) for name in (first, second))
+        runs = finished_runs(client)
+        a, b = (_read(client, find_run(runs, name), Path(scratch)) for name in (first, second))
         if a.images != b.images or not np.array_equal(a.index, b.index) or not np.array_equal(a.labels, b.labels):
             raise UserError(
                 f"{a.name} and {b.name} were tested on different images, so they cannot be compared by image"
@@ -84,29 +85,7 @@ def compare_images(first: str, second: str, store: Store) -> ImageComparison:
         )
 
 
-def _runs(client: "MlflowClient") -> dict[str, dict[str, str]]:
-    """Return the tags of each finished run of the store, with its name, by its id."""
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    found: dict[str, dict[str, str]] = {}
-    token = None
-    while True:
-        page = client.search_runs(experiments, "attributes.status = 'FINISHED'", page_token=token)
-        found |= {run.info.run_id: {**run.data.tags, "name": run.info.run_name or run.info.run_id} for run in page}
-        token = page.token
-        if not token:
-            return found
-
-
-def _find(runs: dict[str, dict[str, str]], name: str) -> tuple[str, dict[str, str]]:
-    matches = [run_id for run_id, tags in runs.items() if run_id.startswith(name) or tags["name"] == name]
-    if len(matches) == 1:
-        return matches[0], runs[matches[0]]
-    if not matches:
-        raise UserError(f"{name}: there is no finished run with this id or name; `make ui` shows the ids")
-    raise UserError(f"{name}: {len(matches)} runs have this name; write an id: {', '.join(matches[:4])}")
-
-
-def _read(client: "MlflowClient", found: tuple[str, dict[str, str]], scratch: Path) -> KeptPredictions:
+def _read(client: "MlflowClient", found: tuple[str, Tags], scratch: Path) -> KeptPredictions:
     run_id, tags = found
     folder = scratch / run_id
     folder.mkdir(exist_ok=True)
@@ -127,7 +106,7 @@ def _read(client: "MlflowClient", found: tuple[str, dict[str, str]], scratch: Pa
 
 
 def _floor(
-    client: "MlflowClient", runs: dict[str, dict[str, str]], first: KeptPredictions, scratch: Path
+    client: "MlflowClient", runs: dict[str, Tags], first: KeptPredictions, scratch: Path
 ) -> NetworkComparison | None:
     """Compare the first network with another seed of its recipe on the same images."""
     own = runs[first.run_id]

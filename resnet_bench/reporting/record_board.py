@@ -7,8 +7,8 @@ from pathlib import Path
 
 from resnet_bench.base.text import DASH, duration
 from resnet_bench.reporting import files
-from resnet_bench.reporting.page import board_markdown, board_page
-from resnet_bench.reporting.sections.section import Cell, Grid, grid
+from resnet_bench.reporting.page import Board, board_markdown, board_page
+from resnet_bench.reporting.sections.section import Cell, grid
 from resnet_bench.reporting.wording import energy, number
 
 PAGE = "board.html"
@@ -46,15 +46,6 @@ class Refused:
 
     folder: str
     reason: str
-
-
-@dataclass(frozen=True)
-class Board:
-    """Everything that the templates show."""
-
-    tables: tuple[tuple[str, Grid], ...]
-    """A title and a table for each target; bundles that hold first, then the largest speedup, then the shortest."""
-    refused: Grid | None
 
 
 def build(records: Sequence[BoardRecord], refused: Sequence[Refused]) -> Board:

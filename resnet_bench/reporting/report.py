@@ -11,15 +11,15 @@ import pandas as pd
 
 from resnet_bench.recipe.files import scan_benchmarks
 from resnet_bench.reporting import claims as claim_rows
-from resnet_bench.reporting import files, reading, runs, studies, wording
+from resnet_bench.reporting import files, reading, runs, studies
 from resnet_bench.reporting.anonymize import anonymized
 from resnet_bench.reporting.claims import Claims
-from resnet_bench.reporting.page import render_markdown, render_page
+from resnet_bench.reporting.page import Report, render_markdown, render_page
 from resnet_bench.reporting.reading import Source
-from resnet_bench.reporting.sections import claims, classes, comparison, costs, curves
+from resnet_bench.reporting.sections import claims, classes, comparison, costs, curves, depth
 from resnet_bench.reporting.sections import runs as run_section
 from resnet_bench.reporting.sections import studies as study_section
-from resnet_bench.reporting.sections.section import Results, Section, View
+from resnet_bench.reporting.sections.section import Results
 from resnet_bench.reporting.tables import TABLES, Tables
 
 PAGE = "index.html"
@@ -28,6 +28,7 @@ SECTIONS = (
     claims.SECTION,
     curves.SECTION,
     comparison.SECTION,
+    depth.SECTION,
     classes.SECTION,
     costs.SECTION,
     study_section.SECTION,
@@ -47,26 +48,6 @@ class ReportResult:
     """Runs that the report is made from."""
     problems: tuple[str, ...]
     """What could not be read or reported, one sentence each."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything that the templates show."""
-
-    made: datetime
-    version: str
-    stores: tuple[str, ...]
-    problems: tuple[str, ...]
-    runs: int
-    claims: Claims
-    sections: tuple[tuple[Section, View], ...]
-    """Those that have something to show."""
-
-    @property
-    def verdict_counts(self) -> dict[str, int]:
-        """How many benchmarks have each verdict by their first claim."""
-        words = [row.verdict.word for row in self.claims.headlines if row.claim is not None]
-        return {word: words.count(word) for word in wording.VERDICT_MARKS if word in words}
 
 
 def write(

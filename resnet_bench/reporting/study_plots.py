@@ -16,13 +16,13 @@ from plotly.subplots import make_subplots
 from resnet_bench.base.text import DASH, listed, plural
 from resnet_bench.recipe.changes import short_names
 from resnet_bench.reporting import wording
-from resnet_bench.reporting.figures.comparisons import pareto_front
 from resnet_bench.reporting.figures.style import (
     GRID,
     INK,
     MUTED,
     STYLES,
     Plot,
+    add_front,
     add_line,
     add_marks,
     escaped,
@@ -305,7 +305,6 @@ def _objectives(study: PlottedStudy) -> Plot | None:
     points = [(trial.seconds, trial.value or 0.0, trial) for trial in study.complete if trial.seconds is not None]
     if not points:
         return None
-    front = pareto_front((seconds, value) for seconds, value, _ in points)
     figure = new_figure()
     add_marks(
         figure,
@@ -316,17 +315,7 @@ def _objectives(study: PlottedStudy) -> Plot | None:
         customdata=[trial.number for _, _, trial in points],
         hover="trial %{customdata}: %{y:.2f}% in %{x:,.1f} s<extra></extra>",
     )
-    add_line(
-        figure,
-        [seconds for seconds, _ in front],
-        [value for _, value in front],
-        color=MUTED,
-        width=1.2,
-        dash="dash",
-        shape="hv",
-        name="Pareto front",
-        hover="",
-    )
+    add_front(figure, [(seconds, value) for seconds, value, _ in points])
     finish(figure, HEIGHT, x="training time, seconds", y=ACCURACY)
     return _plot(study, "pareto_front", "Both objectives", "One mark per completed trial.", figure)
 

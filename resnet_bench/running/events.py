@@ -1,14 +1,13 @@
 """What a task tells its consumer. Children's events carry no snapshot."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from resnet_bench.running.outcome import Outcome
 from resnet_bench.tracking.delivery import UploadReport
+from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started
 from resnet_bench.training.events import Event as TrainingEvent
-
-if TYPE_CHECKING:
-    from resnet_bench.running.outcome import Outcome
 
 
 class TaskEvent:
@@ -38,8 +37,8 @@ class Opened:
     url: str
     folder: Path | None
     step: int = 0
-    outcome: "Outcome | None" = None
-    earlier: "Outcome | None" = None
+    outcome: Outcome | None = None
+    earlier: Outcome | None = None
     warm_up_seconds: float = 0.0
 
 
@@ -72,3 +71,34 @@ class JobFinished:
 
 
 Event = JobStarted | Opened | TrainingEvent | Closed | JobFinished | TaskEvent
+
+
+def update(outcome: Outcome, event: Event) -> None:
+    """Add to an outcome what an event of its run tells."""
+    match event:
+        case Opened(outcome=Outcome() as finished):
+            vars(outcome).update(copy.deepcopy(vars(finished)))
+        case Opened():
+            if event.earlier is not None:
+                vars(outcome).update(copy.deepcopy(vars(event.earlier)))
+            outcome.run_id, outcome.url, outcome.folder = event.run_id, event.url, str(event.folder or "")
+            outcome.warm_up_seconds = event.warm_up_seconds
+        case Started() if event.step == 0:
+            outcome.setup_seconds = event.setup_seconds
+        case Evaluated(split="test"):
+            outcome.accuracy_by_epoch[event.epoch] = event.accuracy
+            outcome.accuracy_standard = event.accuracy_standard
+            outcome.accuracy_tta = event.accuracy_tta
+        case EpochEnded():
+            outcome.epochs, outcome.train_seconds = event.epoch, event.train_seconds
+            outcome.throughput_by_epoch.append(event.images_per_second)
+        case Finished():
+            outcome.tta_seconds = event.tta_seconds
+        case Closed():
+            outcome.not_uploaded = None if event.upload.complete else event.upload.sentence
+            outcome.joules = event.joules
+        case JobFinished():
+            outcome.failure = event.failure
+            outcome.interrupted = event.interrupted and event.failure is None
+        case _:
+            pass

@@ -1,14 +1,11 @@
-"""The result of one run, built from its events or from the tracking store."""
+"""The result of one run, built from its events (`events.update`) or from the tracking store."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from resnet_bench.base.throughput import settled_throughput
-from resnet_bench.running.events import Closed, Event, JobFinished, Opened
 from resnet_bench.tracking.vocabulary import ENERGY, current_metrics, tag
-from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -70,36 +67,6 @@ class Outcome:
         if metric == "accuracy":
             return self.accuracy_by_epoch
         return {} if self.accuracy_tta is None else {self.epochs: self.accuracy_tta}
-
-    def take(self, event: Event) -> None:
-        """Take over what an event of the run tells."""
-        match event:
-            case Opened(outcome=Outcome()):
-                vars(self).update(copy.deepcopy(vars(event.outcome)))
-            case Opened():
-                if event.earlier is not None:
-                    vars(self).update(copy.deepcopy(vars(event.earlier)))
-                self.run_id, self.url, self.folder = event.run_id, event.url, str(event.folder or "")
-                self.warm_up_seconds = event.warm_up_seconds
-            case Started() if event.step == 0:
-                self.setup_seconds = event.setup_seconds
-            case Evaluated(split="test"):
-                self.accuracy_by_epoch[event.epoch] = event.accuracy
-                self.accuracy_standard = event.accuracy_standard
-                self.accuracy_tta = event.accuracy_tta
-            case EpochEnded():
-                self.epochs, self.train_seconds = event.epoch, event.train_seconds
-                self.throughput_by_epoch.append(event.images_per_second)
-            case Finished():
-                self.tta_seconds = event.tta_seconds
-            case Closed():
-                self.not_uploaded = None if event.upload.complete else event.upload.sentence
-                self.joules = event.joules
-            case JobFinished():
-                self.failure = event.failure
-                self.interrupted = event.interrupted and event.failure is None
-            case _:
-                pass
 
     @classmethod
     def from_store(cls, run: "Run", client: "MlflowClient", url: str) -> Self:

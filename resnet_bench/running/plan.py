@@ -1,5 +1,7 @@
 """What a command runs: benchmarks × seeds as jobs, their profiles, and the places that they share."""
 
+import contextlib
+import itertools
 import logging
 import math
 from collections import Counter
@@ -10,6 +12,7 @@ from typing import Any
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import duration, plural
+from resnet_bench.data.dataset import Dataset, dataset_status
 from resnet_bench.execution.devices import visible_gpus
 from resnet_bench.execution.execution import Execution
 from resnet_bench.execution.options import ExecutionOptions
@@ -18,11 +21,12 @@ from resnet_bench.measure.estimate import Costs, estimate_seconds
 from resnet_bench.models.of_recipe import check_benchmark
 from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.changes import override
-from resnet_bench.recipe.files import load_benchmark
+from resnet_bench.recipe.files import expand_suites, load_benchmark
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.context import Context
-from resnet_bench.running.events import TaskEvent
-from resnet_bench.running.job import Job
+from resnet_bench.running.events import Event, JobFinished, TaskEvent
+from resnet_bench.running.job import Job, Task
+from resnet_bench.running.launchers.child import preload
 from resnet_bench.running.launchers.launcher import Launcher, Place, find_launcher
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.prepare import prepare
@@ -107,20 +111,35 @@ class RunPlan:
         sharing = _most_in_one(places)
         return replace(self, jobs=tuple(replace(job, sharing=sharing) for job in self.jobs), places=places)
 
+    def events(self, context: Context) -> Generator[tuple[Task, Event], None, None]:
+        """Run the jobs; seeds that share a device are of one benchmark."""
+        groups = [list(self.jobs)]
+        if self.sharing > 1:
+            groups = [list(jobs) for _, jobs in itertools.groupby(self.jobs, key=lambda job: job.benchmark.name)]
+        for jobs in groups:
+            stopped = False
+            with contextlib.closing(self.launcher.run(jobs, context)) as events:
+                for task, event in events:
+                    yield task, event
+                    if isinstance(event, JobFinished):
+                        stopped |= event.interrupted or event.device_problem is not None
+            if stopped:
+                return
+
 
 def load_benchmarks(options: RunOptions) -> list[Benchmark]:
     """Load the benchmarks of a command.
 
     Raises:
-        UserError: One does not exist or is invalid, a seed is out of range or given twice, or two benchmarks have one
-            name.
+        UserError: A benchmark or suite does not exist or is invalid, a seed is out of range or given twice, or two
+            benchmarks have one name.
     """
     for seed in options.seeds:
         if not 0 <= seed < SEED_LIMIT:
             raise UserError(f"seed {seed} is out of range; take one from 0 to 2**63 - 1")
     if len(set(options.seeds)) != len(options.seeds):
         raise UserError(f"a seed is given twice in {list(options.seeds)}")
-    named = list(dict.fromkeys(options.names))
+    named = expand_suites(options.names, options.benchmark_dir)
     benchmarks = [load_benchmark(name, options.benchmark_dir) for name in named]
     by_name: dict[str, str] = {}
     for name, benchmark in zip(named, benchmarks, strict=True):
@@ -132,6 +151,35 @@ def load_benchmarks(options: RunOptions) -> list[Benchmark]:
         by_name[benchmark.name] = name
         check_benchmark(benchmark)
     return benchmarks
+
+
+def open_plan(
+    options: RunOptions, context: Context, progress: Callable[[str], None] | None = None
+) -> tuple[RunPlan, dict[str, Dataset]]:
+    """Plan runs and open their images; where these are generated, the plan is that for no real ones.
+
+    Args:
+        options: What to run.
+        context: Where images are, and how runs are executed.
+        progress: Called with a line of text now and then while images are loaded.
+
+    Raises:
+        UserError: Something asked for does not exist or does not fit.
+    """
+    benchmarks = load_benchmarks(options)
+    names = sorted({benchmark.recipe.data.dataset for benchmark in benchmarks})
+    images = context.images
+    is_here = all(status.sources for status in dataset_status(images.folder) if status.name in names)
+    # Planned before anything is downloaded or decoded, so that a mistyped key costs nothing.
+    plan = plan_runs(
+        options, benchmarks, context.options, real_data=is_here or images.download, progress=progress or _log.info
+    )
+    if len(plan.places) > 1:
+        preload()
+    datasets: dict[str, Dataset] = {name: context.open_images(name, progress) for name in names}
+    if any(dataset.generated for dataset in datasets.values()):
+        plan = plan_runs(options, benchmarks, context.options, real_data=False)
+    return plan, datasets
 
 
 def plan_runs(

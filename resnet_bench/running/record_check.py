@@ -14,7 +14,7 @@ from resnet_bench.measure.record_clock import time_steps
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.context import Context
-from resnet_bench.running.events import JobFinished, TaskEvent
+from resnet_bench.running.events import JobFinished, TaskEvent, update
 from resnet_bench.running.job import Job, Task
 from resnet_bench.running.launchers.launcher import Place, find_launcher
 from resnet_bench.running.outcome import Outcome
@@ -152,7 +152,7 @@ class RecordCheck:
                     bundle.update(baseline=(*bundle.record.baseline, timing))
                 if isinstance(event, Finished):
                     predictions = event.predictions
-                outcome.take(event)
+                update(outcome, event)
                 if not isinstance(event, JobFinished):
                     continue
                 if event.interrupted:

@@ -10,7 +10,7 @@ from resnet_bench.measure.peaks import peak_flops
 from resnet_bench.measure.record_clock import warm_up
 from resnet_bench.running.artifacts import log_best_weights, log_outcome, log_recipe
 from resnet_bench.running.context import Context
-from resnet_bench.running.events import Closed, Event, Opened
+from resnet_bench.running.events import Closed, Event, Opened, update
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.prepare import Prepared
 from resnet_bench.running.run_folder import RunFolder, settle
@@ -153,7 +153,7 @@ class _Checkpoints:
 
     def keep(self, event: TrainingEvent) -> None:
         """Hold on to what the event brings, and write it where that is due."""
-        self.outcome.take(event)
+        update(self.outcome, event)
         self._position = event.snapshot
         if not self._wanted:
             return

@@ -64,8 +64,8 @@ class RunCache:
             self._client, self._retry_at = None, time.monotonic() + RETRY_SECONDS
             _log.warning(
                 "%s was not searched for finished runs, so all are trained: %s",
-                self.store.shown,
-                self.store.sentence(error),
+                self.store.redacted_uri,
+                self.store.describe_error(error),
             )
             return CacheLookup()
 

@@ -65,7 +65,7 @@ class RunFolder:
                     "wait for it, then give the same command again"
                 )
             # Its holder until now may have finished it.
-            folder._state = _read_state(path / STATE_FILE) or state
+            folder._state = read_state(path / STATE_FILE) or state
             if not folder.is_finished:
                 folder._clear_leftovers()
                 folder.update(pid=os.getpid())
@@ -178,7 +178,7 @@ def settle(run_dir: Path, name: str, run_id: str | None) -> None:
         run_id: The MLflow run.
     """
     path = run_dir / name
-    state = _read_state(path / STATE_FILE) if name and Path(name).name == name else None
+    state = read_state(path / STATE_FILE) if name and Path(name).name == name else None
     if state is None or state["run_id"] not in (run_id, None):
         return
     folder = RunFolder(path, state)
@@ -195,7 +195,7 @@ def _folders(run_dir: Path, facts: RunFacts) -> Iterator[tuple[Path, dict[str, A
     """Folders of the same benchmark, profile, seed and role with their states, the newest first."""
     asked = {name: facts.identity[name] for name in ("benchmark", "profile", "seed", "role", "study")}
     for file in sorted(run_dir.glob(f"*/{STATE_FILE}"), key=_modified, reverse=True):
-        state = _read_state(file)
+        state = read_state(file)
         if state is not None and all(state["identity"].get(name) == value for name, value in asked.items()):
             yield file.parent, state
 
@@ -219,8 +219,8 @@ def _modified(file: Path) -> float:
         return 0.0
 
 
-def _read_state(file: Path) -> dict[str, Any] | None:
-    """The state of a folder; None where it is damaged, or of a version whose runs cannot be resumed."""
+def read_state(file: Path) -> dict[str, Any] | None:
+    """Read the state of a folder; None where it is damaged, or of a version whose runs cannot be resumed."""
     try:
         state = json.loads(file.read_text())
     except (OSError, ValueError):

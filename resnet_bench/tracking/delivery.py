@@ -219,12 +219,14 @@ class Delivery:
                 raise
             # Artifacts may be kept elsewhere than runs. Where only that place is away, the rest must not wait.
             self._require_active_run()
-            _log.warning("an artifact of %s is tried again at the end: %s", self._folder, self._store.sentence(error))
+            _log.warning(
+                "an artifact of %s is tried again at the end: %s", self._folder, self._store.describe_error(error)
+            )
             self._save(replace(self.cursor, deferred=(*self.cursor.deferred, entries[0].start)))
 
     def _send(self, entries: list[Entry], refusals: int = 0) -> None:
         try:
-            self._call([entry.record for entry in entries])
+            self.deliver([entry.record for entry in entries])
         except _ArtifactMissing as error:
             # What the disk no longer has, no store will ever get.
             self._give_up(entries[0], error)
@@ -246,7 +248,7 @@ class Delivery:
             self.report = replace(self.report, sent=self.report.sent + len(entries))
 
     def _give_up(self, entry: Entry, error: Exception) -> None:
-        self._refusal = self._store.sentence(error)
+        self._refusal = self._store.describe_error(error)
         _log.warning("the tracking store refuses a record of %s: %s", self._folder, self._refusal)
         self._save(replace(self.cursor, refused=(*self.cursor.refused, entry.start)))
         self.report = replace(self.report, refused=self.report.refused + 1)
@@ -267,7 +269,7 @@ class Delivery:
             command = _restore_command(self._store, self._connected(), run)
             raise RunGone(f"run {run_id} was deleted in MLflow; restore it with: {command}")
 
-    def _call(self, records: list[Record]) -> None:
+    def deliver(self, records: list[Record]) -> None:
         client, kind = self._connected(), records[0]["kind"]
         if kind == "run":
             if self.cursor.run_id is None:

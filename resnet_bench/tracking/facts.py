@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from resnet_bench.base.machine import this_process
+from resnet_bench.judging.verdict import may_judge
 from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.tracking.environment import code_fingerprint, code_version, environment, package_version
@@ -83,7 +84,7 @@ class RunFacts:
     @property
     def judges_claims(self) -> bool:
         """Whether the run can be compared with what its source claims."""
-        return self.profile == "full" and not self.generated and self.recipe == self.benchmark.recipe
+        return may_judge(self.profile, generated=self.generated, changed=["recipe"] if self.is_changed else [])
 
     def params(self) -> dict[str, str]:
         """Every field of the recipe under its dotted key; what is not a string is written as JSON."""

@@ -7,8 +7,8 @@ import logging
 import os
 import urllib.request
 import warnings
-from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import IO, TYPE_CHECKING, Any
 
 from resnet_bench.base.files import ensure_home
 from resnet_bench.base.uris import LOOPBACK, is_loopback
@@ -80,6 +80,23 @@ def open_url(address: str, *, timeout: float) -> IO[bytes]:
     handlers = [urllib.request.ProxyHandler({})] if is_loopback(address) else []
     opened: IO[bytes] = urllib.request.build_opener(*handlers).open(address, timeout=timeout)
     return opened
+
+
+def pages(search: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[Any]:
+    """Yield everything that a search finds, page by page.
+
+    Args:
+        search: A search of MLflow's client.
+        *arguments: Passed to it with every page.
+        **options: Likewise.
+    """
+    token = None
+    while True:
+        page = search(*arguments, **options, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def connect(uri: str) -> "MlflowClient":

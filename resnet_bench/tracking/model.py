@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 PREFIX = "network."
 """How the names of all weights begin in a model that has its preprocessing; models of 0.1.0 are the network alone."""
 
+PROGRAM = "data/model.pt2"
+"""The file of an MLflow model that torch reads without MLflow."""
+
 
 def save_model(
     network: "nn.Module", example: "npt.NDArray[np.uint8]", folder: Path, *, requirements: Sequence[str] | None = None
@@ -60,18 +63,18 @@ def save_model(
         )
 
 
-def load_weights(folder: Path) -> "State":
+def load_weights(model: Path) -> "State":
     """Read the weights of a saved model, under the names that the network alone gives them.
 
     Args:
-        folder: The MLflow model.
+        model: The folder of an MLflow model, or its file :data:`PROGRAM` alone.
 
     Raises:
         UserError: It cannot be read.
     """
     import torch
 
-    file = folder / "data" / "model.pt2"
+    file = model / PROGRAM if model.is_dir() else model
     try:
         weights = torch.export.load(file).state_dict
     # What is not there, is damaged, or is of another version of torch may raise anything.

@@ -40,7 +40,7 @@ def close_stale_runs(store: Store, experiments: Iterable[str] = EXPERIMENTS) -> 
                 dead.append(StaleRun(run.info.run_id, run.info.run_name or run.info.run_id, reason))
     except Exception as error:  # whatever the database driver or the server's client raises
         _log.warning(
-            "%s was not searched for runs whose process is gone: %s", store.redacted_uri, store.sentence(error)
+            "%s was not searched for runs whose process is gone: %s", store.redacted_uri, store.describe_error(error)
         )
     return dead
 

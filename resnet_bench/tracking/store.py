@@ -93,13 +93,11 @@ class Store:
         """The URI as it may be printed and logged: without passwords and tokens."""
         return redact(self.uri)
 
-    shown = redacted_uri
-
     def hide(self, text: str) -> str:
         """Replace the secrets in a text, such as those of the URI, by ``***``."""
         return redact_text(text, self.uri)
 
-    def sentence(self, error: BaseException) -> str:
+    def describe_error(self, error: BaseException) -> str:
         """Describe what went wrong in the store, in one line without secrets."""
         return describe_error(error, self.uri)
 
@@ -168,7 +166,7 @@ class Store:
         except ImportError as error:
             raise UserError(f"{self.redacted_uri}: the store needs a package that is missing ({error})") from None
         except Exception as error:  # whatever the database driver raises
-            raise UserError(f"{self.redacted_uri} cannot be opened: {self.sentence(error)}") from None
+            raise UserError(f"{self.redacted_uri} cannot be opened: {self.describe_error(error)}") from None
 
     def reader(self) -> "MlflowClient":
         """Connect to the store, to read what it holds; a SQLite file stays as it is, byte for byte.

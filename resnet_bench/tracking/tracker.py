@@ -55,9 +55,9 @@ class Tracker:
         self._folder = folder
         self._writer = _Writer(journal)
         self._recorder = Recorder(description)
-        self._uploader = Uploader(store, folder, journal.sync, interval=UPLOAD_SECONDS, run_id=run_id)
+        self.uploader = Uploader(store, folder, journal.sync, interval=UPLOAD_SECONDS, run_id=run_id)
         device = str(description.execution.get("device", "cpu"))
-        self._sampler = SystemSampler(self._take_sample, device, interval=SAMPLE_SECONDS)
+        self.sampler = SystemSampler(self._take_sample, device, interval=SAMPLE_SECONDS)
 
     @classmethod
     def open(
@@ -96,28 +96,28 @@ class Tracker:
             else:
                 tracker._begin(description)
         except BaseException:
-            tracker._uploader.abandon()
+            tracker.uploader.abandon()
             journal.close()
             raise
-        tracker._uploader.start()
-        tracker._sampler.start()
+        tracker.uploader.start()
+        tracker.sampler.start()
         return tracker
 
     @property
     def run_id(self) -> str | None:
         """The MLflow run's id; None while the store has not been reached."""
-        return self._uploader.cursor.run_id
+        return self.uploader.cursor.run_id
 
     @property
     def url(self) -> str:
         """Where the run can be seen."""
-        cursor = self._uploader.cursor
+        cursor = self.uploader.cursor
         return self._store.run_url(cursor.run_id, cursor.experiment_id) if cursor.run_id else self._store.redacted_uri
 
     @property
     def problem(self) -> str | None:
         """Why the store takes nothing at the moment, in a sentence; None when all is well."""
-        return self._uploader.problem
+        return self.uploader.problem
 
     def record(self, event: "Event") -> None:
         """Take down an event of the training loop. Costs microseconds and never raises for the store's sake."""
@@ -169,12 +169,12 @@ class Tracker:
             reason: Why, where it did not finish, in a sentence.
             timeout: Seconds to wait for the store. What it has not taken by then stays on disk.
         """
-        self._sampler.stop()
+        self.sampler.stop()
         self._writer.append(self._recorder.rest())
         if reason:
             self.tags({"reason": reason})
         self._writer.append([{"kind": "status", "status": STATUS[end], "timestamp": now_ms()}])
-        report = self._uploader.close(timeout)
+        report = self.uploader.close(timeout)
         return replace(report, lost=self._writer.close())
 
     # --- beginning and resuming --------------------------------------------------------------------
@@ -189,13 +189,13 @@ class Tracker:
             "tags": {key: self._store.hide(value) for key, value in tags.items()},
         }
         self._writer.append([created, *_recipe_records(description)])
-        self._uploader.create_run()
+        self.uploader.create_run()
 
     def _resume(self, description: RunFacts, step: int | None) -> None:
         # A checkpoint before the first step keeps the evaluations of epoch 0; without one they are repeated.
         epoch = -1 if step is None else step // description.recipe.steps_per_epoch
         journal = self._writer.journal
-        journal.truncate_after_step(step or 0, epoch, delivered=self._uploader.cursor.underway)
+        journal.truncate_after_step(step or 0, epoch, delivered=self.uploader.cursor.underway)
         entries = _entries(journal)
         self._recorder.catch_up(entries, epoch)
         # A process that was killed right after its first record left neither params nor dataset.
@@ -206,7 +206,7 @@ class Tracker:
         self.tags({**description.process_tags(), "resumed": str(resumed + 1), "reason": ""})
         self._writer.append([{"kind": "status", "status": "RUNNING", "timestamp": now_ms()}])
         if self.run_id is None:
-            self._uploader.create_run()
+            self.uploader.create_run()
 
     def _take_sample(self, sample: dict[str, float]) -> None:
         self._writer.append(self._recorder.sample(sample))

@@ -144,7 +144,7 @@ class Uploader:
 
     def _went_wrong(self, error: Exception) -> None:
         self._failures += 1
-        sentence = self._store.sentence(error)
+        sentence = self._store.describe_error(error)
         self._delivery.note(sentence)
         if self._failures == 1:
             _log.warning(
@@ -185,7 +185,7 @@ def flush(store: Store, folder: Path) -> UploadReport:
                 pass
             delivery.retry_deferred()
         except Exception as error:  # the store's client and its drivers raise what they like
-            delivery.note(store.sentence(error))
+            delivery.note(store.describe_error(error))
         remove_delivered(folder)
         return replace(delivery.report, left=delivery.remaining(), command=flush_command(store, folder))
     finally:

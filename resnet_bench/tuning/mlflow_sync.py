@@ -19,6 +19,7 @@ from resnet_bench.data.dataset import Dataset
 from resnet_bench.execution.execution import Execution
 from resnet_bench.running.job import Job
 from resnet_bench.running.prepare import facts_of
+from resnet_bench.tracking.mlflow_client import pages
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import NOTE, PARENT, STUDIES_EXPERIMENT, stored_tags, tag
 from resnet_bench.tuning.stored_study import StoredStudy, is_interrupted, trained_epochs
@@ -116,12 +117,12 @@ class MlflowSync:
         except Exception as error:  # whatever the database driver or the server's client raises
             if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
                 raise UserError(
-                    f"{store.shown}: study {stored.name} has logged its runs to another tracking store, which this one "
-                    "does not have; name that with --tracking, or start another study with --study-name"
+                    f"{store.redacted_uri}: study {stored.name} has logged its runs to another tracking store, which "
+                    "this one does not have; name that with --tracking, or start another study with --study-name"
                 ) from None
             raise UserError(
-                f"{store.shown}: a study needs its tracking store to begin, and it does not answer "
-                f"({store.sentence(error)})"
+                f"{store.redacted_uri}: a study needs its tracking store to begin, and it does not answer "
+                f"({store.describe_error(error)})"
             ) from None
         return cls(store, stored, known)
 
@@ -184,13 +185,7 @@ class MlflowSync:
     def _children(self, role: str) -> "Iterator[Run]":
         experiment = self._client.get_run(self.run_id).info.experiment_id
         query = f"tags.`{PARENT}` = '{self.run_id}' AND tags.`{tag('role')}` = '{role}'"
-        token = None
-        while True:
-            page = self._client.search_runs([experiment], query, max_results=_PAGE, page_token=token)
-            yield from page
-            token = page.token
-            if not token:
-                return
+        return pages(self._client.search_runs, [experiment], query, max_results=_PAGE)
 
     def _update(self, run: "Run", target: TrialRecord) -> None:
         from mlflow.entities import Metric, RunTag
@@ -264,7 +259,7 @@ class MlflowSync:
         try:
             yield
         except (MlflowException, OSError) as error:
-            _log.warning("%s: %s", self._store.shown, self._store.sentence(error))
+            _log.warning("%s: %s", self._store.redacted_uri, self._store.describe_error(error))
 
 
 def _epochs_saved(stored: StoredStudy) -> int:

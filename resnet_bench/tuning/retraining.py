@@ -8,6 +8,7 @@ from typing import Any
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.context import Context
+from resnet_bench.running.events import update
 from resnet_bench.running.job import Job
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.prepare import prepare
@@ -60,7 +61,7 @@ def retrain(
     try:
         with contextlib.closing(run(prepare(_job(retraining, stored, sync), context), context)) as events:
             for event in events:
-                outcome.take(event)
+                update(outcome, event)
                 trained = clock.due(event)
                 if trained is not None:
                     yield RetrainingProgressed(arm, seed, trained)

@@ -142,11 +142,11 @@ def test_a_folder_that_somebody_else_prepared_is_not_taken_for_a_home(
     monkeypatch.setenv("HOME", "")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    files._private_folder.cache_clear()
+    files.private_home.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
             folder = files.cache_folder()
     finally:
-        files._private_folder.cache_clear()
+        files.private_home.cache_clear()
     assert folder.is_relative_to(tmp_path)
     assert not list((tmp_path / "elsewhere").iterdir())

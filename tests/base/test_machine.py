@@ -52,7 +52,7 @@ def test_usable_cores_keeps_to_the_quota_of_the_container(
 def test_default_threads_follow_omp_num_threads_up_to_the_cores(
     wanted: str | None, threads: int, many_cores: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "_quota", lambda *_: float("inf"))
+    monkeypatch.setattr(machine, "usable_cores", lambda: 64)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if wanted is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", wanted)

@@ -43,7 +43,7 @@ def test_machines_are_kept_apart(tmp_path, monkeypatch) -> None:
         assert machine_tuning_cache("one CPU").get("shape") == "product"
         assert machine_tuning_cache("one CPU").get("machine") == "one CPU"
         machine_tuning_cache.cache_clear()
-        monkeypatch.setattr(tuning_cache, "_kernels", lambda: "of another version")
+        monkeypatch.setattr(tuning_cache, "kernels_digest", lambda: "of another version")
         assert machine_tuning_cache("one CPU").get("shape") is None
     finally:
         machine_tuning_cache.cache_clear()

@@ -9,15 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 
-from resnet_bench.cli import app
 from resnet_bench.recipe.files import load_benchmark, scan_benchmarks
 from resnet_bench.recipe.writing import copy_benchmark
 from resnet_bench.training import checkpoint
@@ -34,29 +31,6 @@ TINIER = (
     "--set data.train_images=40 --set data.test_images=20 --set training.batch_size=8 --set evaluation.batch_size=20"
 )
 """On images that :func:`tests.reliability.tiny.write_images` has written, five steps an epoch."""
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def invoke(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[[str], Result]:
-    """Types a command in an empty folder, in this process."""
-    monkeypatch.chdir(tmp_path)
-
-    def type_command(command: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["resnet-bench", *shlex.split(command)])
-        with pytest.raises(SystemExit) as exit_:
-            app.main()
-        captured = capsys.readouterr()
-        return Result(int(exit_.value.code or 0), captured.out, captured.err)
-
-    return type_command
 
 
 def start(command: str, folder: Path) -> subprocess.Popen[str]:

@@ -24,10 +24,11 @@ pytestmark = [pytest.mark.gpu, needs_gpu]
 BENCHMARKS = [
     "resnet9-onecycle-adam",
     "speedrun-94",
-    *(
-        pytest.param(name, marks=pytest.mark.slow)
-        for name in ("cifar100-resnet", "resnet18-step-decay", "resnet34-sgd-224", "resnet9-dropout", "speedrun-90")
-    ),
+    "cifar100-resnet",
+    "resnet18-step-decay",
+    "resnet34-sgd-224",
+    "resnet9-dropout",
+    "speedrun-90",
 ]
 SMALL = (
     "--profile smoke --set data.train_images=600 --set data.test_images=20 --set training.epochs=2 "
@@ -80,6 +81,7 @@ def test_doctor_names_the_gpu(type_command) -> None:
     assert torch.cuda.get_device_name() in type_command("doctor")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_benchmark_is_trained_in_captured_steps(name, runs_of, caplog, monkeypatch) -> None:
     waits = []
@@ -102,6 +104,7 @@ def test_a_benchmark_is_trained_in_captured_steps(name, runs_of, caplog, monkeyp
         assert counts().stray == 0
 
 
+@pytest.mark.slow
 def test_torch_as_it_comes_captures_nothing(runs_of) -> None:
     (run,) = runs_of(f"run he-resnet20 --device cuda --execution plain --precision fp32 {SMALL}")
     assert not was_captured(run)

@@ -9,10 +9,9 @@ from rich.console import Console
 from resnet_bench.cli.closing import closing_table
 from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay, lasting
 from resnet_bench.cli.screen import print_table
-from resnet_bench.measure.estimate import Costs, TimeLeft
 from resnet_bench.recipe.benchmark import Benchmark, Source
 from resnet_bench.recipe.claims import Claim
-from resnet_bench.running.events import JobFinished, Opened
+from resnet_bench.running.events import JobFinished, Opened, update
 from resnet_bench.running.job import Job
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.training.events import EpochEnded, Evaluated, Started, Steps
@@ -37,8 +36,7 @@ def events():
 
 
 def begin(display: RunsDisplay, label: str) -> RunDisplay:
-    recipe = tiny_recipe(training={"epochs": 1})
-    return display.begin(label, TimeLeft(recipe, Costs.by_pixels(recipe)))
+    return display.begin(label, tiny_recipe(training={"epochs": 1}))
 
 
 def test_a_log_gets_one_line_an_epoch_without_control_characters() -> None:
@@ -77,12 +75,12 @@ def test_a_terminal_gets_a_bar_for_each_run_with_what_is_left() -> None:
         first, second = begin(display, "tiny seed 3"), begin(display, "tiny seed 4")
         for event in events():
             first.take(event)
-        assert display._progress is not None
-        titles = [task.description.replace("\\", "") for task in display._progress.tasks]
+        assert display.progress is not None
+        titles = [task.description.replace("\\", "") for task in display.progress.tasks]
         assert titles == ["[1/2] tiny seed 3", "[2/2] tiny seed 4"]
-        assert "accuracy" not in display._progress.tasks[1].fields["facts"]
+        assert "accuracy" not in display.progress.tasks[1].fields["facts"]
         first.take(JobFinished())
-        assert [task.description.replace("\\", "") for task in display._progress.tasks] == titles[1:]
+        assert [task.description.replace("\\", "") for task in display.progress.tasks] == titles[1:]
         second.take(JobFinished())
     text = output.getvalue()
     assert "[1/2] tiny seed 3" in text
@@ -125,7 +123,7 @@ def test_what_an_encoding_lacks_is_replaced() -> None:
 def outcome(**changes: Any) -> Outcome:
     found = Outcome(**changes)
     for event in events():
-        found.take(event)
+        update(found, event)
     return found
 
 
@@ -137,8 +135,8 @@ def printed(results: list[tuple[Job, Outcome]], words: list[str], width: int = 1
 
 def test_the_closing_table_sets_both_accuracies_beside_the_claim() -> None:
     failed, stopped = Outcome(), Outcome()
-    failed.take(JobFinished("it broke"))
-    stopped.take(JobFinished(interrupted=True))
+    update(failed, JobFinished("it broke"))
+    update(stopped, JobFinished(interrupted=True))
     results = [(job(), outcome()), (job(), failed), (job(), stopped)]
     rows = [row for row in printed(results, ["not judged", "–", "–"]) if row[:1] == ["tiny"]]
     assert rows[0] == ["tiny", "3", "1", "25.00%", "20.00%", "82.87%", "not", "judged", "80", "500", "ms"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -62,11 +63,18 @@ def run_all(project: Path, monkeypatch: pytest.MonkeyPatch) -> RunAll:
     tiny.speed_up(monkeypatch)
 
     def run_it(
-        *, tracking: str | None = None, executed: dict[str, Any] | None = None, ask: bool = False, **options: Any
+        *,
+        tracking: str | None = None,
+        executed: dict[str, Any] | None = None,
+        ask: bool = False,
+        dry_run: bool = False,
+        **options: Any,
     ) -> tuple[RunsSummary, str]:
         output = io.StringIO()
         context = tiny.context(project, tracking=tracking, **(executed or {}))
-        summary = running.run_all(tiny.options(**options), context, Console(file=output, width=180), ask=ask)
+        summary = running.run_all(
+            tiny.options(**options), context, Console(file=output, width=180), ask=ask, dry_run=dry_run
+        )
         return summary, output.getvalue()
 
     return run_it
@@ -136,7 +144,7 @@ def test_it_says_why_something_runs_again(
     def why(**changes: Any) -> str:
         with monkeypatch.context() as patch:
             # Nothing is trained: the reason is what is asked for.
-            patch.setattr(running, "_run_plan", lambda *_: RunsSummary())
+            patch.setattr(running, "run_plan", lambda *_: RunsSummary())
             _, text = run_all(**{"changes": one_epoch(), **changes})
         return next((line for line in text.splitlines() if "is trained again" in line), "")
 
@@ -452,7 +460,7 @@ def test_enter_starts_long_runs_but_no_day_of_them(
     run_all: RunAll, monkeypatch: pytest.MonkeyPatch, seconds: float, starts: bool
 ) -> None:
     monkeypatch.setattr("resnet_bench.running.plan.estimate_seconds", lambda recipe, costs: seconds)
-    monkeypatch.setattr(running, "_run_plan", lambda *_: RunsSummary())
+    monkeypatch.setattr(running, "run_plan", lambda *_: RunsSummary())
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     if starts:
         run_all(ask=True)
@@ -466,3 +474,30 @@ def test_a_seed_out_of_range_is_refused_on_the_command_line(seed: str) -> None:
     result = CliRunner().invoke(app, ["run", "he-resnet20", "--seed", seed])
     assert result.exit_code == 2
     assert "--seed" in result.output
+
+
+# --- dry runs --------------------------------------------------------------------------------------
+
+
+def test_dry_run_says_what_a_run_needs_and_leaves_pictures_alone(
+    run_all: RunAll, project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    before = set(project.rglob("*"))
+    # A whole run would not end within the hour.
+    outcome, text = run_all(seeds=[0, 1], changes={**tiny.CHANGES, "training.epochs": 500_000}, dry_run=True)
+    assert outcome.results == []
+    assert "2 runs in the smoke profile" in text
+    (row,) = [line.split() for line in text.splitlines() if line.startswith("he-resnet20 ")]
+    # 32 images in batches of 8; 269,722 parameters (0.27 M in table 6 of the paper); SGD has momentum.
+    assert row[1:3] == ["2,000,000", "269,722"]
+    assert row[-4:] == ["2.2", "MB", "1.1", "MB"]
+    assert "nothing was trained or tracked" in text
+    assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {"dry-run-he-resnet20.png"}
+    with Image.open(tmp_path / "elsewhere" / "dry-run-he-resnet20.png") as picture:
+        # 32 of the 64 images that there is room for, eight per row, enlarged threefold with two pixels between them.
+        assert picture.size == (3 * (8 * 34 + 2), 3 * (4 * 34 + 2))
+    new = {path.relative_to(project).parts[:2] for path in set(project.rglob("*")) - before}
+    assert new <= {("data", ".resnet-bench-cache"), ("mlflow.db.lock",)}
+    assert tracked_runs(project) == []

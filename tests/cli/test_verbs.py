@@ -1,45 +1,17 @@
 """The verbs that look, copy and check, as a user types them."""
 
 import shlex
-import sys
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.cli import app, machine, options
+from resnet_bench.cli import machine, options
 from resnet_bench.data import dataset
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def invoke(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[[str], Result]:
-    """Types a command in an empty folder, in this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("RESNET_BENCH_DATA", raising=False)
-
-    def type_command(command: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["resnet-bench", *shlex.split(command)])
-        with pytest.raises(SystemExit) as exit_:
-            app.main()
-        captured = capsys.readouterr()
-        return Result(int(exit_.value.code or 0), captured.out, captured.err)
-
-    return type_command
 
 
 # --- list -----------------------------------------------------------------------------------------

@@ -317,7 +317,7 @@ def test_entry_of_another_format_is_built_again(
     info: DatasetFacts, folder: Path, load_small: Load, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_FORMAT", 0)
+        patch.setattr(cache, "FORMAT", 0)
         load_small(info, folder)
     load_small(info, folder)
     assert decodings(messages) == 2
@@ -355,7 +355,7 @@ def test_a_copy_of_an_earlier_version_is_noticed(
     old = entry.folder.with_name("cifar10-0123456789ab")
     entry.folder.rename(old)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache, "_FORMAT", 3)
+        patch.setattr(cache, "FORMAT", 3)
         load_small(info, folder)
     assert any("of an earlier version, which nothing reads" in message for message in messages)
 

@@ -73,7 +73,7 @@ def test_a_small_network_learns_in_one_epoch(name: str, chance: float) -> None:
 def test_large_sets_are_generated_once_for_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = ImageLocation(tmp_path / "nowhere", generated=(9_000, 1_000))
     first = load_images("cifar10", images)
-    monkeypatch.setattr(generated, "_draw", lambda *_: pytest.fail("generated again"))
+    monkeypatch.setattr(generated, "draw_images", lambda *_: pytest.fail("generated again"))
     again = load_images("cifar10", images)
     assert (again.fingerprint, again.location) == (first.fingerprint, first.location)
     assert torch.equal(again.train.images, first.train.images)

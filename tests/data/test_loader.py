@@ -11,11 +11,11 @@ from scipy import stats
 from torch import Tensor
 from torchvision import transforms
 
-from resnet_bench.data import augmentation as augmenting
-from resnet_bench.data import loader, resize
-from resnet_bench.data.augmentation import Draws
+from resnet_bench.data import resize
+from resnet_bench.data.augmentation import Draws, padded_orientations, reflect_by_index
 from resnet_bench.data.dataset import Split
 from resnet_bench.data.loader import ResidentLoader
+from resnet_bench.data.normalization import Normalizer
 from resnet_bench.recipe.settings import Augmentation, Jitter, ResizeStage
 from tests.stub_cuda import needs_computing_gpu, needs_gpu
 
@@ -119,23 +119,25 @@ def test_resizing_equals_pillow(size: int) -> None:
 @pytest.mark.parametrize("padding", [1, 4, 31])
 def test_reflecting_on_a_gpu_is_reflecting(padding: int) -> None:
     images = random_split(3).images
-    assert torch.equal(augmenting._reflected_by_index(images, padding), augmenting._reflected(images, padding))
+    reflected = padded_orientations(
+        images, Augmentation(crop_padding=padding, padding_mode="reflect"), interleaved=False
+    )
+    assert torch.equal(reflect_by_index(images, padding), reflected[:, 0])
 
 
-def test_resizing_in_parts_gives_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resizing_in_parts_gives_the_whole() -> None:
     images = random_split(7).images
     whole = resize.resize_by_gemm(images, 48)
     # Of three images at a time, the last part has one.
-    monkeypatch.setattr(resize, "_BYTES_AT_ONCE", 3 * 3 * 48 * 48 * 8)
-    assert torch.equal(resize.resize_by_gemm(images, 48), whole)
+    assert torch.equal(resize.resize_by_gemm(images, 48, bytes_at_once=3 * 3 * 48 * 48 * 8), whole)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_normalising_in_one_pass_differs_by_rounding(memory_format: torch.memory_format) -> None:
     """What a GPU computes."""
-    resident = make_loader(random_split(20), memory_format=memory_format)
-    images, _ = resident.raw_batch(0, 0)
-    in_one_pass, step_by_step = resident._normalize_in_one_pass(images), resident._normalize(images)
+    images = random_split(20).images
+    normalize = Normalizer(MEAN, STD, device=torch.device("cpu"), dtype=torch.float32, memory_format=memory_format)
+    in_one_pass, step_by_step = normalize.in_one_pass(images), normalize(images)
     assert in_one_pass.stride() == step_by_step.stride()
     assert in_one_pass.dtype == torch.float32
     torch.testing.assert_close(in_one_pass, step_by_step, rtol=0, atol=1e-6)
@@ -251,12 +253,15 @@ def test_an_epoch_that_was_prepared_is_the_same() -> None:
 
 
 @pytest.mark.parametrize("batches_at_once", [1, 3])
-def test_resuming_anywhere_gives_the_rest_of_the_epoch(batches_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    augmentation = Augmentation(crop_padding=4, padding_mode="reflect", flip=True)
-    whole = list(make_loader(random_split(50), 7, augmentation=augmentation, shuffle=True, seed=5).epoch(4))
-    monkeypatch.setattr(ResidentLoader, "_batches_at_once", lambda _: batches_at_once)
+def test_resuming_anywhere_gives_the_rest_of_the_epoch(batches_at_once: int) -> None:
+    options = {
+        "augmentation": Augmentation(crop_padding=4, padding_mode="reflect", flip=True),
+        "shuffle": True,
+        "seed": 5,
+    }
+    whole = list(make_loader(random_split(50), 7, **options).epoch(4))
     for start in range(len(whole) + 1):
-        fresh = make_loader(random_split(50), 7, augmentation=augmentation, shuffle=True, seed=5)
+        fresh = make_loader(random_split(50), 7, **options, batches_at_once=batches_at_once)
         rest = list(fresh.epoch(4, start_batch=start))
         assert len(rest) == len(whole) - start
         for (images, labels), (expected, expected_labels) in zip(rest, whole[start:], strict=True):
@@ -320,16 +325,14 @@ def test_gpu_gives_the_images_of_the_cpu(
     resize: int | None,
     mode: Literal["reflect", "zeros"],
     memory_format: torch.memory_format,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     augmentation = Augmentation(
         crop_padding=4, padding_mode=mode, flip=True, resize=resize, jitter=Jitter(brightness=0.1, contrast=0.1)
     )
     options = {"augmentation": augmentation, "shuffle": True, "memory_format": memory_format}
     on_cpu = make_loader(random_split(50), 8, **options)
-    for bytes_at_once in (1, 2**28):
-        monkeypatch.setattr(loader, "_BYTES_AT_ONCE_ON_ACCELERATORS", bytes_at_once)
-        on_gpu = make_loader(random_split(50), 8, **options, device="cuda")
+    for batches_at_once in (1, 50):
+        on_gpu = make_loader(random_split(50), 8, **options, device="cuda", batches_at_once=batches_at_once)
         for batch, ((images, labels), (expected, expected_labels)) in enumerate(
             zip(on_gpu.epoch(2), on_cpu.epoch(2), strict=True)
         ):
@@ -342,12 +345,13 @@ def test_gpu_gives_the_images_of_the_cpu(
 
 @pytest.mark.gpu
 @needs_gpu
-def test_gpu_is_not_waited_for_within_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "_BYTES_AT_ONCE_ON_ACCELERATORS", 1)
+def test_gpu_is_not_waited_for_within_an_epoch() -> None:
     augmentation = Augmentation(
         crop_padding=4, padding_mode="reflect", flip=True, resize=40, jitter=Jitter(brightness=0.1, contrast=0.1)
     )
-    resident = make_loader(random_split(50), 8, augmentation=augmentation, shuffle=True, device="cuda")
+    resident = make_loader(
+        random_split(50), 8, augmentation=augmentation, shuffle=True, device="cuda", batches_at_once=1
+    )
     torch.cuda.set_sync_debug_mode("error")
     try:
         resident.prepare(0)
@@ -432,12 +436,12 @@ def test_images_grow_within_an_epoch(start_batch: int) -> None:
             assert torch.equal(images, as_tensor(small))
 
 
-def test_batches_that_are_made_together_are_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ResidentLoader, "_batches_at_once", lambda self: 4)
+def test_batches_that_are_made_together_are_of_one_size() -> None:
     sizes = (ResizeStage(pixels=16, epochs=1.5), ResizeStage(pixels=32, epochs=0.5))
-    together = make_loader(random_split(96), augmentation=Augmentation(sizes=sizes), shuffle=True)
-    monkeypatch.undo()
-    singly = make_loader(random_split(96), augmentation=Augmentation(sizes=sizes), shuffle=True)
+    singly, together = (
+        make_loader(random_split(96), augmentation=Augmentation(sizes=sizes), shuffle=True, batches_at_once=count)
+        for count in (1, 4)
+    )
     for epoch in (1, 2):
         for (images, labels), (expected, expected_labels) in zip(
             list(together.epoch(epoch)), singly.epoch(epoch), strict=True

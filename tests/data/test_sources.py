@@ -366,7 +366,7 @@ def test_tampered_batch_is_refused_before_it_is_unpickled(
 ) -> None:
     archive = builders.write_extracted_archive(tmp_path, info, content)
     builders.replace_test_batch(tmp_path, archive, pickle.dumps({"data": Bomb(tmp_path / "executed")}))
-    monkeypatch.setattr("resnet_bench.data.archive._unpickle", lambda *_: pytest.fail("unpickled"))
+    monkeypatch.setattr("resnet_bench.data.archive.unpickle_batch", lambda *_: pytest.fail("unpickled"))
     with pytest.raises(UserError, match=r"test_batch is not the published file"):
         load_small(info, tmp_path, archive=archive)
 

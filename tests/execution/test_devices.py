@@ -28,6 +28,6 @@ def test_the_peak_starts_again_from_the_current_memory() -> None:
 
 
 def test_a_system_that_cannot_reset_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_CLEAR_REFS", tmp_path / "nowhere" / "clear_refs")
+    monkeypatch.setattr(devices, "CLEAR_REFS", tmp_path / "nowhere" / "clear_refs")
     assert not reset_peak_memory(CPU)
     assert not reset_peak_memory(torch.device("mps"))

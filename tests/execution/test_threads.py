@@ -20,7 +20,7 @@ class Times:
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four idle cores."""
-    threads._warn_once.cache_clear()
+    threads.warn_once.cache_clear()
     monkeypatch.setattr(threads, "usable_cores", lambda: 4)
     monkeypatch.setattr(threads, "default_threads", lambda: 4)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)

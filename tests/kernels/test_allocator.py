@@ -48,6 +48,6 @@ def test_freed_memory_is_kept_inside_and_given_back_outside() -> None:
 
 
 def test_without_glibc_it_does_nothing(monkeypatch) -> None:
-    monkeypatch.setattr("resnet_bench.kernels.allocator._glibc", lambda: None)
+    monkeypatch.setattr("resnet_bench.kernels.allocator.glibc", lambda: None)
     with retain_heap(True):
         assert torch.ones(3).sum() == 3

@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resnet_bench.kernels import winograd
 from resnet_bench.kernels.convolution import (
+    FORWARD,
     ConvAlgorithms,
     Geometry,
     convolution,
@@ -117,3 +119,19 @@ def test_in_bf16_both_ways_to_the_weights_gradient_round_alike(size) -> None:
 )
 def test_which_convolutions_are_products_of_whole_maps(size, geometry, expected) -> None:
     assert is_dense(size, geometry) == expected
+
+
+@pytest.mark.parametrize("forward", list(FORWARD))
+def test_a_layer_behind_may_work_in_place(forward: str) -> None:
+    """As the ReLU of VGG-16 without BatchNorm does."""
+    if forward == "winograd" and (problem := winograd.problem()):
+        pytest.skip(problem)
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(2, 16, 8, 8, generator=generator).bfloat16()
+    weight = torch.randn(16, 16, 3, 3, generator=generator).requires_grad_()
+    geometry = Geometry(kernel=3, stride=1, padding=1)
+    gradients = []
+    for inplace in (False, True):
+        outputs = convolution(images, weight, None, geometry, ConvAlgorithms(forward=forward))
+        gradients += torch.autograd.grad(F.relu(outputs, inplace=inplace).sum(), [weight])
+    assert torch.equal(*gradients)

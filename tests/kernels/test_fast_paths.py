@@ -32,8 +32,8 @@ def choosing(monkeypatch, **seconds: float) -> list[tuple[str, int]]:
         asked.append(("pool", shape.size))
         return {"apart": 1.0, "winograd": seconds.get("winograd", 2.0)}
 
-    monkeypatch.setattr(fast_paths, "_time", measure)
-    monkeypatch.setattr(fast_paths, "_time_pooled", measure_pooled)
+    monkeypatch.setattr(fast_paths, "time_pass", measure)
+    monkeypatch.setattr(fast_paths, "time_pooled", measure_pooled)
     return asked
 
 
@@ -104,8 +104,8 @@ def test_a_way_that_is_not_there_is_not_taken(tmp_path) -> None:
 @pytest.mark.parametrize("name", ["forward", "grad_input", "grad_weight"])
 def test_the_measurement_times_every_way(name) -> None:
     shape = Shape(2, 16, 4, 16, Geometry(3, 1, 1), torch.bfloat16)
-    ways = fast_paths._candidates(shape)[name]
-    seconds = fast_paths._time(name, ways, shape)
+    ways = fast_paths.candidates(shape)[name]
+    seconds = fast_paths.time_pass(name, ways, shape)
     assert list(seconds) == list(ways)
     assert all(0 < taken < 1 for taken in seconds.values())
 
@@ -150,7 +150,7 @@ def test_a_network_with_fewer_products_is_as_near_to_plain_as_bf16(tmp_path, mon
 @pytest.mark.parametrize("needed", [("forward",), ("forward", "grad_input", "grad_weight")])
 def test_the_measurement_times_a_pool_apart_and_as_one(needed) -> None:
     shape = Shape(2, 16, 5, 16, Geometry(3, 1, 1), torch.bfloat16)
-    seconds = fast_paths._time_pooled(shape, needed, ConvAlgorithms())
+    seconds = fast_paths.time_pooled(shape, needed, ConvAlgorithms())
     assert set(seconds) == {"apart", "winograd"}
     assert all(0 < taken < 1 for taken in seconds.values())
 

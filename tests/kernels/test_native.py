@@ -18,9 +18,9 @@ needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CC", raising=False)
-    native._tried.cache_clear()
+    native.load_once.cache_clear()
     yield tmp_path / "cache" / "resnet-bench" / "kernels"
-    native._tried.cache_clear()
+    native.load_once.cache_clear()
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], in
 
 
 def seven(source: Path, extra: int = 0) -> int:
-    native._tried.cache_clear()
+    native.load_once.cache_clear()
     return native.library(source, (f"EXTRA={extra}",)).seven()
 
 

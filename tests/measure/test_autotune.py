@@ -107,8 +107,8 @@ def test_short_runs_and_other_levels_are_left_alone(long_recipe, memory, monkeyp
 
 
 def test_a_batch_is_cut_to_what_can_be_afforded(long_recipe) -> None:
-    assert autotuning._affordable_batch(long_recipe) == 8
-    assert autotuning._affordable_batch(load_benchmark("resnet34-sgd-224").recipe) == 9
+    assert autotuning.affordable_batch(long_recipe) == 8
+    assert autotuning.affordable_batch(load_benchmark("resnet34-sgd-224").recipe) == 9
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

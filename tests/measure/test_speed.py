@@ -99,7 +99,7 @@ def test_a_variant_has_its_sources_workers(name, workers) -> None:
 def test_its_images_go_through_torchvisions_transforms(images, name, expected) -> None:
     recipe = load_benchmark(name).recipe
     dataset = PillowImages(images.train, recipe)
-    steps = dataset._transform.transforms
+    steps = dataset.transform.transforms
     assert [type(step).__name__ for step in steps] == expected
     pixels, label = dataset[3]
     assert pixels.shape == (3, recipe.image_size, recipe.image_size)
@@ -126,7 +126,7 @@ def test_its_step_is_that_of_the_plain_loop(benchmark, images) -> None:
         all_of_them = Split(images.train.images[:20], images.train.labels[:20])
         loop = BaselineLoop(recipe, PLAIN, all_of_them, workers=0)
         loop.network.load_state_dict(position["network"])
-        loop._optimizer.load_state_dict(position["optimizer"])
+        loop.optimizer.load_state_dict(position["optimizer"])
         for _ in range(2):
             assert list(loop.steps()) == [20]
     ours = list(itertools.chain.from_iterable(event.losses for event in events))

@@ -19,6 +19,7 @@ from resnet_bench.recipe import files
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.changes import merge, override_nested
 from resnet_bench.recipe.files import (
+    expand_suites,
     load_benchmark,
     load_benchmark_file,
     scan_benchmarks,
@@ -124,7 +125,7 @@ def test_an_installed_package_brings_its_own_files(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     shipped = tmp_path / "site" / "shipped" / "studies"
     shipped.mkdir(parents=True)
-    monkeypatch.setattr(files, "_PACKAGE", tmp_path / "site")
+    monkeypatch.setattr(files, "PACKAGE", tmp_path / "site")
     assert search_folders("studies") == [shipped.resolve()]
 
 
@@ -620,8 +621,8 @@ def work(recipe: Recipe) -> int:
     [
         ("resnet9-onecycle-adam", "098d38f1a25d61b3"),
         ("resnet34-sgd-224", "7180d3a1ec8863fb"),
-        ("resnet18-step-decay", "3980b14942054bab"),
-        ("cifar100-resnet", "8fd53e94c1163797"),
+        ("resnet18-step-decay", "492f19d963b366c4"),
+        ("cifar100-resnet", "d9caa40670996e42"),
     ],
 )
 def test_the_main_recipes_are_what_they_were(name: str, fingerprint: str) -> None:
@@ -773,3 +774,15 @@ def says_why(path: Path) -> None:
 def test_merging_nothing_changes_nothing(value: Any) -> None:
     table = {"top": value}
     assert merge(table, {}) == merge({}, table) == merge(table, table) == table
+
+
+def test_a_suite_stands_for_its_benchmarks_and_is_not_inherited(tmp_path: Path) -> None:
+    (tmp_path / "child.toml").write_text('extends = "plain-20"\n\n[recipe.training]\nbatch_size = 64\n')
+    (tmp_path / "mine.toml").write_text('extends = "plain-20"\nsuites = ["mine", "depth"]\n')
+    found = expand_suites(["plain-20", "@depth", "resnet9-dropout", "@mine"], tmp_path)
+    assert found[0] == "plain-20"
+    assert {"he-resnet110", "vgg16-cifar", "mine"} <= set(found)
+    assert len(found) == len(set(found))
+    assert "child" not in found
+    with pytest.raises(UserError, match="did you mean 'depth'"):
+        expand_suites(["@dept"], tmp_path)

@@ -94,7 +94,7 @@ def mark_phases(phases: Phases, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CacheEntry, "write", phases.mark("cache", CacheEntry.write))
     patch.setattr(EagerStep, "step", phases.mark("step", EagerStep.step))
     patch.setattr(checkpoint, "save", phases.mark("checkpoint", checkpoint.save))
-    patch.setattr(Delivery, "_call", phases.mark("shipping", Delivery._call))
+    patch.setattr(Delivery, "deliver", phases.mark("shipping", Delivery.deliver))
     patch.setattr(files, "write_all", phases.mark("report", files.write_all))
 
 

@@ -96,7 +96,12 @@ def test_a_tracking_uri_is_a_store_or_a_sentence_and_shows_no_secret(uri: str, t
     if store.uri.startswith("sqlite:"):
         # A file has no password; what looks like one is its path.
         return
-    said = [store.shown, repr(store), store.run_url("abc", "0"), store.sentence(OSError(f"cannot reach {store.uri}"))]
+    said = [
+        store.redacted_uri,
+        repr(store),
+        store.run_url("abc", "0"),
+        store.describe_error(OSError(f"cannot reach {store.uri}")),
+    ]
     assert all(SECRET not in text for text in said), said
     assert store.uri.partition(":")[0] in {
         "sqlite", "http", "https", "databricks", "postgresql", "postgresql+psycopg", "postgresql+psycopg2", "mysql",

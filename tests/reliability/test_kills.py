@@ -28,19 +28,13 @@ def harness(kills: int, seconds: float) -> dict[str, Any]:
     return summary
 
 
-def test_three_kills() -> None:
-    summary = harness(3, 60)
-    assert summary["differences"] == []
-    # A harness that disturbed nothing has shown nothing.
-    assert summary["landed"] == 3
-
-
 @pytest.mark.slow
 def test_killed_anywhere() -> None:
     """Fifty times; RESNET_BENCH_KILLS says how often in a nightly run."""
     kills = int(os.environ.get("RESNET_BENCH_KILLS", "50"))
     summary = harness(kills, max(240.0, 20.0 * kills))
     assert summary["differences"] == []
+    # A harness that disturbed nothing has shown nothing.
     assert summary["landed"] == kills
     hit = {phase for moment in summary["by phase"] for phase in moment.split("+")}
     assert hit >= {"step", "checkpoint", "shipping", "report"}

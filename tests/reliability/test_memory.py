@@ -221,6 +221,7 @@ def test_a_cpu_without_memory_names_a_batch_that_really_trains(setting: str, bat
     assert outcome == "trained"
 
 
+@pytest.mark.slow
 @pytest.mark.gpu
 @needs_gpu
 def test_a_gpu_without_memory_names_a_batch_that_really_trains(images: Dataset) -> None:

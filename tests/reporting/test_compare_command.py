@@ -2,29 +2,21 @@
 
 import html
 import json
-import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from resnet_bench.cli import app, screen
+from resnet_bench.cli import screen
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.reporting import reading, report
+from tests.conftest import Result
 from tests.reporting import synthetic
 from tests.reporting.synthetic import FakeRun
 
 BEFORE, AFTER = "a1" * 20, "b2" * 20
 BOTH = "--from before/mlflow.db --from after/mlflow.db"
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture(scope="module")
@@ -50,21 +42,12 @@ def folder(empty_database: Path, benchmarks: dict[str, Benchmark], tmp_path_fact
 
 
 @pytest.fixture
-def compare(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[[str], Result]:
-    """Types the command's arguments in the folder of the stores."""
+def compare(folder: Path, invoke: Callable[[str], Result], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Result]:
+    """Type the command's arguments in the folder of the stores."""
     monkeypatch.chdir(folder)
     # It has looked at the terminal when it was imported.
-    monkeypatch.setattr(screen.console, "_width", 200)
-
-    def type_command(arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["resnet-bench", "compare", *shlex.split(arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            app.main()
-        return Result(int(exit_.value.code or 0), *capsys.readouterr())
-
-    return type_command
+    monkeypatch.setattr(screen.console, "width", 200)
+    return lambda arguments: invoke(f"compare {arguments}")
 
 
 @pytest.mark.parametrize(

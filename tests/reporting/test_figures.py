@@ -15,7 +15,7 @@ from resnet_bench.reporting.figures import classes as class_plots
 from resnet_bench.reporting.figures import comparisons
 from resnet_bench.reporting.figures.claims import forest, selection_effect
 from resnet_bench.reporting.figures.curves import curves
-from resnet_bench.reporting.figures.style import INK, LIGHT, THEME, Plot, group_labels, light
+from resnet_bench.reporting.figures.style import INK, LIGHT, THEME, Plot, group_labels, light, pareto_front
 from resnet_bench.reporting.page import TEMPLATES
 from resnet_bench.reporting.runs import RunGroup
 from resnet_bench.reporting.tables import Tables
@@ -229,8 +229,8 @@ def test_an_axis_of_time_holds_its_values_and_has_marks(seconds: list[float]) ->
 
 def test_pareto_front() -> None:
     points = [(1.0, 80.0), (2.0, 90.0), (3.0, 85.0), (2.0, 88.0), (4.0, 91.0), (5.0, 91.0)]
-    assert comparisons.pareto_front(points) == [(1.0, 80.0), (2.0, 90.0), (4.0, 91.0)]
-    assert comparisons.pareto_front([]) == []
+    assert pareto_front(points) == [(1.0, 80.0), (2.0, 90.0), (4.0, 91.0)]
+    assert pareto_front([]) == []
 
 
 def test_groups_of_one_name_are_told_apart(groups: list[RunGroup]) -> None:

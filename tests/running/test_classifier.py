@@ -11,7 +11,7 @@ from resnet_bench.data.of_recipe import evaluation_loader, splits_of
 from resnet_bench.models.of_recipe import build_network
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.classifier import Classifier, classifier_of
-from resnet_bench.tracking.model import load_weights, save_model
+from resnet_bench.tracking.model import PROGRAM, load_weights, save_model
 from tests.training.conftest import PLAIN, tiny_recipe
 
 
@@ -71,6 +71,6 @@ def test_weights_of_served_models_are_read_by_the_names_of_the_network(tmp_path:
     save_model(classifier.network, np.zeros((2, 3, 32, 32), dtype=np.float32), tmp_path / "old")
     expected = classifier.network.state_dict()
     for name in ("new", "old"):
-        weights = load_weights(tmp_path / name)
+        weights = load_weights(tmp_path / name / PROGRAM)
         assert weights.keys() == expected.keys()
         assert all(torch.equal(weights[key], expected[key]) for key in expected)

@@ -15,7 +15,7 @@ import torch
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import generate_dataset
 from resnet_bench.running import run as running
-from resnet_bench.running.events import Closed, Opened
+from resnet_bench.running.events import Closed, Opened, update
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.prepare import prepare
 from resnet_bench.running.run import run
@@ -259,7 +259,7 @@ def test_run_yields_the_outcome_of_a_run_that_was_finished_before(store, job_for
     first = list(started(job_for(seed=1001), context))
     told = Outcome()
     for event in first:
-        told.take(event)
+        update(told, event)
     again = list(started(job_for(seed=1001, force=False, resume=True), context))
     assert [type(event) for event in again] == [Opened]
     found = again[0].outcome
@@ -283,13 +283,13 @@ def test_a_resumed_run_knows_what_it_told_before(job_for, context) -> None:
     recipe = {"training": {"epochs": 3}}
     undisturbed = Outcome()
     for event in started(job_for(recipe=recipe), context):
-        undisturbed.take(event)
+        update(undisturbed, event)
     generator = started(job_for(recipe=recipe), context)
     until(generator, lambda event: isinstance(event, EpochEnded) and event.epoch == 2)
     generator.close()
     resumed = Outcome()
     for event in started(job_for(recipe=recipe, resume=True), context):
-        resumed.take(event)
+        update(resumed, event)
     assert resumed.accuracy_by_epoch == undisturbed.accuracy_by_epoch
     assert len(resumed.throughput_by_epoch) == 3
 

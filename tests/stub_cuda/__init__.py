@@ -49,7 +49,7 @@ def build(folder: Path) -> Path:
     if torch.version.cuda is None:
         raise Unavailable("this torch knows no CUDA")
     try:
-        compiler = native._compiler()
+        compiler = native.compiler_command()
     except native.CompileError as problem:
         raise Unavailable(str(problem)) from None
     packages = importlib.util.find_spec("nvidia")

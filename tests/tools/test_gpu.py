@@ -32,7 +32,7 @@ def test_steps_and_epochs_are_measured_and_written_down(tmp_path, capsys) -> Non
 
 def test_a_part_that_fails_does_not_keep_the_others_from_being_done(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(gpu, "compare", lambda *_, **__: 1 / 0)
-    monkeypatch.setattr(gpu, "_profile", lambda _: True)
+    monkeypatch.setattr(gpu, "profile", lambda _: True)
     assert gpu.main(["--tiny", "--part", "steps", "--part", "profile", "--out", str(tmp_path)]) == 1
     printed = capsys.readouterr().out
     assert "ZeroDivisionError" in printed

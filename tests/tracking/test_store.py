@@ -67,7 +67,7 @@ SECRETS = [
 def test_passwords_are_never_shown(uri: str, secrets: list[str]) -> None:
     store = Store.resolve(uri)
     error = OSError(f"cannot reach {uri} with password {secrets[-1]}")
-    for text in (store.redacted_uri, repr(store), str(store), store.sentence(error), store.run_url("abc", "0")):
+    for text in (store.redacted_uri, repr(store), str(store), store.describe_error(error), store.run_url("abc", "0")):
         assert not any(secret in text for secret in secrets), text
     assert "***" in store.redacted_uri
 

@@ -1,12 +1,10 @@
 """Stores in every state: what is said of them, what pasted advice does, and that reading changes nothing."""
 
 import json
-import os
 import shlex
 import shutil
 import sqlite3
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,7 +20,7 @@ from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.tracking.vocabulary import EXPERIMENT, NOTE
 
-from .conftest import Server, free_port
+from .conftest import free_port, run_python
 from .test_tracker import record_all, whole_run
 
 Describe = Callable[..., RunFacts]
@@ -179,7 +177,17 @@ def test_a_locked_database_is_named_with_what_finds_the_process(store: Store, mo
     assert store.check() is None
 
 
+@pytest.mark.slow
 def test_a_deleted_experiment_is_restored_by_the_command_that_is_printed(store: Store) -> None:
+    client = store.client()
+    client.delete_experiment(client.get_experiment_by_name(EXPERIMENT).experiment_id)
+    command = str(store.check()).rpartition("restore it with: ")[2]
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert store.check() is None
+
+
+def test_a_deleted_experiment_can_be_read_and_is_not_written_to(store: Store) -> None:
     client = store.client()
     client.delete_experiment(client.get_experiment_by_name(EXPERIMENT).experiment_id)
     problem = str(store.check())
@@ -188,8 +196,7 @@ def test_a_deleted_experiment_is_restored_by_the_command_that_is_printed(store: 
     with pytest.raises(UserError) as refusal:
         store.prepare()
     assert str(refusal.value) == problem
-    done = subprocess.run(["sh", "-c", problem.rpartition("restore it with: ")[2]], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    client.restore_experiment(client.get_experiment_by_name(EXPERIMENT).experiment_id)
     assert store.check() is None
 
 
@@ -347,24 +354,23 @@ def test_a_server_that_is_up_for_nobody_is_named_with_its_status(answering: Call
 
 
 def test_no_proxy_stands_between_this_machine_and_itself(
-    make_server: Callable[[], Server], monkeypatch: pytest.MonkeyPatch
+    answering: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = make_server()
-    server.start()
+    """In a separate process, because the environment is changed once per process."""
+    experiment = {"experiment_id": "3", "name": EXPERIMENT, "lifecycle_stage": "active"}
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "intranet.example")
     code = (
-        "import os, sys, urllib.request\n"
+        "import os, sys\n"
         "from resnet_bench.tracking.store import Store\n"
         "store = Store.resolve(sys.argv[1])\n"
         "assert store.check() is None, store.check()\n"
-        "store.prepare()\n"
-        "assert store.client().get_experiment_by_name('resnet-bench')\n"
+        "assert store.client().get_experiment_by_name('resnet-bench').experiment_id == '3'\n"
         "assert 'intranet.example' in os.environ['NO_PROXY']\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, server.uri], capture_output=True, text=True, env={**os.environ})
+    done = run_python(code, answering(200, json.dumps({"experiment": experiment})))
     assert done.returncode == 0, done.stderr
 
 

@@ -557,8 +557,8 @@ def test_a_resumed_run_has_every_step_once(
     tracker = Tracker.open(store, describe(), folder)
     record_all(tracker, [started(), *training(1, 2), steps(21, 24), steps(25, 27)])
     # What a killed process leaves: no status, and the right to ship the folder given back by the system.
-    tracker._uploader.close(10 if shipped else 0)
-    tracker._sampler.stop()
+    tracker.uploader.close(10 if shipped else 0)
+    tracker.sampler.stop()
     if away is not None:
         away.back()
 

@@ -597,7 +597,10 @@ def test_dropped_replay_does_not_break_later_captures() -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize("fails_at", range(cuda_graphs.WARM_UPS + 1))
+@pytest.mark.parametrize(
+    "fails_at",
+    [0, *(pytest.param(step, marks=pytest.mark.slow) for step in range(1, cuda_graphs.WARM_UPS)), cuda_graphs.WARM_UPS],
+)
 @pytest.mark.parametrize("error", ["memory", "wait"])
 def test_memory_of_a_failed_capture_is_freed(error: str, fails_at: int) -> None:
     device = torch.device("cuda:0")

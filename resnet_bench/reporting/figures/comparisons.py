@@ -2,15 +2,15 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from resnet_bench.judging.intervals import standard_deviation
 from resnet_bench.reporting.claims import evaluation_interval, median, times_to_accuracy
 from resnet_bench.reporting.figures.style import (
-    MUTED,
     ROW_HEIGHT,
     Plot,
+    add_front,
     add_line,
     add_marks,
     escaped,
@@ -76,18 +76,7 @@ def pareto(labels: Labels, dataset: str) -> Plot | None:
         )
     if not points:
         return None
-    front = pareto_front(points)
-    add_line(
-        figure,
-        [seconds for seconds, _ in front],
-        [accuracy for _, accuracy in front],
-        color=MUTED,
-        width=1.2,
-        dash="dash",
-        shape="hv",
-        name="Pareto front",
-        hover="",
-    )
+    add_front(figure, points)
     finish(figure, 400, x="training time", y="accuracy, %")
     figure.update_xaxes(time_axis(every_time))
     return Plot(
@@ -100,15 +89,6 @@ def pareto(labels: Labels, dataset: str) -> Plot | None:
         400,
         wide=True,
     )
-
-
-def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points (cost, gain) that no other beats in both, by rising cost."""
-    front: list[tuple[float, float]] = []
-    for cost, gain in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or gain > front[-1][1]:
-            front.append((cost, gain))
-    return front
 
 
 def time_to_accuracy(labels: Labels, dataset: str) -> Plot | None:

@@ -147,6 +147,21 @@ def add_line(
     _add(figure, x, y, {"mode": "lines", "line": line} | trace, name, hover)
 
 
+def pareto_front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the points (cost, gain) that no other beats in both, by rising cost."""
+    front: list[tuple[float, float]] = []
+    for cost, gain in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or gain > front[-1][1]:
+            front.append((cost, gain))
+    return front
+
+
+def add_front(figure: go.Figure, points: Iterable[tuple[float, float]]) -> None:
+    """Draw the line that no point (cost, gain) is beyond."""
+    costs, gains = zip(*pareto_front(points), strict=True)
+    add_line(figure, costs, gains, color=MUTED, width=1.2, dash="dash", shape="hv", name="Pareto front", hover="")
+
+
 def _add(
     figure: go.Figure, x: Iterable[Any], y: Iterable[Any], trace: dict[str, Any], name: str, hover: str | None
 ) -> None:

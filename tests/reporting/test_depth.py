@@ -1,0 +1,64 @@
+"""The section that draws error against depth."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.recipe.files import scan_benchmarks
+from resnet_bench.reporting import runs
+from resnet_bench.reporting.figures.depth import depth_of, error_against_depth
+from resnet_bench.reporting.runs import RunGroup
+from tests.reporting.test_runs import run
+
+ACCURACY = {"he-resnet20": 91.0, "he-resnet56": 93.0, "plain-20": 90.0, "plain-56": 86.0}
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[str, Benchmark]:
+    return scan_benchmarks()[0]
+
+
+def group_of(benchmark: Benchmark, accuracy: float) -> RunGroup:
+    name = benchmark.recipe.model.name
+    members = [
+        replace(
+            run(seed, seed=seed, status="FINISHED", recipe={"model.name": name, "training.epochs": "2"}),
+            benchmark=benchmark.name,
+            fingerprint=benchmark.recipe.fingerprint,
+            metrics={"test/accuracy": {2: (accuracy + seed - 0.5) / 100}, "train/accuracy": {2: 0.99}},
+        )
+        for seed in (0, 1)
+    ]
+    [found] = runs.group(members)
+    return replace(found, definition=benchmark)
+
+
+@pytest.fixture(scope="module")
+def groups(known: dict[str, Benchmark]) -> dict[str, RunGroup]:
+    return {name: group_of(known[name], accuracy) for name, accuracy in ACCURACY.items()}
+
+
+def lines(spec: object) -> Iterator[tuple[str, list[float], list[float]]]:
+    assert isinstance(spec, dict)
+    for trace in spec["data"]:
+        yield trace["name"], list(trace["x"]), [round(value, 2) for value in trace["y"]]
+
+
+def test_each_family_has_a_line_of_mean_errors_by_depth(groups: dict[str, RunGroup]) -> None:
+    plot = error_against_depth(reversed(groups.values()), "cifar10")
+    assert plot is not None
+    drawn = {name: (x, y) for name, x, y in lines(plot.spec)}
+    assert drawn["he resnet, test"] == ([20, 56], [9.0, 7.0])
+    assert drawn["plain, test"] == ([20, 56], [10.0, 14.0])
+    assert drawn["plain, train"] == ([20, 56], [1.0, 1.0])
+    assert drawn["published, test"] == ([20, 56], [8.75, 6.97])
+
+
+def test_one_depth_is_not_a_comparison(groups: dict[str, RunGroup]) -> None:
+    assert error_against_depth([groups["plain-20"], groups["he-resnet56"]], "cifar10") is None
+
+
+def test_the_depth_is_the_number_in_a_networks_name(groups: dict[str, RunGroup]) -> None:
+    assert depth_of(groups["he-resnet56"]) == ("he_resnet", 56)

@@ -1,0 +1,269 @@
+"""Trained networks out of a store or a folder: loaded, exported, and explained."""
+
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from resnet_bench.base.errors import UserError
+from resnet_bench.cli.app import app
+from resnet_bench.data.dataset import Dataset, ImageLocation, generate_dataset
+from resnet_bench.models.of_recipe import build_network
+from resnet_bench.recipe.datasets import DATASETS
+from resnet_bench.recipe.files import load_benchmark
+from resnet_bench.recipe.writing import to_toml
+from resnet_bench.running.context import Context
+from resnet_bench.running.events import Opened
+from resnet_bench.running.export import FILES, Format, export_run
+from resnet_bench.running.job import Job
+from resnet_bench.running.prepare import prepare
+from resnet_bench.running.run import run
+from resnet_bench.running.safetensors import read_safetensors, write_safetensors
+from resnet_bench.running.trained import TrainedRun, find_trained, load_classifier
+from resnet_bench.tracking.model import save_model
+from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.vocabulary import tag
+from resnet_bench.training import checkpoint
+from resnet_bench.training.events import Finished
+from tests.running.conftest import PLAIN
+from tests.training.conftest import tiny_recipe
+
+
+@pytest.fixture(scope="module")
+def images() -> Dataset:
+    return generate_dataset("cifar10", train_size=64, test_size=32)
+
+
+def trained(**tags: str) -> TrainedRun:
+    """A run that was never trained, of the whole recipe on the published images unless tags say otherwise."""
+    torch.manual_seed(0)
+    benchmark = load_benchmark("he-resnet20")
+    facts = {
+        "profile": "full",
+        "seed": "3",
+        "data_fingerprint": DATASETS["cifar10"].fingerprint,
+        "generated": "false",
+        "environment": json.dumps({"torch": "2.99", "python": "3.11"}),
+        "device": "a processor",
+    }
+    return TrainedRun(
+        name="he-resnet20 seed 3",
+        run_id="a" * 32,
+        benchmark=benchmark,
+        tags={tag(name): value for name, value in (facts | tags).items()},
+        accuracies={"accuracy": 0.912, "accuracy_standard": 0.9125},
+        weights=build_network(benchmark.recipe).state_dict(),
+        repeats={0: 0.91, 3: 0.9125, 4: 0.915},
+    )
+
+
+def metadata_of(card: str) -> Any:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def lines_of(card: str) -> str:
+    (lines,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    return str(lines)
+
+
+# --- what is written -------------------------------------------------------------------------------
+
+
+def test_export_writes_weights_configuration_card_and_results(tmp_path: Path) -> None:
+    exported = trained()
+    written = export_run(exported, "safetensors", tmp_path / "new" / "folder")
+    names = {str(path.relative_to(tmp_path / "new" / "folder")) for path in written}
+    assert names == {"model.safetensors", "config.json", "recipe.toml", "README.md", ".eval_results/cifar10.yaml"}
+    weights = read_safetensors(written[0])
+    assert weights.keys() == exported.weights.keys()
+    assert all(torch.equal(weights[name], exported.weights[name]) for name in weights)
+
+    config = json.loads((written[0].parent / "config.json").read_text())
+    assert config["architecture"] == "he_resnet20"
+    assert config["classes"][3] == "cat"
+    assert config["preprocessing"]["mean"] == list(exported.benchmark.recipe.data.mean)
+    assert config["seed"] == 3
+
+    loaded = load_classifier(str(written[0].parent), Store.resolve(None, tmp_path))
+    pixels = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(loaded(pixels), exported.classifier(pixels))
+
+
+def test_model_card_has_the_metadata_of_the_hub(tmp_path: Path) -> None:
+    export_run(trained(), "safetensors", tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    metadata = metadata_of(card)
+    assert metadata["datasets"] == ["uoft-cs/cifar10"]
+    (result,) = metadata["model-index"][0]["results"]
+    assert result["task"]["type"] == "image-classification"
+    assert result["dataset"] == {"type": "uoft-cs/cifar10", "name": "cifar10", "config": "plain_text", "split": "test"}
+    assert [metric["value"] for metric in result["metrics"]] == [0.912, 0.9125]
+    for text in ("91.25%", "Seeds 0, 3 and 4", "2.99", "resnet-bench run recipe.toml --profile full --seed 3"):
+        assert text in card
+    assert len([line for line in lines_of(card).splitlines() if line]) <= 10
+
+
+def test_results_for_a_leaderboard_have_the_form_of_the_hub(tmp_path: Path) -> None:
+    export_run(trained(), "safetensors", tmp_path)
+    (entry,) = yaml.safe_load((tmp_path / ".eval_results" / "cifar10.yaml").read_text())
+    assert entry["dataset"] == {"id": "uoft-cs/cifar10", "task_id": "default"}
+    assert entry["value"] == 0.9125
+    assert "seed 3" in entry["notes"]
+
+
+@pytest.mark.parametrize(
+    "tags", [{"profile": "smoke"}, {"data_fingerprint": "other"}, {"generated": "true", "data_fingerprint": "other"}]
+)
+def test_results_that_are_not_of_the_benchmark_feed_no_leaderboard(tmp_path: Path, tags: dict[str, str]) -> None:
+    export_run(trained(**tags), "safetensors", tmp_path)
+    assert not (tmp_path / ".eval_results").exists()
+    card = (tmp_path / "README.md").read_text()
+    assert ("generated images: its numbers say nothing" in card) == ("generated" in tags)
+    assert ("uoft-cs/cifar10" in card) == ("data_fingerprint" not in tags)
+
+
+def test_export_refuses_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written .*; name another --output"):
+        export_run(trained(), "safetensors", tmp_path / "file")
+
+
+def test_export_names_the_packages_that_onnx_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"onnx and onnxscript; type: pip install 'resnet-bench\[export\]'"):
+        export_run(trained(), "onnx", tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_safetensors_keep_every_type_and_shape(tmp_path: Path) -> None:
+    tensors = {
+        "scalar": torch.tensor(5),
+        "empty": torch.empty(0, 3),
+        "half": torch.randn(3).bfloat16(),
+        "flags": torch.tensor([True, False, True]),
+        "matrix": torch.randn(4, 3).T,
+    }
+    write_safetensors(tmp_path / "file", tensors, {"format": "pt"})
+    found = read_safetensors(tmp_path / "file")
+    assert {name: value.dtype for name, value in found.items()} == {name: t.dtype for name, t in tensors.items()}
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    if importlib.util.find_spec("safetensors"):
+        from safetensors.torch import load_file
+
+        theirs = load_file(tmp_path / "file")
+        assert all(torch.equal(theirs[name], tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0[]"])
+def test_safetensors_refuse_other_files(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        read_safetensors(tmp_path / "file")
+
+
+# --- runs ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Finished]:
+    """The id, the folder and the last event of a tiny run."""
+    runs = tmp_path_factory.mktemp("runs")
+    recipe = tiny_recipe()
+    benchmark = load_benchmark("he-resnet20").model_copy(update={"recipe": recipe, "profiles": {"smoke": recipe}})
+    job = Job(benchmark=benchmark, recipe=recipe, profile="smoke", seed=77, force=True)
+    context = Context(store, runs, ImageLocation(runs, generated=(64, 32)), PLAIN)
+    events = list(run(prepare(job, context), context))
+    assert isinstance(events[0], Opened)
+    (last,) = (event for event in events if isinstance(event, Finished))
+    return events[0].run_id, events[0].folder, last
+
+
+def accuracy_of(namespace: dict[str, Any], images: Dataset) -> float:
+    classes = images.class_names
+    right = [
+        classes[label] == name for label, name in zip(images.test.labels[:30], namespace["predicted"], strict=True)
+    ]
+    return sum(right) / len(right)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", FILES)
+def test_the_lines_of_the_model_card_give_the_accuracy_that_was_logged(
+    finished: tuple[str, Path, Finished],
+    store: Store,
+    images: Dataset,
+    tmp_path: Path,
+    format: Format,  # noqa: A002
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if format == "onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package)
+    run_id, folder, last = finished
+    for name in (run_id[:12], str(folder)):
+        exported = find_trained(name, store)
+        assert exported.accuracies["accuracy_standard"] == last.metrics["test/accuracy_standard"]
+        export_run(exported, format, tmp_path)
+        monkeypatch.chdir(tmp_path)
+        pixels = images.test.images[:30]
+        namespace: dict[str, Any] = {"images": pixels.numpy() if format == "onnx" else pixels}
+        exec(lines_of((tmp_path / "README.md").read_text()), namespace)
+        assert accuracy_of(namespace, images) == pytest.approx(last.metrics["test/accuracy_standard"])
+
+
+@pytest.mark.slow
+def test_the_verb_exports_a_run(finished: tuple[str, Path, Finished], store: Store, tmp_path: Path) -> None:
+    run_id, _, _ = finished
+    typed: Callable[..., Any] = CliRunner().invoke
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        done = typed(app, ["export", run_id, "--tracking", store.uri])
+    finally:
+        os.chdir(before)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "exports" / "he-resnet20-seed77" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_run_that_has_not_reached_its_store_is_read_from_its_folder(
+    finished: tuple[str, Path, Finished], store: Store, tmp_path: Path
+) -> None:
+    """Until the store has everything, its files are in the folder."""
+    in_store = find_trained(finished[0], store)
+    folder = tmp_path / "run"
+    (folder / "artifacts").mkdir(parents=True)
+    state = json.loads((finished[1] / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**state, "run_id": None}))
+    with pytest.raises(UserError, match="this run kept no model"):
+        find_trained(str(folder), store)
+    (folder / "artifacts" / "recipe.toml").write_text(to_toml(in_store.benchmark))
+    save_model(in_store.classifier, np.zeros((2, 3, 32, 32), dtype=np.uint8), folder / "model")
+    checkpoint.save(finished[2].snapshot(), folder / "checkpoints" / "last.pt")
+    found = find_trained(str(folder), store)
+    assert found.accuracies == in_store.accuracies
+    assert found.benchmark == in_store.benchmark
+    assert all(torch.equal(found.weights[name], in_store.weights[name]) for name in in_store.weights)
+
+
+@pytest.mark.slow
+def test_what_is_not_a_finished_run_is_refused(
+    finished: tuple[str, Path, Finished], store: Store, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="nosuch: there is no finished run with this id or name"):
+        find_trained("nosuch", store)
+    with pytest.raises(UserError, match="is not the folder of a run"):
+        find_trained(str(tmp_path), store)
+    state = json.loads((finished[1] / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**state, "status": "killed"}))
+    with pytest.raises(UserError, match="this run is not finished; resume it"):
+        find_trained(str(tmp_path), store)
