@@ -24,6 +24,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import resnet_bench  # noqa: F401 - before torch: it sets how long threads spin
+
+# isort: split
 import torch
 from rich import box
 from rich.console import Console

@@ -32,6 +32,9 @@ from tempfile import TemporaryDirectory
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import resnet_bench  # noqa: F401 - before torch: it sets how long threads spin
+
+# isort: split
 import torch
 import torch.nn.functional as F
 from torch import Tensor

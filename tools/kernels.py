@@ -12,6 +12,9 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import resnet_bench  # noqa: F401 - before torch: it sets how long threads spin
+
+# isort: split
 import torch
 from torch import nn
 

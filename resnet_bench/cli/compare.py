@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from resnet_bench.cli.options import OnlyBenchmarks, Since, Sources, help_text, new_app, source_uri
-from resnet_bench.cli.screen import FAILED, console, echo, new_table, print_table
+from resnet_bench.cli.screen import FAILED, console, echo, new_table, print_table, reading_aloud
 from resnet_bench.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def compare(
         _print_images(compare_images(a, b, store))
         return
 
-    found = comparing.compare(a, b, sources=list(sources) if sources else None, benchmarks=benchmarks, since=since)
+    with reading_aloud():
+        found = comparing.compare(a, b, sources=list(sources) if sources else None, benchmarks=benchmarks, since=since)
     if style == "table":
         for part in compare_text.table(found).renderables:
             if isinstance(part, Table):

@@ -7,16 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.progress import BarColumn, Progress, TaskID
+from rich.table import Table
+from rich.text import Text
 
 from resnet_bench.base.text import duration
+from resnet_bench.cli.screen import SECONDS_BETWEEN_LINES
 from resnet_bench.measure.estimate import Costs, TimeLeft
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.running.events import Event, JobFinished, Opened
+from resnet_bench.running.events import Event, JobFinished, JobStarted, Opened
+from resnet_bench.running.job import Job, Task
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, Steps
 
-SECONDS_BETWEEN_LINES = 10.0
+_SHORTEST_BAR = 10
 
 
 class LastingStream:
@@ -88,6 +93,7 @@ class RunsDisplay:
         self._total_runs = total_runs
         self._runs_begun = 0
         self.progress: Progress | None = None
+        self._watched: RunDisplay | None = None
 
     @contextmanager
     def shown(self) -> Iterator["RunsDisplay"]:
@@ -95,33 +101,52 @@ class RunsDisplay:
         if not self._console.is_terminal:
             yield self
             return
-        columns = (
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[facts]}"),
-        )
-        with Progress(*columns, console=self._console, expand=True) as self.progress:
+        with _Bars(console=self._console) as self.progress:
             yield self
 
-    def begin(self, label: str, recipe: Recipe, costs: Costs | None = None) -> "RunDisplay":
+    def watch(self, task: Task, event: Event) -> None:
+        """Show runs that come one after another; of other tasks only that they begin, and why they fail."""
+        if isinstance(event, JobStarted):
+            self._watched = self.begin(task.label, task.recipe if isinstance(task, Job) else None)
+        elif self._watched is not None:
+            self._watched.take(event)
+
+    def begin(self, label: str, recipe: Recipe | None = None, costs: Costs | None = None) -> "RunDisplay":
         """Return what shows the progress of a run that is about to start.
 
         Args:
             label: The run, for a person.
-            recipe: What it trains.
+            recipe: What it trains; None for what is not training.
             costs: What an image costs, where that was measured.
         """
         self._runs_begun += 1
         title = f"[{self._runs_begun}/{self._total_runs}] {label}"
-        time_left = TimeLeft(recipe, costs or Costs.by_pixels(recipe))
+        time_left = None if recipe is None else TimeLeft(recipe, costs or Costs.by_pixels(recipe))
         return RunDisplay(title, time_left, self._console, self.progress)
+
+
+class _Bars(Progress):
+    """Two lines per run, its name with a bar and its facts; nothing is cut off, and words stay whole."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Draw each run."""
+        for task in self.tasks:
+            title = Text(task.description, style="bold")
+            if title.cell_len + _SHORTEST_BAR < self.console.width:
+                head = Table.grid(padding=(0, 1, 0, 0))
+                head.add_column(no_wrap=True)
+                head.add_row(title, BarColumn(bar_width=None)(task))
+                yield head
+            else:
+                yield title
+            share = f"{task.percentage:.0f}%, " if task.total else ""
+            yield Padding(Text(f"{share}{task.fields['facts']}"), (0, 0, 0, 2))
 
 
 class RunDisplay:
     """Live progress of one run."""
 
-    def __init__(self, title: str, time_left: TimeLeft, console: Console, progress: Progress | None) -> None:
+    def __init__(self, title: str, time_left: TimeLeft | None, console: Console, progress: Progress | None) -> None:
         """Show a bar among others, or lines that begin with a title."""
         self._title = title
         self._time_left = time_left
@@ -133,14 +158,14 @@ class RunDisplay:
         self._last_line = time.monotonic()
         self._bar: TaskID | None = None
         if progress is not None:
-            # A bracket would be read as markup.
-            self._bar = progress.add_task(title.replace("[", r"\["), total=None, facts="setting up")
+            self._bar = progress.add_task(title, total=None, facts="setting up")
         else:
             self._line("starts")
 
     def take(self, event: Event) -> None:
         """Show what an event says."""
-        self._time_left.take(event)
+        if self._time_left is not None:
+            self._time_left.take(event)
         match event:
             case Opened() if event.step:
                 self._line(f"resumed after step {event.step}")
@@ -178,12 +203,17 @@ class RunDisplay:
         facts = f"{position}, {self._images_per_second:,.0f} images/s, loss {self._loss:.3f}"
         if self._accuracy == self._accuracy:
             facts += f", accuracy {self._accuracy:.1%}"
-        facts += f", {duration(self._time_left.seconds())} left"
+        share = 0.0
+        if self._time_left is not None:
+            share = self._time_left.share_done()
+            facts += f", {duration(self._time_left.seconds())} left"
         if self._progress is not None and self._bar is not None:
-            self._progress.update(self._bar, total=1.0, completed=self._time_left.share_done(), facts=facts)
+            self._progress.update(self._bar, total=1.0, completed=share, facts=facts)
         elif not force and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._line(facts)
 
     def _line(self, text: str) -> None:
         self._last_line = time.monotonic()
-        self._console.print(f"{self._title}  {text}", markup=False, highlight=False, soft_wrap=True)
+        # A terminal would break the line within a word; a log has lines as long as they are.
+        line = Text(f"{self._title}  {text}")
+        self._console.print(line, highlight=False, soft_wrap=not self._console.is_terminal)

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from resnet_bench.base.text import duration, percent, setting
+from resnet_bench.cli.screen import fit, new_table
 from resnet_bench.recipe.changes import short_names
 from resnet_bench.tuning.events import (
     Retrained,
@@ -47,6 +47,12 @@ class TrialRow:
     accuracy: float | None = None
     seconds: float = 0.0
     reason: str | None = None
+
+    @property
+    def ended(self) -> str:
+        """Its state, and why it failed."""
+        why = f": {self.reason}" if self.reason and self.state == "FAIL" else ""
+        return f"{self.state.lower()}{why}{' (source)' if self.is_source else ''}"
 
 
 @dataclass
@@ -205,13 +211,12 @@ class LiveStudy:
         return f"{'; '.join(parts)}; {self._time_left()}"
 
     def _sentence(self, row: TrialRow) -> str:
-        params = ", ".join(f"{self._names.get(key, key)} {setting(value, 3)}" for key, value in row.params.items())
         source = " (the source's)" if row.is_source else ""
         why = f": {row.reason}" if row.reason else ""
         best = self._progress.best
         so_far = f"; best {percent(best.accuracy)} in trial {best.number}" if best is not None else ""
         return (
-            f"[{self._progress.finished}/{self._progress.wanted}] trial {row.number}{source} {params}: "
+            f"[{self._progress.finished}/{self._progress.wanted}] trial {row.number}{source} {self._params(row)}: "
             f"{percent(row.accuracy)} {row.state.lower()}{why}{so_far}; {self._time_left()}"
         )
 
@@ -230,30 +235,50 @@ class LiveStudy:
                 Text(f"  {label}: epoch {epochs:.1f} of {progress.retraining_epochs}", style="cyan")
                 for label, epochs in progress.retraining.items()
             ]
-        return Group(self._table(), *lines)
+        table = self._table()
+        if fit(table, self._console):
+            return Group(table, *lines)
+        # Too many hyperparameters for this screen: what a column would cut off stands in a sentence.
+        return Group(
+            *(Text(self._short(row), style=_STYLES.get(row.state, "")) for row in self._shown(ROWS // 3)), *lines
+        )
+
+    def _shown(self, count: int) -> list[TrialRow]:
+        """The latest trials, and the best."""
+        best = self._progress.best
+        shown = sorted(self._progress.rows.values(), key=lambda row: row.number)[-count:]
+        return [best, *shown] if best is not None and best not in shown else shown
 
     def _table(self) -> Table:
-        progress, best = self._progress, self._progress.best
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("trial", justify="right")
-        for key in self._keys:
-            table.add_column(self._names[key], justify="right", overflow="fold")
-        for name in ("epoch", "score", "state", "time"):
-            table.add_column(name, justify="left" if name == "state" else "right", overflow="fold")
-        shown = sorted(progress.rows.values(), key=lambda row: row.number)[-ROWS:]
-        if best is not None and best not in shown:
-            shown.insert(0, best)
-        for row in shown:
-            state = row.state.lower() + (f": {row.reason}" if row.reason and row.state == "FAIL" else "")
+        names = ("epoch", "score", "state", "time")
+        keys = [self._names[key] for key in self._keys]
+        table = new_table("trial", *keys, *names, right=("trial", *keys, "epoch", "score", "time"))
+        for row in self._shown(ROWS):
             table.add_row(
-                f"{'★ ' if row is best else ''}{row.number}",
+                self._number(row),
                 *(setting(row.params[key], 3) if key in row.params else "–" for key in self._keys),
-                f"{row.epochs:.1f}/{progress.trial_epochs}" if row.state == "RUNNING" else f"{row.epochs:.0f}",
+                self._epochs(row),
                 percent(row.accuracy),
-                Text(state + (" (source)" if row.is_source else ""), style=_STYLES.get(row.state, "")),
+                Text(row.ended, style=_STYLES.get(row.state, "")),
                 duration(row.seconds) if row.seconds else "",
             )
         return table
+
+    def _number(self, row: TrialRow) -> str:
+        return f"{'★ ' if row is self._progress.best else ''}{row.number}"
+
+    def _epochs(self, row: TrialRow) -> str:
+        return f"{row.epochs:.1f}/{self._progress.trial_epochs}" if row.state == "RUNNING" else f"{row.epochs:.0f}"
+
+    def _params(self, row: TrialRow) -> str:
+        return ", ".join(f"{self._names.get(key, key)} {setting(value, 3)}" for key, value in row.params.items())
+
+    def _short(self, row: TrialRow) -> str:
+        time_taken = f", {duration(row.seconds)}" if row.seconds else ""
+        return (
+            f"{self._number(row)}: {self._params(row)}: {percent(row.accuracy)} at epoch {self._epochs(row)}, "
+            f"{row.ended}{time_taken}"
+        )
 
     def _headline(self) -> str:
         progress, best = self._progress, self._progress.best

@@ -124,6 +124,6 @@ def _datasets(folder: Path) -> Iterator[Finding]:
 
 def _store(uri: str | None) -> Finding:
     store = Store.resolve(uri, Path.cwd())
+    # What is wrong says what to do, for this store.
     problem = store.check()
-    remedy = "name a store that can be reached with --tracking URI or MLFLOW_TRACKING_URI"
-    return Finding("tracking", problem is None, problem or store.redacted_uri, remedy if problem else None)
+    return Finding("tracking", problem is None, problem or store.redacted_uri)

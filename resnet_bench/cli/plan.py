@@ -8,7 +8,7 @@ import typer
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import DASH
 from resnet_bench.cli.options import Sources, complete_benchmark, help_text, new_app
-from resnet_bench.cli.screen import echo, new_table, print_table
+from resnet_bench.cli.screen import echo, new_table, print_table, reading_aloud
 from resnet_bench.recipe.files import load_benchmark, reference_folder
 from resnet_bench.tracking.store import Store
 
@@ -43,7 +43,8 @@ def plan(
     if (effect is not None and not 0 < effect <= 100) or (hours is not None and not 0 < hours < 1e6):
         raise UserError("--effect is between 0 and 100 percentage points, --hours above 0")
     load_benchmark(name)
-    floor = noise_floor(name, sources or [Store.resolve(None, Path.cwd()), reference_folder()])
+    with reading_aloud():
+        floor = noise_floor(name, sources or [Store.resolve(None, Path.cwd()), reference_folder()])
     low, high = floor.sd_interval
     echo(
         f"{name}: SD across seeds {floor.sd:.2f} pp (95% CI {low:.2f} to {high:.2f}), "

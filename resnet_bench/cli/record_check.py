@@ -23,7 +23,16 @@ from resnet_bench.cli.options import (
     complete_benchmark,
     data_folder,
 )
-from resnet_bench.cli.screen import FAILED, INTERRUPTED, console, echo, new_table, print_resume_command, print_table
+from resnet_bench.cli.screen import (
+    FAILED,
+    INTERRUPTED,
+    console,
+    echo,
+    measuring_aloud,
+    new_table,
+    print_resume_command,
+    print_table,
+)
 from resnet_bench.execution import choices
 from resnet_bench.judging.record import MAX_SEEDS, MIN_SEEDS, claim_of
 from resnet_bench.recipe.files import load_benchmark
@@ -123,14 +132,15 @@ def measured(
         Exit: It was interrupted; the command that resumes it is printed.
         UserError: It cannot be started or resumed.
     """
-    from resnet_bench.cli.live_runs import lasting
+    from resnet_bench.cli.live_runs import RunsDisplay, lasting
     from resnet_bench.running.prepare import resolve
     from resnet_bench.running.stopping import Stopped, stop_on_signals
     from resnet_bench.tracking.stale_runs import close_stale_runs
 
     benchmark, store = planned.benchmark, context.store
     context.open_images(benchmark.recipe.data.dataset, echo)
-    execution = resolve(benchmark.recipe, context.options)
+    with measuring_aloud():
+        execution = resolve(benchmark.recipe, context.options)
     bundle = _opened(planned, execution, context.run_dir, folder, resume=resume)
     store.prepare()
     close_stale_runs(store)
@@ -139,8 +149,14 @@ def measured(
         f"in {store.redacted_uri}"
     )
     try:
-        with lasting(console), stop_on_signals(announce="stopping; the seeds that are done are kept") as stop:
-            attempts = planned.measure(replace(context, stop=stop), bundle, without_predictions=without_predictions)
+        with (
+            lasting(console),
+            RunsDisplay(console, planned.tasks_left(bundle)).shown() as display,
+            stop_on_signals(announce="stopping; the seeds that are done are kept") as stop,
+        ):
+            attempts = planned.measure(
+                replace(context, stop=stop), bundle, without_predictions=without_predictions, watch=display.watch
+            )
             for attempt in attempts:
                 echo(_line(attempt))
     except Stopped:

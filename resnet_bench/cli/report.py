@@ -15,7 +15,7 @@ from resnet_bench.cli.options import (
     help_text,
     new_app,
 )
-from resnet_bench.cli.screen import echo, note
+from resnet_bench.cli.screen import echo, note, reading_aloud
 from resnet_bench.tracking.store import Store
 
 app = new_app()
@@ -44,7 +44,8 @@ def report(
     from resnet_bench.reporting.report import write
 
     chosen = sources or [Store.resolve(None, Path.cwd()).uri]
-    result = write(chosen, output, benchmarks=benchmarks, study=study, since=since, benchmarks_folder=benchmark_dir)
+    with reading_aloud():
+        result = write(chosen, output, benchmarks=benchmarks, study=study, since=since, benchmarks_folder=benchmark_dir)
     for problem in result.problems:
         note(problem)
     echo(f"report of {plural(result.runs, 'run')}: {result.page.resolve()}")

@@ -15,7 +15,7 @@ from resnet_bench.base.text import duration, plural
 from resnet_bench.cli.closing import beside_the_reference, print_closing
 from resnet_bench.cli.dry_run import print_dry_run
 from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay
-from resnet_bench.cli.screen import announce_generated, print_table
+from resnet_bench.cli.screen import announce_generated, measuring_aloud, print_table
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import JobFinished, JobStarted, Opened, update
@@ -25,7 +25,7 @@ from resnet_bench.running.plan import RunOptions, RunPlan, Survey, Surveyed, ope
 from resnet_bench.running.sharing import choose_sharing
 from resnet_bench.running.stopping import stop_on_signals
 from resnet_bench.tracking.stale_runs import close_stale_runs
-from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.store import Store, where_to_see
 
 LONG_RUN_SECONDS = 1800.0
 """Longer runs are asked about where somebody can answer."""
@@ -78,12 +78,13 @@ def run_all(
             console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     plan, datasets = open_plan(options, context, echo)
-    survey = _survey(plan, context)
-    if options.seeds_per_device is None and (sharing := choose_sharing(survey, context)) is not None:
-        echo(sharing.reason)
-        if sharing.seeds > 1:
-            plan = plan.shared(sharing.seeds, context.options)
-            survey = _survey(plan, context)
+    with measuring_aloud(console):
+        survey = _survey(plan, context)
+        if options.seeds_per_device is None and (sharing := choose_sharing(survey, context)) is not None:
+            echo(sharing.reason)
+            if sharing.seeds > 1:
+                plan = plan.shared(sharing.seeds, context.options)
+                survey = _survey(plan, context)
     seconds = _announce(plan, survey, datasets, context.store, console)
     for sentence in beside_the_reference([(surveyed.job, Outcome()) for surveyed in survey.values()], datasets):
         echo(sentence)
@@ -111,7 +112,7 @@ def run_all(
             echo(f"{job.label}: {outcome.url}")
         if outcome.not_uploaded:
             echo(f"  {outcome.not_uploaded}")
-    echo(f"\nruns are in {context.store.redacted_uri}; see them with: resnet-bench ui")
+    echo(f"\nruns are in {context.store.redacted_uri}; {where_to_see(context.store)}")
     return summary
 
 

@@ -1,11 +1,14 @@
 """What the verbs print with: consoles, tables that fit, announcements, and exit codes."""
 
+import logging
 import os
 import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 from rich import box
 from rich.console import Console, RenderableType
@@ -16,6 +19,10 @@ from rich.text import Text
 FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
+
+SECONDS_BETWEEN_LINES = 10.0
+"""Interval of lines about something in progress, where the output is not a terminal."""
+_READER = "resnet_bench.reporting.mlflow_reader"
 
 LOG_WIDTH = 150
 """Columns where the output is not a terminal: a log has no width, and 80 would fold every table."""
@@ -72,6 +79,48 @@ def announce_generated(dataset: str, to: Console | None = None) -> None:
     )
 
 
+def measuring_aloud(to: Console | None = None) -> AbstractContextManager[None]:
+    """While the context is open, print what is measured to choose an execution, as soon as it is."""
+
+    def show(text: str) -> None:
+        (to or console).print(Text(text), highlight=False, soft_wrap=True)
+
+    return _shown("resnet_bench.measure.autotune", show)
+
+
+@contextmanager
+def reading_aloud(to: Console | None = None, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+    """While the context is open, show how far reading a store is: on a terminal at once, in a log now and then."""
+    to = to or errors
+    if to.is_terminal:
+        with to.status("reading") as status, _shown(_READER, lambda text: status.update(Text(text))):
+            yield
+        return
+    last_line = clock()
+
+    def show(text: str) -> None:
+        nonlocal last_line
+        if clock() - last_line >= SECONDS_BETWEEN_LINES:
+            last_line = clock()
+            to.print(Text(text), soft_wrap=True)
+
+    with _shown(_READER, show):
+        yield
+
+
+@contextmanager
+def _shown(logger: str, show: Callable[[str], None]) -> Iterator[None]:
+    """Have ``show`` called with what a module logs."""
+    log, handler = logging.getLogger(logger), logging.Handler(logging.INFO)
+    handler.emit = lambda record: show(record.getMessage())  # type: ignore[method-assign]  # a class would say no more
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
 def print_resume_command(option: str | None = None) -> None:
     """Print the command that was typed, with the option that resumes what was interrupted."""
     arguments = sys.argv[1:]
@@ -100,22 +149,29 @@ def print_table(table: Table, to: Console | None = None) -> None:
     header and value.
     """
     to = to or console
-    table.box, table.show_edge, table.pad_edge, table.padding = box.SIMPLE_HEAD, False, False, (0, 1, 0, 0)
     if table.title:
         # Rich wraps a title to the width of the table, and paths with it.
         to.print(_text(table.title, to), style="bold", soft_wrap=True)
         table.title = None
+    if fit(table, to):
+        to.print(table)
+    else:
+        _print_rows(table, to)
+
+
+def fit(table: Table, to: Console) -> bool:
+    """Give a table columns in which cells wrap between words only; False where the console is too narrow for that."""
+    table.box, table.show_edge, table.pad_edge, table.padding = box.SIMPLE_HEAD, False, False, (0, 1, 0, 0)
     # Measured without a limit; a table that is limited hides what it needs.
     options = to.options.update(width=100_000)
     needs = [measure_renderables(to, options, [column.header, *column.cells]) for column in table.columns]
     between = Measurement.get(to, options, table).maximum - sum(need.maximum for need in needs)
     widths = _shares([(need.minimum, need.maximum) for need in needs], to.width - between)
     if widths is None:
-        _print_rows(table, to)
-        return
+        return False
     for column, width in zip(table.columns, widths, strict=True):
         column.width, column.no_wrap = width, False
-    to.print(table)
+    return True
 
 
 def _shares(needs: Sequence[tuple[int, int]], room: int) -> list[int] | None:

@@ -235,6 +235,7 @@ def run(
     address = _storage(storage, tracking)
 
     # Torch is imported when the verb is called, so that help, completion and mistakes are quick.
+    from resnet_bench.cli.live_runs import lasting
     from resnet_bench.data.dataset import ImageLocation
     from resnet_bench.execution.options import ExecutionOptions
     from resnet_bench.running.context import Context
@@ -254,11 +255,14 @@ def run(
     if ask and seconds > LONG_STUDY_SECONDS and not Confirm.ask("Continue?", console=console, default=True):
         raise UserError("nothing was started")
     _get_ready(store)
-    result = _watch(stored_name, plan, address, context, workers, estimate)
+    with lasting(console):
+        result = _watch(stored_name, plan, address, context, workers, estimate)
+        if result is None:
+            print_resume_command()
+        else:
+            _print_result(result, plan, address, store)
     if result is None:
-        print_resume_command()
         raise typer.Exit(INTERRUPTED)
-    _print_result(result, plan, address)
 
 
 def _plan(
@@ -361,7 +365,11 @@ def _watch(
     )
     result = None
     try:
-        with stop_on_signals() as stop, LiveStudy(console, progress, list(study.space)).shown() as live:
+        announce = "stopping; the trial in progress is queued again"
+        with (
+            stop_on_signals(announce=announce) as stop,
+            LiveStudy(console, progress, list(study.space)).shown() as live,
+        ):
             for event in run_study(name, plan, address, replace(context, stop=stop), workers=workers, progress=echo):
                 live.take(event)
                 if isinstance(event, StudyFinished):
@@ -371,7 +379,8 @@ def _watch(
     return result
 
 
-def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage") -> None:
+def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage", store: "Store") -> None:
+    from resnet_bench.tracking.store import option, where_to_see
     from resnet_bench.tuning.export import comparison_text
 
     console.print()
@@ -384,12 +393,17 @@ def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage") 
     echo(f"\n{comparison_text(result.comparison)}", style="bold")
     for failure in result.comparison.failures if result.comparison is not None else ():
         echo(f"  {failure}")
-    echo(f"\nMLflow: {result.url} (resnet-bench ui)")
+    echo(f"\nMLflow: {result.url}; {where_to_see(store)}")
     if address.dashboard is not None:
         echo(f"Optuna: optuna-dashboard {shlex.quote(address.dashboard)}")
-    echo("report: resnet-bench report")
-    name = shlex.quote(result.name)
-    echo(f"next: resnet-bench study best {name}; resnet-bench study export {name}")
+    source = ["--from" if word == "--tracking" else word for word in option(store)]
+    echo(f"report: {_command('report', *source)}")
+    best, export = (_command("study", verb, result.name, *address.option) for verb in ("best", "export"))
+    echo(f"next: {best}; {export}")
+
+
+def _command(*words: str) -> str:
+    return shlex.join(["resnet-bench", *words])
 
 
 def _print_best(result: "StudyResult") -> None:
@@ -482,9 +496,11 @@ def _result(stored: "StoredStudy") -> "StudyResult":
     stored.check_source()
     result = study_result(stored)
     if result is None:
+        name, profile = stored.definition.name, stored.plan.profile
+        given = [] if stored.name == _storage_name(name, profile) else ["--study-name", stored.name]
+        resume = _command("study", "run", name, "--profile", profile, *given, *stored.storage.address.option)
         raise UserError(
-            f"study {stored.name}: the source hyperparameters are not trained yet; resume it with: "
-            f"resnet-bench study run {stored.definition.name}"
+            f"study {stored.name}: the source hyperparameters are not trained yet; resume it with: {resume}"
         )
     return result
 

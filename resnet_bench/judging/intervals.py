@@ -111,14 +111,6 @@ def bootstrap_interval(
     return Interval(float(found.low), float(found.high))
 
 
-def typical_epoch(values: Sequence[float]) -> float:
-    """Return what an epoch of one run measured: the median over its epochs, the first dropped where there are more.
-
-    A run counts once: three runs of ten epochs taken as thirty samples raise 53% false alarms.
-    """
-    return statistics.median(values[1:] if len(values) > 1 else values)
-
-
 def _t_interval(values: Sequence[float], confidence: float, variance_factor: float) -> Interval:
     mean = statistics.fmean(values)
     quantile = _t_quantile((1 + confidence) / 2, len(values) - 1)
@@ -213,7 +205,7 @@ class Ratio:
 
 
 def time_ratio(first: Sequence[float], second: Sequence[float]) -> Ratio:
-    """Compare times, each run counted once (see :func:`typical_epoch`).
+    """Compare times, each run counted once (see :func:`resnet_bench.base.throughput.settled`).
 
     Args:
         first: Seconds of each run, all above 0.

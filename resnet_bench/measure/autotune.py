@@ -11,6 +11,8 @@ from resnet_bench.models.of_recipe import recipe_macs
 from resnet_bench.recipe.recipe import Recipe
 
 _log = logging.getLogger(__name__)
+# Child processes send their parent what is logged; without a handler nothing below a warning is printed.
+_log.setLevel(logging.INFO)
 
 MAX_STEP_FLOPS = 200e9
 """Upper limit of a measured step, so that measuring takes seconds; batches are cut to fit."""
@@ -60,7 +62,7 @@ def autotune(
     key = _key(recipe, execution, precision=precision, threads=threads)
     chosen = memory.get(key)
     if chosen is None:
-        progress(f"measuring what {recipe.model.name} trains fastest with on this machine; once, for some seconds")
+        progress(f"measuring what {recipe.model.name} trains fastest with here; once, a minute or two")
         best = _fastest(recipe, _candidates(execution, precision=precision), progress)
         if threads and best.threads > 1:
             best = _fastest(recipe, [best, dataclasses.replace(best, threads=best.threads // 2)], progress)

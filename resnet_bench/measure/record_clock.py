@@ -1,6 +1,7 @@
 """The clock of a speed record: steps that it does not cover, and the time of a baseline that it is compared with."""
 
 import contextlib
+from collections.abc import Callable
 
 from resnet_bench.data.dataset import Dataset, generate_dataset
 from resnet_bench.execution.execution import Execution
@@ -46,11 +47,21 @@ def _train_some_steps(recipe: Recipe, execution: Execution) -> float:
     return seconds
 
 
-def time_steps(recipe: Recipe, execution: Execution, dataset: Dataset) -> list[float]:
-    """Time the first steps of a recipe's training, in seconds each."""
+def time_steps(
+    recipe: Recipe, execution: Execution, dataset: Dataset, stop: Callable[[], None] = lambda: None
+) -> list[float]:
+    """Time the first steps of a recipe's training, in seconds each.
+
+    Args:
+        recipe: What to time.
+        execution: How.
+        dataset: Its images.
+        stop: Called after each event; may raise an error to end the timing.
+    """
     seconds: list[float] = []
     with contextlib.closing(train(recipe, execution, 0, dataset)) as events:
         for event in events:
+            stop()
             if isinstance(event, Steps):
                 seconds.append(event.seconds / len(event.losses))
             if isinstance(event, EpochEnded) or len(seconds) >= BASELINE_STEPS:

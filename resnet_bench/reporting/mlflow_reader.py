@@ -1,5 +1,6 @@
 """Read one MLflow store into tables; what cannot be read is collected as sentences."""
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.text import plural
 from resnet_bench.reporting.anonymize import public_name
 from resnet_bench.reporting.run_artifacts import RunArtifacts
 from resnet_bench.reporting.tables import (
@@ -22,7 +24,6 @@ from resnet_bench.reporting.tables import (
     RUN_DTYPES,
     StoredRun,
     Tables,
-    restored,
     tidy,
 )
 from resnet_bench.tracking.mlflow_client import pages
@@ -34,6 +35,8 @@ from resnet_bench.tracking.vocabulary import (
     PREFIX,
     SPLITS,
     current_metric,
+    diverged_metric,
+    restored,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 
 STUDY_METRICS = frozenset(("validation/accuracy", "test/accuracy", "time/train_seconds"))
 """Read for trials and for retraining runs."""
+
+_log = logging.getLogger(__name__)
 
 MAX_STEP_POINTS = 400
 HTTP_THREADS = 8
@@ -77,13 +82,19 @@ class StoreReader:
             TemporaryDirectory(prefix="resnet-bench-report-") as scratch,
             ThreadPoolExecutor(HTTP_THREADS if self.store.is_server else 1) as pool,
         ):
+            _log.info("reading %s: %s", name, plural(len(rows), "run"))
             artifacts = RunArtifacts(self.client, Path(scratch), self.problems)
             texts = dict(zip(latest, pool.map(artifacts.benchmark, latest), strict=True))
             confusion = chain.from_iterable(pool.map(artifacts.confusion, finished))
             pictured = [run_id for run_id in finished if run_id in texts]
             mistakes = chain.from_iterable(pool.map(artifacts.mistakes, pictured))
             wanted, once = _wanted_metrics(found, rows, texts)
-            metrics = chain(once, *pool.map(self._history, wanted))
+            histories = []
+            for history in pool.map(self._history, wanted):
+                histories.append(history)
+                done = f"{len(histories):,} of {len(wanted):,} metrics"
+                _log.info("reading %s: %s, %s", name, plural(len(rows), "run"), done)
+            metrics = chain(once, *histories)
             return Tables(
                 runs=tidy([row | {"benchmark_json": texts.get(row["run_id"], "")} for row in rows], RUN_DTYPES),
                 metrics=tidy(list(metrics), METRIC_DTYPES),
@@ -111,6 +122,8 @@ class StoreReader:
         for name, cell in row.items():
             if cell is None and (text := stored.tag(name)):
                 self.problems.append(f"run {row['run_id']}: its {name} {text!r} cannot be read and is left out")
+        if row["status"] == "FINISHED" and (lost := diverged_metric(stored.run.data.metrics)):
+            row |= {"status": "FAILED", "reason": f"diverged: {lost}"}
         return row
 
     def _history(self, wanted: tuple[str, str]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from resnet_bench.judging.intervals import Interval, standard_deviation, standar
 from resnet_bench.judging.power import seeds_needed, smallest_effect
 from resnet_bench.reporting.reading import Source, read
 from resnet_bench.reporting.runs import RunGroup, group, load
+from resnet_bench.tracking.vocabulary import ENERGY
 
 POWERS = (0.8, 0.95)
 MIN_SEEDS = 3
@@ -53,7 +54,7 @@ class NoiseFloor:
     @cached_property
     def joules(self) -> float | None:
         """Energy of one run, the median; None where no counter could be read."""
-        found = [joules for run in self.group.runs if (joules := run.number("energy/joules")) is not None]
+        found = [joules for run in self.group.runs if (joules := run.number(ENERGY)) is not None]
         return statistics.median(found) if found else None
 
     def for_effect(self, effect: float, power: float) -> "ComparisonPlan":

@@ -13,13 +13,13 @@ import pandas as pd
 from pydantic import ValidationError
 
 from resnet_bench.base.describe_error import describe_error
-from resnet_bench.judging.intervals import typical_epoch
+from resnet_bench.base.throughput import settled, settled_throughput
 from resnet_bench.judging.verdict import apart, best_evaluation, last_evaluation
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.recipe.settings import relative_pixels
 from resnet_bench.reporting.tables import GROUP_COLUMNS, RunRow, Tables
-from resnet_bench.tracking.vocabulary import PREFIX, SPLITS, current_metric
+from resnet_bench.tracking.vocabulary import OLD_PEAK_FLOPS, PREFIX, SPLITS, current_metric, tag
 
 Series = Mapping[int, float]
 """Values of one metric under the epoch or the optimizer step that they belong to."""
@@ -93,13 +93,13 @@ class Run(RunRow):
 
     @cached_property
     def images_per_second(self) -> float | None:
-        """Training throughput: the median over the epochs, the first dropped."""
-        return _typical(self.series("time/images_per_second"))
+        """Training throughput, as everywhere else: see :mod:`resnet_bench.base.throughput`."""
+        return settled_throughput(_in_order(self.series("time/images_per_second")))
 
     @cached_property
     def epoch_seconds(self) -> float | None:
-        """Training time per epoch: the median over the epochs, the first dropped."""
-        return _typical(self.series("time/epoch_seconds"))
+        """Training time per epoch, likewise."""
+        return settled(_in_order(self.series("time/epoch_seconds")))
 
     @cached_property
     def peak_memory(self) -> float | None:
@@ -277,7 +277,15 @@ def _run(row: Mapping[Any, Any], series: Mapping[str, Series], once: Mapping[str
 
 def _measure(run: Run) -> None:
     """Compute once whatever is computed from a single run, so that it fails here or nowhere."""
-    for name in ("not_finite", "epochs", "train_seconds", "images_per_second", "epoch_seconds", "peak_memory", "flops"):
+    for name in (
+        "not_finite",
+        "epochs",
+        "train_seconds",
+        "images_per_second",
+        "epoch_seconds",
+        "peak_memory",
+        "flops",
+    ):
         getattr(run, name)
     for split in SPLITS:
         run.timed_accuracy(split)
@@ -351,9 +359,17 @@ def _comparable(value: Any) -> Any:
 # --- what one run measured -----------------------------------------------------------------------
 
 
-def _typical(series: Series) -> float | None:
-    values = [series[epoch] for epoch in sorted(series)]
-    return typical_epoch(values) if values else None
+def peak_flops(run: Run) -> float | None:
+    """Return the FLOP/s of a large matrix multiplication on the run's device."""
+    try:
+        found = float(run.tags[tag("peak_flops")])
+    except (KeyError, ValueError):
+        found = run.number(OLD_PEAK_FLOPS) or 0.0
+    return found if found > 0 and math.isfinite(found) else None
+
+
+def _in_order(series: Series) -> list[float]:
+    return [series[epoch] for epoch in sorted(series)]
 
 
 def _relative_pixels(run: Run) -> float:

@@ -247,7 +247,7 @@ def _slices(study: PlottedStudy) -> Plot | None:
         if not numbers:
             axis["type"] = "category"
         elif key in study.log_keys and min(values) > 0:
-            axis |= {"type": "log"} | ({"dtick": 1} if _decades(values) > 1.5 else {})
+            axis |= {"type": "log"} | ({"dtick": math.ceil(_decades(values) / 4)} if _decades(values) > 1.5 else {})
         figure.update_xaxes(**axis, col=column)
     caption = f"Validation accuracy against {listed(study.keys)}, one mark per completed trial."
     return _plot(study, "slice", "Slices", caption, figure, wide=True)

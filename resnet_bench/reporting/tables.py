@@ -6,7 +6,6 @@ can be read in place of an MLflow store.
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from resnet_bench.tracking.vocabulary import PREFIX, current_metric
+from resnet_bench.tracking.vocabulary import LARGEST_MEASUREMENT, PREFIX, current_metric, restored
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -23,14 +22,6 @@ if TYPE_CHECKING:
 GROUP_COLUMNS = ("benchmark", "profile", "fingerprint", "data_fingerprint", "generated")
 """Columns in which runs must agree to be repeats of one experiment: what is trained, and on which images."""
 MAX_SEED = 2**64 - 1
-
-_LARGEST_MEASUREMENT = 1e100
-"""SQL stores keep infinity as 1.797e308; nothing that is measured comes near this, and its square is still finite."""
-
-
-def restored(value: float) -> float:
-    """Return a metric as it was measured: infinity, which SQL stores cannot hold, is read back as such."""
-    return math.copysign(math.inf, value) if abs(value) >= _LARGEST_MEASUREMENT else value
 
 
 # --- the columns of the table of runs ------------------------------------------------------------
@@ -286,6 +277,6 @@ def conformed(frame: pd.DataFrame, dtypes: Mapping[str, str]) -> pd.DataFrame:
     if "metric" in dtypes:
         names = {name: current_metric(name) for name in frame["metric"].unique()}
         frame["metric"] = frame["metric"].map(names).astype("str")
-        large = frame["value"].abs() >= _LARGEST_MEASUREMENT
+        large = frame["value"].abs() >= LARGEST_MEASUREMENT
         frame.loc[large, "value"] = frame.loc[large, "value"].map(restored)
     return frame

@@ -1,7 +1,7 @@
 """A record check: each seed trained once, as it comes, with a baseline timed in between."""
 
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from resnet_bench.measure.record_clock import time_steps
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.context import Context
-from resnet_bench.running.events import JobFinished, TaskEvent, update
+from resnet_bench.running.events import Event, JobFinished, TaskEvent, update
 from resnet_bench.running.job import Job, Task
 from resnet_bench.running.launchers.launcher import Place, find_launcher
 from resnet_bench.running.outcome import Outcome
@@ -57,7 +57,12 @@ class TimeBaseline:
         """Time it."""
         dataset = context.open_images(self.baseline.recipe.data.dataset)
         execution = resolve(self.compared, context.options)
-        yield BaselineTimed(tuple(time_steps(self.baseline.recipe, execution, dataset)))
+
+        def stop() -> None:
+            if context.stop:
+                raise Stopped("killed", context.stop.reason or "stopped")
+
+        yield BaselineTimed(tuple(time_steps(self.baseline.recipe, execution, dataset, stop)))
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,12 @@ class RecordCheck:
         return RecordBundle.resume(folder, self.plan(execution), self.benchmark, self.baseline)
 
     def measure(
-        self, context: Context, bundle: RecordBundle, *, without_predictions: bool = False
+        self,
+        context: Context,
+        bundle: RecordBundle,
+        *,
+        without_predictions: bool = False,
+        watch: Callable[[Task, Event], None] = lambda *_: None,
     ) -> Generator[Attempt, None, None]:
         """Train each seed once, one after another, and time the baseline in between.
 
@@ -114,6 +124,7 @@ class RecordCheck:
             context: Where and how.
             bundle: Keeps what is measured; seeds that it holds are not trained.
             without_predictions: Leave the predictions out of the bundle, by their hashes.
+            watch: Called with each event of a seed or of the baseline.
 
         Yields:
             Each seed with how it ended.
@@ -131,7 +142,7 @@ class RecordCheck:
                 "(resnet-bench data prepare fetches them)"
             )
         yield from bundle.record.attempts
-        unstarted = yield from self._train(context, bundle)
+        unstarted = yield from self._train(context, bundle, watch)
         if unstarted is None:
             bundle.finish(without_predictions=without_predictions)
             return
@@ -141,12 +152,20 @@ class RecordCheck:
         bundle.record = bundle.record.model_copy(update={"attempts": attempts})
         yield from attempts[-len(left) :] if left else ()
 
-    def _train(self, context: Context, bundle: RecordBundle) -> Generator[Attempt, None, str | None]:
+    def tasks_left(self, bundle: RecordBundle) -> int:
+        """Count the seeds and timings of the baseline that are left."""
+        timings = 0 if self.baseline is None else 2 + (len(self.seeds) > 1) - len(bundle.record.baseline)
+        return sum(seed not in bundle.attempts for seed in self.seeds) + timings
+
+    def _train(
+        self, context: Context, bundle: RecordBundle, watch: Callable[[Task, Event], None]
+    ) -> Generator[Attempt, None, str | None]:
         """Returns why seeds were not started, where some were not."""
         outcome, predictions, unstarted = Outcome(), None, None
         launched = find_launcher("inline", [Place()]).run(self._tasks(bundle), context)
         with contextlib.closing(launched) as events:
             for task, event in events:
+                watch(task, event)
                 if isinstance(event, BaselineTimed):
                     timing = BaselineTiming(after_seeds=len(bundle.record.attempts), step_seconds=event.step_seconds)
                     bundle.update(baseline=(*bundle.record.baseline, timing))

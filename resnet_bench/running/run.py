@@ -17,7 +17,7 @@ from resnet_bench.running.run_folder import RunFolder, settle
 from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.tracking.run_files import remove_delivered
 from resnet_bench.tracking.tracker import Tracker
-from resnet_bench.tracking.vocabulary import ENERGY, TRAIN_JOULES
+from resnet_bench.tracking.vocabulary import ENERGY, FINAL_THROUGHPUT, TRAIN_JOULES
 from resnet_bench.training import checkpoint
 from resnet_bench.training.events import EndReason, EpochEnded, Evaluated, Finished, State, Steps
 from resnet_bench.training.events import Event as TrainingEvent
@@ -94,7 +94,7 @@ def _tracked(
         )
         has_device_alone = job.sharing == 1
         if has_device_alone:
-            tracker.metrics({"device/peak_flops": peak_flops(execution)}, epoch=0)
+            tracker.tags({"peak_flops": f"{peak_flops(execution):.6g}"})
         meter = EnergyMeter.of(execution) if has_device_alone and not resume_from else None
         events = train(job.recipe, execution, job.seed, dataset, resume=resume_from)
         for event in meter.watch(events, Steps) if meter else events:
@@ -106,7 +106,7 @@ def _tracked(
             if meter and isinstance(event, EpochEnded):
                 tracker.metrics({TRAIN_JOULES: meter.joules}, epoch=event.epoch)
             if isinstance(event, Finished):
-                last = {"final/images_per_second": checkpoints.outcome.images_per_second or 0.0}
+                last = {FINAL_THROUGHPUT: checkpoints.outcome.images_per_second or 0.0}
                 if meter:
                     last[ENERGY] = meter.joules
                 tracker.metrics(last, epoch=event.epoch)

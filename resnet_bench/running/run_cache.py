@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.store import Store
-from resnet_bench.tracking.vocabulary import PREFIX
+from resnet_bench.tracking.vocabulary import PREFIX, diverged_metric
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -84,11 +84,8 @@ class RunCache:
 
     def _connected(self) -> "MlflowClient":
         if self._client is None:
-            if problem := self.store.check():
-                raise ConnectionError(problem)
-            # A database of an older MLflow is upgraded first; its runs count as well.
-            self.store.prepare()
-            self._client = self.store.client()
+            # Of a database of an older MLflow a copy is read; its runs count as well.
+            self._client = self.store.reader()
         return self._client
 
 
@@ -109,6 +106,7 @@ def _finished_runs(client: "MlflowClient", facts: RunFacts) -> list["Run"]:
             max_results=_MAX_CANDIDATES,
             order_by=["attributes.start_time DESC"],
         )
-        if found:
-            return list(found)
+        # An earlier version let runs finish whose evaluation was not finite.
+        if whole := [run for run in found if diverged_metric(run.data.metrics) is None]:
+            return whole
     return []

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from resnet_bench.tracking.vocabulary import EXPERIMENT, NOTE, STUDIES_EXPERIMENT, final_metric, tag
 
 VIEW_KEY = "resnet-bench"
 """Names the view of the runs page that the link of ``make ui`` opens."""
+_VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
 
 _DESCRIPTIONS: Mapping[str, str] = {
     EXPERIMENT: (
@@ -29,7 +30,7 @@ _COLUMNS: Mapping[str, Mapping[str, int]] = {
         "metrics.`final/test_accuracy`": 140,
         "metrics.`final/test_accuracy_standard`": 190,
         "metrics.`final/train_seconds`": 135,
-        "metrics.`time/images_per_second`": 165,
+        "metrics.`final/images_per_second`": 165,
         "tags.`resnet_bench.claim`": 150,
         "tags.`resnet_bench.profile`": 150,
         "tags.`resnet_bench.device`": 170,
@@ -48,7 +49,7 @@ _COLUMNS: Mapping[str, Mapping[str, int]] = {
 }
 """The columns of the runs page and their widths in pixels."""
 
-_FIRST_COLUMNS = {"attributes.`Run Name`": 250, "runDateAndNestInfo": 140, "duration": 90}
+_FIRST_COLUMNS = {"attributes.`Run Name`": 320, "runDateAndNestInfo": 140, "duration": 90}
 
 
 def experiment_tags(name: str) -> dict[str, str]:
@@ -56,27 +57,28 @@ def experiment_tags(name: str) -> dict[str, str]:
     return {"mlflow.experimentKind": "custom_model_development", **_texts(name)}
 
 
-def outdated_tags(name: str, found: Mapping[str, str]) -> dict[str, str]:
+def outdated_tags(name: str, found: Mapping[str, str], searched: Collection[str] = ()) -> dict[str, str]:
     """Return the tags to set on an experiment that exists; a description that a user wrote stays.
 
     Args:
         name: The experiment's name.
         found: The tags that it has.
+        searched: Recipe keys that a study searches, to be columns besides those of the studies before it.
     """
-    texts = _texts(name)
+    texts = _texts(name, [*_params_shown(found), *map(_param_column, searched)])
     description = found.get(NOTE)
     if description is not None and hashlib.sha256(description.encode()).hexdigest()[:16] not in _EARLIER_DESCRIPTIONS:
         texts.pop(NOTE, None)
     return {key: text for key, text in texts.items() if found.get(key) != text}
 
 
-def _texts(name: str) -> dict[str, str]:
+def _texts(name: str, params: Collection[str] = ()) -> dict[str, str]:
     if name not in _DESCRIPTIONS:
         return {}
     # MLflow keeps a view that a user shares under such a tag; a link that names it shows these columns.
     return {
         NOTE: _DESCRIPTIONS[name],
-        f"mlflow.sharedViewState.{VIEW_KEY}": json.dumps(_view(name), sort_keys=True),
+        _VIEW_TAG: json.dumps(_view(name, params), sort_keys=True),
     }
 
 
@@ -91,13 +93,29 @@ def runs_page(base: str, experiment_id: str) -> str:
     return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
 
 
-def _view(name: str) -> dict[str, object]:
-    widths = {**_FIRST_COLUMNS, **_COLUMNS[name]}
+def _params_shown(found: Mapping[str, str]) -> list[str]:
+    """Return the columns with recipe keys that an experiment's view has."""
+    try:
+        columns = json.loads(found[_VIEW_TAG])["selectedColumns"]
+        return [column for column in columns if column.startswith("params.")]
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return []
+
+
+def _param_column(key: str) -> str:
+    return f"params.`{key}`"
+
+
+def _view(name: str, params: Collection[str]) -> dict[str, object]:
+    # What was searched stands beside the score.
+    score, *others = _COLUMNS[name].items()
+    columns = dict([score, *((column, 130) for column in params), *others])
+    widths = {**_FIRST_COLUMNS, **columns}
     return {
         "orderByKey": "attributes.start_time",
         "orderByAsc": False,
         "lifecycleFilter": "Active",
-        "selectedColumns": list(_COLUMNS[name]),
+        "selectedColumns": list(columns),
         "columnOrder": list(widths),
         "columnWidths": widths,
     }

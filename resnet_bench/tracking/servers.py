@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 CHECK_TIMEOUT_SECONDS = 3
 
+_ADVICE = "start it, or correct its address: --tracking URI or MLFLOW_TRACKING_URI"
+
 Deleted = tuple[tuple[str, str], ...]
 
 
@@ -28,20 +30,21 @@ def check(uri: str, connect: Callable[[], "MlflowClient"], *, to_write: bool) ->
         to_write: Whether runs are to be logged; False makes no tables where there are none.
 
     Returns:
-        Why it cannot be used, or None; and those of our experiments that were deleted, with their ids.
+        Why it cannot be used and what to do, or None; and those of our experiments that were deleted, with their ids.
     """
     if uri.startswith("http") and (problem := _unreachable_server(uri)):
-        return problem, ()
+        return f"{problem}; {_ADVICE}", ()
     try:
         if not to_write and not uri.startswith(("http", "databricks")):
             if problem := unreachable_database(uri):
-                return problem, ()
+                return f"{problem}; {_ADVICE}", ()
             if not _has_tables(uri):
-                return f"{redact(uri)} is not a database of MLflow, or holds no runs yet", ()
+                return f"{redact(uri)} is not a database of MLflow, or holds no runs yet; {_ADVICE}", ()
         client = connect()
         found = [client.get_experiment_by_name(name) for name in EXPERIMENTS]
     except Exception as error:  # whatever the database driver or the server's client raises
-        return explain(uri, error), ()
+        problem = explain(uri, error)
+        return problem if asks_for_login(error) else f"{problem}; {_ADVICE}", ()
     return None, tuple((each.name, each.experiment_id) for each in found if each and each.lifecycle_stage != "active")
 
 

@@ -6,7 +6,7 @@ import shlex
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -113,8 +113,8 @@ class Store:
 
     @property
     def exists(self) -> bool:
-        """Whether there is a store to read: a SQLite file that nobody has made yet holds nothing."""
-        return self.path is None or self.path.exists()
+        """Whether there is a store to read: a SQLite file that is missing or has no tables yet holds nothing."""
+        return self.path is None or sqlite_files.inspect(self.path).kind not in ("missing", "empty")
 
     def run_url(self, run_id: str, experiment_id: str | None = None) -> str:
         """Return the page of a run; for a database, where ``make ui`` will show it.
@@ -125,15 +125,11 @@ class Store:
         """
         if self.uri.startswith("databricks"):
             return f"{self.uri} run {run_id}"
-        base = UI_ADDRESS
-        if self.is_server:
-            scheme, _, rest = self.uri.partition("://")
-            base = f"{scheme}://{rest.rpartition('@')[2].partition('?')[0].rstrip('/')}"
         if experiment_id is None:
             # A link is not worth an error.
             with contextlib.suppress(Exception):
                 experiment_id = str(self.client().get_run(run_id).info.experiment_id)
-        return f"{base}/#/experiments/{experiment_id or 0}/runs/{run_id}?workflowType=machine_learning"
+        return f"{_pages(self)}/#/experiments/{experiment_id or 0}/runs/{run_id}?workflowType=machine_learning"
 
     # --- getting ready -----------------------------------------------------------------------------
 
@@ -227,8 +223,13 @@ class Store:
                     log_once(f"{self.redacted_uri} does not answer ({reason}); runs are kept on disk until it is back")
                     return
 
-    def experiment_id(self, client: "MlflowClient", name: str) -> str:
+    def experiment_id(self, client: "MlflowClient", name: str, searched: Collection[str] = ()) -> str:
         """Return the id of an experiment, made where there is none.
+
+        Args:
+            client: From :meth:`client`.
+            name: The experiment's name.
+            searched: Recipe keys that a study searches: MLflow's pages get a column for each.
 
         Raises:
             UserError: The experiment was deleted.
@@ -242,15 +243,15 @@ class Store:
             if self.artifact_root is not None:
                 location = f"{_as_uri(self.artifact_root)}/{name.replace(' ', '-')}"
             try:
-                return client.create_experiment(name, artifact_location=location, tags=experiment_tags(name))
+                client.create_experiment(name, artifact_location=location, tags=experiment_tags(name))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
                 # Another process was quicker.
-                found = client.get_experiment_by_name(name)
+            found = client.get_experiment_by_name(name)
         if found is None or found.lifecycle_stage != "active":
             raise UserError(self._restore_hint(name, found.experiment_id if found else "ID"))
-        for key, value in outdated_tags(name, found.tags).items():
+        for key, value in outdated_tags(name, found.tags, searched).items():
             client.set_experiment_tag(found.experiment_id, key, value)
         return str(found.experiment_id)
 
@@ -262,6 +263,31 @@ class Store:
     def _restore_hint(self, name: str, experiment_id: str) -> str:
         command = self.command(f"experiments restore --experiment-id {experiment_id}")
         return f"{self.redacted_uri}: the experiment {name!r} was deleted; restore it with: {command}"
+
+
+def option(store: Store) -> list[str]:
+    """Return the words that name a store in a command typed in this folder; none where it is found without."""
+    with contextlib.suppress(UserError):
+        if Store.resolve().uri == store.uri:
+            return []
+    return ["--tracking", store.redacted_uri]
+
+
+def where_to_see(store: Store) -> str:
+    """Return what to open or type to see a store's runs."""
+    if store.is_server:
+        return f"open {_pages(store)}"
+    return f"see them with: {shlex.join(['resnet-bench', 'ui', *option(store)])}"
+
+
+def _pages(store: Store) -> str:
+    """Return the address of MLflow's pages on a store."""
+    if not store.is_server:
+        return UI_ADDRESS
+    if store.uri.startswith("databricks"):
+        return store.uri
+    scheme, _, rest = store.uri.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0].rstrip('/')}"
 
 
 def _plain(path: Path) -> Path:

@@ -4,6 +4,7 @@ What a name says today is written. Stores of version 0.1.0 have other names for 
 found through :func:`current_metrics` and :func:`current_tags`.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,6 +62,7 @@ TAGS: Mapping[str, str] = {
     # Its course.
     "parameters": "the network's parameters",
     "macs": "multiply-accumulate operations per image",
+    "peak_flops": "FLOP/s of a large matrix multiplication on the device; no metric, so that no chart shows it",
     "cuda_graphs": "how many CUDA graphs were captured; missing where steps are eager",
     "resumed": "how often the run was resumed",
     "reason": "why it did not finish",
@@ -116,8 +118,6 @@ TRAIN_SECONDS = "time/train_seconds"
 EVALUATION_SECONDS = "time/evaluation_seconds"
 THROUGHPUT = "time/images_per_second"
 PEAK_MEMORY = "memory/peak_bytes"
-PEAK_FLOPS = "device/peak_flops"
-ENERGY = "energy/joules"
 TRAIN_JOULES = "energy/train_joules"
 """Energy of the training steps so far, where the device has a counter that can be read."""
 
@@ -128,6 +128,9 @@ augmentation."""
 FINAL_TRAIN_SECONDS = "final/train_seconds"
 FINAL_EVALUATION_SECONDS = "final/evaluation_seconds"
 FINAL_TTA_SECONDS = "final/tta_seconds"
+FINAL_THROUGHPUT = "final/images_per_second"
+"""The run's throughput, as :func:`resnet_bench.base.throughput.settled_throughput` defines it."""
+ENERGY = "final/train_joules"
 
 EPOCH_METRICS = (
     *(f"{split}/{name}" for split in SPLITS for name in EVALUATED),
@@ -161,6 +164,32 @@ def to_claim_seconds(number: int) -> str:
     return "time/to_claim_seconds" if number == 1 else f"time/to_claim_{number}_seconds"
 
 
+LARGEST_MEASUREMENT = 1e100
+"""SQL stores keep infinity as 1.797e308; nothing that is measured comes near this, and its square is still finite."""
+
+
+def restored(value: float) -> float:
+    """Return a metric as it was measured: infinity, which SQL stores cannot hold, is read back as such."""
+    return math.copysign(math.inf, value) if abs(value) >= LARGEST_MEASUREMENT else value
+
+
+def diverged_metric(metrics: Mapping[str, float]) -> str | None:
+    """Return the first metric of a run's last evaluations that is not finite, with its value; None where all are.
+
+    A run whose evaluation is not finite fails. Before that rule, such runs ended as finished.
+
+    Args:
+        metrics: The last value of each metric, as the store has it.
+    """
+    for key in sorted(metrics):
+        prefix, _, name = current_metric(key).partition("/")
+        evaluated = prefix in SPLITS and name in EVALUATED
+        last = prefix == "final" and name.endswith(EVALUATED)
+        if (evaluated or last) and not math.isfinite(value := restored(metrics[key])):
+            return f"{key} is {value}"
+    return None
+
+
 # --- version 0.1.0 -------------------------------------------------------------------------------------
 
 OLD_METRIC_ENDINGS: Mapping[str, str] = {
@@ -170,6 +199,10 @@ OLD_METRIC_ENDINGS: Mapping[str, str] = {
     "augmented_seconds": "tta_seconds",
 }
 """How names of metrics end in stores of version 0.1.0, and how they end now."""
+OLD_METRICS: Mapping[str, str] = {"energy/joules": ENERGY}
+"""Metrics of stores of version 0.1.0, and what they are called now."""
+OLD_PEAK_FLOPS = "device/peak_flops"
+"""The metric that was the tag `peak_flops` in version 0.1.0."""
 OLD_TAGS: Mapping[str, str] = {f"{PREFIX}captures": tag("cuda_graphs")}
 """Tags of stores of version 0.1.0, and what they are called now."""
 OLD_EXECUTION_FIELDS: Mapping[str, str] = {"level": "mode", "graphs": "cuda_graphs", "fused": "fused_layers"}
@@ -178,6 +211,8 @@ OLD_EXECUTION_FIELDS: Mapping[str, str] = {"level": "mode", "graphs": "cuda_grap
 
 def current_metric(name: str) -> str:
     """Return today's name of a metric, which a store of version 0.1.0 may know by another."""
+    if name in OLD_METRICS:
+        return OLD_METRICS[name]
     for old, new in OLD_METRIC_ENDINGS.items():
         if name.endswith(old) and name[: -len(old)].endswith(("/", "_")):
             return name.removesuffix(old) + new

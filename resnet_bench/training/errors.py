@@ -6,18 +6,16 @@ class TrainingError(Exception):
 
 
 class Diverged(TrainingError):
-    """The training loss is not finite.
+    """The training loss, or what an evaluation measured, is not finite.
 
     Attributes:
-        step: The optimizer step with this loss, from 1.
-        learning_rate: The learning rate of that step.
+        step: Optimizer steps done: the loss is that of the last one, the evaluation followed it.
     """
 
-    def __init__(self, step: int, learning_rate: float, loss: float) -> None:
-        """Name the step, its learning rate and its loss."""
-        super().__init__(f"the loss became {loss} at step {step}, at learning rate {learning_rate:g}")
+    def __init__(self, step: int, learning_rate: float, value: float, *, what: str = "the loss") -> None:
+        """Name the step, its learning rate, and what became of which measurement."""
+        super().__init__(f"{what} became {value} at step {step}, at learning rate {learning_rate:g}")
         self.step = step
-        self.learning_rate = learning_rate
 
 
 class OutOfMemory(TrainingError):

@@ -66,6 +66,7 @@ class Evaluator:
             epoch: Epochs trained; decides the order where the source shuffles.
 
         Raises:
+            Diverged: A loss or an accuracy is not finite.
             MemoryShortage: The recipe's batches do not fit, or not even one image does.
         """
         session, recipe, position = self._session, self._session.recipe, self._session.position
@@ -74,6 +75,14 @@ class Evaluator:
         clock = Clock(session.execution)
         source, standard = self._measure_both(split, epoch, keep_probabilities=is_final_test)
         seconds = clock.read()
+        accuracy, loss = source.averaged(recipe.evaluation.averaging)
+        session.check_finite(
+            split,
+            loss=loss,
+            accuracy=accuracy,
+            standard_loss=standard.loss_over_images,
+            standard_accuracy=standard.accuracy_over_images,
+        )
         tta = None
         if (views := recipe.evaluation.test_time_augmentation) is not None and is_last:
             clock = Clock(session.execution)
@@ -81,7 +90,6 @@ class Evaluator:
                 split, lambda loader: evaluate_tta(session.forward, loader.epoch(0), session.execution, views)
             )
             position.tta_seconds += clock.read()
-        accuracy, loss = source.averaged(recipe.evaluation.averaging)
         position.evaluation_seconds += seconds
         position.evaluated[split] = loss
         if is_final_test:
@@ -108,7 +116,11 @@ class Evaluator:
         )
 
     def train_accuracy(self) -> float:
-        """Training accuracy of the current epoch as the source reports it, a fraction."""
+        """Training accuracy of the current epoch as the source reports it, a fraction.
+
+        Raises:
+            Diverged: The pass over the training images has a loss that is not finite.
+        """
         session, recipe, position = self._session, self._session.recipe, self._session.position
         if recipe.training.train_accuracy == "running":
             return position.correct / position.images
@@ -117,7 +129,9 @@ class Evaluator:
         batches = session.train_loader.second_pass(position.epoch)
         measured = measure(session.forward, batches, session.execution, mode=recipe.evaluation.mode)
         position.evaluation_seconds += clock.read()
-        return measured.averaged(recipe.evaluation.averaging)[0]
+        accuracy, loss = measured.averaged(recipe.evaluation.averaging)
+        session.check_finite("train", loss=loss, accuracy=accuracy)
+        return accuracy
 
     def try_out(self) -> None:
         """Use as much memory as evaluation by the source's protocol does."""

@@ -36,7 +36,7 @@ def train(
         ``Finished`` gives one after it has ended.
 
     Raises:
-        Diverged: The loss is not finite.
+        Diverged: The loss, or what an evaluation measured, is not finite.
         OutOfMemory: The batch size does not fit; the error names one that does, which has been tried.
         UserError: The dataset has too few images, or the snapshot belongs to another recipe or seed.
     """

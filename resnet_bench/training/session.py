@@ -228,6 +228,18 @@ class Session:
             snapshot=self.event_snapshot,
         )
 
+    def check_finite(self, split: SplitName, **measured: float) -> None:
+        """Check what an evaluation of a split measured.
+
+        Raises:
+            Diverged: A value is not finite: the weights are lost, or the running statistics of BatchNorm are.
+        """
+        for name, value in measured.items():
+            if not math.isfinite(value):
+                rate = float(self.optimizer.param_groups[0]["lr"])
+                what = f"the {split} {name.replace('_', ' ')}"
+                raise Diverged(self.position.step, rate, value, what=what)
+
     def end_epoch(self, accuracy: float) -> EpochEnded:
         """Move to the next epoch.
 

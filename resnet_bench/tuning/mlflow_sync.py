@@ -44,6 +44,11 @@ class TrialRecord:
     """Milliseconds since 1970 at which the trial ended."""
 
 
+def trial_name(study: str, number: int, seed: int = 0) -> str:
+    """Return the name of a trial's run: what tells it from others first, because MLflow cuts long names off."""
+    return f"trial {number}{f' seed {seed}' if seed else ''} of {study}"
+
+
 def record_of(trial: "FrozenTrial", retried_as: int | None = None) -> TrialRecord:
     """Return what MLflow must have of a finished trial.
 
@@ -101,8 +106,8 @@ class MlflowSync:
             with stored.storage.address.lock():
                 known = stored.get_attr("mlflow_run_id")
                 client = store.client()
+                experiment = store.experiment_id(client, STUDIES_EXPERIMENT, searched=list(stored.definition.space))
                 if known is None:
-                    experiment = store.experiment_id(client, STUDIES_EXPERIMENT)
                     run = client.create_run(experiment, tags=facts.tags(), run_name=stored.name)
                     known = run.info.run_id
                     for key, value in _params(stored).items():
@@ -159,7 +164,7 @@ class MlflowSync:
             run = self._client.create_run(
                 parent.info.experiment_id,
                 tags={**stored_tags(tags), PARENT: self.run_id},
-                run_name=f"{self._stored.name} trial {number}",
+                run_name=trial_name(self._stored.name, number),
             )
             for key, value in params.items():
                 self._client.log_param(run.info.run_id, key, value if isinstance(value, str) else json.dumps(value))

@@ -92,7 +92,7 @@ def _job(retraining: RetrainJob, stored: StoredStudy, sync: MlflowSync) -> Job:
         profile=plan.profile,
         seed=retraining.seed,
         role="retrain",
-        name=f"{stored.name} {retraining.arm} seed {retraining.seed}",
+        name=f"{retraining.arm} seed {retraining.seed} of {stored.name}",
         experiment=STUDIES_EXPERIMENT,
         parent=sync.run_id,
         tags={"study": stored.name, "arm": retraining.arm},

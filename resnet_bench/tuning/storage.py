@@ -97,6 +97,11 @@ class StudyStorage:
         return None
 
     @property
+    def option(self) -> list[str]:
+        """The words that name the storage in a command typed in this folder; none where it is found without."""
+        return [] if self.file == Path.cwd() / DEFAULT_FILE else ["--storage", self.redacted_url]
+
+    @property
     def exists(self) -> bool:
         """Whether there is something to open; a server counts as there."""
         return self.file is None or self.file.exists()

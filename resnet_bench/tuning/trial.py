@@ -24,7 +24,7 @@ from resnet_bench.tracking.vocabulary import STUDIES_EXPERIMENT
 from resnet_bench.training.errors import Diverged, TrainingError
 from resnet_bench.training.events import EpochEnded, Evaluated, Steps
 from resnet_bench.tuning.events import TrialEnded, TrialProgressed, TrialReported, TrialStarted
-from resnet_bench.tuning.mlflow_sync import MlflowSync
+from resnet_bench.tuning.mlflow_sync import MlflowSync, trial_name
 from resnet_bench.tuning.space import trial_recipe
 from resnet_bench.tuning.study import Study
 from resnet_bench.tuning.trial_queue import AcquiredTrial, TrialEnd, TrialQueue
@@ -212,7 +212,7 @@ def _job(acquired: AcquiredTrial, recipe: Recipe, seed: int, queue: TrialQueue, 
         profile=plan.profile,
         seed=seed,
         role="trial" if seed == 0 else "repeat",
-        name=f"{name} trial {number}" + (f" seed {seed}" if seed else ""),
+        name=trial_name(name, number, seed),
         experiment=STUDIES_EXPERIMENT,
         parent=sync.run_id if seed == 0 else first_run or sync.run_id,
         tags={

@@ -1,6 +1,7 @@
 """What a person reads during runs and after them."""
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay, lasting
 from resnet_bench.cli.screen import print_table
 from resnet_bench.recipe.benchmark import Benchmark, Source
 from resnet_bench.recipe.claims import Claim
-from resnet_bench.running.events import JobFinished, Opened, update
+from resnet_bench.running.events import JobFinished, JobStarted, Opened, update
 from resnet_bench.running.job import Job
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.training.events import EpochEnded, Evaluated, Started, Steps
@@ -76,15 +77,42 @@ def test_a_terminal_gets_a_bar_for_each_run_with_what_is_left() -> None:
         for event in events():
             first.take(event)
         assert display.progress is not None
-        titles = [task.description.replace("\\", "") for task in display.progress.tasks]
+        titles = [task.description for task in display.progress.tasks]
         assert titles == ["[1/2] tiny seed 3", "[2/2] tiny seed 4"]
         assert "accuracy" not in display.progress.tasks[1].fields["facts"]
         first.take(JobFinished())
-        assert [task.description.replace("\\", "") for task in display.progress.tasks] == titles[1:]
+        assert [task.description for task in display.progress.tasks] == titles[1:]
         second.take(JobFinished())
     text = output.getvalue()
     assert "[1/2] tiny seed 3" in text
     assert "\x1b[" in text
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_a_terminal_shows_everything_of_a_run_in_whole_words(width: int) -> None:
+    output = io.StringIO()
+    console = Console(file=output, width=width, height=40, force_terminal=True)
+    with RunsDisplay(console, 12).shown() as display:
+        shown = [begin(display, f"resnet18-step-decay-no-augmentation seed {seed}") for seed in (100, 101)]
+        for event in events():
+            shown[0].take(event)
+        shown[0].take(Steps(1, 1, [2.5], [0.1], images=40, correct=4, seconds=0.003, snapshot=dict))
+    screen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.getvalue())
+    words = set(screen.split())
+    assert {"resnet18-step-decay-no-augmentation", "[1/12]", "[2/12]", "101", "25.0%,", "images/s,", "left"} <= words
+    assert "…" not in screen
+    assert max(len(line.rstrip()) for line in re.split(r"[\r\n]+", screen)) <= width
+
+
+def test_tasks_one_after_another_have_a_bar_each() -> None:
+    output = io.StringIO()
+    with RunsDisplay(Console(file=output, width=200), 2).shown() as display:
+        for seed in (0, 1):
+            for event in (JobStarted(), *events(), JobFinished()):
+                display.watch(job(seed), event)
+    assert [line[:17] for line in output.getvalue().splitlines()] == 2 * ["[1/2] tiny seed 0"] + 2 * [
+        "[2/2] tiny seed 1"
+    ]
 
 
 def test_a_resumed_run_says_where() -> None:

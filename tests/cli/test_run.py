@@ -280,7 +280,8 @@ def test_seeds_at_once_are_the_seeds_one_after_another_to_the_last_bit(run_all: 
             run = runs[result.url.rpartition("/")[2].partition("?")[0]]
             assert run.info.status == "FINISHED"
             assert run.data.tags.get("resnet_bench.seeds_per_device") == mark
-            assert ("device/peak_flops" in run.data.metrics) == (mark is None)
+            assert ("resnet_bench.peak_flops" in run.data.tags) == (mark is None)
+            assert not any(key.startswith("device/") for key in run.data.metrics)
 
     # What was trained at once is finished for every later request, and marked; a seed alone shares nothing.
     outcome, text = run_all(seeds=[0])

@@ -1,6 +1,7 @@
 """What is printed where: tables that fit, terminals that cannot show everything, output that cannot be written."""
 
 import io
+import logging
 import os
 import re
 import subprocess
@@ -25,6 +26,35 @@ def run_command(*arguments: str, folder: Path, **environment: str) -> subprocess
         text=True,
         encoding=environment.get("PYTHONIOENCODING", "utf-8"),
     )
+
+
+# --- what takes long --------------------------------------------------------------------------------
+
+
+def test_a_log_is_told_now_and_then_how_far_reading_is() -> None:
+    output, now = io.StringIO(), [0.0]
+    log = logging.getLogger("resnet_bench.reporting.mlflow_reader")
+    with screen.reading_aloud(Console(file=output, width=80), clock=lambda: now[0]):
+        log.info("reading %s: 1 of 3 metrics", "[a]")
+        now[0] = 11.0
+        log.info("reading %s: 2 of 3 metrics", "[a]")
+        log.info("reading %s: 3 of 3 metrics", "[a]")
+    log.info("somebody else's")
+    assert output.getvalue() == "reading [a]: 2 of 3 metrics\n"
+
+
+def test_a_terminal_shows_at_once_how_far_reading_is() -> None:
+    output = io.StringIO()
+    with screen.reading_aloud(Console(file=output, width=80, force_terminal=True)):
+        logging.getLogger("resnet_bench.reporting.mlflow_reader").info("reading [a]: 1 of 3 metrics")
+    assert "reading [a]: 1 of 3 metrics" in output.getvalue()
+
+
+def test_what_is_measured_to_choose_an_execution_is_printed_as_it_comes() -> None:
+    output = io.StringIO()
+    with screen.measuring_aloud(Console(file=output, width=80)):
+        logging.getLogger("resnet_bench.measure.autotune").info("  cpu, bf16, 2 threads: 90 ms/step")
+        assert output.getvalue() == "  cpu, bf16, 2 threads: 90 ms/step\n"
 
 
 # --- tables ---------------------------------------------------------------------------------------

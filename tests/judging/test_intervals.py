@@ -131,11 +131,6 @@ def test_times_are_tested_from_six_runs_and_flagged_beyond_five_percent() -> Non
     assert intervals.timing_differs(intervals.Ratio(0.9, Interval(0.8, 1.0)), 0.001)
 
 
-def test_typical_epoch_drops_the_first() -> None:
-    assert intervals.typical_epoch([9.0, 2.0, 1.0, 3.0]) == 2.0
-    assert intervals.typical_epoch([9.0]) == 9.0
-
-
 def false_alarms(rows: int, runs: int, repetitions: int) -> float:
     """Share of comparisons without any difference in which at least one row is called different."""
     numbers = random.Random(f"{rows} {runs}")

@@ -148,6 +148,8 @@ def test_each_of_the_curves_is_there(nine: RunGroup) -> None:
     )
     published = next(trace for trace in accuracy.spec["data"] if trace.get("name") == "published, test")
     assert (published["x"], published["y"]) == ([1, 2, 4, 8], [48.4, 61.0, 82.0, 90.5])
+    marks = {trace.get("name"): trace["marker"]["symbol"] for trace in accuracy.spec["data"] if "marker" in trace}
+    assert marks["claim 90.5%, test"] != marks["claim 96.0%, train"]
     assert "claim 90.5% on the source's machine" in names(timed)
     assert "Test GPU" in timed.caption
     assert len(rate.spec["data"][0]["x"]) == 400

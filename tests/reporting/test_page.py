@@ -100,6 +100,12 @@ def test_every_plot_is_drawn(tab: Tab) -> None:
 
 def test_nothing_is_wider_than_the_page(tab: Tab) -> None:
     assert tab.page.evaluate("document.documentElement.scrollWidth") <= 1280
+    opened = "document.querySelectorAll('.claims details').forEach((row) => { row.open = true; })"
+    tab.page.evaluate(opened)
+    box = "document.querySelector('.claims').parentElement"
+    needed, there = (tab.page.evaluate(f"{box}.{width}") for width in ("scrollWidth", "clientWidth"))
+    assert needed <= there, "what a row opens makes no table wider"
+    tab.page.evaluate(opened.replace("true", "false"))
 
 
 def test_a_row_opens_with_the_keyboard(tab: Tab) -> None:

@@ -39,6 +39,17 @@ def test_tables_hold_every_run_once(store_tables: Tables) -> None:
         assert {column: str(dtype) for column, dtype in frame.dtypes.items()} == dict(dtypes)
 
 
+def test_reading_tells_how_far_it_is(
+    fresh_uri: str, benchmarks: dict[str, Benchmark], caplog: pytest.LogCaptureFixture
+) -> None:
+    log_all(fresh_uri, FakeRun(benchmarks["ranged"]))
+    caplog.set_level("INFO", "resnet_bench.reporting.mlflow_reader")
+    reading.read([fresh_uri])
+    told = [text for text in caplog.messages if text.startswith("reading ")]
+    assert told[0].endswith("mlflow.db: 1 run")
+    assert told[-1].partition("mlflow.db: ")[2] == f"1 run, {len(told) - 1} of {len(told) - 1} metrics"
+
+
 def test_metrics_are_tidy_and_complete(store_tables: Tables) -> None:
     metrics = store_tables.metrics
     assert not metrics.duplicated(["run_id", "metric", "axis", "step"]).any()
@@ -48,7 +59,7 @@ def test_metrics_are_tidy_and_complete(store_tables: Tables) -> None:
     assert list(accuracy.index) == list(range(1, 9))
     assert accuracy[8] == pytest.approx(0.9031)
     assert set(own.loc[own["metric"] == "test/accuracy", "split"]) == {"test"}
-    assert own.loc[own["metric"] == "energy/joules", "axis"].tolist() == ["once"]
+    assert own.loc[own["metric"] == "final/train_joules", "axis"].tolist() == ["once"]
 
 
 def test_step_metrics_are_read_once_a_recipe_and_thinned(store_tables: Tables) -> None:
@@ -394,21 +405,34 @@ def test_a_seed_that_cannot_be_read_is_named(fresh_uri: str, benchmarks: dict[st
 def test_infinity_is_read_back_from_a_store_that_cannot_hold_it(
     fresh_uri: str, benchmarks: dict[str, Benchmark], benchmarks_folder: Path, tmp_path: Path
 ) -> None:
-    lost = {"final/test_loss": math.inf, "energy/joules": -math.inf}
+    lost = {"study/value": math.inf, "energy/joules": -math.inf}
     runs_lost = [FakeRun(benchmarks["ranged"], seed=seed, metrics=lost) for seed in (0, 1, 2)]
     ids = log_all(fresh_uri, *runs_lost)
     MlflowClient(fresh_uri).log_metric(ids[0], "test/loss", math.inf, step=5)
     values = reading.read([fresh_uri]).metrics.set_index(["run_id", "metric", "step"])["value"]
-    assert values[ids[0], "final/test_loss", 0] == math.inf
-    assert values[ids[0], "energy/joules", 0] == -math.inf
+    assert values[ids[0], "study/value", 0] == math.inf
+    assert values[ids[0], "final/train_joules", 0] == -math.inf
     assert values[ids[0], "test/loss", 5] == math.inf
     written = report.write(fresh_uri, tmp_path, benchmarks_folder=benchmarks_folder)
     assert written.problems == ()
     text = written.markdown.read_text()
-    assert "Values of energy/joules that are not finite are left out (seed 0, 1 and 2)." in text
+    assert r"Values of final/train\_joules that are not finite are left out (seed 0, 1 and 2)." in text
     assert "Values of test/loss that are not finite are left out (seed 0)." in text
     assert "e+308" not in text + written.page.read_text().partition('id="plotly"')[0]
     assert reading.read([tmp_path]).metrics["value"].isin([math.inf, -math.inf]).sum() == 7
+
+
+def test_a_run_that_an_earlier_version_let_finish_with_a_lost_evaluation_has_failed(
+    fresh_uri: str, benchmarks: dict[str, Benchmark], benchmarks_folder: Path, tmp_path: Path
+) -> None:
+    whole, lost = FakeRun(benchmarks["ranged"]), FakeRun(benchmarks["ranged"], seed=1)
+    mistakes = json.dumps([{"index": 0, "label": "cat", "predicted": "dog", "confidence": math.nan, "png_base64": ""}])
+    _, run_id = log_all(fresh_uri, whole, replace(lost, artifacts={"confident_mistakes.json": mistakes}))
+    MlflowClient(fresh_uri).log_metric(run_id, "test/loss", math.nan, step=10)
+    written = report.write(fresh_uri, tmp_path, benchmarks_folder=benchmarks_folder)
+    assert written.problems == ()
+    row = reading.read([tmp_path]).runs.set_index("run_id").loc[run_id]
+    assert (row["status"], row["reason"]) == ("FAILED", "diverged: test/loss is nan")
 
 
 def test_a_run_with_impossible_numbers_is_named_and_the_others_are_reported(
@@ -441,12 +465,13 @@ def test_metric_names_of_0_1_0_are_read_under_their_current_names(store_tables: 
     assert not {name for name in names if name.endswith(("_plain", "_augmented"))}
     metrics = store_tables.metrics.copy()
     metrics["metric"] = metrics["metric"].str.replace("_standard", "_plain")
-    metrics.loc[metrics["metric"] == "energy/joules", "value"] = 1.7976931348623157e308
+    metrics.loc[metrics["metric"] == "final/train_joules", "value"] = 1.7976931348623157e308
+    metrics["metric"] = metrics["metric"].str.replace("final/train_joules", "energy/joules")
     metrics.to_parquet(folder / "metrics.parquet", index=False)
     store_tables.runs.astype({"seed": "Int64"}).to_parquet(folder / "runs.parquet", index=False)
     again = reading.read([folder])
     assert set(again.metrics["metric"]) == names
-    assert (again.metrics.loc[again.metrics["metric"] == "energy/joules", "value"] == math.inf).all()
+    assert (again.metrics.loc[again.metrics["metric"] == "final/train_joules", "value"] == math.inf).all()
     pd.testing.assert_series_equal(again.runs["seed"], store_tables.runs["seed"])
 
 

@@ -10,7 +10,7 @@ from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.reporting import runs
 from resnet_bench.reporting.claims import build
-from resnet_bench.reporting.runs import Run, RunGroup
+from resnet_bench.reporting.runs import Run, RunGroup, peak_flops
 from resnet_bench.reporting.tables import Tables
 
 EMPTY = Run(
@@ -104,6 +104,13 @@ def test_throughput_and_epoch_time_leave_the_first_epoch_out() -> None:
     assert measured.epoch_seconds == 1.0
     assert measured.flops == 3 * 2 * 1000 * 110.0
     assert run(2).flops is None
+
+
+def test_peak_flops_are_a_tag_and_were_a_metric() -> None:
+    assert peak_flops(run(1, tags={"resnet_bench.peak_flops": "7.9e+14"})) == 7.9e14
+    assert peak_flops(run(2, once={"device/peak_flops": 7.9e14})) == 7.9e14
+    assert peak_flops(run(3)) is None
+    assert peak_flops(run(4, tags={"resnet_bench.peak_flops": "fast"})) is None
 
 
 def test_operations_are_those_of_the_images_as_they_grew() -> None:

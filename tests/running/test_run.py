@@ -21,6 +21,7 @@ from resnet_bench.running.prepare import prepare
 from resnet_bench.running.run import run
 from resnet_bench.running.run_folder import settle
 from resnet_bench.running.stopping import Stopped
+from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.training import checkpoint
 from resnet_bench.training.errors import Diverged
@@ -252,6 +253,39 @@ def test_a_diverged_run_fails_with_step_and_rate(store, job_for, context, runs_f
     tracked = store.client().get_run(opened.run_id)
     assert tracked.info.status == "FAILED"
     assert "at learning rate 1e+18" in tracked.data.tags["resnet_bench.reason"]
+
+
+def test_a_run_whose_evaluation_is_not_finite_fails_and_is_not_cached(store, job_for, context) -> None:
+    changes = {"optimizer": {"lr": 1e30}, "training": {"epochs": 1, "batch_size": 40}}
+    job = job_for(seed=1002, recipe=changes, force=False)
+    events = []
+    with pytest.raises(Diverged):
+        events.extend(started(job, context))
+    (tracked,) = store.client().search_runs(
+        [store.experiment_id(store.client(), "resnet-bench")], "tags.`resnet_bench.seed` = '1002'"
+    )
+    assert tracked.info.status == "FAILED"
+    assert "the test loss became" in tracked.data.tags["resnet_bench.reason"]
+    assert prepare(job, context).outcome is None
+
+
+def test_a_finished_run_of_an_earlier_version_whose_evaluation_was_not_finite_is_not_cached(
+    store, job_for, context
+) -> None:
+    job = job_for(seed=1003, force=False, keep_model=False)
+    opened = next(iter(list(started(job, context))))
+    assert prepare(job, context).outcome is not None
+    store.client().log_metric(opened.run_id, "test/loss", math.inf, step=2)
+    assert prepare(job, context).outcome is None
+
+
+def test_looking_for_a_finished_run_leaves_the_store_as_it_is(job_for, tmp_path, context) -> None:
+    empty = tmp_path / "mlflow.db"
+    empty.touch()
+    job = job_for(force=False)
+    assert prepare(job, replace(context, store=Store.resolve(str(empty)))).outcome is None
+    assert empty.read_bytes() == b""
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
 
 def test_run_yields_the_outcome_of_a_run_that_was_finished_before(store, job_for, context) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.tracking.experiments import outdated_tags
+from resnet_bench.tracking.experiments import VIEW_KEY, experiment_tags, outdated_tags
 from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
@@ -300,6 +300,20 @@ def test_a_description_of_0_1_0_is_brought_up_to_date() -> None:
     assert NOTE not in outdated_tags(EXPERIMENT, {NOTE: f"{old} And Ann's."})
 
 
+def test_searched_keys_of_each_study_become_columns_once() -> None:
+    name = "resnet-bench studies"
+    tags = experiment_tags(name)
+    tags |= outdated_tags(name, tags, ["optimizer.lr"])
+    tags |= outdated_tags(name, tags, ["optimizer.weight_decay", "optimizer.lr"])
+    columns = json.loads(tags[f"mlflow.sharedViewState.{VIEW_KEY}"])["selectedColumns"]
+    assert columns[:3] == [
+        "metrics.`validation/accuracy`",
+        "params.`optimizer.lr`",
+        "params.`optimizer.weight_decay`",
+    ]
+    assert outdated_tags(name, tags) == {}
+
+
 # --- servers -------------------------------------------------------------------------------------------
 
 
@@ -347,6 +361,12 @@ def test_a_server_that_does_not_let_us_in_is_told_from_one_that_is_away(
     if status in (401, 403):
         with pytest.raises(UserError, match="does not let us in"):
             store.prepare()
+
+
+def test_each_problem_of_a_server_has_one_advice(answering: Callable[..., str]) -> None:
+    for uri in (answering(401, ""), answering(200, "<html>"), answering(200, "{}", health=503), "http://127.0.0.1:9"):
+        problem = str(Store.resolve(uri).check())
+        assert ("--tracking URI" in problem) + ("MLFLOW_TRACKING_USERNAME" in problem) == 1, problem
 
 
 def test_a_server_that_is_up_for_nobody_is_named_with_its_status(answering: Callable[..., str]) -> None:

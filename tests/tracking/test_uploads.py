@@ -20,7 +20,7 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE
 from resnet_bench.base.errors import UserError
 from resnet_bench.tracking.cursor import Cursor, store_of
 from resnet_bench.tracking.facts import RunFacts
-from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.store import Store, where_to_see
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.tracking.uploader import flush_all, flush_command
 
@@ -354,6 +354,23 @@ def test_hints_repeat_the_folder_unless_it_is_the_usual_one(store: Store, monkey
     )
     monkeypatch.chdir(project)
     assert flush_command(store, project / "runs" / "x") == "resnet-bench tracking flush"
+
+
+def test_the_hint_to_see_runs_names_the_store_unless_it_is_the_usual_one(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert store.path is not None
+    words = shlex.split(where_to_see(store).removeprefix("see them with: "))
+    assert words == ["resnet-bench", "ui", "--tracking", store.uri]
+    monkeypatch.chdir(store.path.parent)
+    assert where_to_see(store) == "see them with: resnet-bench ui"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    assert where_to_see(store) == "see them with: resnet-bench ui"
+    spaced = Store.resolve(f"sqlite:///{tmp_path}/my runs/mlflow.db")
+    assert where_to_see(spaced).endswith(f"--tracking 'sqlite:///{tmp_path}/my runs/mlflow.db'")
+    server = Store.resolve("http://ann:topsecret@tracking:5000/mlflow/")
+    assert where_to_see(server) == "open http://tracking:5000/mlflow"
 
 
 def test_a_server_that_is_away_is_a_sentence_and_not_an_exceptions_text(

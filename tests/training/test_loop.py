@@ -498,6 +498,29 @@ def test_a_diverging_run_names_step_and_rate(images: Dataset) -> None:
     assert raised.value.step >= 1
 
 
+@pytest.mark.parametrize("splits", [["test"], []], ids=["each epoch", "at the end"])
+def test_an_evaluation_that_is_not_finite_ends_the_run_as_a_loss_does(images: Dataset, splits: list[str]) -> None:
+    """The only step's loss is finite; what it does to the weights is seen in the evaluation."""
+    recipe = tiny_recipe(
+        optimizer={"lr": 1e30}, training={"epochs": 1, "batch_size": 40}, evaluation={"splits": splits}
+    )
+    seen = []
+    with pytest.raises(Diverged, match=r"the test loss became (nan|inf) at step 1, at learning rate 1e\+30") as raised:
+        seen.extend(train(recipe, PLAIN, 0, images))
+    assert raised.value.step == 1
+    assert not any(isinstance(event, Evaluated | Finished) for event in seen)
+
+
+def test_a_second_pass_over_the_training_images_that_is_not_finite_ends_the_run(images: Dataset) -> None:
+    recipe = tiny_recipe(
+        optimizer={"lr": 1e30},
+        training={"epochs": 2, "batch_size": 40, "train_accuracy": "separate_pass"},
+        evaluation={"splits": [], "every": 2},
+    )
+    with pytest.raises(Diverged, match="the train loss became"):
+        list(train(recipe, PLAIN, 0, images))
+
+
 def test_too_few_images_are_an_error_of_the_user(images: Dataset) -> None:
     with pytest.raises(UserError, match="needs 50000 training images"):
         next(train(tiny_recipe(data={"train_images": 50_000}), PLAIN, 0, images))

@@ -1,5 +1,6 @@
 """A study from its first trial to its result, in one process, with scripted training."""
 
+import json
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -10,6 +11,7 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import ImageLocation
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.stopping import Stop, Stopped
+from resnet_bench.tracking.experiments import VIEW_KEY
 from resnet_bench.tracking.vocabulary import PREFIX, TAGS, tag
 from resnet_bench.tuning.events import (
     Retrained,
@@ -83,6 +85,15 @@ def test_every_way_a_trial_can_end(tiny_plan: MakePlan, study_of: MakeStudy, scr
     assert "log-float" in tags["resnet_bench.search_space"]
     names = {item.path for item in study.context.store.client().list_artifacts(parent.info.run_id)}
     assert {"importances.json", "trials.csv", "tuned_benchmark.toml", "study.toml", "result.json"} <= names
+
+    # What tells runs apart stands first, where MLflow's pages do not cut it off, and in columns.
+    name = parent.info.run_name
+    assert {run.info.run_name for run in study.children("trial")} >= {f"trial {i} of {name}" for i in range(6)}
+    assert all(run.info.run_name.startswith(("source seed ", "tuned seed ")) for run in study.children("retrain"))
+    assert all(float(run.data.params["optimizer.lr"]) > 0 for run in study.children("trial"))
+    experiment = study.context.store.client().get_experiment(parent.info.experiment_id)
+    columns = json.loads(experiment.tags[f"mlflow.sharedViewState.{VIEW_KEY}"])["selectedColumns"]
+    assert columns[1] == "params.`optimizer.lr`"
 
 
 def test_the_parent_run_has_the_definition_as_params(

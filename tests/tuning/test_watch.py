@@ -1,5 +1,7 @@
 """What a person sees of a study: earlier trials, those of other processes, and what is in progress."""
 
+import io
+import re
 from collections.abc import Callable
 
 import pytest
@@ -155,6 +157,26 @@ def test_a_terminal_shows_the_fraction_of_the_epoch() -> None:
         live.take(TrialStarted(0, {"optimizer.lr": 0.1}, is_source=True))
         live.take(TrialProgressed(0, 1.52))
     assert "1.5/3" in console.export_text()
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_a_terminal_shows_every_hyperparameter_in_whole_words(width: int) -> None:
+    keys = ["optimizer.lr", "optimizer.weight_decay", "augmentation.crop_padding", "schedule.warmup_epochs"]
+    keys += ["training.batch_size", "training.label_smoothing", "optimizer.nesterov"]
+    output = io.StringIO()
+    console = Console(file=output, width=width, height=60, force_terminal=True)
+    progress = StudyProgress(trial_epochs=270, retraining_runs=2, retraining_epochs=270)
+    with LiveStudy(console, progress, keys).shown() as live:
+        live.take(StudyOpened("tiny", "url", 3, ()))
+        for number in (0, 1):
+            live.take(TrialStarted(number, dict.fromkeys(keys, 0.00123), is_source=number == 0))
+        live.take(TrialReported(0, 12, 0.8512))
+        live.take(TrialProgressed(1, 1.52))
+    screen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.getvalue())
+    words = {word.strip(",:") for word in screen.split()}
+    assert {"lr", "weight_decay", "crop_padding", "batch_size", "label_smoothing", "85.12%", "1.5/270"} <= words
+    assert "…" not in screen
+    assert max(len(line.rstrip()) for line in re.split(r"[\r\n]+", screen)) <= width
 
 
 def test_an_exhausted_space_is_said() -> None:

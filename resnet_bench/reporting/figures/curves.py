@@ -156,11 +156,16 @@ def _last_and_best(figure: go.Figure, group: RunGroup) -> None:
         add_marks(figure, epochs, values, mark(symbol, 7, SURFACE, 1.3, INK), name=f"{name} epoch of a seed")
 
 
+_PUBLISHED = {"test": ("x-thin-open", "dash", ""), "train": ("square-open", "dot", "-dot")}
+"""Per split: the mark and the dash of what a source prints, and what is inside the mark of its claim."""
+
+
 def _published(figure: go.Figure, group: RunGroup) -> None:
     definition = group.definition
     if definition is None or group.changed:
         return
     for claim in definition.claims:
+        symbol, dash, inside = _PUBLISHED.get(claim.split, _PUBLISHED["test"])
         if claim.curve is not None:
             add_line(
                 figure,
@@ -168,10 +173,10 @@ def _published(figure: go.Figure, group: RunGroup) -> None:
                 claim.curve.values,
                 color=INK,
                 width=1.2,
-                dash="dash",
+                dash=dash,
                 name=f"published, {claim.split}",
                 mode="lines+markers",
-                marker=mark("x-thin-open", 6, INK, 1.3),
+                marker=mark(symbol, 6, INK, 1.3),
             )
         low, high = claim.interval
         zero = reference(claim)
@@ -180,7 +185,7 @@ def _published(figure: go.Figure, group: RunGroup) -> None:
             # A claim whose epoch is not stated is drawn at the last one.
             [claim.epoch if claim.epoch is not None else definition.recipe.training.epochs],
             [zero],
-            mark("triangle-up-open" if claim.at_least is not None else "diamond-open", 11, INK, 1.6),
+            mark(f"{'triangle-up' if claim.at_least is not None else 'diamond'}-open{inside}", 11, INK, 1.6),
             name=f"claim {escaped(claim.text)}, {claim.split}",
             error_y={
                 "type": "data",

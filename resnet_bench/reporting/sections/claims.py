@@ -94,5 +94,8 @@ def _facts(group: RunGroup) -> Grid | None:
     if not facts:
         return None
     return grid(
-        "Facts", "Fact|Status|Other reading", [[fact.fact, fact.status, fact.alternative or ""] for fact in facts]
+        "Facts",
+        "Fact|Status|Other reading",
+        [[fact.fact, fact.status, fact.alternative or ""] for fact in facts],
+        "facts",
     )

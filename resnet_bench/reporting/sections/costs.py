@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from resnet_bench.base.text import DASH, duration
 from resnet_bench.reporting.claims import median
-from resnet_bench.reporting.runs import Run, RunGroup
+from resnet_bench.reporting.runs import Run, RunGroup, peak_flops
 from resnet_bench.reporting.sections.section import Cell, Results, Section, View, apart_badge, grid
 from resnet_bench.reporting.wording import energy, flops, number, share, size
+from resnet_bench.tracking.vocabulary import ENERGY
 
 TITLES = (
     "Benchmark|Device|Precision|#Runs|#Training time|#Images/s|#Model FLOP/s|#% of measured peak|#Peak memory|#Energy"
@@ -33,7 +34,7 @@ SECTION = Section("costs", "Costs", build)
 def _row(group: RunGroup, label: str, device: str, runs: Sequence[Run]) -> list[str | Cell]:
     seconds = [run.train_seconds for run in runs if run.train_seconds is not None]
     shares = _shares(runs)
-    joules = median(run.number("energy/joules") for run in runs)
+    joules = median(run.number(ENERGY) for run in runs)
     counter = "CPU packages" if runs[0].device_type == "cpu" else "GPU board"
     return [
         Cell(label, badge=apart_badge(group)),
@@ -51,11 +52,7 @@ def _row(group: RunGroup, label: str, device: str, runs: Sequence[Run]) -> list[
 
 def _shares(runs: Sequence[Run]) -> list[float]:
     """Return what part of the device's measured peak each run used."""
-    return [
-        run.flops / peak
-        for run in runs
-        if run.flops is not None and (peak := run.number("device/peak_flops") or 0.0) > 0
-    ]
+    return [run.flops / peak for run in runs if run.flops is not None and (peak := peak_flops(run)) is not None]
 
 
 def _range(seconds: Sequence[float]) -> str:
