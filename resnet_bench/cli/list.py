@@ -33,7 +33,7 @@ def list_benchmarks(benchmark_dir: BenchmarkDir = None, as_json: Json = False) -
         claim = benchmark.test_claim.text if benchmark.test_claim else "–"
         table.add_row(benchmark.name, recipe.data.dataset, recipe.model.name, str(recipe.training.epochs), claim)
     print_table(table)
-    if others := unrelated_files(folder=benchmark_dir):
+    if others := unrelated_files(folder=benchmark_dir, related={*found, *problems}):
         note(f"{listed([str(path) for path in others])}: not a benchmark; a benchmark has `recipe` or `extends`")
     for problem in problems.values():
         print_error(problem)

@@ -79,7 +79,7 @@ def plan(
             "over 100,000" if found.seeds is None else f"{found.seeds:,}",
             DASH if found.effect is None else f"{found.effect:.2f} pp",
             DASH if found.hours is None else f"{found.hours:.3g}",
-            "not readable" if found.joules is None else wording.energy(found.joules),
+            "not readable here" if found.joules is None else wording.energy(found.joules),
         )
     print_table(table)
     echo("Welch's t test, 5% two-sided, both recipes with this spread; hours are of one run after another.")

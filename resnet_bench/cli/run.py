@@ -56,9 +56,14 @@ def run(
     ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", metavar="N", min=1, help="Run seeds 0 to N-1.")] = None,
     seeds_per_device: Annotated[
-        int,
-        typer.Option("--seeds-per-device", metavar="N", min=1, help="Train N seeds in parallel, each in a process."),
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--seeds-per-device",
+            metavar="N",
+            min=1,
+            help="Train N seeds in parallel, each in a process; by default as many as train fastest on a CPU.",
+        ),
+    ] = None,
     profile: Profile = None,
     assignments: Annotated[
         list[str] | None,

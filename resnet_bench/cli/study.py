@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -311,12 +311,14 @@ def run(
     )
     plan, why = _plan(study, profile, context, benchmark_dir, trials)
     stored_name = study_name or storage_name(study.name, plan.profile)
-    seconds = _announce(stored_name, plan, why, address, context, workers)
+    estimate = _estimate(plan, context, workers)
+    seconds = estimate.total(plan) / workers
+    _announce(stored_name, plan, why, address, context, workers, seconds)
     if can_ask() and not yes:
         ask_to_continue(seconds)
     _get_ready(store)
     with lasting(console):
-        result = _watch(stored_name, plan, address, context, workers)
+        result = _watch(stored_name, plan, address, context, workers, estimate)
         # Nobody else can have asked for it once the time is up.
         out_of_time = result is None and until is not None and time.monotonic() >= until
         if result is None:
@@ -349,11 +351,12 @@ def _plan(
     return full, f"the study is made for a {study.made_for.upper()}"
 
 
-def _announce(name: str, plan: "Plan", why: str, address: "StudyStorage", context: "Context", workers: int) -> float:
-    """Print what will run, why, on what, and for how long; return the seconds."""
+def _announce(
+    name: str, plan: "Plan", why: str, address: "StudyStorage", context: "Context", workers: int, seconds: float
+) -> None:
+    """Print what will run, why, on what, and for how long."""
     dataset = context.open_images(plan.base.data.facts, echo)
     execution = context.options.resolve()
-    seconds = _estimate(plan, context) / workers
     echo(f"study {name} in the {plan.profile} profile: {why}.")
     echo(f"on {execution.device_name} ({execution.describe()}), {plural(workers, 'worker')}")
     if dataset.generated:
@@ -364,21 +367,37 @@ def _announce(name: str, plan: "Plan", why: str, address: "StudyStorage", contex
     if notice := address.notice():
         echo(notice, style="yellow")
     echo(f"about {duration(seconds)} in all, less what is pruned or done already\n")
-    return seconds
 
 
-def _estimate(plan: "Plan", context: "Context") -> float:
-    """Estimate the seconds that one worker takes for a study."""
-    from resnet_bench.measure.estimate import estimate_seconds, measure_flops_per_second
-    from resnet_bench.tuning.space import list_points, retraining_recipe, trial_recipe
+@dataclass(frozen=True)
+class StudyEstimate:
+    """What the parts of a study take, in seconds, for one worker."""
+
+    trial: float
+    retraining: float
+    """One run with a new seed."""
+
+    def total(self, plan: "Plan") -> float:
+        """The whole study, if nothing is pruned."""
+        from resnet_bench.tuning.space import list_points
+
+        study, points = plan.study, list_points(plan.study)
+        trials = study.budget.trials if points is None else min(study.budget.trials, len(points))
+        return trials * self.trial + 2 * study.retrain.seeds * self.retraining
+
+
+def _estimate(plan: "Plan", context: "Context", workers: int) -> StudyEstimate:
+    """Estimate what a study takes, by timing some steps with the source hyperparameters, at a place like a worker's."""
+    from resnet_bench.measure.costs import measure_costs
+    from resnet_bench.measure.estimate import estimate_seconds
+    from resnet_bench.running.plan import find_places
+    from resnet_bench.tuning.space import retraining_recipe, trial_recipe
 
     study, source = plan.study, plan.source_params
-    rate = measure_flops_per_second(context.options.resolve())
-    trial_seconds = estimate_seconds(trial_recipe(study, plan.base, source), rate) * study.seeds
-    final_seconds = estimate_seconds(retraining_recipe(study, plan.base, source), rate)
-    points = list_points(study)
-    trials = study.budget.trials if points is None else min(study.budget.trials, len(points))
-    return trials * trial_seconds + 2 * study.retrain.seeds * final_seconds
+    trial, retraining = trial_recipe(study, plan.base, source), retraining_recipe(study, plan.base, source)
+    place = find_places(context.options, per_device=workers, jobs=workers)[0]
+    costs = measure_costs(trial, place.narrowed(context.options).resolve())
+    return StudyEstimate(estimate_seconds(trial, costs) * study.seeds, estimate_seconds(retraining, costs))
 
 
 def _get_ready(store: "Store") -> None:
@@ -390,7 +409,9 @@ def _get_ready(store: "Store") -> None:
     close_stale_runs(store)
 
 
-def _watch(name: str, plan: "Plan", address: "StudyStorage", context: "Context", workers: int) -> "StudyResult | None":
+def _watch(
+    name: str, plan: "Plan", address: "StudyStorage", context: "Context", workers: int, estimate: StudyEstimate
+) -> "StudyResult | None":
     """Run the study on the screen; None where it was interrupted."""
     from resnet_bench.cli.live_study import LiveStudy, StudyProgress
     from resnet_bench.running.stopping import Stopped, stop_on_signals
@@ -402,6 +423,8 @@ def _watch(name: str, plan: "Plan", address: "StudyStorage", context: "Context",
         trial_epochs=plan.epochs * study.seeds,
         retraining_runs=2 * study.retrain.seeds,
         retraining_epochs=study.retrain.epochs or plan.base.training.epochs,
+        trials_per_retraining=estimate.retraining / estimate.trial,
+        seconds_per_trial=estimate.trial,
         workers=workers,
     )
     result = None

@@ -104,9 +104,8 @@ def _meanings(model: type[BaseModel]) -> dict[str, str]:
         if not issubclass(table, BaseModel) or table is BaseModel:
             continue
         with contextlib.suppress(OSError, SyntaxError):
-            tree = ast.parse(textwrap.dedent(inspect.getsource(table)))
-            body = [below for node in tree.body if isinstance(node, ast.ClassDef) for below in node.body]
-            for field, text in pairwise(body):
+            body = ast.parse(textwrap.dedent(inspect.getsource(table))).body[0]
+            for field, text in pairwise(body.body if isinstance(body, ast.ClassDef) else ()):
                 if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
                     match text:
                         case ast.Expr(value=ast.Constant(value=str(words))):

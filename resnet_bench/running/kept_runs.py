@@ -247,13 +247,11 @@ def _old_checkpoints(run: "Run") -> Iterator[Leftover]:
 def prune(store: Store, leftover: Leftover) -> str | None:
     """Remove one leftover; return why it could not be, in a sentence."""
     try:
-        if leftover.kind == "run":
-            _purge(store.client(), leftover)
-        elif leftover.path is None:
-            return None
-        elif leftover.kind == "checkpoint":
+        if leftover.kind == "run" and leftover.run_id is not None:
+            _purge(store.client(), leftover.run_id, leftover.path)
+        elif leftover.kind == "checkpoint" and leftover.path is not None:
             leftover.path.unlink(missing_ok=True)
-        else:
+        elif leftover.path is not None:
             with _held(leftover.path) as is_free:
                 if not is_free:
                     return f"{leftover.name}: another process uses it now, so it stays"
@@ -267,23 +265,21 @@ def prune(store: Store, leftover: Leftover) -> str | None:
     return None
 
 
-def _purge(client: "MlflowClient", leftover: Leftover) -> None:
+def _purge(client: "MlflowClient", run_id: str, artifacts: Path | None) -> None:
     """Do for one deleted run what ``mlflow gc`` does: artifacts first, because the row names them."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    if leftover.run_id is None:
-        return
-    run = client.get_run(leftover.run_id)
+    run = client.get_run(run_id)
     if run.info.lifecycle_stage == "active":
         return
-    if leftover.path is not None:
-        if leftover.path.exists():
-            shutil.rmtree(leftover.path)
+    if artifacts is not None:
+        if artifacts.exists():
+            shutil.rmtree(artifacts)
         with contextlib.suppress(OSError):
-            leftover.path.parent.rmdir()
+            artifacts.parent.rmdir()
     else:
         get_artifact_repository(run.info.artifact_uri).delete_artifacts()  # type: ignore[no-untyped-call]
-    client._tracking_client.store._hard_delete_run(leftover.run_id)
+    client._tracking_client.store._hard_delete_run(run_id)
 
 
 # --- reading ------------------------------------------------------------------------------------------

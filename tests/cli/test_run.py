@@ -462,7 +462,7 @@ def test_a_closed_standard_input_is_asked_nothing(project: Path) -> None:
 def test_enter_starts_long_runs_but_no_day_of_them(
     run_all: RunAll, monkeypatch: pytest.MonkeyPatch, seconds: float, starts: bool
 ) -> None:
-    monkeypatch.setattr("resnet_bench.running.plan.estimate_seconds", lambda recipe, rate: seconds)
+    monkeypatch.setattr("resnet_bench.running.plan.estimate_seconds", lambda recipe, costs: seconds)
     monkeypatch.setattr(running, "run_plan", lambda *_: RunsSummary())
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     if starts:
