@@ -87,8 +87,7 @@ def check_classes(classes: tuple[str, ...] | None, train: ImageFiles | None, tes
             raise UserError(f"{split.folder} has the class {unknown[0]!r}, which {known}")
         if empty := [name for name in classes if not counts.get(name)]:
             raise UserError(f"{split.folder / empty[0]} has no images; each class needs some in every split")
-    assert classes is not None
-    return classes
+    return classes or ()
 
 
 def _child(folder: Path, name: str) -> Path:

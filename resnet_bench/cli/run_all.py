@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.prompt import Confirm
 from rich.table import Table
 
 from resnet_bench.base.errors import UserError
@@ -15,7 +14,7 @@ from resnet_bench.base.text import duration, plural
 from resnet_bench.cli.closing import beside_the_reference, print_closing
 from resnet_bench.cli.dry_run import print_dry_run
 from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay
-from resnet_bench.cli.screen import announce_generated, measuring_aloud, print_table
+from resnet_bench.cli.screen import announce_generated, ask_to_continue, measuring_aloud, print_table
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.recipe.datasets import DatasetFacts
 from resnet_bench.running.context import Context
@@ -26,11 +25,6 @@ from resnet_bench.running.plan import RunOptions, RunPlan, Survey, Surveyed, ope
 from resnet_bench.running.stopping import stop_on_signals
 from resnet_bench.tracking.stale_runs import close_stale_runs
 from resnet_bench.tracking.store import Store, where_to_see
-
-LONG_RUN_SECONDS = 1800.0
-"""Longer runs are asked about where somebody can answer."""
-VERY_LONG_RUN_SECONDS = 8 * 3600.0
-"""Runs this long start on a "yes" only, not on a mere Enter."""
 
 
 @dataclass
@@ -86,10 +80,8 @@ def run_all(
     if dry_run:
         print_dry_run(plan, context, echo)
         return RunsSummary()
-    if ask and seconds > LONG_RUN_SECONDS:
-        default = seconds < VERY_LONG_RUN_SECONDS
-        if not Confirm.ask("Continue?", console=console, default=default):
-            raise UserError("nothing was started")
+    if ask:
+        ask_to_continue(seconds, console)
 
     context.store.prepare()
     close_stale_runs(context.store)

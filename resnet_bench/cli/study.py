@@ -2,13 +2,11 @@
 
 import json
 import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.prompt import Confirm
 from rich.text import Text
 
 from resnet_bench.base.errors import UserError
@@ -36,6 +34,8 @@ from resnet_bench.cli.screen import (
     BAD_INPUT,
     INTERRUPTED,
     announce_generated,
+    ask_to_continue,
+    can_ask,
     console,
     echo,
     new_table,
@@ -57,8 +57,6 @@ if TYPE_CHECKING:
     from resnet_bench.tuning.storage import StudyStorage
     from resnet_bench.tuning.stored_study import StoredStudy
     from resnet_bench.tuning.study import Pruner, Sampler, Study
-
-LONG_STUDY_SECONDS = 1800.0
 
 app = new_app("Tune a benchmark with Optuna.")
 
@@ -144,11 +142,11 @@ def _print_plan(plan: "Plan") -> None:
     trial = trial_recipe(study, plan.base, source)
     final = retraining_recipe(study, plan.base, source)
     validation = trial.data.validation
-    assert validation is not None
+    scored_on = 0 if validation is None else validation.images
     for line in (
         f"objectives: {', '.join(study.objectives)}",
         f"trials: {study.budget.trials} of {trial.training.epochs} epochs, {plural(study.seeds, 'seed')}, on "
-        f"{trial.data.num_train} images of {trial.data.dataset}, scored on {validation.images} validation images",
+        f"{trial.data.num_train} images of {trial.data.dataset}, scored on {scored_on} validation images",
         f"retraining: {plural(study.retrain.seeds, 'new seed')} per side, {final.training.epochs} epochs on "
         f"{final.data.num_train} images, evaluated once on {final.data.num_test} test images",
         f"sampler: {_with_options(study.sampler)}",
@@ -249,9 +247,8 @@ def run(
     plan, why = _plan(study, profile, context, benchmark_dir, trials)
     stored_name = study_name or _storage_name(study.name, plan.profile)
     seconds = _announce(stored_name, plan, why, address, context, workers)
-    ask = not yes and sys.stdin.isatty() and console.is_terminal
-    if ask and seconds > LONG_STUDY_SECONDS and not Confirm.ask("Continue?", console=console, default=True):
-        raise UserError("nothing was started")
+    if can_ask() and not yes:
+        ask_to_continue(seconds)
     _get_ready(store)
     with lasting(console):
         result = _watch(stored_name, plan, address, context, workers)

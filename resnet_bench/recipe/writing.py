@@ -125,7 +125,8 @@ def copy_benchmark(name: str, path: Path, folder: Path | None = None, dataset: s
 def _own_description(recipe: Recipe) -> Table:
     """Return what a recipe says of its dataset beyond the dataset's file."""
     data = recipe.data
-    assert data.description is not None
+    if data.description is None:
+        return {}
     said: Table = {key: getattr(data.description, key) for key in ("image_size", "fit")}
     if data.dataset == FOLDER:
         return said

@@ -15,7 +15,7 @@ from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.claims import Claim
 from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.reporting.runs import Run, RunGroup
-from resnet_bench.tracking.vocabulary import current_metric
+from resnet_bench.tracking.vocabulary import PREFIX, current_metric
 
 
 @dataclass(frozen=True)
@@ -279,6 +279,9 @@ def _notes(group: RunGroup, current: Benchmark | None) -> tuple[str, ...]:
     precisions = sorted({run.precision for run in group.runs})
     if len(precisions) > 1:
         notes.append(f"several precisions: {', '.join(precisions)}")
+    orders = sorted({run.tags.get(f"{PREFIX}validation_order", "") or "unknown" for run in group.runs})
+    if len(orders) > 1:
+        notes.append(f"validation images are taken in several orders: {listed(orders)}")
     if any(run.shared_device for run in group.runs):
         notes.append("some seeds shared a device, and their times are left out")
     commits = {run.code_commit for run in group.runs}

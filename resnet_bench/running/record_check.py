@@ -234,8 +234,7 @@ def _attempt(seed: int, outcome: Outcome, predictions: Predictions | None, bundl
 def _kinds(predictions: Predictions, *, with_tta: bool) -> list[Classes]:
     """Return what a finished run predicts: standard and, for a TTA claim, with TTA."""
     kinds = [predictions.probabilities.argmax(axis=1)]
-    if with_tta:
-        assert predictions.predicted_tta is not None
+    if with_tta and predictions.predicted_tta is not None:
         kinds.append(predictions.predicted_tta)
     # Outputs beyond the classes are wrong, whatever they are; no dataset has 256 classes.
     return [np.minimum(kind, 255).astype(np.uint8) for kind in kinds]

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,11 +12,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.files import write_atomically
+from resnet_bench.base.files import UNFINISHED, write_atomically
 from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.run_files import ARTIFACTS, CHECKPOINTS, remove_delivered
 from resnet_bench.tracking.vocabulary import PREFIX
-from resnet_bench.training import checkpoint
 
 STATE_FILE = "run.json"
 
@@ -112,6 +112,10 @@ class RunFolder:
         """Let other processes have it."""
         self._lock.release()
 
+    def discard(self) -> None:
+        """Remove the folder of a run that was not begun."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
     @property
     def last_checkpoint(self) -> Path:
         """The checkpoint to resume from."""
@@ -165,7 +169,7 @@ class RunFolder:
 
     def _clear_leftovers(self) -> None:
         """Remove what a process left that was killed while it wrote a checkpoint."""
-        for file in self.last_checkpoint.parent.glob(f".*{checkpoint.UNFINISHED}"):
+        for file in self.last_checkpoint.parent.glob(f".*{UNFINISHED}"):
             file.unlink(missing_ok=True)
 
 

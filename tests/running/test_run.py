@@ -158,6 +158,23 @@ def test_what_is_logged_of_the_predictions_agrees_with_the_accuracy(store, job_f
     assert all(mistake["label"] != mistake["predicted"] for mistake in mistakes)
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_run_trains_nothing_that_another_process_finished_since_it_was_looked_up(
+    store, job_for, context, runs_folder, resume
+) -> None:
+    job = job_for(seed=40 + resume, resume=resume, force=False)
+    late = prepare(job, context)
+    assert late.outcome is None
+    opened, *_ = run(prepare(job, context), context)
+    folders = list(runs_folder.glob("*/run.json"))
+
+    (event,) = run(late, context)
+    assert event.run_id == opened.run_id
+    assert event.outcome.accuracy_standard is not None
+    assert list(runs_folder.glob("*/run.json")) == folders
+    assert len([path for path in runs_folder.iterdir() if path.is_dir()]) == 1
+
+
 @pytest.mark.parametrize("behind_step", [2, 3, 4])
 def test_a_closed_run_goes_on_in_place_and_ends_with_the_same_bits(
     store, job_for, context, runs_folder, tmp_path, behind_step
