@@ -165,11 +165,11 @@ class RunArtifacts:
             if size > MAX_ARTIFACT_BYTES:
                 self._report(run_id, name, f"it has {size:,} bytes, more than {MAX_ARTIFACT_BYTES:,}")
                 return None
-            if here is None:
-                folder = self.scratch / run_id
-                folder.mkdir(exist_ok=True)
-                here = Path(self.client.download_artifacts(run_id, name, str(folder)))
-            return here
+            if here is not None:
+                return here
+            folder = self.scratch / run_id
+            folder.mkdir(exist_ok=True)
+            return Path(self.client.download_artifacts(run_id, name, str(folder)))
         except Exception as error:  # whatever the artifact store's client raises
             self._report(run_id, name, describe_error(error, limit=160))
             return None
