@@ -67,7 +67,7 @@ class RunFolder:
             # Its holder until now may have finished it.
             folder._state = read_state(path / STATE_FILE) or state
             if not folder.is_finished:
-                folder._clear_leftovers()
+                _clear_leftovers(folder)
                 folder.update(pid=os.getpid())
                 return folder
             folder.release()
@@ -167,10 +167,11 @@ class RunFolder:
     def _write(self) -> None:
         write_atomically(self.path / STATE_FILE, json.dumps(self._state, indent=1).encode())
 
-    def _clear_leftovers(self) -> None:
-        """Remove what a process left that was killed while it wrote a checkpoint."""
-        for file in self.last_checkpoint.parent.glob(f".*{UNFINISHED}"):
-            file.unlink(missing_ok=True)
+
+def _clear_leftovers(folder: RunFolder) -> None:
+    """Remove what a process left that was killed while it wrote a checkpoint."""
+    for file in folder.last_checkpoint.parent.glob(f".*{UNFINISHED}"):
+        file.unlink(missing_ok=True)
 
 
 def settle(run_dir: Path, name: str, run_id: str | None) -> None:
