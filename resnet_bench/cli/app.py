@@ -25,6 +25,7 @@ VERBS = {
     "compare": "Compare two sets of runs.",
     "results": "Print the reference results: which claims hold.",
     "export": "Export a trained network: weights, config.json and a model card for the Hugging Face Hub.",
+    "evaluate": "Test a trained run on another dataset of the same classes.",
     "plan": "Plan a comparison: how many seeds an effect needs.",
     "ui": "Open MLflow on the runs.",
     "study": "Tune a benchmark with Optuna.",

@@ -67,7 +67,7 @@ class RunFolder:
             # Its holder until now may have finished it.
             folder._state = read_state(path / STATE_FILE) or state
             if not folder.is_finished:
-                _clear_leftovers(folder)
+                _clear_leftovers(path / CHECKPOINTS)
                 folder.update(pid=os.getpid())
                 return folder
             folder.release()
@@ -168,12 +168,6 @@ class RunFolder:
         write_atomically(self.path / STATE_FILE, json.dumps(self._state, indent=1).encode())
 
 
-def _clear_leftovers(folder: RunFolder) -> None:
-    """Remove what a process left that was killed while it wrote a checkpoint."""
-    for file in folder.last_checkpoint.parent.glob(f".*{UNFINISHED}"):
-        file.unlink(missing_ok=True)
-
-
 def settle(run_dir: Path, name: str, run_id: str | None) -> None:
     """Finish the folder of a run that the store knows as finished, where its process was killed before it could.
 
@@ -194,6 +188,12 @@ def settle(run_dir: Path, name: str, run_id: str | None) -> None:
             remove_delivered(path)
         finally:
             folder.release()
+
+
+def _clear_leftovers(checkpoints: Path) -> None:
+    """Remove what a process left that was killed while it wrote a checkpoint."""
+    for file in checkpoints.glob(f".*{UNFINISHED}"):
+        file.unlink(missing_ok=True)
 
 
 def _folders(run_dir: Path, facts: RunFacts) -> Iterator[tuple[Path, dict[str, Any]]]:
