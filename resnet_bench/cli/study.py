@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,6 +70,7 @@ from resnet_bench.recipe.toml_files import find_file, search_folders
 if TYPE_CHECKING:
     from resnet_bench.running.context import Context
     from resnet_bench.tracking.store import Store
+    from resnet_bench.tuning.estimate import StudyEstimate
     from resnet_bench.tuning.plan import Plan
     from resnet_bench.tuning.results import StudyResult
     from resnet_bench.tuning.storage import StudyStorage
@@ -301,6 +302,7 @@ def run(
     from resnet_bench.execution.options import ExecutionOptions
     from resnet_bench.running.context import Context
     from resnet_bench.running.stopping import Stop
+    from resnet_bench.tuning.estimate import estimate_study
 
     context = Context(
         store,
@@ -311,7 +313,7 @@ def run(
     )
     plan, why = _plan(study, profile, context, benchmark_dir, trials)
     stored_name = study_name or storage_name(study.name, plan.profile)
-    estimate = _estimate(plan, context, workers)
+    estimate = estimate_study(plan, context, workers)
     seconds = estimate.total(plan) / workers
     _announce(stored_name, plan, why, address, context, workers, seconds)
     if can_ask() and not yes:
@@ -369,37 +371,6 @@ def _announce(
     echo(f"about {duration(seconds)} in all, less what is pruned or done already\n")
 
 
-@dataclass(frozen=True)
-class StudyEstimate:
-    """What the parts of a study take, in seconds, for one worker."""
-
-    trial: float
-    retraining: float
-    """One run with a new seed."""
-
-    def total(self, plan: "Plan") -> float:
-        """The whole study, if nothing is pruned."""
-        from resnet_bench.tuning.space import list_points
-
-        study, points = plan.study, list_points(plan.study)
-        trials = study.budget.trials if points is None else min(study.budget.trials, len(points))
-        return trials * self.trial + 2 * study.retrain.seeds * self.retraining
-
-
-def _estimate(plan: "Plan", context: "Context", workers: int) -> StudyEstimate:
-    """Estimate what a study takes, by timing some steps with the source hyperparameters, at a place like a worker's."""
-    from resnet_bench.measure.costs import measure_costs
-    from resnet_bench.measure.estimate import estimate_seconds
-    from resnet_bench.running.plan import find_places
-    from resnet_bench.tuning.space import retraining_recipe, trial_recipe
-
-    study, source = plan.study, plan.source_params
-    trial, retraining = trial_recipe(study, plan.base, source), retraining_recipe(study, plan.base, source)
-    place = find_places(context.options, per_device=workers, jobs=workers)[0]
-    costs = measure_costs(trial, place.narrowed(context.options).resolve())
-    return StudyEstimate(estimate_seconds(trial, costs) * study.seeds, estimate_seconds(retraining, costs))
-
-
 def _get_ready(store: "Store") -> None:
     from resnet_bench.tracking.stale_runs import close_stale_runs
 
@@ -410,7 +381,7 @@ def _get_ready(store: "Store") -> None:
 
 
 def _watch(
-    name: str, plan: "Plan", address: "StudyStorage", context: "Context", workers: int, estimate: StudyEstimate
+    name: str, plan: "Plan", address: "StudyStorage", context: "Context", workers: int, estimate: "StudyEstimate"
 ) -> "StudyResult | None":
     """Run the study on the screen; None where it was interrupted."""
     from resnet_bench.cli.live_study import LiveStudy, StudyProgress

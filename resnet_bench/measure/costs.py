@@ -19,7 +19,8 @@ STEPS = 2
 MAX_STEP_FLOPS = 30e9
 """Upper limit of a step on a CPU, so that measuring takes seconds; batches are cut to fit."""
 
-_measured: dict[tuple[str, Execution], tuple[float, float]] = {}
+MEASURED: dict[tuple[str, Execution], tuple[float, float]] = {}
+"""What this process has measured: seconds per image of a step and of a forward pass, by recipe and execution."""
 
 
 def measure_costs(recipe: Recipe, execution: Execution) -> Costs:
@@ -41,7 +42,7 @@ def _measured_at(recipe: Recipe, execution: Execution, size: int) -> tuple[float
     """Seconds per image of a step and of a forward pass, at a size of images."""
     short = _short(recipe, execution, size)
     key = short.fingerprint, execution
-    if key not in _measured:
+    if key not in MEASURED:
         images = generate_dataset(
             short.data.dataset, train_size=short.data.available_images, test_size=short.data.num_test
         )
@@ -53,8 +54,8 @@ def _measured_at(recipe: Recipe, execution: Execution, size: int) -> tuple[float
                     step = 1 / event.images_per_second
                 elif isinstance(event, Evaluated):
                     evaluation = event.seconds / event.images
-        _measured[key] = step, evaluation
-    return _measured[key]
+        MEASURED[key] = step, evaluation
+    return MEASURED[key]
 
 
 def _short(recipe: Recipe, execution: Execution, size: int) -> Recipe:

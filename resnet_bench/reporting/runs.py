@@ -126,15 +126,16 @@ class Run(RunRow):
 
     def timed_accuracy(self, split: str) -> list[tuple[float, float]]:
         """Return training seconds so far and accuracy in percent of each evaluation after the first epoch."""
-        return self._paid_accuracy(split, TRAIN_SECONDS)
+        return _accuracy_by_cost(self, split, TRAIN_SECONDS)
 
     def joules_to_accuracy(self, split: str) -> list[tuple[float, float]]:
         """Return training joules so far and accuracy likewise; empty where no counter could be read."""
-        return self._paid_accuracy(split, TRAIN_JOULES)
+        return _accuracy_by_cost(self, split, TRAIN_JOULES)
 
-    def _paid_accuracy(self, split: str, cost: str) -> list[tuple[float, float]]:
-        so_far = self.series(cost)
-        return [(so_far[epoch], value) for epoch, value in self.accuracy(split).items() if epoch in so_far]
+
+def _accuracy_by_cost(run: Run, split: str, cost: str) -> list[tuple[float, float]]:
+    so_far = run.series(cost)
+    return [(so_far[epoch], value) for epoch, value in run.accuracy(split).items() if epoch in so_far]
 
 
 @dataclass(frozen=True, eq=False)

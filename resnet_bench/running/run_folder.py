@@ -59,7 +59,7 @@ class RunFolder:
                 if differences and state["status"] != "finished" and folder.last_checkpoint.is_file():
                     left_aside.append((path, differences))
                 continue
-            if not folder._take():
+            if not folder.take():
                 raise UserError(
                     f"{_holder(state)} is training {facts.benchmark.name} seed {facts.seed} already ({path}); "
                     "wait for it, then give the same command again"
@@ -102,7 +102,7 @@ class RunFolder:
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
             folder = cls(_new_folder(run_dir, f"{stem}-{stamp}"), state)
-            folder._take()
+            folder.take()
             folder._write()
         except OSError as error:
             raise _cannot_write(run_dir, error) from None
@@ -156,7 +156,7 @@ class RunFolder:
         except OSError as error:
             _log.warning("%s: how the run ended could not be noted (%s)", self.path, error.strerror or error)
 
-    def _take(self) -> bool:
+    def take(self) -> bool:
         """Hold the folder; False where another live process does."""
         try:
             self._lock.acquire(timeout=0)
@@ -182,7 +182,7 @@ def hold(path: Path) -> RunFolder | None:
         return None
     folder = RunFolder(path, state)
     try:
-        return folder if folder._take() else None
+        return folder if folder.take() else None
     except OSError:
         return None
 

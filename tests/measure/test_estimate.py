@@ -163,7 +163,7 @@ def test_costs_are_measured_warm_at_each_size_once(monkeypatch) -> None:
             yield EpochEnded(epoch, 0, 1.0, 1.0, 0.1, 1.0, 1.0, rate, None, snapshot=dict)
 
     monkeypatch.setattr(measuring, "train", train)
-    monkeypatch.setattr(measuring, "_measured", {})
+    monkeypatch.setattr(measuring, "MEASURED", {})
     recipe = growing_recipe()
     found = measure_costs(recipe, PLAIN)
     assert found.training == pytest.approx({16: 256e-6, 24: 576e-6, 32: 1024e-6})
@@ -177,7 +177,7 @@ def test_a_measured_step_is_cut_to_what_can_be_afforded(monkeypatch) -> None:
     """ResNet-34 at 224 pixels multiplies 3.7e9 times per image; on a GPU the whole batch is timed."""
     trained = []
     monkeypatch.setattr(measuring, "train", lambda recipe, *_: trained.append(recipe) or (event for event in ()))
-    monkeypatch.setattr(measuring, "_measured", {})
+    monkeypatch.setattr(measuring, "MEASURED", {})
     recipe = load_benchmark("resnet34-sgd-224").recipe
     measure_costs(recipe, PLAIN)
     monkeypatch.setattr(measuring, "generate_dataset", lambda *_, **__: None)

@@ -195,7 +195,7 @@ def test_folders_of_another_store_and_running_runs_are_left_alone(
     assert [kept.path for kept in plan.kept] == [running.path]
     leftover = Leftover("folder", made.path.name, "", 0, made.path)
     taken = RunFolder(made.path, {})
-    assert taken._take()
+    assert taken.take()
     assert "another process uses it" in (prune(store, leftover) or "")
     taken.release()
     assert made.path.is_dir()
