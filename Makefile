@@ -2,7 +2,7 @@
 
 BENCHMARKS ?= resnet9-onecycle-adam resnet34-sgd-224 resnet18-step-decay cifar100-resnet speedrun-90
 SEEDS ?= 1
-SEEDS_PER_DEVICE ?= 1
+SEEDS_PER_DEVICE ?=
 PROFILE ?=
 DEVICE ?= auto
 DATA ?= $(value RESNET_BENCH_DATA)
@@ -29,11 +29,11 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .PHONY: help bench smoke full ui study report perf dashboard test test-slow lint audit lock clean
 
 help: ## Show this list
-	@echo "make TARGET [BENCHMARKS=\"NAME …\"] [SEEDS=1] [SEEDS_PER_DEVICE=1] [PROFILE=full|smoke] [DEVICE=auto] [DATA=folder] [FORCE=1] [STUDY=NAME]"
+	@echo "make TARGET [BENCHMARKS=\"NAME …\"] [SEEDS=1] [SEEDS_PER_DEVICE=N] [PROFILE=full|smoke] [DEVICE=auto] [DATA=folder] [FORCE=1] [STUDY=NAME]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 bench: $(READY) ## Train the four benchmarks and our own recipe, compare them with their claims, and write the report
-	@$(CLI) run $(BENCHMARKS) --resume $(if $(FORCE),--force) --seeds $(SEEDS) --seeds-per-device $(SEEDS_PER_DEVICE) $(if $(PROFILE),--profile $(PROFILE)) --device $(DEVICE); \
+	@$(CLI) run $(BENCHMARKS) --resume $(if $(FORCE),--force) --seeds $(SEEDS) $(if $(SEEDS_PER_DEVICE),--seeds-per-device $(SEEDS_PER_DEVICE)) $(if $(PROFILE),--profile $(PROFILE)) --device $(DEVICE); \
 	status=$$?; \
 	case $$status in 0|1) $(CLI) report || exit $$? ;; esac; \
 	exit $$status

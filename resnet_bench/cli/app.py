@@ -20,6 +20,7 @@ VERBS = {
     "show": "Show a benchmark: its source, claims, recipe and facts.",
     "copy": "Copy a benchmark to a file, to start your own recipe.",
     "validate": "Check benchmark and study files, and print every problem.",
+    "schema": "Print the JSON schema of benchmark or study files, for editors.",
     "run": "Train benchmarks and track them in MLflow.",
     "report": "Write a report of the tracked runs.",
     "compare": "Compare two sets of runs.",
@@ -27,6 +28,7 @@ VERBS = {
     "export": "Export a trained network: weights, config.json and a model card for the Hugging Face Hub.",
     "evaluate": "Test a trained run on another dataset of the same classes.",
     "plan": "Plan a comparison: how many seeds an effect needs.",
+    "runs": "List, show, delete and prune runs.",
     "ui": "Open MLflow on the runs.",
     "study": "Tune a benchmark with Optuna.",
     "record": "Check a speed record.",
@@ -99,6 +101,8 @@ def main() -> None:
     command without a word.
     """
     _replace_unprintable()
+    # The schema has no use for plugins, and to look for them costs a quarter of a verb's start.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         try:
             code = app(prog_name="resnet-bench", standalone_mode=False)

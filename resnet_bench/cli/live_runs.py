@@ -15,8 +15,10 @@ from rich.text import Text
 
 from resnet_bench.base.text import duration
 from resnet_bench.cli.screen import SECONDS_BETWEEN_LINES
+from resnet_bench.measure.estimate import Costs, TimeLeft
+from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.events import Event, JobFinished, JobStarted, Opened
-from resnet_bench.running.job import Task
+from resnet_bench.running.job import Job, Task
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, Steps
 
 _SHORTEST_BAR = 10
@@ -103,16 +105,24 @@ class RunsDisplay:
             yield self
 
     def watch(self, task: Task, event: Event) -> None:
-        """Show tasks that come one after another."""
+        """Show runs that come one after another; of other tasks only that they begin, and why they fail."""
         if isinstance(event, JobStarted):
-            self._watched = self.begin(task.label)
+            self._watched = self.begin(task.label, task.recipe if isinstance(task, Job) else None)
         elif self._watched is not None:
             self._watched.take(event)
 
-    def begin(self, label: str) -> "RunDisplay":
-        """Return what shows the progress of a run that is about to start."""
+    def begin(self, label: str, recipe: Recipe | None = None, costs: Costs | None = None) -> "RunDisplay":
+        """Return what shows the progress of a run that is about to start.
+
+        Args:
+            label: The run, for a person.
+            recipe: What it trains; None for what is not training.
+            costs: What an image costs, where that was measured.
+        """
         self._runs_begun += 1
-        return RunDisplay(f"[{self._runs_begun}/{self._total_runs}] {label}", self._console, self.progress)
+        title = f"[{self._runs_begun}/{self._total_runs}] {label}"
+        time_left = None if recipe is None else TimeLeft(recipe, costs or Costs.by_pixels(recipe))
+        return RunDisplay(title, time_left, self._console, self.progress)
 
 
 class _Bars(Progress):
@@ -136,13 +146,13 @@ class _Bars(Progress):
 class RunDisplay:
     """Live progress of one run."""
 
-    def __init__(self, title: str, console: Console, progress: Progress | None) -> None:
+    def __init__(self, title: str, time_left: TimeLeft | None, console: Console, progress: Progress | None) -> None:
         """Show a bar among others, or lines that begin with a title."""
         self._title = title
+        self._time_left = time_left
         self._console = console
         self._progress = progress
         self._epochs = 0
-        self._images_left = self._images_total = 0
         self._images_per_second = 0.0
         self._loss = self._accuracy = float("nan")
         self._last_line = time.monotonic()
@@ -154,15 +164,14 @@ class RunDisplay:
 
     def take(self, event: Event) -> None:
         """Show what an event says."""
+        if self._time_left is not None:
+            self._time_left.take(event)
         match event:
             case Opened() if event.step:
                 self._line(f"resumed after step {event.step}")
             case Started():
                 self._epochs = event.epochs
-                self._images_total = event.train_images * event.epochs
-                self._images_left = self._images_total - event.train_images * event.step // event.steps_per_epoch
             case Steps():
-                self._images_left -= event.images
                 self._loss = event.losses[-1]
                 rate = event.images / event.seconds if event.seconds else 0.0
                 self._images_per_second = (
@@ -191,14 +200,15 @@ class RunDisplay:
             self._bar = None
 
     def _show(self, position: str, *, force: bool = False) -> None:
-        left = duration(self._images_left / self._images_per_second) if self._images_per_second else "?"
         facts = f"{position}, {self._images_per_second:,.0f} images/s, loss {self._loss:.3f}"
         if self._accuracy == self._accuracy:
             facts += f", accuracy {self._accuracy:.1%}"
-        facts += f", {left} left"
+        share = 0.0
+        if self._time_left is not None:
+            share = self._time_left.share_done()
+            facts += f", {duration(self._time_left.seconds())} left"
         if self._progress is not None and self._bar is not None:
-            done = self._images_total - self._images_left
-            self._progress.update(self._bar, total=self._images_total, completed=done, facts=facts)
+            self._progress.update(self._bar, total=1.0, completed=share, facts=facts)
         elif not force and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._line(facts)
 

@@ -64,6 +64,10 @@ class StudyProgress:
     retraining_runs: int
     """Runs with new seeds at the end."""
     retraining_epochs: int
+    trials_per_retraining: float
+    """How many times as long as a whole trial a retraining run is expected to take."""
+    seconds_per_trial: float | None = None
+    """What a whole trial is expected to take."""
     workers: int = 1
     wanted: int = 0
     rows: dict[int, TrialRow] = field(default_factory=dict)
@@ -120,16 +124,23 @@ class StudyProgress:
 
     @property
     def seconds_left(self) -> float | None:
-        """An estimate of the time left; None before a trial is finished."""
+        """An estimate of the time left, at the pace of what was done; None before anything is known.
+
+        What a trial was expected to take scales with what the trials so far took.
+        """
         ended = [row for row in self.rows.values() if row.state in ("COMPLETE", "PRUNED") and row.epochs]
-        epochs = sum(row.epochs for row in ended)
-        if not epochs:
+        trials = sum(row.epochs for row in ended) / self.trial_epochs
+        expected = self.seconds_per_trial
+        if expected is None and not trials:
             return None
-        seconds_per_epoch = sum(row.seconds for row in ended) / epochs
-        epochs_per_trial = epochs / len(ended)
-        left = max(0, self.wanted - self.finished) * epochs_per_trial
+        per_trial = sum(row.seconds for row in ended) / trials if trials else expected or 0.0
+        # Pruned trials are shorter.
+        length = trials / len(ended) if ended else 1.0
+        running = sum(row.epochs for row in self.rows.values() if row.state == "RUNNING") / self.trial_epochs
+        left = max(0.0, (self.wanted - self.finished) * length - running)
         runs = self.retraining_runs if self.retraining_left is None else self.retraining_left - len(self.retrained)
-        return seconds_per_epoch * (left + max(0, runs) * self.retraining_epochs) / self.workers
+        begun = sum(self.retraining.values()) / self.retraining_epochs
+        return per_trial * (left + self.trials_per_retraining * max(0.0, runs - begun)) / self.workers
 
 
 class LiveStudy:

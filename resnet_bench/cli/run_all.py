@@ -22,6 +22,7 @@ from resnet_bench.running.events import JobFinished, JobStarted, Opened, update
 from resnet_bench.running.job import Job
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.plan import RunOptions, RunPlan, Survey, Surveyed, open_plan
+from resnet_bench.running.sharing import choose_sharing
 from resnet_bench.running.stopping import stop_on_signals
 from resnet_bench.tracking.stale_runs import close_stale_runs
 from resnet_bench.tracking.store import Store, where_to_see
@@ -33,6 +34,8 @@ class RunsSummary:
 
     results: list[tuple[Job, Outcome]] = field(default_factory=list)
     interrupted: bool = False
+    out_of_time: bool = False
+    """Whether it was interrupted because its time was used up."""
     abandoned: str | None = None
     """Why jobs of the plan were not started, a sentence."""
 
@@ -74,6 +77,11 @@ def run_all(
     plan, datasets = open_plan(options, context, echo)
     with measuring_aloud(console):
         survey = _survey(plan, context)
+        if options.seeds_per_device is None and (sharing := choose_sharing(survey, context)) is not None:
+            echo(sharing.reason)
+            if sharing.seeds > 1:
+                plan = plan.shared(sharing.seeds, context.options)
+                survey = _survey(plan, context)
     seconds = _announce(plan, survey, datasets, context.store, console)
     for sentence in beside_the_reference([(surveyed.job, Outcome()) for surveyed in survey.values()], datasets):
         echo(sentence)
@@ -86,8 +94,9 @@ def run_all(
     context.store.prepare()
     close_stale_runs(context.store)
     pending = sum(surveyed.outcome is None for surveyed in survey.values())
-    with stop_on_signals(announce="stopping, writing a checkpoint; again to stop without it") as stop:
-        summary = run_plan(plan, pending, replace(context, stop=stop), console)
+    announce = "stopping, writing a checkpoint; again to stop without it"
+    with stop_on_signals(announce=announce, deadline=context.stop.deadline) as stop:
+        summary = run_plan(plan, pending, survey, replace(context, stop=stop), console)
     executions = {surveyed.job.benchmark.name: surveyed.execution for surveyed in survey.values()}
     echo("")
     print_closing(summary.results, datasets, executions, list(options.changes), echo)
@@ -167,11 +176,17 @@ def _announce(
     return seconds
 
 
-def run_plan(plan: RunPlan, pending: int, context: Context, console: Console) -> RunsSummary:
+def run_plan(
+    plan: RunPlan, pending: int, survey: Mapping[str, Surveyed], context: Context, console: Console
+) -> RunsSummary:
     """Run the jobs and show how they go."""
     summary = RunsSummary()
     outcomes: dict[str, Outcome] = {}
     shown: dict[str, RunDisplay] = {}
+
+    def begin(label: str) -> RunDisplay:
+        return display.begin(label, survey[label].job.recipe, survey[label].costs)
+
     with RunsDisplay(console, pending).shown() as display, contextlib.closing(plan.events(context)) as events:
         try:
             for task, event in events:
@@ -180,13 +195,13 @@ def run_plan(plan: RunPlan, pending: int, context: Context, console: Console) ->
                     outcomes[label] = Outcome(sharing=plan.sharing)
                 update(outcomes[label], event)
                 if isinstance(event, Opened) and event.outcome is None:
-                    shown[label] = display.begin(label)
+                    shown[label] = begin(label)
                 if isinstance(event, JobFinished):
                     summary.interrupted |= event.interrupted
                     if event.device_problem:
                         summary.abandoned = f"the runs after it were not started: {event.device_problem}"
                     if event.failure and label not in shown:
-                        shown[label] = display.begin(label)
+                        shown[label] = begin(label)
                 if label in shown:
                     shown[label].take(event)
                 if isinstance(event, JobFinished):
@@ -197,4 +212,7 @@ def run_plan(plan: RunPlan, pending: int, context: Context, console: Console) ->
                 outcomes[label].interrupted = outcomes[label].failure is None
     jobs = {job.label: job for job in plan.jobs}
     summary.results = [(job, outcomes[label]) for label, job in jobs.items() if label in outcomes]
+    # The time may also be up between two runs.
+    summary.interrupted |= bool(context.stop) and summary.abandoned is None and len(summary.results) < len(jobs)
+    summary.out_of_time = summary.interrupted and context.stop.is_out_of_time
     return summary

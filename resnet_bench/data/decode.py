@@ -5,13 +5,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.recipe.datasets import Fit
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Pillow is imported where an image is decoded: decoded ones are read from the cache without it.
 
 _FORMATS = ("PNG", "WEBP", "JPEG", "BMP", "PPM", "TIFF", "GIF")
 _WITHOUT_LOSS = frozenset({"1", "L", "P", "PA", "LA", "RGBA", "RGBX", "CMYK", "YCbCr"})
@@ -22,6 +27,8 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 @contextmanager
 def strict_decoding() -> Iterator[None]:
     """Turn Pillow's warning of a decompression bomb into an error while images are decoded."""
+    from PIL import Image
+
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
@@ -44,6 +51,8 @@ def decode_image(encoded: bytes, image_size: int, where: str, fit: Fit = "exact"
         UserError: The bytes are not an image of that kind, or one of another size, of transparent pixels, or of more
             than eight bits per channel.
     """
+    from PIL import Image, ImageOps
+
     if encoded.startswith(_LFS_POINTER):
         raise UserError(f"{where} {_POINTER}")
     try:
@@ -65,7 +74,7 @@ def decode_image(encoded: bytes, image_size: int, where: str, fit: Fit = "exact"
     raise UserError(f"{where} {problem}, which RGB cannot stand for; save it as an 8-bit RGB image")
 
 
-def fitted(image: Image.Image, image_size: int, fit: Fit) -> Image.Image:
+def fitted(image: "Image", image_size: int, fit: Fit) -> "Image":
     """Bring an RGB image to a square, by Pillow's bilinear interpolation with antialiasing.
 
     Args:
@@ -73,11 +82,14 @@ def fitted(image: Image.Image, image_size: int, fit: Fit) -> Image.Image:
         image_size: Height and width in pixels.
         fit: ``crop`` resizes the shorter side and cuts the center out, otherwise both sides are resized.
     """
+    from PIL import ImageOps
+    from PIL.Image import Resampling
+
     if image.size == (image_size, image_size):
         return image
     if fit == "crop":
-        return ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
-    return image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+        return ImageOps.fit(image, (image_size, image_size), Resampling.BILINEAR)
+    return image.resize((image_size, image_size), Resampling.BILINEAR)
 
 
 def check_not_a_pointer(path: Path) -> None:
@@ -95,7 +107,7 @@ def check_not_a_pointer(path: Path) -> None:
 _POINTER = "is a Git LFS pointer, not the file itself; fetch it in its repository with: git lfs pull"
 
 
-def _is_opaque(image: Image.Image) -> bool:
+def _is_opaque(image: "Image") -> bool:
     if not image.has_transparency_data:
         return True
     lowest, _ = image.convert("RGBA").getchannel("A").getextrema()

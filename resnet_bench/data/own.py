@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.image_folders import ImageFiles, check_classes, find_test_files, find_train_files, scan
@@ -339,6 +338,8 @@ def _decoded(rows: Iterator[EncodedRow], total: int, facts: DatasetFacts, progre
 
 def _fitted(images: npt.NDArray[np.uint8], facts: DatasetFacts, path: Path) -> npt.NDArray[np.uint8]:
     """Bring `[N, H, W, 3]` to `[N, 3, size, size]`."""
+    from PIL import Image
+
     size = facts.image_size
     if images.shape[1:3] == (size, size):
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2))

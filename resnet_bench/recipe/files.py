@@ -1,7 +1,7 @@
 """Load benchmarks from their files; adding a file adds a benchmark, which is named after it."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -143,16 +143,19 @@ def scan_benchmarks(folder: Path | None = None) -> tuple[dict[str, Benchmark], d
     return dict(sorted(loaded.items(), key=lambda item: _family(item[1], loaded))), problems
 
 
-def unrelated_files(names: Iterable[str] | None = None, folder: Path | None = None) -> list[Path]:
+def unrelated_files(
+    names: Iterable[str] | None = None, folder: Path | None = None, *, related: Container[str] = ()
+) -> list[Path]:
     """List the TOML files beside benchmarks that have neither a recipe nor a parent: other programs wrote them.
 
     Args:
         names: Stems of the files to look at; all by default.
         folder: Folder of benchmarks to search first.
+        related: Stems of files that are known to be benchmarks; they are not read again.
     """
     files = toml_files(search_folders("benchmarks", folder))
-    chosen = files.values() if names is None else [files[name] for name in names]
-    return [path for path in chosen if _is_unrelated(path)]
+    chosen = files if names is None else names
+    return [files[name] for name in chosen if name not in related and _is_unrelated(files[name])]
 
 
 def _is_unrelated(path: Path) -> bool:

@@ -2,24 +2,28 @@
 
 import contextlib
 import itertools
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.text import duration, plural
 from resnet_bench.data.dataset import Dataset, dataset_status
 from resnet_bench.execution.devices import visible_gpus
 from resnet_bench.execution.execution import Execution
 from resnet_bench.execution.options import ExecutionOptions
-from resnet_bench.measure.estimate import estimate_seconds, measure_flops_per_second
+from resnet_bench.measure.costs import measure_costs
+from resnet_bench.measure.estimate import Costs, estimate_seconds
 from resnet_bench.models.of_recipe import check_benchmark
 from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.changes import override
 from resnet_bench.recipe.datasets import DatasetFacts
 from resnet_bench.recipe.files import expand_suites, load_benchmark
+from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import Event, JobFinished, TaskEvent
 from resnet_bench.running.job import Job, Task
@@ -28,10 +32,16 @@ from resnet_bench.running.launchers.launcher import Launcher, Place, find_launch
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.prepare import prepare
 
-SHORT_SECONDS = 900.0
-"""A whole recipe that is estimated to take no longer is run in full without a GPU, too."""
+FIRST_RUN_SECONDS = 300.0
+"""What the first seed of a command takes on a CPU, where no profile is asked for and the machine can."""
+AROUND_SECONDS = 45.0
+"""Part of these for what is not training: imports, images, measuring, the report."""
+HOPELESS = 3.0
+"""A recipe that takes this many times what is left, going by the batches of its smoke profile, is not timed itself."""
 SEED_LIMIT = 2**63
 """Seeds are smaller: every store and table keeps them as 64-bit integers with a sign."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class RunOptions:
         changes: Recipe keys and their values, for every benchmark.
         resume: Continue what was interrupted.
         force: Train what was finished before.
-        seeds_per_device: How many seeds of a benchmark share a device at a time.
+        seeds_per_device: How many seeds of a benchmark share a device at a time; None takes what trains fastest.
         benchmark_dir: A folder of benchmark files; it comes before the shipped ones.
     """
 
@@ -55,7 +65,7 @@ class RunOptions:
     changes: Mapping[str, Any] = field(default_factory=dict)
     resume: bool = False
     force: bool = False
-    seeds_per_device: int = 1
+    seeds_per_device: int | None = 1
     benchmark_dir: Path | None = None
 
 
@@ -95,6 +105,12 @@ class RunPlan:
     def sharing(self) -> int:
         """How many jobs share a device at a time."""
         return self.jobs[0].sharing
+
+    def shared(self, seeds: int, execution: ExecutionOptions) -> "RunPlan":
+        """The same jobs, so many seeds of a benchmark at a time."""
+        places = find_places(execution, per_device=seeds, jobs=len(self.jobs))
+        sharing = _most_in_one(places)
+        return replace(self, jobs=tuple(replace(job, sharing=sharing) for job in self.jobs), places=places)
 
     def events(self, context: Context) -> Generator[tuple[Task, Event], None, None]:
         """Run the jobs; seeds that share a device are of one benchmark."""
@@ -156,7 +172,9 @@ def open_plan(
     images = context.images
     is_here = all(status.sources for status in dataset_status(images.folder) if status.name in names)
     # Planned before anything is downloaded or decoded, so that a mistyped key costs nothing.
-    plan = plan_runs(options, benchmarks, context.options, real_data=is_here or images.download)
+    plan = plan_runs(
+        options, benchmarks, context.options, real_data=is_here or images.download, progress=progress or _log.info
+    )
     if len(plan.places) > 1:
         preload()
     if any(context.open_images(job.recipe.data.facts, progress).generated for job in plan.jobs):
@@ -166,7 +184,12 @@ def open_plan(
 
 
 def plan_runs(
-    options: RunOptions, benchmarks: Sequence[Benchmark], execution: ExecutionOptions, *, real_data: bool
+    options: RunOptions,
+    benchmarks: Sequence[Benchmark],
+    execution: ExecutionOptions,
+    *,
+    real_data: bool,
+    progress: Callable[[str], None] = _log.info,
 ) -> RunPlan:
     """Plan one job per benchmark and seed.
 
@@ -175,14 +198,15 @@ def plan_runs(
         benchmarks: As :func:`load_benchmarks` gives them.
         execution: How to run it.
         real_data: Whether there are images, or will be, that a claim can be judged on.
+        progress: Called with a line of text before something is measured.
 
     Raises:
         UserError: The device does not exist here, a profile does not exist, or a change does not fit the recipe.
     """
-    per_device = min(options.seeds_per_device, len(options.seeds))
+    per_device = min(options.seeds_per_device or 1, len(options.seeds))
     places = find_places(execution, per_device=per_device, jobs=len(options.seeds) * len(benchmarks))
     sharing = _most_in_one(places)
-    choices = _choices(options, benchmarks, execution, places[0], real_data=real_data)
+    choices = _choices(options, benchmarks, execution, places, progress, real_data=real_data)
     jobs = [
         Job(
             benchmark=benchmark,
@@ -223,48 +247,91 @@ def find_places(execution: ExecutionOptions, *, per_device: int, jobs: int) -> t
     return tuple(Place(gpu, max(1, execution.total_threads // len(shared))) for gpu in shared)
 
 
-def choose_profile(
-    asked: ProfileName | None, device_type: str, *, real_data: bool, full_seconds: float
-) -> ProfileChoice:
-    """``full`` where there are real images and a GPU, or little to do; else ``smoke``, unless one was asked for.
+def choose_profiles(
+    smoke_seconds: Mapping[str, float], full_seconds: Callable[[str, float], float], *, seconds: float
+) -> frozenset[str]:
+    """Choose the benchmarks that are trained in full, so that one seed of each takes so many seconds together.
 
     Args:
-        asked: What the user wants.
-        device_type: Where it would run: ``cpu``, ``cuda`` or ``mps``.
-        real_data: Whether there are images that a claim can be judged on.
-        full_seconds: About how long the whole recipe takes.
+        smoke_seconds: How long the smoke profile of each benchmark takes, by name.
+        full_seconds: Returns how long the whole recipe of a benchmark takes, given its name and how much time is left
+            for it.
+        seconds: How long all of them may take.
     """
-    if asked is not None:
-        return ProfileChoice(asked, "as asked")
-    if not real_data:
-        return ProfileChoice("smoke", "there is no real CIFAR here; resnet-bench data prepare fetches it")
-    if device_type != "cpu":
-        return ProfileChoice("full", "there are a GPU and real images")
-    if full_seconds <= SHORT_SECONDS:
-        return ProfileChoice("full", "it takes minutes, even without a GPU")
-    return ProfileChoice("smoke", "there is no GPU here; --profile full trains as published, in hours or days")
+    left = seconds - sum(smoke_seconds.values())
+    needed = (
+        {name: full_seconds(name, left + smoke) - smoke for name, smoke in smoke_seconds.items()} if left > 0 else {}
+    )
+    chosen = set()
+    for name, more in sorted(needed.items(), key=lambda item: item[1]):
+        if more <= left:
+            left -= more
+            chosen.add(name)
+    return frozenset(chosen)
 
 
 def _choices(
     options: RunOptions,
     benchmarks: Sequence[Benchmark],
     execution: ExecutionOptions,
-    place: Place,
+    places: Sequence[Place],
+    progress: Callable[[str], None],
     *,
     real_data: bool,
 ) -> dict[str, ProfileChoice]:
-    """The profile of each benchmark."""
-    is_open = options.profile is None and real_data and execution.device_type == "cpu"
-    rate = measure_flops_per_second(place.narrowed(execution).resolve()) if is_open else None
-    return {
-        benchmark.name: choose_profile(
-            options.profile,
-            execution.device_type,
-            real_data=real_data,
-            full_seconds=math.inf if rate is None else estimate_seconds(benchmark.recipe, rate),
-        )
-        for benchmark in benchmarks
+    """The profile of each benchmark, and why."""
+    minutes = f"{FIRST_RUN_SECONDS / 60:.0f} minutes"
+
+    def all_are(profile: ProfileName, reason: str) -> dict[str, ProfileChoice]:
+        return {benchmark.name: ProfileChoice(profile, reason) for benchmark in benchmarks}
+
+    if options.profile is not None:
+        return all_are(options.profile, "as asked")
+    if not real_data:
+        return all_are("smoke", "there is no real CIFAR here; resnet-bench data prepare fetches it")
+    if execution.device_type != "cpu":
+        return all_are("full", "there are a GPU and real images")
+    resolved = places[0].narrowed(execution).resolve()
+    progress(f"timing some steps of {plural(len(benchmarks), 'benchmark')}, to see what fits into {minutes}")
+    smoke = {benchmark.name: _changed(benchmark, "smoke", options.changes) for benchmark in benchmarks}
+    whole = {benchmark.name: _changed(benchmark, "full", options.changes) for benchmark in benchmarks}
+    costs = {name: measure_costs(recipe, resolved) for name, recipe in smoke.items() if recipe is not None}
+    smoke_seconds = {
+        name: estimate_seconds(recipe, costs[name]) for name, recipe in smoke.items() if recipe is not None
     }
+    needed: dict[str, float] = {}
+
+    def full_seconds(name: str, left: float) -> float:
+        if (recipe := whole[name]) is None:
+            return math.inf
+        seconds = 0.0
+        if set(recipe.image_sizes) <= set(costs[name].training):
+            seconds = estimate_seconds(recipe, costs[name])
+        if seconds < HOPELESS * left:
+            seconds = estimate_seconds(recipe, measure_costs(recipe, resolved))
+        needed[name] = seconds
+        return seconds
+
+    allowed = (FIRST_RUN_SECONDS - AROUND_SECONDS) * len(places)
+    chosen = choose_profiles(smoke_seconds, full_seconds, seconds=allowed)
+    rest = sum(seconds for name, seconds in needed.items() if name not in chosen)
+    why_smoke = "there is no GPU here; --profile full trains as published" + (
+        f", which takes about {duration(rest)} per seed" if rest else ""
+    )
+    return {
+        name: ProfileChoice("full", f"it fits into {minutes}, even without a GPU")
+        if name in chosen
+        else ProfileChoice("smoke", why_smoke)
+        for name in smoke
+    }
+
+
+def _changed(benchmark: Benchmark, profile: ProfileName, changes: Mapping[str, Any]) -> Recipe | None:
+    """The recipe of a profile with the changes; None where there is none, or they do not fit."""
+    try:
+        return override(benchmark.recipe_for(profile), changes, where="--set")
+    except UserError:
+        return None
 
 
 def _most_in_one(places: Sequence[Place]) -> int:
@@ -282,7 +349,7 @@ class Surveyed(TaskEvent):
         job: The job.
         execution: How it runs.
         device_name: The device, for a person.
-        seconds: About how long it trains; 0 where it was finished before.
+        costs: What an image costs; None where it was finished before.
         outcome: Its result, where it was finished before.
         why_not: Why the nearest finished run does not count, where there is one.
     """
@@ -290,9 +357,14 @@ class Surveyed(TaskEvent):
     job: Job
     execution: Execution
     device_name: str
-    seconds: float
+    costs: Costs | None
     outcome: Outcome | None
     why_not: str | None
+
+    @property
+    def seconds(self) -> float:
+        """About how long it trains; 0 where it was finished before."""
+        return estimate_seconds(self.job.recipe, self.costs) if self.costs else 0.0
 
 
 @dataclass(frozen=True)
@@ -306,9 +378,7 @@ class Survey:
         """Prepare each job, and train none."""
         for job in self.jobs:
             prepared = prepare(job, context)
-            seconds = 0.0
-            if prepared.outcome is None:
-                seconds = estimate_seconds(job.recipe, measure_flops_per_second(prepared.execution))
+            costs = None if prepared.outcome else measure_costs(job.recipe, prepared.execution)
             yield Surveyed(
-                job, prepared.execution, prepared.facts.device_name, seconds, prepared.outcome, prepared.why_not
+                job, prepared.execution, prepared.facts.device_name, costs, prepared.outcome, prepared.why_not
             )

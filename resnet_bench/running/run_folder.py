@@ -15,7 +15,7 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.base.files import UNFINISHED, write_atomically
 from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.run_files import ARTIFACTS, CHECKPOINTS, remove_delivered
-from resnet_bench.tracking.vocabulary import PREFIX
+from resnet_bench.tracking.vocabulary import PREFIX, tag
 
 STATE_FILE = "run.json"
 
@@ -67,7 +67,7 @@ class RunFolder:
             # Its holder until now may have finished it.
             folder._state = read_state(path / STATE_FILE) or state
             if not folder.is_finished:
-                folder._clear_leftovers()
+                _clear_leftovers(path / CHECKPOINTS)
                 folder.update(pid=os.getpid())
                 return folder
             folder.release()
@@ -167,10 +167,34 @@ class RunFolder:
     def _write(self) -> None:
         write_atomically(self.path / STATE_FILE, json.dumps(self._state, indent=1).encode())
 
-    def _clear_leftovers(self) -> None:
-        """Remove what a process left that was killed while it wrote a checkpoint."""
-        for file in self.last_checkpoint.parent.glob(f".*{UNFINISHED}"):
-            file.unlink(missing_ok=True)
+
+def folders_in(run_dir: Path) -> list[RunFolder]:
+    """Every run's folder below one, those of studies too, by name; nothing is held."""
+    files = [file for pattern in ("*", "studies/*/*") for file in sorted(run_dir.glob(f"{pattern}/{STATE_FILE}"))]
+    found = [(file.parent, read_state(file)) for file in files]
+    return [RunFolder(path, state) for path, state in found if state is not None]
+
+
+def hold(path: Path) -> RunFolder | None:
+    """Hold a run's folder; None where another live process does, or it has no state that can be read."""
+    state = read_state(path / STATE_FILE)
+    if state is None:
+        return None
+    folder = RunFolder(path, state)
+    try:
+        return folder if folder._take() else None
+    except OSError:
+        return None
+
+
+def move_to_study(folder: RunFolder, name: str) -> None:
+    """Note that a run belongs to a study by another name, so that it is still resumed."""
+    state = folder._state
+    if state["identity"].get("study"):
+        folder.update(
+            identity={**state["identity"], "study": name},
+            tags={key: name if key == tag("study") else value for key, value in state["tags"].items()},
+        )
 
 
 def settle(run_dir: Path, name: str, run_id: str | None) -> None:
@@ -185,14 +209,19 @@ def settle(run_dir: Path, name: str, run_id: str | None) -> None:
     state = read_state(path / STATE_FILE) if name and Path(name).name == name else None
     if state is None or state["run_id"] not in (run_id, None):
         return
-    folder = RunFolder(path, state)
-    if folder._take():
+    if (folder := hold(path)) is not None:
         try:
             if not folder.is_finished:
                 folder.note_end("finished", run_id)
             remove_delivered(path)
         finally:
             folder.release()
+
+
+def _clear_leftovers(checkpoints: Path) -> None:
+    """Remove what a process left that was killed while it wrote a checkpoint."""
+    for file in checkpoints.glob(f".*{UNFINISHED}"):
+        file.unlink(missing_ok=True)
 
 
 def _folders(run_dir: Path, facts: RunFacts) -> Iterator[tuple[Path, dict[str, Any]]]:

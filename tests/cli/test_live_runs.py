@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from resnet_bench.cli.closing import closing_table
-from resnet_bench.cli.live_runs import RunsDisplay, lasting
+from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay, lasting
 from resnet_bench.cli.screen import print_table
 from resnet_bench.recipe.benchmark import Benchmark, Source
 from resnet_bench.recipe.claims import Claim
@@ -36,10 +36,14 @@ def events():
     yield EpochEnded(1, 1, 2.5, 2.4, 0.1, 0.5, 0.5, 80.0, peak_memory_bytes=1, snapshot=nothing)
 
 
+def begin(display: RunsDisplay, label: str) -> RunDisplay:
+    return display.begin(label, tiny_recipe(training={"epochs": 1}))
+
+
 def test_a_log_gets_one_line_an_epoch_without_control_characters() -> None:
     output = io.StringIO()
     with RunsDisplay(Console(file=output, width=200), 2).shown() as display:
-        shown = display.begin("tiny seed 3")
+        shown = begin(display, "tiny seed 3")
         for event in (*events(), JobFinished("it broke")):
             shown.take(event)
     lines = output.getvalue().splitlines()
@@ -53,7 +57,7 @@ def test_a_log_gets_one_line_an_epoch_without_control_characters() -> None:
 def test_runs_at_once_each_say_whose_line_it_is() -> None:
     output = io.StringIO()
     with RunsDisplay(Console(file=output, width=200), 2).shown() as display:
-        first, second = display.begin("tiny seed 3"), display.begin("tiny seed 4")
+        first, second = begin(display, "tiny seed 3"), begin(display, "tiny seed 4")
         for event in events():
             second.take(event)
             first.take(event)
@@ -69,7 +73,7 @@ def test_a_terminal_gets_a_bar_for_each_run_with_what_is_left() -> None:
     output = io.StringIO()
     console = Console(file=output, width=160, force_terminal=True)
     with RunsDisplay(console, 2).shown() as display:
-        first, second = display.begin("tiny seed 3"), display.begin("tiny seed 4")
+        first, second = begin(display, "tiny seed 3"), begin(display, "tiny seed 4")
         for event in events():
             first.take(event)
         assert display.progress is not None
@@ -89,7 +93,7 @@ def test_a_terminal_shows_everything_of_a_run_in_whole_words(width: int) -> None
     output = io.StringIO()
     console = Console(file=output, width=width, height=40, force_terminal=True)
     with RunsDisplay(console, 12).shown() as display:
-        shown = [display.begin(f"resnet18-step-decay-no-augmentation seed {seed}") for seed in (100, 101)]
+        shown = [begin(display, f"resnet18-step-decay-no-augmentation seed {seed}") for seed in (100, 101)]
         for event in events():
             shown[0].take(event)
         shown[0].take(Steps(1, 1, [2.5], [0.1], images=40, correct=4, seconds=0.003, snapshot=dict))
@@ -114,7 +118,7 @@ def test_tasks_one_after_another_have_a_bar_each() -> None:
 def test_a_resumed_run_says_where() -> None:
     output = io.StringIO()
     with RunsDisplay(Console(file=output, width=200), 1).shown() as display:
-        display.begin("tiny seed 3").take(Opened(None, "", None, step=40))
+        begin(display, "tiny seed 3").take(Opened(None, "", None, step=40))
     assert output.getvalue().splitlines()[-1] == "[1/1] tiny seed 3  resumed after step 40"
 
 
@@ -128,7 +132,7 @@ class Pipe(io.StringIO):
 def test_a_closed_pipe_stops_nothing() -> None:
     console = Console(file=Pipe(), width=100)
     with lasting(console), RunsDisplay(console, 1).shown() as display:
-        shown = display.begin("tiny seed 3")
+        shown = begin(display, "tiny seed 3")
         for event in (*events(), JobFinished()):
             shown.take(event)
     with pytest.raises(SystemExit):

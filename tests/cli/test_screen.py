@@ -52,7 +52,7 @@ def test_a_terminal_shows_at_once_how_far_reading_is() -> None:
     assert "reading [a]: 1 of 3 metrics" in output.getvalue()
 
 
-def test_what_is_measured_to_choose_an_execution_is_printed_as_it_comes() -> None:
+def test_autotuning_prints_its_timings() -> None:
     output = io.StringIO()
     with screen.measuring_aloud(Console(file=output, width=80)):
         logging.getLogger("resnet_bench.measure.autotune").info("  cpu, bf16, 2 threads: 90 ms/step")

@@ -129,7 +129,7 @@ def test_an_installed_package_brings_its_own_files(tmp_path: Path, monkeypatch: 
     assert search_folders("studies") == [shipped.resolve()]
 
 
-def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_search_rejects_a_path_that_is_not_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere is not a folder; --benchmark-dir takes a folder"):
         search_folders("benchmarks", tmp_path / "nowhere")
 
@@ -250,7 +250,7 @@ def test_a_benchmark_is_named_after_its_file(tmp_path: Path, name: str) -> None:
     assert "a benchmark is named after its file" in refusal(tmp_path / name)
 
 
-def test_a_file_gives_no_name_of_its_own(tmp_path: Path) -> None:
+def test_a_file_does_not_set_its_name(tmp_path: Path) -> None:
     assert "unknown key 'name'" in refusal(write(tmp_path, "a", 'name = "b"\n' + PARENT))
 
 

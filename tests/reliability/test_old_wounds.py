@@ -69,7 +69,7 @@ def test_what_is_replaced_has_the_mode_of_any_other_file(
 
 
 @pytest.mark.parametrize("days", [-1, 1])
-def test_a_trial_lives_on_when_the_clock_is_set(days: int, tmp_path: Path) -> None:
+def test_a_trial_survives_a_change_of_the_clock(days: int, tmp_path: Path) -> None:
     """Moving the heartbeat is what a clock that is set, or a machine that slept, looks like from the storage."""
     storage = StudyStorage(f"sqlite:///{tmp_path / 'optuna.db'}")
     plan = plan_study(load_study_file(write_tiny(tmp_path)), "smoke")

@@ -10,6 +10,7 @@ import pytest
 from resnet_bench.data.content import Content, SplitArrays
 from resnet_bench.data.dataset import ImageLocation
 from resnet_bench.execution.options import ExecutionOptions
+from resnet_bench.measure.estimate import Costs
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.running.context import Context
 from resnet_bench.running.plan import RunOptions
@@ -93,8 +94,8 @@ def speed_up(patch: pytest.MonkeyPatch) -> None:
         folder.mkdir(exist_ok=True)
         torch.save(network.state_dict(), folder / "weights.pt")
 
-    patch.setattr("resnet_bench.running.plan.measure_flops_per_second", lambda execution: 1e9)
-    patch.setattr("resnet_bench.running.plan.estimate_seconds", lambda recipe, rate: 1.0)
+    patch.setattr("resnet_bench.running.plan.measure_costs", lambda recipe, execution: Costs.by_pixels(recipe))
+    patch.setattr("resnet_bench.running.plan.estimate_seconds", lambda recipe, costs: 1.0)
     patch.setattr("resnet_bench.running.plan.check_benchmark", lambda benchmark: None)
     patch.setattr("resnet_bench.models.of_recipe.count_macs", lambda network, shape: 1)
     patch.setattr("resnet_bench.running.pictures.write_confusion_matrix_png", draw_nothing)

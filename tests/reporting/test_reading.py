@@ -308,7 +308,7 @@ def test_missing_artifacts_are_no_problem(fresh_uri: str, benchmarks: dict[str, 
     assert read.mistakes.empty
 
 
-def test_a_picture_is_drawn_anew() -> None:
+def test_a_picture_is_drawn_again() -> None:
     buffer = io.BytesIO()
     image = Image.new("RGB", (32, 32), (10, 200, 30))
     image.save(buffer, "PNG")
@@ -356,7 +356,7 @@ def test_paths_are_given_from_the_working_directory(tmp_path: Path, monkeypatch:
     assert public_name("http://server:5000") == "http://server:5000"
 
 
-def test_numbers_in_tags_that_are_none_are_left_out(fresh_uri: str, benchmarks: dict[str, Benchmark]) -> None:
+def test_tags_that_are_not_numbers_are_left_out(fresh_uri: str, benchmarks: dict[str, Benchmark]) -> None:
     odd = FakeRun(benchmarks["ranged"], tags={"resnet_bench.seed": "seven", "resnet_bench.macs": "1e9"})
     log_all(fresh_uri, odd, replace(odd, tags={"resnet_bench.environment": "not JSON"}))
     runs = reading.read([fresh_uri]).runs

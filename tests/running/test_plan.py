@@ -6,33 +6,89 @@ import pytest
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.execution.options import ExecutionOptions
-from resnet_bench.measure.estimate import estimate_seconds, forward_passes
-from resnet_bench.recipe.files import load_benchmark
+from resnet_bench.measure.estimate import Costs
 from resnet_bench.recipe.writing import copy_benchmark
 from resnet_bench.running import plan
 from resnet_bench.running.launchers.launcher import Place
-from resnet_bench.running.plan import RunOptions, choose_profile, find_places, load_benchmarks, plan_runs
-from tests.training.conftest import tiny_recipe
+from resnet_bench.running.plan import RunOptions, choose_profiles, find_places, load_benchmarks, plan_runs
 
 CPU = ExecutionOptions("cpu", threads=8)
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "real_data", "seconds", "profile", "reason"),
+    ("asked", "device", "real_data", "profile", "reason"),
     [
-        ("full", "cpu", False, 1e6, "full", "as asked"),
-        ("smoke", "cuda", True, 1.0, "smoke", "as asked"),
-        (None, "cpu", True, 3000.0, "smoke", "no GPU"),
-        (None, "cpu", True, 200.0, "full", "it takes minutes"),
-        (None, "cpu", False, 200.0, "smoke", "no real CIFAR"),
-        (None, "cuda", False, 200.0, "smoke", "no real CIFAR"),
-        (None, "cuda", True, 1e6, "full", "a GPU and real images"),
+        ("full", "cpu", False, "full", "as asked"),
+        ("smoke", "cuda:0", True, "smoke", "as asked"),
+        (None, "cpu", False, "smoke", "no real CIFAR"),
+        (None, "cuda:0", False, "smoke", "no real CIFAR"),
+        (None, "cuda:0", True, "full", "a GPU and real images"),
     ],
 )
-def test_the_profile_follows_from_device_images_and_work(asked, device, real_data, seconds, profile, reason) -> None:
-    choice = choose_profile(asked, device, real_data=real_data, full_seconds=seconds)
+def test_the_profile_follows_from_what_was_asked_device_and_images(
+    asked, device, real_data, profile, reason, monkeypatch
+) -> None:
+    monkeypatch.setattr("resnet_bench.execution.options.find_device", lambda name: device)
+    monkeypatch.setattr(plan, "visible_gpus", lambda: ["0"])
+    options = RunOptions(["he-resnet20"], profile=asked)
+    found = plan_runs(options, load_benchmarks(options), ExecutionOptions(threads=8), real_data=real_data)
+    choice = found.choices["he-resnet20"]
     assert choice.profile == profile
     assert reason in choice.reason
+    assert found.jobs[0].profile == profile
+
+
+@pytest.mark.parametrize(
+    ("full", "seconds", "chosen"),
+    [
+        ({"a": 100, "b": 60, "c": 1e6}, 300, {"a", "b"}),
+        # The cheapest to upgrade comes first, whatever its name.
+        ({"a": 240, "b": 200, "c": 1e6}, 300, {"b"}),
+        # b would fit alone, but not with the smoke runs of the others.
+        ({"a": 1e6, "b": 290, "c": 1e6}, 300, set()),
+        ({"a": 1, "b": 1, "c": 1}, 60, set()),
+    ],
+)
+def test_benchmarks_are_trained_in_full_as_far_as_the_time_bears(full, seconds, chosen) -> None:
+    smoke = {"a": 30.0, "b": 20.0, "c": 10.0}
+    assert choose_profiles(smoke, lambda name, left: full[name], seconds=seconds) == chosen
+
+
+@pytest.mark.parametrize(
+    ("per_image", "chosen"), [(1e-4, {"speedrun-90"}), (1e-2, set()), (1e-9, {"speedrun-90", "resnet9-onecycle-adam"})]
+)
+def test_what_is_trained_in_full_follows_from_measured_costs(per_image, chosen, monkeypatch) -> None:
+    """A step costs by pixels and images; whole recipes that are hopeless by their smoke profile are not timed."""
+    measured = []
+
+    def costs(recipe, execution):
+        measured.append(recipe)
+        relative = Costs.by_pixels(recipe)
+        width = 3.0 if recipe.model.name == "resnet9" else 1.0
+        scale = width * per_image / recipe.image_size**2
+        return Costs({size: cost * scale for size, cost in relative.training.items()}, relative.evaluation * scale)
+
+    monkeypatch.setattr(plan, "measure_costs", costs)
+    options = RunOptions(["resnet9-onecycle-adam", "speedrun-90"])
+    told: list[str] = []
+    benchmarks = load_benchmarks(options)
+    found = plan_runs(options, benchmarks, CPU, real_data=True, progress=told.append)
+    assert {name for name, choice in found.choices.items() if choice.profile == "full"} == chosen
+    assert told == ["timing some steps of 2 benchmarks, to see what fits into 5 minutes"]
+    for benchmark in benchmarks:
+        assert benchmark.profiles["smoke"] in measured
+        # By 1e-4, ResNet-9 takes 2 minutes and would fit alone.
+        assert (benchmark.recipe in measured) == (per_image < 1e-2)
+
+
+def test_changes_count_where_the_profile_is_chosen(monkeypatch) -> None:
+    """In seconds of 0.1 ms per image, 240 epochs take an hour and one takes 15 s."""
+    monkeypatch.setattr(plan, "measure_costs", lambda recipe, execution: Costs({32: 3e-4}, 1e-4))
+    for changes, profile in (({}, "smoke"), ({"training.epochs": 1}, "full")):
+        options = RunOptions(["resnet18-3x3-stem"], changes=changes)
+        choice = plan_runs(options, load_benchmarks(options), CPU, real_data=True).choices["resnet18-3x3-stem"]
+        assert choice.profile == profile
+        assert ("which takes about 1 h" in choice.reason) == (profile == "smoke")
 
 
 @pytest.mark.parametrize(
@@ -87,27 +143,3 @@ def test_load_benchmarks_refuses_two_files_of_one_name(tmp_path: Path) -> None:
         load_benchmarks(RunOptions([str(file) for file in files]))
     # One that is named twice is meant once.
     assert len(load_benchmarks(RunOptions([str(files[0])] * 2))) == 1
-
-
-@pytest.mark.parametrize(
-    ("changes", "passes"),
-    [
-        # Two epochs of 40 images, threefold, and the 30 test images after each.
-        ({}, 2 * 3 * 40 + 2 * 30),
-        ({"evaluation": {"before_training": True}}, 2 * 3 * 40 + 3 * 30),
-        ({"evaluation": {"mode": "batch_statistics"}}, 2 * 3 * 40 + 2 * 2 * 30),
-        ({"training": {"train_accuracy": "separate_pass"}}, 2 * 4 * 40 + 2 * 30),
-        ({"evaluation": {"every": 2}}, 2 * 3 * 40 + 30),
-        ({"evaluation": {"splits": []}}, 2 * 3 * 40 + 30),
-    ],
-)
-def test_every_pass_over_the_images_is_counted(changes, passes) -> None:
-    assert forward_passes(tiny_recipe(**changes)) == passes
-
-
-def test_the_estimate_follows_from_operations_and_rate() -> None:
-    """ResNet-18 at 32 pixels: 37,278,720 multiply-accumulates; half of the rate is sustained."""
-    recipe = tiny_recipe(model={"name": "resnet18"})
-    expected = 2 * 37_278_720 * forward_passes(recipe) / 0.5e9
-    assert estimate_seconds(recipe, 1e9) == pytest.approx(expected)
-    assert estimate_seconds(load_benchmark("resnet34-sgd-224").recipe, 1e9) > 1e3 * estimate_seconds(recipe, 1e9)

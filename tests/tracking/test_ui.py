@@ -85,7 +85,7 @@ def test_serving_says_what_to_open_and_leaves_nothing_behind(store: Store, tmp_p
         process.stdout.close()
 
 
-def test_a_server_has_pages_of_its_own() -> None:
+def test_ui_points_to_the_pages_of_a_server() -> None:
     with pytest.raises(UserError, match="open http://tracking:5000"):
         ui_command(Store.resolve("http://tracking:5000"))
 

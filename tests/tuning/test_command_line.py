@@ -13,6 +13,7 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.cli import study
 from resnet_bench.cli.screen import console
 from resnet_bench.data.dataset import Dataset, generate_dataset
+from resnet_bench.measure.estimate import Costs
 from resnet_bench.recipe.files import load_benchmark_file
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.tracking.store import Store
@@ -117,7 +118,7 @@ def run_offline(
         return generate_dataset(name, train_size=TRAIN_IMAGES, test_size=TEST_IMAGES, seed=0)
 
     monkeypatch.setattr("resnet_bench.data.dataset.load_dataset", few_images)
-    monkeypatch.setattr("resnet_bench.measure.estimate.measure_flops_per_second", lambda execution: 1e11)
+    monkeypatch.setattr("resnet_bench.measure.costs.measure_costs", lambda recipe, execution: Costs({32: 1e-3}, 1e-3))
     return lambda *arguments: invoke("run", *arguments, "--device", "cpu", "--yes", "--offline")
 
 

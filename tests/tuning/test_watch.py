@@ -96,7 +96,7 @@ def test_best_so_far_counts_earlier_trials_and_those_of_other_processes(
     study = study_of(tiny_plan(budget="budget = { trials = 4 }", pruner='pruner = { name = "none" }'))
     study.script(sgd(0.01), sgd(0.3), sgd(0.4))
     console = Console(record=True, width=200)
-    progress = StudyProgress(trial_epochs=3, retraining_runs=4, retraining_epochs=3)
+    progress = StudyProgress(trial_epochs=3, retraining_runs=4, retraining_epochs=3, trials_per_retraining=1.0)
     live = LiveStudy(console, progress, list(study.plan.study.space))
     told = []
     for event in study.run():
@@ -127,7 +127,7 @@ def test_best_so_far_counts_earlier_trials_and_those_of_other_processes(
 
 def test_a_long_silence_is_broken_by_what_is_in_progress() -> None:
     console, now = Console(record=True, width=200), [0.0]
-    progress = StudyProgress(trial_epochs=270, retraining_runs=2, retraining_epochs=270)
+    progress = StudyProgress(trial_epochs=270, retraining_runs=2, retraining_epochs=270, trials_per_retraining=1.0)
     live = LiveStudy(console, progress, ["optimizer.lr"], clock=lambda: now[0])
 
     def take(seconds: float, event: StudyEvent) -> None:
@@ -151,7 +151,7 @@ def test_a_long_silence_is_broken_by_what_is_in_progress() -> None:
 
 def test_a_terminal_shows_the_fraction_of_the_epoch() -> None:
     console = Console(record=True, width=200, force_terminal=True)
-    progress = StudyProgress(trial_epochs=3, retraining_runs=2, retraining_epochs=3)
+    progress = StudyProgress(trial_epochs=3, retraining_runs=2, retraining_epochs=3, trials_per_retraining=1.0)
     with LiveStudy(console, progress, ["optimizer.lr"]).shown() as live:
         live.take(StudyOpened("tiny", "url", 3, ()))
         live.take(TrialStarted(0, {"optimizer.lr": 0.1}, is_source=True))
@@ -165,7 +165,7 @@ def test_a_terminal_shows_every_hyperparameter_in_whole_words(width: int) -> Non
     keys += ["training.batch_size", "training.label_smoothing", "optimizer.nesterov"]
     output = io.StringIO()
     console = Console(file=output, width=width, height=60, force_terminal=True)
-    progress = StudyProgress(trial_epochs=270, retraining_runs=2, retraining_epochs=270)
+    progress = StudyProgress(trial_epochs=270, retraining_runs=2, retraining_epochs=270, trials_per_retraining=1.0)
     with LiveStudy(console, progress, keys).shown() as live:
         live.take(StudyOpened("tiny", "url", 3, ()))
         for number in (0, 1):
@@ -181,7 +181,9 @@ def test_a_terminal_shows_every_hyperparameter_in_whole_words(width: int) -> Non
 
 def test_an_exhausted_space_is_said() -> None:
     console = Console(record=True, width=200)
-    live = LiveStudy(console, StudyProgress(trial_epochs=3, retraining_runs=2, retraining_epochs=3), [])
+    live = LiveStudy(
+        console, StudyProgress(trial_epochs=3, retraining_runs=2, retraining_epochs=3, trials_per_retraining=1.0), []
+    )
     live.take(StudyOpened("tiny", "url", 30, ()))
     live.take(SpaceExhausted(2))
     assert "every point of the search space was tried: the study ends after 2 trials" in console.export_text()

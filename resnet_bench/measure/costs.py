@@ -1,0 +1,77 @@
+"""Measure what an image costs on this machine, by a few real steps and evaluations."""
+
+import contextlib
+from typing import Any
+
+from resnet_bench.data.dataset import generate_dataset
+from resnet_bench.execution.execution import Execution
+from resnet_bench.measure.estimate import Costs
+from resnet_bench.models.of_recipe import recipe_macs
+from resnet_bench.recipe.changes import cut_short, override_nested
+from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.recipe.schema import NOT_GIVEN
+from resnet_bench.training.events import EpochEnded, Evaluated
+from resnet_bench.training.loop import train
+
+STEPS = 2
+"""Steps that are timed, after as many that are not."""
+
+MAX_STEP_FLOPS = 30e9
+"""Upper limit of a step on a CPU, so that measuring takes seconds; batches are cut to fit."""
+
+_measured: dict[tuple[str, Execution], tuple[float, float]] = {}
+
+
+def measure_costs(recipe: Recipe, execution: Execution) -> Costs:
+    """Train some steps on generated images of each size, and evaluate; once per process and shape.
+
+    Args:
+        recipe: Model, sizes of images and batches, and optimizer.
+        execution: How it is executed.
+    """
+    training, evaluation = {}, 0.0
+    for size in recipe.image_sizes:
+        training[size], evaluated = _measured_at(recipe, execution, size)
+        # A forward pass costs what the pixels cost.
+        evaluation = evaluated * (recipe.image_size / size) ** 2
+    return Costs(training, evaluation)
+
+
+def _measured_at(recipe: Recipe, execution: Execution, size: int) -> tuple[float, float]:
+    """Seconds per image of a step and of a forward pass, at a size of images."""
+    short = _short(recipe, execution, size)
+    key = short.fingerprint, execution
+    if key not in _measured:
+        images = generate_dataset(
+            short.data.dataset, train_size=short.data.available_images, test_size=short.data.num_test
+        )
+        step, evaluation = 0.0, 0.0
+        with contextlib.closing(train(short, execution, 0, images)) as events:
+            # The second epoch and the second evaluation are warm.
+            for event in events:
+                if isinstance(event, EpochEnded):
+                    step = 1 / event.images_per_second
+                elif isinstance(event, Evaluated):
+                    evaluation = event.seconds / event.images
+        _measured[key] = step, evaluation
+    return _measured[key]
+
+
+def _short(recipe: Recipe, execution: Execution, size: int) -> Recipe:
+    """The recipe for two short epochs at one size of images."""
+    batch_size, test_images = recipe.training.batch_size, recipe.evaluation.batch_size
+    if execution.device_type == "cpu":
+        affordable = max(2, int(MAX_STEP_FLOPS / (6 * recipe_macs(recipe) * (size / recipe.image_size) ** 2)))
+        batch_size, test_images = min(batch_size, affordable), min(test_images, 3 * affordable)
+    short = cut_short(recipe, STEPS, epochs=2, image_size=size)
+    changes: dict[str, Any] = {
+        "data": {"train_images": STEPS * batch_size, "test_images": min(test_images, recipe.data.num_test)},
+        "training": {"batch_size": batch_size, "freeze": NOT_GIVEN},
+        "evaluation": {
+            "mode": "eval",
+            "splits": ["test"],
+            "batch_size": test_images,
+            "test_time_augmentation": NOT_GIVEN,
+        },
+    }
+    return override_nested(short, changes, where="cut short")
