@@ -13,15 +13,13 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SERVICES = ("pypi", "osv")
-# Assertions state what the types cannot; no input of a user is checked by one.
-ALLOWED_EVERYWHERE = "B101"
 
 
 def main() -> int:
     """Run both; gives the exit status."""
     print("bandit: resnet_bench")
     unsafe = subprocess.run(  # noqa: S603 - fixed arguments
-        [tool("bandit"), "--quiet", "--recursive", "resnet_bench", "--skip", ALLOWED_EVERYWHERE],
+        [tool("bandit"), "--quiet", "--recursive", "resnet_bench"],
         cwd=REPOSITORY,
         check=False,
     ).returncode

@@ -12,6 +12,7 @@ import pandas as pd
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import Dataset, ImageLocation, load_images
+from resnet_bench.data.dataset import load as load_dataset
 from resnet_bench.execution.choices import ExecutionMode, PrecisionChoice
 from resnet_bench.execution.options import ExecutionOptions
 from resnet_bench.models.of_recipe import check_benchmark
@@ -134,7 +135,7 @@ def change(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 
 def images(
-    dataset: str = "cifar10",
+    dataset: str | Recipe = "cifar10",
     folder: str | Path = "data",
     *,
     download: bool = False,
@@ -143,7 +144,7 @@ def images(
     """Open a dataset: decoded, verified and cached.
 
     Args:
-        dataset: ``cifar10`` or ``cifar100``.
+        dataset: Its name, or a recipe, which names one.
         folder: Where its files are.
         download: Download the published archive there if no source is there.
         generated: Generate this many training and test images instead, to try the software.
@@ -156,8 +157,11 @@ def images(
         >>> tiny = rb.images("cifar10", generated=(64, 32))
         >>> tiny.train.images.shape, tiny.class_names[0]
         (torch.Size([64, 3, 32, 32]), 'airplane')
+        >>> rb.images(rb.benchmark("cifar100-resnet").recipe, generated=(64, 32)).name
+        'cifar100'
     """
-    return load_images(dataset, ImageLocation(Path(folder), download=download, generated=generated))
+    location = ImageLocation(Path(folder), download=download, generated=generated)
+    return load_dataset(dataset.data.facts, location) if isinstance(dataset, Recipe) else load_images(dataset, location)
 
 
 def train(

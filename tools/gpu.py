@@ -286,7 +286,8 @@ def _epochs(options: argparse.Namespace) -> bool:
                 ended.append(event)
                 if event.epoch == PROFILED_EPOCHS:
                     break
-        assert started is not None
+        if started is None:
+            raise RuntimeError(f"{benchmark.name}: training ended before it began")
         row = {
             "benchmark": benchmark.name,
             "setup_seconds": started.setup_seconds,

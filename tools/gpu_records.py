@@ -120,8 +120,8 @@ def load_script(script: Path) -> ModuleType:
     # The scripts read their own source through the first argument.
     sys.argv = [str(script)]
     spec = importlib.util.spec_from_file_location(script.stem, script)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise UserError(f"{script}: this is not a Python script")
     module = importlib.util.module_from_spec(spec)
     sys.modules[script.stem] = module
     spec.loader.exec_module(module)

@@ -5,9 +5,10 @@ import errno
 import functools
 import logging
 import os
+import shutil
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import platformdirs
@@ -17,6 +18,7 @@ UNFINISHED = ".unfinished"
 """How the name of a file ends that is still being written."""
 
 _APP = "resnet-bench"
+_SCRATCH = ".resnet-bench-unfinished-"
 _CACHE_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# resnet-bench can make everything in this folder again.\n"
 _log = logging.getLogger(__name__)
 
@@ -41,12 +43,7 @@ def write_atomically(path: Path, content: bytes | memoryview, *, check: Callable
     path = path.resolve() if path.is_symlink() else path
     unfinished = path.with_name(f".{path.name}{UNFINISHED}")
     try:
-        with unfinished.open("wb") as file:
-            with contextlib.suppress(FileNotFoundError):
-                unfinished.chmod(stat.S_IMODE(path.stat().st_mode))
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_synced(unfinished, content, mode_of=path)
         if check is not None:
             check(unfinished)
         unfinished.replace(path)
@@ -55,6 +52,76 @@ def write_atomically(path: Path, content: bytes | memoryview, *, check: Callable
             unfinished.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Replace files of a folder together, so that all of the new ones or all of the old ones are there.
+
+    All new files are on disk before the first old one is replaced. If a replacement fails, the old ones are put back,
+    which needs no space: copies of them are made beforehand. File systems without hard links serve as well. Other files
+    of the folder stay. The next call removes what a killed one left.
+
+    Args:
+        folder: Made where it is missing.
+        contents: What each file shall hold, by its name.
+
+    Raises:
+        OSError: The folder or a file in it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _clear_leftovers(folder)
+    with tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-", dir=folder) as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        new.mkdir()
+        old.mkdir()
+        for name, content in contents.items():
+            _write_synced(new / name, content, mode_of=folder / name)
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, old / name)
+                _take_mode(old / name, folder / name)
+        replaced: list[str] = []
+        try:
+            for name in contents:
+                (new / name).replace(folder / name)
+                replaced.append(name)
+        except BaseException:
+            for name in replaced:
+                with contextlib.suppress(OSError):
+                    _put_back(old / name, folder / name)
+            raise
+    sync_folder(folder)
+
+
+def _clear_leftovers(folder: Path) -> None:
+    # Most commands write no report, and start sooner without it.
+    import psutil  # type: ignore[import-untyped]
+
+    for leftover in folder.glob(f"{_SCRATCH}*"):
+        pid = leftover.name.removeprefix(_SCRATCH).partition("-")[0]
+        if not pid.isdigit() or not psutil.pid_exists(int(pid)):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _put_back(old: Path, path: Path) -> None:
+    if old.exists():
+        old.replace(path)
+    else:
+        path.unlink()
+
+
+def _write_synced(path: Path, content: bytes | memoryview, *, mode_of: Path) -> None:
+    """Write a new file to the disk, with the mode of another one where that exists."""
+    with path.open("wb") as file:
+        _take_mode(path, mode_of)
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _take_mode(path: Path, mode_of: Path) -> None:
+    # Some shares have no modes; the content is what counts.
+    with contextlib.suppress(OSError):
+        path.chmod(stat.S_IMODE(mode_of.stat().st_mode))
 
 
 def sync_folder(folder: Path) -> None:

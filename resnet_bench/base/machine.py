@@ -9,6 +9,8 @@ import socket
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
+SOCKET_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - a private folder is made in it  # nosec B108
+"""Where sockets are made if ``TMPDIR`` is not fit for them."""
 
 
 def cpu_name() -> str:
@@ -67,6 +69,49 @@ def _limit(folder: Path) -> float:
         return int(quota) / int(period) if quota.isdigit() and int(period) > 0 else math.inf
     except (OSError, ValueError):
         return math.inf
+
+
+# --- sockets of multiprocessing --------------------------------------------------------------------------
+
+
+@functools.cache
+def ensure_sockets() -> bool:
+    """Have ``multiprocessing`` make its sockets where that works; whether there is such a place.
+
+    A socket's path has at most 107 bytes, which a ``TMPDIR`` of a cluster exceeds, and some shares know no sockets.
+    """
+    import tempfile
+    from multiprocessing import util
+
+    before = tempfile.tempdir
+    for folder in (before, *SOCKET_FOLDERS):
+        if not _takes_sockets(folder):
+            continue
+        try:
+            tempfile.tempdir = folder
+            # It makes its folder once, for this process and its children.
+            util.get_temp_dir()
+        finally:
+            tempfile.tempdir = before
+        return True
+    return False
+
+
+def _takes_sockets(folder: str | None) -> bool:
+    import tempfile
+
+    if not hasattr(socket, "AF_UNIX"):
+        return False
+    try:
+        # Named as those of multiprocessing are.
+        with (
+            tempfile.TemporaryDirectory(prefix="pymp-", dir=folder, ignore_cleanup_errors=True) as tried,
+            socket.socket(socket.AF_UNIX) as listener,
+        ):
+            listener.bind(f"{tried}/listener-12345678")
+    except OSError:
+        return False
+    return True
 
 
 # --- processes -----------------------------------------------------------------------------------------

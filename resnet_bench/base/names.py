@@ -28,6 +28,8 @@ SYNONYMS = {
     "cifar": "cifar10",
     "cifar-10": "cifar10",
     "cifar-100": "cifar100",
+    "cifar10.1": "cifar10-1",
+    "cifar-10.1": "cifar10-1",
 }
 """What other tools call the parts of a name."""
 

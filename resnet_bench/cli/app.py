@@ -6,7 +6,7 @@ import importlib
 import io
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -15,7 +15,7 @@ from resnet_bench.base.errors import UserError
 
 VERBS = {
     "doctor": "Check what this machine offers: Python, torch, GPU, data, tracking store.",
-    "data": "Find or download CIFAR.",
+    "data": "Find or download CIFAR, or describe your own images.",
     "list": "List the benchmarks: name, dataset, network, epochs and claim.",
     "show": "Show a benchmark: its source, claims, recipe and facts.",
     "copy": "Copy a benchmark to a file, to start your own recipe.",
@@ -25,6 +25,7 @@ VERBS = {
     "compare": "Compare two sets of runs.",
     "results": "Print the reference results: which claims hold.",
     "export": "Export a trained network: weights, config.json and a model card for the Hugging Face Hub.",
+    "evaluate": "Test a trained run on another dataset of the same classes.",
     "plan": "Plan a comparison: how many seeds an effect needs.",
     "ui": "Open MLflow on the runs.",
     "study": "Tune a benchmark with Optuna.",
@@ -55,8 +56,8 @@ class VerbGroup(TyperGroup):
 
 def load(verb: str) -> TyperCommand | TyperGroup:
     """Import a verb."""
-    command = typer.main.get_command(importlib.import_module(f"resnet_bench.cli.{verb}").app)
-    assert isinstance(command, TyperCommand | TyperGroup)
+    found = typer.main.get_command(importlib.import_module(f"resnet_bench.cli.{verb}").app)
+    command = cast("TyperCommand | TyperGroup", found)
     command.name = verb
     for below in getattr(command, "commands", {}).values():
         # A line that is too long is wrapped; without this one it would end in dots.
@@ -163,7 +164,8 @@ def _replace_unprintable() -> None:
     """Let a terminal that is not UTF-8 show what it can, instead of raising where it cannot."""
 
     def replace(error: UnicodeError) -> tuple[str, int]:
-        assert isinstance(error, UnicodeEncodeError)
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
         unprintable = error.object[error.start : error.end]
         return "".join(_PLAIN.get(character, "?") for character in unprintable), error.end
 

@@ -12,6 +12,7 @@ from resnet_bench.cli.screen import new_table
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.execution.execution import Execution
 from resnet_bench.judging.verdict import may_judge, selected, verdict
+from resnet_bench.recipe.datasets import DatasetFacts
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.running.job import Job
 from resnet_bench.running.outcome import Outcome
@@ -96,7 +97,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def print_closing(
     results: Sequence[Result],
-    datasets: Mapping[str, Dataset],
+    datasets: Mapping[DatasetFacts, Dataset],
     executions: Mapping[str, Execution],
     changed: Sequence[str],
     echo: Callable[[str | Table], None],
@@ -121,7 +122,7 @@ def print_closing(
         echo(sentence)
 
 
-def beside_the_reference(results: Sequence[Result], datasets: Mapping[str, Dataset]) -> list[str]:
+def beside_the_reference(results: Sequence[Result], datasets: Mapping[DatasetFacts, Dataset]) -> list[str]:
     """Return what the reference runs of each benchmark reached, and whether full runs on the same images agree."""
     # Pandas is imported here, when torch has been already.
     from resnet_bench.reporting.reference import beside_the_reference as say
@@ -134,7 +135,7 @@ def beside_the_reference(results: Sequence[Result], datasets: Mapping[str, Datas
         claim = reference.row.claim
         compared: list[float] = []
         for job, outcome in mine:
-            images = datasets[job.recipe.data.dataset]
+            images = datasets[job.recipe.data.facts]
             if claim is None or claim.split != "test" or outcome.interrupted or outcome.failure is not None:
                 continue
             if not may_judge(job.profile, generated=images.generated, same_dataset=images.official):
@@ -147,13 +148,13 @@ def beside_the_reference(results: Sequence[Result], datasets: Mapping[str, Datas
 
 
 def beside_the_article(
-    results: Sequence[Result], datasets: Mapping[str, Dataset], executions: Mapping[str, Execution]
+    results: Sequence[Result], datasets: Mapping[DatasetFacts, Dataset], executions: Mapping[str, Execution]
 ) -> list[str]:
     """Return what our own recipe reached in full, beside the article that reaches for the same."""
     sentences = []
     for job, outcome in results:
         claim, compared = job.benchmark.test_claim, job.benchmark.source.compares_with
-        judged = may_judge(job.profile, generated=datasets[job.recipe.data.dataset].generated)
+        judged = may_judge(job.profile, generated=datasets[job.recipe.data.facts].generated)
         if compared is None or claim is None or not judged or outcome.train_seconds is None:
             continue
         if outcome.sharing > 1:
@@ -177,7 +178,7 @@ def beside_the_article(
 
 
 def find_verdicts(
-    results: Sequence[Result], datasets: Mapping[str, Dataset], changed: Sequence[str]
+    results: Sequence[Result], datasets: Mapping[DatasetFacts, Dataset], changed: Sequence[str]
 ) -> list[tuple[str, str]]:
     """Return a word and a reason for each result; seeds of one benchmark are judged together."""
     curves: dict[str, list[dict[int, float]]] = defaultdict(list)
@@ -192,7 +193,7 @@ def find_verdicts(
         if claim is None or unjudged:
             verdicts.append(("–", ""))
             continue
-        images = datasets[job.recipe.data.dataset]
+        images = datasets[job.recipe.data.facts]
         judged = verdict(
             claim,
             curves[job.benchmark.name],

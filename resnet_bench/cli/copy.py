@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from resnet_bench.cli.options import BenchmarkDir, BenchmarkName, help_text, new_app
+from resnet_bench.cli.options import BenchmarkDir, BenchmarkName, complete_dataset, help_text, new_app
 from resnet_bench.cli.screen import echo
 from resnet_bench.recipe.writing import copy_benchmark
 
@@ -23,7 +23,17 @@ app = new_app()
 def copy(
     name: BenchmarkName,
     file: Annotated[Path, typer.Argument(help="File to write.", show_default=False)],
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset",
+            metavar="NAME",
+            help="Train on this dataset, such as your own; sizes that do not fit it are brought down to it.",
+            autocompletion=complete_dataset,
+        ),
+    ] = None,
     benchmark_dir: BenchmarkDir = None,
 ) -> None:
-    copy_benchmark(name, file, benchmark_dir)
+    for change in copy_benchmark(name, file, benchmark_dir, dataset):
+        echo(change)
     echo(f"wrote {file}; edit it, then: resnet-bench validate {shlex.quote(str(file))}")

@@ -7,7 +7,7 @@ import typer
 from rich.text import Text
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.names import unknown_name
+from resnet_bench.base.names import is_file_name, unknown_name
 from resnet_bench.cli.options import (
     DATA_VARIABLE,
     DEFAULT_DATA,
@@ -18,12 +18,14 @@ from resnet_bench.cli.options import (
     help_text,
     new_app,
 )
-from resnet_bench.cli.screen import echo, new_table, print_table
-from resnet_bench.recipe.datasets import DATASETS
+from resnet_bench.cli.screen import echo, new_table, note, print_table
+from resnet_bench.recipe.dataset_files import FOLDER, known_datasets
+from resnet_bench.recipe.datasets import DATASETS, Fit
+from resnet_bench.recipe.writing import dataset_to_toml
 
 # Torch is imported when a verb is called, so that help, completion and mistakes are quick.
 
-app = new_app("Find or download CIFAR.")
+app = new_app("Find or download CIFAR, or describe your own images.")
 
 
 @app.command(
@@ -42,7 +44,7 @@ def status(data: DataFolder = None) -> None:
         sources = ", ".join(f"{kind} at {location}" for kind, location in found.sources)
         table.add_row(
             found.name,
-            Text(sources or "none; download it with: resnet-bench data prepare"),
+            Text(sources or found.problem or "none; download it with: resnet-bench data prepare"),
             found.cache,
             (found.fingerprint or "–")[:16],
         )
@@ -51,7 +53,7 @@ def status(data: DataFolder = None) -> None:
 
 @app.command(
     help=help_text(
-        "Download CIFAR if it is missing, check it, and decode it once.",
+        "Download CIFAR if it is missing, check it, and decode it once. Your own datasets are checked and decoded.",
         example="data prepare cifar10",
         following="run resnet9-onecycle-adam",
     )
@@ -59,7 +61,7 @@ def status(data: DataFolder = None) -> None:
 def prepare(
     datasets: Annotated[
         list[str] | None,
-        typer.Argument(help="cifar10 or cifar100; both by default.", autocompletion=complete_dataset),
+        typer.Argument(help="cifar10, cifar100 or your own; CIFAR by default.", autocompletion=complete_dataset),
     ] = None,
     data: Annotated[
         Path,
@@ -68,8 +70,8 @@ def prepare(
     download: Download = True,
 ) -> None:
     for name in datasets or DATASETS:
-        if name not in DATASETS:
-            raise UserError(unknown_name("dataset", name, DATASETS))
+        if name not in known_datasets():
+            raise UserError(unknown_name("dataset", name, known_datasets()))
 
     from resnet_bench.data.dataset import load_dataset
 
@@ -79,3 +81,59 @@ def prepare(
             f"{name}: {len(dataset.train.labels)} + {len(dataset.test.labels)} images from {dataset.source} "
             f"at {dataset.location}, fingerprint {dataset.fingerprint[:16]}"
         )
+
+
+@app.command(
+    help=help_text(
+        "Describe your own images as TOML, ready to be saved: classes, sizes, mean and standard deviation. "
+        "It has train/<class> and test/<class>, or Parquet files.",
+        example="data describe photos --output datasets/photos.toml",
+        following="copy he-resnet20 benchmarks/my.toml --dataset photos",
+    )
+)
+def describe(
+    folder: Annotated[Path, typer.Argument(help="Folder that has train and test.", show_default=False)],
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            "--image-size",
+            metavar="PIXELS",
+            min=8,
+            max=512,
+            help="Height and width to bring images to; by default their own, or 32 if they differ.",
+        ),
+    ] = None,
+    fit: Annotated[
+        Fit, typer.Option("--fit", help="crop keeps the center, resize changes the aspect ratio, exact does neither.")
+    ] = "crop",
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Write the TOML to this file.")
+    ] = None,
+) -> None:
+    if output is not None:
+        _check_output(output)
+
+    from resnet_bench.data.describe import describe as describe_images
+
+    text = dataset_to_toml(describe_images(folder, image_size=image_size, fit=fit, progress=note))
+    if output is None:
+        echo(text.rstrip())
+        return
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written: {error.strerror or error}") from None
+    echo(f'wrote {output}; a recipe trains on it with: dataset = "{output.stem}"')
+
+
+def _check_output(output: Path) -> None:
+    """Refuse a name that no recipe could give, before any image is read."""
+    if output.suffix != ".toml" or not is_file_name(output.stem) or output.stem in (*DATASETS, FOLDER):
+        raise UserError(
+            f"{output}: name the file after the dataset, in lower-case letters, digits and hyphens, such as "
+            f"{output.parent / 'my-images.toml'}"
+        )
+    if output.exists():
+        raise UserError(f"{output} exists; choose another name or remove it")

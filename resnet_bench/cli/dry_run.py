@@ -38,7 +38,7 @@ def print_dry_run(plan: RunPlan, context: Context, echo: Callable[[str | Table],
                 raise UserError(event.failure)
             elif isinstance(event, JobFinished) and event.interrupted:
                 raise KeyboardInterrupt
-    numbers = ("steps", "parameters", "MACs per image", "memory", "one step", "checkpoint", "weights")
+    numbers = ("steps", "parameters", "MACs per image", "memory", "one step", "training", "checkpoint", "weights")
     table = new_table("benchmark", *numbers, right=numbers)
     for tried in found:
         table.add_row(
@@ -48,12 +48,14 @@ def print_dry_run(plan: RunPlan, context: Context, echo: Callable[[str | Table],
             f"{tried.macs / 1e6:,.1f} M",
             DASH if tried.memory_bytes is None else _megabytes(tried.memory_bytes),
             duration(tried.step_seconds),
+            duration(tried.train_seconds),
             _megabytes(tried.checkpoint_bytes),
             _megabytes(tried.weights_bytes),
         )
     echo(table)
     echo("")
-    echo("memory is the peak of real training steps; checkpoint and weights are the disk space that each run takes")
+    echo("memory and times are those of real steps, training is all steps of one run without evaluation;")
+    echo("checkpoint and weights are the disk space that each run takes")
     for tried in found:
         echo(f"{tried.job.benchmark.name}, its images as the network sees them: {tried.images}")
     echo("nothing was trained or tracked; leave out --dry-run to train")

@@ -117,7 +117,7 @@ def _datasets(folder: Path) -> Iterator[Finding]:
         if status.sources:
             kind, location = status.sources[0]
             yield Finding(status.name, True, f"{kind} at {location}, decoded copy {status.cache}")
-        else:
+        elif status.problem is None:
             remedy = f"type: resnet-bench data prepare {status.name}, or name a folder that has it with --data DIR"
             yield Finding(status.name, False, f"not in {folder.resolve()}", remedy, required=False)
 

@@ -9,9 +9,9 @@ import typer
 from resnet_bench.base.errors import UserError
 from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import ProfileName
-from resnet_bench.recipe.datasets import DATASETS
-from resnet_bench.recipe.files import search_folders, toml_files
+from resnet_bench.recipe.dataset_files import known_datasets
 from resnet_bench.recipe.recipe import recipe_keys
+from resnet_bench.recipe.toml_files import search_folders, toml_files
 
 DATA_VARIABLE = "RESNET_BENCH_DATA"
 DEFAULT_DATA = Path("data")
@@ -120,7 +120,7 @@ def complete_setting(incomplete: str) -> list[str]:
 
 def complete_dataset(incomplete: str) -> list[str]:
     """Names of datasets."""
-    return [name for name in DATASETS if name.startswith(incomplete)]
+    return [name for name in known_datasets() if name.startswith(incomplete)]
 
 
 # --- what several verbs have ----------------------------------------------------------------------

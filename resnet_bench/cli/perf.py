@@ -76,7 +76,7 @@ def perf(
     store = Store.resolve(tracking, Path.cwd())
 
     # Torch is imported when the verb is called, so that help, completion and mistakes are quick.
-    from resnet_bench.data.dataset import load_dataset
+    from resnet_bench.data.dataset import ImageLocation, load
     from resnet_bench.execution.execution import Execution
     from resnet_bench.measure.autotune import autotune
     from resnet_bench.measure.log import log_comparison
@@ -94,7 +94,7 @@ def perf(
             name: autotune(benchmark.recipe, execution, threads=threads is None, progress=echo)
             for name, execution in resolved.items()
         }
-        dataset = load_dataset(benchmark.recipe.data.dataset, folder, allow_generated=True)
+        dataset = load(benchmark.recipe.data.facts, ImageLocation(folder, allow_generated=True))
         if dataset.generated:
             announce_generated(dataset.name)
         kind = next(iter(executions.values())).device_type

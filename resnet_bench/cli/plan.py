@@ -9,7 +9,8 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import DASH
 from resnet_bench.cli.options import Sources, complete_benchmark, help_text, new_app
 from resnet_bench.cli.screen import echo, new_table, print_table, reading_aloud
-from resnet_bench.recipe.files import load_benchmark, reference_folder
+from resnet_bench.recipe.files import load_benchmark
+from resnet_bench.recipe.toml_files import reference_folder
 from resnet_bench.tracking.store import Store
 
 app = new_app()

@@ -138,7 +138,7 @@ def measured(
     from resnet_bench.tracking.stale_runs import close_stale_runs
 
     benchmark, store = planned.benchmark, context.store
-    context.open_images(benchmark.recipe.data.dataset, echo)
+    context.open_images(benchmark.recipe.data.facts, echo)
     with measuring_aloud():
         execution = resolve(benchmark.recipe, context.options)
     bundle = _opened(planned, execution, context.run_dir, folder, resume=resume)

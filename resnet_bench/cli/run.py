@@ -1,6 +1,5 @@
 """The verb ``resnet-bench run``."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +27,7 @@ from resnet_bench.cli.options import (
     help_text,
     new_app,
 )
-from resnet_bench.cli.screen import FAILED, INTERRUPTED, console, print_resume_command
+from resnet_bench.cli.screen import FAILED, INTERRUPTED, can_ask, console, print_resume_command
 from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.changes import override, parse_assignments
@@ -127,10 +126,8 @@ def run(
             deterministic=deterministic,
         ),
     )
-    # A service or a batch job may have closed standard input.
-    can_ask = sys.stdin is not None and sys.stdin.isatty() and console.is_terminal
     with lasting(console):
-        summary = run_all(options, context, console, ask=can_ask and not yes, dry_run=dry_run)
+        summary = run_all(options, context, console, ask=can_ask() and not yes, dry_run=dry_run)
         if summary.interrupted:
             print_resume_command("--resume" if summary.is_resumable else None)
     if summary.interrupted:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.prompt import Confirm
 from rich.table import Table
 
 from resnet_bench.base.errors import UserError
@@ -15,8 +14,9 @@ from resnet_bench.base.text import duration, plural
 from resnet_bench.cli.closing import beside_the_reference, print_closing
 from resnet_bench.cli.dry_run import print_dry_run
 from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay
-from resnet_bench.cli.screen import announce_generated, measuring_aloud, print_table
+from resnet_bench.cli.screen import announce_generated, ask_to_continue, measuring_aloud, print_table
 from resnet_bench.data.dataset import Dataset
+from resnet_bench.recipe.datasets import DatasetFacts
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import JobFinished, JobStarted, Opened, update
 from resnet_bench.running.job import Job
@@ -26,11 +26,6 @@ from resnet_bench.running.sharing import choose_sharing
 from resnet_bench.running.stopping import stop_on_signals
 from resnet_bench.tracking.stale_runs import close_stale_runs
 from resnet_bench.tracking.store import Store, where_to_see
-
-LONG_RUN_SECONDS = 1800.0
-"""Longer runs are asked about where somebody can answer."""
-VERY_LONG_RUN_SECONDS = 8 * 3600.0
-"""Runs this long start on a "yes" only, not on a mere Enter."""
 
 
 @dataclass
@@ -91,10 +86,8 @@ def run_all(
     if dry_run:
         print_dry_run(plan, context, echo)
         return RunsSummary()
-    if ask and seconds > LONG_RUN_SECONDS:
-        default = seconds < VERY_LONG_RUN_SECONDS
-        if not Confirm.ask("Continue?", console=console, default=default):
-            raise UserError("nothing was started")
+    if ask:
+        ask_to_continue(seconds, console)
 
     context.store.prepare()
     close_stale_runs(context.store)
@@ -135,7 +128,11 @@ def _survey(plan: RunPlan, context: Context) -> dict[str, Surveyed]:
 
 
 def _announce(
-    plan: RunPlan, survey: Mapping[str, Surveyed], datasets: Mapping[str, Dataset], store: Store, console: Console
+    plan: RunPlan,
+    survey: Mapping[str, Surveyed],
+    datasets: Mapping[DatasetFacts, Dataset],
+    store: Store,
+    console: Console,
 ) -> float:
     """Print what will run, why, on what, and for how long; return the seconds."""
 
@@ -166,11 +163,11 @@ def _announce(
     together = f", {plan.sharing} seeds in parallel" if plan.sharing > 1 else ""
     together += f", on {plan.devices} GPUs" if plan.devices > 1 else ""
     echo(f"on {usual.device_name} ({usual.execution.describe()}){together}")
-    for name, images in datasets.items():
+    for images in datasets.values():
         if images.generated:
-            announce_generated(name, console)
+            announce_generated(images.name, console)
         else:
-            echo(f"{name} from {images.source} at {images.location}")
+            echo(f"{images.name} from {images.source} at {images.location}")
     echo(f"tracked in {store.redacted_uri}")
     echo(f"about {duration(seconds)} in all\n" if left else "")
     return seconds

@@ -9,16 +9,25 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import TextIO
 
 from rich import box
 from rich.console import Console, RenderableType
 from rich.measure import Measurement, measure_renderables
+from rich.prompt import Confirm
 from rich.table import Table
 from rich.text import Text
+
+from resnet_bench.base.errors import UserError
 
 FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
+
+LONG_SECONDS = 1800.0
+"""What takes longer is asked about where somebody can answer."""
+VERY_LONG_SECONDS = 8 * 3600.0
+"""What takes this long starts on a "yes" only, not on a mere Enter."""
 
 SECONDS_BETWEEN_LINES = 10.0
 """Interval of lines about something in progress, where the output is not a terminal."""
@@ -77,6 +86,28 @@ def announce_generated(dataset: str, to: Console | None = None) -> None:
     (to or console).print(
         Text.assemble((f"{dataset}: GENERATED IMAGES", "bold yellow"), warning), highlight=False, soft_wrap=True
     )
+
+
+def can_ask() -> bool:
+    """Return whether somebody can answer; a service or a batch job may have closed standard input."""
+    return sys.stdin is not None and sys.stdin.isatty() and console.is_terminal
+
+
+def ask_to_continue(seconds: float, to: Console | None = None, *, answers: TextIO | None = None) -> None:
+    """Ask before what takes long is started.
+
+    Args:
+        seconds: How long it takes.
+        to: Where to ask.
+        answers: Where the answer is read from; the terminal by default.
+
+    Raises:
+        UserError: The answer is no.
+    """
+    if seconds <= LONG_SECONDS:
+        return
+    if not Confirm.ask("Continue?", console=to or console, default=seconds < VERY_LONG_SECONDS, stream=answers):
+        raise UserError("nothing was started")
 
 
 def measuring_aloud(to: Console | None = None) -> AbstractContextManager[None]:

@@ -2,13 +2,11 @@
 
 import json
 import shlex
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.prompt import Confirm
 from rich.text import Text
 
 from resnet_bench.base.errors import UserError
@@ -36,6 +34,8 @@ from resnet_bench.cli.screen import (
     BAD_INPUT,
     INTERRUPTED,
     announce_generated,
+    ask_to_continue,
+    can_ask,
     console,
     echo,
     new_table,
@@ -47,7 +47,7 @@ from resnet_bench.cli.screen import (
 from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import PROFILES, ProfileName
 from resnet_bench.recipe.changes import short_names
-from resnet_bench.recipe.files import find_file, search_folders
+from resnet_bench.recipe.toml_files import find_file, search_folders
 
 if TYPE_CHECKING:
     from resnet_bench.running.context import Context
@@ -57,8 +57,6 @@ if TYPE_CHECKING:
     from resnet_bench.tuning.storage import StudyStorage
     from resnet_bench.tuning.stored_study import StoredStudy
     from resnet_bench.tuning.study import Pruner, Sampler, Study
-
-LONG_STUDY_SECONDS = 1800.0
 
 app = new_app("Tune a benchmark with Optuna.")
 
@@ -144,11 +142,11 @@ def _print_plan(plan: "Plan") -> None:
     trial = trial_recipe(study, plan.base, source)
     final = retraining_recipe(study, plan.base, source)
     validation = trial.data.validation
-    assert validation is not None
+    scored_on = 0 if validation is None else validation.images
     for line in (
         f"objectives: {', '.join(study.objectives)}",
         f"trials: {study.budget.trials} of {trial.training.epochs} epochs, {plural(study.seeds, 'seed')}, on "
-        f"{trial.data.num_train} images of {trial.data.dataset}, scored on {validation.images} validation images",
+        f"{trial.data.num_train} images of {trial.data.dataset}, scored on {scored_on} validation images",
         f"retraining: {plural(study.retrain.seeds, 'new seed')} per side, {final.training.epochs} epochs on "
         f"{final.data.num_train} images, evaluated once on {final.data.num_test} test images",
         f"sampler: {_with_options(study.sampler)}",
@@ -251,9 +249,8 @@ def run(
     estimate = _estimate(plan, context, workers)
     seconds = estimate.total(plan) / workers
     _announce(stored_name, plan, why, address, context, workers, seconds)
-    ask = not yes and sys.stdin.isatty() and console.is_terminal
-    if ask and seconds > LONG_STUDY_SECONDS and not Confirm.ask("Continue?", console=console, default=True):
-        raise UserError("nothing was started")
+    if can_ask() and not yes:
+        ask_to_continue(seconds)
     _get_ready(store)
     with lasting(console):
         result = _watch(stored_name, plan, address, context, workers, estimate)
@@ -280,7 +277,7 @@ def _plan(
     if "smoke" not in study.profiles:
         return full, "the study has no other"
     # Each profile names its images itself.
-    if context.open_images(full.base.data.dataset, echo).generated:
+    if context.open_images(full.base.data.facts, echo).generated:
         return in_profile("smoke"), "there is no real CIFAR here; resnet-bench data prepare fetches it"
     if study.made_for == "gpu" and context.options.resolve().device_type == "cpu":
         return in_profile("smoke"), "the study is sized for a GPU, and there is none; --profile full runs it anyway"
@@ -291,7 +288,7 @@ def _announce(
     name: str, plan: "Plan", why: str, address: "StudyStorage", context: "Context", workers: int, seconds: float
 ) -> None:
     """Print what will run, why, on what, and for how long."""
-    dataset = context.open_images(plan.base.data.dataset, echo)
+    dataset = context.open_images(plan.base.data.facts, echo)
     execution = context.options.resolve()
     echo(f"study {name} in the {plan.profile} profile: {why}.")
     echo(f"on {execution.device_name} ({execution.describe()}), {plural(workers, 'worker')}")

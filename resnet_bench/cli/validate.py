@@ -9,8 +9,9 @@ import typer
 from resnet_bench.base.errors import UserError
 from resnet_bench.cli.options import BenchmarkDir, help_text, new_app
 from resnet_bench.cli.screen import BAD_INPUT, echo, print_error
-from resnet_bench.recipe.files import load_benchmark_file, read_toml
+from resnet_bench.recipe.files import load_benchmark_file
 from resnet_bench.recipe.schema import InvalidTable
+from resnet_bench.recipe.toml_files import read_toml
 from resnet_bench.tuning.plan import load_study_file, plan_study
 
 app = new_app()

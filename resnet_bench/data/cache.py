@@ -152,7 +152,10 @@ class CacheEntry:
             # A missing file is reported when the source is read.
             stat = path.stat() if path.exists() else None
             found.append((str(path.relative_to(root)), stat and (stat.st_size, stat.st_mtime_ns)))
-        return _sha256_of_json([self.source.kind, found])
+        facts = self.source.facts
+        # Two descriptions of the same files give other pixels and labels.
+        described = [] if facts.built_in else [[facts.class_names, facts.image_size, facts.fit]]
+        return _sha256_of_json([self.source.kind, found, *described])
 
     def _array_file(self, split_name: str, part: str) -> Path:
         return self.folder / f"{split_name}-{part}.bin"
@@ -168,6 +171,9 @@ class CacheEntry:
         try:
             if path.stat().st_size != int(np.prod(shape)) * dtype.itemsize:
                 raise CacheMiss("damaged")
+            if 0 in shape:
+                # An empty file cannot be mapped.
+                return np.empty(shape, dtype)
             array: npt.NDArray[Any] = np.memmap(path, dtype=dtype, mode="c", shape=shape)
         except (OSError, ValueError):
             raise CacheMiss("damaged") from None

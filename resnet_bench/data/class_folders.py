@@ -1,32 +1,21 @@
 """CIFAR as folders of image files, one folder per class, as torchvision's ImageFolder reads them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.image_folders import ImageFiles, find_test_files, find_train_files
 from resnet_bench.base.names import nearest
 from resnet_bench.data.content import Content, Progress, SplitArrays
-from resnet_bench.data.decode import IMAGE_SUFFIXES, decode_image, strict_decoding
+from resnet_bench.data.decode import decode_image, strict_decoding
 from resnet_bench.recipe.datasets import DatasetFacts
 
-_TEST_FOLDERS = ("test", "valid", "val")
 _IMAGES_BETWEEN_MESSAGES = 10_000
-_NOT_DATA = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
-"""Files and folders that systems put beside images, in lower case."""
 _SHOWN = 3
-
-
-class _Found(NamedTuple):
-    """The files of one split, each kind sorted."""
-
-    folder: Path
-    images: list[Path]
-    others: list[Path]
 
 
 @dataclass(frozen=True)
@@ -76,13 +65,12 @@ class ClassFolderSource:
         return {path.parent.name for path in self.files()}
 
     @cached_property
-    def _train(self) -> "_Found":
-        return _scan(_child(self.location, "train"))
+    def _train(self) -> ImageFiles:
+        return find_train_files(self.location)
 
     @cached_property
-    def _test(self) -> "_Found":
-        found = [_scan(_child(self.location, name)) for name in _TEST_FOLDERS]
-        return next((split for split in found if split.images), found[0])
+    def _test(self) -> ImageFiles:
+        return find_test_files(self.location)
 
     def _labels(self) -> dict[str, int]:
         """Map class folders to labels, by the official names or by number."""
@@ -124,51 +112,6 @@ def find_class_folders(facts: DatasetFacts, folder: Path) -> ClassFolderSource |
     if own.files():
         return own
     return given if len(given.class_folders) == facts.num_classes else None
-
-
-def _child(folder: Path, name: str) -> Path:
-    """Return a subfolder in whatever case its name is spelled."""
-    if folder.is_dir() and not (folder / name).is_dir():
-        return next((path for path in sorted(folder.iterdir()) if path.name.lower() == name), folder / name)
-    return folder / name
-
-
-def _scan(folder: Path) -> _Found:
-    """Sort the files in the subfolders of a folder, however deep; hidden files and folders are left out."""
-    if not folder.is_dir():
-        return _Found(folder, [], [])
-    files = [file for below in _subfolders(folder) for file in _files(below, (_identity(folder),))]
-    return _Found(
-        folder,
-        sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES),
-        sorted(file for file in files if file.suffix.lower() not in IMAGE_SUFFIXES),
-    )
-
-
-def _files(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    here = _identity(folder)
-    # A link may lead back to a folder above it.
-    if here in above:
-        return
-    for path in folder.iterdir():
-        if path.is_dir():
-            if not _is_hidden(path.name):
-                yield from _files(path, (*above, here))
-        elif not _is_hidden(path.name):
-            yield path
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir() and not _is_hidden(path.name)]
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _NOT_DATA
 
 
 def _spelled(name: str) -> str:

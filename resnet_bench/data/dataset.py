@@ -13,12 +13,13 @@ from filelock import FileLock, Timeout
 
 from resnet_bench.base import files
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.names import nearest
 from resnet_bench.data.archive import ARCHIVE, ARCHIVES, ArchiveFacts, download_archive, find_archive
 from resnet_bench.data.cache import CacheEntry, CacheMiss, CacheState, default_cache_folder
 from resnet_bench.data.content import Content, Progress, SplitArrays, fingerprint, in_canonical_order
 from resnet_bench.data.generated import GENERATED, GeneratedSource
+from resnet_bench.data.own import find_own
 from resnet_bench.data.sources import DataSource, find_sources, how_to_get
+from resnet_bench.recipe.dataset_files import dataset_facts, dataset_files, facts_of, load_dataset_file
 from resnet_bench.recipe.datasets import DATASETS, DatasetFacts
 
 _WORTH_CACHING = 10_000
@@ -59,11 +60,11 @@ class Dataset:
     Images are sorted by the SHA-256 of their pixels: the first ones of a split are a fair sample of it.
 
     Attributes:
-        name: Name in `DATASETS`.
+        name: Name in `DATASETS`, or of a user's dataset.
         train: Training images.
         test: Test images.
         class_names: Names of the classes by label.
-        source: "torchvision archive", "parquet", "image folder" or "generated".
+        source: "torchvision archive", "parquet", "image folder", "matlab", "numpy" or "generated".
         location: The file or folder that was read; how they were made for generated images.
         fingerprint: SHA-256 over name, shapes, images and labels, in hexadecimal.
         origin: What was read; None where that is not known.
@@ -85,8 +86,8 @@ class Dataset:
 
     @property
     def official(self) -> bool:
-        """Whether these are exactly the published images, all of them and unaltered."""
-        return self.fingerprint == DATASETS[self.name].fingerprint
+        """Whether these are exactly the published images of CIFAR, all of them and unaltered."""
+        return self.name in DATASETS and self.fingerprint == DATASETS[self.name].fingerprint
 
     @property
     def official_order(self) -> bool:
@@ -111,12 +112,13 @@ class DataStatus:
     """What a data folder has of a dataset.
 
     Attributes:
-        name: Name in `DATASETS`.
+        name: Name in `DATASETS`, or of a user's dataset.
         sources: Kind and location of every source found; the first one is used.
         cache: State of the decoded copy of the first source: "missing", "outdated" (the source has changed),
             "damaged" or "ready". The arrays' hashes are only compared when the dataset is loaded.
         cache_folder: Where that copy is or would be.
         fingerprint: Content fingerprint, known when the cache is ready.
+        problem: Why your own dataset cannot be read.
     """
 
     name: str
@@ -124,11 +126,12 @@ class DataStatus:
     cache: CacheState
     cache_folder: str
     fingerprint: str | None
+    problem: str | None = None
 
     @property
     def official(self) -> bool:
-        """Whether the cached images are exactly the published ones."""
-        return self.fingerprint == DATASETS[self.name].fingerprint
+        """Whether the cached images are exactly the published ones of CIFAR."""
+        return self.name in DATASETS and self.fingerprint == DATASETS[self.name].fingerprint
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ class ImageLocation:
 
 def load_images(name: str, images: ImageLocation, progress: Progress | None = None) -> Dataset:
     """Load a dataset by name; see :func:`load`."""
-    return load(_facts(name), images, progress)
+    return load(dataset_facts(name), images, progress)
 
 
 def load_dataset(
@@ -170,7 +173,7 @@ def load_dataset(
 ) -> Dataset:
     """Load a dataset by name from a folder; see :func:`load` and :class:`ImageLocation`."""
     images = ImageLocation(folder, allow_generated, download=download, cache_folder=cache_folder)
-    return load(_facts(name), images, progress)
+    return load(dataset_facts(name), images, progress)
 
 
 def load(
@@ -180,7 +183,8 @@ def load(
 
     In this order: the Python archive (`cifar-10-python.tar.gz` or `cifar-10-batches-py/`), Parquet in the layouts of
     the hub (such as `cifar10/train-*.parquet`) or of pandas (`cifar10/train.parquet`), and class folders
-    (`cifar10/train/<class>/*.png`). A source that is there and damaged is an error: the next one is not tried.
+    (`cifar10/train/<class>/*.png`). A source that is there and damaged is an error: the next one is not tried. The
+    files of a user's dataset are where its description says, and are never replaced by generated images.
 
     Args:
         facts: The dataset.
@@ -199,6 +203,9 @@ def load(
         return _load(GeneratedSource(facts, *images.generated, seed=0), images, progress)
     folder = _resolved(images.folder)
     failure = ""
+    if not facts.built_in:
+        with _readable(folder):
+            return _load(find_own(facts, folder), images, progress)
     with _readable(folder):
         source = next(find_sources(facts, folder, archive), None)
         archive = archive or ARCHIVES.get(facts.name)
@@ -230,14 +237,17 @@ def dataset_status(folder: Path, *, cache_folder: Path | None = None) -> list[Da
     folder = _resolved(folder)
     with _readable(folder):
         cache_folder = _resolved(cache_folder or default_cache_folder(folder))
-        return [_status(facts, folder, cache_folder) for facts in DATASETS.values()]
+        built_in = [_status(facts, folder, cache_folder) for facts in DATASETS.values()]
+        return [*built_in, *(_own_status(path, folder, cache_folder) for path in dataset_files().values())]
 
 
-def generate_dataset(name: str, *, train_size: int = 4096, test_size: int = 1024, seed: int = 0) -> Dataset:
+def generate_dataset(
+    dataset: str | DatasetFacts, *, train_size: int = 4096, test_size: int = 1024, seed: int = 0
+) -> Dataset:
     """Generate a dataset: deterministic, learnable images with as many classes as the named dataset has.
 
     Args:
-        name: Name in `DATASETS`.
+        dataset: Its facts, or its name.
         train_size: Number of training images.
         test_size: Number of test images.
         seed: Another seed gives other images.
@@ -245,16 +255,9 @@ def generate_dataset(name: str, *, train_size: int = 4096, test_size: int = 1024
     Raises:
         UserError: The name is unknown.
     """
-    source = GeneratedSource(_facts(name), train_size, test_size, seed)
+    facts = dataset_facts(dataset) if isinstance(dataset, str) else dataset
+    source = GeneratedSource(facts, train_size, test_size, seed)
     return _dataset(source, *_decoded(source, lambda _: None))
-
-
-def _facts(name: str) -> DatasetFacts:
-    if name in DATASETS:
-        return DATASETS[name]
-    near = nearest(name, DATASETS)
-    suggestion = f"did you mean {near}? " if near else ""
-    raise UserError(f"there is no dataset {name!r}: {suggestion}known ones are {', '.join(DATASETS)}")
 
 
 def _resolved(folder: Path) -> Path:
@@ -284,7 +287,7 @@ def _load(source: DataSource, images: ImageLocation, progress: Progress) -> Data
     else:
         cache_folder = images.cache_folder or default_cache_folder(_resolved(images.folder))
     dataset = _dataset(source, *_cached_content(CacheEntry.of(source, _resolved(cache_folder)), progress))
-    if not dataset.generated and dataset.fingerprint != source.facts.fingerprint:
+    if source.facts.built_in and not dataset.generated and dataset.fingerprint != source.facts.fingerprint:
         progress(
             f"ANOTHER DATASET: the images in {dataset.location} are not the published ones of {dataset.name}, so that "
             "no result from them is compared with a claim"
@@ -369,8 +372,16 @@ def _split(arrays: SplitArrays) -> Split:
     return Split(torch.from_numpy(arrays.images), torch.from_numpy(arrays.labels), rows)
 
 
+def _own_status(path: Path, folder: Path, cache_folder: Path) -> DataStatus:
+    try:
+        file = load_dataset_file(path)
+        return _status(facts_of(path.stem, file.description), folder, cache_folder)
+    except UserError as error:
+        return DataStatus(path.stem, (), "missing", str(cache_folder), None, str(error))
+
+
 def _status(facts: DatasetFacts, folder: Path, cache_folder: Path) -> DataStatus:
-    sources = list(find_sources(facts, folder))
+    sources = list(find_sources(facts, folder)) if facts.built_in else [find_own(facts, folder)]
     state: CacheState = "missing"
     content_fingerprint = None
     if sources:

@@ -65,12 +65,14 @@ class GeneratedSource:
 
 def _patterns(facts: DatasetFacts, seed: int) -> npt.NDArray[np.int16]:
     """Compute every shifted pattern of every class, int16 `[classes, shifts, 3, H, W]` around 128."""
-    cells = facts.image_size // _CELL
+    # Whole cells on both sides of the middle; what is more than the image is cut off.
+    cells = 2 * -(-facts.image_size // (2 * _CELL))
     stream = RandomStream(seed, f"generated/{facts.name}/patterns")
     shape = (facts.num_classes, 3, cells, cells // 2)
     signs = 2 * stream.bits("cells", 0, int(np.prod(shape))).reshape(shape) - 1
     mirrored = np.concatenate((signs, signs[..., ::-1]), axis=-1)
     patterns = (128 + _CONTRAST * mirrored.repeat(_CELL, axis=-2).repeat(_CELL, axis=-1)).astype(np.int16)
+    patterns = patterns[..., : facts.image_size, : facts.image_size]
     reach = range(-_LARGEST_SHIFT, _LARGEST_SHIFT + 1)
     return np.stack([np.roll(patterns, (down, right), axis=(-2, -1)) for down in reach for right in reach], axis=1)
 
@@ -93,6 +95,7 @@ def draw_images(
     images = patterns[labels, shifts]
     images += (stream.integers("brightness", chunk, count, 2 * _CONTRAST + 1) - _CONTRAST)[:, None, None, None]
     # A byte of noise per pixel: eight come out of one 64-bit number, in the same order on every machine.
-    noise = stream.raw("noise", chunk, images.size // 8).astype("<u8").view(np.uint8).reshape(images.shape)
+    noise = stream.raw("noise", chunk, -(-images.size // 8)).astype("<u8").view(np.uint8)[: images.size]
+    noise = noise.reshape(images.shape)
     images += (noise.astype(np.int16) - 128) * _NOISE // 64
     return images.clip(0, 255).astype(np.uint8)

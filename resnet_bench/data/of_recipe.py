@@ -34,8 +34,7 @@ def splits_of(recipe: Recipe, dataset: Dataset) -> dict[SplitName, Split]:
     splits: dict[SplitName, Split] = {"train": available, "test": dataset.test.first(recipe.data.num_test)}
     if recipe.data.validation is not None:
         train, validation = split_train_validation(len(available), recipe.data.validation)
-        if uses_official_split(recipe, dataset):
-            assert dataset.train.rows is not None
+        if uses_official_split(recipe, dataset) and dataset.train.rows is not None:
             place = np.argsort(dataset.train.rows.numpy())
             train, validation = place[train], place[validation]
         splits["train"] = available.take(train)

@@ -38,7 +38,7 @@ class ParquetSource:
     @property
     def label_column(self) -> str:
         """Name of the label column in the hub's files."""
-        return _LABEL_COLUMNS.get(self.facts.name, "label")
+        return _label_column(self.facts)
 
     def files(self) -> list[Path]:
         """List every file that is read."""
@@ -55,7 +55,7 @@ class ParquetSource:
     def place(self, split_name: str, row: int) -> str:
         """Name an image by its file and its row in it."""
         for shard in self._shards(split_name):
-            with _open(shard) as file:
+            with open_parquet(shard) as file:
                 count = file.metadata.num_rows
             if row < count:
                 return f"row {row} of {shard.relative_to(self.location)}"
@@ -70,11 +70,11 @@ class ParquetSource:
 
     def _split(self, split_name: str, progress: Progress) -> SplitArrays:
         shards = self._shards(split_name)
-        total = sum(_open(shard).metadata.num_rows for shard in shards)
+        total = sum(open_parquet(shard).metadata.num_rows for shard in shards)
         check_complete(self.facts, split_name, total, str(self.location / f"{split_name}-*.parquet"))
         images = np.empty((total, 3, self.facts.image_size, self.facts.image_size), dtype=np.uint8)
         labels = np.empty(total, dtype=np.int64)
-        rows = (row for shard in shards for row in self._rows(shard))
+        rows = (row for shard in shards for row in read_rows(shard, self.facts))
         with strict_decoding():
             for index, (encoded, label, where) in enumerate(rows):
                 images[index] = decode_image(encoded, self.facts.image_size, where).transpose(2, 0, 1)
@@ -82,45 +82,6 @@ class ParquetSource:
                 if (index + 1) % _ROWS_BETWEEN_MESSAGES == 0:
                     progress(f"decoding {self.facts.name}: {index + 1:,} of {total:,} {split_name} images")
         return SplitArrays(images, labels)
-
-    def _rows(self, shard: Path) -> Iterator[tuple[bytes, int, str]]:
-        """Yield encoded image, label and a description of the place, row by row."""
-        with _open(shard) as file:
-            image_column = self._image_column(file, shard)
-            row = 0
-            try:
-                for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[image_column, self.label_column]):
-                    encoded = _encoded(batch.column(image_column))
-                    labels = batch.column(self.label_column).to_pylist()
-                    for image_bytes, label in zip(encoded, labels, strict=True):
-                        where = f"row {row} of {shard}"
-                        if not isinstance(image_bytes, bytes):
-                            raise UserError(f"{where} has no image")
-                        if type(label) is not int or not 0 <= label < self.facts.num_classes:
-                            raise UserError(
-                                f"{where} has label {label!r}, and labels of {self.facts.name} are the integers "
-                                f"from 0 to {self.facts.num_classes - 1}"
-                            )
-                        yield image_bytes, label, where
-                        row += 1
-            except (OSError, pyarrow.ArrowException) as error:
-                raise UserError(f"{shard} is damaged after row {row} ({error})") from error
-
-    def _image_column(self, file: pyarrow.parquet.ParquetFile, path: Path) -> str:
-        schema = file.schema_arrow
-        for name in (*_IMAGE_COLUMNS, self.label_column):
-            if schema.names.count(name) > 1:
-                raise UserError(f"{path} has the column {name} {schema.names.count(name)} times; keep one of them")
-        for name in _IMAGE_COLUMNS:
-            if name not in schema.names or self.label_column not in schema.names:
-                continue
-            column = schema.field(name).type
-            if _is_binary(column) or (pyarrow.types.is_struct(column) and column.get_field_index("bytes") >= 0):
-                return name
-        raise UserError(
-            f"{path} has the columns {', '.join(schema.names)}, and {self.facts.name} needs img (or image) with the "
-            f"field bytes, and {self.label_column}"
-        )
 
 
 def find_parquet(facts: DatasetFacts, folder: Path) -> ParquetSource | None:
@@ -134,9 +95,60 @@ def find_parquet(facts: DatasetFacts, folder: Path) -> ParquetSource | None:
             if not (files := source.files()):
                 continue
             # The name of a folder of unknown origin says nothing, but the label column tells the datasets apart.
-            if root == folder / facts.name or source.label_column in _open(files[0]).schema_arrow.names:
+            if root == folder / facts.name or source.label_column in open_parquet(files[0]).schema_arrow.names:
                 return source
     return None
+
+
+def read_rows(shard: Path, facts: DatasetFacts) -> Iterator[tuple[bytes, int, str]]:
+    """Yield encoded image, label and a description of the place, row by row.
+
+    Raises:
+        UserError: The file or a row is damaged, a column is missing, or a label is out of range.
+    """
+    label_column = _label_column(facts)
+    with open_parquet(shard) as file:
+        image_column = _image_column(file, shard, facts)
+        row = 0
+        try:
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[image_column, label_column]):
+                encoded = _encoded(batch.column(image_column))
+                labels = batch.column(label_column).to_pylist()
+                for image_bytes, label in zip(encoded, labels, strict=True):
+                    where = f"row {row} of {shard}"
+                    if not isinstance(image_bytes, bytes):
+                        raise UserError(f"{where} has no image")
+                    if type(label) is not int or not 0 <= label < facts.num_classes:
+                        raise UserError(
+                            f"{where} has label {label!r}, and labels of {facts.name} are the integers "
+                            f"from 0 to {facts.num_classes - 1}"
+                        )
+                    yield image_bytes, label, where
+                    row += 1
+        except (OSError, pyarrow.ArrowException) as error:
+            raise UserError(f"{shard} is damaged after row {row} ({error})") from error
+
+
+def _image_column(file: pyarrow.parquet.ParquetFile, path: Path, facts: DatasetFacts) -> str:
+    label_column = _label_column(facts)
+    schema = file.schema_arrow
+    for name in (*_IMAGE_COLUMNS, label_column):
+        if schema.names.count(name) > 1:
+            raise UserError(f"{path} has the column {name} {schema.names.count(name)} times; keep one of them")
+    for name in _IMAGE_COLUMNS:
+        if name not in schema.names or label_column not in schema.names:
+            continue
+        column = schema.field(name).type
+        if _is_binary(column) or (pyarrow.types.is_struct(column) and column.get_field_index("bytes") >= 0):
+            return name
+    raise UserError(
+        f"{path} has the columns {', '.join(schema.names)}, and {facts.name} needs img (or image) with the "
+        f"field bytes, and {label_column}"
+    )
+
+
+def _label_column(facts: DatasetFacts) -> str:
+    return _LABEL_COLUMNS.get(facts.name, "label")
 
 
 def _snapshots(facts: DatasetFacts, folder: Path) -> list[Path]:
@@ -146,7 +158,12 @@ def _snapshots(facts: DatasetFacts, folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def _open(path: Path) -> pyarrow.parquet.ParquetFile:
+def open_parquet(path: Path) -> pyarrow.parquet.ParquetFile:
+    """Open a Parquet file.
+
+    Raises:
+        UserError: It cannot be read, or is a pointer of Git LFS.
+    """
     try:
         check_not_a_pointer(path)
         return pyarrow.parquet.ParquetFile(path)

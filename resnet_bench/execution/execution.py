@@ -5,7 +5,7 @@ import dataclasses
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +22,9 @@ from resnet_bench.kernels import normalization
 from resnet_bench.kernels.allocator import retain_heap
 from resnet_bench.kernels.fast_paths import FastPaths
 from resnet_bench.kernels.fusion import fuse
+
+DeviceType = Literal["cpu", "cuda", "mps"]
+_DEVICE_TYPES: Mapping[str, DeviceType] = {"cpu": "cpu", "cuda": "cuda", "mps": "mps"}
 
 SWITCHES = {
     "channels_last": "channels_last",
@@ -114,11 +117,9 @@ class Execution:
         )
 
     @property
-    def device_type(self) -> Literal["cpu", "cuda", "mps"]:
+    def device_type(self) -> DeviceType:
         """The kind of device, without its number."""
-        kind = self.device.partition(":")[0]
-        assert kind in ("cpu", "cuda", "mps")
-        return kind  # type: ignore[return-value]  # the assertion narrows it
+        return device_type_of(self.device)
 
     @property
     def device_name(self) -> str:
@@ -160,7 +161,7 @@ class Execution:
         parts = [self.device, self.precision]
         parts += [text for name, text in SWITCHES.items() if getattr(self, name)]
         if self.device == "cpu":
-            parts.append(f"{self.threads} threads")
+            parts.append(plural(self.threads, "thread"))
         return ", ".join(parts)
 
     @contextlib.contextmanager
@@ -245,6 +246,18 @@ def find_device(device: str) -> str:
         last = torch.cuda.device_count() - 1
         raise UserError(f"--device cuda:{number}: this machine's GPUs are cuda:0 to cuda:{last}")
     return f"cuda:{number}"
+
+
+def device_type_of(device: str) -> DeviceType:
+    """Return the kind of a device, without its number.
+
+    Raises:
+        UserError: There is no such kind.
+    """
+    kind = _DEVICE_TYPES.get(device.partition(":")[0])
+    if kind is not None:
+        return kind
+    raise UserError(f"--device {device}: there is no such device; write auto, cpu, cuda, cuda:1 or mps")
 
 
 def _resolve_precision(device: str, precision: PrecisionChoice) -> Precision:

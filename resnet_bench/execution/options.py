@@ -1,11 +1,10 @@
 """How a user asks for runs to be executed, before it is resolved for a machine."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from resnet_bench.base.machine import default_threads
 from resnet_bench.execution.choices import ExecutionMode, PrecisionChoice
-from resnet_bench.execution.execution import Execution, find_device
+from resnet_bench.execution.execution import DeviceType, Execution, device_type_of, find_device
 
 
 @dataclass(frozen=True)
@@ -46,15 +45,13 @@ class ExecutionOptions:
         )
 
     @property
-    def device_type(self) -> Literal["cpu", "cuda", "mps"]:
+    def device_type(self) -> DeviceType:
         """The kind of device, known without opening it.
 
         Raises:
             UserError: The device does not exist here.
         """
-        kind = find_device(self.device).partition(":")[0]
-        assert kind in ("cpu", "cuda", "mps")
-        return kind  # type: ignore[return-value]  # the assertion narrows it
+        return device_type_of(find_device(self.device))
 
     @property
     def total_threads(self) -> int:

@@ -82,6 +82,20 @@ def prediction_interval(values: Sequence[float], future_runs: int = 1, confidenc
     return _t_interval(values, confidence, 1 / future_runs + 1 / len(values))
 
 
+def proportion_interval(hits: int, total: int) -> tuple[float, float]:
+    """Return Wilson's 95% interval of a proportion, such as an accuracy over some images.
+
+    Args:
+        hits: How many of them count.
+        total: How many there are, at least one.
+    """
+    z = 1.959964
+    share = hits / total
+    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def bootstrap_interval(
     values: Sequence[float], confidence: float = 0.95, resamples: int = 9_999, seed: int = 0
 ) -> Interval | None:

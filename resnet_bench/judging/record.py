@@ -84,8 +84,12 @@ def judge_record(claim: Claim, accuracies: Sequence[float | None], device_type: 
         claim: What the recipe claims, a lower bound.
         accuracies: Of every seed that was named beforehand, in percent; None where its run failed.
         device_type: Where it was trained: ``cpu``, ``cuda`` or ``mps``.
+
+    Raises:
+        UserError: The claim is not a lower bound.
     """
-    assert claim.at_least is not None
+    if claim.at_least is None:
+        raise UserError(f"a record is judged by a claim with at_least = …; {claim.text} is not a lower bound")
     return RecordVerdict(claim.at_least, tuple(accuracies), MIN_SEEDS[device_type])
 
 

@@ -82,8 +82,7 @@ def selected(claim: Claim, accuracies: Mapping[int, float]) -> float | None:
     if claim.selection == "best":
         return best_evaluation(accuracies)
     if claim.selection == "epoch":
-        assert claim.epoch is not None
-        return accuracies.get(claim.epoch)
+        return None if claim.epoch is None else accuracies.get(claim.epoch)
     return last_evaluation(accuracies)
 
 
@@ -211,8 +210,8 @@ def _judge(claim: Claim, values: Sequence[float]) -> tuple[Word, str]:
     allowed = Interval(claimed.low - claim.margin, claimed.high + claim.margin)
     ours = mean_interval(values, confidence=0.90)
     further = prediction_interval(values, claim.runs)
-    assert ours is not None
-    assert further is not None
+    if ours is None or further is None:
+        return "not judged", f"{len(values)} of the runs have a number, and one has no interval"
     reached = _reached(claim, values)
     seeds = "" if reached is None else f"; {reached} of {len(values)} seeds reached {claim.at_least:g}%"
     runs = "one more run of ours" if claim.runs == 1 else f"the mean of {claim.runs} more runs of ours"

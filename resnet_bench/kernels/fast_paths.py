@@ -46,18 +46,17 @@ class FastPaths(TorchFunctionMode):
         super().__init__()
         self._dtype = dtype
         self._memory = memory
-        self._outer: Token[FastPaths | None] | None = None
+        self._outer: list[Token[FastPaths | None]] = []
 
     def __enter__(self) -> Self:
         """Start replacing convolutions."""
-        self._outer = _active.set(self)
+        self._outer.append(_active.set(self))
         return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
 
     def __exit__(self, *exception: Any) -> None:
         """Stop replacing convolutions."""
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
-        assert self._outer is not None
-        _active.reset(self._outer)
+        _active.reset(self._outer.pop())
 
     def __torch_function__(
         self,

@@ -754,6 +754,13 @@ INLINE floats summed(
     return scaled(layer, x, c) + (normalized ? scaled(shortcut, other, c) : other);
 }
 
+/* The places `at` of all values in some rows, a vector at a time, and the first channel `c` of each: what belongs to a
+ * channel is read once for several rows. */
+#define FOR_VALUES(at, c, first, last, channels)                    \
+    for (int64_t row = first; row < last; row += ROWS_TOGETHER)     \
+        for (int64_t c = 0; c < channels; c += LANES)               \
+            for (int64_t at = row * channels + c; at < end_of_rows(row, last) * channels; at += channels)
+
 INLINE void add_as(
     const struct layer *layer,
     const struct layer *shortcut,
@@ -766,12 +773,10 @@ INLINE void add_as(
     enum activation activation
 ) {
     const int64_t channels = layer->channels;
-    for (int64_t row = first; row < last; row += ROWS_TOGETHER)
-        for (int64_t c = 0; c < channels; c += LANES)
-            for (int64_t at = row * channels + c; at < end_of_rows(row, last) * channels; at += channels) {
-                floats sum = summed(layer, shortcut, load(maps + at), load(others + at), c, normalized);
-                store(outputs + at, activated(sum, activation));
-            }
+    FOR_VALUES(at, c, first, last, channels) {
+        floats sum = summed(layer, shortcut, load(maps + at), load(others + at), c, normalized);
+        store(outputs + at, activated(sum, activation));
+    }
 }
 
 /* Calls a function with whether there is a layer of the shortcut and an activation behind its arguments. */
@@ -926,19 +931,17 @@ INLINE void propagate_sum_as(
     enum activation activation
 ) {
     const int64_t channels = layer->channels;
-    for (int64_t row = first; row < last; row += ROWS_TOGETHER)
-        for (int64_t c = 0; c < channels; c += LANES)
-            for (int64_t at = row * channels + c; at < end_of_rows(row, last) * channels; at += channels) {
-                floats x = load(maps + at), gradient;
-                if (normalized) {
-                    floats other = load(others + at);
-                    floats sum = summed(layer, shortcut, x, other, c, normalized);
-                    gradient = pulled_back(load(gradients + at), sum, activation);
-                    store(other_gradients + at, through_moments(shortcut, gradient, other, c));
-                } else
-                    gradient = load(other_gradients + at);
-                store(map_gradients + at, through_moments(layer, gradient, x, c));
-            }
+    FOR_VALUES(at, c, first, last, channels) {
+        floats x = load(maps + at), gradient;
+        if (normalized) {
+            floats other = load(others + at);
+            floats sum = summed(layer, shortcut, x, other, c, normalized);
+            gradient = pulled_back(load(gradients + at), sum, activation);
+            store(other_gradients + at, through_moments(shortcut, gradient, other, c));
+        } else
+            gradient = load(other_gradients + at);
+        store(map_gradients + at, through_moments(layer, gradient, x, c));
+    }
 }
 
 static void propagate_sum(

@@ -137,13 +137,13 @@ def _parameters(norm: nn.BatchNorm2d) -> tuple[Tensor | None, Tensor | None, flo
 @torch.no_grad()
 def _update_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, *, values: int) -> None:
     """Move the running statistics towards moments of so many values per channel; the variance is over all of them."""
-    if norm.running_mean is None or norm.running_var is None:
+    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
         return
-    assert norm.num_batches_tracked is not None
-    assert norm.momentum is not None
     norm.num_batches_tracked.add_(1)
-    norm.running_mean.lerp_(mean, norm.momentum)
-    norm.running_var.lerp_(variance * (values / (values - 1)), norm.momentum)
+    # A norm without one does not fit.
+    momentum = cast(float, norm.momentum)
+    norm.running_mean.lerp_(mean, momentum)
+    norm.running_var.lerp_(variance * (values / (values - 1)), momentum)
 
 
 class _Normalize(torch.autograd.Function):

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from resnet_bench.base.machine import ensure_sockets
 from resnet_bench.data.dataset import Split
 from resnet_bench.execution.execution import Execution
 from resnet_bench.models.of_recipe import build_network
@@ -73,6 +74,9 @@ class BaselineLoop:
     def __init__(self, recipe: Recipe, execution: Execution, split: Split, *, workers: int) -> None:
         self._recipe = recipe
         self._device = torch.device(execution.device)
+        if workers:
+            # They hand tensors over through sockets.
+            ensure_sockets()
         with warnings.catch_warnings():
             # More processes than cores are the source's choice.
             warnings.filterwarnings("ignore", message="This DataLoader will create")

@@ -37,7 +37,7 @@ def _train_some_steps(recipe: Recipe, execution: Execution) -> float:
     for size in recipe.image_sizes:
         short = cut_short(recipe, WARM_UP_STEPS, epochs=1, image_size=size)
         generated = generate_dataset(
-            recipe.data.dataset, train_size=short.data.available_images, test_size=short.data.num_test
+            recipe.data.facts, train_size=short.data.available_images, test_size=short.data.num_test
         )
         for event in train(short, execution, 0, generated):
             if isinstance(event, Started):

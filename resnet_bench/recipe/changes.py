@@ -7,6 +7,8 @@ from typing import Any
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.names import unknown_name
+from resnet_bench.recipe.dataset_files import FOLDER, dataset_facts
+from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.recipe.recipe import Recipe, recipe_keys
 from resnet_bench.recipe.schema import NOT_GIVEN, parse
 from resnet_bench.recipe.settings import MultiStep, Phases, Plateau
@@ -14,6 +16,10 @@ from resnet_bench.recipe.settings import MultiStep, Phases, Plateau
 OPTIONS_PREFIX = "model.options."
 """Only ``resnet_bench.models`` knows the names of a model's options."""
 
+_STEPS_OF_A_SMALL_SET = 8
+"""Steps per epoch on a training set that is smaller than the batch of a recipe that is moved to it."""
+_BUILT_IN = tuple(DATASETS)
+_OF_THE_DATASET = ("description", "path", "mean", "std")
 _NUMBER = re.compile(r"[+-]?(\d+\.?|\d*\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 _WORDS: Mapping[str, Any] = {"true": True, "false": False, "none": NOT_GIVEN, "null": NOT_GIVEN}
 
@@ -21,9 +27,10 @@ _WORDS: Mapping[str, Any] = {"true": True, "false": False, "none": NOT_GIVEN, "n
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Merge a nested table into another.
 
-    A table with another ``name``, such as another optimizer, replaces the old one, whose keys mean nothing to it.
+    A table with another ``name``, such as another optimizer, replaces the old one, whose keys mean nothing to it. Your
+    own dataset brings its description, mean and standard deviation.
     """
-    merged = dict(base)
+    merged = _without_old_dataset(base, changes)
     for key, value in changes.items():
         below = merged.get(key)
         if isinstance(below, Mapping) and isinstance(value, Mapping) and not is_renamed(below, value):
@@ -31,6 +38,14 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
         else:
             merged[key] = value
     return merged
+
+
+def _without_old_dataset(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    before, after = base.get("dataset"), changes.get("dataset", base.get("dataset"))
+    moved = before == after == FOLDER and changes.get("path", base.get("path")) != base.get("path")
+    if moved or (before != after and not (before in _BUILT_IN and after in _BUILT_IN)):
+        return {key: value for key, value in base.items() if key not in _OF_THE_DATASET}
+    return dict(base)
 
 
 def is_renamed(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
@@ -110,6 +125,46 @@ def override_nested(recipe: Recipe, changes: Mapping[str, Any], *, where: str) -
             table["schedule"] = _scaled_schedule(recipe, epochs)
         _scale_stages(recipe, epochs, table, changes)
     return parse(Recipe, table, where=where)
+
+
+def on_dataset(recipe: Recipe, name: str) -> Recipe:
+    """Move a recipe to another dataset; what does not fit its number and size of images is brought down to it.
+
+    Args:
+        recipe: The recipe to start from; it is not modified.
+        name: A dataset that is built in, or your own.
+
+    Raises:
+        UserError: There is no such dataset, or something else does not fit.
+    """
+    facts = dataset_facts(name)
+    data, training = recipe.data, recipe.training
+    changes: dict[str, Any] = {"data": {"dataset": name}, "model": {"num_classes": NOT_GIVEN}, "training": {}}
+    if facts.mean is not None:
+        changes["data"] |= {"mean": facts.mean, "std": facts.std}
+    available = min(data.train_images or facts.train_size, facts.train_size)
+    for key, size in (("train_images", facts.train_size), ("test_images", facts.test_size)):
+        if (getattr(data, key) or 0) > size:
+            changes["data"][key] = NOT_GIVEN
+    num_train = available
+    if data.validation is not None:
+        images = min(data.validation.images, max(1, available // 5))
+        changes["data"]["validation"] = {"images": images}
+        num_train -= images
+    batch = training.batch_size if training.batch_size <= num_train else max(2, num_train // _STEPS_OF_A_SMALL_SET)
+    while training.last_batch == "keep" and num_train % batch == 1 and batch > 2:
+        # BatchNorm cannot train on a last batch of one image.
+        batch -= 1
+    if batch != training.batch_size:
+        changes["training"]["batch_size"] = batch
+    if recipe.model.whitening is not None:
+        changes["model"]["whitening"] = {"images": min(recipe.model.whitening.images, facts.train_size)}
+    if recipe.augmentation.sizes is not None:
+        ratio = facts.image_size / data.facts.image_size
+        stages = [(max(8, round(stage.pixels * ratio)), stage.epochs) for stage in recipe.augmentation.sizes]
+        sizes = [{"pixels": pixels, "epochs": epochs} for pixels, epochs in stages]
+        changes["augmentation"] = {"sizes": sizes}
+    return override_nested(recipe, changes, where=f"dataset {name}")
 
 
 def cut_short(recipe: Recipe, steps: int, *, epochs: int | None = None, image_size: int | None = None) -> Recipe:

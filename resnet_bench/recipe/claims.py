@@ -93,7 +93,8 @@ class Claim(Schema):
             return self.at_least, math.inf
         if self.range is not None:
             return self.range
-        assert self.value is not None
+        if self.value is None:
+            raise ValueError("a claim needs exactly one of value, at_least and range")
         digits = len(self.value.partition(".")[2])
         half_unit = 0.5 * 10.0**-digits
         return float(self.value) - half_unit, float(self.value) + half_unit

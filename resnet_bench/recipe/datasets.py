@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 RGBStatistic = tuple[float, float, float]
+Fit = Literal["exact", "crop", "resize"]
 
 
 @dataclass(frozen=True)
@@ -17,9 +19,14 @@ class DatasetFacts:
         train_size: Number of training images.
         test_size: Number of test images.
         image_size: Height and width of an image in pixels.
-        mean: Mean of each channel over the training images, of pixels between 0 and 1.
+        mean: Mean of each channel over the training images, of pixels between 0 and 1; None for your own dataset,
+            whose file gives it to the recipe.
         std: Standard deviation of each channel, likewise.
-        fingerprint: Content fingerprint of the complete dataset (see `resnet_bench.data.content.fingerprint`).
+        fingerprint: Content fingerprint of the complete dataset (see `resnet_bench.data.content.fingerprint`); None
+            for your own dataset.
+        fit: How an image is brought to the size: ``crop`` resizes the shorter side and cuts the center out, ``resize``
+            resizes both sides, and ``exact`` refuses images of another size.
+        path: The folder of a recipe that names one; None where files are found by name.
     """
 
     name: str
@@ -27,9 +34,16 @@ class DatasetFacts:
     train_size: int
     test_size: int
     image_size: int
-    mean: RGBStatistic
-    std: RGBStatistic
-    fingerprint: str
+    mean: RGBStatistic | None
+    std: RGBStatistic | None
+    fingerprint: str | None
+    fit: Fit = "exact"
+    path: str | None = None
+
+    @property
+    def built_in(self) -> bool:
+        """Whether the published images are known; all others are your own dataset."""
+        return self.fingerprint is not None
 
     @property
     def num_classes(self) -> int:
@@ -70,4 +84,4 @@ _CIFAR100 = DatasetFacts(
 )
 
 DATASETS: Mapping[str, DatasetFacts] = MappingProxyType({facts.name: facts for facts in (_CIFAR10, _CIFAR100)})
-"""Every dataset that a recipe may name."""
+"""The datasets that are built in; `resnet_bench.recipe.dataset_files` finds all others."""

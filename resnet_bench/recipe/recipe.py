@@ -101,9 +101,11 @@ class Recipe(Schema):
     def canonical(self) -> str:
         """The recipe as text, independent of the order of keys and the spelling of numbers.
 
-        Optional fields that are not given are omitted, so that a new optional field changes no fingerprint.
+        Optional fields that are not given are omitted, so that a new optional field changes no fingerprint. Where
+        images lie is omitted, too: the tracking store has the fingerprint of their pixels.
         """
-        return json.dumps(_canonical(self.model_dump(exclude_none=True)), sort_keys=True, separators=(",", ":"))
+        fields = self.model_dump(exclude_none=True, exclude={"data": {"path"}})
+        return json.dumps(_canonical(fields), sort_keys=True, separators=(",", ":"))
 
     @property
     def fingerprint(self) -> str:

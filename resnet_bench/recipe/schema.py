@@ -36,6 +36,12 @@ def without_absent(options: Any) -> Any:
     return {key: value for key, value in options.items() if _absent(value) is not None}
 
 
+def _three(value: Any) -> Any:
+    if isinstance(value, list | tuple) and len(value) != 3:
+        raise ValueError(f"must be three numbers, for red, green and blue, got {shown(value)}")
+    return value
+
+
 def _one_reason(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     try:
         return validate(value)
@@ -45,7 +51,7 @@ def _one_reason(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
 
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
-RGB = Annotated[tuple[float, float, float], Field(strict=False)]
+RGB = Annotated[tuple[float, float, float], Field(strict=False), BeforeValidator(_three)]
 OptionValue = Annotated[bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | float | str, WrapValidator(_one_reason)]
 MaybeNotGiven = BeforeValidator(_absent)
 

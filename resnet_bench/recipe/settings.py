@@ -3,9 +3,19 @@
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
+from resnet_bench.base.errors import UserError
 from resnet_bench.base.names import shown, unknown_name
+from resnet_bench.recipe.dataset_files import (
+    FOLDER,
+    DatasetDescription,
+    describe_folder,
+    facts_of,
+    find_dataset_file,
+    known_datasets,
+    load_dataset_file,
+)
 from resnet_bench.recipe.datasets import DATASETS, DatasetFacts
 from resnet_bench.recipe.schema import (
     OPTION_PATTERN,
@@ -21,9 +31,10 @@ from resnet_bench.recipe.schema import (
 SplitName = Literal["train", "validation", "test"]
 
 
-def _known_dataset(name: str) -> str:
-    if name not in DATASETS:
-        raise ValueError(unknown_name("value", name, DATASETS))
+def _known_dataset(name: str, info: ValidationInfo) -> str:
+    # What is described needs no file: a report reads recipes on another machine.
+    if name not in DATASETS and "description" in info.data and info.data["description"] is None:
+        raise ValueError(unknown_name("value", name, known_datasets()))
     return name
 
 
@@ -43,6 +54,11 @@ class ValidationSplit(Schema):
 class Data(Schema):
     """Which images, how they are split, and the constants that normalize them."""
 
+    description: Annotated[DatasetDescription | None, MaybeNotGiven] = None
+    """What your own dataset is: read from ``datasets/NAME.toml``, or from the folder at ``path``."""
+    path: Annotated[Annotated[str, Field(min_length=1)] | None, MaybeNotGiven] = None
+    """With ``dataset = "folder"``: the folder that has ``train/<class>`` and ``test/<class>``. It decides no result
+    and is not in the fingerprint."""
     dataset: DatasetName
     mean: RGB
     """Of each channel, of pixels between 0 and 1; the dataset's own where it is not given."""
@@ -59,13 +75,20 @@ class Data(Schema):
         if not isinstance(table, Mapping):
             return table
         name = table.get("dataset")
-        facts = DATASETS.get(name) if isinstance(name, str) else None
-        return {"mean": facts.mean, "std": facts.std, **table} if facts is not None else table
+        if not isinstance(name, str):
+            return table
+        if name in DATASETS:
+            return {"mean": DATASETS[name].mean, "std": DATASETS[name].std, **table}
+        try:
+            return _with_description(name, table)
+        except UserError as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {list(self.std)}")
+        self._check_description()
         sizes = {"train_images": self.facts.train_size, "test_images": self.facts.test_size}
         for key, size in sizes.items():
             if (wanted := getattr(self, key)) is not None and wanted > size:
@@ -77,10 +100,20 @@ class Data(Schema):
             )
         return self
 
+    def _check_description(self) -> None:
+        if self.dataset in DATASETS and self.description is not None:
+            raise ValueError(f"description: {self.dataset} is built in; only your own dataset has a description")
+        if self.path is not None and self.dataset != FOLDER:
+            raise ValueError(f'path: only dataset = "{FOLDER}" takes one, and this is {self.dataset}')
+        if self.description is not None and self.description.train_images is None:
+            raise ValueError(_no_training_images(self.dataset))
+
     @property
     def facts(self) -> DatasetFacts:
         """The facts of the dataset."""
-        return DATASETS[self.dataset]
+        if self.description is None:
+            return DATASETS[self.dataset]
+        return facts_of(self.dataset, self.description, self.path)
 
     @property
     def available_images(self) -> int:
@@ -96,6 +129,33 @@ class Data(Schema):
     def num_test(self) -> int:
         """Images of the test set that are used."""
         return self.test_images or self.facts.test_size
+
+
+def _no_training_images(name: str) -> str:
+    return f"{name} has no training images; test a trained run on it with: resnet-bench evaluate RUN --dataset {name}"
+
+
+def _with_description(name: str, table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Describe a dataset that is not built in, unless the table does."""
+    given = table.get("description")
+    given = given if isinstance(given, Mapping) else {}
+    if "classes" in given:
+        return table
+    if name == FOLDER:
+        if not isinstance(path := table.get("path"), str):
+            raise UserError(f'path is missing: with dataset = "{FOLDER}" it names the folder')
+        for key in ("mean", "std"):
+            if key not in table:
+                raise UserError(f"{key} is missing; resnet-bench data describe {path} prints it")
+        return {**table, "description": describe_folder(path, given)}
+    file = find_dataset_file(name)
+    if file is None:
+        return table
+    found = load_dataset_file(file)
+    if found.train is None:
+        raise UserError(_no_training_images(name))
+    statistics = {"mean": found.mean, "std": found.std} if found.mean is not None else {}
+    return {**statistics, **table, "description": {**found.description.model_dump(exclude_none=True), **given}}
 
 
 class ResizeStage(Schema):

@@ -11,18 +11,25 @@ import tomli_w
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.names import is_file_name
 from resnet_bench.recipe.benchmark import Benchmark
-from resnet_bench.recipe.changes import is_renamed, override_nested
-from resnet_bench.recipe.files import Table, load_benchmark
+from resnet_bench.recipe.changes import is_renamed, on_dataset, override_nested
+from resnet_bench.recipe.dataset_files import FOLDER, DatasetFile, own_dataset
+from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.recipe.schema import NOT_GIVEN, Schema, parse
+from resnet_bench.recipe.toml_files import Table
 
 _SHORT_LIST = re.compile(r"^(?P<key>\S+) = \[\n(?P<values>(?:    [^\s{\[].*,\n)+)\]$", re.MULTILINE)
 
 
-def to_toml(benchmark: Benchmark) -> str:
+def to_toml(benchmark: Benchmark, *, describes_dataset: bool = True) -> str:
     """Write a whole benchmark as TOML, without a parent.
 
     Loading it under the same file name gives an equal benchmark, except that ``extends`` is None.
+
+    Args:
+        benchmark: What is written.
+        describes_dataset: Whether the description of a user's dataset is written, too. Without it, the file
+            follows ``datasets/NAME.toml``.
     """
     table: Table = {"suites": list(benchmark.suites)} if benchmark.suites else {}
     table["source"] = _written(benchmark.source)
@@ -31,6 +38,10 @@ def to_toml(benchmark: Benchmark) -> str:
     table["recipe"] = benchmark.recipe.model_dump(exclude_none=True, mode="json")
     if not benchmark.recipe.model.options:
         del table["recipe"]["model"]["options"]
+    if not describes_dataset and benchmark.recipe.data.description is not None:
+        del table["recipe"]["data"]["description"]
+        if said := _own_description(benchmark.recipe):
+            table["recipe"]["data"]["description"] = said
     if benchmark.profiles:
         table["profiles"] = {
             name: _differences(benchmark.recipe, profile) for name, profile in benchmark.profiles.items()
@@ -46,7 +57,14 @@ def _on_one_line(found: re.Match[str]) -> str:
     return line if len(line) <= 110 else found[0]
 
 
-def copy_benchmark(name: str, path: Path, folder: Path | None = None) -> None:
+def dataset_to_toml(file: DatasetFile) -> str:
+    """Write a file of ``datasets/``: where the images are comes first."""
+    table = file.model_dump(exclude_none=True, mode="json")
+    ordered = {key: table[key] for key in ("train", "test") if key in table} | table
+    return _SHORT_LIST.sub(_on_one_line, tomli_w.dumps(ordered))
+
+
+def copy_benchmark(name: str, path: Path, folder: Path | None = None, dataset: str | None = None) -> list[str]:
     """Copy a benchmark's recipe and profiles to a file, as the start of a new benchmark.
 
     The source's claims and facts are left out: they do not hold for a changed recipe.
@@ -55,11 +73,20 @@ def copy_benchmark(name: str, path: Path, folder: Path | None = None) -> None:
         name: The benchmark to start from.
         path: File to write; its folder is created if it is missing.
         folder: Folder of benchmarks to search first.
+        dataset: Train on this dataset instead; see :func:`resnet_bench.recipe.changes.on_dataset`.
+
+    Returns:
+        The recipe keys that the dataset changed, such as ``training.batch_size = 11``.
 
     Raises:
-        UserError: There is no such benchmark, the file exists, or its name is not valid for a benchmark.
+        UserError: There is no such benchmark or dataset, the file exists, or its name is not valid for a benchmark.
     """
     original = load_benchmark(name, folder)
+    before = original.recipe.flat()
+    if dataset is not None:
+        profiles = {profile: on_dataset(recipe, dataset) for profile, recipe in original.profiles.items()}
+        recipe = on_dataset(original.recipe, dataset)
+        original = original.model_copy(update={"recipe": recipe, "profiles": profiles})
     if path.suffix != ".toml" or not is_file_name(path.stem):
         raise UserError(
             f"{path}: name the file after the new benchmark, in lower-case letters, digits and hyphens, "
@@ -82,7 +109,7 @@ def copy_benchmark(name: str, path: Path, folder: Path | None = None) -> None:
 #   resnet-bench run {shlex.quote(str(path))} --profile smoke
 # [profiles.smoke] has the differences for a run of a few minutes. "{NOT_GIVEN}" removes an optional key.
 
-{to_toml(own)}"""
+{to_toml(own, describes_dataset=False)}"""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
@@ -91,6 +118,20 @@ def copy_benchmark(name: str, path: Path, folder: Path | None = None) -> None:
         if path.exists():
             raise UserError(f"{path} exists; choose another name or remove it") from None
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+    after = {key: value for key, value in own.recipe.flat().items() if not key.startswith("data.description.")}
+    return [f"{key} = {after.get(key, NOT_GIVEN)}" for key in {**before, **after} if after.get(key) != before.get(key)]
+
+
+def _own_description(recipe: Recipe) -> Table:
+    """Return what a recipe says of its dataset beyond the dataset's file."""
+    data = recipe.data
+    if data.description is None:
+        return {}
+    said: Table = {key: getattr(data.description, key) for key in ("image_size", "fit")}
+    if data.dataset == FOLDER:
+        return said
+    known = own_dataset(data.dataset)
+    return {key: value for key, value in said.items() if value != getattr(known, key)}
 
 
 def _written(part: Schema) -> Table:

@@ -13,8 +13,9 @@ from resnet_bench.judging.target import TimesToAccuracy, held_levels
 from resnet_bench.judging.verdict import MIN_SEEDS, RECOMMENDED_SEEDS, Verdict, describe, selected, verdict
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.claims import Claim
+from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.reporting.runs import Run, RunGroup
-from resnet_bench.tracking.vocabulary import current_metric
+from resnet_bench.tracking.vocabulary import PREFIX, current_metric
 
 
 @dataclass(frozen=True)
@@ -263,13 +264,18 @@ def _notes(group: RunGroup, current: Benchmark | None) -> tuple[str, ...]:
     precisions = sorted({run.precision for run in group.runs})
     if len(precisions) > 1:
         notes.append(f"several precisions: {', '.join(precisions)}")
+    orders = sorted({run.tags.get(f"{PREFIX}validation_order", "") or "unknown" for run in group.runs})
+    if len(orders) > 1:
+        notes.append(f"validation images are taken in several orders: {listed(orders)}")
     if any(run.shared_device for run in group.runs):
         notes.append("some seeds shared a device, and their times are left out")
     commits = {run.code_commit for run in group.runs}
     if len(commits) > 1:
         notes.append(f"{len(commits)} code commits")
     if not group.apart and group.definition is not None and not group.published_images:
-        notes.append(f"the images are not the published ones of {group.definition.recipe.data.dataset}")
+        dataset = group.definition.recipe.data.dataset
+        own = "your own dataset, on which no claim is judged"
+        notes.append(f"the images are not the published ones of {dataset}" if dataset in DATASETS else own)
     if any(run.code_dirty for run in group.runs):
         notes.append("some runs were made from uncommitted code")
     recipe = None if current is None else current.profiles.get("smoke") if group.apart else current.recipe

@@ -118,12 +118,14 @@ def compare(
     """
     specs = [_selector(spec) for spec in (a, b)]
     shared: Tables | None = None
-    if any(read_from is None for _, read_from in specs):
-        shared = reading.read(sources or [reading.default_store()], benchmarks=benchmarks, since=since)
     found = []
     for spec, (keep, read_from) in zip((a, b), specs, strict=True):
-        read = shared if read_from is None else reading.read(read_from, benchmarks=benchmarks, since=since)
-        assert read is not None
+        if read_from is not None:
+            read = reading.read(read_from, benchmarks=benchmarks, since=since)
+        elif shared is not None:
+            read = shared
+        else:
+            read = shared = reading.read(sources or [reading.default_store()], benchmarks=benchmarks, since=since)
         found.append(_side(spec, read, keep))
     return compare_runs(*found)
 

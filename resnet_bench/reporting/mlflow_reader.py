@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import plural
@@ -27,9 +28,11 @@ from resnet_bench.reporting.tables import (
     tidy,
 )
 from resnet_bench.tracking.mlflow_client import pages
+from resnet_bench.tracking.sql_metrics import Point, read_points
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import (
     EPOCH_METRICS,
+    LARGEST_MEASUREMENT,
     LEARNING_RATE,
     ONCE_PREFIXES,
     PREFIX,
@@ -45,10 +48,9 @@ if TYPE_CHECKING:
 STUDY_METRICS = frozenset(("validation/accuracy", "test/accuracy", "time/train_seconds"))
 """Read for trials and for retraining runs."""
 
-_log = logging.getLogger(__name__)
-
 MAX_STEP_POINTS = 400
 HTTP_THREADS = 8
+_log = logging.getLogger(__name__)
 
 
 class StoreReader:
@@ -82,22 +84,20 @@ class StoreReader:
             TemporaryDirectory(prefix="resnet-bench-report-") as scratch,
             ThreadPoolExecutor(HTTP_THREADS if self.store.is_server else 1) as pool,
         ):
-            _log.info("reading %s: %s", name, plural(len(rows), "run"))
-            artifacts = RunArtifacts(self.client, Path(scratch), self.problems)
+            reading = f"reading {name}: {plural(len(rows), 'run')}"
+            _log.info("%s", reading)
+            artifacts = RunArtifacts(
+                self.client, Path(scratch), self.problems, {run.info.run_id: run.info.artifact_uri for run in found}
+            )
             texts = dict(zip(latest, pool.map(artifacts.benchmark, latest), strict=True))
             confusion = chain.from_iterable(pool.map(artifacts.confusion, finished))
             pictured = [run_id for run_id in finished if run_id in texts]
             mistakes = chain.from_iterable(pool.map(artifacts.mistakes, pictured))
             wanted, once = _wanted_metrics(found, rows, texts)
-            histories = []
-            for history in pool.map(self._history, wanted):
-                histories.append(history)
-                done = f"{len(histories):,} of {len(wanted):,} metrics"
-                _log.info("reading %s: %s, %s", name, plural(len(rows), "run"), done)
-            metrics = chain(once, *histories)
+            points = self._points(wanted, pool, reading)
             return Tables(
                 runs=tidy([row | {"benchmark_json": texts.get(row["run_id"], "")} for row in rows], RUN_DTYPES),
-                metrics=tidy(list(metrics), METRIC_DTYPES),
+                metrics=_metrics_table(points, once, [row["run_id"] for row in rows]),
                 confusion=tidy(list(confusion), CONFUSION_DTYPES),
                 mistakes=tidy(list(mistakes), MISTAKE_DTYPES),
                 stores=(name,),
@@ -126,17 +126,36 @@ class StoreReader:
             row |= {"status": "FAILED", "reason": f"diverged: {lost}"}
         return row
 
-    def _history(self, wanted: tuple[str, str]) -> list[dict[str, Any]]:
+    def _points(
+        self, wanted: Mapping[frozenset[str], Sequence[str]], pool: ThreadPoolExecutor, reading: str
+    ) -> list[Point]:
+        """Return every value of the wanted metrics; a database is asked for many runs at once."""
+        points: list[Point] = []
+        if not self.store.is_server:
+            try:
+                for names, runs in wanted.items():
+                    for some in read_points(self.client, runs, sorted(names)):
+                        points += some
+                        _log.info("%s, %s", reading, plural(len(points), "value"))
+            except Exception as error:  # whatever the database driver raises
+                _log.debug("the metrics are read one by one: %s", self.store.describe_error(error))
+                points.clear()
+            else:
+                return points
+        each = [(run_id, name) for names, runs in wanted.items() for run_id in runs for name in sorted(names)]
+        for done, some in enumerate(pool.map(self._history, each), start=1):
+            points += some
+            _log.info("%s, %s", reading, f"{done:,} of {len(each):,} metrics")
+        return points
+
+    def _history(self, wanted: tuple[str, str]) -> list[Point]:
         run_id, key = wanted
         try:
             history = self.client.get_metric_history(run_id, key)
         except Exception as error:  # whatever the database driver or the server's client raises
             self.problems.append(f"run {run_id}: the metric {key} cannot be read: {self.store.describe_error(error)}")
             return []
-        # Where a run was resumed, a step may have been logged twice; the later value counts.
-        values = {point.step: point.value for point in sorted(history, key=lambda point: point.timestamp)}
-        axis = "step" if key == LEARNING_RATE else "epoch"
-        return [_metric_row(run_id, key, axis, step, values[step]) for step in _thinned(sorted(values))]
+        return [(run_id, key, point.timestamp, point.step, point.value) for point in history]
 
 
 def _latest_of_each_experiment(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -151,22 +170,59 @@ def _latest_of_each_experiment(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _wanted_metrics(
     runs: Sequence["MlflowRun"], rows: Sequence[Mapping[str, Any]], latest: Collection[str]
-) -> tuple[list[tuple[str, str]], list[dict[str, Any]]]:
-    """Return the metrics whose history is needed, by run and stored name, and the rows of those without history."""
-    wanted: list[tuple[str, str]] = []
-    once: list[dict[str, Any]] = []
+) -> tuple[dict[frozenset[str], list[str]], list[Point]]:
+    """Return the runs by the stored names of the metrics whose history is needed, and the values without history."""
+    wanted: dict[frozenset[str], list[str]] = {}
+    once: list[Point] = []
     for run, row in zip(runs, rows, strict=True):
         run_id = row["run_id"]
         names = frozenset(EPOCH_METRICS) if row["role"] == "run" else STUDY_METRICS
         if run_id in latest:
             # It follows from the recipe, so that one run of each experiment is enough.
             names |= {LEARNING_RATE}
-        for key, value in run.data.metrics.items():
-            if current_metric(key) in names:
-                wanted.append((run_id, key))
-            elif key.startswith(ONCE_PREFIXES):
-                once.append(_metric_row(run_id, key, "once", 0, value))
+        stored = frozenset(key for key in run.data.metrics if current_metric(key) in names)
+        wanted.setdefault(stored, []).append(run_id)
+        once += [
+            (run_id, key, 0, 0, value)
+            for key, value in run.data.metrics.items()
+            if key not in stored and key.startswith(ONCE_PREFIXES)
+        ]
     return wanted, once
+
+
+def _metrics_table(points: Sequence[Point], once: Sequence[Point], runs: Sequence[str]) -> pd.DataFrame:
+    """Return measurements as the table of metrics, in the order of the runs; names and values pass through here alone.
+
+    Args:
+        points: Values of every epoch or step.
+        once: Values that were logged once.
+        runs: Ids of the runs.
+    """
+    parts = []
+    for axis, values in (("once", once), ("epoch", points)):
+        part = pd.DataFrame(values, columns=["run_id", "metric", "moment", "step", "value"])
+        part["axis"] = axis
+        parts.append(part.astype({"run_id": "str", "metric": "str", "step": "int64", "value": "float64"}))
+    frame = pd.concat(parts, ignore_index=True)
+    names = {name: current_metric(name) for name in frame["metric"].unique()}
+    frame["metric"] = frame["metric"].map(names)
+    frame.loc[(frame["axis"] == "epoch") & (frame["metric"] == LEARNING_RATE), "axis"] = "step"
+    splits = {name: prefix if (prefix := name.partition("/")[0]) in SPLITS else "" for name in names.values()}
+    frame["split"] = frame["metric"].map(splits)
+    large = frame["value"].abs() >= LARGEST_MEASUREMENT
+    frame.loc[large, "value"] = frame.loc[large, "value"].map(restored)
+    frame["run"] = frame["run_id"].map({run_id: place for place, run_id in enumerate(runs)})
+    key = ["run", "axis", "metric", "step"]
+    # Where a run was resumed, a step may have been logged twice; the later value counts.
+    frame = frame.sort_values([*key, "moment", "value"]).drop_duplicates(key, keep="last", ignore_index=True)
+    steps = frame.index[frame["axis"] == "step"]
+    kept = [
+        places[place]
+        for places in frame.loc[steps].groupby(["run", "metric"]).indices.values()
+        for place in _thinned(range(len(places)))
+    ]
+    frame = frame.drop(index=steps.difference(steps[sorted(kept)]))
+    return frame[list(METRIC_DTYPES)].astype(dict(METRIC_DTYPES)).reset_index(drop=True)
 
 
 def _thinned(steps: Sequence[int]) -> Sequence[int]:
@@ -174,16 +230,3 @@ def _thinned(steps: Sequence[int]) -> Sequence[int]:
         return steps
     places = np.linspace(0, len(steps) - 1, MAX_STEP_POINTS).round().astype(int)
     return [steps[place] for place in places]
-
-
-def _metric_row(run_id: str, key: str, axis: str, step: int, value: float) -> dict[str, Any]:
-    """Return a measurement as a row of the table; names and values pass through here, and nowhere else."""
-    prefix = key.partition("/")[0]
-    return {
-        "run_id": run_id,
-        "metric": current_metric(key),
-        "split": prefix if prefix in SPLITS else "",
-        "axis": axis,
-        "step": step,
-        "value": restored(value),
-    }

@@ -11,7 +11,7 @@ import pandas as pd
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.names import unknown_name
-from resnet_bench.recipe.files import search_folders, toml_files
+from resnet_bench.recipe.toml_files import search_folders, toml_files
 from resnet_bench.reporting.anonymize import public_name
 from resnet_bench.reporting.mlflow_reader import StoreReader
 from resnet_bench.reporting.tables import TABLES, Tables, conformed, tidy

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from resnet_bench.base import files
 from resnet_bench.base.text import DASH, duration
-from resnet_bench.reporting import files
 from resnet_bench.reporting.page import Board, board_markdown, board_page
 from resnet_bench.reporting.sections.section import Cell, grid
 from resnet_bench.reporting.wording import energy, number
@@ -70,7 +70,7 @@ def write(board: Board, folder: Path) -> Path:
     Raises:
         UserError: The folder cannot be written.
     """
-    files.write_all(folder, {PAGE: board_page(board).encode(), MARKDOWN: board_markdown(board).encode()})
+    files.write_together(folder, {PAGE: board_page(board).encode(), MARKDOWN: board_markdown(board).encode()})
     return folder / PAGE
 
 

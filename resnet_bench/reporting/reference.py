@@ -7,7 +7,8 @@ from pathlib import Path
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.judging.intervals import Interval, prediction_interval
-from resnet_bench.recipe.files import reference_folder, scan_benchmarks
+from resnet_bench.recipe.files import scan_benchmarks
+from resnet_bench.recipe.toml_files import reference_folder
 from resnet_bench.reporting import claims, reading, runs
 from resnet_bench.reporting.claims import ClaimRow
 from resnet_bench.reporting.wording import mean_with_interval

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from resnet_bench.base import files
+from resnet_bench.base.errors import UserError
 from resnet_bench.recipe.files import scan_benchmarks
 from resnet_bench.reporting import claims as claim_rows
-from resnet_bench.reporting import files, reading, runs, studies
+from resnet_bench.reporting import reading, runs, studies
 from resnet_bench.reporting.anonymize import anonymized
 from resnet_bench.reporting.claims import Claims
 from resnet_bench.reporting.page import Report, render_markdown, render_page
@@ -85,7 +87,10 @@ def write(
         MARKDOWN: render_markdown(report).encode(),
         PAGE: render_page(report).encode(),
     }
-    files.write_all(out, contents)
+    try:
+        files.write_together(out, contents)
+    except OSError as error:
+        raise UserError(f"{out}: the report cannot be written there: {error.strerror or error}") from error
     return ReportResult(out / PAGE, out / MARKDOWN, report.claims, report.runs, report.problems)
 
 

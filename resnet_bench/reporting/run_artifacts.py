@@ -5,6 +5,7 @@ import binascii
 import csv
 import io
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ class Mistake(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
     index: int = Field(ge=0)
+    image: str = Field("", max_length=4096)
+    """What the image is called in its source; empty in runs of version 0.1.0."""
     label: str | int
     predicted: str | int
     confidence: float = Field(ge=0, le=1)
@@ -37,7 +40,18 @@ class Mistake(BaseModel):
 class RunArtifacts:
     """Reads artifacts through an MLflow client; what cannot be read is named in ``problems``."""
 
-    def __init__(self, client: "MlflowClient", scratch: Path, problems: list[str]) -> None:
+    def __init__(
+        self, client: "MlflowClient", scratch: Path, problems: list[str], locations: Mapping[str, str]
+    ) -> None:
+        """Start without having read anything.
+
+        Args:
+            client: Of the store.
+            scratch: Where downloads are kept.
+            problems: Takes a sentence for each artifact that cannot be read.
+            locations: Where the artifacts of each run are, as the store has it.
+        """
+        self._locations = locations
         self.client = client
         self.scratch = scratch
         self.problems = problems
@@ -93,6 +107,7 @@ class RunArtifacts:
                 {
                     "run_id": run_id,
                     "index": entry.index,
+                    "image": entry.image,
                     "label": str(entry.label),
                     "predicted": str(entry.predicted),
                     "confidence": entry.confidence,
@@ -106,16 +121,23 @@ class RunArtifacts:
 
     def _text(self, run_id: str, name: str) -> str | None:
         """Return the text of an artifact, or None where it is missing or cannot be read."""
+        from mlflow.utils.file_utils import get_local_path_or_none
+
         try:
-            size = self._listed(run_id).get(name)
+            # MLflow's client needs milliseconds for each file, which add up over thousands of runs.
+            root = get_local_path_or_none(self._locations.get(run_id, "databricks:"))  # type: ignore[no-untyped-call]
+            here = None if root is None else Path(root) / name
+            size = self._listed(run_id).get(name) if here is None else here.stat().st_size if here.is_file() else None
             if size is None:
                 return None
             if size > MAX_ARTIFACT_BYTES:
                 self._report(run_id, name, f"it has {size:,} bytes, more than {MAX_ARTIFACT_BYTES:,}")
                 return None
-            folder = self.scratch / run_id
-            folder.mkdir(exist_ok=True)
-            return Path(self.client.download_artifacts(run_id, name, str(folder))).read_text("utf-8")
+            if here is None:
+                folder = self.scratch / run_id
+                folder.mkdir(exist_ok=True)
+                here = Path(self.client.download_artifacts(run_id, name, str(folder)))
+            return here.read_text("utf-8")
         except Exception as error:  # whatever the artifact store's client raises
             self._report(run_id, name, describe_error(error, limit=160))
             return None

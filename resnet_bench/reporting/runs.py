@@ -379,9 +379,15 @@ def _relative_pixels(run: Run) -> float:
         return 1.0
     return relative_pixels(
         [(size["pixels"], size["epochs"]) for size in json.loads(sizes)],
-        full_size=int(run.recipe.get("augmentation.resize") or DATASETS[run.dataset].image_size),
+        full_size=_full_size(run),
         epochs=run.epochs,
     )
+
+
+def _full_size(run: Run) -> int:
+    """Return the height and width of the images that operations are counted for."""
+    given = run.recipe.get("augmentation.resize") or run.recipe.get("data.description.image_size")
+    return int(given or DATASETS[run.dataset].image_size)
 
 
 def _overall_images_per_second(run: Run) -> float | None:

@@ -224,12 +224,16 @@ CONFUSION_DTYPES: Mapping[str, str] = {
 MISTAKE_DTYPES: Mapping[str, str] = {
     "run_id": "str",
     "index": "int64",
+    "image": "str",
     "label": "str",
     "predicted": "str",
     "confidence": "float64",
     "png_base64": "str",
 }
-"""Columns of the table of confidently wrong images."""
+"""Columns of the table of confidently wrong images; ``image`` is what an image is called in its source."""
+
+_ADDED_COLUMNS = {"image": ""}
+"""Columns that version 0.1.0 did not write, and what its tables are read as."""
 
 TABLES: Mapping[str, Mapping[str, str]] = {
     "runs": RUN_DTYPES,
@@ -266,6 +270,7 @@ def conformed(frame: pd.DataFrame, dtypes: Mapping[str, str]) -> pd.DataFrame:
         ValueError: A column is missing, or has another kind of values.
         TypeError: Likewise.
     """
+    frame = frame.assign(**{name: value for name, value in _ADDED_COLUMNS.items() if name not in frame.columns})
     if missing := [column for column in dtypes if column not in frame.columns]:
         raise ValueError(f"it lacks the column {missing[0]!r}")
     frame = frame[list(dtypes)].copy()

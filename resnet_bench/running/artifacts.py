@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,8 @@ def confident_mistakes(predictions: Predictions, dataset: Dataset) -> list[dict[
     return [
         {
             "index": int(index) if dataset.test.rows is None else int(dataset.test.rows[int(index)]),
-            "image": dataset.place("test", int(index)),
+            # A file's name need not be UTF-8, which JSON and tables are.
+            "image": os.fsencode(dataset.place("test", int(index))).decode("utf-8", "replace"),
             "label": _class_name(dataset, int(predictions.labels[index])),
             "predicted": _class_name(dataset, int(predicted[index])),
             "confidence": float(confidence[index]),

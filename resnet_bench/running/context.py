@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from resnet_bench.data.dataset import Dataset, ImageLocation, load_images
+from resnet_bench.data.dataset import Dataset, ImageLocation, load
 from resnet_bench.execution.options import ExecutionOptions
+from resnet_bench.recipe.datasets import DatasetFacts
 from resnet_bench.running.stopping import Stop
 from resnet_bench.tracking.store import Store
 
@@ -28,20 +29,20 @@ class Context:
     images: ImageLocation
     options: ExecutionOptions = field(default_factory=ExecutionOptions)
     stop: Stop = field(default_factory=Stop)
-    _opened: dict[tuple[str, ImageLocation], Dataset] = field(default_factory=dict, repr=False, compare=False)
+    _opened: dict[tuple[DatasetFacts, ImageLocation], Dataset] = field(default_factory=dict, repr=False, compare=False)
     """Also that of the contexts that are made from this one by replacing a field."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Each process maps the images for itself.
         return {**vars(self), "_opened": {}}
 
-    def open_images(self, name: str, progress: Callable[[str], None] | None = None) -> Dataset:
+    def open_images(self, facts: DatasetFacts, progress: Callable[[str], None] | None = None) -> Dataset:
         """Return a dataset, which is verified and mapped into memory once.
 
         Raises:
             UserError: There are no images, or they are damaged.
         """
-        key = (name, self.images)
+        key = (facts, self.images)
         if key not in self._opened:
-            self._opened[key] = load_images(name, self.images, progress)
+            self._opened[key] = load(facts, self.images, progress)
         return self._opened[key]

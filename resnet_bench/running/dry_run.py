@@ -34,6 +34,7 @@ class Tried(TaskEvent):
         parameters: Trained parameters of the network.
         macs: Multiply-accumulates of one forward pass of one image.
         step_seconds: Of the last step that was tried.
+        train_seconds: Of all steps, if each takes as long per pixel; without evaluation and set-up.
         memory_bytes: Peak of the GPU's allocator, or of the process on a CPU; None where the system does not tell.
         checkpoint_bytes: Of the position to resume from: the weights and the optimizer's state.
         weights_bytes: Of the network's weights alone.
@@ -45,6 +46,7 @@ class Tried(TaskEvent):
     parameters: int
     macs: int
     step_seconds: float
+    train_seconds: float
     memory_bytes: int | None
     checkpoint_bytes: int
     weights_bytes: int
@@ -77,7 +79,7 @@ class DryRun:
 
 def _tried(job: Job, context: Context, folder: Path) -> Tried:
     execution = resolve(job.recipe, job.options or context.options)
-    dataset = context.open_images(job.recipe.data.dataset)
+    dataset = context.open_images(job.recipe.data.facts)
     images = folder / f"dry-run-{job.benchmark.name}.png"
     write_image_grid(images, augmented_examples(job.recipe, dataset, job.seed, count=EXAMPLE_IMAGES))
     recipe = override(job.recipe, {"evaluation.before_training": False})
@@ -98,12 +100,16 @@ def _tried(job: Job, context: Context, folder: Path) -> Tried:
     # A system that does not tell.
     with contextlib.suppress(OSError):
         memory = peak_memory(torch.device(execution.device))
+    steps = started.steps_per_epoch * started.epochs
+    # Where images grow during training, the first steps have fewer pixels than most.
+    pixels = (recipe.image_sizes[0] / recipe.image_size) ** 2
     return Tried(
         job=job,
-        steps=started.steps_per_epoch * started.epochs,
+        steps=steps,
         parameters=started.parameters,
         macs=started.macs,
         step_seconds=step_seconds,
+        train_seconds=step_seconds * steps * recipe.relative_pixels / pixels,
         memory_bytes=memory,
         checkpoint_bytes=checkpoint_bytes,
         weights_bytes=weights_bytes,

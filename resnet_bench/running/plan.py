@@ -21,6 +21,7 @@ from resnet_bench.measure.estimate import Costs, estimate_seconds
 from resnet_bench.models.of_recipe import check_benchmark
 from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.changes import override
+from resnet_bench.recipe.datasets import DatasetFacts
 from resnet_bench.recipe.files import expand_suites, load_benchmark
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.context import Context
@@ -155,7 +156,7 @@ def load_benchmarks(options: RunOptions) -> list[Benchmark]:
 
 def open_plan(
     options: RunOptions, context: Context, progress: Callable[[str], None] | None = None
-) -> tuple[RunPlan, dict[str, Dataset]]:
+) -> tuple[RunPlan, dict[DatasetFacts, Dataset]]:
     """Plan runs and open their images; where these are generated, the plan is that for no real ones.
 
     Args:
@@ -176,10 +177,10 @@ def open_plan(
     )
     if len(plan.places) > 1:
         preload()
-    datasets: dict[str, Dataset] = {name: context.open_images(name, progress) for name in names}
-    if any(dataset.generated for dataset in datasets.values()):
+    if any(context.open_images(job.recipe.data.facts, progress).generated for job in plan.jobs):
         plan = plan_runs(options, benchmarks, context.options, real_data=False)
-    return plan, datasets
+    wanted = sorted({job.recipe.data.facts for job in plan.jobs}, key=lambda facts: facts.name)
+    return plan, {facts: context.open_images(facts, progress) for facts in wanted}
 
 
 def plan_runs(

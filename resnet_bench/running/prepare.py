@@ -1,6 +1,6 @@
 """What a job becomes where it runs: its execution, its images, its facts, and whether it was finished before."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.data.of_recipe import uses_official_split
@@ -44,14 +44,18 @@ def prepare(job: Job, context: Context) -> Prepared:
         UserError: The device does not exist here, or the images are missing or damaged.
     """
     execution = resolve(job.recipe, job.options or context.options)
-    return look_up(job, execution, context.open_images(job.recipe.data.dataset), context.store)
+    return look_up(job, execution, context.open_images(job.recipe.data.facts), context.store)
 
 
 def look_up(job: Job, execution: Execution, dataset: Dataset, store: Store) -> Prepared:
     """Look whether a job was finished before, as it runs here."""
-    facts = facts_of(job, execution, dataset)
-    found = CacheLookup() if job.force else run_cache(store).look_up(facts)
-    return Prepared(job, facts, execution, dataset, found.outcome, found.why_not)
+    return look_again(Prepared(job, facts_of(job, execution, dataset), execution, dataset), store)
+
+
+def look_again(prepared: Prepared, store: Store) -> Prepared:
+    """Look whether a job was finished in the meantime, by another process."""
+    found = CacheLookup() if prepared.job.force else run_cache(store).look_up(prepared.facts)
+    return replace(prepared, outcome=found.outcome, why_not=found.why_not)
 
 
 def resolve(recipe: Recipe, options: ExecutionOptions) -> Execution:

@@ -55,7 +55,7 @@ class TimeBaseline:
 
     def events(self, context: Context) -> Generator[BaselineTimed, None, None]:
         """Time it."""
-        dataset = context.open_images(self.baseline.recipe.data.dataset)
+        dataset = context.open_images(self.baseline.recipe.data.facts)
         execution = resolve(self.compared, context.options)
 
         def stop() -> None:
@@ -135,7 +135,7 @@ class RecordCheck:
             Stopped: ``context.stop`` was set.
         """
         claim_of(self.benchmark)
-        dataset = context.open_images(self.benchmark.recipe.data.dataset)
+        dataset = context.open_images(self.benchmark.recipe.data.facts)
         if dataset.generated or not dataset.official:
             raise UserError(
                 f"a record needs the published images of {dataset.name}; {dataset.location} holds others "
@@ -234,8 +234,7 @@ def _attempt(seed: int, outcome: Outcome, predictions: Predictions | None, bundl
 def _kinds(predictions: Predictions, *, with_tta: bool) -> list[Classes]:
     """Return what a finished run predicts: standard and, for a TTA claim, with TTA."""
     kinds = [predictions.probabilities.argmax(axis=1)]
-    if with_tta:
-        assert predictions.predicted_tta is not None
+    if with_tta and predictions.predicted_tta is not None:
         kinds.append(predictions.predicted_tta)
     # Outputs beyond the classes are wrong, whatever they are; no dataset has 256 classes.
     return [np.minimum(kind, 255).astype(np.uint8) for kind in kinds]

@@ -12,8 +12,9 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import plural
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.datasets import DATASETS
-from resnet_bench.recipe.files import MAX_FILE_BYTES, load_benchmark_file
+from resnet_bench.recipe.files import load_benchmark_file
 from resnet_bench.recipe.schema import parse_json
+from resnet_bench.recipe.toml_files import MAX_FILE_BYTES
 from resnet_bench.running.record_bundle import (
     LABELS,
     MANIFEST,
@@ -138,15 +139,14 @@ def _check_plan(bundle: RecordBundle, where: Path) -> None:
         what = f"seed {wrong} is there {tried.count(wrong)} times" if wrong is not None else "they are out of order"
         raise UserError(f"{where}: attempts: {what}, and each named seed has to be there once, in its order")
     if bundle.baseline is not None:
-        _check_baseline(bundle, where)
+        _check_baseline(bundle, bundle.baseline, where)
     elif record.baseline:
         raise UserError(f"{where}: baseline has timings, and plan.baseline names no benchmark")
 
 
-def _check_baseline(bundle: RecordBundle, where: Path) -> None:
-    assert bundle.baseline is not None
+def _check_baseline(bundle: RecordBundle, baseline: Benchmark, where: Path) -> None:
     places, count = [timing.after_seeds for timing in bundle.record.baseline], len(bundle.record.attempts)
-    if bundle.baseline.recipe.data.dataset != bundle.benchmark.recipe.data.dataset:
+    if baseline.recipe.data.dataset != bundle.benchmark.recipe.data.dataset:
         raise UserError(f"{where}: plan.baseline is trained on another dataset than the record")
     if len(places) < 2 or places != sorted(places) or places[0] != 0 or places[-1] != count:
         raise UserError(

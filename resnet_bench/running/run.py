@@ -12,7 +12,7 @@ from resnet_bench.running.artifacts import log_best_weights, log_outcome, log_re
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import Closed, Event, Opened, update
 from resnet_bench.running.outcome import Outcome
-from resnet_bench.running.prepare import Prepared
+from resnet_bench.running.prepare import Prepared, look_again
 from resnet_bench.running.run_folder import RunFolder, settle
 from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.tracking.run_files import remove_delivered
@@ -48,8 +48,7 @@ def run(prepared: Prepared, context: Context) -> Generator[Event, None, None]:
     """
     job = prepared.job
     if prepared.outcome is not None:
-        settle(context.run_dir, prepared.outcome.folder, prepared.outcome.run_id)
-        yield Opened(prepared.outcome.run_id, prepared.outcome.url, None, outcome=prepared.outcome)
+        yield _opened_before(prepared.outcome, context)
         return
     if prepared.dataset.name != job.recipe.data.dataset:
         raise UserError(
@@ -59,9 +58,19 @@ def run(prepared: Prepared, context: Context) -> Generator[Event, None, None]:
     acquire = RunFolder.acquire if job.resume else RunFolder.create
     folder = acquire(context.run_dir, prepared.facts)
     try:
+        # Before this process had the folder, another one may have finished the run in it.
+        if folder.run_id is None and (finished := look_again(prepared, context.store).outcome) is not None:
+            folder.discard()
+            yield _opened_before(finished, context)
+            return
         yield from _tracked(prepared, context, folder, warm_up_seconds)
     finally:
         folder.release()
+
+
+def _opened_before(outcome: Outcome, context: Context) -> Opened:
+    settle(context.run_dir, outcome.folder, outcome.run_id)
+    return Opened(outcome.run_id, outcome.url, None, outcome=outcome)
 
 
 def _tracked(

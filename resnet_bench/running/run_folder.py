@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,11 +12,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.files import write_atomically
+from resnet_bench.base.files import UNFINISHED, write_atomically
 from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.run_files import ARTIFACTS, CHECKPOINTS, remove_delivered
 from resnet_bench.tracking.vocabulary import PREFIX
-from resnet_bench.training import checkpoint
 
 STATE_FILE = "run.json"
 
@@ -67,7 +67,7 @@ class RunFolder:
             # Its holder until now may have finished it.
             folder._state = read_state(path / STATE_FILE) or state
             if not folder.is_finished:
-                folder._clear_leftovers()
+                _clear_leftovers(path / CHECKPOINTS)
                 folder.update(pid=os.getpid())
                 return folder
             folder.release()
@@ -111,6 +111,10 @@ class RunFolder:
     def release(self) -> None:
         """Let other processes have it."""
         self._lock.release()
+
+    def discard(self) -> None:
+        """Remove the folder of a run that was not begun."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     @property
     def last_checkpoint(self) -> Path:
@@ -163,11 +167,6 @@ class RunFolder:
     def _write(self) -> None:
         write_atomically(self.path / STATE_FILE, json.dumps(self._state, indent=1).encode())
 
-    def _clear_leftovers(self) -> None:
-        """Remove what a process left that was killed while it wrote a checkpoint."""
-        for file in self.last_checkpoint.parent.glob(f".*{checkpoint.UNFINISHED}"):
-            file.unlink(missing_ok=True)
-
 
 def settle(run_dir: Path, name: str, run_id: str | None) -> None:
     """Finish the folder of a run that the store knows as finished, where its process was killed before it could.
@@ -189,6 +188,12 @@ def settle(run_dir: Path, name: str, run_id: str | None) -> None:
             remove_delivered(path)
         finally:
             folder.release()
+
+
+def _clear_leftovers(checkpoints: Path) -> None:
+    """Remove what a process left that was killed while it wrote a checkpoint."""
+    for file in checkpoints.glob(f".*{UNFINISHED}"):
+        file.unlink(missing_ok=True)
 
 
 def _folders(run_dir: Path, facts: RunFacts) -> Iterator[tuple[Path, dict[str, Any]]]:

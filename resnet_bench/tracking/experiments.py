@@ -49,6 +49,12 @@ _COLUMNS: Mapping[str, Mapping[str, int]] = {
 }
 """The columns of the runs page and their widths in pixels."""
 
+_CHART_SECTIONS: Mapping[str, tuple[str, ...]] = {
+    EXPERIMENT: ("test", "train", "step", "final", "time", "memory"),
+    STUDIES_EXPERIMENT: ("validation", "study", "train", "step", "test", "final", "time", "memory"),
+}
+"""The order of MLflow's charts, by what the names of metrics begin with; it puts those of other names behind them."""
+
 _FIRST_COLUMNS = {"attributes.`Run Name`": 320, "runDateAndNestInfo": 140, "duration": 90}
 
 
@@ -118,4 +124,19 @@ def _view(name: str, params: Collection[str]) -> dict[str, object]:
         "selectedColumns": list(columns),
         "columnOrder": list(widths),
         "columnWidths": widths,
+        # MLflow puts a chart for each metric there is into these.
+        "compareRunCharts": [],
+        "compareRunSections": [_chart_section(section) for section in _CHART_SECTIONS[name]],
+        "isAccordionReordered": True,
+    }
+
+
+def _chart_section(name: str) -> dict[str, object]:
+    return {
+        "uuid": f"{VIEW_KEY} {name}",
+        "name": name,
+        "display": True,
+        "isReordered": False,
+        "deleted": False,
+        "isGenerated": True,
     }

@@ -143,8 +143,6 @@ EPOCH_METRICS = (
     PEAK_MEMORY,
 )
 """Metrics with one value per epoch."""
-STEP_METRICS = (STEP_LOSS, LEARNING_RATE)
-"""Metrics with one value per optimizer step."""
 ONCE_PREFIXES = ("final/", "study/", "energy/", "device/", "time/to_claim_", SETUP_SECONDS)
 """How the names of metrics begin that are logged once."""
 
@@ -232,16 +230,6 @@ def current_tags(tags: Mapping[str, str]) -> dict[str, str]:
 def current_execution(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the tag `execution` holds under today's names of its fields."""
     return _renamed({key: OLD_EXECUTION_FIELDS.get(key, key) for key in fields}, fields)
-
-
-def stored_metric(name: str, metrics: Mapping[str, Any]) -> str:
-    """Return the name under which a run's store knows a metric, for asking for its history.
-
-    Args:
-        name: Today's name.
-        metrics: The run's metrics, as they are stored.
-    """
-    return name if name in metrics else next((key for key in metrics if current_metric(key) == name), name)
 
 
 def _renamed(names: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import struct
 from pathlib import Path
 
@@ -16,13 +15,11 @@ import torch
 
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.files import write_atomically
 from resnet_bench.training.events import State
 
 FORMAT = 2
 """Format 2 records which evaluations are done, so that a run resumes after any event."""
-
-UNFINISHED = ".unfinished"
-"""Suffix of a file that is being written."""
 
 _DIGEST_LENGTH = 64
 _ARCHIVE_START = b"PK\x03\x04"
@@ -36,25 +33,14 @@ def save(state: State, path: Path) -> None:
             checkpoint is unchanged.
     """
     sealed = _seal({"format": FORMAT, **state})
-    unfinished = path.with_name(f".{path.name}{UNFINISHED}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            file.write(sealed)
-            file.flush()
-            os.fsync(file.fileno())
-        load(unfinished)
-        unfinished.replace(path)
-        _sync_folder(path.parent)
+        write_atomically(path, sealed, check=load)
     except OSError as error:
-        _remove(unfinished)
         raise UserError(
             f"{path}: the checkpoint cannot be written ({error.strerror or error}); the last whole one is kept: "
             "free disk space, then add --resume"
         ) from None
-    except BaseException:
-        _remove(unfinished)
-        raise
 
 
 def load(path: Path) -> State:
@@ -112,18 +98,3 @@ def _check_seal(content: bytes, path: Path) -> str:
     with contextlib.suppress(ValueError, LookupError, TypeError):
         return str(json.loads(content[content.rindex(b"{") : len(covered)])["torch"])
     return "of an unknown version"
-
-
-def _remove(unfinished: Path) -> None:
-    with contextlib.suppress(OSError):
-        unfinished.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    # A rename is durable only once its folder is synced, which Windows cannot do.
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

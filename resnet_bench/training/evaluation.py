@@ -96,11 +96,10 @@ class Evaluator:
             position.metrics = {"test/accuracy": accuracy, "test/accuracy_standard": standard.accuracy_over_images}
             if tta is not None:
                 position.metrics["test/accuracy_tta"] = tta.accuracy
-            assert standard.labels is not None
-            assert standard.probabilities is not None
-            session.predictions = Predictions(
-                "test", standard.labels, standard.probabilities, None if tta is None else tta.predicted
-            )
+            if standard.labels is not None and standard.probabilities is not None:
+                session.predictions = Predictions(
+                    "test", standard.labels, standard.probabilities, None if tta is None else tta.predicted
+                )
         return Evaluated(
             epoch=epoch,
             step=position.step,

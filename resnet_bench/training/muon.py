@@ -67,16 +67,15 @@ class Muon(torch.optim.SGD):
                     self._update_together(filters, group)
                 else:
                     for parameter in filters:
-                        self._update(parameter, group)
+                        if parameter.grad is not None:
+                            self._update(parameter, parameter.grad, group)
                 for parameter in filters:
                     # SGD skips parameters without a gradient.
                     parameter.grad = None
         super().step()
         return loss
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        gradient = parameter.grad
-        assert gradient is not None
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         momentum = self._momentum(parameter).mul_(group["momentum"]).add_(gradient)
         direction = gradient.add(momentum, alpha=group["momentum"]) if group["nesterov"] else momentum
         out = len(parameter)

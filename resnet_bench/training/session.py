@@ -354,9 +354,7 @@ def _build_initial_network(recipe: Recipe, execution: Execution, seed: int, trai
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_derived_seed(seed, "initialisation", 0))
         network = build_network(recipe)
-    if isinstance(network, Whitened):
-        whitening = recipe.model.whitening
-        assert whitening is not None
+    if isinstance(network, Whitened) and (whitening := recipe.model.whitening) is not None:
         network.whitening.fit(whitening_images(recipe, train, whitening.images), eps=whitening.eps)
     return execution.placed(network)
 

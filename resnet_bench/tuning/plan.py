@@ -9,9 +9,10 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.base.names import unknown_name
 from resnet_bench.recipe.benchmark import PROFILES, Benchmark, ProfileName
 from resnet_bench.recipe.changes import merge
-from resnet_bench.recipe.files import load_benchmark, locate, read_toml, scan
+from resnet_bench.recipe.files import load_benchmark, locate, scan
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.recipe.schema import parse
+from resnet_bench.recipe.toml_files import read_toml
 from resnet_bench.tuning import space
 from resnet_bench.tuning.study import Parameter, Study
 

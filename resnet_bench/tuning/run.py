@@ -67,7 +67,7 @@ def run_study(
             hyperparameters cannot be trained.
     """
     context = replace(context, run_dir=context.run_dir / "studies" / name)
-    dataset = context.open_images(plan.base.data.dataset, progress)
+    dataset = context.open_images(plan.base.data.facts, progress)
     context.store.prepare()
     with storage.errors_in_words():
         queue = TrialQueue.begin(name, plan, storage.open(), dataset)

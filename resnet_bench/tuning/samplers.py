@@ -168,9 +168,7 @@ def _grid_count(parameter: Parameter, points: int) -> int:
 def _grid_values(parameter: Parameter, points: int) -> list[Value]:
     if parameter.count is not None and not parameter.log:
         return parameter.values()
-    assert parameter.low is not None
-    assert parameter.high is not None
-    low, high = parameter.low, parameter.high
+    low, high = parameter.ends
     if parameter.type == "log-float":
         return [min(max(float(value), low), high) for value in np.geomspace(low, high, points)]
     if parameter.log:

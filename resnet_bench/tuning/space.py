@@ -124,10 +124,9 @@ def _too_narrow(key: Key, parameter: Parameter, value: Value) -> str:
 
 def _with_decades(value: Value, parameter: Parameter) -> str:
     """Format a list of choices: a value, and the powers of ten of a range."""
-    assert parameter.low is not None
-    assert parameter.high is not None
-    exponents = range(math.ceil(math.log10(parameter.low)), math.floor(math.log10(parameter.high)) + 1)
-    decades = [10.0**exponent for exponent in exponents] or [parameter.low, parameter.high]
+    low, high = parameter.ends
+    exponents = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
+    decades = [10.0**exponent for exponent in exponents] or [low, high]
     numbers: Iterable[int | float] = map(int, decades) if parameter.type == "int" else decades
     return f"[{', '.join([str(value), *(f'{number:g}' for number in numbers)])}]"
 
@@ -246,9 +245,7 @@ def _suggest_one(trial: "optuna.Trial", key: Key, parameter: Parameter) -> Value
     if parameter.choices is not None:
         choice: Any = trial.suggest_categorical(key, list(parameter.choices))
         return cast(Value, choice)
-    low, high, step = parameter.low, parameter.high, parameter.step
-    assert low is not None
-    assert high is not None
+    (low, high), step = parameter.ends, parameter.step
     if parameter.type == "int":
         return trial.suggest_int(key, int(low), int(high), step=int(step or 1), log=parameter.log)
     return trial.suggest_float(key, float(low), float(high), step=step, log=parameter.type == "log-float")

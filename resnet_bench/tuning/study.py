@@ -67,25 +67,34 @@ class Parameter(Schema):
             if any(same_value(a, b) for i, a in enumerate(self.choices) for b in self.choices[:i]):
                 raise ValueError(f"choices names a value twice: {list(self.choices)}")
             return self
-        self._check_range(ranged)
+        self._check_range()
         return self
 
-    def _check_range(self, ranged: Mapping[str, int | float | None]) -> None:
-        missing = [name for name, value in ranged.items() if value is None]
-        if missing or self.choices is not None:
+    def _check_range(self) -> None:
+        if self.choices is not None:
             raise ValueError(f"a parameter of type {self.type} takes low and high, and no choices")
-        assert self.low is not None
-        assert self.high is not None
-        if self.low >= self.high:
-            raise ValueError(f"low must lie below high, got {self.low} and {self.high}")
+        low, high = self.ends
+        if low >= high:
+            raise ValueError(f"low must lie below high, got {low} and {high}")
         if self.log and self.type != "int":
             raise ValueError('log = true belongs to type = "int"; for a real number write type = "log-float"')
-        if self.searches_logarithm and self.low <= 0:
-            raise ValueError(f"the logarithm is searched, so low must be above 0, got {self.low}")
+        if self.searches_logarithm and low <= 0:
+            raise ValueError(f"the logarithm is searched, so low must be above 0, got {low}")
         if self.step is not None and self.searches_logarithm:
             raise ValueError("step and the logarithm exclude each other")
-        if self.type == "int" and any(isinstance(value, float) for value in (self.low, self.high, self.step)):
+        if self.type == "int" and any(isinstance(value, float) for value in (low, high, self.step)):
             raise ValueError("low, high and step of an int must be whole numbers")
+
+    @property
+    def ends(self) -> tuple[int | float, int | float]:
+        """Both ends of a range, included.
+
+        Raises:
+            ValueError: It is not a range.
+        """
+        if self.low is None or self.high is None:
+            raise ValueError(f"a parameter of type {self.type} takes low and high, and no choices")
+        return self.low, self.high
 
     @property
     def searches_logarithm(self) -> bool:
@@ -99,29 +108,29 @@ class Parameter(Schema):
             return len(self.choices)
         if self.type == "log-float" or (self.type == "float" and self.step is None):
             return None
-        assert self.low is not None
-        assert self.high is not None
-        return math.floor((self.high - self.low) / (self.step or 1) + 1e-9) + 1
+        low, high = self.ends
+        return math.floor((high - low) / (self.step or 1) + 1e-9) + 1
 
     def values(self) -> list[Value]:
-        """List every value of a range that is not continuous."""
+        """List every value of a range that is not continuous.
+
+        Raises:
+            ValueError: It is continuous.
+        """
         if self.choices is not None:
             return list(self.choices)
-        assert self.low is not None
-        assert self.count is not None
-        step = self.step or 1
-        return [self.low + i * step for i in range(self.count)]
+        (low, _), step, count = self.ends, self.step or 1, self.count
+        if count is None:
+            raise ValueError("a continuous range has no list of values")
+        return [low + i * step for i in range(count)]
 
     @property
     def extremes(self) -> tuple[Value, ...]:
         """Both ends of a range, or every choice."""
         if self.choices is not None:
             return self.choices
-        assert self.low is not None
-        assert self.high is not None
-        if self.type == "int":
-            return self.low, self.high
-        return float(self.low), float(self.high)
+        low, high = self.ends
+        return (low, high) if self.type == "int" else (float(low), float(high))
 
     def contains(self, value: Any) -> bool:
         """Whether the sampler could draw this value."""
@@ -129,13 +138,12 @@ class Parameter(Schema):
             return any(same_value(value, choice) for choice in self.choices)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
-        assert self.low is not None
-        assert self.high is not None
-        if not self.low <= value <= self.high:
+        low, high = self.ends
+        if not low <= value <= high:
             return False
         if self.type == "int" and value != int(value):
             return False
-        steps = (value - self.low) / self.step if self.step is not None else 0.0
+        steps = (value - low) / self.step if self.step is not None else 0.0
         return math.isclose(steps, round(steps), abs_tol=1e-6)
 
     def describe(self) -> str:

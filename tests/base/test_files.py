@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,80 @@ def test_write_atomically_keeps_the_old_content_where_it_fails(
         files.write_atomically(path, b"new", check=fail if broken == "check" else None)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+OLD = {"index.html": b"old page", "runs.csv": b"old table"}
+NEW = {"index.html": b"new page", "runs.csv": b"new table", "report.md": b"new text"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    files.write_together(tmp_path / "made" / "here", OLD)
+    (tmp_path / "made" / "here" / "mine.txt").write_bytes(b"untouched")
+    return tmp_path / "made" / "here"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_write_together_replaces_files_and_leaves_others_alone(folder: Path) -> None:
+    (folder / "runs.csv").chmod(0o600)
+    files.write_together(folder, NEW)
+    assert contents(folder) == NEW | {"mine.txt": b"untouched"}
+    assert (folder / "runs.csv").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace", "copyfile"])
+@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space"), KeyboardInterrupt()], ids=["disk", "Ctrl-C"])
+def test_write_together_keeps_the_old_files_where_it_fails(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, failing: str, nth: int, error: BaseException
+) -> None:
+    owner = {"fsync": os, "replace": Path, "copyfile": shutil}[failing]
+    original = getattr(owner, failing)
+    calls = 0
+
+    def fail(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == nth:
+            raise error
+        return original(*arguments)
+
+    monkeypatch.setattr(owner, failing, fail)
+    if failing == "copyfile" and nth == 3:
+        files.write_together(folder, NEW)
+        assert contents(folder) == NEW | {"mine.txt": b"untouched"}, "there are only two old files"
+        return
+    with pytest.raises(type(error)):
+        files.write_together(folder, NEW)
+    assert contents(folder) == OLD | {"mine.txt": b"untouched"}
+
+
+@pytest.mark.parametrize("refused", ["link", "chmod"])
+def test_write_together_needs_neither_hard_links_nor_modes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """ExFAT and some shares know neither."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, refused, refuse)
+    for content in (NEW, OLD, NEW):
+        files.write_together(folder, content)
+    assert contents(folder) == NEW | {"mine.txt": b"untouched"}
+
+
+def test_write_together_removes_what_a_killed_process_left(folder: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    leftovers = [folder / f".resnet-bench-unfinished-{pid}-x" for pid in (gone.pid, os.getpid())]
+    for leftover in leftovers:
+        leftover.mkdir()
+    files.write_together(folder, OLD)
+    assert [leftover.exists() for leftover in leftovers] == [False, True], "the other one is written to right now"
 
 
 def test_a_lock_has_one_holder(tmp_path: Path) -> None:

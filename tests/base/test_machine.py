@@ -1,6 +1,8 @@
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,42 @@ def test_of_other_machines_and_containers_nothing_is_claimed() -> None:
     assert machine.exit_reason(this["host"], 1, before, one_machine=False) is None
     assert "restarted" in str(machine.exit_reason(this["host"], 1, before, one_machine=True))
     assert not machine.is_alive(os.getpid(), "")
+
+
+SOCKETS = """
+import sys
+from multiprocessing.connection import Listener
+from resnet_bench.base import machine
+machine.SOCKET_FOLDERS = tuple(sys.argv[1:])
+if machine.ensure_sockets():
+    with Listener(family="AF_UNIX") as listener:
+        print(listener.address)
+else:
+    print("none")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such sockets")
+@pytest.mark.parametrize("usable", [True, False])
+def test_sockets_are_made_elsewhere_where_the_temporary_folder_has_too_long_a_path(
+    usable: bool, tmp_path: Path, short_folder: Path
+) -> None:
+    long = tmp_path / ("x" * 108)
+    long.mkdir()
+    folders = [str(tmp_path / "missing"), *([str(short_folder)] if usable else [])]
+    done = subprocess.run(
+        [sys.executable, "-c", SOCKETS, *folders],
+        env={**os.environ, "TMPDIR": str(long)},
+        capture_output=True,
+        text=True,
+    )
+    address = done.stdout.strip()
+    assert Path(address).is_relative_to(short_folder) if usable else address == "none", done.stderr
+    assert not list(long.iterdir())
+    assert not list(short_folder.iterdir()), "it is removed with its process"
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="s-", dir="/tmp") as folder:
+        yield Path(folder)

@@ -17,7 +17,7 @@ def test_the_first_value_stays_for_every_process(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", "{", "\0"])
-def test_a_damaged_file_is_begun_anew(tmp_path, content) -> None:
+def test_a_damaged_file_is_started_from_scratch(tmp_path, content) -> None:
     path = tmp_path / "choices.json"
     path.write_text(content)
     memory = TuningCache(path)

@@ -105,7 +105,7 @@ def test_a_benchmark_is_trained_in_captured_steps(name, runs_of, caplog, monkeyp
 
 
 @pytest.mark.slow
-def test_torch_as_it_comes_captures_nothing(runs_of) -> None:
+def test_stock_pytorch_captures_nothing(runs_of) -> None:
     (run,) = runs_of(f"run he-resnet20 --device cuda --execution plain --precision fp32 {SMALL}")
     assert not was_captured(run)
 
@@ -132,7 +132,7 @@ def test_a_study_is_run_on_a_gpu(runs_of, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_the_sources_own_way_is_measured_beside_ours(type_command, tmp_path) -> None:
+def test_perf_measures_the_baseline_loop_beside_ours(type_command, tmp_path) -> None:
     type_command("perf he-resnet20 --device cuda --repeats 1 --steps 2 --loader-workers 0 --output perf.json")
     (comparison,) = json.loads((tmp_path / "perf.json").read_text())
     assert [arm["name"] for arm in comparison["arms"]] == ["source", "plain", "fast", "auto"]

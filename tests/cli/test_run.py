@@ -3,6 +3,7 @@
 import io
 import multiprocessing
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -323,7 +324,7 @@ def test_a_recipe_of_our_own_is_set_beside_the_article_that_reaches_for_the_same
     def sentences(profile: ProfileName, dataset: Dataset, augmented: float | None = 0.9034) -> list[str]:
         job = Job(benchmark=benchmark, recipe=benchmark.recipe_for(profile), profile=profile, seed=7)
         outcome = Outcome(epochs=5, train_seconds=131.0, accuracy_by_epoch={5: 0.89}, accuracy_tta=augmented)
-        return beside_the_article([(job, outcome)], {"cifar10": dataset}, {"speedrun-90": execution})
+        return beside_the_article([(job, outcome)], {job.recipe.data.facts: dataset}, {"speedrun-90": execution})
 
     (sentence,) = sentences("full", published)
     assert sentence == (
@@ -485,7 +486,7 @@ def test_dry_run_says_what_a_run_needs_and_leaves_pictures_alone(
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    before = set(project.rglob("*"))
+    before, store = set(project.rglob("*")), (project / "mlflow.db").read_bytes()
     # A whole run would not end within the hour.
     outcome, text = run_all(seeds=[0, 1], changes={**tiny.CHANGES, "training.epochs": 500_000}, dry_run=True)
     assert outcome.results == []
@@ -495,10 +496,11 @@ def test_dry_run_says_what_a_run_needs_and_leaves_pictures_alone(
     assert row[1:3] == ["2,000,000", "269,722"]
     assert row[-4:] == ["2.2", "MB", "1.1", "MB"]
     assert "nothing was trained or tracked" in text
+    assert re.search(r" (d|h) \d+ (h|min) ", " ".join(row)), row
     assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {"dry-run-he-resnet20.png"}
     with Image.open(tmp_path / "elsewhere" / "dry-run-he-resnet20.png") as picture:
         # 32 of the 64 images that there is room for, eight per row, enlarged threefold with two pixels between them.
         assert picture.size == (3 * (8 * 34 + 2), 3 * (4 * 34 + 2))
     new = {path.relative_to(project).parts[:2] for path in set(project.rglob("*")) - before}
     assert new <= {("data", ".resnet-bench-cache"), ("mlflow.db.lock",)}
-    assert tracked_runs(project) == []
+    assert (project / "mlflow.db").read_bytes() == store

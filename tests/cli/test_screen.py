@@ -1,5 +1,6 @@
 """What is printed where: tables that fit, terminals that cannot show everything, output that cannot be written."""
 
+import contextlib
 import io
 import logging
 import os
@@ -12,6 +13,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+from resnet_bench.base.errors import UserError
 from resnet_bench.cli import screen
 
 WIDTHS = (80, 100, 120)
@@ -50,11 +52,20 @@ def test_a_terminal_shows_at_once_how_far_reading_is() -> None:
     assert "reading [a]: 1 of 3 metrics" in output.getvalue()
 
 
-def test_what_is_measured_to_choose_an_execution_is_printed_as_it_comes() -> None:
+def test_autotuning_prints_its_timings() -> None:
     output = io.StringIO()
     with screen.measuring_aloud(Console(file=output, width=80)):
         logging.getLogger("resnet_bench.measure.autotune").info("  cpu, bf16, 2 threads: 90 ms/step")
         assert output.getvalue() == "  cpu, bf16, 2 threads: 90 ms/step\n"
+
+
+@pytest.mark.parametrize(
+    ("hours", "answer", "starts"),
+    [(0.1, "", True), (1, "", True), (1, "n", False), (9, "", False), (9, "y", True)],
+)
+def test_what_takes_a_night_starts_on_a_yes_only(hours: float, answer: str, starts: bool) -> None:
+    with contextlib.nullcontext() if starts else pytest.raises(UserError, match="nothing was started"):
+        screen.ask_to_continue(3600 * hours, Console(file=io.StringIO()), answers=io.StringIO(f"{answer}\n"))
 
 
 # --- tables ---------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def test_a_gpu_beyond_the_last_names_those_there_are() -> None:
         Execution.resolve("cuda:99")
 
 
-def test_tf32_is_refused_where_there_is_none() -> None:
+def test_tf32_is_refused_on_a_device_without_it() -> None:
     with pytest.raises(UserError, match="tf32 is a mode of NVIDIA GPUs"):
         Execution.resolve("cpu", "tf32")
 
@@ -75,7 +75,7 @@ def test_autocast_rounds_only_where_it_is_asked_for() -> None:
             assert (left @ right).dtype == dtype
 
 
-def test_plain_is_torch_as_it_comes() -> None:
+def test_plain_is_stock_pytorch() -> None:
     execution = Execution.resolve("cpu", mode="plain")
     assert (execution.precision, execution.channels_last, execution.fast_paths) == ("fp32", False, False)
     assert execution.weight_memory_format == execution.memory_format == torch.contiguous_format
@@ -93,7 +93,7 @@ def test_the_other_modes_take_what_pays_on_a_cpu(mode) -> None:
 
 
 @pytest.mark.parametrize("mode", ["auto", "fast", "plain"])
-def test_steps_are_captured_on_a_gpu_unless_torch_is_wanted_as_it_comes(mode, monkeypatch) -> None:
+def test_steps_are_captured_on_a_gpu_unless_plain_is_asked_for(mode, monkeypatch) -> None:
     monkeypatch.setattr("resnet_bench.execution.execution.find_device", lambda device: "cuda:0")
     execution = Execution.resolve("cuda", "fp32", mode=mode)
     assert execution.cuda_graphs == (mode != "plain")

@@ -35,6 +35,11 @@ def fast(**changes: Any) -> Benchmark:
     return parse(Benchmark, merge(table, changes), where="test")
 
 
+def test_a_claim_that_is_not_a_bound_is_one_sentence() -> None:
+    with pytest.raises(UserError, match=r"82\.87% is not a lower bound"):
+        judge_record(Claim(value="82.87"), [90.0] * 10, "cpu")
+
+
 def judged(*accuracies: float | None) -> RecordVerdict:
     return judge_record(Claim(at_least=90.0), accuracies, "cpu")
 

@@ -232,3 +232,10 @@ def test_only_unchanged_full_runs_on_the_published_images_may_be_judged(
 ) -> None:
     assert verdict.may_judge(profile, **options) is judged
     assert verdict.apart(profile, generated=options["generated"]) is apart
+
+
+def test_runs_whose_best_epoch_is_not_a_number_leave_the_claim_open() -> None:
+    runs = [{1: math.nan, 2: 90.0}] * 3
+    found = verdict.verdict(Claim(value="90.0", selection="unknown"), runs, profile="full", generated=False)
+    assert found.word == "inconclusive"
+    assert "the best not judged" in found.reason

@@ -124,7 +124,7 @@ def test_a_workload_trains(long_recipe, precision) -> None:
     assert any(not old.equal(new) for old, new in zip(before, workload.network.parameters(), strict=True))
 
 
-def test_a_captured_workload_goes_on_training(long_recipe) -> None:
+def test_a_graphed_workload_keeps_training(long_recipe) -> None:
     execution = dataclasses.replace(Execution.resolve("cpu", "fp32", threads=1), cuda_graphs=True)
     workload = Workload(long_recipe, execution, batch_size=4)
     with execution.applied():

@@ -16,6 +16,7 @@ from resnet_bench.models.catalogue import build
 from resnet_bench.models.of_recipe import check_benchmark
 from resnet_bench.models.size import count_macs
 from resnet_bench.recipe import files
+from resnet_bench.recipe import toml_files as toml_files_module
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.changes import merge, override_nested
 from resnet_bench.recipe.files import (
@@ -23,11 +24,10 @@ from resnet_bench.recipe.files import (
     load_benchmark,
     load_benchmark_file,
     scan_benchmarks,
-    search_folders,
-    toml_files,
 )
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.recipe.settings import MultiStep, OneCycle, Phases
+from resnet_bench.recipe.toml_files import search_folders, toml_files
 from resnet_bench.recipe.writing import copy_benchmark, to_toml
 from tests.strategies import benchmarks, words
 
@@ -125,11 +125,11 @@ def test_an_installed_package_brings_its_own_files(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     shipped = tmp_path / "site" / "shipped" / "studies"
     shipped.mkdir(parents=True)
-    monkeypatch.setattr(files, "PACKAGE", tmp_path / "site")
+    monkeypatch.setattr(toml_files_module, "PACKAGE", tmp_path / "site")
     assert search_folders("studies") == [shipped.resolve()]
 
 
-def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_search_rejects_a_path_that_is_not_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere is not a folder; --benchmark-dir takes a folder"):
         search_folders("benchmarks", tmp_path / "nowhere")
 
@@ -250,7 +250,7 @@ def test_a_benchmark_is_named_after_its_file(tmp_path: Path, name: str) -> None:
     assert "a benchmark is named after its file" in refusal(tmp_path / name)
 
 
-def test_a_file_gives_no_name_of_its_own(tmp_path: Path) -> None:
+def test_a_file_does_not_set_its_name(tmp_path: Path) -> None:
     assert "unknown key 'name'" in refusal(write(tmp_path, "a", 'name = "b"\n' + PARENT))
 
 

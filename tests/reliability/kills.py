@@ -36,9 +36,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from resnet_bench.base import files
 from resnet_bench.cli.run_all import run_all
 from resnet_bench.data.cache import CacheEntry
-from resnet_bench.reporting import files, report
+from resnet_bench.reporting import report
 from resnet_bench.tracking.delivery import Delivery
 from resnet_bench.tracking.journal import Damage, read
 from resnet_bench.tracking.store import Store
@@ -95,7 +96,7 @@ def mark_phases(phases: Phases, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(EagerStep, "step", phases.mark("step", EagerStep.step))
     patch.setattr(checkpoint, "save", phases.mark("checkpoint", checkpoint.save))
     patch.setattr(Delivery, "deliver", phases.mark("shipping", Delivery.deliver))
-    patch.setattr(files, "write_all", phases.mark("report", files.write_all))
+    patch.setattr(files, "write_together", phases.mark("report", files.write_together))
 
 
 def work(project: Path) -> None:

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from resnet_bench.base.files import write_atomically
+from resnet_bench.base.files import write_atomically, write_together
 from resnet_bench.data.cache import CacheEntry
 from resnet_bench.data.content import in_canonical_order
 from resnet_bench.data.dataset import generate_dataset
 from resnet_bench.data.sources import find_sources
-from resnet_bench.reporting import files
 from resnet_bench.tracking.journal import Journal
 from resnet_bench.training import checkpoint
 from resnet_bench.tuning.plan import load_study_file, plan_study
@@ -50,7 +49,7 @@ def write_cache(path: Path) -> None:
         lambda path: checkpoint.save({"step": 1}, path),
         lambda path: write_atomically(path, b"state"),
         lambda path: Journal.open(path).close(),
-        lambda path: files.write_all(path.parent, {path.name: b"page"}),
+        lambda path: write_together(path.parent, {path.name: b"page"}),
         write_cache,
     ],
     ids=["checkpoint", "state of a run", "journal", "report", "data cache"],
@@ -70,7 +69,7 @@ def test_what_is_replaced_has_the_mode_of_any_other_file(
 
 
 @pytest.mark.parametrize("days", [-1, 1])
-def test_a_trial_lives_on_when_the_clock_is_set(days: int, tmp_path: Path) -> None:
+def test_a_trial_survives_a_change_of_the_clock(days: int, tmp_path: Path) -> None:
     """Moving the heartbeat is what a clock that is set, or a machine that slept, looks like from the storage."""
     storage = StudyStorage(f"sqlite:///{tmp_path / 'optuna.db'}")
     plan = plan_study(load_study_file(write_tiny(tmp_path)), "smoke")

@@ -356,7 +356,7 @@ def _log_params_and_metrics(client: Any, run: FakeRun, run_id: str, started: int
 def _write_artifacts(folder: Path, run: FakeRun) -> None:
     wrong = [
         {"index": i, "label": CLASSES[i % 10], "predicted": CLASSES[(i + 3) % 10], "confidence": 0.99 - i / 100}
-        | {"png_base64": png((20 * i % 256, 90, 250 - 20 * i % 256))}
+        | {"png_base64": png((20 * i % 256, 90, 250 - 20 * i % 256)), "image": f"test/cat/{i} & more.png"}
         for i in range(6)
     ]
     files: dict[str, bytes | str] = {

@@ -153,3 +153,15 @@ def test_other_images_than_the_published_ones_judge_nothing(
     found = row(claim_rows.build([altered(at_least, **changes)], benchmarks), "at-least")
     assert (found.verdict.word, found.verdict.reason) == ("not judged", "another dataset")
     assert "the images are not the published ones of cifar10" in found.notes
+
+
+def test_runs_that_validate_on_different_images_are_noted() -> None:
+    orders = ("published", "canonical", None)
+    runs = [
+        run(seed, seed=seed, tags={} if order is None else {"resnet_bench.validation_order": order})
+        for seed, order in enumerate(orders)
+    ]
+    (found,) = claim_rows.build(group(runs), {}).rows
+    assert "validation images are taken in several orders: canonical, published and unknown" in found.notes
+    (found,) = claim_rows.build(group([run(0, seed=0), run(1, seed=1)]), {}).rows
+    assert not any("validation" in note for note in found.notes)

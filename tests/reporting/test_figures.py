@@ -111,7 +111,7 @@ def mirrored_runs() -> RunGroup:
     return group
 
 
-def test_a_claim_with_augmentation_is_held_against_augmented_accuracies_in_every_plot() -> None:
+def test_every_plot_compares_a_tta_claim_with_tta_accuracies() -> None:
     group = mirrored_runs()
     (row,) = claim_rows.build([group], {}).rows
     assert row.selection_gain is None

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import math
+import re
 import sqlite3
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -47,7 +48,7 @@ def test_reading_tells_how_far_it_is(
     reading.read([fresh_uri])
     told = [text for text in caplog.messages if text.startswith("reading ")]
     assert told[0].endswith("mlflow.db: 1 run")
-    assert told[-1].partition("mlflow.db: ")[2] == f"1 run, {len(told) - 1} of {len(told) - 1} metrics"
+    assert re.fullmatch(r"1 run, \d\d+ values", told[-1].partition("mlflow.db: ")[2])
 
 
 def test_metrics_are_tidy_and_complete(store_tables: Tables) -> None:
@@ -307,7 +308,7 @@ def test_missing_artifacts_are_no_problem(fresh_uri: str, benchmarks: dict[str, 
     assert read.mistakes.empty
 
 
-def test_a_picture_is_drawn_anew() -> None:
+def test_a_picture_is_drawn_again() -> None:
     buffer = io.BytesIO()
     image = Image.new("RGB", (32, 32), (10, 200, 30))
     image.save(buffer, "PNG")
@@ -355,7 +356,7 @@ def test_paths_are_given_from_the_working_directory(tmp_path: Path, monkeypatch:
     assert public_name("http://server:5000") == "http://server:5000"
 
 
-def test_numbers_in_tags_that_are_none_are_left_out(fresh_uri: str, benchmarks: dict[str, Benchmark]) -> None:
+def test_tags_that_are_not_numbers_are_left_out(fresh_uri: str, benchmarks: dict[str, Benchmark]) -> None:
     odd = FakeRun(benchmarks["ranged"], tags={"resnet_bench.seed": "seven", "resnet_bench.macs": "1e9"})
     log_all(fresh_uri, odd, replace(odd, tags={"resnet_bench.environment": "not JSON"}))
     runs = reading.read([fresh_uri]).runs
@@ -473,6 +474,14 @@ def test_metric_names_of_0_1_0_are_read_under_their_current_names(store_tables: 
     assert set(again.metrics["metric"]) == names
     assert (again.metrics.loc[again.metrics["metric"] == "final/train_joules", "value"] == math.inf).all()
     pd.testing.assert_series_equal(again.runs["seed"], store_tables.runs["seed"])
+
+
+def test_mistakes_of_0_1_0_have_no_name_of_their_image(store_tables: Tables, folder: Path) -> None:
+    assert set(store_tables.mistakes["image"]) == {f"test/cat/{place} & more.png" for place in range(6)}
+    store_tables.mistakes.drop(columns="image").to_parquet(folder / "mistakes.parquet", index=False)
+    again = reading.read([folder]).mistakes
+    assert set(again["image"]) == {""}
+    pd.testing.assert_series_equal(again["index"], store_tables.mistakes["index"])
 
 
 def test_a_store_with_the_current_metric_names_is_read_alike(fresh_uri: str, benchmarks: dict[str, Benchmark]) -> None:

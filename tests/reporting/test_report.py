@@ -82,9 +82,24 @@ def test_result_names_what_was_written(written: ReportResult) -> None:
     ]
 
 
+def test_a_folder_that_cannot_be_written_is_one_sentence(
+    written: ReportResult, benchmarks_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("a file in the place of the folder")
+    with pytest.raises(UserError, match="taken: the report cannot be written there: "):
+        report.write(written.page.parent, tmp_path / "taken", benchmarks_folder=benchmarks_folder)
+
+
 def test_every_section_is_there(page: Outline) -> None:
     ids = [attributes.get("id") for tag, attributes in page.tags if tag == "section"]
     assert ids == ["claims", "curves", "comparison", "classes", "costs", "studies", "runs"]
+
+
+def test_mistakes_name_their_images_as_the_source_does(page: Outline) -> None:
+    assert "99% sure test/cat/0 & more.png" in page.words
+    pictures = [attributes["alt"] or "" for tag, attributes in page.tags if tag == "img"]
+    assert pictures
+    assert all(text.startswith("test/cat/") for text in pictures)
 
 
 def test_claims_say_word_reason_and_command(page: Outline) -> None:

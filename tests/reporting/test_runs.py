@@ -86,7 +86,7 @@ def test_accuracy_is_in_percent_and_the_final_one_stands_at_the_last_epoch() -> 
     assert run(4).last_accuracy("test") is None
 
 
-def test_accuracy_with_test_time_augmentation_is_a_number_of_its_own() -> None:
+def test_tta_accuracy_is_a_separate_number() -> None:
     both = run(1, metrics={"test/accuracy": {4: 0.8}, "test/accuracy_tta": {4: 0.82}})
     assert both.accuracy("test", metric="accuracy_tta") == {4: 82.0}
     assert both.last_accuracy("test") == 80.0

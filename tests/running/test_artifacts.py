@@ -1,13 +1,30 @@
 """What is kept of a finished run's mistakes."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from resnet_bench.data.dataset import ImageLocation, load
+from resnet_bench.data.dataset import ImageLocation, generate_dataset, load
 from resnet_bench.running.artifacts import confident_mistakes
 from resnet_bench.training.events import Predictions
 from tests.data import builders
+
+
+def test_a_file_name_that_is_not_utf_8_stays_printable() -> None:
+    class Origin:
+        def place(self, split_name: str, row: int) -> str:
+            return os.fsdecode(b"test/cat/\xff.png")
+
+    dataset = generate_dataset("cifar10", train_size=10, test_size=1)
+    rows = torch.zeros(1, dtype=torch.int64)
+    dataset = replace(dataset, origin=Origin(), test=replace(dataset.test, rows=rows))
+    label = int(dataset.test.labels[0])
+    probabilities = np.eye(10, dtype=np.float32)[[(label + 1) % 10]]
+    (mistake,) = confident_mistakes(Predictions("test", np.array([label]), probabilities), dataset)
+    assert mistake["image"] == "test/cat/\ufffd.png"
 
 
 def test_a_mistake_is_named_as_in_the_source(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def official(monkeypatch: pytest.MonkeyPatch) -> Dataset:
     """Images that pass for the published ones."""
     made = generate_dataset("cifar10", train_size=60, test_size=10_000, seed=0)
     published = Dataset(**{**vars(made), "source": "parquet", "fingerprint": DATASETS["cifar10"].fingerprint})
-    monkeypatch.setattr("resnet_bench.running.context.load_images", lambda name, images, progress: published)
+    monkeypatch.setattr("resnet_bench.running.context.load", lambda facts, images, progress: published)
     return published
 
 

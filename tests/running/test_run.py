@@ -158,8 +158,25 @@ def test_what_is_logged_of_the_predictions_agrees_with_the_accuracy(store, job_f
     assert all(mistake["label"] != mistake["predicted"] for mistake in mistakes)
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_run_trains_nothing_that_another_process_finished_since_it_was_looked_up(
+    store, job_for, context, runs_folder, resume
+) -> None:
+    job = job_for(seed=40 + resume, resume=resume, force=False)
+    late = prepare(job, context)
+    assert late.outcome is None
+    opened, *_ = run(prepare(job, context), context)
+    folders = list(runs_folder.glob("*/run.json"))
+
+    (event,) = run(late, context)
+    assert event.run_id == opened.run_id
+    assert event.outcome.accuracy_standard is not None
+    assert list(runs_folder.glob("*/run.json")) == folders
+    assert len([path for path in runs_folder.iterdir() if path.is_dir()]) == 1
+
+
 @pytest.mark.parametrize("behind_step", [2, 3, 4])
-def test_a_closed_run_goes_on_in_place_and_ends_with_the_same_bits(
+def test_a_closed_run_resumes_in_place_with_the_same_bits(
     store, job_for, context, runs_folder, tmp_path, behind_step
 ) -> None:
     undisturbed = list(started(job_for(), replace(context, run_dir=tmp_path / "undisturbed")))
@@ -181,7 +198,7 @@ def test_a_closed_run_goes_on_in_place_and_ends_with_the_same_bits(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_interrupted_in_the_middle_of_a_step_a_run_goes_on_behind_its_last_whole_epoch(
+def test_a_run_interrupted_within_a_step_resumes_after_its_last_whole_epoch(
     store, job_for, context, runs_folder, tmp_path, monkeypatch
 ) -> None:
     """A second Ctrl-C waits for nothing: the weights may be those of half a step."""
@@ -397,7 +414,7 @@ def test_checkpoints_are_rarer_where_the_disk_is_slower_than_an_epoch(
     assert written == epochs_written
 
 
-def test_who_stops_a_run_loses_nothing_though_no_checkpoint_was_due(
+def test_a_stopped_run_loses_nothing_before_its_next_checkpoint(
     store, job_for, context, runs_folder, monkeypatch
 ) -> None:
     monkeypatch.setattr(running, "CHECKPOINT_INTERVAL_FACTOR", math.inf)

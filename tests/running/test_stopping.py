@@ -109,7 +109,7 @@ def test_a_third_interrupt_kills(program: Path) -> None:
     assert process.returncode == -signal.SIGINT
 
 
-def test_a_stop_that_is_sent_to_another_process_is_its_own() -> None:
+def test_a_stop_in_another_process_stops_that_process_only() -> None:
     stop = Stop()
     stop.reason = "interrupted by SIGINT"
     assert not pickle.loads(pickle.dumps(stop))

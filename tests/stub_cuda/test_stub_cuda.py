@@ -24,7 +24,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("tier", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-def test_what_needs_a_gpu_passes_on_one_that_computes_nothing(library: Path, tier: str) -> None:
+def test_gpu_tests_pass_on_the_stub_cuda_driver(library: Path, tier: str) -> None:
     """In a new process, which loads the library before torch."""
     command = [sys.executable, "-m", "pytest", "-m", f"gpu and {tier}", "-p", "no:xdist", "--tb=short", "-rfE"]
     command += files_with_tests()
@@ -55,7 +55,7 @@ def test_captures_hold_what_runs_in_them() -> None:
 
 @pytest.mark.gpu
 @needs_stub_cuda
-def test_who_waits_in_a_capture_is_refused() -> None:
+def test_a_host_sync_in_a_capture_is_refused() -> None:
     images = torch.ones(4, device="cuda")
     with (
         pytest.raises(RuntimeError, match="previous error during capture"),

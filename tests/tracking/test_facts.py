@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 
+import pytest
 import torch
 
 from resnet_bench.recipe.benchmark import Benchmark
@@ -37,6 +38,29 @@ def test_every_tag_is_a_string_that_mlflow_takes(describe: Describe) -> None:
     assert all(isinstance(value, str) for value in tags.values())
     assert tags["resnet_bench.trial_number"] == "7"
     assert "mlflow.runColor" not in tags
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "differences"),
+    [
+        ("canonical", "published", ["validation order differs (canonical then, published now)"]),
+        ("published", "published", []),
+        (None, "canonical", ["validation order differs (unknown then, canonical now)"]),
+    ],
+)
+def test_runs_whose_validation_images_differ_are_no_repeats(
+    describe: Describe, before: str | None, now: str, differences: list[str]
+) -> None:
+    then, today = (describe(more_tags={} if order is None else {"validation_order": order}) for order in (before, now))
+    assert today.differences(then.tags()) == differences
+    assert (today.identity == then.identity) == (not differences)
+
+
+def test_another_recipe_is_one_difference_whatever_its_validation_order(describe: Describe) -> None:
+    other = describe(more_tags={"validation_order": "canonical"})
+    changed = other.recipe.model_copy(update={"training": other.recipe.training.model_copy(update={"batch_size": 7})})
+    (difference,) = describe(recipe=changed).differences(other.tags(), other.params())
+    assert difference == "recipe differs (training.batch_size)"
 
 
 def test_repeats_share_a_colour_and_benchmarks_do_not(describe: Describe) -> None:

@@ -48,7 +48,7 @@ def test_what_was_appended_is_read_back_in_order(tmp_path: Path) -> None:
     assert damages(tmp_path / "journal") == []
 
 
-def test_reading_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_reading_resumes_where_it_stopped(tmp_path: Path) -> None:
     write(tmp_path / "journal", RECORDS)
     entries = list(read(tmp_path / "journal", final=True))
     for entry, rest in zip(entries, itertools.count(1), strict=False):

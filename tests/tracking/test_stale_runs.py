@@ -148,7 +148,7 @@ def test_a_process_that_is_dead_but_not_yet_buried_is_dead(store: Store, process
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="boots are told apart on Linux only")
-def test_a_machine_that_was_started_anew_took_its_runs_with_it(store: Store) -> None:
+def test_a_restart_of_the_machine_ends_its_runs(store: Store) -> None:
     tags = tags_of(os.getpid())
     before = f"00000000-0000-0000-0000-000000000000/{tags['pid_start'].split('/', 1)[1]}"
     run_id = start_run(store, {**tags, "pid_start": before})

@@ -192,7 +192,7 @@ def test_a_source_that_cannot_be_trained_ends_the_study(
 # --- stopping and resuming ---------------------------------------------------------------------------
 
 
-def test_stopped_and_taken_up_again(tiny_plan: MakePlan, study_of: MakeStudy, scripted_training: list[Recipe]) -> None:
+def test_a_stopped_study_resumes(tiny_plan: MakePlan, study_of: MakeStudy, scripted_training: list[Recipe]) -> None:
     study = study_of(tiny_plan(pruner=UNPRUNED))
     study.script(sgd(0.02), sgd(0.03))
     stop = Stop()
@@ -252,7 +252,7 @@ def test_a_trial_that_was_given_to_another_process_is_left_to_it(
     assert study.stored.counts().finished == 3
 
 
-def test_a_longer_budget_goes_on_where_the_shorter_ended(
+def test_a_longer_budget_resumes_after_the_shorter_one(
     tiny_plan: MakePlan, study_of: MakeStudy, scripted_training: list[Recipe]
 ) -> None:
     short = study_of(tiny_plan(budget="budget = { trials = 2 }"))

@@ -217,7 +217,7 @@ def test_a_worker_that_is_killed_is_replaced_by_the_other(tiny_plan: MakePlan, s
     assert again.params == lost.params
 
 
-def test_a_study_that_is_killed_goes_on_at_once(tiny_plan: MakePlan, study_of: MakeStudy, study_process: Any) -> None:
+def test_a_killed_study_resumes_at_once(tiny_plan: MakePlan, study_of: MakeStudy, study_process: Any) -> None:
     study = study_of(tiny_plan(training=LONG_TRIALS))
     process = study_process(study)
     wait_for_training(study, 1)

@@ -42,6 +42,8 @@ VERDICT_COLORS: Mapping[str, str] = {
 _SEED = mark("circle", 6, SURFACE, 1.2, INK)
 _CLAIM = mark("line-ns-open", 20, INK, 1.5, INK)
 _TUNED = STYLES[3].color
+_Line = tuple[ClaimRow, Claim, Sequence[float] | None]
+"""A line of the forest: our runs of a claim, or the tuned accuracies beneath them."""
 
 
 def forest(rows: Sequence[ClaimRow], tuned: Mapping[str, Sequence[float]]) -> Plot | None:
@@ -51,22 +53,22 @@ def forest(rows: Sequence[ClaimRow], tuned: Mapping[str, Sequence[float]]) -> Pl
         rows: Rows with a claim; the others are left out.
         tuned: Test accuracies in percent of tuned hyperparameters on new seeds, by benchmark.
     """
-    shown = [row for row in rows if row.claim is not None and row.seeds and not row.group.changed]
+    shown = [(row, row.claim) for row in rows if row.claim is not None and row.seeds and not row.group.changed]
     if not shown:
         return None
-    lines: list[tuple[ClaimRow, Sequence[float] | None]] = []
-    for row in shown:
-        lines.append((row, None))
+    lines: list[_Line] = []
+    for row, claim in shown:
+        lines.append((row, claim, None))
         if row.headline and row.split == "test" and tuned.get(row.benchmark):
-            lines.append((row, tuned[row.benchmark]))
+            lines.append((row, claim, tuned[row.benchmark]))
     figure = new_figure()
     edge = _forest_edge(lines)
-    for place, (row, tuned_values) in enumerate(lines):
+    for place, (row, claim, tuned_values) in enumerate(lines):
         if tuned_values is None:
-            _forest_row(figure, row, -place, edge)
+            _forest_row(figure, row, claim, -place, edge)
         else:
-            _forest_tuned(figure, row, -place, tuned_values)
-    _forest_legend(figure, with_tuned=any(values for _, values in lines))
+            _forest_tuned(figure, row, claim, -place, tuned_values)
+    _forest_legend(figure, with_tuned=any(values for *_, values in lines))
     zero_line(figure)
     height = 110 + ROW_HEIGHT * len(lines)
     finish(figure, height, x="ours − claim, pp", x_range=(-edge, edge))
@@ -94,18 +96,17 @@ def reference(claim: Claim) -> float:
 def selection_effect(rows: Sequence[ClaimRow], tuned: Mapping[str, Sequence[float]]) -> Plot | None:
     """Draw the same runs by ever more favorable statistics, then the claim, then tuned hyperparameters."""
     shown = [
-        row
+        (row, row.claim, last)
         for row in rows
-        if row.headline and row.claim is not None and row.last_epoch is not None and not row.group.changed
+        if row.headline and row.claim is not None and (last := row.last_epoch) is not None and not row.group.changed
     ]
     if not shown:
         return None
     figure = new_figure()
     names = ("mean last epoch", "mean best epoch", "best seed's best epoch", "claim", "tuned")
     steps: dict[str, tuple[list[float], list[float], list[list[Any]]]] = {name: ([], [], []) for name in names}
-    for place, row in enumerate(shown):
-        last = row.last_epoch or 0.0
-        values = _readings(row, tuned)
+    for place, (row, claim, last) in enumerate(shown):
+        values = _readings(row, claim, last, tuned)
         for name, value in values.items():
             xs, ys, custom = steps[name]
             xs.append(value - last)
@@ -142,28 +143,25 @@ def selection_effect(rows: Sequence[ClaimRow], tuned: Mapping[str, Sequence[floa
     )
 
 
-def _readings(row: ClaimRow, tuned: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    assert row.claim is not None
-    assert row.last_epoch is not None
+def _readings(row: ClaimRow, claim: Claim, last: float, tuned: Mapping[str, Sequence[float]]) -> dict[str, float]:
     curves = [run.accuracy(row.split, row.metric) for run in row.group.runs]
     bests = [best for curve in curves if (best := best_evaluation(curve)) is not None]
     values = {
-        "mean last epoch": row.last_epoch,
+        "mean last epoch": last,
         "mean best epoch": statistics.fmean(bests),
         "best seed's best epoch": max(bests),
-        "claim": reference(row.claim),
+        "claim": reference(claim),
     }
     if row.split == "test" and tuned.get(row.benchmark):
         values["tuned"] = statistics.fmean(tuned[row.benchmark])
     return values
 
 
-def _forest_edge(lines: Sequence[tuple[ClaimRow, Sequence[float] | None]]) -> float:
+def _forest_edge(lines: Sequence[_Line]) -> float:
     """Return half the width of the axis: everything of interest, but no single far miss that squeezes the rest."""
     reach = [2.0]
-    for row, tuned in lines:
-        assert row.claim is not None
-        zero = reference(row.claim)
+    for row, claim, tuned in lines:
+        zero = reference(claim)
         values = [*(tuned or row.seeds.values())]
         if _judged(row) and row.verdict.prediction is not None and tuned is None:
             values += row.verdict.prediction
@@ -175,9 +173,8 @@ def _judged(row: ClaimRow) -> bool:
     return row.verdict.word != "not judged"
 
 
-def _forest_row(figure: go.Figure, row: ClaimRow, y: float, edge: float) -> None:
-    claim, verdict = row.claim, row.verdict
-    assert claim is not None
+def _forest_row(figure: go.Figure, row: ClaimRow, claim: Claim, y: float, edge: float) -> None:
+    verdict = row.verdict
     zero = reference(claim)
     low, high = claim.interval
     color = VERDICT_COLORS[verdict.word]
@@ -209,9 +206,8 @@ def _forest_row(figure: go.Figure, row: ClaimRow, y: float, edge: float) -> None
     label_row(figure, y, f"<b>{escaped(row.benchmark)}</b>  {escaped(row.claim_text)}", word, color)
 
 
-def _forest_tuned(figure: go.Figure, row: ClaimRow, y: float, values: Sequence[float]) -> None:
-    assert row.claim is not None
-    zero = reference(row.claim)
+def _forest_tuned(figure: go.Figure, row: ClaimRow, claim: Claim, y: float, values: Sequence[float]) -> None:
+    zero = reference(claim)
     interval = mean_interval(values, confidence=0.90)
     if interval is not None:
         _bar(figure, interval, zero, y, _TUNED, 4, "90% CI of the mean, tuned")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from resnet_bench.judging.intervals import standard_deviation
-from resnet_bench.reporting.claims import evaluation_interval, median, times_to_accuracy
+from resnet_bench.reporting.claims import evaluation_interval, times_to_accuracy
 from resnet_bench.reporting.figures.style import (
     ROW_HEIGHT,
     Plot,
@@ -236,8 +236,7 @@ def _by_device_and_run(
             hover=f"%{{x:,.4g}} {unit}<extra>%{{fullData.name}}</extra>",
         )
     for place, (group, _, values) in enumerate(rows):
-        middle = median(values)
-        assert middle is not None
+        middle = statistics.median(values)
         shown = f"{middle:,.0f}" if middle >= 100 else f"{middle:.3g}"
         label_row(figure, -place, escaped(labels[group]), f"median {shown}")
     height = 110 + ROW_HEIGHT * len(rows)

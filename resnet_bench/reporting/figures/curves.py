@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import plotly.graph_objects as go
 
@@ -100,10 +100,16 @@ def _seed_lines(figure: go.Figure, series: Sequence[Mapping[int, float]], name: 
             fill="toself",
             fillcolor=faded(style.color, 0.16),
         )
-        for curve in there:
-            add_line(figure, curve, curve.values(), color=style.color, width=0.7, hover="", opacity=0.55)
+        xs, ys = _with_gaps([curve.items() for curve in there])
+        add_line(figure, xs, ys, color=style.color, width=0.7, hover="", opacity=0.55)
     _mean_line(figure, there, f"{name}, mean" if len(there) > 1 else name, style, width=2)
     return True
+
+
+def _with_gaps(lines: Iterable[Iterable[tuple[float, float]]]) -> tuple[list[float | None], list[float | None]]:
+    """Return several lines as one trace, with a gap between each two: plotly needs milliseconds per trace."""
+    points = [point for line in lines for point in (*line, (None, None))][:-1]
+    return [x for x, _ in points], [y for _, y in points]
 
 
 def _mean_line(
@@ -207,18 +213,22 @@ def _accuracy_by_time(group: RunGroup) -> Plot | None:
     figure = new_figure()
     unit, unit_name = _time_unit(max(points[-1][0] for points in timed))
     several = len(timed) > 1
-    for points in timed:
+    drawn, single = ([points for points in timed if (len(points) > 1) is curve] for curve in (True, False))
+    for mode, seeds in (("lines", drawn), ("markers", single)):
+        xs, ys = _with_gaps([[(seconds / unit, value) for seconds, value in points] for points in seeds])
+        if not xs:
+            continue
         add_line(
             figure,
-            [seconds / unit for seconds, _ in points],
-            [value for _, value in points],
+            xs,
+            ys,
             color=style.color,
             width=0.8 if several else 2,
             name="a seed",
-            mode="lines" if len(points) > 1 else "markers",
+            mode=mode,
             marker=mark(f"{style.symbol}-open", 6, style.color),
             opacity=0.6 if several else 1,
-            showlegend=points is timed[0],
+            showlegend=mode == "lines" or not drawn,
         )
     if several:
         times = [_clock(run, unit) for run in runs]

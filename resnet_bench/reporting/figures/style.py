@@ -245,7 +245,7 @@ def finish(
 
 def mark_whole_numbers(figure: go.Figure) -> None:
     """Where a horizontal axis of epochs or trials is short, mark every one and no half."""
-    last = max((max(trace.x, default=0) for trace in figure.data if trace.x is not None), default=0)
+    last = max((x for trace in figure.data if trace.x is not None for x in trace.x if x is not None), default=0)
     if last <= MAX_SINGLE_STEPS:
         figure.update_xaxes(dtick=1)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.machine import ensure_sockets
 from resnet_bench.execution.devices import device_problem
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import Event, JobFinished
@@ -39,9 +40,9 @@ def context() -> ForkServerContext | SpawnContext:
     """How child processes are started: by a server that has imported what they need, where that is safe.
 
     The server computes nothing and never touches a GPU, so that its forks are as good as new processes. Apple's
-    frameworks do not outlive a fork.
+    frameworks do not outlive a fork. The server listens on a socket; new processes need none.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or not ensure_sockets():
         return multiprocessing.get_context("spawn")
     chosen = multiprocessing.get_context("forkserver")
     chosen.set_forkserver_preload([_PRELOADED])
@@ -64,10 +65,12 @@ def start(process: BaseProcess) -> None:
 def stop_without_parent() -> None:
     """In a child: when the parent dies, however it dies, stop like on SIGTERM, and for certain some seconds later."""
     parent = multiprocessing.parent_process()
-    assert parent is not None
+    if parent is None:
+        return
+    sentinel = parent.sentinel
 
     def watch() -> None:
-        wait_for([parent.sentinel])
+        wait_for([sentinel])
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(SECONDS_WITHOUT_PARENT)
         os._exit(1)

@@ -26,7 +26,8 @@ class Inline:
     def __init__(self, places: Sequence[Place]) -> None:
         """Use the only place; a process that sees all GPUs cannot hide some from itself."""
         (self._place,) = places
-        assert self._place.gpu is None
+        if self._place.gpu is not None:
+            raise ValueError(f"a task at GPU {self._place.gpu} needs its own process")
 
     def run(self, tasks: Iterable[Task], context: Context) -> Generator[tuple[Task, Event], None, None]:
         """Run tasks one at a time."""

@@ -138,26 +138,28 @@ class _Children:
         return [child for child in self._busy if child.connection in ready]
 
     def _take(self, child: _Child) -> Iterator[tuple[Task, Event]]:
-        assert child.task is not None
+        task = child.task
+        if task is None:
+            return
         try:
             message = child.connection.recv()
         except (EOFError, OSError):
-            yield child.task, self._death(child)
+            yield task, self._death(child)
             return
         match message:
             case logging.LogRecord():
                 logging.getLogger(message.name).handle(message)
             case children.Unusable():
                 self._unusable = True
-                yield child.task, JobFinished(message.problem, device_problem=message.problem)
+                yield task, JobFinished(message.problem, device_problem=message.problem)
                 self._retire(child)
             case JobFinished():
-                yield child.task, replace(message, device_problem=None)
+                yield task, replace(message, device_problem=None)
                 if message.device_problem:
                     self._retire(child)
                 child.task = None
             case _:
-                yield child.task, message
+                yield task, message
 
     def _death(self, child: _Child) -> JobFinished:
         """How a task ended whose process is gone; the tracking store is told as well."""
