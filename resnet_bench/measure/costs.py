@@ -44,7 +44,7 @@ def _measured_at(recipe: Recipe, execution: Execution, size: int) -> tuple[float
     key = short.fingerprint, execution
     if key not in MEASURED:
         images = generate_dataset(
-            short.data.dataset, train_size=short.data.available_images, test_size=short.data.num_test
+            recipe.data.facts, train_size=short.data.available_images, test_size=short.data.num_test
         )
         step, evaluation = 0.0, 0.0
         with contextlib.closing(train(short, execution, 0, images)) as events:

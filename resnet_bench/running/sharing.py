@@ -66,16 +66,16 @@ def choose_sharing(survey: Mapping[str, Surveyed], context: Context) -> Sharing 
         None where nothing is to be chosen: on a GPU, where the user chose threads or another mode than ``auto``, and
         where there is too little to train.
     """
-    pending = [surveyed for surveyed in survey.values() if surveyed.costs is not None]
+    pending = [(surveyed, surveyed.costs) for surveyed in survey.values() if surveyed.costs is not None]
     if not pending or not _is_open(context.options):
         return None
-    longest = max(pending, key=lambda surveyed: surveyed.seconds)
-    seeds = Counter(surveyed.job.benchmark.name for surveyed in pending)[longest.job.benchmark.name]
+    longest, costs = max(pending, key=lambda each: each[0].seconds)
+    seeds = Counter(surveyed.job.benchmark.name for surveyed, _ in pending)[longest.job.benchmark.name]
     count = min(seeds, context.options.total_threads)
-    if longest.costs is None or count < 2 or count * longest.seconds < WORTH_SECONDS:
+    if count < 2 or count * longest.seconds < WORTH_SECONDS:
         return None
     recipe = longest.job.recipe
-    alone = training_seconds(recipe, longest.costs)
+    alone = training_seconds(recipe, costs)
     places = find_places(context.options, per_device=count, jobs=count)
     threads = places[0].threads or 1
     rates = []
