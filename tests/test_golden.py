@@ -165,6 +165,43 @@ def test_exit_codes(elsewhere: Path, check: Check) -> None:
     check("exit_codes.json", codes)
 
 
+# --- what programs read ----------------------------------------------------------------------------
+
+DOCUMENTS = (
+    "list",
+    "show resnet9-onecycle-adam",
+    "data status",
+    "validate {golden}/benchmarks/golden-adam.toml",
+    "plan speedrun-90 --effect 0.3 --from {reference}",
+    "compare {reference} {reference}",
+    "results",
+    "study list",
+    "study show golden-study --studies {golden}/studies --benchmarks {golden}/benchmarks",
+)
+
+
+def test_shapes_of_json(elsewhere: Path, check: Check) -> None:
+    """Without a new schema only new fields may differ here: one that goes, or changes its type, breaks programs."""
+    shapes = {}
+    for line in DOCUMENTS:
+        result = typed(line.format(golden=golden.FOLDER, reference=REFERENCE) + " --json")
+        assert (result.code, result.err) == (0, ""), line
+        document = json.loads(result.out, parse_constant=pytest.fail)
+        assert result.out.isascii()
+        assert document["schema"] == 1
+        shapes[document["kind"]] = _shape(document)
+    check("json_shapes.json", shapes)
+
+
+def _shape(value: Any, depth: int = 3) -> Any:
+    """The names and types of a document's fields; of a list's items, those of the first."""
+    if isinstance(value, dict) and depth:
+        return {key: _shape(below, depth - 1) for key, below in value.items()}
+    if isinstance(value, list) and value:
+        return [_shape(value[0], depth)]
+    return type(value).__name__
+
+
 # --- training --------------------------------------------------------------------------------------
 
 

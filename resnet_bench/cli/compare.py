@@ -2,16 +2,17 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
-from resnet_bench.cli.options import OnlyBenchmarks, Since, Sources, help_text, new_app, source_uri
-from resnet_bench.cli.screen import FAILED, console, echo, new_table, print_table, reading_aloud
+from resnet_bench.cli.options import Json, OnlyBenchmarks, Since, Sources, help_text, new_app, source_uri
+from resnet_bench.cli.screen import FAILED, console, echo, new_table, print_json, print_table, reading_aloud
 from resnet_bench.tracking.store import Store
 
 if TYPE_CHECKING:
+    from resnet_bench.judging.networks import NetworkComparison
     from resnet_bench.reporting.predictions import ImageComparison
 
 app = new_app()
@@ -42,6 +43,7 @@ def compare(
     benchmarks: OnlyBenchmarks = None,
     since: Since = None,
     style: Annotated[Literal["table", "markdown", "json"], typer.Option("--format", help="How to print it.")] = "table",
+    as_json: Json = False,
     images: Annotated[
         bool, typer.Option("--images", help="Compare two runs of the store, A and B, image by image.")
     ] = False,
@@ -56,9 +58,14 @@ def compare(
 
     if images:
         store = Store.resolve(str(sources[0]) if sources else None, Path.cwd())
-        _print_images(compare_images(a, b, store))
+        between = compare_images(a, b, store)
+        if as_json or style == "json":
+            print_json("compare images", **_images_document(between))
+        else:
+            _print_images(between)
         return
 
+    style = "json" if as_json else style
     with reading_aloud():
         found = comparing.compare(a, b, sources=list(sources) if sources else None, benchmarks=benchmarks, since=since)
     if style == "table":
@@ -73,6 +80,30 @@ def compare(
         sys.stdout.write(write(found))
     if fail_on_regression and found.regressions:
         raise typer.Exit(FAILED)
+
+
+def _images_document(found: "ImageComparison") -> dict[str, Any]:
+    return {
+        "a": {"run_id": found.first.run_id, "name": found.first.name},
+        "b": {"run_id": found.second.run_id, "name": found.second.name},
+        "images": found.overall.images,
+        "overall": _counts(found.overall),
+        "classes": [{"class": label, **_counts(part)} for label, part in sorted(found.classes.items())],
+        "floor_churn": None if found.floor is None else found.floor.churn,
+        "differing": found.first.index[found.overall.differing],
+    }
+
+
+def _counts(part: "NetworkComparison") -> dict[str, Any]:
+    return {
+        "both_right": part.both_right,
+        "only_a": part.only_first,
+        "only_b": part.only_second,
+        "both_wrong": part.both_wrong,
+        "difference": part.difference,
+        "p": part.p,
+        "churn": part.churn,
+    }
 
 
 def _print_images(found: "ImageComparison") -> None:

@@ -13,12 +13,13 @@ from resnet_bench.cli.options import (
     DEFAULT_DATA,
     DataFolder,
     Download,
+    Json,
     complete_dataset,
     data_folder,
     help_text,
     new_app,
 )
-from resnet_bench.cli.screen import echo, new_table, note, print_table
+from resnet_bench.cli.screen import echo, new_table, note, print_json, print_table
 from resnet_bench.recipe.dataset_files import FOLDER, known_datasets
 from resnet_bench.recipe.datasets import DATASETS, Fit
 from resnet_bench.recipe.writing import dataset_to_toml
@@ -35,10 +36,22 @@ app = new_app("Find or download CIFAR, or describe your own images.")
         following="data prepare cifar10",
     )
 )
-def status(data: DataFolder = None) -> None:
+def status(data: DataFolder = None, as_json: Json = False) -> None:
     from resnet_bench.data.dataset import dataset_status
 
     folder = data_folder(data)
+    if as_json:
+        datasets = [
+            {
+                "name": found.name,
+                "sources": [{"kind": kind, "location": str(location)} for kind, location in found.sources],
+                "cache": found.cache,
+                "fingerprint": found.fingerprint,
+            }
+            for found in dataset_status(folder)
+        ]
+        print_json("data status", folder=folder.resolve(), datasets=datasets)
+        return
     table = new_table("dataset", "sources", "decoded", "fingerprint", title=f"Datasets in {folder.resolve()}")
     for found in dataset_status(folder):
         sources = ", ".join(f"{kind} at {location}" for kind, location in found.sources)

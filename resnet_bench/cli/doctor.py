@@ -3,8 +3,8 @@
 import typer
 from rich.text import Text
 
-from resnet_bench.cli.options import DataFolder, TrackingURI, data_folder, help_text, new_app
-from resnet_bench.cli.screen import FAILED, console, echo
+from resnet_bench.cli.options import DataFolder, Json, TrackingURI, data_folder, help_text, new_app
+from resnet_bench.cli.screen import FAILED, console, echo, print_json
 
 app = new_app()
 
@@ -16,17 +16,20 @@ app = new_app()
         following="run resnet9-onecycle-adam --profile smoke",
     )
 )
-def doctor(data: DataFolder = None, tracking: TrackingURI = None) -> None:
+def doctor(data: DataFolder = None, tracking: TrackingURI = None, as_json: Json = False) -> None:
     folder = data_folder(data)
 
     # Torch is imported when the verb is called, so that help and completion are quick.
     from resnet_bench.cli.machine import check_machine
 
     findings = check_machine(folder, tracking)
-    for finding in findings:
+    works = all(finding.good for finding in findings if finding.required)
+    if as_json:
+        print_json("doctor", works=works, findings=findings)
+    for finding in findings if not as_json else ():
         mark = ("✓", "green") if finding.good else ("✗", "yellow")
         console.print(Text.assemble(mark, f" {finding.subject:<16} {finding.text}"), soft_wrap=True)
         if finding.remedy:
             echo(f"    {finding.remedy}")
-    if not all(finding.good for finding in findings if finding.required):
+    if not works:
         raise typer.Exit(FAILED)

@@ -1,10 +1,13 @@
 """The verb ``resnet-bench list``."""
 
+from typing import Any
+
 import typer
 
 from resnet_bench.base.text import listed
-from resnet_bench.cli.options import BenchmarkDir, help_text, new_app
-from resnet_bench.cli.screen import BAD_INPUT, new_table, note, print_error, print_table
+from resnet_bench.cli.options import BenchmarkDir, Json, help_text, new_app
+from resnet_bench.cli.screen import BAD_INPUT, new_table, note, print_error, print_json, print_table
+from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.files import scan_benchmarks, unrelated_files
 
 app = new_app()
@@ -17,8 +20,13 @@ app = new_app()
         following="show resnet9-onecycle-adam",
     )
 )
-def list_benchmarks(benchmark_dir: BenchmarkDir = None) -> None:
+def list_benchmarks(benchmark_dir: BenchmarkDir = None, as_json: Json = False) -> None:
     found, problems = scan_benchmarks(benchmark_dir)
+    if as_json:
+        print_json("list", benchmarks=[_document(benchmark) for benchmark in found.values()], problems=problems)
+        if problems:
+            raise typer.Exit(BAD_INPUT)
+        return
     table = new_table("name", "dataset", "network", "epochs", "claim", right=["epochs"])
     for benchmark in found.values():
         recipe = benchmark.recipe
@@ -31,3 +39,17 @@ def list_benchmarks(benchmark_dir: BenchmarkDir = None) -> None:
         print_error(problem)
     if problems:
         raise typer.Exit(BAD_INPUT)
+
+
+def _document(benchmark: Benchmark) -> dict[str, Any]:
+    recipe = benchmark.recipe
+    return {
+        "name": benchmark.name,
+        "title": benchmark.source.title,
+        "kind": benchmark.source.kind,
+        "dataset": recipe.data.dataset,
+        "network": recipe.model.name,
+        "epochs": recipe.training.epochs,
+        "claim": benchmark.test_claim.text if benchmark.test_claim else None,
+        "fingerprint": recipe.fingerprint,
+    }

@@ -1,6 +1,7 @@
 """Options that several verbs have, their old names, and what the shell completes for them."""
 
 import os
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -93,6 +94,19 @@ def data_folder(given: Path | None) -> Path:
     raise UserError(f"{where}: {folder} {what}; name the folder that holds CIFAR")
 
 
+def deadline(max_minutes: float | None) -> float | None:
+    """Turn minutes from now into a time of the clock that :class:`resnet_bench.running.stopping.Stop` reads.
+
+    Raises:
+        UserError: It is not a positive number.
+    """
+    if max_minutes is None:
+        return None
+    if not 0 < max_minutes < float("inf"):
+        raise UserError(f"--max-minutes: must be above 0, got {max_minutes:g}")
+    return time.monotonic() + 60 * max_minutes
+
+
 # --- what the shell completes ---------------------------------------------------------------------
 
 
@@ -180,6 +194,11 @@ Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="Reproduce every bit for the same seed on the same machine.")
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before anything that takes long.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs; docs/json.md describes it.")]
+MaxMinutes = Annotated[
+    float | None,
+    typer.Option("--max-minutes", metavar="M", help="Stop after M minutes, with a checkpoint; exit code 124."),
+]
 Sources = Annotated[
     list[str] | None,
     typer.Option(

@@ -7,8 +7,8 @@ import typer
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import DASH
-from resnet_bench.cli.options import Sources, complete_benchmark, help_text, new_app
-from resnet_bench.cli.screen import echo, new_table, print_table, reading_aloud
+from resnet_bench.cli.options import Json, Sources, complete_benchmark, help_text, new_app
+from resnet_bench.cli.screen import echo, new_table, print_json, print_table, reading_aloud
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.recipe.toml_files import reference_folder
 from resnet_bench.tracking.store import Store
@@ -34,6 +34,7 @@ def plan(
     seeds: Annotated[int | None, typer.Option("--seeds", min=2, help="Seeds per side.")] = None,
     hours: Annotated[float | None, typer.Option("--hours", help="Training time of both sides together.")] = None,
     sources: Sources = None,
+    as_json: Json = False,
 ) -> None:
     # Pandas is imported when the verb is called, so that help and completion are quick.
     from resnet_bench.reporting import wording
@@ -47,25 +48,38 @@ def plan(
     with reading_aloud():
         floor = noise_floor(name, sources or [Store.resolve(None, Path.cwd()), reference_folder()])
     low, high = floor.sd_interval
+    plans = [
+        floor.for_effect(effect, power)
+        if effect is not None
+        else floor.for_seeds(seeds, power)
+        if seeds is not None
+        else floor.for_hours(hours or 0.0, power)
+        for power in POWERS
+    ]
+    if as_json:
+        print_json(
+            "plan",
+            benchmark=name,
+            sd=floor.sd,
+            sd_interval=[low, high],
+            seeds=len(floor.accuracies),
+            device=floor.group.latest.device,
+            seconds_per_run=floor.seconds,
+            plans=plans,
+        )
+        return
     echo(
         f"{name}: SD across seeds {floor.sd:.2f} pp (95% CI {low:.2f} to {high:.2f}), "
         f"{len(floor.accuracies)} seeds on {floor.group.latest.device}"
     )
     table = new_table("power", "seeds per side", "smallest effect", "hours", "energy", right=["power"])
-    for power in POWERS:
-        found = (
-            floor.for_effect(effect, power)
-            if effect is not None
-            else floor.for_seeds(seeds, power)
-            if seeds is not None
-            else floor.for_hours(hours or 0.0, power)
-        )
+    for found in plans:
         table.add_row(
-            f"{power:.0%}",
+            f"{found.power:.0%}",
             "over 100,000" if found.seeds is None else f"{found.seeds:,}",
             DASH if found.effect is None else f"{found.effect:.2f} pp",
             DASH if found.hours is None else f"{found.hours:.3g}",
-            "not readable" if found.joules is None else wording.energy(found.joules),
+            "not readable here" if found.joules is None else wording.energy(found.joules),
         )
     print_table(table)
     echo("Welch's t test, 5% two-sided, both recipes with this spread; hours are of one run after another.")

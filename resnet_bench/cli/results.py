@@ -1,7 +1,6 @@
 """The verb ``resnet-bench results``."""
 
 import csv
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,8 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from resnet_bench.base.text import duration
-from resnet_bench.cli.options import OnlyBenchmarks, help_text, new_app
-from resnet_bench.cli.screen import echo, new_table, print_table
+from resnet_bench.cli.options import Json, OnlyBenchmarks, help_text, new_app
+from resnet_bench.cli.screen import echo, new_table, print_json, print_table
 
 app = new_app()
 
@@ -29,6 +28,7 @@ def results(
         typer.Option("--from", metavar="DIR", help="Report tables to read; by default those that come along."),
     ] = None,
     style: Annotated[Literal["table", "csv", "json"], typer.Option("--format", help="How to print it.")] = "table",
+    as_json: Json = False,
 ) -> None:
     # Pandas is imported when the verb is called, so that help and completion are quick.
     from resnet_bench.reporting.reference import reference_results
@@ -36,10 +36,8 @@ def results(
 
     found = reference_results(folder, benchmarks)
     rows = [each.asdict() for each in found]
-    if style == "json":
-        sys.stdout.write(
-            json.dumps({"schema": 1, "results": rows}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        )
+    if as_json or style == "json":
+        print_json("results", results=rows)
     elif style == "csv":
         if rows:
             writer = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")

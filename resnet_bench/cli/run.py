@@ -15,6 +15,7 @@ from resnet_bench.cli.options import (
     Device,
     Download,
     ExecutionMode,
+    MaxMinutes,
     Precision,
     Profile,
     RunDir,
@@ -24,10 +25,11 @@ from resnet_bench.cli.options import (
     complete_benchmark,
     complete_setting,
     data_folder,
+    deadline,
     help_text,
     new_app,
 )
-from resnet_bench.cli.screen import FAILED, INTERRUPTED, can_ask, console, print_resume_command
+from resnet_bench.cli.screen import FAILED, INTERRUPTED, OUT_OF_TIME, can_ask, console, print_resume_command
 from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.changes import override, parse_assignments
@@ -82,6 +84,7 @@ def run(
     benchmark_dir: BenchmarkDir = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume interrupted runs.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Train finished runs again, from scratch.")] = False,
+    max_minutes: MaxMinutes = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Print the plan, try a few steps, write example images; train nothing."),
@@ -89,6 +92,7 @@ def run(
     yes: Yes = False,
 ) -> None:
     # What does not exist is refused at once; torch takes seconds to import.
+    until = deadline(max_minutes)
     changes = parse_assignments(assignments or [])
     for name in expand_suites(names, benchmark_dir):
         _check_changes(load_benchmark(name, benchmark_dir), changes, profile)
@@ -102,6 +106,7 @@ def run(
     from resnet_bench.execution.options import ExecutionOptions
     from resnet_bench.running.context import Context
     from resnet_bench.running.plan import RunOptions
+    from resnet_bench.running.stopping import Stop
 
     options = RunOptions(
         names=names,
@@ -125,13 +130,15 @@ def run(
             compile=compile,
             deterministic=deterministic,
         ),
+        stop=Stop(until),
     )
     with lasting(console):
         summary = run_all(options, context, console, ask=can_ask() and not yes, dry_run=dry_run)
         if summary.interrupted:
-            print_resume_command("--resume" if summary.is_resumable else None)
+            why = "--max-minutes is used up" if summary.out_of_time else "interrupted"
+            print_resume_command("--resume" if summary.is_resumable else None, why=why)
     if summary.interrupted:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(OUT_OF_TIME if summary.out_of_time else INTERRUPTED)
     if summary.failures or summary.abandoned:
         raise typer.Exit(FAILED)
 

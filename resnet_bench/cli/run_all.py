@@ -34,6 +34,8 @@ class RunsSummary:
 
     results: list[tuple[Job, Outcome]] = field(default_factory=list)
     interrupted: bool = False
+    out_of_time: bool = False
+    """Whether it was interrupted because its time was used up."""
     abandoned: str | None = None
     """Why jobs of the plan were not started, a sentence."""
 
@@ -92,7 +94,8 @@ def run_all(
     context.store.prepare()
     close_stale_runs(context.store)
     pending = sum(surveyed.outcome is None for surveyed in survey.values())
-    with stop_on_signals(announce="stopping, writing a checkpoint; again to stop without it") as stop:
+    announce = "stopping, writing a checkpoint; again to stop without it"
+    with stop_on_signals(announce=announce, deadline=context.stop.deadline) as stop:
         summary = run_plan(plan, pending, survey, replace(context, stop=stop), console)
     executions = {surveyed.job.benchmark.name: surveyed.execution for surveyed in survey.values()}
     echo("")
@@ -209,4 +212,7 @@ def run_plan(
                 outcomes[label].interrupted = outcomes[label].failure is None
     jobs = {job.label: job for job in plan.jobs}
     summary.results = [(job, outcomes[label]) for label, job in jobs.items() if label in outcomes]
+    # The time may also be up between two runs.
+    summary.interrupted |= bool(context.stop) and summary.abandoned is None and len(summary.results) < len(jobs)
+    summary.out_of_time = summary.interrupted and context.stop.is_out_of_time
     return summary

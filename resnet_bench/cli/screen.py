@@ -9,7 +9,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console, RenderableType
@@ -19,9 +19,12 @@ from rich.table import Table
 from rich.text import Text
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.json_document import json_document
 
 FAILED = 1
 BAD_INPUT = 2
+OUT_OF_TIME = 124
+"""``--max-minutes`` ended it, resumable; timeout(1) exits with the same."""
 INTERRUPTED = 130
 
 LONG_SECONDS = 1800.0
@@ -68,6 +71,12 @@ def paragraph(text: str, indent: str = "  ") -> None:
             break_on_hyphens=False,
         )
     )
+
+
+def print_json(kind: str, **fields: Any) -> None:
+    """Print what a verb says as JSON, and nothing else on standard output."""
+    # Not through rich, which would wrap lines that a program reads.
+    sys.stdout.write(json_document(kind, fields))
 
 
 def print_error(text: str) -> None:
@@ -152,11 +161,11 @@ def _shown(logger: str, show: Callable[[str], None]) -> Iterator[None]:
         log.removeHandler(handler)
 
 
-def print_resume_command(option: str | None = None) -> None:
+def print_resume_command(option: str | None = None, *, why: str = "interrupted") -> None:
     """Print the command that was typed, with the option that resumes what was interrupted."""
     arguments = sys.argv[1:]
     missing = [option] if option is not None and option not in arguments else []
-    echo(f"interrupted; resume with: {shlex.join(['resnet-bench', *arguments, *missing])}")
+    echo(f"{why}; resume with: {shlex.join(['resnet-bench', *arguments, *missing])}")
 
 
 def new_table(*columns: str, right: Sequence[str] = (), title: str | None = None) -> Table:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from rich.text import Text
 
 from resnet_bench.base.text import duration
-from resnet_bench.cli.options import BenchmarkDir, BenchmarkName, help_text, new_app
-from resnet_bench.cli.screen import echo, new_table, paragraph, print_table
+from resnet_bench.cli.options import BenchmarkDir, BenchmarkName, Json, help_text, new_app
+from resnet_bench.cli.screen import echo, new_table, paragraph, print_json, print_table
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.files import load_benchmark
 
@@ -21,8 +21,16 @@ app = new_app()
         following="run resnet9-onecycle-adam --profile smoke",
     )
 )
-def show(name: BenchmarkName, benchmark_dir: BenchmarkDir = None) -> None:
+def show(name: BenchmarkName, benchmark_dir: BenchmarkDir = None, as_json: Json = False) -> None:
     benchmark = load_benchmark(name, benchmark_dir)
+    if as_json:
+        profiles = {name: recipe.fingerprint for name, recipe in benchmark.profiles.items()}
+        print_json(
+            "show",
+            benchmark=benchmark.model_dump(mode="json"),
+            fingerprints={"full": benchmark.recipe.fingerprint, **profiles},
+        )
+        return
     _print_source(benchmark)
     _print_claims(benchmark)
     _print_recipe(benchmark)

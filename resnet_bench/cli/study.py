@@ -2,11 +2,14 @@
 
 import json
 import shlex
+import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.prompt import Confirm
 from rich.text import Text
 
 from resnet_bench.base.errors import UserError
@@ -18,6 +21,8 @@ from resnet_bench.cli.options import (
     Deterministic,
     Device,
     Download,
+    Json,
+    MaxMinutes,
     Precision,
     Profile,
     RunDir,
@@ -27,12 +32,14 @@ from resnet_bench.cli.options import (
     TrackingURI,
     Yes,
     data_folder,
+    deadline,
     help_text,
     new_app,
 )
 from resnet_bench.cli.screen import (
     BAD_INPUT,
     INTERRUPTED,
+    OUT_OF_TIME,
     announce_generated,
     ask_to_continue,
     can_ask,
@@ -41,11 +48,22 @@ from resnet_bench.cli.screen import (
     new_table,
     paragraph,
     print_error,
+    print_json,
     print_resume_command,
     print_table,
 )
+from resnet_bench.cli.stored_studies import (
+    candidates,
+    command_text,
+    definition_document,
+    find_study,
+    result_of,
+    storage_name,
+    storage_of,
+    stored_document,
+)
 from resnet_bench.execution import choices
-from resnet_bench.recipe.benchmark import PROFILES, ProfileName
+from resnet_bench.recipe.benchmark import ProfileName
 from resnet_bench.recipe.changes import short_names
 from resnet_bench.recipe.toml_files import find_file, search_folders
 
@@ -72,10 +90,15 @@ app = new_app("Tune a benchmark with Optuna.")
         following="study show resnet18-step-decay-cpu",
     ),
 )
-def list_studies(study_dir: StudyDir = None) -> None:
+def list_studies(study_dir: StudyDir = None, as_json: Json = False) -> None:
     from resnet_bench.tuning.plan import scan_studies
 
     found, problems = scan_studies(study_dir)
+    if as_json:
+        print_json("study list", studies=[definition_document(study) for study in found.values()], problems=problems)
+        if problems:
+            raise typer.Exit(BAD_INPUT)
+        return
     columns = ("study", "benchmark", "made for", "searches", "trials", "epochs", "sampler", "pruner")
     table = new_table(*columns, right=("trials", "epochs"))
     for study in found.values():
@@ -110,18 +133,55 @@ def show(
     tracking: TrackingURI = None,
     study_dir: StudyDir = None,
     benchmark_dir: BenchmarkDir = None,
+    as_json: Json = False,
 ) -> None:
     from resnet_bench.tuning.plan import load_study, plan_study
     from resnet_bench.tuning.stored_study import StoredStudy, study_names
 
-    address = _storage(storage, tracking)
+    address = storage_of(storage, tracking)
     opened = address.read() if address.exists else None
     begun = [] if opened is None else study_names(opened)
+    plan = None
     if name not in begun or _is_file(name, study_dir):
-        _print_plan(plan_study(load_study(name, study_dir), profile or "full", benchmarks=benchmark_dir))
-    for found in _candidates(name, profile):
-        if opened is not None and found in begun:
-            _print_trials(StoredStudy.read(found, opened))
+        plan = plan_study(load_study(name, study_dir), profile or "full", benchmarks=benchmark_dir)
+    found = [each for each in candidates(name, profile) if each in begun]
+    stored = [StoredStudy.read(each, opened) for each in found] if opened is not None else []
+    if as_json:
+        definition = None if plan is None else {**definition_document(plan.study), "profile": plan.profile}
+        print_json("study show", study=definition, stored=[stored_document(each) for each in stored])
+        return
+    if plan is not None:
+        _print_plan(plan)
+    for each in stored:
+        _print_trials(each)
+
+
+@app.command(
+    help=help_text(
+        "List the trials of a study: hyperparameters, score, epochs and state.",
+        example="study trials resnet18-step-decay-cpu --csv",
+        following="study best resnet18-step-decay-cpu",
+    ),
+)
+def trials(
+    name: StudyName,
+    profile: Profile = None,
+    storage: Storage = None,
+    tracking: TrackingURI = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, a row per trial.")] = False,
+    as_json: Json = False,
+) -> None:
+    from resnet_bench.tuning.trials_table import trial_rows, write_trials
+
+    if as_csv and as_json:
+        raise UserError("--csv and --json: give one of them")
+    stored = find_study(name, profile, storage_of(storage, tracking))
+    if as_json:
+        print_json("study trials", study=stored.name, trials=trial_rows(stored))
+    elif as_csv:
+        write_trials(stored, sys.stdout)
+    else:
+        _print_trials(stored)
 
 
 def _is_file(name: str, folder: Path | None) -> bool:
@@ -222,30 +282,35 @@ def run(
     run_dir: RunDir = DEFAULT_RUNS,
     study_dir: StudyDir = None,
     benchmark_dir: BenchmarkDir = None,
+    max_minutes: MaxMinutes = None,
     yes: Yes = False,
 ) -> None:
+    until = deadline(max_minutes)
+
     from resnet_bench.tracking.store import Store
     from resnet_bench.tuning.plan import load_study
 
     folder = data_folder(data)
     study = load_study(name, study_dir)
     store = Store.resolve(tracking, Path.cwd())
-    address = _storage(storage, tracking)
+    address = storage_of(storage, tracking)
 
     # Torch is imported when the verb is called, so that help, completion and mistakes are quick.
     from resnet_bench.cli.live_runs import lasting
     from resnet_bench.data.dataset import ImageLocation
     from resnet_bench.execution.options import ExecutionOptions
     from resnet_bench.running.context import Context
+    from resnet_bench.running.stopping import Stop
 
     context = Context(
         store,
         run_dir.resolve(),
         ImageLocation(folder, download=download, allow_generated=profile != "full", typed=data is not None),
         ExecutionOptions(device=device, precision=precision, deterministic=deterministic, autotune=False),
+        Stop(until),
     )
     plan, why = _plan(study, profile, context, benchmark_dir, trials)
-    stored_name = study_name or _storage_name(study.name, plan.profile)
+    stored_name = study_name or storage_name(study.name, plan.profile)
     estimate = _estimate(plan, context, workers)
     seconds = estimate.total(plan) / workers
     _announce(stored_name, plan, why, address, context, workers, seconds)
@@ -254,12 +319,14 @@ def run(
     _get_ready(store)
     with lasting(console):
         result = _watch(stored_name, plan, address, context, workers, estimate)
+        # Nobody else can have asked for it once the time is up.
+        out_of_time = result is None and until is not None and time.monotonic() >= until
         if result is None:
-            print_resume_command()
+            print_resume_command(why="--max-minutes is used up" if out_of_time else "interrupted")
         else:
             _print_result(result, plan, address, store)
     if result is None:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(OUT_OF_TIME if out_of_time else INTERRUPTED)
 
 
 def _plan(
@@ -364,7 +431,7 @@ def _watch(
     try:
         announce = "stopping; the trial in progress is queued again"
         with (
-            stop_on_signals(announce=announce) as stop,
+            stop_on_signals(announce=announce, deadline=context.stop.deadline) as stop,
             LiveStudy(console, progress, list(study.space)).shown() as live,
         ):
             for event in run_study(name, plan, address, replace(context, stop=stop), workers=workers, progress=echo):
@@ -394,13 +461,9 @@ def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage", 
     if address.dashboard is not None:
         echo(f"Optuna: optuna-dashboard {shlex.quote(address.dashboard)}")
     source = ["--from" if word == "--tracking" else word for word in option(store)]
-    echo(f"report: {_command('report', *source)}")
-    best, export = (_command("study", verb, result.name, *address.option) for verb in ("best", "export"))
+    echo(f"report: {command_text('report', *source)}")
+    best, export = (command_text("study", verb, result.name, *address.option) for verb in ("best", "export"))
     echo(f"next: {best}; {export}")
-
-
-def _command(*words: str) -> str:
-    return shlex.join(["resnet-bench", *words])
 
 
 def _print_best(result: "StudyResult") -> None:
@@ -427,11 +490,23 @@ def _print_best(result: "StudyResult") -> None:
         following="study export resnet18-step-decay-cpu",
     ),
 )
-def best(name: StudyName, profile: Profile = None, storage: Storage = None, tracking: TrackingURI = None) -> None:
+def best(
+    name: StudyName,
+    profile: Profile = None,
+    storage: Storage = None,
+    tracking: TrackingURI = None,
+    as_json: Json = False,
+) -> None:
     from resnet_bench.tuning.export import budget_text, comparison_text, recipe_text
+    from resnet_bench.tuning.space import tuned_recipe
 
-    stored = _find(name, profile, _storage(storage, tracking))
-    result = _result(stored)
+    stored = find_study(name, profile, storage_of(storage, tracking))
+    result = result_of(stored)
+    if as_json:
+        recipe = tuned_recipe(stored.plan.base, result.best_settings)
+        difference = result.comparison.difference if result.comparison is not None else None
+        print_json("study best", result=result, difference=difference, recipe=recipe.model_dump(mode="json"))
+        return
     _print_best(result)
     echo(f"{budget_text(stored)}; {comparison_text(result.comparison)}\n")
     echo(recipe_text(stored, result))
@@ -459,9 +534,9 @@ def export(
 ) -> None:
     from resnet_bench.tuning.export import export as write
 
-    stored = _find(name, profile, _storage(storage, tracking))
+    stored = find_study(name, profile, storage_of(storage, tracking))
     path = output or Path("benchmarks") / f"{stored.plan.benchmark.name}-tuned.toml"
-    write(stored, _result(stored), path, benchmark_dir)
+    write(stored, result_of(stored), path, benchmark_dir)
     if stored.plan.profile != "full" or stored.get_attr("generated_images"):
         echo(
             "this is not a result: it comes from the smoke profile or generated images, and its file says so",
@@ -470,42 +545,60 @@ def export(
     echo(f"wrote {path}; run it with: resnet-bench run {shlex.quote(str(path))}")
 
 
-def _storage(url: str | None, tracking: str | None) -> "StudyStorage":
+# --- looking after studies -------------------------------------------------------------------------
+
+
+@app.command(
+    help=help_text(
+        "Give a study another name: in its storage, in MLflow and on disk.",
+        example="study rename resnet18-step-decay-cpu first-try",
+        following="study run resnet18-step-decay-cpu",
+    ),
+)
+def rename(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a study in the storage.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="Its new name.")],
+    profile: Profile = None,
+    storage: Storage = None,
+    tracking: TrackingURI = None,
+    run_dir: RunDir = DEFAULT_RUNS,
+) -> None:
     from resnet_bench.tracking.store import Store
-    from resnet_bench.tuning.storage import StudyStorage
+    from resnet_bench.tuning.manage import rename_study
 
-    return StudyStorage.resolve(url, Path.cwd(), tracking_uri=Store.resolve(tracking, Path.cwd()).uri)
-
-
-def _find(name: str, profile: ProfileName | None, address: "StudyStorage") -> "StoredStudy":
-    """Return the study of a name, that of the full profile before that of the smoke one."""
-    from resnet_bench.tuning.stored_study import StoredStudy, study_names
-
-    storage = address.read()
-    names = study_names(storage)
-    found = next((candidate for candidate in _candidates(name, profile) if candidate in names), name)
-    return StoredStudy.read(found, storage)
+    address = storage_of(storage, tracking)
+    found = find_study(name, profile, address).name
+    runs = rename_study(found, new, address, Store.resolve(tracking, Path.cwd()), run_dir)
+    echo(f"renamed {found} to {new}, with {plural(runs, 'run')} in MLflow")
 
 
-def _result(stored: "StoredStudy") -> "StudyResult":
-    from resnet_bench.tuning.results import study_result
+@app.command(
+    help=help_text(
+        "Delete a study: its trials for good, its runs in MLflow until they are pruned, and their folders.",
+        example="study delete resnet18-step-decay-cpu --yes",
+        following="runs prune",
+    ),
+)
+def delete(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a study in the storage.")],
+    profile: Profile = None,
+    storage: Storage = None,
+    tracking: TrackingURI = None,
+    run_dir: RunDir = DEFAULT_RUNS,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    from resnet_bench.tracking.store import Store
+    from resnet_bench.tuning.manage import delete_study
 
-    stored.check_source()
-    result = study_result(stored)
-    if result is None:
-        name, profile = stored.definition.name, stored.plan.profile
-        given = [] if stored.name == _storage_name(name, profile) else ["--study-name", stored.name]
-        resume = _command("study", "run", name, "--profile", profile, *given, *stored.storage.address.option)
-        raise UserError(
-            f"study {stored.name}: the source hyperparameters are not trained yet; resume it with: {resume}"
-        )
-    return result
-
-
-def _storage_name(name: str, profile: ProfileName) -> str:
-    return name if profile == "full" else f"{name}-{profile}"
-
-
-def _candidates(name: str, profile: ProfileName | None) -> list[str]:
-    stem = Path(name).stem if name.endswith(".toml") else name
-    return [_storage_name(stem, wanted) for wanted in ([profile] if profile else PROFILES)]
+    address = storage_of(storage, tracking)
+    stored = find_study(name, profile, address)
+    question = f"Delete {stored.name} with {plural(len(stored.trials()), 'trial')}?"
+    if not yes and not can_ask():
+        raise UserError("nothing was deleted; without a terminal, say so with --yes")
+    if not yes and not Confirm.ask(question, console=console, default=False):
+        raise UserError("nothing was deleted")
+    removed = delete_study(stored.name, address, Store.resolve(tracking, Path.cwd()), run_dir)
+    echo(
+        f"deleted {stored.name}: {plural(removed.trials, 'trial')}, and {plural(removed.runs, 'run')} in MLflow; "
+        "resnet-bench runs prune removes their artifacts"
+    )

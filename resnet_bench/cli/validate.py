@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.cli.options import BenchmarkDir, help_text, new_app
-from resnet_bench.cli.screen import BAD_INPUT, echo, print_error
+from resnet_bench.cli.options import BenchmarkDir, Json, help_text, new_app
+from resnet_bench.cli.screen import BAD_INPUT, echo, print_error, print_json
 from resnet_bench.recipe.files import load_benchmark_file
 from resnet_bench.recipe.schema import InvalidTable
 from resnet_bench.recipe.toml_files import read_toml
@@ -27,16 +27,25 @@ app = new_app()
 def validate(
     files: Annotated[list[Path], typer.Argument(help="Benchmark or study files.", show_default=False)],
     benchmark_dir: BenchmarkDir = None,
+    as_json: Json = False,
 ) -> None:
-    broken = 0
+    documents: list[dict[str, Any]] = []
     for file in files:
+        found, problems = None, []
         try:
-            echo(f"{file}: valid, {_checked(file, benchmark_dir)}")
+            found = _checked(file, benchmark_dir)
         except UserError as error:
-            broken += 1
-            for problem in _problems(error):
-                print_error(problem)
-    if broken:
+            problems = list(_problems(error))
+        documents.append({"file": file, "valid": not problems, "found": found, "problems": problems})
+        if as_json:
+            continue
+        if found is not None:
+            echo(f"{file}: valid, {found}")
+        for problem in problems:
+            print_error(problem)
+    if as_json:
+        print_json("validate", files=documents)
+    if not all(document["valid"] for document in documents):
         raise typer.Exit(BAD_INPUT)
 
 

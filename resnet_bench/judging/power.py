@@ -8,8 +8,11 @@ Analysis, 1988) assumes one pooled variance and promises too much for 3 to 5 see
 
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
+
+from resnet_bench.judging.intervals import standard_deviation
 
 ALPHA = 0.05
 """Two-sided level of a single comparison."""
@@ -92,6 +95,25 @@ def smallest_effect(
         high *= 2
     root = brentq(lambda effect: power(effect, 1.0, seeds, other_seeds, alpha=alpha) - wanted, 0.0, high, xtol=1e-4)
     return sd * float(root)
+
+
+def smallest_difference(first: Sequence[float], second: Sequence[float], *, wanted: float = 0.8) -> float | None:
+    """Return the smallest difference of means that two sets of runs could have shown, at their pooled spread.
+
+    Args:
+        first: One number per run.
+        second: One number per run.
+        wanted: The power.
+
+    Returns:
+        None where a side has fewer than 2 runs.
+    """
+    if min(len(first), len(second)) < FEWEST_SEEDS:
+        return None
+    freedoms = len(first) - 1, len(second) - 1
+    variances = (standard_deviation(values) ** 2 for values in (first, second))
+    pooled = math.sqrt(sum(n * variance for n, variance in zip(freedoms, variances, strict=True)) / sum(freedoms))
+    return smallest_effect(pooled, len(first), len(second), wanted=wanted)
 
 
 @functools.lru_cache(maxsize=4096)

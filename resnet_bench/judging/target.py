@@ -36,11 +36,11 @@ def time_to_accuracy(evaluations: Sequence[tuple[float, float]], target: float) 
     """Return when a finished run first held a target.
 
     Args:
-        evaluations: Training seconds so far and accuracy of each evaluation, in order.
+        evaluations: Training seconds (or joules) so far and accuracy of each evaluation, in order.
         target: Accuracy to reach, in the same unit.
 
     Returns:
-        Training seconds, infinite where the run never held the target.
+        Training seconds (or joules), infinite where the run never held the target.
     """
     return next((seconds for seconds, level in held_levels(evaluations) if level >= target), math.inf)
 

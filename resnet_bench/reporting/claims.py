@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from resnet_bench.base.text import listed
 from resnet_bench.judging.intervals import Interval, bootstrap_interval
-from resnet_bench.judging.target import TimesToAccuracy, held_levels
+from resnet_bench.judging.target import TimesToAccuracy, held_levels, time_to_accuracy
 from resnet_bench.judging.verdict import MIN_SEEDS, RECOMMENDED_SEEDS, Verdict, describe, selected, verdict
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.claims import Claim
@@ -206,6 +206,21 @@ def times_to_accuracy(group: RunGroup, targets: Sequence[float], device: str) ->
         )
         for target in targets
     ]
+
+
+def joules_to_accuracy(group: RunGroup, target: float, device: str) -> float | None:
+    """Return the median energy at which the runs of a group reached an accuracy on a device.
+
+    Args:
+        group: Runs of one experiment.
+        target: Accuracy in percent, on the split that is evaluated during training.
+        device: Energies of different devices are never mixed.
+
+    Returns:
+        Joules, infinite where half of the runs or more missed it; None where no counter could be read.
+    """
+    measured = [points for run in group.devices[device] if (points := run.joules_to_accuracy(group.curve_split))]
+    return statistics.median(time_to_accuracy(points, target) for points in measured) if measured else None
 
 
 def evaluation_interval(runs: Sequence[Run], split: str) -> int | None:

@@ -16,7 +16,7 @@ from resnet_bench.base.text import DASH, listed, plural
 from resnet_bench.base.uris import redact
 from resnet_bench.judging import intervals
 from resnet_bench.judging.intervals import Difference, Interval, Ratio
-from resnet_bench.judging.power import smallest_effect
+from resnet_bench.judging.power import smallest_difference
 from resnet_bench.judging.verdict import best_evaluation, last_evaluation
 from resnet_bench.recipe.claims import REPRODUCTION_MARGIN
 from resnet_bench.reporting import reading
@@ -292,14 +292,8 @@ def _accuracy_row(a: RunGroup, b: RunGroup, note: str) -> ComparisonRow | None:
         notes.append("one run per side cannot tell noise from change" if few else "neither side varies")
         return replace(row, word="unclear", note="; ".join(notes))
     alike = intervals.outcome(difference, None, REPRODUCTION_MARGIN) == "same"
-    detectable = smallest_effect(_pooled_deviation(first, second), len(first), len(second))
+    detectable = smallest_difference(first, second)
     return replace(row, p=difference.p, word="same" if alike else "unclear", detectable=detectable)
-
-
-def _pooled_deviation(first: Sequence[float], second: Sequence[float]) -> float:
-    freedoms = len(first) - 1, len(second) - 1
-    variances = (intervals.standard_deviation(values) ** 2 for values in (first, second))
-    return math.sqrt(sum(n * variance for n, variance in zip(freedoms, variances, strict=True)) / sum(freedoms))
 
 
 def _timing_row(a: RunGroup, b: RunGroup, note: str) -> ComparisonRow | None:

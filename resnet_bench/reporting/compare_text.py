@@ -1,17 +1,15 @@
 """Write a comparison of two sets of results: for a terminal, as Markdown and as JSON."""
 
-import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from resnet_bench.base.json_document import json_document
 from resnet_bench.base.text import DASH, listed
 from resnet_bench.reporting import wording
 from resnet_bench.reporting.compare import MAX_LISTED, ComparisonRow, ResultComparison
@@ -64,7 +62,7 @@ def as_json(comparison: ResultComparison) -> str:
         "problems": list(comparison.problems),
         "regressions": len(comparison.regressions),
     }
-    return json.dumps(_finite(found), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return json_document("compare", found)
 
 
 def notes(comparison: ResultComparison) -> list[str]:
@@ -146,13 +144,3 @@ def _significant(value: float) -> str:
 def _md(cell: str) -> str:
     single = " ".join(cell.split())
     return re.sub(r"([\\`*_|#])", r"\\\1", single).replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(below) for key, below in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(below) for below in value]
-    return value

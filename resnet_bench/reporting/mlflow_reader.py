@@ -1,10 +1,12 @@
 """Read one MLflow store into tables; what cannot be read is collected as sentences."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from itertools import chain
+from functools import partial
+from itertools import chain, combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -14,9 +16,11 @@ import pandas as pd
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import plural
+from resnet_bench.judging.networks import compare_networks
 from resnet_bench.reporting.anonymize import public_name
 from resnet_bench.reporting.run_artifacts import RunArtifacts
 from resnet_bench.reporting.tables import (
+    CHURN_DTYPES,
     CONFUSION_DTYPES,
     GROUP_COLUMNS,
     METRIC_DTYPES,
@@ -49,6 +53,8 @@ STUDY_METRICS = frozenset(("validation/accuracy", "test/accuracy", "time/train_s
 """Read for trials and for retraining runs."""
 
 MAX_STEP_POINTS = 400
+MAX_CHURN_RUNS = 10
+"""Runs of an experiment whose predictions are compared in pairs."""
 HTTP_THREADS = 8
 _log = logging.getLogger(__name__)
 
@@ -93,6 +99,7 @@ class StoreReader:
             confusion = chain.from_iterable(pool.map(artifacts.confusion, finished))
             pictured = [run_id for run_id in finished if run_id in texts]
             mistakes = chain.from_iterable(pool.map(artifacts.mistakes, pictured))
+            churn = chain.from_iterable(pool.map(partial(_churn, artifacts), _seeds_of_each_experiment(rows)))
             wanted, once = _wanted_metrics(found, rows, texts)
             points = self._points(wanted, pool, reading)
             return Tables(
@@ -100,6 +107,7 @@ class StoreReader:
                 metrics=_metrics_table(points, once, [row["run_id"] for row in rows]),
                 confusion=tidy(list(confusion), CONFUSION_DTYPES),
                 mistakes=tidy(list(mistakes), MISTAKE_DTYPES),
+                churn=tidy(list(churn), CHURN_DTYPES),
                 stores=(name,),
                 problems=tuple(self.problems),
             )
@@ -166,6 +174,36 @@ def _latest_of_each_experiment(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             if row["role"] == "run" and (row["status"] == "FINISHED") == finished:
                 latest[tuple(row[name] for name in GROUP_COLUMNS)] = row["run_id"]
     return list(latest.values())
+
+
+def _seeds_of_each_experiment(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Return for each experiment the ids of its latest finished runs, one per seed, where there are several."""
+    latest: dict[tuple[Any, ...], dict[Any, str]] = defaultdict(dict)
+    for row in reversed(rows):
+        if row["role"] == "run" and row["status"] == "FINISHED":
+            latest[tuple(row[name] for name in GROUP_COLUMNS)].setdefault(row["seed"], row["run_id"])
+    return [list(seeds.values())[:MAX_CHURN_RUNS] for seeds in latest.values() if len(seeds) > 1]
+
+
+def _churn(artifacts: RunArtifacts, run_ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Compare the predictions of each pair of some runs; those on other images are left out."""
+    kept = [(run_id, kinds) for run_id in run_ids if (kinds := artifacts.predictions(run_id)) is not None]
+    rows = []
+    for (run_id, (labels, first)), (other_id, (other_labels, second)) in combinations(kept, 2):
+        if not len(labels) or not np.array_equal(labels, other_labels):
+            continue
+        found = compare_networks(labels, first, second)
+        rows.append(
+            {
+                "run_id": run_id,
+                "other_id": other_id,
+                "images": found.images,
+                "only_first": found.only_first,
+                "only_second": found.only_second,
+                "differing": len(found.differing),
+            }
+        )
+    return rows
 
 
 def _wanted_metrics(

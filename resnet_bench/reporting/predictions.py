@@ -12,14 +12,13 @@ from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.judging.networks import Labels, NetworkComparison, compare_classes, compare_networks
 from resnet_bench.reporting.mlflow_reader import StoreReader
+from resnet_bench.reporting.run_artifacts import PREDICTIONS
 from resnet_bench.tracking.finished_runs import Tags, find_run, finished_runs
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import PREFIX
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-FILE = "predictions.parquet"
 
 
 @dataclass(frozen=True)
@@ -90,10 +89,12 @@ def _read(client: "MlflowClient", found: tuple[str, Tags], scratch: Path) -> Kep
     folder = scratch / run_id
     folder.mkdir(exist_ok=True)
     try:
-        table = pd.read_parquet(client.download_artifacts(run_id, FILE, str(folder)))
+        table = pd.read_parquet(client.download_artifacts(run_id, PREDICTIONS, str(folder)))
         index, labels, predicted = (table[name].to_numpy(np.int64) for name in ("index", "label", "predicted"))
     except Exception as error:  # whatever the artifact store, pyarrow or pandas raises
-        raise UserError(f"{tags['name']}: its predictions ({FILE}) cannot be read: {describe_error(error)}") from None
+        raise UserError(
+            f"{tags['name']}: its predictions ({PREDICTIONS}) cannot be read: {describe_error(error)}"
+        ) from None
     return KeptPredictions(
         run_id=run_id,
         name=tags["name"],

@@ -14,7 +14,7 @@ from resnet_bench.base.names import unknown_name
 from resnet_bench.recipe.toml_files import search_folders, toml_files
 from resnet_bench.reporting.anonymize import public_name
 from resnet_bench.reporting.mlflow_reader import StoreReader
-from resnet_bench.reporting.tables import TABLES, Tables, conformed, tidy
+from resnet_bench.reporting.tables import OF_PREDICTIONS, TABLES, Tables, conformed, tidy
 from resnet_bench.tracking.store import Store
 
 Source = str | Path | Store
@@ -102,7 +102,7 @@ def read_folder(folder: Path) -> Tables:
     frames: dict[str, pd.DataFrame] = {}
     for name, dtypes in TABLES.items():
         path = folder / f"{name}.parquet"
-        if not path.is_file() and name in {"confusion", "mistakes"}:
+        if not path.is_file() and name in OF_PREDICTIONS:
             frames[name] = tidy([], dtypes)
             continue
         try:
@@ -117,7 +117,12 @@ def read_folder(folder: Path) -> Tables:
         except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{path} is not a table of a report: {describe_error(error, limit=160)}") from error
     return Tables(
-        frames["runs"], frames["metrics"], frames["confusion"], frames["mistakes"], (public_name(str(folder)),)
+        frames["runs"],
+        frames["metrics"],
+        frames["confusion"],
+        frames["mistakes"],
+        frames["churn"],
+        (public_name(str(folder)),),
     )
 
 
@@ -136,7 +141,7 @@ def _read_one(source: Source, start: datetime | None) -> Tables:
 def _joined(parts: Sequence[Tables], problems: Sequence[str]) -> Tables:
     runs = pd.concat([part.runs for part in parts], ignore_index=True).drop_duplicates("run_id")
     frames = {}
-    for name in ("metrics", "confusion", "mistakes"):
+    for name in ("metrics", *OF_PREDICTIONS):
         # A run that two sources hold, such as a store and a copy of it, is taken from the first.
         seen: set[str] = set()
         kept = []
@@ -150,6 +155,7 @@ def _joined(parts: Sequence[Tables], problems: Sequence[str]) -> Tables:
         metrics=frames["metrics"],
         confusion=frames["confusion"],
         mistakes=frames["mistakes"],
+        churn=frames["churn"],
         stores=tuple(dict.fromkeys(store for part in parts for store in part.stores)),
         problems=(*problems, *(problem for part in parts for problem in part.problems)),
     )
@@ -172,7 +178,7 @@ def _filtered(tables: Tables, benchmarks: Sequence[str] | None, study: str | Non
         runs=runs.reset_index(drop=True),
         **{
             name: (frame := getattr(tables, name))[frame["run_id"].isin(kept)].reset_index(drop=True)
-            for name in ("metrics", "confusion", "mistakes")
+            for name in ("metrics", *OF_PREDICTIONS)
         },
     )
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from resnet_bench.base.describe_error import describe_error
+from resnet_bench.judging.networks import Labels
 from resnet_bench.recipe.benchmark import Benchmark
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 MAX_ARTIFACT_BYTES = 4_000_000
 MAX_MISTAKES = 24
+MAX_PREDICTIONS = 100_000
+"""Images; a small file may hold very many rows."""
+PREDICTIONS = "predictions.parquet"
 IMAGE_SIDES = range(8, 65)
 
 
@@ -95,6 +100,24 @@ class RunArtifacts:
             for label, predicted in np.argwhere(counts > 0)
         ]
 
+    def predictions(self, run_id: str) -> tuple[Labels, Labels] | None:
+        """Return the labels and the predicted classes of the test images of a run; None where it kept none."""
+        path = self._downloaded(run_id, PREDICTIONS)
+        if path is None:
+            return None
+        try:
+            file = pq.ParquetFile(path)
+            rows = file.metadata.num_rows
+            if rows > MAX_PREDICTIONS:
+                self._report(run_id, PREDICTIONS, f"it has {rows:,} rows, more than {MAX_PREDICTIONS:,}")
+                return None
+            table = file.read(["index", "label", "predicted"]).to_pandas().sort_values("index")
+            labels, predicted = (table[name].to_numpy(np.int64) for name in ("label", "predicted"))
+        except Exception as error:  # whatever pyarrow or pandas raises for a damaged file
+            self._report(run_id, PREDICTIONS, describe_error(error, limit=160))
+            return None
+        return labels, predicted
+
     def mistakes(self, run_id: str) -> list[dict[str, Any]]:
         """Return the most confidently wrong images of a run, most confident first."""
         text = self._text(run_id, "confident_mistakes.json")
@@ -121,6 +144,15 @@ class RunArtifacts:
 
     def _text(self, run_id: str, name: str) -> str | None:
         """Return the text of an artifact, or None where it is missing or cannot be read."""
+        path = self._downloaded(run_id, name)
+        try:
+            return None if path is None else path.read_text("utf-8")
+        except (OSError, ValueError) as error:
+            self._report(run_id, name, describe_error(error, limit=160))
+            return None
+
+    def _downloaded(self, run_id: str, name: str) -> Path | None:
+        """Return a small artifact as a file, or None where it is missing or cannot be read."""
         from mlflow.utils.file_utils import get_local_path_or_none
 
         try:
@@ -133,11 +165,11 @@ class RunArtifacts:
             if size > MAX_ARTIFACT_BYTES:
                 self._report(run_id, name, f"it has {size:,} bytes, more than {MAX_ARTIFACT_BYTES:,}")
                 return None
-            if here is None:
-                folder = self.scratch / run_id
-                folder.mkdir(exist_ok=True)
-                here = Path(self.client.download_artifacts(run_id, name, str(folder)))
-            return here.read_text("utf-8")
+            if here is not None:
+                return here
+            folder = self.scratch / run_id
+            folder.mkdir(exist_ok=True)
+            return Path(self.client.download_artifacts(run_id, name, str(folder)))
         except Exception as error:  # whatever the artifact store's client raises
             self._report(run_id, name, describe_error(error, limit=160))
             return None

@@ -19,7 +19,15 @@ from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.recipe.settings import relative_pixels
 from resnet_bench.reporting.tables import GROUP_COLUMNS, RunRow, Tables
-from resnet_bench.tracking.vocabulary import OLD_PEAK_FLOPS, PREFIX, SPLITS, current_metric, tag
+from resnet_bench.tracking.vocabulary import (
+    OLD_PEAK_FLOPS,
+    PREFIX,
+    SPLITS,
+    TRAIN_JOULES,
+    TRAIN_SECONDS,
+    current_metric,
+    tag,
+)
 
 Series = Mapping[int, float]
 """Values of one metric under the epoch or the optimizer step that they belong to."""
@@ -118,8 +126,15 @@ class Run(RunRow):
 
     def timed_accuracy(self, split: str) -> list[tuple[float, float]]:
         """Return training seconds so far and accuracy in percent of each evaluation after the first epoch."""
-        seconds = self.series("time/train_seconds")
-        return [(seconds[epoch], value) for epoch, value in self.accuracy(split).items() if epoch in seconds]
+        return self._paid_accuracy(split, TRAIN_SECONDS)
+
+    def joules_to_accuracy(self, split: str) -> list[tuple[float, float]]:
+        """Return training joules so far and accuracy likewise; empty where no counter could be read."""
+        return self._paid_accuracy(split, TRAIN_JOULES)
+
+    def _paid_accuracy(self, split: str, cost: str) -> list[tuple[float, float]]:
+        so_far = self.series(cost)
+        return [(so_far[epoch], value) for epoch, value in self.accuracy(split).items() if epoch in so_far]
 
 
 @dataclass(frozen=True, eq=False)

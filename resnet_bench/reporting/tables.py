@@ -1,8 +1,8 @@
-"""Hold what stores contain as four tidy tables; every number and plot of a report comes from them.
+"""Hold what stores contain as five tidy tables; every number and plot of a report comes from them.
 
 ``runs`` has one row per run, ``metrics`` one per run, metric and step, ``confusion`` one per run and pair of
-classes, ``mistakes`` one per run and image. A report keeps them as Parquet and CSV, and a folder that holds them
-can be read in place of an MLflow store.
+classes, ``mistakes`` one per run and image, ``churn`` one per pair of runs. A report keeps them as Parquet and CSV,
+and a folder that holds them can be read in place of an MLflow store.
 """
 
 import json
@@ -235,12 +235,25 @@ MISTAKE_DTYPES: Mapping[str, str] = {
 _ADDED_COLUMNS = {"image": ""}
 """Columns that version 0.1.0 did not write, and what its tables are read as."""
 
+CHURN_DTYPES: Mapping[str, str] = {
+    "run_id": "str",
+    "other_id": "str",
+    "images": "int64",
+    "only_first": "int64",
+    "only_second": "int64",
+    "differing": "int64",
+}
+"""Columns of the table of churn: pairs of runs of one experiment on the same test images."""
+
 TABLES: Mapping[str, Mapping[str, str]] = {
     "runs": RUN_DTYPES,
     "metrics": METRIC_DTYPES,
     "confusion": CONFUSION_DTYPES,
     "mistakes": MISTAKE_DTYPES,
+    "churn": CHURN_DTYPES,
 }
+OF_PREDICTIONS = ("confusion", "mistakes", "churn")
+"""Tables that a folder may lack: where no run kept predictions, and in reports of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -251,6 +264,7 @@ class Tables:
     metrics: pd.DataFrame
     confusion: pd.DataFrame
     mistakes: pd.DataFrame
+    churn: pd.DataFrame = field(default_factory=lambda: tidy([], CHURN_DTYPES))
     stores: tuple[str, ...] = ()
     """Where they were read from, without passwords."""
     problems: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.base.files import UNFINISHED, write_atomically
 from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.run_files import ARTIFACTS, CHECKPOINTS, remove_delivered
-from resnet_bench.tracking.vocabulary import PREFIX
+from resnet_bench.tracking.vocabulary import PREFIX, tag
 
 STATE_FILE = "run.json"
 
@@ -168,6 +168,35 @@ class RunFolder:
         write_atomically(self.path / STATE_FILE, json.dumps(self._state, indent=1).encode())
 
 
+def folders_in(run_dir: Path) -> list[RunFolder]:
+    """Every run's folder below one, those of studies too, by name; nothing is held."""
+    files = [file for pattern in ("*", "studies/*/*") for file in sorted(run_dir.glob(f"{pattern}/{STATE_FILE}"))]
+    found = [(file.parent, read_state(file)) for file in files]
+    return [RunFolder(path, state) for path, state in found if state is not None]
+
+
+def hold(path: Path) -> RunFolder | None:
+    """Hold a run's folder; None where another live process does, or it has no state that can be read."""
+    state = read_state(path / STATE_FILE)
+    if state is None:
+        return None
+    folder = RunFolder(path, state)
+    try:
+        return folder if folder._take() else None
+    except OSError:
+        return None
+
+
+def move_to_study(folder: RunFolder, name: str) -> None:
+    """Note that a run belongs to a study by another name, so that it is still resumed."""
+    state = folder._state
+    if state["identity"].get("study"):
+        folder.update(
+            identity={**state["identity"], "study": name},
+            tags={key: name if key == tag("study") else value for key, value in state["tags"].items()},
+        )
+
+
 def settle(run_dir: Path, name: str, run_id: str | None) -> None:
     """Finish the folder of a run that the store knows as finished, where its process was killed before it could.
 
@@ -180,8 +209,7 @@ def settle(run_dir: Path, name: str, run_id: str | None) -> None:
     state = read_state(path / STATE_FILE) if name and Path(name).name == name else None
     if state is None or state["run_id"] not in (run_id, None):
         return
-    folder = RunFolder(path, state)
-    if folder._take():
+    if (folder := hold(path)) is not None:
         try:
             if not folder.is_finished:
                 folder.note_end("finished", run_id)

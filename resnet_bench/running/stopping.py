@@ -4,29 +4,43 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
 from resnet_bench.training.events import EndReason
 
+OUT_OF_TIME = "the time of --max-minutes was used up"
+"""Why a run ended that its command gave no more time."""
+
 
 class Stop:
     """Set by a signal, read where a run can stop at a good moment.
 
-    A copy that is sent to another process is not set: each process listens for itself.
+    A copy that is sent to another process is not set: each process listens for itself. It has the same deadline.
+
+    Args:
+        deadline: When to stop by itself, on the clock of ``time.monotonic``, which a machine's processes share.
     """
 
-    def __init__(self) -> None:
-        """Ask for nothing yet."""
+    def __init__(self, deadline: float | None = None) -> None:
+        self.deadline = deadline
         self.reason: str | None = None
         self._holding = False
         self._held = False
 
     def __bool__(self) -> bool:
+        if self.reason is None and self.deadline is not None and time.monotonic() >= self.deadline:
+            self.reason = OUT_OF_TIME
         return self.reason is not None
 
-    def __reduce__(self) -> tuple[type["Stop"], tuple[()]]:
-        return Stop, ()
+    def __reduce__(self) -> tuple[type["Stop"], tuple[float | None]]:
+        return Stop, (self.deadline,)
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether the deadline is what asked for it."""
+        return self.reason == OUT_OF_TIME
 
     @contextlib.contextmanager
     def held_back(self) -> Iterator[None]:
@@ -62,7 +76,7 @@ class Stopped(Exception):
 
 
 @contextlib.contextmanager
-def stop_on_signals(*, announce: str | None = None) -> Iterator[Stop]:
+def stop_on_signals(*, announce: str | None = None, deadline: float | None = None) -> Iterator[Stop]:
     """While the context is open, SIGINT, SIGTERM and SIGHUP ask to stop.
 
     A second SIGINT interrupts at once, or as soon as a checkpoint that is being written is whole; a third one ends the
@@ -73,8 +87,9 @@ def stop_on_signals(*, announce: str | None = None) -> Iterator[Stop]:
 
     Args:
         announce: Written to standard error at the first signal, because a step may take long to end.
+        deadline: When to stop without a signal; see :class:`Stop`.
     """
-    stop = Stop()
+    stop = Stop(deadline)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

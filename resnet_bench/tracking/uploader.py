@@ -203,7 +203,7 @@ def flush_all(named: Store | None, runs_folder: Path, *, say: Callable[[str], No
     Returns:
         Whether nothing is left.
     """
-    waiting = [folder for folder in sorted(_run_folders(runs_folder)) if _has_unsent(folder)]
+    waiting = [folder for folder in sorted(_run_folders(runs_folder)) if has_unsent(folder)]
     if not waiting:
         say(f"nothing to deliver: every run under {runs_folder} is in the tracking store")
     complete = True
@@ -242,7 +242,8 @@ def _run_folders(runs_folder: Path) -> Iterable[Path]:
     return (path.parent for path in runs_folder.rglob(JOURNAL))
 
 
-def _has_unsent(folder: Path) -> bool:
+def has_unsent(folder: Path) -> bool:
+    """Whether a run's folder has records that its store does not have."""
     cursor = Cursor.load(folder)
     behind = (isinstance(found, Entry) for found in read(folder / JOURNAL, cursor.arrived, final=True))
     return bool(cursor.deferred) or any(behind)

@@ -1,6 +1,5 @@
 """What a study leaves with its parent run: plots to look at and to click on, its trials, and the tuned recipe."""
 
-import csv
 import dataclasses
 import json
 from pathlib import Path
@@ -15,7 +14,8 @@ from resnet_bench.reporting.figures.style import light
 from resnet_bench.reporting.study_plots import PlottedStudy, PlottedTrial, importances, plots, quiet
 from resnet_bench.tuning.export import recipe_text, tuned_benchmark_text
 from resnet_bench.tuning.results import StudyResult
-from resnet_bench.tuning.stored_study import StoredStudy, is_interrupted
+from resnet_bench.tuning.stored_study import StoredStudy
+from resnet_bench.tuning.trials_table import write_trials
 
 
 def write_artifacts(stored: StoredStudy, result: StudyResult, folder: Path) -> None:
@@ -32,7 +32,8 @@ def write_artifacts(stored: StoredStudy, result: StudyResult, folder: Path) -> N
     (folder / "tuned_benchmark.toml").write_text(tuned_benchmark_text(stored, result), encoding="utf-8")
     (folder / "importances.json").write_text(json.dumps(result.importances, indent=1), encoding="utf-8")
     (folder / "result.json").write_text(json.dumps(_result_table(result), indent=1), encoding="utf-8")
-    _write_trials(stored, folder / "trials.csv")
+    with (folder / "trials.csv").open("w", encoding="utf-8", newline="") as file:
+        write_trials(stored, file)
     write_plots(stored, folder / "plots")
 
 
@@ -53,30 +54,6 @@ def _result_table(result: StudyResult) -> dict[str, Any]:
 def _difference_table(difference: Difference) -> dict[str, float | None]:
     low, high = difference.interval or (None, None)
     return {"value": difference.value, "low": low, "high": high}
-
-
-def _write_trials(stored: StoredStudy, path: Path) -> None:
-    keys = list(stored.definition.space)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            ["trial", "state", *stored.definition.objectives, "epochs", *keys, "source", "reason", "seconds", "run_id"]
-        )
-        for trial in stored.trials():
-            duration = trial.duration
-            writer.writerow(
-                [
-                    trial.number,
-                    "INTERRUPTED" if is_interrupted(trial) else trial.state.name,
-                    *(trial.values or [""] * len(stored.definition.objectives)),
-                    trial.last_step or "",
-                    *(trial.params.get(key, "") for key in keys),
-                    "yes" if "source" in trial.user_attrs else "",
-                    trial.user_attrs.get("reason", ""),
-                    round(duration.total_seconds(), 3) if duration else "",
-                    trial.user_attrs.get("mlflow_run_id", ""),
-                ]
-            )
 
 
 # --- plots -----------------------------------------------------------------------------------------

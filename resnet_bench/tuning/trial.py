@@ -48,10 +48,6 @@ class _Result:
     reason: str | None = None
 
 
-class _Lost(Exception):
-    """The trial was given to another process, because this one's heartbeat was missed."""
-
-
 class _DivergedAt(Exception):
     """The loss is no longer finite; has the epoch, counted over all seeds."""
 
@@ -82,8 +78,8 @@ def run_trial(
             if trial.user_attrs.get("mlflow_run_id") is None:
                 trial.set_user_attr("mlflow_run_id", sync.bare_run(number, acquired.params))
             queue.end(trial, result.state, result.values, result.reason)
-    except _Lost:
-        # Optuna has it as failed, and another trial has its slot.
+    except optuna.exceptions.UpdateFinishedTrialError:
+        # This process was paused, or its heartbeat lost: Optuna has the trial as failed, and another has its slot.
         pass
     except BaseException:
         # A signal, a consumer that goes away, or a mistake of ours: the slot waits for another attempt.
@@ -125,7 +121,7 @@ def _result(
         if len(plan.study.objectives) > 1 or acquired.is_source:
             return _Result("FAIL", reason=str(diverged))
         # Optuna's samplers rank NaN last.
-        _report(acquired.trial, math.nan, diverged.epoch)
+        acquired.trial.report(math.nan, diverged.epoch)
         return _Result("PRUNED", reason=str(diverged))
     except HYPERPARAMETER_FAILURES as error:
         return _Result("FAIL", reason=describe_error(error))
@@ -170,7 +166,7 @@ def _train_once(
                         accuracy, epoch = event.accuracy, before + event.epoch
                         reported = _is_reported(study, job.seed, event.epoch, epochs)
                         if reported:
-                            _report(trial, accuracy, epoch)
+                            trial.report(accuracy, epoch)
                         yield TrialReported(trial.number, epoch, accuracy)
                         may_stop = reported and epoch < epochs * study.seeds and not acquired.is_source
                         if may_stop and trial.should_prune():
@@ -194,13 +190,6 @@ def _is_reported(study: Study, seed: int, epoch: int, epochs: int) -> bool:
 
 def _why_pruned(study: Study, accuracy: float, epoch: int) -> str:
     return f"pruned by {study.pruner.name} at {accuracy:.2%} validation accuracy after epoch {epoch}"
-
-
-def _report(trial: optuna.Trial, accuracy: float, epoch: int) -> None:
-    try:
-        trial.report(accuracy, epoch)
-    except optuna.exceptions.UpdateFinishedTrialError:
-        raise _Lost from None
 
 
 def _job(acquired: AcquiredTrial, recipe: Recipe, seed: int, queue: TrialQueue, sync: MlflowSync) -> Job:

@@ -5,6 +5,7 @@ queued again with the same hyperparameters, so the number of finished trials is 
 hyperparameters that were tried before repeats their result, and slots are closed once every point has been tried.
 """
 
+import contextlib
 import json
 import time
 import warnings
@@ -102,16 +103,22 @@ class TrialQueue:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self.recover()
             while self.stored.trials(TrialState.WAITING):
-                trial = study.ask()
-                trial.set_user_attr("worker", this_process())
-                surplus = self._why_surplus(trial)
-                if surplus is not None:
-                    trial.set_user_attr("surplus", surplus)
-                    study.tell(trial, state=TrialState.FAIL)
-                    continue
-                params = space.suggest(trial, self.stored.definition.space)
-                return AcquiredTrial(trial, params, is_source="source" in trial.user_attrs)
+                # A process that is paused here for longer than the grace period finds its trial given away.
+                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                    if (acquired := self._take(study.ask())) is not None:
+                        return acquired
         return None
+
+    def _take(self, trial: optuna.Trial) -> AcquiredTrial | None:
+        """Make a trial this process's; None where there is nothing to run for it."""
+        trial.set_user_attr("worker", this_process())
+        surplus = self._why_surplus(trial)
+        if surplus is not None:
+            trial.set_user_attr("surplus", surplus)
+            self.stored.study.tell(trial, state=TrialState.FAIL)
+            return None
+        params = space.suggest(trial, self.stored.definition.space)
+        return AcquiredTrial(trial, params, is_source="source" in trial.user_attrs)
 
     def _why_surplus(self, trial: optuna.Trial) -> str | None:
         """Say why there is nothing to run for a trial that was just taken."""

@@ -35,6 +35,7 @@ from resnet_bench.running.job import Job
 from resnet_bench.running.launchers import child as children
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.prepare import Prepared
+from resnet_bench.running.stopping import Stop
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.tracking.vocabulary import EXPERIMENT
@@ -476,6 +477,42 @@ def test_a_seed_out_of_range_is_refused_on_the_command_line(seed: str) -> None:
     result = CliRunner().invoke(app, ["run", "he-resnet20", "--seed", seed])
     assert result.exit_code == 2
     assert "--seed" in result.output
+
+
+def test_a_run_whose_time_is_used_up_is_resumed_by_its_last_sentence(
+    run_all: RunAll, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time ends at the first event behind the run's start; the second seed is not even begun."""
+    monkeypatch.chdir(project)
+    monkeypatch.setattr("sys.argv", ["resnet-bench", "run", tiny.BENCHMARK, "--max-minutes", "30"])
+    changes = [f"--set={key}={value}" for key, value in tiny.CHANGES.items()]
+    executed = shlex.split("--device cpu --threads 1 --execution plain --offline")
+    options = ["--profile", "smoke", "--seeds", "2", "--max-minutes", "30", *executed]
+    bool_of_stop = Stop.__bool__
+
+    def late(stop: Stop) -> bool:
+        # Only the copy of the context's is looked at: the time is up as soon as something runs.
+        if stop.deadline is not None and any((project / "runs").glob("*/journal.jsonl")):
+            stop.deadline = 0.0
+        return bool_of_stop(stop)
+
+    monkeypatch.setattr(Stop, "__bool__", late)
+    result = CliRunner().invoke(app, ["run", tiny.BENCHMARK, *options, *changes])
+    assert result.exit_code == 124, result.output
+    last = result.output.rstrip().splitlines()[-1]
+    assert last == f"--max-minutes is used up; resume with: resnet-bench run {tiny.BENCHMARK} --max-minutes 30 --resume"
+    (run,) = tracked_runs(project)
+    assert (run.info.status, run.data.tags["resnet_bench.reason"]) == (
+        "KILLED",
+        "the time of --max-minutes was used up",
+    )
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
+def test_max_minutes_is_a_positive_number(minutes: str) -> None:
+    result = CliRunner().invoke(app, ["run", tiny.BENCHMARK, f"--max-minutes={minutes}"])
+    assert isinstance(result.exception, UserError)
+    assert "--max-minutes: must be above 0" in str(result.exception)
 
 
 # --- dry runs --------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from resnet_bench.judging.power import power, seeds_needed, smallest_effect
+from resnet_bench.judging.power import power, seeds_needed, smallest_difference, smallest_effect
 
 
 def simulated_power(effect: float, seeds: int, other_seeds: int, repetitions: int) -> float:
@@ -55,3 +55,10 @@ def test_impossible_questions_have_no_answer() -> None:
     assert smallest_effect(0.3, 1) is None
     assert smallest_effect(0.0, 5) == 0.0
     assert power(0.1, 0.0, 3) == 1.0
+
+
+def test_smallest_difference_pools_the_spread_of_both_sides() -> None:
+    first, second = [90.0, 90.2, 90.4], [90.0, 90.5, 91.0, 91.5]
+    # The pooled variance: (2 * 0.04 + 3 * 0.41667) / 5.
+    assert smallest_difference(first, second) == pytest.approx(smallest_effect(0.266**0.5, 3, 4), rel=1e-3)
+    assert smallest_difference([90.0], second) is None

@@ -141,6 +141,17 @@ def test_time_to_accuracy_of_a_group() -> None:
     assert claim_rows.evaluation_interval([run(1)], "test") is None
 
 
+def test_energy_to_accuracy_of_a_group() -> None:
+    curve = {1: 0.7, 2: 0.9, 3: 0.92, 4: 0.93}
+    series = {"test/accuracy": curve, "energy/train_joules": {epoch: 100.0 * epoch for epoch in curve}}
+    counted = [run(seed, seed=seed, metrics=series) for seed in range(2)]
+    (members,) = group([*counted, run(2, seed=2, metrics={"test/accuracy": curve})])
+    assert claim_rows.joules_to_accuracy(members, 90.0, "GPU") == 400.0
+    assert claim_rows.joules_to_accuracy(members, 95.0, "GPU") == math.inf
+    (uncounted,) = group([run(2, seed=2, metrics={"test/accuracy": curve})])
+    assert claim_rows.joules_to_accuracy(uncounted, 90.0, "GPU") is None, "without a counter there is no estimate"
+
+
 def altered(members: RunGroup, **changes: str) -> RunGroup:
     return replace(members, runs=tuple(replace(member, **changes) for member in members.runs), repeats=())
 

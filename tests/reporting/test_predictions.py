@@ -1,5 +1,6 @@
 """Two runs compared image by image, from the predictions that each kept."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ from typer.testing import CliRunner
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.cli.app import app
+from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.reporting import report
 from resnet_bench.reporting.predictions import compare_images
 from resnet_bench.tracking.store import Store
+from tests.reporting import synthetic
 
 LABELS = np.arange(100) % 10
 
@@ -65,3 +69,42 @@ def test_the_command_says_that_it_compares_networks(store: Store, monkeypatch: p
     assert ran.exit_code == 0, ran.output
     for text in ("never two recipes", "B − A: +5.00 pp", "churn 5.0%", "0, 1, 2, 3, 4"):
         assert text in ran.output
+
+
+# --- churn in the report --------------------------------------------------------------------------
+
+
+def predictions_file(predicted: list[int], labels: list[int] | None = None) -> bytes:
+    buffer = io.BytesIO()
+    columns = {"index": range(len(predicted)), "label": labels or [0] * len(predicted), "predicted": predicted}
+    pd.DataFrame(columns).to_parquet(buffer)
+    return buffer.getvalue()
+
+
+def test_the_report_has_the_churn_between_seeds(
+    fresh_uri: str, benchmarks: dict[str, Benchmark], tmp_path: Path
+) -> None:
+    right, off = [0] * 10, [1] + [0] * 9
+    kept = [right, off, [1, 1] + [0] * 8]
+    runs = [
+        synthetic.FakeRun(
+            benchmarks["ranged"], seed=seed, artifacts={"predictions.parquet": predictions_file(predicted)}
+        )
+        for seed, predicted in enumerate(kept)
+    ]
+    damaged = synthetic.FakeRun(benchmarks["ranged"], seed=3, artifacts={"predictions.parquet": b"PAR1 damaged"})
+    other = predictions_file(right, [1] * 10)
+    elsewhere = synthetic.FakeRun(benchmarks["ranged"], seed=4, artifacts={"predictions.parquet": other})
+    synthetic.log_all(fresh_uri, *runs, damaged, elsewhere)
+    result = report.write([fresh_uri], tmp_path / "report")
+    text = result.markdown.read_text("utf-8").partition("## Churn between seeds")[2]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith(("| 0", "| 1", "| 2"))]
+    assert rows[:3] == [["0", "–", "10%", "20%"], ["1", "10%", "–", "10%"], ["2", "20%", "10%", "–"]]
+    assert "median 10%" in text
+    assert any("predictions.parquet cannot be read" in problem for problem in result.problems)
+    # The tables alone give the same, and a folder of an earlier version, without churn, has no such section.
+    report.write([tmp_path / "report"], tmp_path / "again")
+    assert "median 10%" in (tmp_path / "again" / "report.md").read_text("utf-8")
+    (tmp_path / "report" / "churn.parquet").unlink()
+    report.write([tmp_path / "report"], tmp_path / "old")
+    assert "Churn" not in (tmp_path / "old" / "report.md").read_text("utf-8")

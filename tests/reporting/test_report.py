@@ -71,6 +71,7 @@ def test_result_names_what_was_written(written: ReportResult) -> None:
     assert written.runs == 40
     assert written.problems == ()
     assert sorted(path.name for path in written.page.parent.iterdir()) == [
+        "churn.parquet",
         "confusion.parquet",
         "index.html",
         "metrics.csv",

@@ -1,11 +1,15 @@
 """Studies, rebuilt from their runs."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from resnet_bench.judging.intervals import welch
-from resnet_bench.reporting import runs, studies
+from resnet_bench.judging.power import smallest_difference
+from resnet_bench.reporting import claims, runs, studies
+from resnet_bench.reporting.sections import studies as section
+from resnet_bench.reporting.sections.section import Results
 from resnet_bench.reporting.studies import StudyReport, accuracies, named
 from resnet_bench.reporting.study_plots import plots as plots_of
 from resnet_bench.reporting.tables import Tables
@@ -151,3 +155,16 @@ def test_a_smoke_study_tunes_nothing_that_a_claim_is_compared_with(study: StudyR
     smoke = replace(study, parent=replace(study.parent, profile="smoke"))
     assert studies.tuned_accuracies([smoke]) == {}
     assert list(studies.tuned_accuracies([study])) == ["nine-onecycle"]
+
+
+def test_a_gain_that_is_unclear_says_what_could_have_been_seen(study: StudyReport, benchmarks: Any) -> None:
+    def sentence(found: StudyReport) -> str:
+        rows = claims.build([], benchmarks)
+        view = section.build(Results(tables=None, runs=(), claims=rows, studies=(found,)))  # type: ignore[arg-type]
+        return str(view.values["studies"][0]["sentence"])
+
+    assert "unclear" not in sentence(study)
+    same = replace(study, tuned=study.source)
+    seen = smallest_difference(accuracies(study.source), accuracies(study.source))
+    assert seen is not None
+    assert f"That is unclear: gains below {seen:.2f} pp are seen with less than 80% power." in sentence(same)

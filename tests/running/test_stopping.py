@@ -113,3 +113,16 @@ def test_a_stop_in_another_process_stops_that_process_only() -> None:
     stop = Stop()
     stop.reason = "interrupted by SIGINT"
     assert not pickle.loads(pickle.dumps(stop))
+
+
+def test_a_deadline_asks_to_stop_in_every_process_that_has_a_copy() -> None:
+    stop = Stop(time.monotonic() + 3600)
+    assert not stop
+    assert not pickle.loads(pickle.dumps(stop))
+    over = Stop(time.monotonic())
+    assert over
+    assert over.is_out_of_time
+    assert pickle.loads(pickle.dumps(over)).deadline == over.deadline
+    interrupted = Stop(time.monotonic())
+    interrupted.reason = "interrupted by SIGTERM"
+    assert not interrupted.is_out_of_time

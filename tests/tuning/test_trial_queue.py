@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.machine import this_process
@@ -182,6 +184,27 @@ def test_a_worker_of_another_machine_is_missed_by_its_heartbeat(
     assert queue.stored.retries() == {0: 3}
     queue.end(acquired.trial, "COMPLETE", [0.5])
     assert queue.stored.trial(0).state.name == "FAIL", "the paused worker has lost its trial"
+
+
+def test_a_trial_given_away_while_it_is_taken_is_left_to_the_other(
+    tiny_plan: MakePlan, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where this process is paused between taking a trial and storing its id, for longer than the grace period."""
+    queue = begin(tiny_plan())
+    ask, asked = queue.stored.study.ask, []
+
+    def paused() -> Any:
+        trial = ask()
+        if not asked:
+            queue.stored.study.tell(trial.number, state=TrialState.FAIL)
+            retry(queue.stored.study, queue.stored.trial(trial.number))
+        asked.append(trial.number)
+        return trial
+
+    monkeypatch.setattr(queue.stored.study, "ask", paused)
+    acquired = acquire(queue)
+    assert acquired.trial.number == asked[1]
+    assert queue.stored.trial(asked[0]).state == TrialState.FAIL
 
 
 # --- drawing -----------------------------------------------------------------------------------------

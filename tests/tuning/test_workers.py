@@ -248,6 +248,77 @@ def test_a_study_on_another_machine_that_is_killed_is_missed_by_its_heartbeat(
     assert study.stored.trial(1).user_attrs["worker"]["host"] == "another-machine"
 
 
+def pause(process: subprocess.Popen[str], *databases: Path) -> None:
+    """Stop a process where it holds no lock of a database: those that it holds keep everybody waiting."""
+
+    def is_free(path: Path) -> bool:
+        with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as database:
+            try:
+                database.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return False
+        return True
+
+    def look() -> bool:
+        process.send_signal(signal.SIGSTOP)
+        until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED, "the pause")
+        if all(map(is_free, databases)):
+            return True
+        process.send_signal(signal.SIGCONT)
+        return False
+
+    until(look, "a moment between two transactions")
+
+
+def short_study(tiny_plan: MakePlan) -> Plan:
+    """Two trials, long enough to be paused within."""
+    return tiny_plan(
+        budget="budget = { trials = 2 }",
+        retrain="retrain = { seeds = 1 }",
+        training="training = { epochs = 15, batch_size = 20 }",
+    )
+
+
+def test_a_worker_that_is_paused_beyond_its_lease_writes_nothing_after_it_is_replaced(
+    tiny_plan: MakePlan, study_of: MakeStudy, study_process: Any, tmp_path: Path
+) -> None:
+    """To the study the paused worker is on another machine: there its heartbeat is all that is known of it."""
+    storage = StudyStorage(f"sqlite:///{tmp_path / 'optuna.db'}", heartbeat_seconds=1, grace_seconds=6)
+    study = study_of(short_study(tiny_plan), storage=storage)
+    process = study_process(study, "import socket\nsocket.gethostname = lambda: 'another-machine'")
+    wait_for_training(study, 0)
+    pause(process, tmp_path / "optuna.db", *filter(None, [study.context.store.path]))
+    study.events()
+    assert_complete(study, 2)
+    before = {trial.number: (trial.state, trial.values, trial.user_attrs) for trial in study.stored.trials()}
+    process.send_signal(signal.SIGCONT)
+    _, errors = process.communicate(timeout=SECONDS_FOR_ANYTHING)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert_complete(study, 2)
+    assert {t.number: (t.state, t.values, t.user_attrs) for t in study.stored.trials()} == before
+    assert study.stored.counts().interrupted == 1
+    assert study.parent.info.status == "FINISHED"
+    assert {run.info.status for run in [*study.children("trial"), *study.children("retrain")]} <= {"FINISHED", "KILLED"}
+
+
+def test_a_worker_of_this_machine_is_never_replaced_however_long_it_is_paused(
+    tiny_plan: MakePlan, study_of: MakeStudy, study_process: Any, tmp_path: Path
+) -> None:
+    storage = StudyStorage(f"sqlite:///{tmp_path / 'optuna.db'}", heartbeat_seconds=1, grace_seconds=2)
+    study = study_of(short_study(tiny_plan), storage=storage)
+    process = study_process(study)
+    wait_for_training(study, 0)
+    pause(process, tmp_path / "optuna.db")
+    time.sleep(5)
+    assert study.begin().recover() == []
+    process.send_signal(signal.SIGCONT)
+    _, errors = process.communicate(timeout=SECONDS_FOR_ANYTHING)
+    assert process.returncode == 0, errors
+    assert_complete(study, 2)
+    assert study.stored.counts().interrupted == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_signal_ends_a_study_cleanly(

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 from resnet_bench.base.text import DASH, duration
 from resnet_bench.judging.target import TimesToAccuracy
-from resnet_bench.reporting.claims import times_to_accuracy
+from resnet_bench.reporting.claims import joules_to_accuracy, times_to_accuracy
 from resnet_bench.reporting.figures import comparisons
 from resnet_bench.reporting.figures.style import present
 from resnet_bench.reporting.runs import RunGroup
 from resnet_bench.reporting.sections.section import Cell, Grid, Results, Section, View, grid
-from resnet_bench.reporting.wording import held
+from resnet_bench.reporting.wording import energy, held
 
 MAX_TARGETS = 4
 
@@ -30,7 +30,8 @@ def build(results: Results) -> View | None:
         comparisons.memory(labels),
     )
     targets = [(dataset, table) for dataset in results.datasets if (table := _targets(results, dataset)) is not None]
-    return View({"plots": drawn, "targets": targets, "apart": not results.full}, drawn)
+    joules = [(dataset, table) for dataset in results.datasets if (table := _joules(results, dataset)) is not None]
+    return View({"plots": drawn, "targets": targets, "joules": joules, "apart": not results.full}, drawn)
 
 
 SECTION = Section("comparison", "Comparison", build)
@@ -48,8 +49,34 @@ def _targets(results: Results, dataset: str) -> Grid | None:
     ]
     if not rows:
         return None
-    titles = "|".join(("Benchmark", "Device", *(f"{target:.0f}%" for target in targets)))
-    return grid(f"Time to accuracy, {dataset}", titles, rows, style="times")
+    return grid(f"Time to accuracy, {dataset}", _titles(targets), rows, style="times")
+
+
+def _joules(results: Results, dataset: str) -> Grid | None:
+    """Return the energy to the same accuracies; None where no counter could be read."""
+    shown = [group for group in results.compared if group.latest.dataset == dataset]
+    targets = _round_targets(shown)
+    found = {
+        (group, device): [joules_to_accuracy(group, target, device) for target in targets]
+        for group in shown
+        for device in group.devices
+    }
+    if all(value is None for values in found.values() for value in values):
+        return None
+    rows = [
+        [results.compared[group], device or DASH, *map(_energy, values)] for (group, device), values in found.items()
+    ]
+    return grid(f"Energy to accuracy, {dataset}", _titles(targets), rows, style="times")
+
+
+def _titles(targets: Sequence[float]) -> str:
+    return "|".join(("Benchmark", "Device", *(f"{target:.0f}%" for target in targets)))
+
+
+def _energy(joules: float | None) -> str:
+    if joules is None:
+        return "not readable"
+    return energy(joules) if math.isfinite(joules) else "missed by half or more"
 
 
 def _cell(times: TimesToAccuracy) -> Cell:

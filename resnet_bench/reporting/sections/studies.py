@@ -4,6 +4,7 @@ from typing import Any
 
 from resnet_bench.base.text import plural, setting
 from resnet_bench.judging.intervals import Interval
+from resnet_bench.judging.power import smallest_difference
 from resnet_bench.reporting.figures.style import Plot
 from resnet_bench.reporting.sections.section import Grid, Results, Section, View, grid
 from resnet_bench.reporting.studies import StudyReport, accuracies, named
@@ -89,7 +90,16 @@ def _sentence(study: StudyReport) -> str:
         return "The source's and the best hyperparameters have not been retrained, so the tuning gain is unknown."
     ends = study.difference.interval
     certainty = f" (95% CI {_signed_ends(ends)})" if ends is not None else "; too few seeds for an interval"
-    return f"Tuning gain on the test set: {signed(study.difference.value)} pp{certainty}."
+    return f"Tuning gain on the test set: {signed(study.difference.value)} pp{certainty}.{_detectable(study)}"
+
+
+def _detectable(study: StudyReport) -> str:
+    """Say what a comparison that saw no difference could have seen."""
+    ends = study.difference.interval if study.difference is not None else None
+    if ends is None or not ends.low <= 0 <= ends.high:
+        return ""
+    seen = smallest_difference(accuracies(study.source), accuracies(study.tuned))
+    return "" if seen is None else f" That is unclear: gains below {seen:.2f} pp are seen with less than 80% power."
 
 
 def _signed_ends(ends: Interval) -> str:

@@ -155,7 +155,10 @@ def serve(connection: Connection, context: Context, place: Place) -> None:
     if place.gpu is not None:
         # Torch reads it when it first uses a GPU, which the server that this process is forked from never does.
         os.environ["CUDA_VISIBLE_DEVICES"] = place.gpu
-    with stop_on_signals() as stop, contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+    with (
+        stop_on_signals(deadline=context.stop.deadline) as stop,
+        contextlib.suppress(EOFError, OSError, KeyboardInterrupt),
+    ):
         stop_without_parent()
         parent = _Parent(connection)
         logging.getLogger().addHandler(parent)

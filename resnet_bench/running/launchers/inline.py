@@ -43,6 +43,8 @@ class Inline:
     def _in_turn(self, tasks: Iterator[Task], context: Context) -> Generator[tuple[Task, Event], None, str | None]:
         """Returns why the device takes no more work from this process, where that is so."""
         for task in tasks:
+            if context.stop:
+                return None
             yield task, JobStarted()
             end = JobFinished()
             with contextlib.closing(to_its_end(task, context)) as events:

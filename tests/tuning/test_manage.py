@@ -1,0 +1,167 @@
+"""Studies under another name, and gone: Optuna, MLflow and the folders agree."""
+
+import csv
+import io
+import json
+import multiprocessing
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from resnet_bench.base.errors import UserError
+from resnet_bench.cli import study as verbs
+from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.running.run_folder import folders_in
+from resnet_bench.running.stopping import Stop, Stopped
+from resnet_bench.tuning.manage import delete_study, rename_study
+from resnet_bench.tuning.stored_study import StoredStudy, study_names
+from tests.tuning.conftest import TinyStudy
+
+MakeStudy = Callable[..., TinyStudy]
+
+
+@pytest.fixture
+def finished(study_of: MakeStudy, tiny_plan: Any, scripted_training: list[Recipe], without_plots: None) -> TinyStudy:
+    study = study_of(tiny_plan())
+    study.events()
+    return study
+
+
+def run_dir(study: TinyStudy) -> Path:
+    return study.context.run_dir
+
+
+def trials_of(stored: StoredStudy) -> list[Any]:
+    return [(trial.number, trial.state, trial.values, trial.params) for trial in stored.trials()]
+
+
+def test_a_renamed_study_is_the_same_study(finished: TinyStudy, scripted_training: list[Recipe]) -> None:
+    before = trials_of(finished.stored)
+    runs = rename_study(finished.name, "new-name", finished.storage, finished.context.store, run_dir(finished))
+    assert runs > 3
+    storage = finished.storage.read()
+    assert study_names(storage) == ["new-name"]
+    after = StoredStudy.read("new-name", storage)
+    assert trials_of(after) == before
+    finished.name = "new-name"
+    assert finished.parent.info.run_name == "new-name"
+    assert finished.parent.data.tags["mlflow.note.content"].startswith("**Study new-name**")
+    children = [*finished.children("trial"), *finished.children("retrain")]
+    assert {run.data.tags["resnet_bench.study"] for run in children} == {"new-name"}
+    finished.assert_stores_agree()
+    folders = folders_in(run_dir(finished))
+    assert {folder.path.parent for folder in folders} == {run_dir(finished) / "studies" / "new-name"}
+    # Run again, it has nothing left to do.
+    trained = len(scripted_training)
+    finished.events()
+    assert len(scripted_training) == trained
+
+
+def test_a_name_that_is_taken_or_none_is_refused(finished: TinyStudy) -> None:
+    for new, sentence in ((finished.name, "there is a study of this name"), ("no name", "a study's name is at most")):
+        with pytest.raises(UserError, match=sentence):
+            rename_study(finished.name, new, finished.storage, finished.context.store, run_dir(finished))
+    assert study_names(finished.storage.read()) == [finished.name]
+
+
+def test_a_deleted_study_is_gone_everywhere_and_its_runs_can_be_restored(finished: TinyStudy) -> None:
+    parent = finished.parent
+    kept = len(finished.children("trial")) + len(finished.children("retrain"))
+    removed = delete_study(finished.name, finished.storage, finished.context.store, run_dir(finished))
+    assert removed.runs == kept + 1
+    assert removed.trials == 3
+    assert study_names(finished.storage.read()) == []
+    assert not (run_dir(finished) / "studies" / finished.name).exists()
+    client = finished.context.store.client()
+    query = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    assert not client.search_runs([parent.info.experiment_id], query)
+    client.restore_run(parent.info.run_id)
+    assert client.get_run(parent.info.run_id).data.tags["resnet_bench.study"] == finished.name
+
+
+def test_a_study_at_work_is_left_alone(finished: TinyStudy) -> None:
+    """Its process is alive: the trial it runs names it."""
+    store = finished.context.store
+    store.client().update_run(finished.parent.info.run_id, status="RUNNING")
+    arguments = (finished.storage, store, run_dir(finished))
+    with pytest.raises(UserError, match="a process works on it"):
+        delete_study(finished.name, *arguments)
+    with pytest.raises(UserError, match="a process works on it"):
+        rename_study(finished.name, "other", *arguments)
+    store.client().set_terminated(finished.parent.info.run_id, "KILLED")
+    # Who holds the lock is waited for.
+    multiprocess = multiprocessing.get_context("fork")
+    with finished.storage.lock():
+        child = multiprocess.Process(target=delete_study, args=(finished.name, *arguments), daemon=True)
+        child.start()
+        time.sleep(0.5)
+        assert child.is_alive()
+        child.kill()
+        child.join()
+    assert study_names(finished.storage.read()) == [finished.name]
+
+
+# --- the verbs ---------------------------------------------------------------------------------------
+
+
+def invoke(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(verbs.app, list(arguments))
+    if isinstance(result.exception, UserError):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_trials_are_a_table_for_people_csv_for_spreadsheets_and_json_for_programs(
+    done: TinyStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", done.context.store.uri)
+    options = ("tiny", "--storage", done.storage.url)
+    assert "5 of 5 trials are finished" in invoke("trials", *options)
+    rows = list(csv.DictReader(io.StringIO(invoke("trials", *options, "--csv"))))
+    document = json.loads(invoke("trials", *options, "--json"))
+    assert (document["schema"], document["kind"], document["study"]) == (1, "study trials", "tiny")
+    assert len(rows) == len(document["trials"]) == 5
+    for row, trial in zip(rows, document["trials"], strict=True):
+        assert (int(row["trial"]), row["state"]) == (trial["trial"], trial["state"])
+        assert float(row["optimizer.lr"]) == trial["params"]["optimizer.lr"]
+        assert (row["validation_accuracy"] or None) == (
+            str(trial["values"]["validation_accuracy"]) if trial["values"] else None
+        )
+    with pytest.raises(UserError, match="give one of them"):
+        invoke("trials", *options, "--csv", "--json")
+
+
+def test_list_show_and_best_print_json(done: TinyStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", done.context.store.uri)
+    options = ("tiny", "--storage", done.storage.url, "--json")
+    (stored,) = json.loads(invoke("show", *options))["stored"]
+    assert stored["best_trial"] == 2
+    assert stored["counts"]["finished"] == 5
+    best = json.loads(invoke("best", *options))
+    assert best["result"]["best_settings"]["optimizer.lr"] == best["recipe"]["optimizer"]["lr"] == 0.0123
+    assert "resnet18-step-decay-cpu" in {study["name"] for study in json.loads(invoke("list", "--json"))["studies"]}
+
+
+def test_nothing_is_deleted_where_nobody_can_answer(finished: TinyStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", finished.context.store.uri)
+    options = (finished.name, "--storage", finished.storage.url, "--run-dir", str(run_dir(finished)))
+    with pytest.raises(UserError, match="without a terminal, say so with --yes"):
+        invoke("delete", *options)
+    assert "renamed" in invoke("rename", finished.name, "again", *options[1:])
+    assert "3 trials" in invoke("delete", "again", *options[1:], "--yes")
+    assert study_names(finished.storage.read()) == []
+
+
+def test_a_study_out_of_time_queues_its_trial_again(
+    study_of: MakeStudy, tiny_plan: Any, scripted_training: list[Recipe], without_plots: None
+) -> None:
+    study = study_of(tiny_plan())
+    with pytest.raises(Stopped, match="--max-minutes"):
+        list(study.run(Stop(time.monotonic())))
+    assert study.parent.data.tags["resnet_bench.reason"] == "the time of --max-minutes was used up"
+    assert study.stored.counts().finished == 0
