@@ -165,7 +165,7 @@ def test_a_terminal_shows_every_hyperparameter_in_whole_words(width: int) -> Non
     keys += ["training.batch_size", "training.label_smoothing", "optimizer.nesterov"]
     output = io.StringIO()
     console = Console(file=output, width=width, height=60, force_terminal=True)
-    progress = StudyProgress(trial_epochs=270, retraining_runs=2, retraining_epochs=270)
+    progress = StudyProgress(trial_epochs=270, retraining_runs=2, retraining_epochs=270, trials_per_retraining=1.0)
     with LiveStudy(console, progress, keys).shown() as live:
         live.take(StudyOpened("tiny", "url", 3, ()))
         for number in (0, 1):
