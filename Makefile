@@ -83,7 +83,7 @@ clean: ## Remove the environment and every cache; runs, reports and data stay
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "resnet-bench needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (choose another with PYTHON=…)")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14) and "resnet-bench needs Python 3.11 to 3.14, which the locked packages were tried with; this is " + sys.version.split()[0] + " (choose another with PYTHON=…)")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --python $(BIN)/python --require-hashes --requirement requirements.lock

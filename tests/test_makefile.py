@@ -84,3 +84,30 @@ def test_tests_stop_where_the_folder_holds_no_images(tmp_path: Path) -> None:
     )
     assert stopped.returncode == pytest.ExitCode.USAGE_ERROR
     assert f"RESNET_BENCH_TEST_DATA: {tmp_path / 'my cifar'} holds no CIFAR" in stopped.stderr
+
+
+@pytest.mark.parametrize(
+    ("version", "accepted"), [((3, 10), False), ((3, 11), True), ((3, 14), True), ((3, 15), False)]
+)
+def test_a_python_that_the_lock_does_not_know_is_refused(
+    version: tuple[int, int], accepted: bool, tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    pretended = f"sys.version_info, sys.version = {(*version, 0)}, '{version[0]}.{version[1]}.0 pretended'"
+    # It makes no environment, so that whatever comes behind the check fails.
+    python.write_text(
+        f"#!{sys.executable}\nimport sys\n{pretended}\nexec(sys.argv[2] if sys.argv[1] == '-c' else 'exit(9)')\n"
+    )
+    python.chmod(0o755)
+    ready = tmp_path / "ready"
+    done = subprocess.run(
+        ["make", str(ready), f"READY={ready}", f"PYTHON={python}", f"BIN={tmp_path}"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    refusal = (
+        f"resnet-bench needs Python 3.11 to 3.14, which the locked packages were tried with; this is 3.{version[1]}.0"
+    )
+    assert (refusal in done.stderr) == (not accepted), done.stderr
+    assert ("-m venv" in done.stdout) == accepted, done.stdout

@@ -116,7 +116,7 @@ def test_the_package_runs_as_the_command(
         ("run resnet18-step-decay --tracking mlruns", "mlruns"),
         ("run resnet18-step-decay --benchmark-dir nowhere", "nowhere"),
         ("validate nothing.toml", "nothing.toml"),
-        ("data prepare cifar11 --offline", "did you mean 'cifar10'?"),
+        ("data prepare cifar12 --offline", "did you mean 'cifar10'?"),
         ("data prepare cifar10 --offline", "no cifar10"),
     ],
 )
