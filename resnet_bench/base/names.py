@@ -59,7 +59,7 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> str:
 def nearest(name: str, valid: Iterable[str], *, cutoff: float = 0.5) -> str | None:
     """Find the valid name that was probably meant.
 
-    In this order: the same name in other letters or under a synonym, the same last part of a dotted key, the first
+    In this order: the same name in other letters, with other signs or under a synonym, the same last part of a dotted key, the first
     name that begins with it, the most similar one.
 
     Args:
@@ -72,7 +72,7 @@ def nearest(name: str, valid: Iterable[str], *, cutoff: float = 0.5) -> str | No
     typed = name[:_LONGEST].lower()
     meant = _translated(typed)
     for wanted in dict.fromkeys((typed, meant)):
-        same = [candidate for candidate in names if candidate.lower() == wanted]
+        same = [candidate for candidate in names if _bare(candidate) == _bare(wanted)]
         # The shallowest: optimizer.lr rather than optimizer.head.lr.
         same += sorted(_with_leaf(wanted.rpartition(".")[2], names), key=lambda candidate: candidate.count("."))
         if same:
@@ -81,6 +81,11 @@ def nearest(name: str, valid: Iterable[str], *, cutoff: float = 0.5) -> str | No
     by_lower = {candidate.lower(): candidate for candidate in reversed(names)}
     close = difflib.get_close_matches(typed, by_lower, n=1, cutoff=cutoff)
     return next(longer, by_lower[close[0]] if close else None)
+
+
+def _bare(name: str) -> str:
+    """A name by its letters and digits, so that cifar-100 is cifar100, and not cifar10-1."""
+    return re.sub(r"[^a-z0-9]", "", name.lower()) or name.lower()
 
 
 def shown(value: Any) -> str:
