@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,10 @@ from typing import NamedTuple
 import pytest
 
 from resnet_bench.cli import app
+
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    # Under nohup the commands that tests start would ignore it as well.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class Result(NamedTuple):

