@@ -210,7 +210,7 @@ def test_status_says_what_is_there_without_decoding(content: Content, tmp_path: 
 
 
 def test_unknown_name_gets_the_nearest_one(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="did you mean .cifar100"):
+    with pytest.raises(UserError, match="did you mean 'cifar100'"):
         load_dataset("cifar-100", tmp_path)
 
 
