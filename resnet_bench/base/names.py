@@ -59,8 +59,8 @@ def unknown_name(kind: str, name: str, valid: Iterable[str]) -> str:
 def nearest(name: str, valid: Iterable[str], *, cutoff: float = 0.5) -> str | None:
     """Find the valid name that was probably meant.
 
-    In this order: the same name in other letters, with other signs or under a synonym, the same last part of a dotted key, the first
-    name that begins with it, the most similar one.
+    In this order: the same name in other letters, with other signs or under a synonym, the same last part of a dotted
+    key, the first name that begins with it, the most similar one.
 
     Args:
         name: The name that was typed.
