@@ -6,10 +6,13 @@ import os
 
 import psutil  # type: ignore[import-untyped]
 
+from resnet_bench.base.errors import UserError
 from resnet_bench.base.machine import default_threads, usable_cores
 
 BUSY_SECONDS = 0.2
 """How long the processor is watched where the load average is high, which it may be from a run that has just ended."""
+MOST_PER_CORE = 16
+"""More threads per core than this are refused: a step would take minutes, in silence."""
 
 _log = logging.getLogger(__name__)
 
@@ -20,13 +23,19 @@ def choose_threads(typed: int | None, *, fixed: bool = False) -> int:
     Args:
         typed: What the user wants; None leaves it open.
         fixed: Never choose by how busy the machine is: as many threads give the same bits.
+
+    Raises:
+        UserError: So many were typed that nothing would get done.
     """
     if typed is not None:
         if typed > usable_cores():
-            warn_once(
+            slower = (
                 f"--threads {typed}: this process may use {usable_cores()} cores, and more threads are many times "
                 f"slower; try --threads {usable_cores()}"
             )
+            if typed > MOST_PER_CORE * usable_cores():
+                raise UserError(slower)
+            warn_once(slower)
         return typed
     threads = default_threads()
     if threads > 1 and not fixed and is_busy(threads):

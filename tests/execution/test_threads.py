@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from resnet_bench.base.errors import UserError
 from resnet_bench.execution import threads
 from resnet_bench.execution.execution import Execution
 from resnet_bench.execution.threads import choose_threads, is_busy
@@ -98,3 +99,10 @@ def test_waiting_threads_spin_briefly_unless_the_user_decides(environment: dict[
         [sys.executable, "-c", code], env={**own, **environment}, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == [expected, "False"]
+
+
+def test_more_threads_than_get_anything_done_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resnet_bench.execution.threads.usable_cores", lambda: 4)
+    assert choose_threads(64) == 64
+    with pytest.raises(UserError, match="--threads 4096: this process may use 4 cores"):
+        choose_threads(4096)
