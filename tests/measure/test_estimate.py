@@ -1,5 +1,6 @@
 """How long a run takes and has left, by a scripted clock."""
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -20,6 +21,7 @@ from resnet_bench.measure.estimate import (
 )
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.training.errors import TrainingError
 from resnet_bench.training.events import EpochEnded, Evaluated, Started, Steps
 from tests.training.conftest import PLAIN, tiny_recipe
 
@@ -188,3 +190,24 @@ def test_a_measured_step_is_cut_to_what_can_be_afforded(monkeypatch) -> None:
 def test_costs_are_measured_by_real_steps() -> None:
     found = measure_costs(tiny_recipe(), PLAIN)
     assert min(found.training[32], found.evaluation) > 0
+
+
+def test_a_recipe_that_cannot_be_trained_is_estimated_all_the_same(monkeypatch) -> None:
+    """It fails when it is trained, as one run of several; a plan must not fail for it."""
+
+    def train(*_: object) -> Iterator[object]:
+        raise TrainingError("out of memory")
+        yield
+
+    monkeypatch.setattr(measuring, "train", train)
+    monkeypatch.setattr(measuring, "MEASURED", {})
+    found = measure_costs(growing_recipe(), PLAIN)
+    assert 0 < found.training[16] < found.training[32]
+    assert found.evaluation > 0
+
+
+def test_a_recipe_that_diverges_is_measured_like_one_that_does_not(monkeypatch) -> None:
+    monkeypatch.setattr(measuring, "MEASURED", {})
+    monkeypatch.setattr(measuring, "GUESSED_MACS_PER_SECOND", math.inf)
+    found = measure_costs(tiny_recipe(optimizer={"lr": 1e30}), PLAIN)
+    assert min(found.training.values()) > 0
