@@ -297,7 +297,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
     if isinstance(theirs, torch.Tensor):
         assert torch.equal(ours, theirs)
     elif isinstance(theirs, dict):
-        assert list(ours) == list(theirs)
+        assert ours.keys() == theirs.keys()
         for key in theirs:
             assert_same(ours[key], theirs[key])
     elif isinstance(theirs, list):
