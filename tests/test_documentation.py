@@ -16,10 +16,14 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")), 
 
 
 def shown_commands() -> list[tuple[str, str]]:
-    """Each line of each shell block, with the page that it is on."""
+    """Each line of each shell block, and each command in a table, with the page that it is on."""
     found = []
     for page in PAGES:
         if page.is_file():
+            rows = re.findall(r"^\|.*", page.read_text(), re.MULTILINE)
+            found += [
+                (page.name, line) for row in rows for line in re.findall(r"`((?:resnet-bench|make) [^`…]+)`", row)
+            ]
             for block in re.findall(r"```(?:bash|sh|console)\n(.*?)```", page.read_text(), re.DOTALL):
                 joined = block.replace("\\\n", " ")
                 lines = [line.partition(" #")[0].strip().removeprefix("$ ") for line in joined.splitlines()]
