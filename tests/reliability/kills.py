@@ -35,6 +35,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from tqdm import tqdm
 
 from resnet_bench.base import files
 from resnet_bench.cli.run_all import run_all
@@ -343,8 +344,12 @@ def make_empty_database(template: Path) -> None:
 
 
 def settle() -> None:
-    """End what the warm-up left, and see that this process has one thread."""
+    """End what the warm-up and earlier tests left, and see that this process has one thread."""
     gc.collect()
+    if tqdm.monitor is not None:
+        # It watches progress bars that other tests have drawn, for as long as the process lives.
+        tqdm.monitor.exit()
+        tqdm.monitor = None
     deadline = time.monotonic() + 10
     while threading.active_count() > 1:
         assert time.monotonic() < deadline, threading.enumerate()
