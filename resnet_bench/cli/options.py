@@ -194,6 +194,7 @@ Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="Reproduce every bit for the same seed on the same machine.")
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before anything that takes long.")]
+DoNotAsk = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs; docs/json.md describes it.")]
 MaxMinutes = Annotated[
     float | None,

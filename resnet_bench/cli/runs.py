@@ -11,6 +11,7 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import DASH, duration, percent, plural
 from resnet_bench.cli.options import (
     DEFAULT_RUNS,
+    DoNotAsk,
     Json,
     OnlyBenchmarks,
     RunDir,
@@ -21,6 +22,7 @@ from resnet_bench.cli.options import (
 from resnet_bench.cli.screen import (
     FAILED,
     can_ask,
+    confirm_deletion,
     console,
     echo,
     new_table,
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
 app = new_app("List, show, delete and prune runs.")
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, its beginning, or the run's name.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 @app.command(
@@ -133,7 +134,7 @@ def show(name: RunName, tracking: TrackingURI = None, run_dir: RunDir = DEFAULT_
 )
 def delete(
     names: Annotated[list[str], typer.Argument(metavar="RUN...", help="Ids of runs, or their names.")],
-    yes: Yes = False,
+    yes: DoNotAsk = False,
     tracking: TrackingURI = None,
     run_dir: RunDir = DEFAULT_RUNS,
     as_json: Json = False,
@@ -143,7 +144,7 @@ def delete(
     store = Store.resolve(tracking, Path.cwd())
     every = read_runs(store, run_dir)
     found = list(dict.fromkeys(find_run(every, name) for name in names))
-    _confirm(f"Delete {', '.join(run.name for run in found)}?", yes=yes, ask=not as_json)
+    confirm_deletion(f"Delete {', '.join(run.name for run in found)}?", yes=yes, ask=not as_json)
     freed = {run.run_id: delete_run(store, run) for run in found}
     if as_json:
         print_json("runs delete", deleted=[_document(run, store) for run in found], freed_bytes=sum(freed.values()))
@@ -166,7 +167,7 @@ def prune(
         bool,
         typer.Option("--unfinished", help="Also runs that could be resumed, and measurements that no store has."),
     ] = False,
-    yes: Yes = False,
+    yes: DoNotAsk = False,
     tracking: TrackingURI = None,
     run_dir: RunDir = DEFAULT_RUNS,
     as_json: Json = False,
@@ -219,20 +220,6 @@ def _print_plan(plan: "PrunePlan") -> None:
     for text in plan.notes:
         note(text)
     echo(f"{_megabytes(plan.bytes)} to free" if plan.leftovers else "nothing to remove")
-
-
-def _confirm(question: str, *, yes: bool, ask: bool) -> None:
-    """Ask, where somebody can answer.
-
-    Raises:
-        UserError: The answer is no, or nobody can answer and ``--yes`` is missing.
-    """
-    if yes:
-        return
-    if not ask or not can_ask():
-        raise UserError("nothing was deleted; without a terminal, say so with --yes")
-    if not Confirm.ask(question, console=console, default=False):
-        raise UserError("nothing was deleted")
 
 
 def _document(run: "KeptRun", store: Store) -> dict[str, Any]:

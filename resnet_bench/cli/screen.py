@@ -119,6 +119,25 @@ def ask_to_continue(seconds: float, to: Console | None = None, *, answers: TextI
         raise UserError("nothing was started")
 
 
+def confirm_deletion(question: str, *, yes: bool, ask: bool = True) -> None:
+    """Ask before something is deleted, where somebody can answer.
+
+    Args:
+        question: What is asked.
+        yes: Whether ``--yes`` was given; nothing is asked then.
+        ask: Whether a question may be printed.
+
+    Raises:
+        UserError: The answer is no, or nobody can answer and ``--yes`` is missing.
+    """
+    if yes:
+        return
+    if not ask or not can_ask():
+        raise UserError("nothing was deleted; without a terminal, say so with --yes")
+    if not Confirm.ask(question, console=console, default=False):
+        raise UserError("nothing was deleted")
+
+
 def measuring_aloud(to: Console | None = None) -> AbstractContextManager[None]:
     """While the context is open, print what is measured to choose an execution, as soon as it is."""
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.prompt import Confirm
 from rich.text import Text
 
 from resnet_bench.base.errors import UserError
@@ -20,6 +19,7 @@ from resnet_bench.cli.options import (
     DataFolder,
     Deterministic,
     Device,
+    DoNotAsk,
     Download,
     Json,
     MaxMinutes,
@@ -43,6 +43,7 @@ from resnet_bench.cli.screen import (
     announce_generated,
     ask_to_continue,
     can_ask,
+    confirm_deletion,
     console,
     echo,
     new_table,
@@ -556,7 +557,7 @@ def delete(
     storage: Storage = None,
     tracking: TrackingURI = None,
     run_dir: RunDir = DEFAULT_RUNS,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: DoNotAsk = False,
 ) -> None:
     from resnet_bench.tracking.store import Store
     from resnet_bench.tuning.manage import delete_study
@@ -564,10 +565,7 @@ def delete(
     address = storage_of(storage, tracking)
     stored = find_study(name, profile, address)
     question = f"Delete {stored.name} with {plural(len(stored.trials()), 'trial')}?"
-    if not yes and not can_ask():
-        raise UserError("nothing was deleted; without a terminal, say so with --yes")
-    if not yes and not Confirm.ask(question, console=console, default=False):
-        raise UserError("nothing was deleted")
+    confirm_deletion(question, yes=yes)
     removed = delete_study(stored.name, address, Store.resolve(tracking, Path.cwd()), run_dir)
     echo(
         f"deleted {stored.name}: {plural(removed.trials, 'trial')}, and {plural(removed.runs, 'run')} in MLflow; "
