@@ -4,6 +4,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -16,6 +17,9 @@ from resnet_bench.recipe.datasets import DatasetFacts
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.running.job import Job
 from resnet_bench.running.outcome import Outcome
+
+if TYPE_CHECKING:
+    from resnet_bench.reporting.reference import ReferenceResult
 
 Result = tuple[Job, Outcome]
 
@@ -99,6 +103,7 @@ def print_closing(
     results: Sequence[Result],
     datasets: Mapping[DatasetFacts, Dataset],
     executions: Mapping[str, Execution],
+    references: Mapping[str, "ReferenceResult"],
     changed: Sequence[str],
     echo: Callable[[str | Table], None],
 ) -> None:
@@ -108,6 +113,7 @@ def print_closing(
         results: Jobs and their outcomes.
         datasets: Images by name.
         executions: How each benchmark ran, by name.
+        references: What the reference runs of each benchmark reached, by name.
         changed: Recipe keys that were changed on the command line.
         echo: Prints.
     """
@@ -117,20 +123,23 @@ def print_closing(
     for (job, _), (word, reason) in zip(results, verdicts, strict=True):
         if reason:
             remarks.append(f"{job.benchmark.name}: {word} ({reason})")
-    beside = [*beside_the_reference(results, datasets), *beside_the_article(results, datasets, executions)]
+    beside = [
+        *compare_with_references(results, datasets, references),
+        *beside_the_article(results, datasets, executions),
+    ]
     for sentence in [*dict.fromkeys(remarks), *beside]:
         echo(sentence)
 
 
-def beside_the_reference(results: Sequence[Result], datasets: Mapping[DatasetFacts, Dataset]) -> list[str]:
+def compare_with_references(
+    results: Sequence[Result], datasets: Mapping[DatasetFacts, Dataset], references: Mapping[str, "ReferenceResult"]
+) -> list[str]:
     """Return what the reference runs of each benchmark reached, and whether full runs on the same images agree."""
     # Pandas is imported here, when torch has been already.
-    from resnet_bench.reporting.reference import beside_the_reference as say
-    from resnet_bench.reporting.reference import known_references
+    from resnet_bench.reporting.reference import beside_the_reference
 
-    known = known_references([job.benchmark.name for job, _ in results])
     sentences = []
-    for name, reference in known.items():
+    for name, reference in references.items():
         mine = [(job, outcome) for job, outcome in results if job.benchmark.name == name]
         claim = reference.row.claim
         compared: list[float] = []
@@ -143,7 +152,8 @@ def beside_the_reference(results: Sequence[Result], datasets: Mapping[DatasetFac
             if accuracies := outcome.accuracies(claim.metric):
                 chosen = selected(claim, {epoch: 100 * value for epoch, value in accuracies.items()})
                 compared += [] if chosen is None else [chosen]
-        sentences.append(say(reference, compared, mine[0][0].recipe.fingerprint))
+        if mine:
+            sentences.append(beside_the_reference(reference, compared, mine[0][0].recipe.fingerprint))
     return sentences
 
 

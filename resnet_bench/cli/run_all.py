@@ -11,7 +11,7 @@ from rich.table import Table
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import duration, plural
-from resnet_bench.cli.closing import beside_the_reference, print_closing
+from resnet_bench.cli.closing import print_closing
 from resnet_bench.cli.dry_run import print_dry_run
 from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay
 from resnet_bench.cli.screen import announce_generated, ask_to_continue, measuring_aloud, print_table
@@ -67,6 +67,8 @@ def run_all(
     Raises:
         UserError: Something asked for does not exist or does not fit; nothing was started.
     """
+    # Pandas is imported here, when torch has been already.
+    from resnet_bench.reporting.reference import beside_the_reference, known_references
 
     def echo(text: str | Table) -> None:
         if isinstance(text, Table):
@@ -83,8 +85,9 @@ def run_all(
                 plan = plan.shared(sharing.seeds, context.options)
                 survey = _survey(plan, context)
     seconds = _announce(plan, survey, datasets, context.store, console)
-    for sentence in beside_the_reference([(surveyed.job, Outcome()) for surveyed in survey.values()], datasets):
-        echo(sentence)
+    references = known_references([surveyed.job.benchmark.name for surveyed in survey.values()])
+    for found in references.values():
+        echo(beside_the_reference(found, [], found.fingerprint))
     if dry_run:
         print_dry_run(plan, context, echo)
         return RunsSummary()
@@ -99,7 +102,7 @@ def run_all(
         summary = run_plan(plan, pending, survey, replace(context, stop=stop), console)
     executions = {surveyed.job.benchmark.name: surveyed.execution for surveyed in survey.values()}
     echo("")
-    print_closing(summary.results, datasets, executions, list(options.changes), echo)
+    print_closing(summary.results, datasets, executions, references, list(options.changes), echo)
     if summary.abandoned:
         echo(summary.abandoned)
     echo("")
