@@ -9,6 +9,7 @@ import typer
 from resnet_bench.base.errors import UserError
 from resnet_bench.cli.options import BenchmarkDir, Json, help_text, new_app
 from resnet_bench.cli.screen import BAD_INPUT, echo, print_error, print_json
+from resnet_bench.recipe.dataset_files import load_dataset_file
 from resnet_bench.recipe.files import load_benchmark_file
 from resnet_bench.recipe.schema import InvalidTable
 from resnet_bench.recipe.toml_files import read_toml
@@ -19,13 +20,13 @@ app = new_app()
 
 @app.command(
     help=help_text(
-        "Check benchmark and study files, and print every problem.",
+        "Check benchmark, study and dataset files, and print every problem.",
         example="validate benchmarks/my-resnet9.toml",
         following="run my-resnet9 --profile smoke",
     )
 )
 def validate(
-    files: Annotated[list[Path], typer.Argument(help="Benchmark or study files.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(help="Benchmark, study or dataset files.", show_default=False)],
     benchmark_dir: BenchmarkDir = None,
     as_json: Json = False,
 ) -> None:
@@ -50,8 +51,11 @@ def validate(
 
 
 def _checked(file: Path, benchmark_dir: Path | None) -> str:
-    """Check a file of either kind; a study has keys that no benchmark has."""
-    if read_toml(file).keys() & {"benchmark", "space", "budget"}:
+    """Check a file by its kind; a study and a dataset have keys that no benchmark has."""
+    keys = read_toml(file).keys()
+    if keys & {"classes", "train", "test", "train_images", "test_images"}:
+        return f"a dataset of {len(load_dataset_file(file).classes)} classes"
+    if keys & {"benchmark", "space", "budget"}:
         study = load_study_file(file)
         plan_study(study, "full", benchmarks=benchmark_dir)
         for profile in study.profiles:

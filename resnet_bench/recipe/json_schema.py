@@ -15,6 +15,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from resnet_bench.recipe.benchmark import Benchmark, Source
+from resnet_bench.recipe.dataset_files import DatasetFile
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.recipe.schema import NOT_GIVEN, MaybeNotGiven
 
@@ -38,19 +39,25 @@ def benchmark_schema() -> JsonSchema:
     return schema
 
 
+def dataset_schema() -> JsonSchema:
+    """Return the schema of a file in ``datasets/``."""
+    return file_schema(DatasetFile)
+
+
 def _required(model: type[BaseModel]) -> list[str]:
     return [name for name, field in model.model_fields.items() if field.is_required()]
 
 
 def file_schema(model: type[BaseModel]) -> JsonSchema:
-    """Return the schema of the files of a model, which are named after what they hold."""
+    """Return the schema of the files of a model; the name of what a file holds is the file's own."""
     schema = model.model_json_schema()
     if "$ref" in schema:
         # A table that holds itself, as a study does in its profiles, is among the definitions.
         schema = {**schema["$defs"].pop(model.__name__), "$defs": schema["$defs"]}
     schema = _for_toml(schema)
-    del schema["properties"]["name"]
-    schema["required"].remove("name")
+    if "name" in schema["properties"]:
+        del schema["properties"]["name"]
+        schema["required"].remove("name")
     for table in [model, *models_below(model)]:
         properties = (schema if table is model else schema["$defs"].get(table.__name__, {})).get("properties", {})
         meanings = _meanings(table)

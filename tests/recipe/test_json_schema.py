@@ -1,4 +1,4 @@
-"""The schemas that editors check benchmark and study files with."""
+"""The schemas that editors check benchmark, study and dataset files with."""
 
 import json
 import tomllib
@@ -7,17 +7,15 @@ from typing import Any
 
 import pytest
 
-from resnet_bench.recipe.json_schema import benchmark_schema
+from resnet_bench.recipe.json_schema import benchmark_schema, dataset_schema
 from resnet_bench.tuning.json_schema import study_schema
 from tests.golden import typed
 from tests.recipe.json_schema_check import violations
 
 ROOT = Path(__file__).parents[2]
-SCHEMAS = {"benchmark": benchmark_schema, "study": study_schema}
-FILES = [
-    *((path, "benchmark") for path in sorted((ROOT / "benchmarks").glob("*.toml"))),
-    *((path, "study") for path in sorted((ROOT / "studies").glob("*.toml"))),
-]
+SCHEMAS = {"benchmark": benchmark_schema, "study": study_schema, "dataset": dataset_schema}
+FOLDERS = {"benchmark": "benchmarks", "study": "studies", "dataset": "datasets"}
+FILES = [(path, kind) for kind, folder in FOLDERS.items() for path in sorted((ROOT / folder).glob("*.toml"))]
 
 
 def problems(table: dict[str, Any], kind: str) -> list[str]:
@@ -83,6 +81,30 @@ def test_what_a_study_does_not_know_is_marked(table: dict[str, Any]) -> None:
     good = {"benchmark": "a", "budget": {"trials": 3}, "space": {"optimizer": {"lr": rate}}}
     assert problems(good, "study") == []
     assert problems({**good, **table}, "study")
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ("fit = 'squeeze'", "fit"),
+        ("image_size = 4", "image_size"),
+        ("mean = [0.5]", "mean"),
+        ("classes = ['a']", "classes"),
+        ("tran = 'photos/train'", "tran"),
+    ],
+)
+def test_what_a_dataset_does_not_know_is_marked(changed: str, says: str) -> None:
+    good = "test = 'photos/test'\ntest_images = 10\nclasses = ['a', 'b']\n"
+    assert problems(tomllib.loads(good), "dataset") == []
+    table = {**tomllib.loads(good), **tomllib.loads(changed)}
+    assert any(says in problem for problem in problems(table, "dataset")), problems(table, "dataset")
+    assert problems({"test": "a", "classes": ["a", "b"]}, "dataset")
+
+
+def test_editors_find_the_schema_of_every_kind_of_file() -> None:
+    rules = tomllib.loads((ROOT / ".taplo.toml").read_text())["rule"]
+    found = {rule["include"][0]: rule["schema"]["path"] for rule in rules}
+    assert found == {f"{folder}/*.toml": f"schemas/{kind}.json" for kind, folder in FOLDERS.items()}
 
 
 def test_every_key_says_what_it_is_for() -> None:
