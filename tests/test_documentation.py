@@ -52,7 +52,7 @@ def test_a_shown_command_exists(page: str, line: str) -> None:
         unknown = [option for option in options if f'"{option}"' not in script]
         assert not unknown, f"{page}: {words[1]} has no {unknown}"
     else:
-        assert words[0] in {"git", "cd", "pip", "python3", "ssh"}, f"{page}: {line!r} is not a command of ours"
+        assert words[0] in {"git", "cd", "pip", "python3", "source", "ssh"}, f"{page}: {line!r} is not a command of ours"
 
 
 def _parse(words: list[str]) -> None:
