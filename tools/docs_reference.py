@@ -25,6 +25,9 @@ file that extends another, and in a profile, every key may be missing. Take an o
 }
 """What stands before the keys of a kind of file; elsewhere its schema's description."""
 
+LARGE = 1_000_000_000
+"""A bound that nobody meets, and no page names."""
+
 PYTHON = """# Python
 
 `import resnet_bench as rb` offers the functions below; `help(rb.train)` prints the same.
@@ -103,7 +106,30 @@ def _command(name: str, command: TyperCommand, context: typer.Context, *, below:
     rows = [(record[0], record[1]) for _, record in records if record is not None]
     if rows:
         yield from ("", "| argument or option | what it does |", "|---|---|")
-        yield from (f"| `{_cell(names)}` | {_cell(meaning)} |" for names, meaning in rows)
+        yield from (f"| {_spelling(names)} | {_meaning(meaning)} |" for names, meaning in rows)
+
+
+def _spelling(names: str) -> str:
+    """Write an option with what it takes: choices stand behind it, so that a narrow screen can break the line."""
+    names, _, choices = names.partition(" <")
+    values = "" if choices.startswith("list[") else choices.rstrip(">").replace("|", ", ")
+    return f"`{names}` {_cell(values)}".strip()
+
+
+def _meaning(text: str) -> str:
+    """Turn what Typer appends in brackets into sentences."""
+    text, bracket, notes = text.rpartition("  [") if text.endswith("]") else (text, "", "")
+    found = [_cell(text).rstrip(".") + "."] if text else []
+    for note in notes.removesuffix("]").split("; ") if bracket else ():
+        if note.startswith("default: "):
+            found.append(f"Default: `{note.removeprefix('default: ')}`.")
+        elif note.startswith("env var: "):
+            found.append(f"Environment: `{note.removeprefix('env var: ')}`.")
+        elif least := re.fullmatch(r"x>=([\d.]+)", note):
+            found.append(f"At least {least[1]}.")
+        elif not re.fullmatch(r"0<=x<=\d+", note):
+            found.append(f"{_cell(note).capitalize()}.")
+    return " ".join(found)
 
 
 def _cell(text: str) -> str:
@@ -168,11 +194,14 @@ def _whole(definition: str) -> str:
 
 def _keys(table: JsonSchema, tables: Container[str]) -> Iterator[str]:
     required = table.get("required", ())
-    yield from ("| key | takes | default | meaning |", "|---|---|---|---|")
+    yield from ("| key | takes | meaning |", "|---|---|---|")
     for key, value in table["properties"].items():
-        default = "required" if key in required else _value(value["default"]) if "default" in value else ""
-        meaning = _prose(value.get("description", "")).replace("|", "\\|")
-        yield f"| `{key}` | {_takes(value, tables)} | {default} | {meaning} |"
+        meaning = [_prose(value.get("description", ""))]
+        if key in required:
+            meaning.append("Required.")
+        elif "default" in value:
+            meaning.append(f"Default: {_value(value['default'])}.")
+        yield f"| `{key}` | {_takes(value, tables)} | {' '.join(filter(None, meaning)).replace('|', chr(92) + '|')} |"
 
 
 def _takes(schema: JsonSchema, tables: Container[str]) -> str:
@@ -200,7 +229,7 @@ def _takes(schema: JsonSchema, tables: Container[str]) -> str:
 
 def _bounds(schema: JsonSchema) -> str:
     signs = {"exclusiveMinimum": "&gt;", "minimum": "≥", "exclusiveMaximum": "&lt;", "maximum": "≤"}
-    return ", ".join(f"{sign} {schema[key]:,}" for key, sign in signs.items() if key in schema)
+    return ", ".join(f"{sign} {schema[key]:,}" for key, sign in signs.items() if schema.get(key, LARGE) < LARGE)
 
 
 def _value(value: Any) -> str:

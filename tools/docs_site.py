@@ -51,6 +51,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Let links lead to pages of the site, and take those away that lead to files it does not have."""
     here = page.file.src_uri
+    if page.is_homepage:
+        # It would name this page alone.
+        page.meta["hide"] = ["navigation"]
     source = next((source for source, name in BROUGHT_ALONG.items() if name == here), f"docs/{here}")
     return LINK.sub(lambda link: _link(link, source, here), markdown)
 
