@@ -12,6 +12,7 @@ from resnet_bench.cli.screen import BAD_INPUT, echo, print_error, print_json
 from resnet_bench.recipe.files import load_benchmark_file
 from resnet_bench.recipe.schema import InvalidTable
 from resnet_bench.recipe.toml_files import read_toml
+from resnet_bench.running.launchers.options import is_launcher_table, load_launcher_file
 from resnet_bench.tuning.plan import load_study_file, plan_study
 
 app = new_app()
@@ -19,13 +20,13 @@ app = new_app()
 
 @app.command(
     help=help_text(
-        "Check benchmark and study files, and print every problem.",
+        "Check benchmark, study and launcher files, and print every problem.",
         example="validate benchmarks/my-resnet9.toml",
         following="run my-resnet9 --profile smoke",
     )
 )
 def validate(
-    files: Annotated[list[Path], typer.Argument(help="Benchmark or study files.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(help="Benchmark, study or launcher files.", show_default=False)],
     benchmark_dir: BenchmarkDir = None,
     as_json: Json = False,
 ) -> None:
@@ -50,8 +51,11 @@ def validate(
 
 
 def _checked(file: Path, benchmark_dir: Path | None) -> str:
-    """Check a file of either kind; a study has keys that no benchmark has."""
-    if read_toml(file).keys() & {"benchmark", "space", "budget"}:
+    """Check a file of any kind; studies and launchers have keys that no benchmark has."""
+    table = read_toml(file)
+    if is_launcher_table(table):
+        return f"a launcher: {load_launcher_file(file).describe()}"
+    if table.keys() & {"benchmark", "space", "budget"}:
         study = load_study_file(file)
         plan_study(study, "full", benchmarks=benchmark_dir)
         for profile in study.profiles:

@@ -23,7 +23,7 @@ LOCAL = {
 }
 """The launchers of one machine, which take no options, and what each does."""
 
-_TIME = re.compile(r"(?:(\d+)d)? ?(?:(\d+)h)? ?(?:(\d+)m(?:in)?)?")
+TIME = re.compile(r"(?:(\d+)d)? ?(?:(\d+)h)? ?(?:(\d+)m(?:in)?)?")
 _WORD = re.compile(r"[A-Za-z0-9_.,:@|&*+\[\]()=/-]+")
 
 
@@ -31,7 +31,7 @@ def minutes(value: Any) -> Any:
     """Turn a time such as ``2h``, ``1d 12h`` or ``90m`` into minutes; whole numbers are minutes already."""
     if not isinstance(value, str):
         return value
-    match = _TIME.fullmatch(value.strip())
+    match = TIME.fullmatch(value.strip())
     if match is None or not any(match.groups()):
         raise ValueError(f"must be a time such as 2h, 90m or 1d 12h, got {shown(value)}")
     days, hours, rest = (int(part or 0) for part in match.groups())
@@ -50,7 +50,7 @@ def _line(value: str) -> str:
     return value
 
 
-Minutes = Annotated[int, Field(ge=1, le=525_600), BeforeValidator(minutes)]
+Minutes = Annotated[int, Field(ge=5, le=525_600), BeforeValidator(minutes)]
 SlurmWord = Annotated[str, AfterValidator(_word)]
 Line = Annotated[str, AfterValidator(_line)]
 

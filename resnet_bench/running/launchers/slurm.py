@@ -209,7 +209,8 @@ def _parameters(options: LauncherOptions, name: str) -> dict[str, Any]:
         "account": options.account,
         "qos": options.qos,
         "constraint": options.constraint,
-        "signal_delay_s": options.signal_seconds,
+        # A job that were told at its start would be requeued for ever.
+        "signal_delay_s": min(options.signal_seconds, 30 * options.time),
         "array_parallelism": options.max_jobs or ARRAY_SIZE,
         "setup": list(options.setup) or None,
         # A lost node costs no run, whatever the cluster's default is.
