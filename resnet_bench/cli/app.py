@@ -23,6 +23,8 @@ VERBS = {
     "validate": "Check benchmark, study and launcher files, and print every problem.",
     "schema": "Print the JSON schema of benchmark, study or launcher files, for editors.",
     "run": "Train benchmarks and track them in MLflow.",
+    "status": "Show the jobs on clusters: their state, node and progress.",
+    "cancel": "Cancel jobs on clusters, with a checkpoint each.",
     "report": "Write a report of the tracked runs.",
     "compare": "Compare two sets of runs.",
     "results": "Print the reference results: which claims hold.",

@@ -29,14 +29,16 @@ class JobState:
     Attributes:
         name: In its own words, such as ``PENDING``.
         node: Where it runs; empty before.
+        is_over: Whether the job has ended, and is not started again.
     """
 
     name: str
     node: str = ""
+    is_over: bool = False
 
 
 class Cluster(Protocol):
-    """A scheduler. It holds nothing: what is known of a launch is on disk, for whoever asks later."""
+    """A scheduler. It holds nothing: what is known of a launch is on disk, for later commands."""
 
     def __init__(self, options: LauncherOptions) -> None:
         """Use a scheduler with these options."""

@@ -1,6 +1,6 @@
-"""The events of a task as lines of JSON on the shared disk: a job writes them, and whoever watches it reads them.
+"""The events of a task as lines of JSON on the shared disk, from the job that does it to the command that watches it.
 
-Each attempt at a task has a file of its own, so that a process that was only cut off cannot write into what the next
+Each attempt at a task has a separate file, so that a process that was only cut off cannot write into what the next
 attempt says. A reader ends an older attempt when it finds a newer one.
 """
 
@@ -57,12 +57,12 @@ _INSIDE: Mapping[str, type[Any]] = {"outcome": Outcome, "earlier": Outcome, "upl
 
 def encode(event: Event) -> str | None:
     """Write an event as JSON; None for one that is of no use elsewhere, such as those of a study's trials."""
-    name = type(event).__name__
-    if name not in _EVENTS:
+    kind = _EVENTS.get(type(event).__name__)
+    if kind is None:
         return None
-    fields = {field.name for field in dataclasses.fields(event)} - {*_LEFT_OUT}
+    fields = {field.name for field in dataclasses.fields(kind)} - {*_LEFT_OUT}
     values = {key: getattr(event, key) for key in sorted(fields)}
-    return json.dumps({"event": name, **values}, default=_plain)
+    return json.dumps({"event": kind.__name__, **values}, default=_plain)
 
 
 def decode(line: str | bytes) -> Event | None:

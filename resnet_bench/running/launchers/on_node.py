@@ -84,7 +84,7 @@ def _left(launch: Launch, task: Task, number: int, attempt: int) -> Task | None:
 
 @dataclass(frozen=True)
 class _AgainTask:
-    """A task that was begun before, perhaps by a process that goes on where the scheduler lost sight of it."""
+    """A task that was begun before, perhaps by a process that still runs where the scheduler lost sight of it."""
 
     task: Task
 

@@ -162,7 +162,7 @@ class _Follower:
         """Yield the end of tasks whose job is over and has not said how they ended."""
         for number in [*self.open]:
             state = states.get(self._job_of[number])
-            if state is not None and state.name in _UNDER_WAY:
+            if state is not None and not state.is_over:
                 self._seen_over.pop(number, None)
                 continue
             self._seen_over[number] += 1
@@ -239,8 +239,8 @@ def _ask(handles: Sequence[Handle]) -> dict[str, JobState] | None:
         return None
     if done.returncode != 0 and "Invalid job id" not in done.stderr:
         return None
-    rows = [line.split("|") for line in done.stdout.splitlines()]
-    return {row[0].strip(): JobState(row[1].strip(), row[2].strip()) for row in rows if len(row) == 3}
+    rows = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines() if line.count("|") == 2]
+    return {job: JobState(name, node, is_over=name not in _UNDER_WAY) for job, name, node in rows}
 
 
 def _past_state(job: str) -> str:
