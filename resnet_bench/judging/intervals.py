@@ -234,6 +234,58 @@ def time_ratio(first: Sequence[float], second: Sequence[float]) -> Ratio:
     return Ratio(math.exp(statistics.median(logs)), Interval(math.exp(min(logs)), math.exp(max(logs))), p)
 
 
+def ratio_interval(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """Return the interval of the ratio of times that the exact Mann–Whitney test does not reject.
+
+    Source: J. L. Hodges, E. L. Lehmann, "Estimates of location based on rank tests", 1963.
+
+    Args:
+        first: Seconds of each run, all above 0.
+        second: Seconds of each run, all above 0.
+        confidence: How often the interval is right, at least.
+
+    Returns:
+        None with fewer than six runs per side, or where so few runs cannot be that confident.
+    """
+    if min(len(first), len(second)) < MIN_TIMING_RUNS:
+        return None
+    bound = rank_bound(len(first), len(second), (1 - confidence) / 2)
+    if bound is None:
+        return None
+    logs = sorted(math.log(b) - math.log(a) for a in first for b in second)
+    return Interval(math.exp(logs[bound]), math.exp(logs[-1 - bound]))
+
+
+@lru_cache(maxsize=512)
+def rank_bound(first: int, second: int, level: float) -> int | None:
+    """Return the largest Mann–Whitney count that is seen with a probability of at most ``level`` without an effect.
+
+    Args:
+        first: Runs on one side.
+        second: Runs on the other side.
+        level: One-sided.
+
+    Returns:
+        None where even a count of 0 is likelier than that.
+    """
+    # The Gaussian binomial coefficient: its terms count the orders of the runs by their Mann–Whitney count.
+    few, many = sorted((first, second))
+    ways = [1] + [0] * (few * many)
+    for part in range(many + 1, many + few + 1):
+        for count in range(few * many, part - 1, -1):
+            ways[count] -= ways[count - part]
+    for part in range(1, few + 1):
+        for count in range(part, few * many + 1):
+            ways[count] += ways[count - part]
+    allowed = level * math.comb(few + many, few)
+    seen = 0
+    for count, number in enumerate(ways):
+        seen += number
+        if seen > allowed:
+            return count - 1 if count else None
+    return None
+
+
 def timing_differs(ratio: Ratio, adjusted_p: float | None) -> bool:
     """Return whether two sets of times differ by more than noise and by more than 5%."""
     beyond = abs(math.log(ratio.ratio)) > math.log1p(TIMING_THRESHOLD)

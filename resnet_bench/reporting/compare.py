@@ -16,7 +16,7 @@ from resnet_bench.base.text import DASH, listed, plural
 from resnet_bench.base.uris import redact
 from resnet_bench.judging import intervals
 from resnet_bench.judging.intervals import Difference, Interval, Ratio
-from resnet_bench.judging.power import smallest_difference
+from resnet_bench.judging.power import smallest_difference, smallest_ratio
 from resnet_bench.judging.verdict import best_evaluation, last_evaluation
 from resnet_bench.recipe.claims import REPRODUCTION_MARGIN
 from resnet_bench.reporting import reading
@@ -63,7 +63,8 @@ class ComparisonRow:
     note: str = ""
     generated: bool = False
     detectable: float | None = None
-    """Accuracy: the smallest difference that these runs show with 80% power, in percentage points."""
+    """The smallest difference that these runs would have shown with 80% power: in percentage points, for times as a
+    ratio minus 1. None where they are too few to show any."""
 
     @property
     def regression(self) -> bool:
@@ -319,6 +320,7 @@ def _timing_row(a: RunGroup, b: RunGroup, note: str) -> ComparisonRow | None:
         p=found.p if tested else None,
         word="unclear" if tested else "not tested",
         note="; ".join(notes),
+        detectable=seen - 1 if tested and (seen := smallest_ratio(first, second)) is not None else None,
     )
 
 

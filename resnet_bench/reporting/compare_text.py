@@ -71,10 +71,10 @@ def notes(comparison: ResultComparison) -> list[str]:
     for row in comparison.rows:
         if row.note:
             together.setdefault(row.note, []).append(f"{_name(row)} ({row.metric})")
-        if row.word == "unclear" and row.detectable is not None:
-            text = f"differences below {row.detectable:.2f} pp are seen with less than 80% power"
-            together.setdefault(text, []).append(f"{_name(row)} ({row.metric})")
-    return [f"{listed(names, MAX_LISTED)}: {note}" for note, names in together.items()]
+    found = [f"{listed(names, MAX_LISTED)}: {note}" for note, names in together.items()]
+    if any(_detectable(row) for row in comparison.rows):
+        found.append("detectable: the smallest difference that these runs would have shown with 80% power")
+    return found
 
 
 def summary(comparison: ResultComparison) -> str:
@@ -122,8 +122,15 @@ def _cells(row: ComparisonRow) -> list[str]:
         difference,
         interval,
         DASH if row.adjusted_p is None else "<0.001" if row.adjusted_p < 0.001 else f"{row.adjusted_p:.3f}",
-        row.word if row.primary else "",
+        f"{row.word}{_detectable(row)}" if row.primary else "",
     ]
+
+
+def _detectable(row: ComparisonRow) -> str:
+    if row.word != "unclear" or row.detectable is None:
+        return ""
+    smallest = f"×{row.detectable + 1:.3f}" if row.metric == "epoch time" else f"{row.detectable:.2f} pp"
+    return f", detectable {smallest}"
 
 
 def _name(row: ComparisonRow) -> str:
