@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Outcome = Literal["different", "same", "unclear"]
 
@@ -168,18 +168,39 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
     value = statistics.fmean(second) - statistics.fmean(first)
     if min(len(first), len(second)) < 2 or (_constant(first) and _constant(second)):
         return Difference(value)
-    from scipy import stats
-
-    with warnings.catch_warnings():
-        # One side may not vary, which scipy reports as a loss of precision.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        test = stats.ttest_ind(list(second), list(first), equal_var=False)
+    test = _welch_test(first, second)
     return Difference(
         value,
         interval=Interval(*(float(end) for end in test.confidence_interval(0.95))),
         equivalence_interval=Interval(*(float(end) for end in test.confidence_interval(0.90))),
         p=float(test.pvalue),
     )
+
+
+def welch_interval(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """Return Welch's interval of a difference of means.
+
+    Args:
+        first: One number per run.
+        second: One number per run.
+        confidence: How often the interval is right.
+
+    Returns:
+        None where either side has one run or neither side varies.
+    """
+    if min(len(first), len(second)) < 2 or (_constant(first) and _constant(second)):
+        return None
+    ends = _welch_test(first, second).confidence_interval(confidence)
+    return Interval(*(float(end) for end in ends))
+
+
+def _welch_test(first: Sequence[float], second: Sequence[float]) -> Any:
+    from scipy import stats
+
+    with warnings.catch_warnings():
+        # One side may not vary, which scipy reports as a loss of precision.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return stats.ttest_ind(list(second), list(first), equal_var=False)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

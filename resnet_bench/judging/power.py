@@ -108,20 +108,23 @@ def smallest_effect(
     return sd * float(root)
 
 
-def smallest_difference(first: Sequence[float], second: Sequence[float], *, wanted: float = 0.8) -> float | None:
+def smallest_difference(
+    first: Sequence[float], second: Sequence[float], *, wanted: float = 0.8, alpha: float = ALPHA
+) -> float | None:
     """Return the smallest difference of means that two sets of runs could have shown, at their pooled spread.
 
     Args:
         first: One number per run.
         second: One number per run.
         wanted: The power.
+        alpha: Two-sided level of the test.
 
     Returns:
         None where a side has fewer than 2 runs.
     """
     if min(len(first), len(second)) < FEWEST_SEEDS:
         return None
-    return smallest_effect(_pooled(first, second), len(first), len(second), wanted=wanted)
+    return smallest_effect(_pooled(first, second), len(first), len(second), wanted=wanted, alpha=alpha)
 
 
 def _pooled(first: Sequence[float], second: Sequence[float]) -> float:
@@ -144,19 +147,51 @@ def smallest_ratio(first: Sequence[float], second: Sequence[float], *, wanted: f
     Returns:
         None with fewer than six runs per side, which are not tested.
     """
-    if min(len(first), len(second)) < MIN_TIMING_RUNS:
+    simulated = _simulated(first, second, SIGNIFICANCE)
+    if simulated is None:
         return None
-    sd = _pooled([math.log(value) for value in first], [math.log(value) for value in second])
-    needed, medians = _simulated_times(len(first), len(second))
+    needed, medians = simulated
     # The effect from which each simulated comparison is flagged.
-    flagged = np.maximum(sd * needed, math.log1p(TIMING_THRESHOLD) - sd * medians)
+    flagged = np.maximum(needed, math.log1p(TIMING_THRESHOLD) - medians)
     return float(np.exp(np.quantile(flagged, wanted)))
 
 
+def smallest_excess(
+    first: Sequence[float], second: Sequence[float], *, wanted: float = 0.8, alpha: float = ALPHA
+) -> float | None:
+    """Return the smallest ratio of times whose exact interval two sets of runs could have shown to be above 1.
+
+    Args:
+        first: Seconds of each run, all above 0.
+        second: Seconds of each run, all above 0.
+        wanted: The power.
+        alpha: The interval is right with probability 1 − alpha.
+
+    Returns:
+        None where so few runs have no such interval.
+    """
+    simulated = _simulated(first, second, alpha)
+    return None if simulated is None else float(np.exp(np.quantile(simulated[0], wanted)))
+
+
+Simulated = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+
+
+def _simulated(first: Sequence[float], second: Sequence[float], alpha: float) -> Simulated | None:
+    """Simulate comparisons of times without an effect: the effect (a logarithm) that each lacks, and its median."""
+    if min(len(first), len(second)) < MIN_TIMING_RUNS:
+        return None
+    bound = rank_bound(len(first), len(second), alpha / 2)
+    if bound is None:
+        return None
+    sd = _pooled([math.log(value) for value in first], [math.log(value) for value in second])
+    needed, medians = _standard_times(len(first), len(second), bound)
+    return sd * needed, sd * medians
+
+
 @functools.lru_cache(maxsize=64)
-def _simulated_times(runs: int, other_runs: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Simulate comparisons without an effect, in standard deviations: the effect that each lacks, and its median."""
-    bound = rank_bound(runs, other_runs, SIGNIFICANCE / 2) or 0
+def _standard_times(runs: int, other_runs: int, bound: int) -> Simulated:
+    """The same in standard deviations, for the largest Mann–Whitney count that is rejected."""
     random = np.random.default_rng(0)
     repetitions = max(200, min(_SIMULATED, _SIMULATED_VALUES // (runs * other_runs)))
     first, second = random.standard_normal((repetitions, 1, runs)), random.standard_normal((repetitions, other_runs, 1))
