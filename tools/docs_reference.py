@@ -21,6 +21,8 @@ INTRODUCTIONS = {
 Every key below `recipe` can be changed on the command line, without the word `recipe`: `--set optimizer.lr=0.05`. In a
 file that extends another, and in a profile, every key may be missing. Take an optional key away with `"none"`.""",
     "study": "A file in `studies/`: what to tune, over which hyperparameters, and how long.",
+    "launcher": "A file in `launchers/`: where runs are started, beside this machine.",
+    "limits": "`limits.toml`: how much each benchmark may lose before a comparison fails.",
     "dataset": "A file in `datasets/`: your own images. `resnet-bench data describe DIR` prints one.",
 }
 """What stands before the keys of a kind of file; elsewhere its schema's description."""
