@@ -1,7 +1,6 @@
 """Runs from options to results: what is cached, what runs again and why, and what a failure costs."""
 
 import io
-import multiprocessing
 import os
 import re
 import shlex
@@ -39,6 +38,7 @@ from resnet_bench.running.stopping import Stop
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.tracking.vocabulary import EXPERIMENT
+from tests.forking import fork_context
 from tests.reliability import tiny
 from tests.weights import weights_in_store
 
@@ -224,7 +224,8 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> None:
 
     They cannot train: torch refuses gradients in the fork of a process that has computed some.
     """
-    monkeypatch.setattr(children, "context", lambda: multiprocessing.get_context("fork"))
+    fork = fork_context()
+    monkeypatch.setattr(children, "context", lambda: fork)
 
 
 def test_a_gpu_that_is_lost_to_the_process_costs_one_run(

@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_plots")]
 MakePlan = Callable[..., Plan]
 MakeStudy = Callable[..., TinyStudy]
 
-SECONDS_FOR_ANYTHING = 240.0
+SECONDS_FOR_ANYTHING = 600.0
 
 
 @pytest.fixture(autouse=True)
