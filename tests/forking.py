@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 def settle() -> None:
     """End what the warm-up and earlier tests left, and see that this process has one thread."""
-    gc.collect()
     if tqdm.monitor is not None:
         # It watches progress bars that other tests have drawn, for as long as the process lives.
         tqdm.monitor.exit()
@@ -19,6 +18,8 @@ def settle() -> None:
     deadline = time.monotonic() + 120
     while threading.active_count() > 1:
         assert time.monotonic() < deadline, threading.enumerate()
+        # Some end with the object that they serve.
+        gc.collect()
         time.sleep(0.05)
 
 
