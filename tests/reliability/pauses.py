@@ -2,7 +2,7 @@
 
     python -m tests.reliability.pauses step
 
-A program of its own, because it forks: its process has one thread.
+It forks, so that it runs as a separate program, whose process has one thread.
 """
 
 import functools

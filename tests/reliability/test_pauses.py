@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("phase", ["step", "checkpoint"])
 def test_a_paused_trainer_is_neither_replaced_nor_closed_and_finishes_as_if_nothing_was(phase: str) -> None:
-    """In a process of its own, which has one thread and may fork."""
+    """In a separate process, which has one thread and may fork."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.reliability.pauses", phase],
         cwd=REPOSITORY,
