@@ -372,10 +372,8 @@ def _are_labels(array: npt.NDArray[Any], count: int) -> bool:
     return array.dtype.kind in "iu" and array.size == count
 
 
-def _checked_labels(
-    labels: npt.NDArray[np.integer], below: int, facts: DatasetFacts, path: Path
-) -> npt.NDArray[np.int64]:
-    labels = labels.reshape(-1).astype(np.int64)
+def _checked_labels(given: npt.NDArray[Any], below: int, facts: DatasetFacts, path: Path) -> npt.NDArray[np.int64]:
+    labels: npt.NDArray[np.int64] = given.reshape(-1).astype(np.int64)
     wrong = np.flatnonzero((labels < 0) | (labels >= below))
     if wrong.size:
         label = labels[wrong[0]]
