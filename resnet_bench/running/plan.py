@@ -216,6 +216,7 @@ def plan_runs(
             resume=options.resume,
             force=options.force,
             sharing=sharing,
+            planned=tuple(options.seeds),
         )
         for benchmark in benchmarks
         for seed in options.seeds

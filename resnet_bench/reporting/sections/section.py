@@ -107,6 +107,11 @@ class Cell:
     lines: tuple[str, ...] = ()
     """On the page, what stands on separate lines in place of the text."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is its text alone: tables of thousands of runs are mostly such cells."""
+        return not (self.detail or self.badge or self.code or self.lines)
+
 
 class GridColumn(NamedTuple):
     """The head of a column."""
