@@ -22,7 +22,7 @@ from resnet_bench.recipe.claims import REPRODUCTION_MARGIN
 from resnet_bench.reporting import reading
 from resnet_bench.reporting.anonymize import machine_name
 from resnet_bench.reporting.reading import Source
-from resnet_bench.reporting.runs import Run, RunGroup, group, load
+from resnet_bench.reporting.runs import Run, RunGroup, group, group_labels, load
 from resnet_bench.reporting.tables import RUN_COLUMNS, Tables
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import ENERGY, PREFIX, SPLITS
@@ -145,8 +145,11 @@ def compare_runs(a: Side, b: Side) -> ResultComparison:
     left, right = _by_benchmark(a.runs), _by_benchmark(b.runs)
     rows: list[ComparisonRow] = []
     for key in sorted(left.keys() & right.keys()):
-        for first, second, note in _matched(left[key], right[key]):
-            rows += _rows(first, second, note)
+        pairs = _matched(left[key], right[key])
+        labels = group_labels([second for _, second, _ in pairs])
+        for first, second, note in pairs:
+            label = labels[second] if len(pairs) > 1 else second.name
+            rows += [replace(row, benchmark=label) for row in _rows(first, second, note)]
     rows = _with_words(rows)
     return ResultComparison(
         a=a.name,

@@ -298,6 +298,34 @@ def group(runs: Iterable[Run]) -> list[RunGroup]:
     return [_group(members, planned[key]) for key, members in sorted(together.items())]
 
 
+def group_labels(groups: Sequence[RunGroup]) -> dict[RunGroup, str]:
+    """Return each group's name: its benchmark's, with what tells it from another group of the same name."""
+    alike: dict[tuple[bool, str], list[RunGroup]] = defaultdict(list)
+    for group in groups:
+        # Smoke runs and generated images carry a badge, so that they need no other name.
+        alike[group.apart, _own_label(group)].append(group)
+    return {
+        group: f"{label} ({mark})" if len(members) > 1 else label
+        for (_, label), members in alike.items()
+        for group, mark in zip(members, _marks(members), strict=True)
+    }
+
+
+def _marks(groups: Sequence[RunGroup]) -> list[str]:
+    """Return by which each group is known among groups of one name: its recipe or, where they share it, its images."""
+    recipes = [group.latest.fingerprint[:6] for group in groups]
+    return [
+        recipe if recipes.count(recipe) == 1 else f"{recipe}, images {group.latest.data_fingerprint[:6] or 'unknown'}"
+        for group, recipe in zip(groups, recipes, strict=True)
+    ]
+
+
+def _own_label(group: RunGroup) -> str:
+    if not group.changed:
+        return group.name
+    return f"{group.name} ({group.changed[0] if len(group.changed) == 1 else 'changed recipe'})"
+
+
 def by_run(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the rows of a table by the run that they belong to."""
     return {str(run_id): rows for run_id, rows in frame.groupby("run_id", sort=False)}

@@ -192,6 +192,17 @@ def test_doctor_compares_torchvision_with_torch(
     assert (finding.remedy is None) == good
 
 
+def test_doctor_shows_a_store_that_cannot_be_named_beside_everything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "100%").mkdir()
+    monkeypatch.chdir(tmp_path / "100%")
+    found = {finding.subject: finding for finding in machine.check_machine(tmp_path, None)}
+    assert found["disk"].good
+    assert not found["tracking"].good
+    assert "path has ?, # or % in it" in found["tracking"].text
+
+
 def test_doctor_misses_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def missing(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
