@@ -15,6 +15,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from resnet_bench.recipe.benchmark import Benchmark, Source
+from resnet_bench.recipe.limits import LimitsFile
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.recipe.schema import NOT_GIVEN, MaybeNotGiven
 
@@ -38,6 +39,11 @@ def benchmark_schema() -> JsonSchema:
     return schema
 
 
+def limits_schema() -> JsonSchema:
+    """Return the schema of ``limits.toml``."""
+    return file_schema(LimitsFile)
+
+
 def _required(model: type[BaseModel]) -> list[str]:
     return [name for name, field in model.model_fields.items() if field.is_required()]
 
@@ -49,8 +55,8 @@ def file_schema(model: type[BaseModel]) -> JsonSchema:
         # A table that holds itself, as a study does in its profiles, is among the definitions.
         schema = {**schema["$defs"].pop(model.__name__), "$defs": schema["$defs"]}
     schema = _for_toml(schema)
-    del schema["properties"]["name"]
-    schema["required"].remove("name")
+    if schema["properties"].pop("name", None) is not None:
+        schema["required"].remove("name")
     for table in [model, *models_below(model)]:
         properties = (schema if table is model else schema["$defs"].get(table.__name__, {})).get("properties", {})
         meanings = _meanings(table)

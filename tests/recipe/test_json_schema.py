@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 
-from resnet_bench.recipe.json_schema import benchmark_schema
+from resnet_bench.recipe.json_schema import benchmark_schema, limits_schema
 from resnet_bench.tuning.json_schema import study_schema
 from tests.golden import typed
 from tests.recipe.json_schema_check import violations
 
 ROOT = Path(__file__).parents[2]
-SCHEMAS = {"benchmark": benchmark_schema, "study": study_schema}
+SCHEMAS = {"benchmark": benchmark_schema, "study": study_schema, "limits": limits_schema}
 FILES = [
     *((path, "benchmark") for path in sorted((ROOT / "benchmarks").glob("*.toml"))),
     *((path, "study") for path in sorted((ROOT / "studies").glob("*.toml"))),
+    (ROOT / "docs" / "examples" / "limits.toml", "limits"),
 ]
 
 
@@ -83,6 +84,15 @@ def test_what_a_study_does_not_know_is_marked(table: dict[str, Any]) -> None:
     good = {"benchmark": "a", "budget": {"trials": 3}, "space": {"optimizer": {"lr": rate}}}
     assert problems(good, "study") == []
     assert problems({**good, **table}, "study")
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [{}, {"benchmark": "A"}, {"benchmark": "a", "drop": -1}, {"benchmark": "a", "time_factor": 1.01}, {"name": "a"}],
+)
+def test_what_limits_do_not_know_is_marked(limit: dict[str, Any]) -> None:
+    assert problems({"limits": [{"benchmark": "a", "drop": 1, "time_factor": 1.2}]}, "limits") == []
+    assert problems({"limits": [limit]}, "limits")
 
 
 def test_every_key_says_what_it_is_for() -> None:
