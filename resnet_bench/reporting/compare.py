@@ -62,6 +62,8 @@ class ComparisonRow:
     word: Word = "not tested"
     note: str = ""
     generated: bool = False
+    label: str = ""
+    """The benchmark's name with what tells these runs from others of that name; empty where there are no others."""
     detectable: float | None = None
     """The smallest difference that these runs would have shown with 80% power: in percentage points, for times as a
     ratio minus 1. None where they are too few to show any."""
@@ -162,8 +164,8 @@ def compare_runs(a: Side, b: Side) -> ResultComparison:
         pairs = matched(left[key], right[key])
         labels = group_labels([second for _, second, _ in pairs])
         for first, second, note in pairs:
-            label = labels[second] if len(pairs) > 1 else second.name
-            rows += [replace(row, benchmark=label) for row in _rows(first, second, note)]
+            label = labels[second] if len(pairs) > 1 else ""
+            rows += [replace(row, label=label) for row in _rows(first, second, note)]
     rows = _with_words(rows)
     return ResultComparison(
         a=a.name,

@@ -329,5 +329,5 @@ def test_recipes_and_images_of_one_benchmark_have_names_that_differ() -> None:
         ),
     )
     found = comparing.compare_runs(several, several)
-    names = {row.benchmark for row in found.rows if row.metric == "test accuracy"}
+    names = {row.label for row in found.rows if row.metric == "test accuracy"}
     assert names == {"b (f, images d)", "b (f, images eeeeee)", "b (other )"}
