@@ -244,5 +244,5 @@ def test_a_seed_that_was_trained_until_it_fits_settles_nothing(seeds: list[Run])
     assert "by their first runs the claim is not reproduced, by their latest reproduced" in row.verdict.reason
     other_code = [replace(poor(run), tags={"resnet_bench.code_fingerprint": "old"}) for run in seeds]
     row = headline([*other_code, *seeds])
-    assert row.verdict.word == "reproduced", "other code is no repeat"
+    assert row.verdict.word == "reproduced", "other code does not repeat a run"
     assert "seeds that finished more than once: 0-4; the latest run of each counts" in row.notes
