@@ -139,9 +139,20 @@ def _print_usage_error(error: Any) -> None:
         # The help of a verb with subcommands, of which none was typed.
         typer.echo(message, err=True)
         return
-    _print_error(f"{message[0].lower()}{message[1:]}")
+    _print_error(_as_typed(f"{message[0].lower()}{message[1:]}"))
     if error.ctx is not None:
         typer.echo(f"see: {error.ctx.command_path} --help", err=True)
+
+
+def _as_typed(message: str) -> str:
+    """Name an option that a verb does not have as it was typed: its old name is read as the new one everywhere."""
+    from resnet_bench.cli.options import OLD_NAMES
+
+    typed = {word.partition("=")[0] for word in sys.argv[1:]}
+    for old, new in OLD_NAMES.items():
+        if f"--{old}" in typed and f"--{new}" not in typed:
+            message = message.replace(f"no such option: --{new}", f"no such option: --{old}")
+    return message
 
 
 def _print_error(text: str) -> None:

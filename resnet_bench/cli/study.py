@@ -207,9 +207,9 @@ def _print_plan(plan: "Plan") -> None:
     scored_on = 0 if validation is None else validation.images
     for line in (
         f"objectives: {', '.join(study.objectives)}",
-        f"trials: {study.budget.trials} of {trial.training.epochs} epochs, {plural(study.seeds, 'seed')}, on "
+        f"trials: {study.budget.trials} of {plural(trial.training.epochs, 'epoch')}, {plural(study.seeds, 'seed')}, on "
         f"{trial.data.num_train} images of {trial.data.dataset}, scored on {scored_on} validation images",
-        f"retraining: {plural(study.retrain.seeds, 'new seed')} per side, {final.training.epochs} epochs on "
+        f"retraining: {plural(study.retrain.seeds, 'new seed')} per side, {plural(final.training.epochs, 'epoch')} on "
         f"{final.data.num_train} images, evaluated once on {final.data.num_test} test images",
         f"sampler: {_with_options(study.sampler)}",
         f"pruner: {_with_options(study.pruner)}",
@@ -416,7 +416,7 @@ def _watch(
 
 
 def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage", store: "Store") -> None:
-    from resnet_bench.tracking.store import option, where_to_see
+    from resnet_bench.tracking.store import login_note, option, where_to_see
     from resnet_bench.tuning.export import comparison_text
 
     console.print()
@@ -433,7 +433,7 @@ def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage", 
     if address.dashboard is not None:
         echo(f"Optuna: optuna-dashboard {shlex.quote(address.dashboard)}")
     source = ["--from" if word == "--tracking" else word for word in option(store)]
-    echo(f"report: {command_text('report', *source)}")
+    echo(f"report: {command_text('report', *source)}{login_note(store)}")
     best, export = (command_text("study", verb, result.name, *address.option) for verb in ("best", "export"))
     echo(f"next: {best}; {export}")
 

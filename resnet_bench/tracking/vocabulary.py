@@ -32,6 +32,7 @@ TAGS: Mapping[str, str] = {
     "role": "run, study, trial or retrain",
     "profile": "full or smoke",
     "seed": "the seed of every random stream",
+    "planned_seeds": "the seeds of the command that made the run, such as 0-9; a verdict needs all of them",
     "fingerprint": "of the recipe; equal for repeats of one experiment",
     "source_title": "who published the recipe",
     "claim": "the source's first claim, as it is printed",
