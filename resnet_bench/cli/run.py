@@ -15,6 +15,7 @@ from resnet_bench.cli.options import (
     Device,
     Download,
     ExecutionMode,
+    Json,
     MaxMinutes,
     Precision,
     Profile,
@@ -29,7 +30,7 @@ from resnet_bench.cli.options import (
     help_text,
     new_app,
 )
-from resnet_bench.cli.screen import FAILED, INTERRUPTED, OUT_OF_TIME, can_ask, console, print_resume_command
+from resnet_bench.cli.screen import FAILED, INTERRUPTED, OUT_OF_TIME, can_ask, console, print_json, print_resume_command
 from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.changes import override, parse_assignments
@@ -90,6 +91,7 @@ def run(
         typer.Option("--dry-run", help="Print the plan, try a few steps, write example images; train nothing."),
     ] = False,
     yes: Yes = False,
+    as_json: Json = False,
 ) -> None:
     # What does not exist is refused at once; torch takes seconds to import.
     until = deadline(max_minutes)
@@ -133,10 +135,12 @@ def run(
         stop=Stop(until),
     )
     with lasting(console):
-        summary = run_all(options, context, console, ask=can_ask() and not yes, dry_run=dry_run)
+        summary = run_all(options, context, console, ask=can_ask() and not yes and not as_json, dry_run=dry_run)
         if summary.interrupted:
             why = "--max-minutes is used up" if summary.out_of_time else "interrupted"
             print_resume_command("--resume" if summary.is_resumable else None, why=why)
+    if as_json:
+        print_json("run", store=store.redacted_uri, **summary.document())
     if summary.interrupted:
         raise typer.Exit(OUT_OF_TIME if summary.out_of_time else INTERRUPTED)
     if summary.failures or summary.abandoned:
