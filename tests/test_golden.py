@@ -200,7 +200,7 @@ def test_shapes_of_json_of_runs(quick_runs: Path, monkeypatch: pytest.MonkeyPatc
         for split in ("train", "test"):
             image = quick_runs / "photos" / split / name / f"{number}.png"
             image.parent.mkdir(parents=True)
-            Image.new("RGB", (32, 32), (25 * number, 0, 99)).save(image)
+            Image.new("RGB", (32, 32), (25 * number, 9 * number, 99 - number)).save(image)
     run = next(run for run in _document("runs list")["runs"] if run["name"].startswith("he-resnet20"))
     lines = (
         golden.ORDINARY.replace(" golden-adam", ""),
