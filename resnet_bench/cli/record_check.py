@@ -3,7 +3,7 @@
 import statistics
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from resnet_bench.cli.options import (
     DataFolder,
     Device,
     ExecutionMode,
+    Json,
     Precision,
     RunDir,
     Threads,
@@ -30,6 +31,7 @@ from resnet_bench.cli.screen import (
     echo,
     measuring_aloud,
     new_table,
+    print_json,
     print_resume_command,
     print_table,
 )
@@ -83,6 +85,7 @@ def check(
     tracking: TrackingURI = None,
     run_dir: RunDir = DEFAULT_RUNS,
     benchmark_dir: BenchmarkDir = None,
+    as_json: Json = False,
 ) -> None:
     benchmark = load_benchmark(name, benchmark_dir)
     compared = load_benchmark(baseline, benchmark_dir) if baseline is not None else None
@@ -111,6 +114,8 @@ def check(
     )
     print_record(found)
     echo(f"bundle: {found.path}")
+    if as_json:
+        print_json("record check", **record_document(found))
     if not found.verdict.holds:
         raise typer.Exit(FAILED)
 
@@ -195,6 +200,20 @@ def _line(attempt: "Attempt") -> str:
     if attempt.accuracy is None:
         return f"seed {attempt.seed}: failed: {attempt.failure}"
     return f"seed {attempt.seed}: {attempt.accuracy:.2f}% in {attempt.seconds:.1f} s (standard {attempt.standard:.2f}%)"
+
+
+def record_document(bundle: "RecordBundle") -> dict[str, Any]:
+    """What a bundle states and what follows from it, for a program."""
+    record = bundle.record
+    return {
+        "bundle": bundle.path,
+        "holds": bundle.verdict.holds,
+        "verdict": bundle.verdict.sentence,
+        "target": bundle.verdict.target,
+        "plan": record.plan.model_dump(mode="json"),
+        "attempts": [attempt.model_dump(mode="json") for attempt in record.attempts],
+        "result": bundle.conclude().model_dump(mode="json"),
+    }
 
 
 def print_record(bundle: "RecordBundle") -> None:

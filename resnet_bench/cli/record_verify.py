@@ -10,14 +10,15 @@ from resnet_bench.cli.options import (
     DataFolder,
     Device,
     ExecutionMode,
+    Json,
     Precision,
     RunDir,
     Threads,
     TrackingURI,
     data_folder,
 )
-from resnet_bench.cli.record_check import Resume, context_of, measured, print_record
-from resnet_bench.cli.screen import FAILED, echo, note
+from resnet_bench.cli.record_check import Resume, context_of, measured, print_record, record_document
+from resnet_bench.cli.screen import FAILED, echo, note, print_json
 from resnet_bench.execution import choices
 from resnet_bench.judging.record import Repeat
 
@@ -36,16 +37,20 @@ def verify(
     data: DataFolder = None,
     tracking: TrackingURI = None,
     run_dir: RunDir = DEFAULT_RUNS,
+    as_json: Json = False,
 ) -> None:
     from resnet_bench.running.record_reading import describe_left_out, read_bundle
 
     stated = read_bundle(bundle)
     print_record(stated)
     echo("recomputed: the bundle states what its files give")
-    if left_out := describe_left_out(stated):
+    left_out = describe_left_out(stated)
+    if left_out:
         note(left_out)
     count = len(stated.record.plan.seeds) if seeds is None else min(seeds, len(stated.record.plan.seeds))
     if count == 0:
+        if as_json:
+            print_json("record verify", stated=record_document(stated), left_out=left_out, repeat=None)
         return
     folder = data_folder(data)
 
@@ -70,5 +75,12 @@ def verify(
     )
     for sentence in repeat.sentences:
         echo(sentence)
+    if as_json:
+        print_json(
+            "record verify",
+            stated=record_document(stated),
+            left_out=left_out,
+            repeat={**record_document(found), "agrees": repeat.agrees, "sentences": repeat.sentences},
+        )
     if not repeat.agrees:
         raise typer.Exit(FAILED)

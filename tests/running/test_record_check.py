@@ -253,9 +253,13 @@ def test_verify_repeats_some_seeds_and_says_whether_they_agree(
     assert "time agrees: 0.12× the baseline's speed here" in found.output
 
     seeds.errors[0] = ValueError("it broke")
-    found = verified(bundle, context, "--seeds", "1")
+    found = verified(bundle, context, "--seeds", "1", "--json")
     assert found.exit_code == 1, found.output
-    assert "accuracy does not agree: 1 of 1 repeated runs failed" in found.output
+    assert "accuracy does not agree: 1 of 1 repeated runs failed" in found.stderr
+    document = json.loads(found.stdout)
+    assert document["stated"]["holds"]
+    assert not document["repeat"]["agrees"]
+    assert document["repeat"]["attempts"][0]["failure"] == "ValueError: it broke"
 
 
 # --- for real -------------------------------------------------------------------------------------
