@@ -1,11 +1,24 @@
 """The verbs of ``resnet-bench tracking``."""
 
+import contextlib
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from resnet_bench.cli.options import DEFAULT_RUNS, Json, RunDir, TrackingURI, help_text, new_app, store_uri
+from resnet_bench.base.errors import UserError
+from resnet_bench.cli.options import (
+    DEFAULT_RUNS,
+    Json,
+    MaxMinutes,
+    RunDir,
+    TrackingURI,
+    deadline,
+    help_text,
+    new_app,
+    store_uri,
+)
 from resnet_bench.cli.screen import FAILED, echo, note, print_json
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.uploader import flush_all
@@ -56,3 +69,28 @@ def push(
         echo(report.sentence)
     if report.failed:
         raise typer.Exit(FAILED)
+
+
+@app.command(
+    help=help_text(
+        "Mark runs as killed whose host shows no sign of life, until interrupted; one such command per server will do.",
+        example="tracking watch --tracking http://127.0.0.1:5000",
+    )
+)
+def watch(
+    tracking: TrackingURI = None,
+    max_minutes: MaxMinutes = None,
+) -> None:
+    until = deadline(max_minutes)
+
+    from resnet_bench.tracking.leases import BEAT_SECONDS, LeaseWatch, close_lost_runs
+
+    store = Store.resolve(tracking)
+    if problem := store.check(to_write=False):
+        raise UserError(f"{store.redacted_uri} cannot be watched: {problem}")
+    leases = LeaseWatch()
+    with contextlib.suppress(KeyboardInterrupt):
+        while until is None or time.monotonic() < until:
+            for run in close_lost_runs(store, leases):
+                echo(f"{run.name}: {run.reason}")
+            time.sleep(BEAT_SECONDS if until is None else max(0.0, min(BEAT_SECONDS, until - time.monotonic())))

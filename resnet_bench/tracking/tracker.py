@@ -32,6 +32,8 @@ STATUS: "Mapping[EndReason, str]" = {"finished": "FINISHED", "failed": "FAILED",
 CLOSE_TIMEOUT_SECONDS = 60.0
 UPLOAD_SECONDS = 5.0
 """Between two looks at the journal; each costs some milliseconds, however little there is to send."""
+SERVER_FACTOR = 3
+"""How many times as rarely the journal is sent to a server, which others write to as well."""
 SAMPLE_SECONDS = 10.0
 """Between two looks at processor, memory and GPU."""
 _MAX_WAITING = 10_000
@@ -55,7 +57,8 @@ class Tracker:
         self._folder = folder
         self._writer = _Writer(journal)
         self._recorder = Recorder(description)
-        self.uploader = Uploader(store, folder, journal.sync, interval=UPLOAD_SECONDS, run_id=run_id)
+        interval = UPLOAD_SECONDS * (SERVER_FACTOR if store.is_server else 1)
+        self.uploader = Uploader(store, folder, journal.sync, interval=interval, run_id=run_id)
         device = str(description.execution.get("device", "cpu"))
         self.sampler = SystemSampler(self._take_sample, device, interval=SAMPLE_SECONDS)
 
@@ -118,6 +121,11 @@ class Tracker:
     def problem(self) -> str | None:
         """Why the store takes nothing at the moment, in a sentence; None when all is well."""
         return self.uploader.problem
+
+    @property
+    def taken_over(self) -> str | None:
+        """Who writes to the run now instead of this process, in a sentence; None where this process does."""
+        return self.uploader.taken_over
 
     def record(self, event: "Event") -> None:
         """Take down an event of the training loop. Costs microseconds and never raises for the store's sake."""
