@@ -2,7 +2,7 @@
 
     python tools/write_rates.py --tracking http://127.0.0.1:5000 --clients 1000 --values 60 --every 15
 
-Each client has a run of its own and sends a batch of metrics at its interval, spread evenly. The runs are deleted at
+Each client has its run and sends a batch of metrics at its interval, spread evenly. The runs are deleted at
 the end (`mlflow gc` removes them for good).
 """
 

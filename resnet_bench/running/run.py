@@ -122,8 +122,8 @@ def _tracked(
             tracker.record(event)
             checkpoints.keep(event)
             yield event
-            if tracker.taken_over:
-                raise Stopped("killed", tracker.taken_over)  # noqa: TRY301 - likewise
+            if other := tracker.uploader.taken_over:
+                raise Stopped("killed", other)  # noqa: TRY301 - likewise
             if stop and not isinstance(event, Finished):
                 raise Stopped("killed", stop.reason or "stopped")  # noqa: TRY301 - as if the consumer had thrown it
             if meter and isinstance(event, EpochEnded):

@@ -1,7 +1,7 @@
 """Whether a run's process, perhaps on another host, still runs: a beat that it renews and others watch for change.
 
 A run on a server has the tags ``attempt`` and ``beat``. Its process adds to the beat, in batches of metrics that go
-anyway. Whoever watches notes on its own clock when it last saw the beat change, so that no two clocks are compared, and
+anyway. A watcher notes on its own clock when it last saw the beat change, so that no two clocks are compared, and
 takes the run over after a minute without change, by raising the attempt. A process that has had no beat acknowledged
 for 40 s sends nothing until it has read the attempt: one that was only cut off finds that it has lost its run.
 
@@ -57,7 +57,7 @@ class Lease:
 
     Attributes:
         attempt: Which attempt at the run this process is, from 1. Until the first confirmation, the least that it is:
-            whoever holds a run's folder may go on with it, whatever became of former processes.
+            a process that holds a run's folder may resume it, whatever became of former ones.
         clock: In seconds; see :func:`elapsed`.
     """
 

@@ -122,11 +122,6 @@ class Tracker:
         """Why the store takes nothing at the moment, in a sentence; None when all is well."""
         return self.uploader.problem
 
-    @property
-    def taken_over(self) -> str | None:
-        """Who writes to the run now instead of this process, in a sentence; None where this process does."""
-        return self.uploader.taken_over
-
     def record(self, event: "Event") -> None:
         """Take down an event of the training loop. Costs microseconds and never raises for the store's sake."""
         self._writer.append(self._recorder.records(event))

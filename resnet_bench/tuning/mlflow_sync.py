@@ -199,7 +199,7 @@ class MlflowSync:
         """Make a run for a trial that has none, or find the one that another host makes at the same time."""
         if self.bare_run(trial.number, trial.params) is None:
             return None
-        # Whoever looks last sees all of them, and keeps the same one as the others.
+        # The one that looks last sees all of them, and keeps the same one as the others.
         kept, *others = sorted(self._children("trial", number=trial.number), key=lambda run: str(run.info.run_id))
         for other in others:
             self._client.delete_run(other.info.run_id)

@@ -1,4 +1,4 @@
-"""Trials whose process is gone: failed and queued again, by whoever notices first."""
+"""Trials whose process is gone: failed and queued again by the first that notices."""
 
 import time
 import warnings
@@ -80,7 +80,7 @@ class Recovery:
         return exit_reason(worker["host"], int(worker["pid"]), worker["pid_start"], one_machine=one_machine) is not None
 
     def _is_left(self, how: str, trial: FrozenTrial) -> bool:
-        """Whether a trial has been left in between for so long that its process will not go on."""
+        """Whether a trial has been left in between for so long that its process will not continue."""
         address = self._stored.storage.address
         if address.file is not None:
             return True

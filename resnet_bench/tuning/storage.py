@@ -144,10 +144,6 @@ class StudyStorage:
         finally:
             lock.release()
 
-    def claim_lock(self) -> "contextlib.AbstractContextManager[None]":
-        """Keep other processes out of a file while a trial changes hands; on a server nobody waits for anybody."""
-        return self.lock() if self.file is not None else contextlib.nullcontext()
-
     def open(self) -> "OpenStorage":
         """Connect, making the database or file where there is none.
 
@@ -260,6 +256,10 @@ class OpenStorage:
 
     address: StudyStorage
     optuna: BaseStorage
+
+    def claim_lock(self) -> "contextlib.AbstractContextManager[None]":
+        """Keep other processes out of a file while a trial changes hands; on a server nobody waits for anybody."""
+        return self.address.lock() if self.address.file is not None else contextlib.nullcontext()
 
     def beat(self, trial_id: int) -> None:
         """Report to the storage that the trial is alive, where it knows heartbeats."""

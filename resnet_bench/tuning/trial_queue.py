@@ -119,13 +119,13 @@ class TrialQueue:
         """Take the next waiting trial; None where there is none.
 
         In a file, no other process draws meanwhile, so that each knows what the others are trying. On a server nobody
-        waits: Optuna gives a waiting trial to one process, whoever asks.
+        waits: Optuna gives a waiting trial to one process only.
 
         Raises:
             UserError: The storage is a file, and a process of another host is working on the study.
         """
         study = self.stored.study
-        with self.stored.storage.address.claim_lock(), warnings.catch_warnings():
+        with self.stored.storage.claim_lock(), warnings.catch_warnings():
             # Optuna says that a heartbeat belongs to Study.optimize; ours beats in the run of the trial.
             warnings.filterwarnings("ignore", message="Heartbeat of storage")
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -209,12 +209,12 @@ class TrialQueue:
 
     def interrupt(self, number: int) -> None:
         """Give up a trial that this process cannot finish; it will be run again."""
-        with self.stored.storage.address.claim_lock():
+        with self.stored.storage.claim_lock():
             self._recovery.fail_and_retry(number)
 
     def interrupt_own(self) -> None:
         """Give up the trials that this process still has, because it ends."""
-        with self.stored.storage.address.claim_lock():
+        with self.stored.storage.claim_lock():
             for trial in self.stored.trials(TrialState.RUNNING):
                 if trial.user_attrs.get("worker") == this_process():
                     self._recovery.fail_and_retry(trial.number)
@@ -225,7 +225,7 @@ class TrialQueue:
         Returns:
             The numbers of the trials whose end was noticed.
         """
-        with self.stored.storage.address.claim_lock():
+        with self.stored.storage.claim_lock():
             return self._recovery.recover(self.stored.trials())
 
     def notice_silence(self) -> None:

@@ -243,7 +243,7 @@ def test_the_lease_of_another_hosts_run_decides_whatever_its_lock_says(
     assert (other_host.path / TAKEN_OVER).exists()
     taken.note_end("killed", taken.run_id)
     taken.release()
-    # From now on nobody goes on with the original, nor delivers what its process wrote since.
+    # From now on nobody resumes the original, nor delivers what its process wrote since.
     again = RunFolder.acquire(tmp_path / "runs", describe(), watch=watch)
     assert again.path == taken.path
     again.release()
