@@ -352,7 +352,8 @@ def test_tables_of_0_1_0_are_reported(kept: Path) -> None:
 
 def _report_of(source: str, project: Path) -> None:
     printed = typed(f"report --from {source} --out new")
-    assert (printed.code, printed.err) == (0, "")
+    # On a busy machine it says how far it has read.
+    assert (printed.code, [line for line in printed.err.splitlines() if not line.startswith("reading ")]) == (0, [])
     # Two runs, one that was interrupted, a study with three trials and two times two final runs.
     assert "report of 11 runs" in printed.out
     report = (project / "new" / "report.md").read_text("utf-8")

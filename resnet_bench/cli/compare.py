@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
+from resnet_bench.base.errors import UserError
 from resnet_bench.cli.options import Json, OnlyBenchmarks, Since, Sources, help_text, new_app, source_uri
 from resnet_bench.cli.screen import FAILED, console, echo, new_table, print_json, print_table, reading_aloud
+from resnet_bench.recipe.limits import LIMITS_FILE, check_names, load_limits
+from resnet_bench.recipe.toml_files import search_folders, toml_files
 from resnet_bench.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -50,13 +53,24 @@ def compare(
     fail_on_regression: Annotated[
         bool, typer.Option("--fail-on-regression", help="Exit with code 1 if B is worse by more than noise.")
     ] = False,
+    limits_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--limits",
+            metavar="FILE",
+            help="What each benchmark may lose; ./limits.toml, where there is one, with --fail-on-regression.",
+        ),
+    ] = None,
 ) -> None:
     # Pandas is imported when the verb is called, so that help and completion are quick.
     from resnet_bench.reporting import compare as comparing
     from resnet_bench.reporting import compare_text
+    from resnet_bench.reporting.limits import CheckedLimits, check_limits
     from resnet_bench.reporting.predictions import compare_images
 
     if images:
+        if limits_file is not None:
+            raise UserError("--limits is about runs of several seeds, and --images about two networks; drop one")
         store = Store.resolve(str(sources[0]) if sources else None, Path.cwd())
         between = compare_images(a, b, store)
         if as_json or style == "json":
@@ -66,10 +80,20 @@ def compare(
         return
 
     style = "json" if as_json else style
+    if limits_file is None and fail_on_regression and LIMITS_FILE.is_file():
+        limits_file = LIMITS_FILE
+    limits = None if limits_file is None else load_limits(limits_file)
     with reading_aloud():
-        found = comparing.compare(a, b, sources=list(sources) if sources else None, benchmarks=benchmarks, since=since)
+        a_side, b_side = comparing.read_sides(
+            a, b, sources=list(sources) if sources else None, benchmarks=benchmarks, since=since
+        )
+    found, checked = comparing.compare_runs(a_side, b_side), None
+    if limits_file is not None and limits is not None:
+        with_runs = {run.benchmark for run in (*a_side.runs, *b_side.runs)}
+        check_names(limits, with_runs | toml_files(search_folders("benchmarks")).keys(), where=limits_file)
+        checked = check_limits(limits, a_side, b_side)
     if style == "table":
-        for part in compare_text.table(found).renderables:
+        for part in compare_text.table(found, checked).renderables:
             if isinstance(part, Table):
                 print_table(part)
             else:
@@ -77,8 +101,9 @@ def compare(
     else:
         # Not through rich, which would wrap lines that a program reads.
         write = compare_text.markdown if style == "markdown" else compare_text.as_json
-        sys.stdout.write(write(found))
-    if fail_on_regression and found.regressions:
+        sys.stdout.write(write(found, checked))
+    decided = checked or CheckedLimits()
+    if fail_on_regression and (decided.broken or any(not decided.decide(row) for row in found.regressions)):
         raise typer.Exit(FAILED)
 
 

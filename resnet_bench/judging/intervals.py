@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Outcome = Literal["different", "same", "unclear"]
 
@@ -168,18 +168,39 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
     value = statistics.fmean(second) - statistics.fmean(first)
     if min(len(first), len(second)) < 2 or (_constant(first) and _constant(second)):
         return Difference(value)
-    from scipy import stats
-
-    with warnings.catch_warnings():
-        # One side may not vary, which scipy reports as a loss of precision.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        test = stats.ttest_ind(list(second), list(first), equal_var=False)
+    test = _welch_test(first, second)
     return Difference(
         value,
         interval=Interval(*(float(end) for end in test.confidence_interval(0.95))),
         equivalence_interval=Interval(*(float(end) for end in test.confidence_interval(0.90))),
         p=float(test.pvalue),
     )
+
+
+def welch_interval(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """Return Welch's interval of a difference of means.
+
+    Args:
+        first: One number per run.
+        second: One number per run.
+        confidence: How often the interval is right.
+
+    Returns:
+        None where either side has one run or neither side varies.
+    """
+    if min(len(first), len(second)) < 2 or (_constant(first) and _constant(second)):
+        return None
+    ends = _welch_test(first, second).confidence_interval(confidence)
+    return Interval(*(float(end) for end in ends))
+
+
+def _welch_test(first: Sequence[float], second: Sequence[float]) -> Any:
+    from scipy import stats
+
+    with warnings.catch_warnings():
+        # One side may not vary, which scipy reports as a loss of precision.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return stats.ttest_ind(list(second), list(first), equal_var=False)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -232,6 +253,58 @@ def time_ratio(first: Sequence[float], second: Sequence[float]) -> Ratio:
 
         p = float(stats.mannwhitneyu(list(second), list(first), method="exact").pvalue)
     return Ratio(math.exp(statistics.median(logs)), Interval(math.exp(min(logs)), math.exp(max(logs))), p)
+
+
+def ratio_interval(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """Return the interval of the ratio of times that the exact Mann–Whitney test does not reject.
+
+    Source: J. L. Hodges, E. L. Lehmann, "Estimates of location based on rank tests", 1963.
+
+    Args:
+        first: Seconds of each run, all above 0.
+        second: Seconds of each run, all above 0.
+        confidence: How often the interval is right, at least.
+
+    Returns:
+        None with fewer than six runs per side, or where so few runs cannot be that confident.
+    """
+    if min(len(first), len(second)) < MIN_TIMING_RUNS:
+        return None
+    bound = rank_bound(len(first), len(second), (1 - confidence) / 2)
+    if bound is None:
+        return None
+    logs = sorted(math.log(b) - math.log(a) for a in first for b in second)
+    return Interval(math.exp(logs[bound]), math.exp(logs[-1 - bound]))
+
+
+@lru_cache(maxsize=512)
+def rank_bound(first: int, second: int, level: float) -> int | None:
+    """Return the largest Mann–Whitney count that is seen with a probability of at most ``level`` without an effect.
+
+    Args:
+        first: Runs on one side.
+        second: Runs on the other side.
+        level: One-sided.
+
+    Returns:
+        None where even a count of 0 is likelier than that.
+    """
+    # The Gaussian binomial coefficient: its terms count the orders of the runs by their Mann–Whitney count.
+    few, many = sorted((first, second))
+    ways = [1] + [0] * (few * many)
+    for part in range(many + 1, many + few + 1):
+        for count in range(few * many, part - 1, -1):
+            ways[count] -= ways[count - part]
+    for part in range(1, few + 1):
+        for count in range(part, few * many + 1):
+            ways[count] += ways[count - part]
+    allowed = level * math.comb(few + many, few)
+    seen = 0
+    for count, number in enumerate(ways):
+        seen += number
+        if seen > allowed:
+            return count - 1 if count else None
+    return None
 
 
 def timing_differs(ratio: Ratio, adjusted_p: float | None) -> bool:

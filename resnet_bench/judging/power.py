@@ -11,8 +11,15 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from resnet_bench.judging.intervals import standard_deviation
+from resnet_bench.judging.intervals import (
+    MIN_TIMING_RUNS,
+    SIGNIFICANCE,
+    TIMING_THRESHOLD,
+    rank_bound,
+    standard_deviation,
+)
 
 ALPHA = 0.05
 """Two-sided level of a single comparison."""
@@ -20,6 +27,10 @@ FEWEST_SEEDS = 2
 MOST_SEEDS = 100_000
 _NODES = 48
 """Quantiles per sample variance. With 48 the power is within 0.002 of its value with 400, from 2 seeds on."""
+_GAP_NODES = 400
+_SIMULATED = 4_000
+"""Simulated comparisons of times: their quantile is known to within a point of power."""
+_SIMULATED_VALUES = 20_000_000
 
 
 def power(effect: float, sd: float, seeds: int, other_seeds: int | None = None, *, alpha: float = ALPHA) -> float:
@@ -97,23 +108,131 @@ def smallest_effect(
     return sd * float(root)
 
 
-def smallest_difference(first: Sequence[float], second: Sequence[float], *, wanted: float = 0.8) -> float | None:
+def smallest_difference(
+    first: Sequence[float], second: Sequence[float], *, wanted: float = 0.8, alpha: float = ALPHA
+) -> float | None:
     """Return the smallest difference of means that two sets of runs could have shown, at their pooled spread.
 
     Args:
         first: One number per run.
         second: One number per run.
         wanted: The power.
+        alpha: Two-sided level of the test.
 
     Returns:
         None where a side has fewer than 2 runs.
     """
     if min(len(first), len(second)) < FEWEST_SEEDS:
         return None
+    return smallest_effect(_pooled(first, second), len(first), len(second), wanted=wanted, alpha=alpha)
+
+
+def _pooled(first: Sequence[float], second: Sequence[float]) -> float:
     freedoms = len(first) - 1, len(second) - 1
     variances = (standard_deviation(values) ** 2 for values in (first, second))
-    pooled = math.sqrt(sum(n * variance for n, variance in zip(freedoms, variances, strict=True)) / sum(freedoms))
-    return smallest_effect(pooled, len(first), len(second), wanted=wanted)
+    return math.sqrt(sum(n * variance for n, variance in zip(freedoms, variances, strict=True)) / sum(freedoms))
+
+
+def smallest_ratio(first: Sequence[float], second: Sequence[float], *, wanted: float = 0.8) -> float | None:
+    """Return the smallest ratio of times, above 1, that two sets of runs could have shown.
+
+    By simulation of the rule of :func:`~resnet_bench.judging.intervals.timing_differs`, with normal logarithms at the
+    pooled spread: the exact Mann–Whitney test, and more than 5% apart.
+
+    Args:
+        first: Seconds of each run, all above 0.
+        second: Seconds of each run, all above 0.
+        wanted: The power.
+
+    Returns:
+        None with fewer than six runs per side, which are not tested.
+    """
+    simulated = _simulated(first, second, SIGNIFICANCE)
+    if simulated is None:
+        return None
+    needed, medians = simulated
+    # The effect from which each simulated comparison is flagged.
+    flagged = np.maximum(needed, math.log1p(TIMING_THRESHOLD) - medians)
+    return float(np.exp(np.quantile(flagged, wanted)))
+
+
+def smallest_excess(
+    first: Sequence[float], second: Sequence[float], *, wanted: float = 0.8, alpha: float = ALPHA
+) -> float | None:
+    """Return the smallest ratio of times whose exact interval two sets of runs could have shown to be above 1.
+
+    Args:
+        first: Seconds of each run, all above 0.
+        second: Seconds of each run, all above 0.
+        wanted: The power.
+        alpha: The interval is right with probability 1 − alpha.
+
+    Returns:
+        None where so few runs have no such interval.
+    """
+    simulated = _simulated(first, second, alpha)
+    return None if simulated is None else float(np.exp(np.quantile(simulated[0], wanted)))
+
+
+Simulated = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+
+
+def _simulated(first: Sequence[float], second: Sequence[float], alpha: float) -> Simulated | None:
+    """Simulate comparisons of times without an effect: the effect (a logarithm) that each lacks, and its median."""
+    if min(len(first), len(second)) < MIN_TIMING_RUNS:
+        return None
+    bound = rank_bound(len(first), len(second), alpha / 2)
+    if bound is None:
+        return None
+    sd = _pooled([math.log(value) for value in first], [math.log(value) for value in second])
+    needed, medians = _standard_times(len(first), len(second), bound)
+    return sd * needed, sd * medians
+
+
+@functools.lru_cache(maxsize=64)
+def _standard_times(runs: int, other_runs: int, bound: int) -> Simulated:
+    """The same in standard deviations, for the largest Mann–Whitney count that is rejected."""
+    random = np.random.default_rng(0)
+    repetitions = max(200, min(_SIMULATED, _SIMULATED_VALUES // (runs * other_runs)))
+    first, second = random.standard_normal((repetitions, 1, runs)), random.standard_normal((repetitions, other_runs, 1))
+    differences = np.sort((second - first).reshape(repetitions, -1), axis=1)
+    return -differences[:, bound], np.median(differences, axis=1)
+
+
+def smallest_gap(sd: float, seeds: int, claim_runs: int = 1, *, wanted: float = 0.8) -> float:
+    """Return the smallest gap to a claim that some seeds call "not reproduced" or "exceeded" with some power.
+
+    Args:
+        sd: Standard deviation across seeds.
+        seeds: Our runs, at least 2.
+        claim_runs: Runs behind the claim.
+        wanted: The power.
+
+    Returns:
+        From the end of the claim's interval to our true mean, in the unit of ``sd``.
+    """
+    return sd * _standard_gap(seeds, claim_runs, wanted)
+
+
+@functools.lru_cache(maxsize=4096)
+def _standard_gap(seeds: int, claim_runs: int, wanted: float) -> float:
+    """The smallest gap in standard deviations."""
+    from scipy import special
+    from scipy.optimize import brentq
+
+    freedom = seeds - 1
+    # The claim lies outside of the 95% prediction interval, whose width follows the sample's variance.
+    quantiles = (np.arange(_GAP_NODES) + 0.5) / _GAP_NODES
+    spread = np.sqrt(special.chdtri(freedom, 1 - quantiles) / freedom)
+    half_width = special.stdtrit(freedom, 0.975) * spread * math.sqrt(1 / claim_runs + 1 / seeds)
+
+    def missed(gap: float) -> float:
+        return float(special.ndtr((gap - half_width) * math.sqrt(seeds)).mean()) - wanted
+
+    high = 1.0
+    while missed(high) < 0:
+        high *= 2
+    return float(brentq(missed, 0.0, high, xtol=1e-4))
 
 
 @functools.lru_cache(maxsize=4096)

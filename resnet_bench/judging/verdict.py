@@ -118,6 +118,8 @@ class Verdict:
     """Our mean minus the claim; 0 inside a claimed range. None where the two cannot be compared."""
     reached: int | None = None
     """Seeds at or above an "at least" claim."""
+    detectable: float | None = None
+    """Where inconclusive: the smallest gap beyond the claim that these seeds would have shown with 80% power."""
 
 
 def verdict(
@@ -159,7 +161,11 @@ def verdict(
                 f"the last would be {word} ({reason}), the best {best_word} ({best_reason})"
             )
             word = "inconclusive"
-    return replace(described, word=word, reason=reason)
+    if word != "inconclusive":
+        return replace(described, word=word, reason=reason)
+    detectable = _detectable(claim, values)
+    seen = f"gaps below {detectable:.2f} pp are seen with less than 80% power"
+    return replace(described, word=word, reason=f"{reason}; {seen}; add seeds", detectable=detectable)
 
 
 def describe(values: Sequence[float]) -> Verdict:
@@ -189,6 +195,13 @@ def _describe(claim: Claim, values: Sequence[float], *, with_gap: bool) -> Verdi
         gap=described.mean - claimed_number(claim, described.mean) if with_gap else None,
         reached=_reached(claim, values),
     )
+
+
+def _detectable(claim: Claim, values: Sequence[float]) -> float:
+    # Numpy and scipy.optimize, which most verdicts do without.
+    from resnet_bench.judging.power import smallest_gap
+
+    return smallest_gap(standard_deviation(values), len(values), claim.runs)
 
 
 def _reached(claim: Claim, values: Sequence[float]) -> int | None:
@@ -222,7 +235,7 @@ def _judge(claim: Claim, values: Sequence[float]) -> tuple[Word, str]:
         return "not reproduced", f"{would_fall}, below {claim.text}{seeds}"
     if further.low > claimed.high:
         return "exceeded", f"{would_fall}, above {claim.text}{seeds}"
-    return "inconclusive", f"{would_fall}, which leaves {claim.text} open{seeds}; add seeds"
+    return "inconclusive", f"{would_fall}, which leaves {claim.text} open{seeds}"
 
 
 def _shown(interval: Interval) -> str:

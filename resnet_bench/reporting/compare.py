@@ -16,7 +16,7 @@ from resnet_bench.base.text import DASH, listed, plural
 from resnet_bench.base.uris import redact
 from resnet_bench.judging import intervals
 from resnet_bench.judging.intervals import Difference, Interval, Ratio
-from resnet_bench.judging.power import smallest_difference
+from resnet_bench.judging.power import smallest_difference, smallest_ratio
 from resnet_bench.judging.verdict import best_evaluation, last_evaluation
 from resnet_bench.recipe.claims import REPRODUCTION_MARGIN
 from resnet_bench.reporting import reading
@@ -63,7 +63,8 @@ class ComparisonRow:
     note: str = ""
     generated: bool = False
     detectable: float | None = None
-    """Accuracy: the smallest difference that these runs show with 80% power, in percentage points."""
+    """The smallest difference that these runs would have shown with 80% power: in percentage points, for times as a
+    ratio minus 1. None where they are too few to show any."""
 
     @property
     def regression(self) -> bool:
@@ -99,11 +100,19 @@ def compare(
     benchmarks: Sequence[str] | None = None,
     since: str | datetime | None = None,
 ) -> ResultComparison:
-    """Compare two sets of results, benchmark by benchmark.
+    """Read two sets of results and compare them; see :func:`read_sides` and :func:`compare_runs`."""
+    return compare_runs(*read_sides(a, b, sources=sources, benchmarks=benchmarks, since=since))
 
-    Accuracy is tested by Welch's t test and the time of an epoch by the exact Mann–Whitney test, each adjusted
-    by Holm's method over the benchmarks; every other metric is shown and not tested. Runs are never paired by
-    seed.
+
+def read_sides(
+    a: Source,
+    b: Source,
+    *,
+    sources: Sequence[Source] | None = None,
+    benchmarks: Sequence[str] | None = None,
+    since: str | datetime | None = None,
+) -> tuple["Side", "Side"]:
+    """Read two sets of results.
 
     Args:
         a: The side to start from: a store (tracking URI), a folder with the tables of a report, a tag
@@ -127,7 +136,7 @@ def compare(
         else:
             read = shared = reading.read(sources or [reading.default_store()], benchmarks=benchmarks, since=since)
         found.append(_side(spec, read, keep))
-    return compare_runs(*found)
+    return found[0], found[1]
 
 
 @dataclass(frozen=True)
@@ -141,11 +150,16 @@ class Side:
 
 
 def compare_runs(a: Side, b: Side) -> ResultComparison:
-    """Compare two sets of runs that are already read; see :func:`compare`."""
-    left, right = _by_benchmark(a.runs), _by_benchmark(b.runs)
+    """Compare two sets of results, benchmark by benchmark.
+
+    Accuracy is tested by Welch's t test and the time of an epoch by the exact Mann–Whitney test, each adjusted
+    by Holm's method over the benchmarks; every other metric is shown and not tested. Runs are never paired by
+    seed.
+    """
+    left, right = by_benchmark(a.runs), by_benchmark(b.runs)
     rows: list[ComparisonRow] = []
     for key in sorted(left.keys() & right.keys()):
-        for first, second, note in _matched(left[key], right[key]):
+        for first, second, note in matched(left[key], right[key]):
             rows += _rows(first, second, note)
     rows = _with_words(rows)
     return ResultComparison(
@@ -204,7 +218,8 @@ def _tag(run: Run, key: str) -> str | None:
     return run.tags.get(key, run.tags.get(f"{PREFIX}{key}"))
 
 
-def _by_benchmark(runs: Sequence[Run]) -> dict[tuple[str, str, bool], list[RunGroup]]:
+def by_benchmark(runs: Sequence[Run]) -> dict[tuple[str, str, bool], list[RunGroup]]:
+    """Return the groups of runs under their benchmark, profile and whether their images were generated."""
     together: dict[tuple[str, str, bool], list[RunGroup]] = {}
     for members in group(runs):
         run = members.latest
@@ -212,7 +227,7 @@ def _by_benchmark(runs: Sequence[Run]) -> dict[tuple[str, str, bool], list[RunGr
     return together
 
 
-def _matched(left: Sequence[RunGroup], right: Sequence[RunGroup]) -> list[tuple[RunGroup, RunGroup, str]]:
+def matched(left: Sequence[RunGroup], right: Sequence[RunGroup]) -> list[tuple[RunGroup, RunGroup, str]]:
     """Return pairs of groups with the same recipe and images; where there are none, each side's latest."""
     theirs = {(b.latest.fingerprint, b.latest.data_fingerprint): b for b in right}
     pairs = [
@@ -279,7 +294,7 @@ def _accuracy_row(a: RunGroup, b: RunGroup, note: str) -> ComparisonRow | None:
         return None
     difference = intervals.welch(first, second)
     row = _row(b, f"{split} accuracy", "%", first, second, difference)
-    same = [] if note else _identical_seeds(a, b)
+    same = [] if note else identical_seeds(a, b)
     notes = [note] if note else []
     if same:
         seeds = listed([str(seed) for seed in same], MAX_LISTED)
@@ -297,20 +312,15 @@ def _accuracy_row(a: RunGroup, b: RunGroup, note: str) -> ComparisonRow | None:
 
 
 def _timing_row(a: RunGroup, b: RunGroup, note: str) -> ComparisonRow | None:
-    sides = [[run for run in side.all_runs if (run.epoch_seconds or 0.0) > 0] for side in (a, b)]
+    sides = [timed(side) for side in (a, b)]
     first, second = ([run.epoch_seconds or 0.0 for run in side] for side in sides)
     if not first or not second:
         return None
     found = intervals.time_ratio(first, second)
     difference = Difference(found.ratio - 1, Interval(found.range.low - 1, found.range.high - 1))
     row = _row(b, "epoch time", "s", first, second, difference)
-    notes = [note] if note else []
-    tested = found.p is not None
-    if not tested:
-        notes.append(f"fewer than {intervals.MIN_TIMING_RUNS} runs per side: ratio and range, no verdict")
-    elif _one_machine(*sides) and not _interleaved(*sides):
-        tested = False
-        notes.append("the sides were not interleaved on the machine: ratio and range, no verdict")
+    untested = untested_times(*sides)
+    tested = not untested
     return replace(
         row,
         primary=True,
@@ -318,7 +328,8 @@ def _timing_row(a: RunGroup, b: RunGroup, note: str) -> ComparisonRow | None:
         b=statistics.median(second),
         p=found.p if tested else None,
         word="unclear" if tested else "not tested",
-        note="; ".join(notes),
+        note="; ".join(part for part in (note, untested) if part),
+        detectable=seen - 1 if tested and (seen := smallest_ratio(first, second)) is not None else None,
     )
 
 
@@ -387,7 +398,7 @@ def _timing_word(row: ComparisonRow) -> Word:
     return "unclear"
 
 
-def _identical_seeds(a: RunGroup, b: RunGroup) -> list[int]:
+def identical_seeds(a: RunGroup, b: RunGroup) -> list[int]:
     """Return the seeds whose losses and accuracies agree to the last bit on both sides."""
     ours = {run.seed: run for run in a.runs}
     same = []
@@ -399,6 +410,20 @@ def _identical_seeds(a: RunGroup, b: RunGroup) -> list[int]:
         if keys and all(run.metrics[key] == other.metrics.get(key) for key in keys):
             same.append(run.seed)
     return same
+
+
+def timed(side: RunGroup) -> list[Run]:
+    """Return the runs whose epochs were timed, repeats included; those that shared their device were not."""
+    return [run for run in side.all_runs if (run.epoch_seconds or 0.0) > 0]
+
+
+def untested_times(a: Sequence[Run], b: Sequence[Run]) -> str:
+    """Return why two sets of timed runs are not tested; empty where they are."""
+    if min(len(a), len(b)) < intervals.MIN_TIMING_RUNS:
+        return f"fewer than {intervals.MIN_TIMING_RUNS} runs per side: ratio and range, no verdict"
+    if _one_machine(a, b) and not _interleaved(a, b):
+        return "the sides were not interleaved on the machine: ratio and range, no verdict"
+    return ""
 
 
 def _one_machine(a: Sequence[Run], b: Sequence[Run]) -> bool:

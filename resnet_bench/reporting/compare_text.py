@@ -5,7 +5,7 @@ import re
 from dataclasses import asdict
 
 from rich import box
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -13,12 +13,14 @@ from resnet_bench.base.json_document import json_document
 from resnet_bench.base.text import DASH, listed
 from resnet_bench.reporting import wording
 from resnet_bench.reporting.compare import MAX_LISTED, ComparisonRow, ResultComparison
+from resnet_bench.reporting.limits import CheckedLimits, LimitRow
 
+LIMIT_COLUMNS = ("benchmark", "metric", "device", "limit", "change (n)", "simultaneous 95% CI", "")
 COLUMNS = ("benchmark", "metric", "A (n)", "B (n)", "difference", "95% CI", "p (Holm)", "")
 
 
-def table(comparison: ResultComparison) -> Group:
-    """Return a comparison for a terminal."""
+def table(comparison: ResultComparison, limits: CheckedLimits | None = None) -> Group:
+    """Return a comparison for a terminal, with what the limits say about it."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     benchmark, metric, *numbers, word = COLUMNS
     # Users copy and paste names, and half a number is another number: neither is wrapped.
@@ -37,21 +39,41 @@ def table(comparison: ResultComparison) -> Group:
         shown,
         *(Text(note) for note in notes(comparison)),
         Text(summary(comparison)),
+        *([] if limits is None else _limits_table(limits)),
     )
 
 
-def markdown(comparison: ResultComparison) -> str:
-    """Return a comparison as Markdown."""
+def _limits_table(limits: CheckedLimits) -> list[RenderableType]:
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+    for name in LIMIT_COLUMNS[:-1]:
+        shown.add_column(name, overflow="fold")
+    shown.add_column(LIMIT_COLUMNS[-1], no_wrap=True)
+    for row in limits.rows:
+        cells = [Text(cell) for cell in _limit_cells(row)]
+        cells[-1].stylize({"broken": "bold red", "kept": "green"}.get(row.word, ""))
+        shown.add_row(*cells)
+    return [*([shown] if limits.rows else []), *(Text(line) for line in limit_notes(limits))]
+
+
+def markdown(comparison: ResultComparison, limits: CheckedLimits | None = None) -> str:
+    """Return a comparison as Markdown, with what the limits say about it."""
     lines = ["# Comparison", ""]
     lines += [f"{_md(line)}  " for line in _preamble(comparison)]
     lines += ["", "| " + " | ".join(COLUMNS[:-1]) + " | |", "|---|---|--:|--:|--:|--:|--:|---|"]
     lines += ["| " + " | ".join(_md(cell) for cell in _cells(row)) + " |" for row in comparison.rows]
     lines += ["", *(f"- {_md(note)}" for note in notes(comparison)), "", _md(summary(comparison)), ""]
+    if limits is not None:
+        lines += ["## Limits", ""]
+        if limits.rows:
+            lines += ["| " + " | ".join(LIMIT_COLUMNS[:-1]) + " | |", "|---|---|---|--:|--:|--:|---|"]
+            lines += ["| " + " | ".join(_md(cell) for cell in _limit_cells(row)) + " |" for row in limits.rows]
+        lines += ["", *(f"- {_md(note)}" for note in limit_notes(limits)), ""]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
 
 
-def as_json(comparison: ResultComparison) -> str:
-    """Return a comparison as JSON; numbers that are not finite are null."""
+def as_json(comparison: ResultComparison, limits: CheckedLimits | None = None) -> str:
+    """Return a comparison as JSON; numbers that are not finite are null. Without limits, their list is empty."""
+    limits = limits or CheckedLimits()
     found = {
         "a": comparison.a,
         "b": comparison.b,
@@ -61,6 +83,8 @@ def as_json(comparison: ResultComparison) -> str:
         "only_b": list(comparison.only_b),
         "problems": list(comparison.problems),
         "regressions": len(comparison.regressions),
+        "limits": [asdict(row) for row in limits.rows],
+        "limits_unchecked": list(limits.unchecked),
     }
     return json_document("compare", found)
 
@@ -71,10 +95,21 @@ def notes(comparison: ResultComparison) -> list[str]:
     for row in comparison.rows:
         if row.note:
             together.setdefault(row.note, []).append(f"{_name(row)} ({row.metric})")
-        if row.word == "unclear" and row.detectable is not None:
-            text = f"differences below {row.detectable:.2f} pp are seen with less than 80% power"
-            together.setdefault(text, []).append(f"{_name(row)} ({row.metric})")
-    return [f"{listed(names, MAX_LISTED)}: {note}" for note, names in together.items()]
+    found = [f"{listed(names, MAX_LISTED)}: {note}" for note, names in together.items()]
+    if any(_detectable(row) for row in comparison.rows):
+        found.append("detectable: the smallest difference that these runs would have shown with 80% power")
+    return found
+
+
+def limit_notes(limits: CheckedLimits) -> list[str]:
+    """Return what explains the words of the limits, one sentence for each that needs one, and the result."""
+    found = [f"{_name(row)} ({row.metric}, {row.device}): {row.note}" for row in limits.rows if row.note]
+    found += [f"limit not checked, no such runs on both sides of one device: {scope}" for scope in limits.unchecked]
+    if any(row.detectable is not None for row in limits.rows):
+        found.append("detectable: the smallest loss that these runs would have called broken with 80% power")
+    counts = {word: sum(row.word == word for row in limits.rows) for word in ("broken", "unclear", "kept")}
+    result = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    return [*found, f"limits: {result or 'none checked'}"]
 
 
 def summary(comparison: ResultComparison) -> str:
@@ -122,11 +157,39 @@ def _cells(row: ComparisonRow) -> list[str]:
         difference,
         interval,
         DASH if row.adjusted_p is None else "<0.001" if row.adjusted_p < 0.001 else f"{row.adjusted_p:.3f}",
-        row.word if row.primary else "",
+        f"{row.word}{_detectable(row)}" if row.primary else "",
     ]
 
 
-def _name(row: ComparisonRow) -> str:
+def _limit_cells(row: LimitRow) -> list[str]:
+    times = row.metric == "epoch time"
+
+    def amount(value: float) -> str:
+        return f"×{value:.3f}" if times else wording.signed(value)
+
+    ends = "" if row.interval is None else f"{amount(row.interval.low)} to {amount(row.interval.high)}"
+    detectable = (
+        "" if row.detectable is None else f", detectable {amount(row.detectable if times else -row.detectable)}"
+    )
+    return [
+        _name(row),
+        f"{row.metric}{'' if times else ', pp'}",
+        row.device or DASH,
+        amount(row.limit if times else -row.limit),
+        f"{amount(row.change)} ({row.a_runs}, {row.b_runs})",
+        ends,
+        f"{row.word}{detectable}",
+    ]
+
+
+def _detectable(row: ComparisonRow) -> str:
+    if row.word != "unclear" or row.detectable is None:
+        return ""
+    smallest = f"×{row.detectable + 1:.3f}" if row.metric == "epoch time" else f"{row.detectable:.2f} pp"
+    return f", detectable {smallest}"
+
+
+def _name(row: ComparisonRow | LimitRow) -> str:
     name = row.benchmark if row.profile == "full" else f"{row.benchmark}, {row.profile}"
     return f"{name}, generated images" if row.generated else name
 

@@ -26,6 +26,10 @@ STATE_FILE = "run.json"
 _log = logging.getLogger(__name__)
 
 
+class RunInUse(UserError):
+    """Another process is training the run."""
+
+
 class RunFolder:
     """A run on disk. One process at a time may hold it."""
 
@@ -49,7 +53,8 @@ class RunFolder:
             watch: Watches the lease of an MLflow run; None where its store has no leases.
 
         Raises:
-            UserError: Another process is training this very run, or the place cannot be written.
+            RunInUse: Another process is training this very run.
+            UserError: The place cannot be written.
         """
         lost: set[Path] = set()
         try:
@@ -85,7 +90,7 @@ class RunFolder:
             if path in lost:
                 return _take_over(path, state)
             taken = folder.take()
-            error = UserError(
+            error = RunInUse(
                 f"{_holder(state)} is training {facts.benchmark.name} seed {facts.seed} already ({path}); "
                 "wait for it, then give the same command again"
             )

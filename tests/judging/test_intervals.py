@@ -118,6 +118,22 @@ def test_ratio_of_times() -> None:
     assert found.p is None
 
 
+@pytest.mark.parametrize(("few", "many"), [(6, 6), (6, 9), (8, 7)])
+def test_interval_of_the_ratio_is_what_the_exact_test_does_not_reject(few: int, many: int) -> None:
+    draws = random.Random(5)
+    first, second = ([math.exp(draws.gauss(0, 0.1)) for _ in range(runs)] for runs in (few, many))
+    interval = intervals.ratio_interval(first, second)
+    assert interval is not None
+    for end, inwards in ((interval.low, 1 + 1e-9), (interval.high, 1 - 1e-9)):
+        p_inside, p_outside = (
+            stats.mannwhitneyu([value / ratio for value in second], first, method="exact").pvalue
+            for ratio in (end * inwards, end / inwards)
+        )
+        assert p_outside <= 0.05 < p_inside
+    assert intervals.ratio_interval(first[:5], second) is None, "so few are not tested"
+    assert intervals.ratio_interval(first, second, confidence=1 - 1e-9) is None, "so few are never that sure"
+
+
 def test_times_are_tested_from_six_runs_and_flagged_beyond_five_percent() -> None:
     first = [1.00, 1.01, 1.02, 1.03, 1.04, 1.05]
     slower = intervals.time_ratio(first, [1.2 * time for time in first])

@@ -1,10 +1,20 @@
-"""Power of Welch's test: what the formulae promise is what simulated comparisons do."""
+"""Power of the tests: what the formulae promise is what simulated comparisons do."""
+
+import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from resnet_bench.judging.power import power, seeds_needed, smallest_difference, smallest_effect
+from resnet_bench.judging.intervals import time_ratio, timing_differs
+from resnet_bench.judging.power import (
+    power,
+    seeds_needed,
+    smallest_difference,
+    smallest_effect,
+    smallest_gap,
+    smallest_ratio,
+)
 
 
 def simulated_power(effect: float, seeds: int, other_seeds: int, repetitions: int) -> float:
@@ -62,3 +72,37 @@ def test_smallest_difference_pools_the_spread_of_both_sides() -> None:
     # The pooled variance: (2 * 0.04 + 3 * 0.41667) / 5.
     assert smallest_difference(first, second) == pytest.approx(smallest_effect(0.266**0.5, 3, 4), rel=1e-3)
     assert smallest_difference([90.0], second) is None
+
+
+def test_smallest_ratio_grows_with_the_spread_and_is_never_below_what_is_flagged() -> None:
+    steady, noisy = ([math.exp(spread * place) for place in range(-3, 4)] for spread in (0.001, 0.1))
+    found = smallest_ratio(steady, steady)
+    assert found is not None
+    assert found == pytest.approx(1.05, abs=0.002)
+    assert (smallest_ratio(noisy, noisy) or 0.0) > 1.3
+    assert smallest_ratio(noisy[:5], noisy) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seeds", "other_seeds", "sd"), [(6, 6, 0.05), (10, 7, 0.02), (30, 30, 0.1)])
+def test_smallest_ratio_is_seen_with_the_stated_power(seeds: int, other_seeds: int, sd: float) -> None:
+    random = np.random.default_rng(1)
+    template = random.normal(0.0, sd, seeds), random.normal(0.0, sd, other_seeds)
+    # Scaled to have exactly this spread, which the promise is about.
+    first, second = (np.exp(sd * (part - part.mean()) / part.std(ddof=1)) for part in template)
+    ratio = smallest_ratio(first, second)
+    assert ratio is not None
+    flagged = 0
+    for _ in range(2_000):
+        found = time_ratio(np.exp(random.normal(0, sd, seeds)), ratio * np.exp(random.normal(0, sd, other_seeds)))
+        flagged += timing_differs(found, found.p)
+    assert flagged / 2_000 == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize("claim_runs", [1, 5])
+@pytest.mark.parametrize("seeds", [3, 5, 10, 30])
+def test_smallest_gap_is_called_not_reproduced_with_the_stated_power(seeds: int, claim_runs: int) -> None:
+    gap = smallest_gap(0.5, seeds, claim_runs)
+    ours = np.random.default_rng(2).normal(-gap, 0.5, (20_000, seeds))
+    reach = stats.t.ppf(0.975, seeds - 1) * ours.std(axis=1, ddof=1) * math.sqrt(1 / claim_runs + 1 / seeds)
+    assert (ours.mean(axis=1) + reach < 0).mean() == pytest.approx(0.8, abs=0.02)

@@ -66,7 +66,8 @@ def test_reasons_say_the_numbers() -> None:
     at_least = judge(Claim(at_least=90.4), *VALUES)
     assert at_least.reached == 3
     assert "3 of 5 seeds reached 90.4%" in at_least.reason
-    assert "add seeds" in at_least.reason
+    assert at_least.reason.endswith("gaps below 0.77 pp are seen with less than 80% power; add seeds")
+    assert at_least.detectable == pytest.approx(0.77, abs=0.005)
     assert "the mean of 5 more runs of ours" in judge(Claim(value="95.0", runs=5), *VALUES).reason
 
 

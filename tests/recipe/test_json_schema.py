@@ -7,16 +7,23 @@ from typing import Any
 
 import pytest
 
-from resnet_bench.recipe.json_schema import benchmark_schema
+from resnet_bench.recipe.json_schema import benchmark_schema, limits_schema
+from resnet_bench.running.launchers.json_schema import launcher_schema
 from resnet_bench.tuning.json_schema import study_schema
 from tests.golden import typed
 from tests.recipe.json_schema_check import violations
 
 ROOT = Path(__file__).parents[2]
-SCHEMAS = {"benchmark": benchmark_schema, "study": study_schema}
+SCHEMAS = {
+    "benchmark": benchmark_schema,
+    "study": study_schema,
+    "launcher": launcher_schema,
+    "limits": limits_schema,
+}
 FILES = [
     *((path, "benchmark") for path in sorted((ROOT / "benchmarks").glob("*.toml"))),
     *((path, "study") for path in sorted((ROOT / "studies").glob("*.toml"))),
+    (ROOT / "docs" / "examples" / "limits.toml", "limits"),
 ]
 
 
@@ -61,6 +68,21 @@ def test_what_a_benchmark_does_not_know_is_marked(changed: str, says: str) -> No
     assert any(says in problem for problem in found), found
 
 
+@pytest.mark.parametrize(
+    ("table", "fits"),
+    [
+        ({"launcher": "slurm", "partition": "gpu", "time": "1d 12h", "setup": ["module load cuda"]}, True),
+        ({"time": 90, "gpus_per_node": 0}, True),
+        ({"time": "2 hours"}, False),
+        ({"time": 1}, False),
+        ({"partiton": "gpu"}, False),
+        ({"launcher": "slrm"}, False),
+    ],
+)
+def test_the_schema_of_a_launcher_marks_what_the_command_refuses(table: dict[str, Any], fits: bool) -> None:
+    assert (problems(table, "launcher") == []) is fits
+
+
 def test_what_is_missing_is_marked_unless_the_file_extends_another() -> None:
     assert problems({"source": {"title": "Mine", "kind": "ours"}}, "benchmark")
     assert problems({"extends": "a", "recipe": {"data": {"train_images": "none"}}}, "benchmark") == []
@@ -83,6 +105,15 @@ def test_what_a_study_does_not_know_is_marked(table: dict[str, Any]) -> None:
     good = {"benchmark": "a", "budget": {"trials": 3}, "space": {"optimizer": {"lr": rate}}}
     assert problems(good, "study") == []
     assert problems({**good, **table}, "study")
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [{}, {"benchmark": "A"}, {"benchmark": "a", "drop": -1}, {"benchmark": "a", "time_factor": 1.01}, {"name": "a"}],
+)
+def test_what_limits_do_not_know_is_marked(limit: dict[str, Any]) -> None:
+    assert problems({"limits": [{"benchmark": "a", "drop": 1, "time_factor": 1.2}]}, "limits") == []
+    assert problems({"limits": [limit]}, "limits")
 
 
 def test_every_key_says_what_it_is_for() -> None:

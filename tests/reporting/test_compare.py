@@ -13,6 +13,7 @@ from rich.console import Console
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.judging import intervals
+from resnet_bench.judging.power import smallest_difference
 from resnet_bench.reporting import compare as comparing
 from resnet_bench.reporting import compare_text, report
 from resnet_bench.reporting.compare import ComparisonRow, ResultComparison, Side
@@ -206,6 +207,23 @@ def test_terminal_markdown_and_json_agree() -> None:
     assert data["rows"][0]["metric"] == "test accuracy"
     assert data["rows"][0]["difference"] == pytest.approx(-2.0)
     assert data["rows"][0]["regression"] is True
+
+
+def test_unclear_has_the_smallest_difference_that_could_have_been_seen_beside_it() -> None:
+    finals = [88.0, 92.5, 90.1, 90.6, 89.9, 91.3]
+    found = comparing.compare_runs(side("A"), side("B", finals=finals, epoch=1.01, first_minute=1))
+    accuracy, time = primary(found), primary(found, "epoch time")
+    assert (accuracy.word, time.word) == ("unclear", "unclear")
+    assert accuracy.detectable == pytest.approx(smallest_difference(GOOD, finals))
+    assert time.detectable == pytest.approx(0.05, abs=0.01)
+    for text in (rendered(found), compare_text.markdown(found)):
+        assert f"unclear, detectable {accuracy.detectable:.2f} pp" in text
+        assert f"unclear, detectable ×{1 + (time.detectable or 0):.3f}" in text
+        assert "the smallest difference that these runs would have shown with 80% power" in text
+    data = {row["metric"]: row["detectable"] for row in json.loads(compare_text.as_json(found))["rows"]}
+    assert data["test accuracy"] == pytest.approx(accuracy.detectable)
+    worse = comparing.compare_runs(side("A"), side("B", finals=shifted(-2.0), epoch=1.2, first_minute=1))
+    assert "detectable" not in rendered(worse)
 
 
 def test_names_mean_nothing_in_markup() -> None:

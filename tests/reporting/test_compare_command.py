@@ -83,6 +83,53 @@ def test_the_exit_code_speaks_of_regressions_only_when_asked_to(compare) -> None
     assert compare("before-report before-report --fail-on-regression").code == 0
 
 
+LIMITS = """
+[[limits]]
+benchmark = "ranged"
+drop = {drop}
+[[limits]]
+benchmark = "nine-onecycle"
+device = "Test GPU"
+drop = 1.0
+time_factor = 1.2
+"""
+
+
+@pytest.mark.parametrize(("drop", "word", "code"), [(3.0, "kept", 0), (0.5, "broken", 1), (1.9, "unclear", 0)])
+def test_a_file_of_limits_decides_what_fails(compare, drop: float, word: str, code: int, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(LIMITS.format(drop=drop))
+    arguments = f"before-report after-report --limits {file}"
+    assert compare(arguments).code == 0, "only --fail-on-regression fails"
+    found = compare(f"{arguments} --fail-on-regression --json")
+    assert found.code == code
+    rows = {(row["benchmark"], row["metric"]): row for row in json.loads(found.out)["limits"]}
+    assert rows["ranged", "test accuracy"]["word"] == word
+    assert rows["nine-onecycle", "test accuracy"]["word"] == "kept"
+    assert rows["nine-onecycle", "epoch time"]["word"] == "unclear"
+    assert "fewer than 6 runs per side" in rows["nine-onecycle", "epoch time"]["note"]
+    for style in ("table", "markdown"):
+        out = html.unescape(compare(f"{arguments} --format {style}").out)
+        line = next(line for line in out.splitlines() if "ranged" in line and word in line)
+        assert f"−{drop:.2f}" in line
+        assert "−1.94 (3, 3)" in line
+        assert "limits: " in out
+
+
+def test_limits_are_found_in_the_working_directory(compare, folder: Path) -> None:
+    file = folder / "limits.toml"
+    file.write_text(LIMITS.format(drop=3.0))
+    try:
+        assert compare("before-report after-report --fail-on-regression").code == 0
+        assert "limits:" not in compare("before-report after-report").out, "read where they decide something"
+        file.write_text(LIMITS.format(drop=3.0).replace("ranged", "rangd"))
+        code, out, err = compare("before-report after-report --fail-on-regression")
+        assert (code, out) == (2, "")
+        assert "limits[0].benchmark: unknown benchmark 'rangd'; did you mean 'ranged'?" in " ".join(err.split())
+    finally:
+        file.unlink()
+
+
 @pytest.mark.parametrize("style", ["table", "markdown"])
 def test_people_read_the_same_numbers(compare, style: str) -> None:
     out = html.unescape(compare(f"before-report after-report --format {style}").out)
@@ -108,6 +155,8 @@ def test_people_read_the_same_numbers(compare, style: str) -> None:
         ("before-report after-report --format xml", "'xml' is not one of 'table', 'markdown', 'json'"),
         ("before-report after-report --since yesterday", "'yesterday' is not a date"),
         ("before-report after-report --benchmark rangd", "did you mean 'ranged'?"),
+        ("before-report after-report --limits none.toml", "none.toml: cannot be read: No such file"),
+        ("a b --images --limits none.toml", "--limits is about runs of several seeds"),
     ],
 )
 def test_a_mistake_is_one_sentence(compare, arguments: str, sentence: str) -> None:

@@ -1,0 +1,163 @@
+"""Limits of what a change may cost: broken only where the whole interval says so."""
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+
+from resnet_bench.judging import intervals
+from resnet_bench.recipe.limits import Limit
+from resnet_bench.reporting import compare as comparing
+from resnet_bench.reporting.compare import Side
+from resnet_bench.reporting.limits import CheckedLimits, LimitRow, check_limits
+from tests.reporting.test_compare import GOOD, shifted, side
+
+DROP = Limit(benchmark="b", drop=0.5)
+SLOWER = Limit(benchmark="b", time_factor=1.1)
+
+
+def only(checked: CheckedLimits) -> LimitRow:
+    (row,) = checked.rows
+    return row
+
+
+@pytest.mark.parametrize(
+    ("finals", "word"),
+    [
+        (shifted(-2.0), "broken"),
+        (shifted(-0.1), "kept"),
+        (shifted(3.0), "kept"),
+        (shifted(-0.55), "unclear"),
+        ([88.0, 92.5, 90.1], "unclear"),
+    ],
+)
+def test_a_drop_is_judged_by_its_whole_interval(finals: list[float], word: str) -> None:
+    row = only(check_limits([DROP], side("A"), side("B", finals=finals)))
+    assert row.word == word
+    assert row.interval == pytest.approx(intervals.welch(GOOD, finals).interval)
+    assert (row.detectable is not None) == (word == "unclear")
+    if row.detectable is not None:
+        assert row.detectable > DROP.drop
+
+
+def test_a_drop_within_its_limit_is_no_failure_although_it_is_worse_than_noise() -> None:
+    a, b = side("A"), side("B", finals=shifted(-0.4))
+    (worse,) = comparing.compare_runs(a, b).regressions
+    checked = check_limits([Limit(benchmark="b", drop=1.0)], a, b)
+    assert only(checked).word == "kept"
+    assert checked.decide(worse)
+    assert not check_limits([Limit(benchmark="other", drop=1.0)], a, b).decide(worse)
+    assert not check_limits([SLOWER], a, b).decide(worse), "it limits times"
+
+
+@pytest.mark.parametrize(("factor", "word"), [(1.5, "broken"), (1.02, "kept"), (1.1, "unclear")])
+def test_a_time_is_judged_by_its_exact_interval(factor: float, word: str) -> None:
+    row = only(check_limits([SLOWER], side("A"), side("B", epoch=factor, first_minute=1)))
+    assert row.word == word
+    assert row.change == pytest.approx(factor, rel=0.01)
+    assert row.interval is not None
+    assert row.interval.low <= row.change <= row.interval.high
+
+
+@pytest.mark.parametrize(
+    ("b", "note"),
+    [
+        (side("B", epoch=2.0, first_minute=100), "not interleaved"),
+        (side("B", epoch=2.0, first_minute=1, finals=GOOD[:5]), "fewer than 6 runs per side"),
+    ],
+)
+def test_times_that_are_not_tested_break_no_limit(b: Side, note: str) -> None:
+    row = only(check_limits([SLOWER], side("A"), b))
+    assert (row.word, row.interval) == ("unclear", None)
+    assert note in row.note
+
+
+def test_one_run_breaks_no_limit_and_identical_ones_keep_it() -> None:
+    row = only(check_limits([DROP], side("A", finals=[90.0]), side("B", finals=[50.0])))
+    assert (row.word, row.interval) == ("unclear", None)
+    assert "cannot tell noise from change" in row.note
+    noisy = [70.0, 95.0, 80.0]
+    row = only(check_limits([DROP], side("A", finals=noisy), side("B", finals=noisy)))
+    assert (row.word, row.note) == ("kept", "bit-identical")
+
+
+def test_devices_are_checked_one_by_one_and_never_mixed() -> None:
+    def both(name: str, on_gpu: float, on_cpu: float) -> Side:
+        gpu = side(f"{name}g", finals=shifted(on_gpu), device="NVIDIA H200", device_type="cuda")
+        cpu = side(f"{name}c", finals=shifted(on_cpu), device="AMD EPYC, 2 threads", device_type="cpu")
+        return Side(name, (*gpu.runs, *cpu.runs))
+
+    a, b = both("A", 0.0, 0.1), both("B", -2.0, 0.02)
+    words = {row.device: row.word for row in check_limits([DROP], a, b).rows}
+    assert words == {"NVIDIA H200": "broken", "AMD EPYC, 2 threads": "kept"}
+    for device, word in (("h200", "broken"), ("cuda", "broken"), ("cpu", "kept"), ("EPYC", "kept")):
+        assert only(check_limits([replaced(DROP, device=device)], a, b)).word == word
+    missing = check_limits([replaced(DROP, device="A100"), replaced(DROP, profile="smoke")], a, b)
+    assert (missing.rows, missing.unchecked) == ((), ("b, on A100", "b, smoke"))
+    row = comparing.compare_runs(a, b).rows[0]
+    assert not check_limits([replaced(DROP, device="cpu")], a, b).decide(row), "the other device has no limit"
+    assert check_limits([DROP], a, b).decide(row)
+
+
+def test_a_device_of_one_side_only_is_not_checked() -> None:
+    a = side("A", device="NVIDIA H200", device_type="cuda")
+    checked = check_limits([DROP], a, side("B", finals=shifted(-9), device="other", device_type="cuda"))
+    assert (checked.rows, checked.unchecked, checked.decided) == ((), ("b",), frozenset())
+
+
+def replaced(limit: Limit, **changes: object) -> Limit:
+    return limit.model_copy(update=changes)
+
+
+def test_intervals_of_many_limits_are_right_together() -> None:
+    names = [f"b{number}" for number in range(8)]
+    a, b = (
+        Side(name, tuple(run for each in names for run in side(name, benchmark=each, finals=finals).runs))
+        for name, finals in (("A", GOOD), ("B", shifted(-0.75)))
+    )
+    alone = only(check_limits([Limit(benchmark="b0", drop=0.5)], a, b))
+    together = check_limits([Limit(benchmark=name, drop=0.5) for name in names], a, b).rows
+    assert alone.word == "broken"
+    assert {row.word for row in together} == {"unclear"}
+    assert together[0].interval == pytest.approx(intervals.welch_interval(GOOD, shifted(-0.75), 1 - 0.05 / 8))
+
+
+@pytest.mark.slow
+def test_a_limit_is_wrongly_broken_in_two_and_a_half_percent_at_most() -> None:
+    """At the very limit; two standard errors of 1,000 repetitions are 0.01."""
+    numbers = random.Random(3)
+
+    def alarm() -> bool:
+        runs = [[numbers.gauss(mean, 0.3) for _ in range(4)] for mean in (90.0, 89.5) for _ in range(3)]
+        a, b = (
+            Side(
+                name,
+                tuple(
+                    run for n, finals in enumerate(part) for run in side(name, benchmark=f"b{n}", finals=finals).runs
+                ),
+            )
+            for name, part in (("A", runs[:3]), ("B", runs[3:]))
+        )
+        return bool(check_limits([Limit(benchmark=f"b{n}", drop=0.5) for n in range(3)], a, b).broken)
+
+    assert sum(alarm() for _ in range(1000)) / 1000 <= 0.025 + 0.01
+
+
+@pytest.mark.slow
+def test_a_time_limit_is_wrongly_broken_in_two_and_a_half_percent_at_most() -> None:
+    numbers = random.Random(4)
+
+    def alarm() -> bool:
+        sides = []
+        for name, factor, first in (("A", 1.0, 0), ("B", 1.1, 1)):
+            made = side(name, first_minute=first)
+            runs = [
+                replace(run, metrics={**run.metrics, "time/epoch_seconds": {1: 9.0, 2: factor * math.exp(noise)}})
+                for run in made.runs
+                for noise in [numbers.gauss(0, 0.1)]
+            ]
+            sides.append(Side(name, tuple(runs)))
+        return bool(check_limits([SLOWER], *sides).broken)
+
+    assert sum(alarm() for _ in range(1000)) / 1000 <= 0.025 + 0.01
