@@ -28,31 +28,33 @@ TRIALS = 60
 SECONDS_FOR_ANYTHING = 300.0
 
 WORKER = """
-import pickle, socket, sys, time
+import itertools, pickle, socket, sys, time
 from pathlib import Path
 
-host, work = sys.argv[1:]
+host, work, trials, stuck = sys.argv[1:]
 socket.gethostname = lambda: host
 
 import pytest
+from resnet_bench.running import run
 from resnet_bench.tuning.run import work_on_study
 from tests.tuning.conftest import script_training, skip_plots
 
-if __name__ == "__main__":
-    patch = pytest.MonkeyPatch()
-    script_training(patch)
-    skip_plots(patch)
-    from resnet_bench.running import run
-    train = run.train
+patch = pytest.MonkeyPatch()
+script_training(patch)
+skip_plots(patch)
+train, begun = run.train, itertools.count(1)
 
-    def slowly(*arguments, **named):
-        for event in train(*arguments, **named):
-            time.sleep(0.02)
-            yield event
+def train_some(*arguments, **named):
+    number = next(begun)
+    for event in train(*arguments, **named):
+        yield event
+        if number > int(trials):
+            Path(stuck).touch()
+            time.sleep(3600)
 
-    patch.setattr("resnet_bench.running.run.train", slowly)
-    for _ in work_on_study(*pickle.loads(Path(work).read_bytes())):
-        pass
+patch.setattr("resnet_bench.running.run.train", train_some)
+for _ in work_on_study(*pickle.loads(Path(work).read_bytes())):
+    pass
 """
 
 
@@ -124,22 +126,13 @@ def test_a_study_of_two_hosts_of_which_one_is_killed(
     study.context.store.prepare()
     work = tmp_path / "work.pickle"
     work.write_bytes(pickle.dumps((study.name, study.plan, study.storage, study.context)))
-    kept, killed = ([start(WORKER, host, str(work)) for _ in range(2)] for host in ("north", "south"))
-
-    def running_on_south() -> bool:
-        try:
-            stored = study.stored
-        except Exception:  # not laid out yet
-            return False
-        running = [trial for trial in stored.trials() if trial.state.name == "RUNNING"]
-        busy = {
-            trial.user_attrs["worker"]["pid"]
-            for trial in running
-            if trial.user_attrs.get("worker", {}).get("host") == "south" and "mlflow_run_id" in trial.user_attrs
-        }
-        return stored.counts().finished >= TRIALS // 4 and len(busy) == 2
-
-    until(running_on_south, "both workers of one host to be at work", *kept, *killed)
+    stuck = [tmp_path / f"stuck-{number}" for number in range(2)]
+    # Each of one host's workers finishes two trials, and is in the middle of the next when it is killed.
+    killed = [start(WORKER, "south", str(work), "2", str(file)) for file in stuck]
+    until(lambda: all(file.exists() for file in stuck), "both workers of one host to be at work", *killed)
+    kept = [start(WORKER, "north", str(work), "1000000", str(tmp_path / "never")) for _ in range(2)]
+    until(lambda: study.stored.counts().finished >= TRIALS // 4, "the other host to be at work", *kept, *killed)
+    assert study.stored.counts().running >= 2
     for process in killed:
         process.kill()
     for process in kept:
