@@ -63,6 +63,7 @@ from resnet_bench.cli.stored_studies import (
     storage_of,
     stored_document,
 )
+from resnet_bench.cli.study_work import work
 from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import ProfileName
 from resnet_bench.recipe.changes import short_names
@@ -333,6 +334,15 @@ def run(
         print_json("study run", result=result)
     if result is None:
         raise typer.Exit(OUT_OF_TIME if out_of_time else INTERRUPTED)
+
+
+app.command(
+    help=help_text(
+        "Do one worker's share of a study, under any scheduler: start as many as you like, on as many hosts.",
+        example="study work resnet18-step-decay --storage postgresql://user@host/optuna --tracking http://host:5000",
+        following="study best resnet18-step-decay",
+    ),
+)(work)
 
 
 def _plan(

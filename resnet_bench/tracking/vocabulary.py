@@ -60,6 +60,11 @@ TAGS: Mapping[str, str] = {
     "pid_start": "tells the process from later ones with its id",
     "folder": "the name of the run's folder",
     "run_key": "what the run is found by before its id is known",
+    "attempt": "which attempt at the run writes to it; missing where it is the first",
+    "beat": "renewed while the run's process can reach a server",
+    # Its copies in other stores.
+    "origin": "the id of the run that this one is a copy of; only on copies that tracking push made",
+    "origin_state": "a digest of the original when the copy was whole",
     # Its course.
     "parameters": "the network's parameters",
     "macs": "multiply-accumulate operations per image",

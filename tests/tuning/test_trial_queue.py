@@ -20,6 +20,7 @@ from resnet_bench.base.machine import this_process
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.tuning import space
 from resnet_bench.tuning.plan import Plan
+from resnet_bench.tuning.slots import MIN_AHEAD
 from resnet_bench.tuning.storage import StudyStorage, retry
 from resnet_bench.tuning.stored_study import StoredStudy
 from resnet_bench.tuning.trial_queue import AcquiredTrial, TrialQueue
@@ -355,3 +356,41 @@ def test_a_study_of_another_version_is_read_with_defaults_or_refused(
 def test_reading_an_unknown_study_brings_the_nearest_name(queue: TrialQueue) -> None:
     with pytest.raises(UserError, match="unknown study 'studi'; did you mean 'study'"):
         StoredStudy.read("studi", queue.stored.storage)
+
+
+# --- slots ---------------------------------------------------------------------------------------------
+
+
+def test_few_slots_are_waiting_at_a_time_and_each_is_laid_out_once(tiny_plan: MakePlan, begin: Begin) -> None:
+    queue = begin(tiny_plan(budget="budget = { trials = 20 }"))
+    waiting = []
+    while (acquired := queue.acquire()) is not None:
+        waiting.append(len(queue.stored.trials(TrialState.WAITING)))
+        queue.end(acquired.trial, "COMPLETE", [0.5])
+    assert max(waiting) <= MIN_AHEAD
+    assert [trial.user_attrs["slot"] for trial in queue.stored.trials()] == list(range(20))
+    assert queue.stored.counts().waiting == 0
+
+
+def test_more_processes_than_slots_were_laid_out_for_find_work(tiny_plan: MakePlan, begin: Begin) -> None:
+    queue = begin(tiny_plan(budget="budget = { trials = 20 }"))
+    taken = [acquire(queue).trial.user_attrs["slot"] for _ in range(20)]
+    assert sorted(taken) == list(range(20))
+    assert queue.acquire() is None
+
+
+def test_a_process_that_died_before_it_laid_the_next_slot_out_leaves_none_out(
+    tiny_plan: MakePlan, begin: Begin
+) -> None:
+    queue = begin(tiny_plan(budget="budget = { trials = 12 }"))
+    # As if it had died right after Optuna gave it the trial.
+    queue.stored.study.ask()
+    slots = [trial.trial.user_attrs["slot"] for trial in iter(queue.acquire, None)]
+    assert sorted(slots) == list(range(12))
+
+
+def test_a_file_on_which_another_host_works_is_refused(tiny_plan: MakePlan, begin: Begin) -> None:
+    queue = begin(tiny_plan())
+    acquire(queue).trial.set_user_attr("worker", {**this_process(), "host": "elsewhere"})
+    with pytest.raises(UserError, match=r"elsewhere is working on it, and sqlite:.*use PostgreSQL"):
+        queue.acquire()

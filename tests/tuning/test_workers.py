@@ -242,10 +242,17 @@ def test_a_study_on_another_machine_that_is_killed_is_missed_by_its_heartbeat(
     wait_for_training(study, 1)
     process.kill()
     process.wait()
+    wait_for_silence(study)
     study.events()
     assert_complete(study, 3)
     assert study.stored.counts().interrupted == 1
     assert study.stored.trial(1).user_attrs["worker"]["host"] == "another-machine"
+
+
+def wait_for_silence(study: TinyStudy) -> None:
+    """Wait until a worker of another host is missed: until then, a file of its host takes no other host's worker."""
+    queue = study.begin()
+    until(queue.recover, "the end of a worker to be noticed")
 
 
 def pause(process: subprocess.Popen[str], *databases: Path) -> None:
@@ -288,6 +295,7 @@ def test_a_worker_that_is_paused_beyond_its_lease_writes_nothing_after_it_is_rep
     process = study_process(study, "import socket\nsocket.gethostname = lambda: 'another-machine'")
     wait_for_training(study, 0)
     pause(process, tmp_path / "optuna.db", *filter(None, [study.context.store.path]))
+    wait_for_silence(study)
     study.events()
     assert_complete(study, 2)
     before = {trial.number: (trial.state, trial.values, trial.user_attrs) for trial in study.stored.trials()}
