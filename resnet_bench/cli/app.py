@@ -15,13 +15,16 @@ from resnet_bench.base.errors import UserError
 
 VERBS = {
     "doctor": "Check what this machine offers: Python, torch, GPU, data, tracking store.",
+    "launcher": "List and show launchers: where runs train.",
     "data": "Find or download CIFAR, or describe your own images.",
     "list": "List the benchmarks: name, dataset, network, epochs and claim.",
     "show": "Show a benchmark: its source, claims, recipe and facts.",
     "copy": "Copy a benchmark to a file, to start your own recipe.",
-    "validate": "Check benchmark, study and limits files, and print every problem.",
-    "schema": "Print the JSON schema of benchmark, study or limits files, for editors.",
+    "validate": "Check benchmark, study, launcher and limits files, and print every problem.",
+    "schema": "Print the JSON schema of benchmark, study, launcher or limits files, for editors.",
     "run": "Train benchmarks and track them in MLflow.",
+    "status": "Show the jobs on clusters: their state, node and progress.",
+    "cancel": "Cancel jobs on clusters, with a checkpoint each.",
     "report": "Write a report of the tracked runs.",
     "compare": "Compare two sets of runs.",
     "history": "Follow a benchmark over commits and torch versions.",

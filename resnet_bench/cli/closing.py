@@ -10,10 +10,7 @@ from rich.table import Table
 
 from resnet_bench.base.text import duration, percent
 from resnet_bench.cli.screen import new_table
-from resnet_bench.data.dataset import Dataset
-from resnet_bench.execution.execution import Execution
 from resnet_bench.judging.verdict import may_judge, selected, verdict
-from resnet_bench.recipe.datasets import DatasetFacts
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.running.job import Job
 from resnet_bench.running.outcome import Outcome
@@ -101,8 +98,6 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def print_closing(
     results: Sequence[Result],
-    datasets: Mapping[DatasetFacts, Dataset],
-    executions: Mapping[str, Execution],
     references: Mapping[str, "ReferenceResult"],
     changed: Sequence[str],
     echo: Callable[[str | Table], None],
@@ -111,29 +106,25 @@ def print_closing(
 
     Args:
         results: Jobs and their outcomes.
-        datasets: Images by name.
-        executions: How each benchmark ran, by name.
         references: What the reference runs of each benchmark reached, by name.
         changed: Recipe keys that were changed on the command line.
         echo: Prints.
     """
-    verdicts = find_verdicts(results, datasets, changed)
+    verdicts = find_verdicts(results, changed)
     echo(closing_table(results, [word for word, _ in verdicts]))
     remarks = [f"{job.label} failed: {outcome.failure}" for job, outcome in results if outcome.failure]
     for (job, _), (word, reason) in zip(results, verdicts, strict=True):
         if reason:
             remarks.append(f"{job.benchmark.name}: {word} ({reason})")
     beside = [
-        *compare_with_references(results, datasets, references),
-        *beside_the_article(results, datasets, executions),
+        *compare_with_references(results, references),
+        *beside_the_article(results),
     ]
     for sentence in [*dict.fromkeys(remarks), *beside]:
         echo(sentence)
 
 
-def compare_with_references(
-    results: Sequence[Result], datasets: Mapping[DatasetFacts, Dataset], references: Mapping[str, "ReferenceResult"]
-) -> list[str]:
+def compare_with_references(results: Sequence[Result], references: Mapping[str, "ReferenceResult"]) -> list[str]:
     """Return what the reference runs of each benchmark reached, and whether full runs on the same images agree."""
     # Pandas is imported here, when torch has been already.
     from resnet_bench.reporting.reference import beside_the_reference
@@ -144,10 +135,9 @@ def compare_with_references(
         claim = reference.row.claim
         compared: list[float] = []
         for job, outcome in mine:
-            images = datasets[job.recipe.data.facts]
             if claim is None or claim.split != "test" or outcome.interrupted or outcome.failure is not None:
                 continue
-            if not may_judge(job.profile, generated=images.generated, same_dataset=images.official):
+            if not may_judge(job.profile, generated=outcome.generated, same_dataset=outcome.official):
                 continue
             if accuracies := outcome.accuracies(claim.metric):
                 chosen = selected(claim, {epoch: 100 * value for epoch, value in accuracies.items()})
@@ -157,14 +147,12 @@ def compare_with_references(
     return sentences
 
 
-def beside_the_article(
-    results: Sequence[Result], datasets: Mapping[DatasetFacts, Dataset], executions: Mapping[str, Execution]
-) -> list[str]:
+def beside_the_article(results: Sequence[Result]) -> list[str]:
     """Return what our own recipe reached in full, beside the article that reaches for the same."""
     sentences = []
     for job, outcome in results:
         claim, compared = job.benchmark.test_claim, job.benchmark.source.compares_with
-        judged = may_judge(job.profile, generated=datasets[job.recipe.data.facts].generated)
+        judged = may_judge(job.profile, generated=outcome.generated)
         if compared is None or claim is None or not judged or outcome.train_seconds is None:
             continue
         if outcome.sharing > 1:
@@ -179,17 +167,14 @@ def beside_the_article(
         if theirs is not None:
             time = f" in {duration(theirs.wall_seconds)}" if theirs.wall_seconds else ""
             said = f"; “{article.source.title}” says {theirs.text}{time}, on a GPU"
-        device = executions[job.benchmark.name].device_name
         sentences.append(
             f"{job.label}: {percent(accuracies[max(accuracies)])} after {duration(outcome.train_seconds)} of "
-            f"training on this machine ({device}){said}."
+            f"training on {outcome.device}{said}."
         )
     return sentences
 
 
-def find_verdicts(
-    results: Sequence[Result], datasets: Mapping[DatasetFacts, Dataset], changed: Sequence[str]
-) -> list[tuple[str, str]]:
+def find_verdicts(results: Sequence[Result], changed: Sequence[str]) -> list[tuple[str, str]]:
     """Return a word and a reason for each result; seeds of one benchmark are judged together."""
     curves: dict[str, list[dict[int, float]]] = defaultdict(list)
     for job, outcome in results:
@@ -203,14 +188,13 @@ def find_verdicts(
         if claim is None or unjudged:
             verdicts.append(("–", ""))
             continue
-        images = datasets[job.recipe.data.facts]
         judged = verdict(
             claim,
             curves[job.benchmark.name],
             profile=job.profile,
             changed=changed,
-            generated=images.generated,
-            same_dataset=images.official,
+            generated=outcome.generated,
+            same_dataset=outcome.official,
         )
         verdicts.append((judged.word, judged.reason))
     return verdicts

@@ -19,6 +19,7 @@ from resnet_bench.measure.estimate import Costs, TimeLeft
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.events import Event, JobFinished, JobStarted, Opened
 from resnet_bench.running.job import Job, Task
+from resnet_bench.running.launchers.event_log import Suspended
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, Steps
 
 _SHORTEST_BAR = 10
@@ -186,6 +187,8 @@ class RunDisplay:
                     f"epoch {event.epoch}/{self._epochs}: loss {event.loss:.4f}{accuracy}, "
                     f"{event.images_per_second:,.0f} images/s, {duration(event.seconds)}"
                 )
+            case Suspended():
+                self._line(f"made room ({event.reason}); resumes when it gets a place again")
             case Finished():
                 self._show("logging the outcome", force=True)
             case JobFinished():

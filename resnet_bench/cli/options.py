@@ -1,6 +1,7 @@
 """Options that several verbs have, their old names, and what the shell completes for them."""
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from resnet_bench.recipe.benchmark import ProfileName
 from resnet_bench.recipe.dataset_files import known_datasets
 from resnet_bench.recipe.recipe import recipe_keys
 from resnet_bench.recipe.toml_files import search_folders, toml_files
+from resnet_bench.running.launchers.options import known_launchers
 
 DATA_VARIABLE = "RESNET_BENCH_DATA"
 DEFAULT_DATA = Path("data")
@@ -94,6 +96,20 @@ def data_folder(given: Path | None) -> Path:
     raise UserError(f"{where}: {folder} {what}; name the folder that holds CIFAR")
 
 
+def parse_share(text: str | None) -> tuple[int, int] | None:
+    """Read ``3/16``: the third of sixteen shares.
+
+    Raises:
+        UserError: It is something else.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--shard: must be a share such as 3/16, from 1/16 to 16/16, got {text!r}")
+    return int(match[1]), int(match[2])
+
+
 def deadline(max_minutes: float | None) -> float | None:
     """Turn minutes from now into a time of the clock that :class:`resnet_bench.running.stopping.Stop` reads.
 
@@ -130,6 +146,11 @@ def complete_device(incomplete: str) -> list[str]:
 def complete_setting(incomplete: str) -> list[str]:
     """Keys of a recipe."""
     return [f"{key}=" for key in recipe_keys() if key.startswith(incomplete)]
+
+
+def complete_launcher(incomplete: str) -> list[str]:
+    """Names of launchers."""
+    return [name for name in known_launchers() if name.startswith(incomplete)]
 
 
 def complete_dataset(incomplete: str) -> list[str]:
@@ -193,6 +214,24 @@ Threads = Annotated[
 Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="Reproduce every bit for the same seed on the same machine.")
 ]
+LauncherName = Annotated[
+    str | None,
+    typer.Option(
+        "--launcher",
+        metavar="NAME",
+        help="Where runs train: inline, processes, slurm, or a file of launchers/.",
+        autocompletion=complete_launcher,
+    ),
+]
+Partition = Annotated[str | None, typer.Option("--partition", metavar="NAME", help="Slurm's partition for jobs.")]
+Account = Annotated[str | None, typer.Option("--account", metavar="NAME", help="Slurm's account for jobs.")]
+JobTime = Annotated[
+    str | None, typer.Option("--time", metavar="TIME", help="Time limit of a job, such as 2h or 1d 12h.")
+]
+GpusPerNode = Annotated[
+    int | None, typer.Option("--gpus-per-node", metavar="N", help="GPUs of a job; one run trains on each.")
+]
+Detach = Annotated[bool, typer.Option("--detach", help="Submit the jobs, print their ids and return.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before anything that takes long.")]
 DoNotAsk = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs; docs/json.md describes it.")]

@@ -8,14 +8,21 @@ import typer
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.cli.options import (
+    DEFAULT_DATA,
     DEFAULT_RUNS,
+    Account,
     BenchmarkDir,
     DataFolder,
+    Detach,
     Deterministic,
     Device,
     Download,
     ExecutionMode,
+    GpusPerNode,
+    JobTime,
+    LauncherName,
     MaxMinutes,
+    Partition,
     Precision,
     Profile,
     RunDir,
@@ -28,12 +35,14 @@ from resnet_bench.cli.options import (
     deadline,
     help_text,
     new_app,
+    parse_share,
 )
 from resnet_bench.cli.screen import FAILED, INTERRUPTED, OUT_OF_TIME, can_ask, console, print_resume_command
 from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.changes import override, parse_assignments
 from resnet_bench.recipe.files import expand_suites, load_benchmark
+from resnet_bench.running.launchers.options import choose_launcher
 from resnet_bench.tracking.store import Store
 
 app = new_app()
@@ -85,6 +94,19 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Resume interrupted runs.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Train finished runs again, from scratch.")] = False,
     max_minutes: MaxMinutes = None,
+    launcher: LauncherName = None,
+    partition: Partition = None,
+    account: Account = None,
+    time: JobTime = None,
+    gpus_per_node: GpusPerNode = None,
+    runs_per_job: Annotated[
+        int | None, typer.Option("--runs-per-job", metavar="N", help="Runs that share a job, one after another.")
+    ] = None,
+    detach: Detach = False,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", metavar="I/N", help="Run the I-th of N shares of the plan, for arrays of jobs."),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Print the plan, try a few steps, write example images; train nothing."),
@@ -96,8 +118,25 @@ def run(
     changes = parse_assignments(assignments or [])
     for name in expand_suites(names, benchmark_dir):
         _check_changes(load_benchmark(name, benchmark_dir), changes, profile)
-    folder = data_folder(data)
-    wanted = _seeds(seed, seeds)
+    asked = {
+        "partition": partition,
+        "account": account,
+        "time": time,
+        "gpus_per_node": gpus_per_node,
+        "runs_per_job": runs_per_job,
+    }
+    chosen = choose_launcher(launcher, asked, device=device)
+    elsewhere = chosen is not None and not isinstance(chosen, str)
+    if chosen == "inline" and (seeds_per_device or 1) > 1:
+        raise UserError("--launcher inline trains one run at a time; leave out --seeds-per-device")
+    if detach and not elsewhere:
+        raise UserError("--detach is for jobs of a cluster; say which with --launcher NAME")
+    if elsewhere and (dry_run or (seeds_per_device or 1) > 1 or (detach and max_minutes is not None)):
+        what = "--dry-run" if dry_run else "--max-minutes" if detach else "--seeds-per-device"
+        raise UserError(f"{what} is for runs on this machine; leave out {what} or --launcher")
+    # The images need not be on this machine.
+    folder = Path(data or DEFAULT_DATA) if elsewhere else data_folder(data)
+    wanted, share = _seeds(seed, seeds), parse_share(shard)
     store = Store.resolve(tracking, Path.cwd())
 
     from resnet_bench.cli.live_runs import lasting
@@ -117,6 +156,8 @@ def run(
         force=force,
         seeds_per_device=seeds_per_device,
         benchmark_dir=benchmark_dir,
+        launcher=chosen,
+        shard=share,
     )
     context = Context(
         store=store,
@@ -133,7 +174,7 @@ def run(
         stop=Stop(until),
     )
     with lasting(console):
-        summary = run_all(options, context, console, ask=can_ask() and not yes, dry_run=dry_run)
+        summary = run_all(options, context, console, ask=can_ask() and not yes, dry_run=dry_run, detach=detach)
         if summary.interrupted:
             why = "--max-minutes is used up" if summary.out_of_time else "interrupted"
             print_resume_command("--resume" if summary.is_resumable else None, why=why)

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.text import duration, plural
+from resnet_bench.base.text import duration, listed, plural
 from resnet_bench.cli.closing import print_closing
 from resnet_bench.cli.dry_run import print_dry_run
 from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay
@@ -20,6 +20,8 @@ from resnet_bench.recipe.datasets import DatasetFacts
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import JobFinished, JobStarted, Opened, update
 from resnet_bench.running.job import Job
+from resnet_bench.running.launchers.cluster import OnCluster
+from resnet_bench.running.launchers.options import LauncherOptions
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.plan import RunOptions, RunPlan, Survey, Surveyed, open_plan
 from resnet_bench.running.sharing import choose_sharing
@@ -57,12 +59,19 @@ class RunsSummary:
 
 
 def run_all(
-    options: RunOptions, context: Context, console: Console, *, ask: bool = False, dry_run: bool = False
+    options: RunOptions,
+    context: Context,
+    console: Console,
+    *,
+    ask: bool = False,
+    dry_run: bool = False,
+    detach: bool = False,
 ) -> RunsSummary:
     """Plan, announce what will run, run it, and print the closing table.
 
     A run that was finished before is not trained again, unless ``force`` is set. A run that fails does not stop
-    those after it. A dry run ends after the announcement, with what a few steps of each benchmark need.
+    those after it. A dry run ends after the announcement, with what a few steps of each benchmark need; detached, it
+    ends when the jobs are submitted.
 
     Raises:
         UserError: Something asked for does not exist or does not fit; nothing was started.
@@ -77,6 +86,16 @@ def run_all(
             console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     plan, datasets = open_plan(options, context, echo)
+    if not plan.jobs:
+        echo("this share of the plan is empty; there are fewer runs than shares")
+        return RunsSummary()
+    if plan.cluster is not None:
+        _announce_elsewhere(plan, plan.cluster, context.store, echo)
+        context.store.prepare()
+        if detach:
+            _detach(plan, plan.cluster, context, echo)
+            return RunsSummary()
+        return _run_to_the_end(plan, {}, options, context, console)
     with measuring_aloud(console):
         survey = _survey(plan, context)
         if options.seeds_per_device is None and (sharing := choose_sharing(survey, context)) is not None:
@@ -85,8 +104,7 @@ def run_all(
                 plan = plan.shared(sharing.seeds, context.options)
                 survey = _survey(plan, context)
     seconds = _announce(plan, survey, datasets, context.store, console)
-    references = known_references([surveyed.job.benchmark.name for surveyed in survey.values()])
-    for found in references.values():
+    for found in known_references([surveyed.job.benchmark.name for surveyed in survey.values()]).values():
         echo(beside_the_reference(found, [], found.fingerprint))
     if dry_run:
         print_dry_run(plan, context, echo)
@@ -96,13 +114,28 @@ def run_all(
 
     context.store.prepare()
     close_stale_runs(context.store)
-    pending = sum(surveyed.outcome is None for surveyed in survey.values())
+    return _run_to_the_end(plan, survey, options, context, console)
+
+
+def _run_to_the_end(
+    plan: RunPlan, survey: Mapping[str, Surveyed], options: RunOptions, context: Context, console: Console
+) -> RunsSummary:
+    """Run the jobs and sum up."""
+    from resnet_bench.reporting.reference import known_references
+
+    def echo(text: str | Table) -> None:
+        if isinstance(text, Table):
+            print_table(text, console)
+        else:
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    references = known_references([job.benchmark.name for job in plan.jobs])
+    pending = sum(surveyed.outcome is None for surveyed in survey.values()) if survey else len(plan.jobs)
     announce = "stopping, writing a checkpoint; again to stop without it"
     with stop_on_signals(announce=announce, deadline=context.stop.deadline) as stop:
         summary = run_plan(plan, pending, survey, replace(context, stop=stop), console)
-    executions = {surveyed.job.benchmark.name: surveyed.execution for surveyed in survey.values()}
     echo("")
-    print_closing(summary.results, datasets, executions, references, list(options.changes), echo)
+    print_closing(summary.results, references, list(options.changes), echo)
     if summary.abandoned:
         echo(summary.abandoned)
     echo("")
@@ -179,6 +212,26 @@ def _announce(
     return seconds
 
 
+def _announce_elsewhere(
+    plan: RunPlan, launcher: LauncherOptions, store: Store, echo: Callable[[str | Table], None]
+) -> None:
+    """Print what will run where; how it is executed is found there."""
+    jobs_of = Counter(plan.choices[job.benchmark.name] for job in plan.jobs)
+    for choice, count in jobs_of.items():
+        echo(f"{plural(count, 'run')} in the {choice.profile} profile: {choice.reason}.")
+    echo(f"on {launcher.describe()}")
+    echo(f"tracked in {store.redacted_uri}\n")
+
+
+def _detach(plan: RunPlan, launcher: LauncherOptions, context: Context, echo: Callable[[str | Table], None]) -> None:
+    """Submit the jobs and print their ids."""
+    launch = OnCluster(launcher).submit(plan.jobs, context)
+    for handle in launch.handles:
+        echo(f"{handle.id}: {listed([launch.labels[number] for number in handle.tasks])}")
+    echo(f"submitted {plural(len(launch.handles), 'job')} as {launch.name}")
+    echo("see: resnet-bench status; resnet-bench cancel")
+
+
 def run_plan(
     plan: RunPlan, pending: int, survey: Mapping[str, Surveyed], context: Context, console: Console
 ) -> RunsSummary:
@@ -188,7 +241,9 @@ def run_plan(
     shown: dict[str, RunDisplay] = {}
 
     def begin(label: str) -> RunDisplay:
-        return display.begin(label, survey[label].job.recipe, survey[label].costs)
+        return display.begin(label, jobs[label].recipe, survey[label].costs if label in survey else None)
+
+    jobs = {job.label: job for job in plan.jobs}
 
     with RunsDisplay(console, pending).shown() as display, contextlib.closing(plan.events(context)) as events:
         try:
@@ -197,7 +252,8 @@ def run_plan(
                 if isinstance(event, JobStarted):
                     outcomes[label] = Outcome(sharing=plan.sharing)
                 update(outcomes[label], event)
-                if isinstance(event, Opened) and event.outcome is None:
+                # A job that its scheduler has started again keeps its place on the screen.
+                if isinstance(event, Opened) and event.outcome is None and label not in shown:
                     shown[label] = begin(label)
                 if isinstance(event, JobFinished):
                     summary.interrupted |= event.interrupted
@@ -213,7 +269,6 @@ def run_plan(
             summary.interrupted = True
             for label in shown:
                 outcomes[label].interrupted = outcomes[label].failure is None
-    jobs = {job.label: job for job in plan.jobs}
     summary.results = [(job, outcomes[label]) for label, job in jobs.items() if label in outcomes]
     # The time may also be up between two runs.
     summary.interrupted |= bool(context.stop) and summary.abandoned is None and len(summary.results) < len(jobs)

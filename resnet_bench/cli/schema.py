@@ -17,21 +17,30 @@ app = new_app()
 
 @app.command(
     help=help_text(
-        "Print the JSON schema of benchmark, study or limits files, for editors.",
+        "Print the JSON schema of benchmark, study, launcher or limits files, for editors.",
         example="schema benchmark",
         following="validate benchmarks/my-resnet9.toml",
     )
 )
 def schema(
-    kind: Annotated[Literal["benchmark", "study", "limits"], typer.Argument(help="Which files.", show_default=False)],
+    kind: Annotated[
+        Literal["benchmark", "study", "launcher", "limits"], typer.Argument(help="Which files.", show_default=False)
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="File to write; printed by default.")
     ] = None,
 ) -> None:
     from resnet_bench.recipe.json_schema import benchmark_schema, limits_schema
+    from resnet_bench.running.launchers.json_schema import launcher_schema
     from resnet_bench.tuning.json_schema import study_schema
 
-    found = {"benchmark": benchmark_schema, "study": study_schema, "limits": limits_schema}[kind]()
+    schemas = {
+        "benchmark": benchmark_schema,
+        "study": study_schema,
+        "launcher": launcher_schema,
+        "limits": limits_schema,
+    }
+    found = schemas[kind]()
     text = json.dumps(found, indent=1, allow_nan=False) + "\n"
     if output is None:
         sys.stdout.write(text)

@@ -14,6 +14,7 @@ from resnet_bench.recipe.files import load_benchmark_file
 from resnet_bench.recipe.limits import check_names, load_limits
 from resnet_bench.recipe.schema import InvalidTable
 from resnet_bench.recipe.toml_files import read_toml, search_folders, toml_files
+from resnet_bench.running.launchers.options import is_launcher_table, load_launcher_file
 from resnet_bench.tuning.plan import load_study_file, plan_study
 
 app = new_app()
@@ -21,13 +22,15 @@ app = new_app()
 
 @app.command(
     help=help_text(
-        "Check benchmark, study and limits files, and print every problem.",
+        "Check benchmark, study, launcher and limits files, and print every problem.",
         example="validate benchmarks/my-resnet9.toml",
         following="run my-resnet9 --profile smoke",
     )
 )
 def validate(
-    files: Annotated[list[Path], typer.Argument(help="Benchmark, study or limits files.", show_default=False)],
+    files: Annotated[
+        list[Path], typer.Argument(help="Benchmark, study, launcher or limits files.", show_default=False)
+    ],
     benchmark_dir: BenchmarkDir = None,
     as_json: Json = False,
 ) -> None:
@@ -52,13 +55,15 @@ def validate(
 
 
 def _checked(file: Path, benchmark_dir: Path | None) -> str:
-    """Check a file of any kind; a study and limits have keys that no benchmark has."""
-    keys = read_toml(file).keys()
-    if "limits" in keys:
+    """Check a file of any kind; studies, launchers and limits have keys that no benchmark has."""
+    table = read_toml(file)
+    if "limits" in table:
         limits = load_limits(file)
         check_names(limits, toml_files(search_folders("benchmarks", benchmark_dir)), where=file)
         return plural(len(limits), "limit")
-    if keys & {"benchmark", "space", "budget"}:
+    if is_launcher_table(table):
+        return f"a launcher: {load_launcher_file(file).describe()}"
+    if table.keys() & {"benchmark", "space", "budget"}:
         study = load_study_file(file)
         plan_study(study, "full", benchmarks=benchmark_dir)
         for profile in study.profiles:

@@ -49,7 +49,7 @@ def _required(model: type[BaseModel]) -> list[str]:
 
 
 def file_schema(model: type[BaseModel]) -> JsonSchema:
-    """Return the schema of the files of a model, which are named after what they hold."""
+    """Return the schema of the files of a model; where it has a name, that is the file's."""
     schema = model.model_json_schema()
     if "$ref" in schema:
         # A table that holds itself, as a study does in its profiles, is among the definitions.
@@ -59,12 +59,12 @@ def file_schema(model: type[BaseModel]) -> JsonSchema:
         schema["required"].remove("name")
     for table in [model, *models_below(model)]:
         properties = (schema if table is model else schema["$defs"].get(table.__name__, {})).get("properties", {})
-        meanings = _meanings(table)
+        told = meanings(table)
         for name, field in table.model_fields.items():
             if MaybeNotGiven in field.metadata and name in properties:
                 properties[name] = _removable(properties[name])
-            if name in properties and name in meanings:
-                properties[name] = {**properties[name], "description": meanings[name]}
+            if name in properties and name in told:
+                properties[name] = {**properties[name], "description": told[name]}
     return {"$schema": DIALECT, **schema}
 
 
@@ -103,8 +103,8 @@ def models_below(model: type[BaseModel]) -> list[type[BaseModel]]:
     return list(found)
 
 
-def _meanings(model: type[BaseModel]) -> dict[str, str]:
-    """What the docstrings below a model's fields say; nothing where its source is not at hand."""
+def meanings(model: type[BaseModel]) -> dict[str, str]:
+    """Return what the docstrings below a model's fields say; nothing where its source is not at hand."""
     found: dict[str, str] = {}
     for table in reversed(model.__mro__):
         if not issubclass(table, BaseModel) or table is BaseModel:

@@ -1,4 +1,4 @@
-"""Find and read TOML files: benchmarks, studies and datasets.
+"""Find and read TOML files: benchmarks, studies, datasets and launchers.
 
 A file names what it holds. The user's folder is searched before the shipped one, so that a user's file replaces the
 shipped file of the same name.
@@ -12,10 +12,15 @@ from typing import Any, Literal
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.names import is_file_name
 
-Kind = Literal["benchmarks", "studies", "datasets"]
+Kind = Literal["benchmarks", "studies", "datasets", "launchers"]
 Table = dict[str, Any]
 
-SINGULAR: Mapping[Kind, str] = {"benchmarks": "benchmark", "studies": "study", "datasets": "dataset"}
+SINGULAR: Mapping[Kind, str] = {
+    "benchmarks": "benchmark",
+    "studies": "study",
+    "datasets": "dataset",
+    "launchers": "launcher",
+}
 
 MAX_FILE_BYTES = 256 * 1024
 MAX_DEPTH = 16
@@ -28,7 +33,7 @@ def search_folders(kind: Kind, given: Path | None = None) -> list[Path]:
     """List the folders to search for files of a kind, in order.
 
     Args:
-        kind: Name of the folder: ``benchmarks``, ``studies`` or ``datasets``.
+        kind: Name of the folder, such as ``benchmarks``.
         given: A folder that the user names; without one, the folder of that name in the working directory.
 
     Raises:

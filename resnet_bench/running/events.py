@@ -31,6 +31,9 @@ class Opened:
         outcome: The result of a run that was finished before and is not trained again; no event of the run follows.
         earlier: What a run that is resumed has told before.
         warm_up_seconds: Spent on steps that no clock of the run covers.
+        device: Where it runs, for a person.
+        generated: Whether its images are generated.
+        official: Whether its images are the dataset's published ones.
     """
 
     run_id: str | None
@@ -40,6 +43,9 @@ class Opened:
     outcome: Outcome | None = None
     earlier: Outcome | None = None
     warm_up_seconds: float = 0.0
+    device: str = ""
+    generated: bool = False
+    official: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,11 +84,13 @@ def update(outcome: Outcome, event: Event) -> None:
     match event:
         case Opened(outcome=Outcome() as finished):
             vars(outcome).update(copy.deepcopy(vars(finished)))
+            outcome.device, outcome.generated, outcome.official = event.device, event.generated, event.official
         case Opened():
             if event.earlier is not None:
                 vars(outcome).update(copy.deepcopy(vars(event.earlier)))
             outcome.run_id, outcome.url, outcome.folder = event.run_id, event.url, str(event.folder or "")
             outcome.warm_up_seconds = event.warm_up_seconds
+            outcome.device, outcome.generated, outcome.official = event.device, event.generated, event.official
         case Started() if event.step == 0:
             outcome.setup_seconds = event.setup_seconds
         case Evaluated(split="test"):

@@ -20,6 +20,12 @@ class Outcome:
     url: str = ""
     folder: str = ""
     """The run's folder; only its name where the outcome was read from the store."""
+    device: str = ""
+    """Where it ran, for a person."""
+    generated: bool = False
+    """Whether its images were generated."""
+    official: bool = True
+    """Whether its images were the dataset's published ones."""
     epochs: int = 0
     accuracy_by_epoch: dict[int, float] = field(default_factory=dict)
     """By the source's protocol."""

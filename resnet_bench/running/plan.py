@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import duration, plural
@@ -28,7 +28,9 @@ from resnet_bench.running.context import Context
 from resnet_bench.running.events import Event, JobFinished, TaskEvent
 from resnet_bench.running.job import Job, Task
 from resnet_bench.running.launchers.child import preload
+from resnet_bench.running.launchers.cluster import OnCluster
 from resnet_bench.running.launchers.launcher import Launcher, Place, find_launcher
+from resnet_bench.running.launchers.options import LauncherOptions
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.prepare import prepare
 
@@ -40,6 +42,8 @@ HOPELESS = 3.0
 """A recipe that takes this many times what is left, going by the batches of its smoke profile, is not timed itself."""
 SEED_LIMIT = 2**63
 """Seeds are smaller: every store and table keeps them as 64-bit integers with a sign."""
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +61,9 @@ class RunOptions:
         force: Train what was finished before.
         seeds_per_device: How many seeds of a benchmark share a device at a time; None takes what trains fastest.
         benchmark_dir: A folder of benchmark files; it comes before the shipped ones.
+        launcher: ``inline``, ``processes``, or the options of a launcher that has jobs run elsewhere; None takes what
+            fits this machine.
+        shard: Run the i-th of n shares of the plan, as (i, n) with i from 1.
     """
 
     names: Sequence[str]
@@ -67,6 +74,8 @@ class RunOptions:
     force: bool = False
     seeds_per_device: int | None = 1
     benchmark_dir: Path | None = None
+    launcher: str | LauncherOptions | None = None
+    shard: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,17 +93,27 @@ class RunPlan:
     Attributes:
         jobs: Benchmark by benchmark, seed by seed.
         choices: The profile of each benchmark, by name.
-        places: Where jobs run at a time.
+        places: Where jobs run at a time; none on a cluster, whose jobs find their own.
+        launched_by: The launcher that was asked for.
     """
 
     jobs: tuple[Job, ...]
     choices: Mapping[str, ProfileChoice]
     places: tuple[Place, ...]
+    launched_by: str | LauncherOptions | None = None
+
+    @property
+    def cluster(self) -> LauncherOptions | None:
+        """The options of the launcher that has the jobs run elsewhere; None where they run on this machine."""
+        return None if isinstance(self.launched_by, str) else self.launched_by
 
     @property
     def launcher(self) -> Launcher:
-        """In this process where there is one place; else in child processes."""
-        return find_launcher("inline" if len(self.places) == 1 else "processes", self.places)
+        """As asked for; else in this process where there is one place, and in child processes where there are more."""
+        if self.cluster is not None:
+            return OnCluster(self.cluster)
+        name = self.launched_by if isinstance(self.launched_by, str) else None
+        return find_launcher(name or ("inline" if len(self.places) == 1 else "processes"), self.places)
 
     @property
     def devices(self) -> int:
@@ -104,7 +123,7 @@ class RunPlan:
     @property
     def sharing(self) -> int:
         """How many jobs share a device at a time."""
-        return self.jobs[0].sharing
+        return self.jobs[0].sharing if self.jobs else 1
 
     def shared(self, seeds: int, execution: ExecutionOptions) -> "RunPlan":
         """The same jobs, so many seeds of a benchmark at a time."""
@@ -168,6 +187,8 @@ def open_plan(
         UserError: Something asked for does not exist or does not fit.
     """
     benchmarks = load_benchmarks(options)
+    if options.launcher is not None and not isinstance(options.launcher, str):
+        return plan_elsewhere(options, benchmarks), {}
     names = sorted({benchmark.recipe.data.dataset for benchmark in benchmarks})
     images = context.images
     is_here = all(status.sources for status in dataset_status(images.folder) if status.name in names)
@@ -204,9 +225,39 @@ def plan_runs(
         UserError: The device does not exist here, a profile does not exist, or a change does not fit the recipe.
     """
     per_device = min(options.seeds_per_device or 1, len(options.seeds))
-    places = find_places(execution, per_device=per_device, jobs=len(options.seeds) * len(benchmarks))
+    count = len(shard(range(len(options.seeds) * len(benchmarks)), options.shard))
+    places = find_places(execution, per_device=per_device, jobs=count)
+    if options.launcher == "inline":
+        places = places if len(places) == 1 else (Place(),)
     sharing = _most_in_one(places)
     choices = _choices(options, benchmarks, execution, places, progress, real_data=real_data)
+    return RunPlan(_jobs(options, benchmarks, choices, sharing), choices, places, options.launcher)
+
+
+def plan_elsewhere(options: RunOptions, benchmarks: Sequence[Benchmark]) -> RunPlan:
+    """Plan jobs that run on other machines: this one needs neither their devices nor their images.
+
+    Args:
+        options: What to run.
+        benchmarks: As :func:`load_benchmarks` gives them.
+
+    Raises:
+        UserError: A profile does not exist, or a change does not fit the recipe.
+    """
+    reason = "as asked" if options.profile else "--profile smoke tries the software"
+    choice = ProfileChoice(options.profile or "full", reason)
+    choices = {benchmark.name: choice for benchmark in benchmarks}
+    return RunPlan(_jobs(options, benchmarks, choices, sharing=1), choices, (), options.launcher)
+
+
+def shard(items: Sequence[T], share: tuple[int, int] | None) -> Sequence[T]:
+    """Return the i-th of n shares, as (i, n) with i from 1: disjoint, and together everything; None: all of it."""
+    return items if share is None else items[share[0] - 1 :: share[1]]
+
+
+def _jobs(
+    options: RunOptions, benchmarks: Sequence[Benchmark], choices: Mapping[str, ProfileChoice], sharing: int
+) -> tuple[Job, ...]:
     jobs = [
         Job(
             benchmark=benchmark,
@@ -220,7 +271,7 @@ def plan_runs(
         for benchmark in benchmarks
         for seed in options.seeds
     ]
-    return RunPlan(tuple(jobs), choices, places)
+    return tuple(shard(jobs, options.shard))
 
 
 def find_places(execution: ExecutionOptions, *, per_device: int, jobs: int) -> tuple[Place, ...]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
+from typing import Any
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.measure.energy import EnergyMeter
@@ -48,7 +49,7 @@ def run(prepared: Prepared, context: Context) -> Generator[Event, None, None]:
     """
     job = prepared.job
     if prepared.outcome is not None:
-        yield _opened_before(prepared.outcome, context)
+        yield _opened_before(prepared, prepared.outcome, context)
         return
     if prepared.dataset.name != job.recipe.data.dataset:
         raise UserError(
@@ -61,16 +62,26 @@ def run(prepared: Prepared, context: Context) -> Generator[Event, None, None]:
         # Before this process had the folder, another one may have finished the run in it.
         if folder.run_id is None and (finished := look_again(prepared, context.store).outcome) is not None:
             folder.discard()
-            yield _opened_before(finished, context)
+            yield _opened_before(prepared, finished, context)
             return
         yield from _tracked(prepared, context, folder, warm_up_seconds)
     finally:
         folder.release()
 
 
-def _opened_before(outcome: Outcome, context: Context) -> Opened:
+def _opened_before(prepared: Prepared, outcome: Outcome, context: Context) -> Opened:
     settle(context.run_dir, outcome.folder, outcome.run_id)
-    return Opened(outcome.run_id, outcome.url, None, outcome=outcome)
+    return Opened(outcome.run_id, outcome.url, None, outcome=outcome, **_found(prepared))
+
+
+def _found(prepared: Prepared) -> dict[str, Any]:
+    """What of a run's place decides how its result is judged."""
+    dataset = prepared.dataset
+    return {
+        "device": prepared.facts.device_name,
+        "generated": dataset.generated,
+        "official": dataset.official,
+    }
 
 
 def _tracked(
@@ -100,6 +111,7 @@ def _tracked(
             step=resumed_at_step,
             earlier=checkpoints.outcome if resume_from else None,
             warm_up_seconds=warm_up_seconds,
+            **_found(prepared),
         )
         has_device_alone = job.sharing == 1
         if has_device_alone:

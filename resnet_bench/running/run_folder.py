@@ -22,6 +22,10 @@ STATE_FILE = "run.json"
 _log = logging.getLogger(__name__)
 
 
+class RunInUse(UserError):
+    """Another process is training the run."""
+
+
 class RunFolder:
     """A run on disk. One process at a time may hold it."""
 
@@ -38,7 +42,8 @@ class RunFolder:
         An unfinished run of the same seed that differs in what decides its result is left aside; a warning says how.
 
         Raises:
-            UserError: Another process is training this very run, or the place cannot be written.
+            RunInUse: Another process is training this very run.
+            UserError: The place cannot be written.
         """
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -60,7 +65,7 @@ class RunFolder:
                     left_aside.append((path, differences))
                 continue
             if not folder.take():
-                raise UserError(
+                raise RunInUse(
                     f"{_holder(state)} is training {facts.benchmark.name} seed {facts.seed} already ({path}); "
                     "wait for it, then give the same command again"
                 )

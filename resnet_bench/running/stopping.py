@@ -26,6 +26,8 @@ class Stop:
     def __init__(self, deadline: float | None = None) -> None:
         self.deadline = deadline
         self.reason: str | None = None
+        self.signal: int | None = None
+        """The last signal that asked for it."""
         self._holding = False
         self._held = False
 
@@ -77,10 +79,11 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def stop_on_signals(*, announce: str | None = None, deadline: float | None = None) -> Iterator[Stop]:
-    """While the context is open, SIGINT, SIGTERM and SIGHUP ask to stop.
+    """While the context is open, SIGINT, SIGTERM, SIGHUP and SIGUSR2 ask to stop.
 
     A second SIGINT interrupts at once, or as soon as a checkpoint that is being written is whole; a third one ends the
-    process. SIGHUP, which a terminal sends that is closed, stays ignored where it was, as ``nohup`` has it.
+    process. SIGHUP, which a terminal sends that is closed, stays ignored where it was, as ``nohup`` has it. Schedulers
+    send SIGUSR2 before they take a place away.
 
     Signal handlers belong to the main thread; in any other this does nothing but give a request that no
     signal sets.
@@ -98,6 +101,7 @@ def stop_on_signals(*, announce: str | None = None, deadline: float | None = Non
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a handler
         nonlocal interrupts
         interrupts += number == signal.SIGINT
+        stop.signal = number
         if not stop:
             stop.reason = f"interrupted by {signal.Signals(number).name}"
             if announce:
@@ -113,6 +117,8 @@ def stop_on_signals(*, announce: str | None = None, deadline: float | None = Non
     numbers = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
+    if hasattr(signal, "SIGUSR2"):
+        numbers.append(signal.SIGUSR2)
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield stop

@@ -8,12 +8,18 @@ from typing import Any
 import pytest
 
 from resnet_bench.recipe.json_schema import benchmark_schema, limits_schema
+from resnet_bench.running.launchers.json_schema import launcher_schema
 from resnet_bench.tuning.json_schema import study_schema
 from tests.golden import typed
 from tests.recipe.json_schema_check import violations
 
 ROOT = Path(__file__).parents[2]
-SCHEMAS = {"benchmark": benchmark_schema, "study": study_schema, "limits": limits_schema}
+SCHEMAS = {
+    "benchmark": benchmark_schema,
+    "study": study_schema,
+    "launcher": launcher_schema,
+    "limits": limits_schema,
+}
 FILES = [
     *((path, "benchmark") for path in sorted((ROOT / "benchmarks").glob("*.toml"))),
     *((path, "study") for path in sorted((ROOT / "studies").glob("*.toml"))),
@@ -60,6 +66,21 @@ def test_every_shipped_file_fits_and_names_its_schema(path: Path, kind: str) -> 
 def test_what_a_benchmark_does_not_know_is_marked(changed: str, says: str) -> None:
     found = problems(tomllib.loads(f'extends = "resnet9-onecycle-adam"\n{changed}'), "benchmark")
     assert any(says in problem for problem in found), found
+
+
+@pytest.mark.parametrize(
+    ("table", "fits"),
+    [
+        ({"launcher": "slurm", "partition": "gpu", "time": "1d 12h", "setup": ["module load cuda"]}, True),
+        ({"time": 90, "gpus_per_node": 0}, True),
+        ({"time": "2 hours"}, False),
+        ({"time": 1}, False),
+        ({"partiton": "gpu"}, False),
+        ({"launcher": "slrm"}, False),
+    ],
+)
+def test_the_schema_of_a_launcher_marks_what_the_command_refuses(table: dict[str, Any], fits: bool) -> None:
+    assert (problems(table, "launcher") == []) is fits
 
 
 def test_what_is_missing_is_marked_unless_the_file_extends_another() -> None:

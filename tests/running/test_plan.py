@@ -1,8 +1,11 @@
 """What a command runs: profiles, places, jobs, and what is refused before anything starts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.execution.options import ExecutionOptions
@@ -10,7 +13,16 @@ from resnet_bench.measure.estimate import Costs
 from resnet_bench.recipe.writing import copy_benchmark
 from resnet_bench.running import plan
 from resnet_bench.running.launchers.launcher import Place
-from resnet_bench.running.plan import RunOptions, choose_profiles, find_places, load_benchmarks, plan_runs
+from resnet_bench.running.launchers.options import SlurmOptions
+from resnet_bench.running.plan import (
+    RunOptions,
+    choose_profiles,
+    find_places,
+    load_benchmarks,
+    plan_elsewhere,
+    plan_runs,
+    shard,
+)
 
 CPU = ExecutionOptions("cpu", threads=8)
 
@@ -143,3 +155,23 @@ def test_load_benchmarks_refuses_two_files_of_one_name(tmp_path: Path) -> None:
         load_benchmarks(RunOptions([str(file) for file in files]))
     # One that is named twice is meant once.
     assert len(load_benchmarks(RunOptions([str(files[0])] * 2))) == 1
+
+
+@given(count=st.integers(0, 40), shares=st.integers(1, 20))
+def test_shares_of_a_plan_are_disjoint_and_together_all_of_it(count: int, shares: int) -> None:
+    items = list(range(count))
+    found = [shard(items, (share, shares)) for share in range(1, shares + 1)]
+    assert sorted(item for share in found for item in share) == items
+    assert max(map(len, found)) - min(map(len, found)) <= 1
+    assert [list(share) for share in found] == [list(shard(items, (share, shares))) for share in range(1, shares + 1)]
+    assert shard(items, None) == items
+
+
+def test_a_share_of_a_plan_is_the_same_whatever_the_launcher() -> None:
+    options = RunOptions(["he-resnet20", "speedrun-90"], seeds=range(5), profile="smoke", shard=(2, 3))
+    benchmarks = load_benchmarks(options)
+    here = plan_runs(options, benchmarks, CPU, real_data=True)
+    there = plan_elsewhere(replace(options, launcher=SlurmOptions()), benchmarks)
+    assert [job.label for job in here.jobs] == [job.label for job in there.jobs]
+    assert {job.recipe.fingerprint for job in here.jobs} == {job.recipe.fingerprint for job in there.jobs}
+    assert len(here.jobs) == 3

@@ -170,7 +170,7 @@ def serve(connection: Connection, context: Context, place: Place) -> None:
                 return
             with contextlib.closing(to_its_end(task, here)) as events:
                 for event in events:
-                    parent.tell(_portable(event))
+                    parent.tell(portable(event))
 
 
 class _Parent(QueueHandler):
@@ -197,8 +197,8 @@ class _Parent(QueueHandler):
             self._connection.send(message)
 
 
-def _portable(event: Event) -> Event:
-    """The event without what is of use in its own process alone."""
+def portable(event: Event) -> Event:
+    """Return the event without what is of use in its own process alone."""
     if isinstance(event, Started | Steps | Evaluated | EpochEnded | Finished):
         return replace(event, snapshot=_elsewhere)
     return event

@@ -1,0 +1,77 @@
+"""The verb ``resnet-bench status``."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from resnet_bench.base.text import DASH, percent
+from resnet_bench.cli.options import DEFAULT_RUNS, Json, RunDir, help_text, new_app
+from resnet_bench.cli.screen import console, echo, new_table, note, print_json, print_table
+from resnet_bench.running.launchers.launch import find_launches
+
+app = new_app()
+
+WATCH_SECONDS = 5.0
+
+
+@app.command(
+    help=help_text(
+        "Show the jobs on clusters: their state, node and progress. Launches whose tasks have all ended are left out.",
+        example="status --watch",
+        following="cancel",
+    )
+)
+def status(
+    run_dir: RunDir = DEFAULT_RUNS,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it every 5 s, until all jobs have ended.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Show launches that have ended too.")] = False,
+    as_json: Json = False,
+) -> None:
+    while True:
+        rows, notes = _look(run_dir, everything=everything)
+        if watch and console.is_terminal:
+            console.clear()
+        if as_json:
+            print_json("status", tasks=rows, problems=notes)
+        else:
+            _print(rows)
+            for problem in notes:
+                note(problem)
+        if not watch or not any(row["open"] for row in rows):
+            return
+        time.sleep(WATCH_SECONDS)
+
+
+def _look(run_dir: Path, *, everything: bool) -> tuple[list[dict[str, Any]], list[str]]:
+    """A row per task, and what could not be found out."""
+    # The events import torch.
+    from resnet_bench.running.launchers.progress import look
+
+    rows, notes = [], []
+    for launch in find_launches(run_dir):
+        found, problem = look(launch)
+        if everything or any(row.open for row in found):
+            rows += [{"launch": launch.name, **vars(row)} for row in found]
+            notes += [problem] if problem else []
+    return rows, notes
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        echo("no job is waiting or running")
+        return
+    numbers = ("epoch", "accuracy", "attempt")
+    table = new_table("launch", "task", "job", "state", "node", *numbers, "why", right=numbers)
+    for row in rows:
+        epochs = f"{row['epoch']}/{row['epochs']}" if row["epochs"] else DASH
+        cells = (row["launch"], row["task"], row["job"], row["state"], row["node"], epochs)
+        table.add_row(
+            *(Text(cell) for cell in cells),
+            percent(row["accuracy"]),
+            str(row["attempt"] + 1),
+            Text(row["reason"] or ""),
+        )
+    print_table(table)

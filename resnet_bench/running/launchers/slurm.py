@@ -1,0 +1,274 @@
+"""Slurm: jobs are submitted as an array through submitit, and followed by what they write and by ``squeue``."""
+
+import contextlib
+import io
+import logging
+import shlex
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from resnet_bench.base.errors import UserError
+from resnet_bench.running.events import Event, JobFinished
+from resnet_bench.running.launchers.cluster import JobState
+from resnet_bench.running.launchers.event_log import EventReader, Suspended, newest_attempts
+from resnet_bench.running.launchers.launch import Handle, Launch
+from resnet_bench.running.launchers.node_job import SlurmWork
+from resnet_bench.running.launchers.options import LauncherOptions
+from resnet_bench.running.stopping import Stop
+
+READ_SECONDS = 2.0
+"""Between two looks at what the jobs write."""
+ASK_SECONDS = 5.0
+"""Between two looks at ``squeue``, for the jobs that have not ended by their own word."""
+LOOKS_BEFORE_VERDICT = 3
+"""So often a job must be seen to be over: what it wrote may reach this machine a moment later."""
+CANCEL_SECONDS = 120.0
+"""What cancelled jobs get to write their checkpoints; by default Slurm kills them after 30 s."""
+ARRAY_SIZE = 1000
+"""Slurm's MaxArraySize is 1001 by default."""
+_COMMAND_SECONDS = 60.0
+_UNDER_WAY = frozenset(
+    [
+        "PENDING",
+        "RUNNING",
+        "CONFIGURING",
+        "COMPLETING",
+        "REQUEUED",
+        "REQUEUE_HOLD",
+        "REQUEUE_FED",
+        "RESIZING",
+        "RESV_DEL_HOLD",
+        "SIGNALING",
+        "SPECIAL_EXIT",
+        "STAGE_OUT",
+        "STOPPED",
+        "SUSPENDED",
+    ]
+)
+_DEAF_TO_USR2 = 'trap \'\' USR2; exec "$0" "$@"'
+"""Until Python hears SIGUSR2 itself, it must not die of it: Slurm requeues a preempted job that is still there."""
+
+_log = logging.getLogger(__name__)
+
+
+class Slurm:
+    """Jobs of Slurm; see :class:`resnet_bench.running.launchers.cluster.Cluster`."""
+
+    def __init__(self, options: LauncherOptions) -> None:
+        """Submit with these options."""
+        self._options = options
+
+    def submit(self, launch: Launch, packs: Sequence[tuple[int, ...]]) -> list[Handle]:
+        """Submit an array with a job per pack."""
+        # It is an extra.
+        from submitit import SlurmExecutor
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+        logging.getLogger("submitit").setLevel(logging.WARNING)
+        handles: list[Handle] = []
+        try:
+            executor = SlurmExecutor(
+                launch.logs,
+                # Its own count of time limits takes early preemptions for one.
+                max_num_timeout=1_000_000,
+                python=shlex.join(["sh", "-c", _DEAF_TO_USR2, sys.executable]),
+            )
+            executor.update_parameters(**_parameters(self._options, launch.name))
+            for first in range(0, len(packs), ARRAY_SIZE):
+                part = packs[first : first + ARRAY_SIZE]
+                # It prints what sbatch says, too.
+                with contextlib.redirect_stderr(io.StringIO()), executor.batch():
+                    jobs = [executor.submit(SlurmWork(launch.path, pack)) for pack in part]
+                handles += [Handle(job.job_id, pack) for job, pack in zip(jobs, part, strict=True)]
+        except RuntimeError as error:
+            self.cancel(handles)
+            refused = isinstance(error, FailedJobError | FailedSubmissionError)
+            raise UserError(_refusal(str(error)) if refused else _NO_SLURM) from None
+        return handles
+
+    def events(self, launch: Launch, stop: Stop) -> Iterator[tuple[int, Event]]:
+        """Yield what tasks tell, read from their launch's folder."""
+        follower = _Follower(launch)
+        ask_at, give_up_at = time.monotonic() + ASK_SECONDS, None
+        while follower.open:
+            yield from follower.read(cancelled=bool(stop))
+            if stop and give_up_at is None:
+                self.cancel([handle for handle in launch.handles if follower.open.keys() & {*handle.tasks}])
+                give_up_at, ask_at = time.monotonic() + CANCEL_SECONDS, 0.0
+            if follower.open and time.monotonic() >= ask_at:
+                ask_at = time.monotonic() + ASK_SECONDS
+                states = _ask(launch.handles)
+                yield from follower.read(cancelled=bool(stop))
+                if states is not None:
+                    yield from follower.judge(states)
+            if give_up_at is not None and time.monotonic() > give_up_at:
+                yield from follower.give_up()
+            if follower.open:
+                _sleep(READ_SECONDS, stop if give_up_at is None else Stop())
+
+    def states(self, handles: Sequence[Handle]) -> Mapping[str, JobState]:
+        """Ask ``squeue``.
+
+        Raises:
+            UserError: Slurm does not answer.
+        """
+        states = _ask(handles)
+        if states is None:
+            raise UserError("squeue does not answer; is this a machine of the Slurm cluster?")
+        return states
+
+    def cancel(self, handles: Sequence[Handle]) -> None:
+        """Cancel with ``scancel``: SIGTERM at once, SIGKILL after the cluster's KillWait."""
+        if not handles:
+            return
+        try:
+            _run(["scancel", "--quiet", *(handle.id for handle in handles)])
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise UserError(f"scancel: {error}") from None
+
+
+class _Follower:
+    """What is known of the tasks of a launch that have not ended.
+
+    Attributes:
+        open: A reader per task that has not ended, by number.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        self._launch = launch
+        self._job_of = {number: handle.id for handle in launch.handles for number in handle.tasks}
+        self._suspended: set[int] = set()
+        self._seen_over: Counter[int] = Counter()
+        self.open = {number: EventReader(launch.events, number) for number in self._job_of}
+
+    def read(self, *, cancelled: bool) -> Iterator[tuple[int, Event]]:
+        """Yield what was written since the last call."""
+        newest = newest_attempts(self._launch.events)
+        for number, reader in [*self.open.items()]:
+            for event in reader.new(newest.get(number, -1)):
+                self._seen_over.pop(number, None)
+                if isinstance(event, Suspended) and cancelled:
+                    event = JobFinished(interrupted=True)
+                (self._suspended.add if isinstance(event, Suspended) else self._suspended.discard)(number)
+                if isinstance(event, JobFinished):
+                    self.open.pop(number, None)
+                yield number, event
+
+    def judge(self, states: Mapping[str, JobState]) -> Iterator[tuple[int, Event]]:
+        """Yield the end of tasks whose job is over and has not said how they ended."""
+        for number in [*self.open]:
+            state = states.get(self._job_of[number])
+            if state is not None and not state.is_over:
+                self._seen_over.pop(number, None)
+                continue
+            self._seen_over[number] += 1
+            if self._seen_over[number] >= LOOKS_BEFORE_VERDICT:
+                yield self._end(number, self._verdict(number, state))
+
+    def give_up(self) -> Iterator[tuple[int, Event]]:
+        """Yield the end of tasks that were cancelled long ago."""
+        for number in [*self.open]:
+            yield self._end(number, JobFinished(interrupted=True))
+
+    def _end(self, number: int, end: JobFinished) -> tuple[int, JobFinished]:
+        self.open.pop(number)
+        return number, end
+
+    def _verdict(self, number: int, state: JobState | None) -> JobFinished:
+        job = self._job_of[number]
+        name = _past_state(job) if state is None else state.name
+        if number in self._suspended or name in ("CANCELLED", "PREEMPTED"):
+            return JobFinished(interrupted=True)
+        said = _last_line(self._launch, job)
+        match name:
+            case "TIMEOUT":
+                return JobFinished(f"job {job} reached its time limit before it could write a checkpoint; raise --time")
+            case "OUT_OF_MEMORY":
+                return JobFinished(f"job {job} needed more memory than it may use; raise memory_gb of the launcher")
+            case "NODE_FAIL" | "BOOT_FAIL":
+                return JobFinished(f"the node of job {job} failed, and Slurm does not requeue it")
+            case _:
+                return JobFinished(f"job {job} ended without a word ({name.lower() if name else 'unknown'}){said}")
+
+
+def _parameters(options: LauncherOptions, name: str) -> dict[str, Any]:
+    gpus = options.gpus_per_node or 0
+    asked = {
+        "job_name": f"resnet-bench-{name}",
+        "time": options.time,
+        "nodes": 1,
+        "ntasks_per_node": 1,
+        "cpus_per_task": options.cpus_per_gpu * max(1, gpus),
+        "gpus_per_node": gpus or None,
+        "mem_gb": options.memory_gb,
+        "partition": options.partition,
+        "account": options.account,
+        "qos": options.qos,
+        "constraint": options.constraint,
+        # A job that were told at its start would be requeued for ever.
+        "signal_delay_s": min(options.signal_seconds, 30 * options.time),
+        "array_parallelism": options.max_jobs or ARRAY_SIZE,
+        "setup": list(options.setup) or None,
+        # A lost node costs no run, whatever the cluster's default is.
+        "additional_parameters": {"requeue": True},
+    }
+    return {key: value for key, value in asked.items() if value is not None}
+
+
+_NO_SLURM = "srun was not found; type this on a machine of the Slurm cluster, such as its login node"
+
+
+def _refusal(text: str) -> str:
+    """What sbatch said, of all that submitit wraps around it."""
+    lines = [line.strip() for line in text.splitlines() if "sbatch: error:" in line]
+    said = "; ".join(dict.fromkeys(line.rpartition("sbatch: error:")[2].strip() for line in lines))
+    return f"Slurm refuses the jobs: {said or text.strip().splitlines()[-1]}"
+
+
+def _ask(handles: Sequence[Handle]) -> dict[str, JobState] | None:
+    """The state of each job that Slurm still knows; None where it does not answer."""
+    arrays = sorted({handle.id.partition("_")[0] for handle in handles})
+    command = ["squeue", "--states=all", "--array", "--noheader", "--format=%i|%T|%N", "--jobs", ",".join(arrays)]
+    try:
+        done = _run(command)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode != 0 and "Invalid job id" not in done.stderr:
+        return None
+    rows = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines() if line.count("|") == 2]
+    return {job: JobState(name, node, is_over=name not in _UNDER_WAY) for job, name, node in rows}
+
+
+def _past_state(job: str) -> str:
+    """The state of a job that the scheduler forgot, where its accounting remembers it."""
+    try:
+        done = _run(["sacct", "--noheader", "--parsable2", "--allocations", "--format=State", "--jobs", job])
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    words = done.stdout.split()
+    return words[0] if done.returncode == 0 and words else ""
+
+
+def _last_line(launch: Launch, job: str) -> str:
+    """The last line that a job printed, and where the others are."""
+    path = launch.logs / f"{job}_0_log.err"
+    try:
+        lines = path.read_text("utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return f": {lines[-1].strip()[:300]} (see {path})" if lines else ""
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False)  # noqa: S603
+
+
+def _sleep(seconds: float, stop: Stop) -> None:
+    """Sleep, less where asked to stop."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not stop:
+        time.sleep(0.1)

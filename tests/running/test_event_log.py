@@ -1,0 +1,99 @@
+"""What a job writes of its tasks and what its watcher reads: the same events, however often they were begun."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resnet_bench.running.events import Closed, Event, JobFinished, JobStarted, Opened, update
+from resnet_bench.running.launchers.event_log import (
+    EventReader,
+    EventWriter,
+    Suspended,
+    attempts_before,
+    decode,
+    encode,
+    newest_attempts,
+    path_of,
+)
+from resnet_bench.running.outcome import Outcome
+from resnet_bench.tracking.delivery import UploadReport
+from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, Steps
+
+EARLIER = Outcome(run_id="r1", accuracy_by_epoch={0: 0.1, 2: 0.5}, throughput_by_epoch=[10.0, 12.5])
+TOLD: list[Event] = [
+    JobStarted(),
+    Opened("r1", "http://x", Path("/runs/a"), step=8, earlier=EARLIER, device="a GPU", official=False),
+    Started(10, 20, 4, 2, 32, snapshot=dict),
+    Steps(1, 1, [2.5, float("inf")], [0.1, 0.1], images=16, correct=4, seconds=0.5, snapshot=dict),
+    Evaluated(1, 4, "test", 0.25, 2.0, 0.25, 2.0, 20, 0.1, accuracy_tta=0.3, snapshot=dict),
+    EpochEnded(1, 4, 2.0, 2.0, 0.2, 1.0, 1.0, 32.0, None, snapshot=dict),
+    Finished(2, 8, 2.0, 0.2, {"test/accuracy": 0.25}, None, snapshot=dict),
+    Closed(UploadReport(sent=5, left=1, problem="the server is away"), joules=3.5),
+    Suspended("interrupted by SIGUSR2"),
+    JobFinished("it broke", device_problem="gone"),
+]
+
+
+@pytest.mark.parametrize("event", TOLD, ids=lambda event: type(event).__name__)
+def test_an_event_is_read_as_it_was_written(event: Event) -> None:
+    line = encode(event)
+    assert line is not None
+    assert decode(line) == event
+    json.loads(line)
+
+
+def test_a_finished_run_keeps_its_accuracies_by_epoch() -> None:
+    line = encode(Opened("r1", "", None, outcome=replace(EARLIER, cached=True)))
+    assert line is not None
+    outcome, read = Outcome(), decode(line)
+    assert read is not None
+    update(outcome, read)
+    assert (outcome.accuracy, outcome.cached) == (0.5, True)
+
+
+@pytest.mark.parametrize(
+    "line", ["", "{", "[]", '{"event": "Popen"}', '{"event": "Opened"}', '{"event": "Steps", "a": 1}']
+)
+def test_a_line_that_is_no_event_is_passed_over(line: str) -> None:
+    assert decode(line) is None
+
+
+def test_steps_are_written_together_and_lose_nothing(tmp_path: Path) -> None:
+    writer, reader = EventWriter(path_of(tmp_path, 0, 0)), EventReader(tmp_path, 0)
+    each = [Steps(1, step, [1.0 * step], [0.1], images=8, correct=1, seconds=0.5, snapshot=dict) for step in (1, 2, 3)]
+    for event in [*each, TOLD[4]]:
+        writer.take(event)
+    told = reader.new(0)
+    steps = [event for event in told if isinstance(event, Steps)]
+    assert [loss for event in steps for loss in event.losses] == [1.0, 2.0, 3.0]
+    assert sum(event.images for event in steps) == 24
+    assert told[-1] == TOLD[4]
+
+
+def test_a_line_is_read_when_it_is_whole(tmp_path: Path) -> None:
+    path, reader = path_of(tmp_path, 3, 0), EventReader(tmp_path, 3)
+    line = encode(JobStarted()) or ""
+    path.write_text(line[:7])
+    assert reader.new(0) == []
+    path.write_text(f"{line}\nnot an event\n{line}\n")
+    assert reader.new(0) == [JobStarted(), JobStarted()]
+    assert reader.new(0) == []
+
+
+def test_the_word_of_an_older_attempt_counts_no_more(tmp_path: Path) -> None:
+    def write(attempt: int, *events: Any) -> None:
+        writer = EventWriter(path_of(tmp_path, 0, attempt))
+        for event in events:
+            writer.take(event)
+
+    reader = EventReader(tmp_path, 0)
+    write(0, JobStarted())
+    assert reader.new(newest_attempts(tmp_path)[0]) == [JobStarted()]
+    write(1, JobStarted(), TOLD[1])
+    write(0, JobFinished("its node was cut off"))
+    assert reader.new(newest_attempts(tmp_path)[0]) == [JobStarted(), TOLD[1]]
+    assert attempts_before(tmp_path, 0, 1) == [[JobStarted(), JobFinished("its node was cut off")]]
+    assert attempts_before(tmp_path, 1, 1) == []

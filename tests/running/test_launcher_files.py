@@ -1,0 +1,107 @@
+"""Launchers as files: what they say, what wins over them, and what is wrong with them."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from resnet_bench.base.errors import UserError
+from resnet_bench.running.launchers.options import choose_launcher, load_launcher, minutes
+from tests.golden import typed
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "launchers").mkdir()
+    return tmp_path / "launchers"
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / f"{name}.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("2h", 120), ("90m", 90), ("90min", 90), ("1d 12h", 2160), ("1d", 1440), ("1h30m", 90)]
+)
+def test_a_time_is_read_as_people_write_it(text: str, expected: int) -> None:
+    assert minutes(text) == expected
+
+
+def test_the_command_line_wins_over_the_file(folder: Path) -> None:
+    write(folder, "slurm", 'partition = "gpu"\ntime = "4h"\nsetup = ["module load cuda"]\n')
+    found = choose_launcher("slurm", {"partition": "urgent", "time": "2h", "account": None})
+    assert not isinstance(found, str)
+    assert found is not None
+    assert (found.partition, found.time, found.account) == ("urgent", 120, None)
+    assert (found.setup, found.gpus_per_node) == (("module load cuda",), 1)
+
+
+def test_jobs_on_the_cpu_ask_for_no_gpu_unless_told(folder: Path) -> None:
+    on_cpu = choose_launcher("slurm", {}, device="cpu")
+    told = choose_launcher("slurm", {"gpus_per_node": 2}, device="cpu")
+    assert [getattr(found, "gpus_per_node", None) for found in (on_cpu, told)] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("slurm", "partiton = 'gpu'", "unknown key 'partiton'; did you mean 'partition'?"),
+        ("slurm", "time = '2 hours'", "time: must be a time such as 2h, 90m or 1d 12h, got '2 hours'"),
+        ("slurm", "time = 2", "time: should be greater than or equal to 5, got 2"),
+        ("slurm", "partition = 'a b'", "partition: must be one word, got 'a b'"),
+        ("slurm", "setup = ['a\\nb']".replace("'a\\nb'", '"a\\nb"'), "must be one line of shell"),
+        ("slurm", "launcher = 'slrm'", "unknown launcher 'slrm'; did you mean 'slurm'?"),
+        ("big", "partition = 'gpu'", 'launcher is missing; write launcher = "slurm"'),
+        ("inline", "", "the launcher inline takes no options"),
+        ("slurm", "partition =", "is not valid TOML"),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_sentence(folder: Path, name: str, text: str, says: str) -> None:
+    path = write(folder, name, text)
+    with pytest.raises(UserError) as error:
+        load_launcher(str(path))
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_launchers_are_listed_shown_and_validated(folder: Path) -> None:
+    path = write(folder, "big", 'launcher = "slurm"\npartition = "h200"\n')
+    listed, shown, valid = typed("launcher list"), typed("launcher show big"), typed(f"validate {path}")
+    assert [found.code for found in (listed, shown, valid)] == [0, 0, 0]
+    assert "big" in listed.out
+    assert "partition h200" in listed.out
+    assert "Where jobs wait" in shown.out
+    assert "valid, a launcher: Slurm (partition h200" in valid.out
+    write(folder, "wrong", "launcher = 3")
+    listed = typed("launcher list")
+    assert listed.code == 2
+    assert "wrong.toml" in listed.err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--launcher slrm", "unknown launcher 'slrm'; did you mean 'slurm'?"),
+        ("--partition gpu", "--partition is for jobs of a cluster; say which with --launcher NAME"),
+        ("--detach", "--detach is for jobs of a cluster"),
+        ("--launcher slurm --dry-run", "--dry-run is for runs on this machine"),
+        ("--launcher slurm --time soon", "--launcher slurm: time: must be a time"),
+        ("--launcher inline --seeds 2 --seeds-per-device 2", "--launcher inline trains one run at a time"),
+        ("--shard 4/3", "--shard: must be a share such as 3/16"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_at_once(folder: Path, options: str, says: str) -> None:
+    found = typed(f"run he-resnet20 {options}")
+    assert (found.code, found.out) == (2, "")
+    assert says in found.err
+
+
+def test_a_missing_extra_says_what_to_type(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "submitit" else find(name))
+    found = typed("run he-resnet20 --launcher slurm")
+    assert found.code == 2
+    assert "type: pip install 'resnet-bench[slurm]'" in found.err
