@@ -27,6 +27,7 @@ VERBS = {
     "cancel": "Cancel jobs on clusters, with a checkpoint each.",
     "report": "Write a report of the tracked runs.",
     "compare": "Compare two sets of runs.",
+    "history": "Follow a benchmark over commits and torch versions.",
     "results": "Print the reference results: which claims hold.",
     "export": "Export a trained network: weights, config.json and a model card for the Hugging Face Hub.",
     "evaluate": "Test a trained run on another dataset of the same classes.",
