@@ -20,8 +20,8 @@ from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.changes import override
 from resnet_bench.recipe.files import load_benchmark, scan_benchmarks
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.reporting import claims, reading, runs
-from resnet_bench.reporting.claims import ClaimRow
+from resnet_bench.reporting import reading, runs
+from resnet_bench.reporting.claims import ClaimRow, read_claims
 from resnet_bench.running.classifier import Classifier
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import JobFinished, update
@@ -381,8 +381,7 @@ def judge(*sources: str | Path, benchmarks: Sequence[str] | None = None) -> list
         ...     print(row.benchmark, row.claim_text, row.verdict.word, row.verdict.n)
         speedrun-90 ≥ 90% (TTA) reproduced 10
     """
-    loaded, _ = runs.load(reading.read(_sources(sources), benchmarks=benchmarks))
-    found = claims.build(runs.group(loaded), scan_benchmarks()[0], benchmarks)
+    found = read_claims(_sources(sources), benchmarks)
     return [*found.rows, *found.apart]
 
 

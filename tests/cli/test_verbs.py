@@ -1,6 +1,7 @@
 """The verbs that look, copy and check, as a user types them."""
 
 import shlex
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.cli import machine, options
+from resnet_bench.cli import app, machine, options
 from resnet_bench.data import dataset
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -201,6 +202,17 @@ def test_doctor_compares_torchvision_with_torch(
     assert (finding.remedy is None) == good
 
 
+def test_doctor_shows_a_store_that_cannot_be_named_beside_everything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "100%").mkdir()
+    monkeypatch.chdir(tmp_path / "100%")
+    found = {finding.subject: finding for finding in machine.check_machine(tmp_path, None)}
+    assert found["disk"].good
+    assert not found["tracking"].good
+    assert "path has ?, # or % in it" in found["tracking"].text
+
+
 def test_doctor_misses_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def missing(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
@@ -210,3 +222,21 @@ def test_doctor_misses_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     (finding,) = [found for found in machine.check_machine(tmp_path, None) if found.subject == "torch"]
     assert not finding.good
     assert "torchvision is not installed" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["list", "--name", "x"], "error: no such option: --name"),
+        (["list", "--study-name", "x"], "error: no such option: --study-name"),
+        (["show", "--out=x"], "error: no such option: --out"),
+    ],
+)
+def test_an_option_that_a_verb_lacks_is_named_as_it_was_typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["resnet-bench", *words])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(message)
