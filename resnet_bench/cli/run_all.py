@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +27,7 @@ from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.plan import RunOptions, RunPlan, Survey, Surveyed, open_plan
 from resnet_bench.running.sharing import choose_sharing
 from resnet_bench.running.stopping import stop_on_signals
+from resnet_bench.tracking.sharing_rule import check_shared
 from resnet_bench.tracking.stale_runs import close_stale_runs
 from resnet_bench.tracking.store import Store, where_to_see
 
@@ -51,11 +53,42 @@ class RunsSummary:
         """Runs that could not be trained to their end."""
         return sum(outcome.failure is not None for _, outcome in self.results)
 
+    def document(self) -> dict[str, Any]:
+        """What came of each run, for a program."""
+        return {
+            "interrupted": self.interrupted,
+            "resumable": self.is_resumable,
+            "not_started": self.abandoned,
+            "runs": [_run_document(job, outcome) for job, outcome in self.results],
+        }
+
     @property
     def is_resumable(self) -> bool:
         """Whether an interrupted run has left a checkpoint."""
         folders = [Path(outcome.folder) for _, outcome in self.results if outcome.interrupted and outcome.folder]
         return any((folder / "checkpoints" / "last.pt").is_file() for folder in folders)
+
+
+def _run_document(job: Job, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "benchmark": job.benchmark.name,
+        "profile": job.profile,
+        "seed": job.seed,
+        "fingerprint": job.recipe.fingerprint,
+        "run_id": outcome.run_id,
+        "url": outcome.url,
+        "cached": outcome.cached,
+        "finished": outcome.is_finished,
+        "failure": outcome.failure,
+        "interrupted": outcome.interrupted,
+        "not_uploaded": outcome.not_uploaded,
+        "test_accuracy": outcome.accuracy,
+        "test_accuracy_standard": outcome.accuracy_standard,
+        "test_accuracy_tta": outcome.accuracy_tta,
+        "train_seconds": outcome.train_seconds,
+        "images_per_second": outcome.images_per_second,
+        "joules": outcome.joules,
+    }
 
 
 def run_all(
@@ -90,6 +123,7 @@ def run_all(
         echo("this share of the plan is empty; there are fewer runs than shares")
         return RunsSummary()
     if plan.cluster is not None:
+        check_shared(tracking=context.store.uri, what=f"--launcher {plan.cluster.launcher} runs on several hosts")
         _announce_elsewhere(plan, plan.cluster, context.store, echo)
         context.store.prepare()
         if detach:

@@ -31,8 +31,8 @@ from resnet_bench.tracking.vocabulary import EXPERIMENT
 from resnet_bench.training.events import EpochEnded
 from tests.reliability import tiny
 from tests.running.conftest import PLAIN
-from tests.tracking.conftest import Server, free_port
 from tests.running.slurm_daemons import SlurmDaemons, wait_until, why_not
+from tests.tracking.conftest import Server, free_port
 from tests.weights import weights_in_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
@@ -75,7 +75,20 @@ def test_six_runs_end_in_the_closing_table_of_a_local_command(tmp_path: Path, se
     changes = [f"--set={key}={value}" for key, value in tiny.CHANGES.items()]
     command = [sys.executable, "-m", "resnet_bench", "run", tiny.BENCHMARK, "--profile", "smoke", "--seeds", "6"]
     command += [*changes, "--device", "cpu", "--execution", "plain", "--threads", "1", "--deterministic"]
-    command += ["--data", "data", "--tracking", server.uri, "--launcher", "slurm", "--runs-per-job", "3", "--gpus-per-node", "1", "--time", "30m"]
+    command += [
+        "--data",
+        "data",
+        "--tracking",
+        server.uri,
+        "--launcher",
+        "slurm",
+        "--runs-per-job",
+        "3",
+        "--gpus-per-node",
+        "1",
+        "--time",
+        "30m",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = re.findall(rf"^{tiny.BENCHMARK} +(\d) +{tiny.EPOCHS} +[\d.]+%", done.stdout, re.MULTILINE)
@@ -218,7 +231,9 @@ def test_runs_that_are_preempted_cancelled_or_lose_their_node_end_once_and_with_
             assert ours == [(point.step, point.value) for point in theirs], (name, key)
 
 
-def test_what_slurm_refuses_is_one_sentence_and_a_detached_launch_is_seen_and_cancelled(tmp_path: Path, server: Server) -> None:
+def test_what_slurm_refuses_is_one_sentence_and_a_detached_launch_is_seen_and_cancelled(
+    tmp_path: Path, server: Server
+) -> None:
     command = [sys.executable, "-m", "resnet_bench"]
     run = ["run", "he-resnet20", "--launcher", "slurm", "--seeds", "2", "--detach", "--profile", "smoke"]
     tracked = ["--tracking", server.uri]
