@@ -53,7 +53,7 @@ _COLUMNS: Mapping[str, Mapping[str, int]] = {
 """The columns of the runs page and their widths in pixels."""
 
 _CHART_SECTIONS: Mapping[str, tuple[str, ...]] = {
-    EXPERIMENT: ("final", "test", "train", "step", "summary", "time", "memory"),
+    EXPERIMENT: ("test", "final", "train", "step", "summary", "time", "memory"),
     STUDIES_EXPERIMENT: ("validation", "study", "train", "step", "test", "final", "time", "memory"),
 }
 """The order of MLflow's charts, by what the names of metrics begin with; it puts those of other names behind them."""
