@@ -42,6 +42,7 @@ from resnet_bench.tracking.store import Store
 
 if TYPE_CHECKING:
     from resnet_bench.execution.execution import Execution
+    from resnet_bench.execution.options import ExecutionOptions
     from resnet_bench.running.context import Context
     from resnet_bench.running.record_bundle import Attempt, RecordBundle
     from resnet_bench.running.record_check import RecordCheck
@@ -96,15 +97,13 @@ def check(
     folder = data_folder(data)
 
     # Torch is imported when the verb is called, so that help, completion and mistakes are quick.
-    from resnet_bench.data.dataset import ImageLocation
     from resnet_bench.execution.options import ExecutionOptions
     from resnet_bench.models.of_recipe import check_benchmark
-    from resnet_bench.running.context import Context
     from resnet_bench.running.record_check import RecordCheck
 
     check_benchmark(benchmark)
     options = ExecutionOptions(device=device, mode=execution_mode, precision=precision, threads=threads)
-    context = Context(Store.resolve(tracking, Path.cwd()), run_dir, ImageLocation(folder), options)
+    context = context_of(options, folder, tracking, run_dir)
     count = seeds or MIN_SEEDS[options.device_type]
     found = measured(
         RecordCheck(benchmark, range(count), compared),
@@ -119,6 +118,14 @@ def check(
         print_json("record check", **record_document(found))
     if not found.verdict.holds:
         raise typer.Exit(FAILED)
+
+
+def context_of(options: "ExecutionOptions", folder: Path, tracking: str | None, run_dir: Path) -> "Context":
+    """Return where and how the seeds of a record are trained on the images in a folder."""
+    from resnet_bench.data.dataset import ImageLocation
+    from resnet_bench.running.context import Context
+
+    return Context(Store.resolve(tracking, Path.cwd()), run_dir, ImageLocation(folder), options)
 
 
 def measured(

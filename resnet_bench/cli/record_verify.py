@@ -17,11 +17,10 @@ from resnet_bench.cli.options import (
     TrackingURI,
     data_folder,
 )
-from resnet_bench.cli.record_check import Resume, measured, print_record, record_document
+from resnet_bench.cli.record_check import Resume, context_of, measured, print_record, record_document
 from resnet_bench.cli.screen import FAILED, echo, note, print_json
 from resnet_bench.execution import choices
 from resnet_bench.judging.record import Repeat
-from resnet_bench.tracking.store import Store
 
 
 def verify(
@@ -56,10 +55,8 @@ def verify(
     folder = data_folder(data)
 
     # Torch is imported when it is needed, so that mistakes are found quickly.
-    from resnet_bench.data.dataset import ImageLocation
     from resnet_bench.execution.options import ExecutionOptions
     from resnet_bench.models.of_recipe import check_benchmark
-    from resnet_bench.running.context import Context
     from resnet_bench.running.record_check import RecordCheck
     from resnet_bench.tracking.environment import code_fingerprint
 
@@ -67,7 +64,7 @@ def verify(
     if stated.record.plan.code != code_fingerprint():
         note(f"the record was made by other code ({stated.record.plan.commit}); what differs may be the code's")
     options = ExecutionOptions(device=device, mode=execution_mode, precision=precision, threads=threads)
-    context = Context(Store.resolve(tracking, Path.cwd()), run_dir, ImageLocation(folder), options)
+    context = context_of(options, folder, tracking, run_dir)
     found = measured(RecordCheck(stated.benchmark, range(count), stated.baseline), context, None, resume=resume)
     same_kind = found.record.plan.device_type == stated.record.plan.device_type
     repeat = Repeat(

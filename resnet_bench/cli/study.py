@@ -63,6 +63,7 @@ from resnet_bench.cli.stored_studies import (
     storage_of,
     stored_document,
 )
+from resnet_bench.cli.study_work import work
 from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import ProfileName
 from resnet_bench.recipe.changes import short_names
@@ -207,9 +208,9 @@ def _print_plan(plan: "Plan") -> None:
     scored_on = 0 if validation is None else validation.images
     for line in (
         f"objectives: {', '.join(study.objectives)}",
-        f"trials: {study.budget.trials} of {trial.training.epochs} epochs, {plural(study.seeds, 'seed')}, on "
+        f"trials: {study.budget.trials} of {plural(trial.training.epochs, 'epoch')}, {plural(study.seeds, 'seed')}, on "
         f"{trial.data.num_train} images of {trial.data.dataset}, scored on {scored_on} validation images",
-        f"retraining: {plural(study.retrain.seeds, 'new seed')} per side, {final.training.epochs} epochs on "
+        f"retraining: {plural(study.retrain.seeds, 'new seed')} per side, {plural(final.training.epochs, 'epoch')} on "
         f"{final.data.num_train} images, evaluated once on {final.data.num_test} test images",
         f"sampler: {_with_options(study.sampler)}",
         f"pruner: {_with_options(study.pruner)}",
@@ -335,6 +336,15 @@ def run(
         raise typer.Exit(OUT_OF_TIME if out_of_time else INTERRUPTED)
 
 
+app.command(
+    help=help_text(
+        "Do one worker's share of a study, under any scheduler: start as many as you like, on as many hosts.",
+        example="study work resnet18-step-decay --storage postgresql://user@host/optuna --tracking http://host:5000",
+        following="study best resnet18-step-decay",
+    ),
+)(work)
+
+
 def _plan(
     study: "Study", asked: ProfileName | None, context: "Context", benchmarks: Path | None, trials: int | None
 ) -> "tuple[Plan, str]":
@@ -419,7 +429,7 @@ def _watch(
 
 
 def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage", store: "Store") -> None:
-    from resnet_bench.tracking.store import option, where_to_see
+    from resnet_bench.tracking.store import login_note, option, where_to_see
     from resnet_bench.tuning.export import comparison_text
 
     console.print()
@@ -436,7 +446,7 @@ def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage", 
     if address.dashboard is not None:
         echo(f"Optuna: optuna-dashboard {shlex.quote(address.dashboard)}")
     source = ["--from" if word == "--tracking" else word for word in option(store)]
-    echo(f"report: {command_text('report', *source)}")
+    echo(f"report: {command_text('report', *source)}{login_note(store)}")
     best, export = (command_text("study", verb, result.name, *address.option) for verb in ("best", "export"))
     echo(f"next: {best}; {export}")
 

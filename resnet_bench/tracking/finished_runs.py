@@ -39,5 +39,5 @@ def find_run(runs: Mapping[str, Tags], name: str) -> tuple[str, Tags]:
     if len(matches) == 1:
         return matches[0], runs[matches[0]]
     if not matches:
-        raise UserError(f"{name}: there is no finished run with this id or name; `make ui` shows the ids")
+        raise UserError(f"{name}: there is no finished run with this id or name; resnet-bench runs list shows them")
     raise UserError(f"{name}: {len(matches)} runs have this name; write an id: {', '.join(matches[:4])}")

@@ -32,6 +32,7 @@ TAGS: Mapping[str, str] = {
     "role": "run, study, trial or retrain",
     "profile": "full or smoke",
     "seed": "the seed of every random stream",
+    "planned_seeds": "the seeds of the command that made the run, such as 0-9; a verdict needs all of them",
     "fingerprint": "of the recipe; equal for repeats of one experiment",
     "source_title": "who published the recipe",
     "claim": "the source's first claim, as it is printed",
@@ -59,6 +60,11 @@ TAGS: Mapping[str, str] = {
     "pid_start": "tells the process from later ones with its id",
     "folder": "the name of the run's folder",
     "run_key": "what the run is found by before its id is known",
+    "attempt": "which attempt at the run writes to it; missing where it is the first",
+    "beat": "renewed while the run's process can reach a server",
+    # Its copies in other stores.
+    "origin": "the id of the run that this one is a copy of; only on copies that tracking push made",
+    "origin_state": "a digest of the original when the copy was whole",
     # Its course.
     "parameters": "the network's parameters",
     "macs": "multiply-accumulate operations per image",

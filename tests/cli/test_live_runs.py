@@ -2,12 +2,13 @@
 
 import io
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from resnet_bench.cli.closing import closing_table
+from resnet_bench.cli.closing import closing_table, find_verdicts
 from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay, lasting
 from resnet_bench.cli.screen import print_table
 from resnet_bench.recipe.benchmark import Benchmark, Source
@@ -227,3 +228,29 @@ def test_throughput_is_the_median_of_the_epochs_after_the_first() -> None:
     assert found.images_per_second == 100.0
     assert Outcome(throughput_by_epoch=[10.0]).images_per_second == 10.0
     assert Outcome().images_per_second is None
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "word", "reason"),
+    [
+        ((0, 1, 2), (), "reproduced", ""),
+        ((0, 1, 2), (0, 1, 2), "reproduced", ""),
+        ((0, 1, 2), (0, 1, 2, 3), "not judged", "1 planned seed did not finish (3)"),
+        ((0, 1, 2, 3, 4), (), "not judged", "2 planned seeds did not finish (3-4)"),
+    ],
+)
+def test_seeds_that_were_planned_and_are_missing_hold_the_verdict_back(
+    now: tuple[int, ...], before: tuple[int, ...], word: str, reason: str
+) -> None:
+    """Of five planned seeds three say nothing, and so does a choice of three that finished before."""
+    results = [
+        (
+            replace(job(seed), profile="full", planned=now),
+            Outcome(accuracy_by_epoch={1: 0.8287 + seed / 1000}, planned=frozenset(before)),
+        )
+        for seed in range(3)
+    ]
+    results += [(replace(job(seed), planned=now), Outcome(failure="it broke")) for seed in now[3:4]]
+    found = find_verdicts(results, ())
+    assert found[0][0] == word
+    assert reason in found[0][1]

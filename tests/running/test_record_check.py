@@ -34,6 +34,7 @@ from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.tracking.delivery import UploadReport
 from resnet_bench.tracking.store import Store
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Predictions
+from tests.forking import fork_context
 from tests.judging.test_record import fast
 
 CPU = Execution.resolve("cpu", "fp32", threads=1)
@@ -208,9 +209,7 @@ def test_seeds_that_could_not_be_started_are_not_forgotten(
 ) -> None:
     problem = "the GPU takes no more work"
     monkeypatch.setattr("resnet_bench.running.launchers.child.device_problem", lambda _: problem)
-    import multiprocessing
-
-    fork = multiprocessing.get_context("fork")
+    fork = fork_context()
     monkeypatch.setattr("resnet_bench.running.launchers.child.context", lambda: fork)
     check = RecordCheck(FAST, range(3))
     _, bundle = checked(check, context)
