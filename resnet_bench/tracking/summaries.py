@@ -54,14 +54,20 @@ def summarize(store: Store, client: "MlflowClient", tags: Mapping[str, str], exp
         tags: Of the run, which need not be there any more.
         experiment_id: MLflow's number of the experiment that the run is in.
     """
-    key = "/".join(tags.get(tag(name), "") for name in SHARED)
-    if tags.get(tag("role")) != "run" or "'" in key:
+    key = summary_key(tags)
+    if key is None:
         return
     try:
         with sqlite_files.alone(store.path) if store.path else contextlib.nullcontext():
             _Summary(client, experiment_id, key).update()
     except Exception as error:  # whatever the database driver or the server's client raises
         _log.info("the summary of %s is not up to date: %s", key, store.describe_error(error))
+
+
+def summary_key(tags: Mapping[str, str]) -> str | None:
+    """Return what the seeds of a run's experiment share; None where the run is summed up nowhere, as a trial is."""
+    key = "/".join(tags.get(tag(name), "") for name in SHARED)
+    return None if tags.get(tag("role")) != "run" or "'" in key else key
 
 
 def refresh(store: Store, client: "MlflowClient") -> None:
