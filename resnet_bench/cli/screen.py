@@ -74,6 +74,17 @@ def paragraph(text: str, indent: str = "  ") -> None:
     )
 
 
+@contextmanager
+def prose_aside() -> Iterator[None]:
+    """While the context is open, print what people read on standard error: standard output is for a document."""
+    before = console._file  # only this field tells whether the console follows sys.stdout
+    console.file = sys.stderr
+    try:
+        yield
+    finally:
+        console.file = before  # type: ignore[assignment]  # None is what it was made with
+
+
 def print_json(kind: str, **fields: Any) -> None:
     """Print what a verb says as JSON, and nothing else on standard output."""
     # Not through rich, which would wrap lines that a program reads.

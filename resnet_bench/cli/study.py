@@ -63,6 +63,7 @@ from resnet_bench.cli.stored_studies import (
     storage_of,
     stored_document,
 )
+from resnet_bench.cli.study_work import work
 from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import ProfileName
 from resnet_bench.recipe.changes import short_names
@@ -286,6 +287,7 @@ def run(
     benchmark_dir: BenchmarkDir = None,
     max_minutes: MaxMinutes = None,
     yes: Yes = False,
+    as_json: Json = False,
 ) -> None:
     until = deadline(max_minutes)
 
@@ -317,7 +319,7 @@ def run(
     estimate = estimate_study(plan, context, workers)
     seconds = estimate.total(plan) / workers
     _announce(stored_name, plan, why, address, context, workers, seconds)
-    if can_ask() and not yes:
+    if can_ask() and not yes and not as_json:
         ask_to_continue(seconds)
     _get_ready(store)
     with lasting(console):
@@ -328,8 +330,19 @@ def run(
             print_resume_command(why="--max-minutes is used up" if out_of_time else "interrupted")
         else:
             _print_result(result, plan, address, store)
+    if as_json and result is not None:
+        print_json("study run", result=result)
     if result is None:
         raise typer.Exit(OUT_OF_TIME if out_of_time else INTERRUPTED)
+
+
+app.command(
+    help=help_text(
+        "Do one worker's share of a study, under any scheduler: start as many as you like, on as many hosts.",
+        example="study work resnet18-step-decay --storage postgresql://user@host/optuna --tracking http://host:5000",
+        following="study best resnet18-step-decay",
+    ),
+)(work)
 
 
 def _plan(
@@ -503,6 +516,7 @@ def export(
     storage: Storage = None,
     tracking: TrackingURI = None,
     benchmark_dir: BenchmarkDir = None,
+    as_json: Json = False,
 ) -> None:
     from resnet_bench.tuning.export import export as write
 
@@ -515,6 +529,8 @@ def export(
             style="yellow",
         )
     echo(f"wrote {path}; run it with: resnet-bench run {shlex.quote(str(path))}")
+    if as_json:
+        print_json("study export", study=stored.name, file=path)
 
 
 # --- looking after studies -------------------------------------------------------------------------
@@ -534,6 +550,7 @@ def rename(
     storage: Storage = None,
     tracking: TrackingURI = None,
     run_dir: RunDir = DEFAULT_RUNS,
+    as_json: Json = False,
 ) -> None:
     from resnet_bench.tracking.store import Store
     from resnet_bench.tuning.manage import rename_study
@@ -542,6 +559,8 @@ def rename(
     found = find_study(name, profile, address).name
     runs = rename_study(found, new, address, Store.resolve(tracking, Path.cwd()), run_dir)
     echo(f"renamed {found} to {new}, with {plural(runs, 'run')} in MLflow")
+    if as_json:
+        print_json("study rename", old=found, new=new, runs=runs)
 
 
 @app.command(
@@ -558,6 +577,7 @@ def delete(
     tracking: TrackingURI = None,
     run_dir: RunDir = DEFAULT_RUNS,
     yes: DoNotAsk = False,
+    as_json: Json = False,
 ) -> None:
     from resnet_bench.tracking.store import Store
     from resnet_bench.tuning.manage import delete_study
@@ -565,9 +585,11 @@ def delete(
     address = storage_of(storage, tracking)
     stored = find_study(name, profile, address)
     question = f"Delete {stored.name} with {plural(len(stored.trials()), 'trial')}?"
-    confirm_deletion(question, yes=yes)
+    confirm_deletion(question, yes=yes, ask=not as_json)
     removed = delete_study(stored.name, address, Store.resolve(tracking, Path.cwd()), run_dir)
     echo(
         f"deleted {stored.name}: {plural(removed.trials, 'trial')}, and {plural(removed.runs, 'run')} in MLflow; "
         "resnet-bench runs prune removes their artifacts"
     )
+    if as_json:
+        print_json("study delete", study=stored.name, trials=removed.trials, runs=removed.runs)

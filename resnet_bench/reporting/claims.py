@@ -15,6 +15,9 @@ from resnet_bench.judging.verdict import MIN_SEEDS, RECOMMENDED_SEEDS, Verdict, 
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.claims import Claim
 from resnet_bench.recipe.datasets import DATASETS
+from resnet_bench.recipe.files import scan_benchmarks
+from resnet_bench.reporting import reading
+from resnet_bench.reporting import runs as report_runs
 from resnet_bench.reporting.runs import Run, RunGroup
 from resnet_bench.tracking.vocabulary import PREFIX, current_metric
 
@@ -153,6 +156,20 @@ class Claims:
 def run_command(benchmark: str, seeds: int | None = None) -> str:
     """Return the command that runs a benchmark so that it can be judged."""
     return f"resnet-bench run {benchmark} --profile full --seeds {seeds or RECOMMENDED_SEEDS}"
+
+
+def read_claims(sources: Sequence[reading.Source], benchmarks: Sequence[str] | None = None) -> Claims:
+    """Compare the runs in stores or tables of reports with the claims of their benchmarks.
+
+    Args:
+        sources: MLflow stores (tracking URIs), or folders with the tables of a report.
+        benchmarks: Only these.
+
+    Raises:
+        UserError: No source could be read, or none holds a run.
+    """
+    loaded, _ = report_runs.load(reading.read(sources, benchmarks=benchmarks))
+    return build(report_runs.group(loaded), scan_benchmarks()[0], benchmarks)
 
 
 def resume_command(benchmark: str, planned: Collection[int], missing: Sequence[int]) -> str:

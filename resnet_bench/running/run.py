@@ -16,6 +16,7 @@ from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.prepare import Prepared, look_again
 from resnet_bench.running.run_folder import RunFolder, settle
 from resnet_bench.running.stopping import Stop, Stopped
+from resnet_bench.tracking.leases import Holding, wait_for_decision
 from resnet_bench.tracking.run_files import remove_delivered
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.tracking.vocabulary import ENERGY, FINAL_THROUGHPUT, TRAIN_JOULES
@@ -56,8 +57,7 @@ def run(prepared: Prepared, context: Context) -> Generator[Event, None, None]:
             f"{job.label} trains on {job.recipe.data.dataset}; the images at hand are of {prepared.dataset.name}"
         )
     warm_up_seconds = warm_up(job.recipe, prepared.execution) if job.warm_up else 0.0
-    acquire = RunFolder.acquire if job.resume else RunFolder.create
-    folder = acquire(context.run_dir, prepared.facts)
+    folder = _folder(prepared, context)
     try:
         # Before this process had the folder, another one may have finished the run in it.
         if folder.run_id is None and (finished := look_again(prepared, context.store).outcome) is not None:
@@ -67,6 +67,18 @@ def run(prepared: Prepared, context: Context) -> Generator[Event, None, None]:
         yield from _tracked(prepared, context, folder, warm_up_seconds)
     finally:
         folder.release()
+
+
+def _folder(prepared: Prepared, context: Context) -> RunFolder:
+    if not prepared.job.resume:
+        return RunFolder.create(context.run_dir, prepared.facts)
+    if not context.store.is_server:
+        return RunFolder.acquire(context.run_dir, prepared.facts)
+
+    def watch(run_id: str) -> Holding:
+        return wait_for_decision(context.store, run_id)
+
+    return RunFolder.acquire(context.run_dir, prepared.facts, watch=watch)
 
 
 def _opened_before(prepared: Prepared, outcome: Outcome, context: Context) -> Opened:
@@ -122,6 +134,8 @@ def _tracked(
             tracker.record(event)
             checkpoints.keep(event)
             yield event
+            if other := tracker.uploader.taken_over:
+                raise Stopped("killed", other)  # noqa: TRY301 - likewise
             if stop and not isinstance(event, Finished):
                 raise Stopped("killed", stop.reason or "stopped")  # noqa: TRY301 - as if the consumer had thrown it
             if meter and isinstance(event, EpochEnded):
@@ -130,7 +144,7 @@ def _tracked(
                 last = {FINAL_THROUGHPUT: checkpoints.outcome.images_per_second or 0.0}
                 if meter:
                     last[ENERGY] = meter.joules
-                tracker.metrics(last, epoch=event.epoch)
+                tracker.final(last)
                 log_outcome(job.recipe, dataset, event, tracker, folder, seed=job.seed, model=job.keep_model)
                 if job.profile == "full":
                     log_best_weights(event, tracker, folder)

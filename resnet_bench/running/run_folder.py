@@ -4,8 +4,10 @@ import json
 import logging
 import os
 import shutil
+import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ from filelock import FileLock, Timeout
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.files import UNFINISHED, write_atomically
+from resnet_bench.tracking.cursor import CURSOR, JOURNAL, STORE, Cursor
 from resnet_bench.tracking.facts import RunFacts
-from resnet_bench.tracking.run_files import ARTIFACTS, CHECKPOINTS, remove_delivered
-from resnet_bench.tracking.vocabulary import PREFIX, tag
+from resnet_bench.tracking.leases import Holding
+from resnet_bench.tracking.run_files import ARTIFACTS, CHECKPOINTS, MODEL, TAKEN_OVER, remove_delivered
+from resnet_bench.tracking.vocabulary import tag
 
 STATE_FILE = "run.json"
 
@@ -36,25 +40,44 @@ class RunFolder:
         self._lock = FileLock(path / "in_use.lock")
 
     @classmethod
-    def acquire(cls, run_dir: Path, facts: RunFacts) -> "RunFolder":
+    def acquire(cls, run_dir: Path, facts: RunFacts, *, watch: Callable[[str], Holding] | None = None) -> "RunFolder":
         """Hold the newest unfinished folder of an experiment, or a new one where there is none.
 
         An unfinished run of the same seed that differs in what decides its result is left aside; a warning says how.
+        Of a run that another host trains, locks say nothing for certain: its lease decides. Where that is lost, a copy
+        of its folder is held, because its process may come back and write to the original.
+
+        Args:
+            run_dir: Folder of the runs' folders.
+            facts: What the run is.
+            watch: Watches the lease of an MLflow run; None where its store has no leases.
 
         Raises:
             RunInUse: Another process is training this very run.
             UserError: The place cannot be written.
         """
+        lost: set[Path] = set()
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
-            # Two processes that look at once would each find nothing, and train one seed twice.
-            with FileLock(run_dir / ".acquire.lock"):
-                return cls._unfinished(run_dir, facts) or cls.create(run_dir, facts)
+            while True:
+                try:
+                    # Two processes that look at once would each find nothing, and train one seed twice.
+                    with FileLock(run_dir / ".acquire.lock"):
+                        return cls._unfinished(run_dir, facts, lost, watched=watch is not None) or cls.create(
+                            run_dir, facts
+                        )
+                except _Elsewhere as found:
+                    holding = watch(found.run_id) if watch is not None else "held"
+                    if holding == "held" or (holding == "unknown" and found.is_locked):
+                        raise found.error from None
+                    lost.add(found.path)
         except OSError as error:
             raise _cannot_write(run_dir, error) from None
 
     @classmethod
-    def _unfinished(cls, run_dir: Path, facts: RunFacts) -> "RunFolder | None":
+    def _unfinished(
+        cls, run_dir: Path, facts: RunFacts, lost: Collection[Path] = (), *, watched: bool = False
+    ) -> "RunFolder | None":
         identity = facts.identity
         left_aside: list[tuple[Path, list[str]]] = []
         for path, state in _folders(run_dir, facts):
@@ -64,16 +87,24 @@ class RunFolder:
                 if differences and state["status"] != "finished" and folder.last_checkpoint.is_file():
                     left_aside.append((path, differences))
                 continue
-            if not folder.take():
-                raise RunInUse(
-                    f"{_holder(state)} is training {facts.benchmark.name} seed {facts.seed} already ({path}); "
-                    "wait for it, then give the same command again"
-                )
+            if path in lost:
+                return _take_over(path, state)
+            taken = folder.take()
+            error = RunInUse(
+                f"{_holder(state)} is training {facts.benchmark.name} seed {facts.seed} already ({path}); "
+                "wait for it, then give the same command again"
+            )
             # Its holder until now may have finished it.
             folder._state = read_state(path / STATE_FILE) or state
+            if watched and _is_elsewhere(folder._state):
+                if taken:
+                    folder.release()
+                raise _Elsewhere(path, folder._state["run_id"], error, is_locked=not taken)
+            if not taken:
+                raise error
             if not folder.is_finished:
                 _clear_leftovers(path / CHECKPOINTS)
-                folder.update(pid=os.getpid())
+                folder.update(pid=os.getpid(), host=socket.gethostname())
                 return folder
             folder.release()
         if left_aside:
@@ -103,6 +134,7 @@ class RunFolder:
             "status": "running",
             "run_id": None,
             "pid": os.getpid(),
+            "host": socket.gethostname(),
         }
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -173,6 +205,39 @@ class RunFolder:
         write_atomically(self.path / STATE_FILE, json.dumps(self._state, indent=1).encode())
 
 
+class _Elsewhere(Exception):
+    """The process that trains a run is on another host."""
+
+    def __init__(self, path: Path, run_id: str, error: UserError, *, is_locked: bool) -> None:
+        super().__init__(path)
+        self.path, self.run_id, self.error, self.is_locked = path, run_id, error, is_locked
+
+
+def _is_elsewhere(state: Mapping[str, Any]) -> bool:
+    host = state.get("host") or state["tags"].get(tag("host"))
+    return state["status"] == "running" and bool(state["run_id"]) and host not in (None, socket.gethostname())
+
+
+def _take_over(path: Path, state: Mapping[str, Any]) -> RunFolder:
+    """Hold a copy of the folder of a run whose host is lost, as the next attempt at it."""
+    # Made by one process alone, on whatever file system.
+    (path / TAKEN_OVER).touch(exist_ok=False)
+    attempt = Cursor.load(path).attempt + 1
+    copy = _new_folder(path.parent, f"{path.name.partition('-attempt')[0]}-attempt{attempt}")
+    # The journal last: it then has what the checkpoint and the cursor speak of, whatever its process still appends.
+    for name in (CHECKPOINTS, ARTIFACTS, MODEL, CURSOR, STORE, JOURNAL):
+        if (path / name).is_dir():
+            shutil.copytree(path / name, copy / name, ignore=shutil.ignore_patterns(f".*{UNFINISHED}"))
+        elif (path / name).exists():
+            shutil.copy2(path / name, copy / name)
+    replace(Cursor.load(copy), attempt=attempt).save(copy)
+    folder = RunFolder(copy, {**state, "pid": os.getpid(), "host": socket.gethostname()})
+    folder.take()
+    folder.update(status="running")
+    _log.warning("%s was lost with its host; %s resumes it", path, copy)
+    return folder
+
+
 def folders_in(run_dir: Path) -> list[RunFolder]:
     """Every run's folder below one, those of studies too, by name; nothing is held."""
     files = [file for pattern in ("*", "studies/*/*") for file in sorted(run_dir.glob(f"{pattern}/{STATE_FILE}"))]
@@ -233,13 +298,13 @@ def _folders(run_dir: Path, facts: RunFacts) -> Iterator[tuple[Path, dict[str, A
     """Folders of the same benchmark, profile, seed and role with their states, the newest first."""
     asked = {name: facts.identity[name] for name in ("benchmark", "profile", "seed", "role", "study")}
     for file in sorted(run_dir.glob(f"*/{STATE_FILE}"), key=_modified, reverse=True):
-        state = read_state(file)
+        state = None if (file.parent / TAKEN_OVER).exists() else read_state(file)
         if state is not None and all(state["identity"].get(name) == value for name, value in asked.items()):
             yield file.parent, state
 
 
 def _holder(state: Mapping[str, Any]) -> str:
-    host = state["tags"].get(f"{PREFIX}host", "this machine")
+    host = state.get("host") or state["tags"].get(tag("host"), "this machine")
     return f"process {state['pid']} on {host}" if state.get("pid") else "another process"
 
 

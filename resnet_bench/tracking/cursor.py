@@ -38,6 +38,8 @@ class Cursor:
     refused: tuple[int, ...] = ()
     """Where records begin that the store refuses for good."""
     experiment_id: str | None = None
+    attempt: int = 1
+    """Which attempt at the run the folder is; of a run that was taken over from another host, a later one."""
 
     @classmethod
     def load(cls, folder: Path) -> "Cursor":
@@ -55,6 +57,7 @@ class Cursor:
                 # Version 0.1.0 did not write these.
                 tuple(saved.get("refused", ())),
                 saved.get("experiment_id"),
+                saved.get("attempt", 1),
             )
         except FileNotFoundError:
             return cls()

@@ -10,22 +10,27 @@ goes wrong, a full connection pool, a proxy's error page, a run that was deleted
 
 import json
 import logging
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.tracking.cursor import JOURNAL, Cursor
-from resnet_bench.tracking.journal import Damage, Entry, Record, points, read
+from resnet_bench.tracking.journal import Damage, Entry, Record, points, read, thinned
+from resnet_bench.tracking.leases import Lease
 from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.summaries import summarize
 from resnet_bench.tracking.vocabulary import tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+STEP_VALUES = "RESNET_BENCH_STEP_VALUES"
+"""The environment variable that, where it is ``all``, has a server get every value of every step."""
 MAX_METRICS = 1000
 MAX_PARAMS_AND_TAGS = 100
 REFUSALS = 3
@@ -121,7 +126,7 @@ class _Batch:
 class Delivery:
     """Brings one run's journal to the store, a batch at a time. Not for several threads at once."""
 
-    def __init__(self, store: Store, folder: Path, *, run_id: str | None = None) -> None:
+    def __init__(self, store: Store, folder: Path, *, run_id: str | None = None, lease: Lease | None = None) -> None:
         """Continue at the folder's cursor; run_id counts where it names no run."""
         self._store = store
         self._folder = folder
@@ -129,6 +134,9 @@ class Delivery:
         self._refusal: str | None = None
         saved = Cursor.load(folder)
         self.cursor = replace(saved, run_id=saved.run_id or run_id)
+        # A file is written by one host, which knows its processes.
+        self._lease = (lease or Lease(saved.attempt)) if store.is_server else None
+        self._thin = store.is_server and os.environ.get(STEP_VALUES) != "all"
         self.report = UploadReport(refused=len(self.cursor.refused))
 
     @property
@@ -147,6 +155,7 @@ class Delivery:
 
         Raises:
             RunGone: The run was deleted; nothing is lost.
+            TakenOver: Another process writes to the run now; nothing was sent.
             Exception: Whatever the store's client raises when the store is away; nothing is lost.
         """
         batch, damaged, end = self._next_batch(final=final)
@@ -157,6 +166,9 @@ class Delivery:
         if end > self.cursor.arrived:
             self._move(arrived=end, underway=end)
             self.report = replace(self.report, damaged=self.report.damaged + damaged, problem=self._refusal)
+        if not (batch.entries or final) and self.cursor.run_id is not None and self._lease and self._lease.beat():
+            # Nothing was measured for a while, as in a long setup: the process shows that it is alive.
+            self.deliver([{"kind": "tags", "values": {}}])
         return bool(batch.entries)
 
     def retry_deferred(self) -> None:
@@ -279,14 +291,22 @@ class Delivery:
         run_id = self.cursor.run_id
         if run_id is None:
             raise UserError(f"{self.journal} does not say which run it belongs to; its first record is damaged")
+        if self._lease and not self._lease.is_sure:
+            self._lease.confirm(client, run_id)
         if kind in _BATCHED:
-            _log_batches(client, run_id, records)
+            sent_at, beat = (self._lease.clock(), self._lease.beat()) if self._lease else (0.0, {})
+            _log_batches(client, run_id, records, beat, thin=self._thin)
+            if self._lease and beat:
+                self._lease.acknowledge(sent_at)
         elif kind == "artifact":
             _log_artifact(client, run_id, self._folder, records[0])
         elif kind == "dataset":
             _log_dataset(client, run_id, records[0])
         elif kind == "status":
             _set_status(client, run_id, records[0])
+            if records[0]["status"] != "RUNNING":
+                run = client.get_run(run_id)
+                summarize(self._store, client, run.data.tags, run.info.experiment_id)
         else:
             raise ValueError(f"{self.journal} holds a record of a kind this version does not know: {kind}")
 
@@ -327,14 +347,17 @@ def _sizes(record: Record) -> tuple[int, int, int]:
     return metrics, len(values) if kind == "params" else 0, len(values) if kind == "tags" else 0
 
 
-def _log_batches(client: "MlflowClient", run_id: str, records: list[Record]) -> None:
+def _log_batches(
+    client: "MlflowClient", run_id: str, records: list[Record], beat: Mapping[str, str], *, thin: bool
+) -> None:
+    """Log records, and the beat with the call that is made anyway."""
     from mlflow.entities import Metric, Param, RunTag
 
     metrics = [
         Metric(point.key, point.value, point.timestamp, point.step)
         for record in records
         if record["kind"] == "metrics"
-        for point in points(record)
+        for point in (thinned(record) if thin else points(record))
     ]
     params = [
         Param(key, value[:_MAX_PARAM_LENGTH])
@@ -351,9 +374,11 @@ def _log_batches(client: "MlflowClient", run_id: str, records: list[Record]) -> 
     }
     for part in _parts(params, MAX_PARAMS_AND_TAGS):
         client.log_batch(run_id, params=part)
+    beats = [RunTag(key, value) for key, value in beat.items()]
     for part in _parts(metrics, MAX_METRICS):
-        client.log_batch(run_id, metrics=part)
-    for part in _parts(list(tags.values()), MAX_PARAMS_AND_TAGS):
+        client.log_batch(run_id, metrics=part, tags=beats)
+        beats = []
+    for part in _parts([*tags.values(), *beats], MAX_PARAMS_AND_TAGS):
         client.log_batch(run_id, tags=part)
 
 

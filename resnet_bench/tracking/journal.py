@@ -93,6 +93,22 @@ def points(record: Record) -> list[Point]:
     ]
 
 
+def thinned(record: Record) -> list[Point]:
+    """The values of a metrics record that are sent to a server: of those per step, one per second at most.
+
+    Longer runs send fewer: ``every`` in the record says of how many steps one value is enough to draw a curve. Which
+    values are kept follows from the record alone, so that a replay sends the same ones.
+    """
+    every, spacing = record.get("every", 1), record["spacing"]
+    if record["axis"] != "step":
+        return points(record)
+    return [
+        point
+        for point in points(record)
+        if point.step % every == 0 and point.timestamp // 1000 != (point.timestamp - round(every * spacing)) // 1000
+    ]
+
+
 class Journal:
     """A run's journal, open for appending. Several threads may append.
 

@@ -59,6 +59,23 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def patient() -> Iterator[None]:
+    """Give a server a minute to answer meanwhile, unless the user has set a time.
+
+    One that is busy answers late; to give up and send again makes it busier. Only for a thread that nobody waits for.
+    """
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    ours = os.environ.get(name) == SETTINGS[name]
+    if ours:
+        os.environ[name] = "60"
+    try:
+        yield
+    finally:
+        if ours:
+            os.environ[name] = SETTINGS[name]
+
+
 def without_proxy_for_loopback() -> dict[str, str]:
     """Return the environment variables that keep a proxy out of the way to this machine."""
     found = {}

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from resnet_bench.training.events import EpochEnded, Evaluated, Event, Finished, Started
 
 
+MAX_STEP_VALUES = 2500
+"""Values per step that a server gets of a run's metric: as many as MLflow's pages draw. The journal has all."""
+
+
 class Recorder:
     """Turns events into records; values that a store may have already are left out."""
 
@@ -21,6 +25,8 @@ class Recorder:
         self._last_steps: dict[str, int] = {}
         self._evaluation_seconds: dict[int, float] = {}
         self._claims = _claim_watches(description)
+        recipe = description.recipe
+        self._every = max(1, -(-recipe.steps_per_epoch * recipe.training.epochs // MAX_STEP_VALUES))
 
     def catch_up(self, entries: Sequence[Entry], epoch: int) -> None:
         """Take note of what a resumed run's journal holds.
@@ -48,7 +54,8 @@ class Recorder:
         now = now_ms()
         if isinstance(event, Steps):
             values = {names.STEP_LOSS: event.losses, names.LEARNING_RATE: event.learning_rates}
-            yield from self.metrics("step", event.first_step, values, timestamp=now, seconds=event.seconds)
+            for record in self.metrics("step", event.first_step, values, timestamp=now, seconds=event.seconds):
+                yield {**record, "every": self._every} if self._every > 1 else record
         elif isinstance(event, Evaluated):
             yield from self._evaluation(event, now)
         elif isinstance(event, EpochEnded):
@@ -89,6 +96,10 @@ class Recorder:
             if fresh:
                 share = 1 - skip / len(next(iter(values.values())))
                 yield metrics_record(axis, first_step + skip, fresh, timestamp=timestamp, seconds=seconds * share)
+
+    def final(self, values: Mapping[str, float], *, timestamp: int) -> Iterator[Record]:
+        """Yield values of the whole run, at step 0: there MLflow draws bars, elsewhere a curve of one point."""
+        yield from self.metrics("epoch", 0, _single(values), timestamp=timestamp)
 
     def rest(self) -> Iterator[Record]:
         """Yield what waits for the end of an epoch that will not come."""
@@ -146,7 +157,7 @@ class Recorder:
         values[names.FINAL_EVALUATION_SECONDS] = event.evaluation_seconds
         if event.tta_seconds:
             values[names.FINAL_TTA_SECONDS] = event.tta_seconds
-        yield from self.metrics("epoch", event.epoch, _single(values), timestamp=now)
+        yield from self.final(values, timestamp=now)
         yield from self.rest()
         yield from self._reached_claims(event.epoch, event.train_seconds, now)
 

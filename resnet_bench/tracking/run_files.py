@@ -13,6 +13,9 @@ MODEL = "model"
 CHECKPOINTS = "checkpoints"
 """The position to resume from, and the weights of the best epoch."""
 
+TAKEN_OVER = "taken_over"
+"""In the folder of a run whose host was lost: another folder has the run now, and this one is left alone."""
+
 
 def is_delivered(folder: Path) -> bool:
     """Whether a run is finished and the store has everything of it."""

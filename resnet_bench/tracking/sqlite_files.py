@@ -285,14 +285,20 @@ def _another(path: Path) -> str:
     return f"name another store: --tracking {shlex.quote(f'sqlite:///{other}')}"
 
 
-def network_file_system_notice(path: Path) -> str | None:
-    """Say why SQLite should not be used at a path, where it lies on a network file system; else None."""
+def network_file_system(path: Path) -> str | None:
+    """Return the kind of network file system that a path lies on; None where it is none, or cannot be told."""
     import psutil  # type: ignore[import-untyped]
 
     resolved = path.resolve()
     mounts = [part for part in psutil.disk_partitions(all=True) if resolved.is_relative_to(part.mountpoint)]
     kind = max(mounts, key=lambda part: len(part.mountpoint)).fstype.lower() if mounts else ""
-    if kind not in _NETWORK_FILE_SYSTEMS:
+    return kind if kind in _NETWORK_FILE_SYSTEMS else None
+
+
+def network_file_system_notice(path: Path) -> str | None:
+    """Say why SQLite should not be used at a path, where it lies on a network file system; else None."""
+    kind = network_file_system(path)
+    if kind is None:
         return None
     return (
         f"{path} lies on a network file system ({kind}), where SQLite can lose or damage runs when several "

@@ -32,6 +32,8 @@ STATUS: "Mapping[EndReason, str]" = {"finished": "FINISHED", "failed": "FAILED",
 CLOSE_TIMEOUT_SECONDS = 60.0
 UPLOAD_SECONDS = 5.0
 """Between two looks at the journal; each costs some milliseconds, however little there is to send."""
+SERVER_FACTOR = 3
+"""How many times as rarely the journal is sent to a server, which others write to as well."""
 SAMPLE_SECONDS = 10.0
 """Between two looks at processor, memory and GPU."""
 _MAX_WAITING = 10_000
@@ -55,7 +57,8 @@ class Tracker:
         self._folder = folder
         self._writer = _Writer(journal)
         self._recorder = Recorder(description)
-        self.uploader = Uploader(store, folder, journal.sync, interval=UPLOAD_SECONDS, run_id=run_id)
+        interval = UPLOAD_SECONDS * (SERVER_FACTOR if store.is_server else 1)
+        self.uploader = Uploader(store, folder, journal.sync, interval=interval, run_id=run_id)
         device = str(description.execution.get("device", "cpu"))
         self.sampler = SystemSampler(self._take_sample, device, interval=SAMPLE_SECONDS)
 
@@ -131,6 +134,10 @@ class Tracker:
         """Log further metrics that belong to an epoch."""
         single = {key: [float(value)] for key, value in values.items()}
         self._writer.append(self._recorder.metrics("epoch", epoch, single, timestamp=now_ms()))
+
+    def final(self, values: Mapping[str, float]) -> None:
+        """Log further metrics of the whole run."""
+        self._writer.append(self._recorder.final(values, timestamp=now_ms()))
 
     def artifact(self, path: Path, artifact_path: str = "") -> None:
         """Queue a file or folder to be logged as an artifact.

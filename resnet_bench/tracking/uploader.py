@@ -5,6 +5,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.tracking.cursor import JOURNAL, Cursor, lock_folder, note_store, store_of
 from resnet_bench.tracking.delivery import Delivery, RunGone, UploadReport
 from resnet_bench.tracking.journal import Entry, read
-from resnet_bench.tracking.run_files import remove_delivered
+from resnet_bench.tracking.leases import TakenOver
+from resnet_bench.tracking.mlflow_client import patient
+from resnet_bench.tracking.run_files import TAKEN_OVER, remove_delivered
 from resnet_bench.tracking.store import Store, login_note
 
 BUSY_FRACTION = 0.25
@@ -60,6 +63,7 @@ class Uploader:
             raise
         self._wake = threading.Event()
         self._deadline: float | None = None
+        self._taken_over: str | None = None
         self._failures = 0
         """In a row, since the store last took something."""
         self._thread = threading.Thread(target=self._run, name="tracking-uploader", daemon=True)
@@ -73,6 +77,11 @@ class Uploader:
     def problem(self) -> str | None:
         """Why the store takes nothing at the moment."""
         return self._delivery.report.problem
+
+    @property
+    def taken_over(self) -> str | None:
+        """Who writes to the run now instead of this process, in a sentence; None where this process does."""
+        return self._taken_over
 
     def create_run(self) -> None:
         """Try once, before the thread starts, to create the run that the journal begins with."""
@@ -111,11 +120,16 @@ class Uploader:
                 more = False
                 try:
                     self._sync()
-                    more = self._delivery.step(final=closing)
+                    with nullcontext() if closing else patient():
+                        more = self._delivery.step(final=closing)
                     if closing and not more:
                         artifact_tries += 1
                         self._delivery.retry_deferred()
                     self._failures = 0
+                except TakenOver as error:
+                    self._taken_over = str(error)
+                    self._went_wrong(error)
+                    return
                 except Exception as error:  # the store's client and its drivers raise what they like
                     self._went_wrong(error)
                     # Waiting restores no run, and an artifact folder that is away has been so since it was first tried.
@@ -237,7 +251,7 @@ def _made_ready(store: Store) -> str | None:
 
 
 def _run_folders(runs_folder: Path) -> Iterable[Path]:
-    return (path.parent for path in runs_folder.rglob(JOURNAL))
+    return (path.parent for path in runs_folder.rglob(JOURNAL) if not (path.parent / TAKEN_OVER).exists())
 
 
 def has_unsent(folder: Path) -> bool:

@@ -19,6 +19,7 @@ from resnet_bench.tracking.vocabulary import NOTE, PARENT, tag
 from resnet_bench.tuning.storage import StudyStorage
 from resnet_bench.tuning.stored_study import StoredStudy, study_names
 from resnet_bench.tuning.trial_queue import TrialQueue
+from resnet_bench.tuning.turns import delete_turns
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -60,6 +61,7 @@ def delete_study(name: str, address: StudyStorage, store: Store, run_dir: Path) 
             for run in reversed(runs):
                 client.delete_run(run.info.run_id)
             optuna.delete_study(study_name=name, storage=stored.storage.optuna)
+            delete_turns(name, stored.storage)
     shutil.rmtree(run_dir / "studies" / name, ignore_errors=True)
     return Removed(trials, len(runs))
 
@@ -102,6 +104,7 @@ def rename_study(name: str, new: str, address: StudyStorage, store: Store, run_d
             if folder.is_dir():
                 folder.rename(target)
             optuna.delete_study(study_name=name, storage=storage.optuna)
+            delete_turns(name, storage)
     return len(runs)
 
 
@@ -114,8 +117,7 @@ def _require_idle(stored: StoredStudy, store: Store) -> "MlflowClient":
     if problem := store.check():
         raise UserError(f"{store.redacted_uri} cannot be used: {problem}")
     close_stale_runs(store)
-    with stored.storage.address.lock():
-        TrialQueue(stored).recover()
+    TrialQueue(stored).recover()
     client = store.client()
     parent = _parent(client, stored, store)
     if stored.trials(TrialState.RUNNING) or (parent is not None and parent.info.status == "RUNNING"):

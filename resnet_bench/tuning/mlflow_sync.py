@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 _PAGE = 1000
+_RUN_TIMEOUT_SECONDS = 60
 _log = logging.getLogger(__name__)
 
 
@@ -95,8 +96,18 @@ class MlflowSync:
         self.run_id = run_id
 
     @classmethod
-    def open(cls, store: Store, stored: StoredStudy, dataset: Dataset, execution: Execution) -> "MlflowSync":
+    def open(
+        cls, store: Store, stored: StoredStudy, dataset: Dataset, execution: Execution, *, is_maker: bool = True
+    ) -> "MlflowSync":
         """Make the study's parent run, or resume it.
+
+        Args:
+            store: Where to.
+            stored: The study.
+            dataset: What it trains on.
+            execution: How.
+            is_maker: Whether this process made the study. Of several that begin it, perhaps on several hosts, the
+                others wait for the run that this one makes.
 
         Raises:
             UserError: The tracking store does not answer.
@@ -104,8 +115,8 @@ class MlflowSync:
         facts = facts_of(_job(stored), execution, dataset)
         try:
             with stored.storage.address.lock():
-                known = stored.get_attr("mlflow_run_id")
                 client = store.client()
+                known = stored.get_attr("mlflow_run_id") if is_maker else _await_run(stored)
                 experiment = store.experiment_id(client, STUDIES_EXPERIMENT, searched=list(stored.definition.space))
                 if known is None:
                     run = client.create_run(experiment, tags=facts.tags(), run_name=stored.name)
@@ -179,17 +190,26 @@ class MlflowSync:
             for trial in self._stored.trials():
                 if not trial.state.is_finished() or "surplus" in trial.user_attrs:
                     continue
-                run = runs.get(str(trial.number))
+                run = runs.get(str(trial.number)) or self._only_bare_run(trial)
                 if run is None:
-                    run_id = self.bare_run(trial.number, trial.params)
-                    if run_id is None:
-                        return
-                    run = self._client.get_run(run_id)
+                    return
                 self._update(run, record_of(trial, retries.get(trial.number)))
 
-    def _children(self, role: str) -> "Iterator[Run]":
+    def _only_bare_run(self, trial: "FrozenTrial") -> "Run | None":
+        """Make a run for a trial that has none, or find the one that another host makes at the same time."""
+        if self.bare_run(trial.number, trial.params) is None:
+            return None
+        # The one that looks last sees all of them, and keeps the same one as the others.
+        kept, *others = sorted(self._children("trial", number=trial.number), key=lambda run: str(run.info.run_id))
+        for other in others:
+            self._client.delete_run(other.info.run_id)
+        return kept
+
+    def _children(self, role: str, number: int | None = None) -> "Iterator[Run]":
         experiment = self._client.get_run(self.run_id).info.experiment_id
         query = f"tags.`{PARENT}` = '{self.run_id}' AND tags.`{tag('role')}` = '{role}'"
+        if number is not None:
+            query += f" AND tags.`{tag('trial_number')}` = '{number}'"
         return pages(self._client.search_runs, [experiment], query, max_results=_PAGE)
 
     def _update(self, run: "Run", target: TrialRecord) -> None:
@@ -265,6 +285,17 @@ class MlflowSync:
             yield
         except (MlflowException, OSError) as error:
             _log.warning("%s: %s", self._store.redacted_uri, self._store.describe_error(error))
+
+
+def _await_run(stored: StoredStudy) -> str | None:
+    """Give the process that made the study, perhaps on another host, time to make its run; None where it has not."""
+    deadline = time.monotonic() + _RUN_TIMEOUT_SECONDS
+    while (known := stored.get_attr("mlflow_run_id")) is None:
+        if stored.storage.address.file is not None or time.monotonic() > deadline:
+            # That process died on the way.
+            return None
+        time.sleep(0.2)
+    return str(known)
 
 
 def _epochs_saved(stored: StoredStudy) -> int:

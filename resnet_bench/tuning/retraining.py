@@ -21,6 +21,7 @@ from resnet_bench.tuning.results import arms, retraining_key, retraining_seeds
 from resnet_bench.tuning.space import retraining_recipe
 from resnet_bench.tuning.stored_study import Arm, StoredStudy
 from resnet_bench.tuning.trial import HYPERPARAMETER_FAILURES, ProgressClock
+from resnet_bench.tuning.turns import Turn
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,11 @@ def retrainings(stored: StoredStudy) -> list[RetrainJob]:
 
 
 def retrain(
-    retraining: RetrainJob, stored: StoredStudy, sync: MlflowSync, context: Context
+    retraining: RetrainJob, stored: StoredStudy, sync: MlflowSync, context: Context, turn: Turn
 ) -> Generator[Retrained | RetrainingProgressed, None, None]:
     """Do one retraining run, or resume it, and store its test accuracy with the study.
+
+    Nothing is stored where another process has taken the turn, because this one was cut off.
 
     Raises:
         Stopped: ``context.stop`` was set; the run is resumed next time.
@@ -80,6 +83,8 @@ def retrain(
         "reason": reason,
         "run_id": outcome.run_id,
     }
+    if not turn.is_ours():
+        return
     stored.set_attr(retraining.key, found)
     yield Retrained(arm, seed, accuracy, reason)
 

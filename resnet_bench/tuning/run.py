@@ -15,6 +15,7 @@ from resnet_bench.running.events import JobFinished, TaskEvent
 from resnet_bench.running.launchers.launcher import find_launcher
 from resnet_bench.running.plan import find_places
 from resnet_bench.running.stopping import Stopped
+from resnet_bench.tracking.sharing_rule import check_local
 from resnet_bench.tracking.uploader import flush_all
 from resnet_bench.tuning.artifacts import write_artifacts
 from resnet_bench.tuning.events import (
@@ -70,8 +71,9 @@ def run_study(
     dataset = context.open_images(plan.base.data.facts, progress)
     context.store.prepare()
     with storage.errors_in_words():
-        queue = TrialQueue.begin(name, plan, storage.open(), dataset)
-        sync = MlflowSync.open(context.store, queue.stored, dataset, context.options.resolve())
+        queue = TrialQueue.begin(name, plan, storage.open(), dataset, workers=workers)
+        execution = context.options.resolve()
+        sync = MlflowSync.open(context.store, queue.stored, dataset, execution, is_maker=queue.is_maker)
         status, reason = "FAILED", None
         try:
             _tidy_up(queue, sync, context)
@@ -93,6 +95,45 @@ def run_study(
                 ending.callback(sync.close, status, reason)
                 ending.callback(sync.reconcile)
                 ending.callback(queue.interrupt_own)
+    yield StudyFinished(result)
+
+
+def work_on_study(
+    name: str, plan: Plan, storage: StudyStorage, context: Context, *, progress: Callable[[str], None] | None = None
+) -> Generator[StudyEvent, None, None]:
+    """Do one worker's share of a study, which is laid out where nobody has done that yet.
+
+    Any number of these may run at a time, on any hosts, started by whatever scheduler; the arguments are those of
+    :func:`run_study`. The one that finds everything done logs the result.
+
+    Raises:
+        Stopped: ``context.stop`` was set; the trial in progress is queued again.
+        UserError: As in :func:`run_study`; or a store is a file on a network file system.
+    """
+    check_local(tracking=context.store.uri, storage=storage.url, what=f"study {name}")
+    context = replace(context, run_dir=context.run_dir / "studies" / name)
+    dataset = context.open_images(plan.base.data.facts, progress)
+    context.store.prepare()
+    with storage.errors_in_words():
+        queue = TrialQueue.begin(name, plan, storage.open(), dataset)
+        execution = context.options.resolve()
+        sync = MlflowSync.open(context.store, queue.stored, dataset, execution, is_maker=queue.is_maker)
+        _tidy_up(queue, sync, context)
+        watch = Watch(queue.stored)
+        yield StudyOpened(name, sync.url, queue.stored.counts().wanted, watch.earlier)
+        try:
+            yield from StudyWorker(name, storage, sync.run_id).events(context)
+        except (GeneratorExit, KeyboardInterrupt, Stopped) as error:
+            if queue.stored.counts().running == 0:
+                # Nobody else is working on it.
+                sync.close("KILLED", str(error) or "stopped before its end")
+            raise
+        if queue.stored.get_attr("concluded") == queue.stored.counts().wanted:
+            return
+        queue.stored.set_attr("concluded", queue.stored.counts().wanted)
+        _tidy_up(queue, sync, context)
+        result = _conclude(queue.stored, sync, context)
+        sync.close("FINISHED")
     yield StudyFinished(result)
 
 

@@ -10,7 +10,7 @@ import sqlite3
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +21,8 @@ import sqlalchemy
 from filelock import FileLock, Timeout
 from optuna.storages import BaseStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.study import Study as OptunaStudy
+from optuna.trial import FrozenTrial
 from sqlalchemy.exc import SQLAlchemyError
 
 from resnet_bench.base.describe_error import describe_error
@@ -29,9 +31,9 @@ from resnet_bench.base.uris import PORTS, kind_of, parse, redact, same_place
 from resnet_bench.tracking.sqlite_files import network_file_system_notice
 
 DEFAULT_FILE = "optuna.db"
-HEARTBEAT_SECONDS = 60
-GRACE_SECONDS = 180
-"""Silence after which a worker on another machine counts as dead."""
+HEARTBEAT_SECONDS = 15
+GRACE_SECONDS = 60
+"""Silence after which a worker on another machine counts as dead; the next look finds it, within 90 s of its end."""
 
 _LOCK_TIMEOUT_SECONDS = 300
 _BUSY_TIMEOUT_SECONDS = 60
@@ -255,6 +257,10 @@ class OpenStorage:
     address: StudyStorage
     optuna: BaseStorage
 
+    def claim_lock(self) -> "contextlib.AbstractContextManager[None]":
+        """Keep other processes out of a file while a trial changes hands; on a server nobody waits for anybody."""
+        return self.address.lock() if self.address.file is not None else contextlib.nullcontext()
+
     def beat(self, trial_id: int) -> None:
         """Report to the storage that the trial is alive, where it knows heartbeats."""
         if isinstance(self.optuna, optuna.storages.RDBStorage):
@@ -262,11 +268,31 @@ class OpenStorage:
             with contextlib.suppress(Exception):
                 self.optuna.record_heartbeat(trial_id)
 
+    def fail_stale(self, study: OptunaStudy, is_alive: Callable[[FrozenTrial], bool]) -> bool:
+        """Fail trials that have missed their heartbeats and queue them again, except those that are known to run.
+
+        Returns:
+            Whether any had missed theirs.
+        """
+        if not isinstance(self.optuna, optuna.storages.RDBStorage):
+            return False
+        stale = self.optuna._get_stale_trial_ids(study._study_id)
+        for trial_id in stale:
+            if is_alive(self.optuna.get_trial(trial_id)):
+                self.beat(trial_id)
+        if stale:
+            optuna.storages.fail_stale_trials(study)
+        return bool(stale)
+
     @contextlib.contextmanager
-    def beating(self, trial_id: int) -> Iterator[None]:
-        """Report meanwhile, at intervals, that the trial is alive.
+    def beating(self, trial_id: int, look: Callable[[], object] = lambda: None) -> Iterator[None]:
+        """Report meanwhile, at intervals, that the trial is alive, and look after others.
 
         Journal files and gRPC proxies know no heartbeat; dead workers on this machine are found without.
+
+        Args:
+            trial_id: The trial that runs.
+            look: Called at each interval; what it raises is left to the next time.
         """
         if not isinstance(self.optuna, optuna.storages.RDBStorage):
             yield
@@ -276,6 +302,8 @@ class OpenStorage:
         def beat() -> None:
             while True:
                 self.beat(trial_id)
+                with contextlib.suppress(Exception):
+                    look()
                 if done.wait(self.address.heartbeat_seconds):
                     return
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import random
 import statistics
 import time
 import warnings
@@ -26,6 +27,7 @@ from resnet_bench.training.events import EpochEnded, Evaluated, Steps
 from resnet_bench.tuning.events import TrialEnded, TrialProgressed, TrialReported, TrialStarted
 from resnet_bench.tuning.mlflow_sync import MlflowSync, trial_name
 from resnet_bench.tuning.space import trial_recipe
+from resnet_bench.tuning.storage import StudyStorage
 from resnet_bench.tuning.study import Study
 from resnet_bench.tuning.trial_queue import AcquiredTrial, TrialEnd, TrialQueue
 
@@ -34,6 +36,8 @@ HYPERPARAMETER_FAILURES = (TrainingError, UserError, MemoryError, RuntimeError, 
 
 POLL_SECONDS = 1.0
 """Interval at which a process that waits for another looks whether that has ended, or died."""
+SERVER_POLL_SECONDS = 5.0
+"""Likewise where many hosts ask one server."""
 PROGRESS_SECONDS = 1.0
 """Shortest interval between two reports of a run's progress."""
 
@@ -71,7 +75,7 @@ def run_trial(
     trial, number = acquired.trial, acquired.trial.number
     yield TrialStarted(number, acquired.params, acquired.is_source)
     try:
-        with queue.stored.storage.beating(trial._trial_id), _quiet():
+        with queue.stored.storage.beating(trial._trial_id, queue.notice_silence), _quiet():
             result = _repeat(acquired, queue, context)
             if result is None:
                 result = yield from _result(acquired, queue, sync, context)
@@ -101,7 +105,7 @@ def _repeat(acquired: AcquiredTrial, queue: TrialQueue, context: Context) -> _Re
             complete = twin.state == optuna.trial.TrialState.COMPLETE
             return _Result(twin.state.name, twin.values if complete else None, reason)  # type: ignore[arg-type]  # one of TrialEnd
         stop_if_asked(context)
-        time.sleep(POLL_SECONDS)
+        time.sleep(poll_seconds(queue.stored.storage.address))
         queue.recover()
     return None
 
@@ -231,6 +235,13 @@ class ProgressClock:
             return None
         self._due_at = now + PROGRESS_SECONDS
         return event.last_step / self._steps_per_epoch
+
+
+def poll_seconds(storage: StudyStorage) -> float:
+    """Return how long a process waits until it looks again; those of a server spread out."""
+    if storage.file is not None:
+        return POLL_SECONDS
+    return SERVER_POLL_SECONDS * random.uniform(0.5, 1.5)
 
 
 def stop_if_asked(context: Context) -> None:

@@ -1,31 +1,34 @@
 """The Optuna study as a queue: which trials are waiting, which process runs them, and how they ended.
 
-Each trial in the budget is one waiting slot, acquired by exactly one worker. If the worker stops or dies, the slot is
-queued again with the same hyperparameters, so the number of finished trials is exact. A slot that draws
-hyperparameters that were tried before repeats their result, and slots are closed once every point has been tried.
+Each trial in the budget is one slot, acquired by exactly one worker. If the worker stops or dies, the slot is queued
+again with the same hyperparameters, so the number of finished trials is exact. A slot that draws hyperparameters that
+were tried before repeats their result, and slots are closed once every point has been tried.
 """
 
 import contextlib
 import json
+import secrets
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.machine import exit_reason, is_alive, this_process
+from resnet_bench.base.machine import this_process
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.tracking.sharing_rule import require_server
 from resnet_bench.tuning import space
 from resnet_bench.tuning.plan import Plan
-from resnet_bench.tuning.samplers import build_pruner, build_sampler, grid_points
-from resnet_bench.tuning.storage import OpenStorage, retried_numbers, retry
-from resnet_bench.tuning.stored_study import EXHAUSTED, StoredStudy, is_counted, is_interrupted, restored
+from resnet_bench.tuning.recovery import Recovery
+from resnet_bench.tuning.samplers import build_pruner, build_sampler
+from resnet_bench.tuning.slots import AHEAD_PER_WORKER, MIN_AHEAD, Slots
+from resnet_bench.tuning.storage import OpenStorage
+from resnet_bench.tuning.stored_study import StoredStudy, is_counted, restored
 from resnet_bench.tuning.study import Study
 
 TrialEnd = Literal["COMPLETE", "PRUNED", "FAIL"]
@@ -49,13 +52,24 @@ class AcquiredTrial:
 class TrialQueue:
     """The trials of one study, to run; several processes may have the same one."""
 
-    def __init__(self, stored: StoredStudy) -> None:
+    def __init__(self, stored: StoredStudy, *, is_maker: bool = False) -> None:
         """Take over a study that is laid out; see ``begin`` and ``join``."""
         self.stored = stored
+        self.is_maker = is_maker
+        """Whether this process made the study; of several that begin it, one did."""
+        self._slots = Slots(stored)
+        self._recovery = Recovery(stored)
 
     @classmethod
-    def begin(cls, name: str, plan: Plan, storage: OpenStorage, images: Dataset) -> "TrialQueue":
+    def begin(cls, name: str, plan: Plan, storage: OpenStorage, images: Dataset, *, workers: int = 1) -> "TrialQueue":
         """Lay out a study, or resume the one of that name.
+
+        Args:
+            name: Its name in the storage.
+            plan: The study in its profile.
+            storage: Where its trials are.
+            images: What it trains on.
+            workers: How many of this command's processes will acquire trials; twice as many are kept waiting.
 
         Raises:
             UserError: A study of that name was begun with another definition, other images or more trials.
@@ -64,18 +78,25 @@ class TrialQueue:
             directions = [
                 "maximize" if objective == "validation_accuracy" else "minimize" for objective in plan.study.objectives
             ]
+            is_maker = True
             try:
                 study = optuna.create_study(storage=storage.optuna, study_name=name, directions=directions)  # type: ignore[arg-type]  # literals in a comprehension
             except optuna.exceptions.DuplicatedStudyError:
+                is_maker = False
                 study = optuna.load_study(study_name=name, storage=storage.optuna)
                 _await_layout(study, storage)
             stored = StoredStudy(study, storage, plan.study)
-            _lay_out(stored, plan, images)
-        return cls(stored)
+            _lay_out(stored, plan, images, max(MIN_AHEAD, AHEAD_PER_WORKER * workers))
+        return cls(stored, is_maker=is_maker)
 
     @classmethod
-    def join(cls, name: str, storage: OpenStorage) -> "TrialQueue":
+    def join(cls, name: str, storage: OpenStorage, *, worker: int = 0) -> "TrialQueue":
         """Work on a study that is laid out. Each process draws from its own random stream.
+
+        Args:
+            name: The study's name.
+            storage: Where its trials are.
+            worker: From 0; tells the workers of one command apart.
 
         Raises:
             UserError: The storage has no such study.
@@ -85,6 +106,9 @@ class TrialQueue:
         with storage.address.lock():
             processes = int(stored.get_attr("processes") or 0)
             stored.set_attr("processes", processes + 1)
+        if storage.address.file is None and (processes or worker):
+            # No lock keeps two hosts from counting alike, and two processes must not draw alike.
+            processes = secrets.randbits(32)
         stored.study.sampler = build_sampler(plan.study, seed=_stream_seed(plan.study.seed, processes))
         stored.study.pruner = build_pruner(plan.study, epochs=plan.epochs)
         return cls(stored)
@@ -94,25 +118,44 @@ class TrialQueue:
     def acquire(self) -> AcquiredTrial | None:
         """Take the next waiting trial; None where there is none.
 
-        No other process of this machine draws meanwhile, so that each knows what the others are trying.
+        In a file, no other process draws meanwhile, so that each knows what the others are trying. On a server nobody
+        waits: Optuna gives a waiting trial to one process only.
+
+        Raises:
+            UserError: The storage is a file, and a process of another host is working on the study.
         """
         study = self.stored.study
-        with self.stored.storage.address.lock(), warnings.catch_warnings():
+        with self.stored.storage.claim_lock(), warnings.catch_warnings():
             # Optuna says that a heartbeat belongs to Study.optimize; ours beats in the run of the trial.
             warnings.filterwarnings("ignore", message="Heartbeat of storage")
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self.recover()
-            while self.stored.trials(TrialState.WAITING):
+            while True:
+                trials = self._recovery.recovered()
+                self._refuse_other_hosts(trials)
+                if not any(trial.state == TrialState.WAITING for trial in trials):
+                    if not self._slots.lay_out_another(trials):
+                        return None
+                    continue
                 # A process that is paused here for longer than the grace period finds its trial given away.
                 with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-                    if (acquired := self._take(study.ask())) is not None:
+                    if (acquired := self._take(study.ask(), trials)) is not None:
                         return acquired
-        return None
 
-    def _take(self, trial: optuna.Trial) -> AcquiredTrial | None:
-        """Make a trial this process's; None where there is nothing to run for it."""
+    def _take(self, trial: optuna.Trial, trials: Sequence[FrozenTrial]) -> AcquiredTrial | None:
+        """Make a trial this process's; None where there is nothing to run for it.
+
+        Args:
+            trial: As Optuna gave it.
+            trials: What was there before. A trial that was added since has a higher number, and gives way itself.
+        """
+        if all(trial.number != other.number for other in trials):
+            trials = self.stored.trials()
+        # Before its process has a name: should this one die in between, its silence is noticed.
+        self.stored.storage.beat(trial._trial_id)
         trial.set_user_attr("worker", this_process())
-        surplus = self._why_surplus(trial)
+        slot = trial.user_attrs.get("slot")
+        self._slots.lay_ahead(slot, trials)
+        surplus = self._slots.why_surplus(slot, trial.number, trials)
         if surplus is not None:
             trial.set_user_attr("surplus", surplus)
             self.stored.study.tell(trial, state=TrialState.FAIL)
@@ -120,33 +163,15 @@ class TrialQueue:
         params = space.suggest(trial, self.stored.definition.space)
         return AcquiredTrial(trial, params, is_source="source" in trial.user_attrs)
 
-    def _why_surplus(self, trial: optuna.Trial) -> str | None:
-        """Say why there is nothing to run for a trial that was just taken."""
-        slot = trial.user_attrs.get("slot")
-        others = [other for other in self.stored.trials() if other.number != trial.number]
-        done = {other.user_attrs.get("slot") for other in others if is_counted(other)}
-        # Of two that run at the same time the earlier one stays: were both to give way, nobody would have the slot.
-        running = [other for other in others if other.state == TrialState.RUNNING and other.number < trial.number]
-        if slot is None or slot in done | {other.user_attrs.get("slot") for other in running}:
-            return "another process was quicker"
-        frozen = self.stored.trial(trial.number)
-        return EXHAUSTED if not _params_of(frozen) and self._is_exhausted(others) else None
-
-    def _is_exhausted(self, trials: Sequence[FrozenTrial]) -> bool:
-        if self._point_count is None:
-            return False
-        unfinished = (TrialState.RUNNING, TrialState.WAITING)
-        taken = [_params_of(trial) for trial in trials if trial.state in unfinished or is_counted(trial)]
-        return len({space.identity(params) for params in taken if params}) >= self._point_count
-
-    @cached_property
-    def _point_count(self) -> int | None:
-        """How many different trials the study can have; None where there is no end to them."""
-        plan = self.stored.plan
-        if plan.study.sampler.name != "grid":
-            points = space.list_points(plan.study)
-            return None if points is None else len(points)
-        return len({space.identity(params) for params in [plan.source_params, *grid_points(plan.study)]})
+    def _refuse_other_hosts(self, trials: Sequence[FrozenTrial]) -> None:
+        address = self.stored.storage.address
+        if address.file is None:
+            return
+        ours = this_process()["host"]
+        for trial in trials:
+            host = trial.user_attrs.get("worker", {}).get("host", ours)
+            if trial.state == TrialState.RUNNING and host != ours:
+                require_server(f"study {self.stored.name}: {host} is working on it", address.redacted_url, "--storage")
 
     def find_twin(self, acquired: AcquiredTrial) -> FrozenTrial | None:
         """Return the trial whose result stands for this one's too: the same hyperparameters, and earlier.
@@ -184,15 +209,15 @@ class TrialQueue:
 
     def interrupt(self, number: int) -> None:
         """Give up a trial that this process cannot finish; it will be run again."""
-        with self.stored.storage.address.lock():
-            self._fail_and_retry(number)
+        with self.stored.storage.claim_lock():
+            self._recovery.fail_and_retry(number)
 
     def interrupt_own(self) -> None:
         """Give up the trials that this process still has, because it ends."""
-        with self.stored.storage.address.lock():
+        with self.stored.storage.claim_lock():
             for trial in self.stored.trials(TrialState.RUNNING):
                 if trial.user_attrs.get("worker") == this_process():
-                    self._fail_and_retry(trial.number)
+                    self._recovery.fail_and_retry(trial.number)
 
     def recover(self) -> list[int]:
         """Fail the trials whose process is gone, and queue what they left undone.
@@ -200,44 +225,12 @@ class TrialQueue:
         Returns:
             The numbers of the trials whose end was noticed.
         """
-        gone = []
-        for trial in self.stored.trials(TrialState.RUNNING):
-            if self._is_gone(trial):
-                self._fail_and_retry(trial.number)
-                gone.append(trial.number)
-            elif _is_alive_here(trial):
-                # Once the clock was set, or the machine slept, its last heartbeat seems to be long ago.
-                self.stored.storage.beat(trial._trial_id)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            optuna.storages.fail_stale_trials(self.stored.study)
-        trials = self.stored.trials()
-        retried = retried_numbers(trials)
-        for trial in trials:
-            # The process that was to queue it again may have died before it could.
-            if is_interrupted(trial) and trial.number not in retried:
-                retry(self.stored.study, self.stored.trial(trial.number))
-        return gone
+        with self.stored.storage.claim_lock():
+            return self._recovery.recover(self.stored.trials())
 
-    def _fail_and_retry(self, number: int) -> None:
-        try:
-            self.stored.study.tell(number, state=TrialState.FAIL)
-        except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
-            # Its heartbeat was missed, so that another process has done it already.
-            return
-        retry(self.stored.study, self.stored.trial(number))
-
-    def _is_gone(self, trial: FrozenTrial) -> bool:
-        address = self.stored.storage.address
-        worker: dict[str, Any] | None = trial.user_attrs.get("worker")
-        if worker is None:
-            # Its process died between taking it and storing its own id; under our lock that is none of ours alive.
-            started = trial.datetime_start
-            age = time.time() - started.timestamp() if started else 0.0
-            return address.file is not None or age > address.grace_seconds
-        # Of a server's clients several machines may have one name.
-        one_machine = address.file is not None
-        return exit_reason(worker["host"], int(worker["pid"]), worker["pid_start"], one_machine=one_machine) is not None
+    def notice_silence(self) -> None:
+        """Fail and queue again the trials of other hosts that have missed their heartbeats; costs one query."""
+        self._recovery.notice_silence()
 
 
 # --- laying a study out ------------------------------------------------------------------------------
@@ -253,44 +246,29 @@ def _await_layout(study: optuna.Study, storage: OpenStorage) -> None:
         time.sleep(0.2)
 
 
-def _lay_out(stored: StoredStudy, plan: Plan, images: Dataset) -> None:
+def _lay_out(stored: StoredStudy, plan: Plan, images: Dataset, ahead: int) -> None:
     attributes = stored.study.user_attrs
     known = attributes.get("definition")
     if known is not None:
         _check_same(stored, restored(Study, known, stored.name), plan, images)
+    ahead = max(ahead, int(attributes.get("ahead") or 0))
     written = {
         "profile": plan.profile,
         "benchmark": plan.benchmark.model_dump_json(),
         "base": plan.base.model_dump_json(),
         "data_fingerprint": images.fingerprint,
         "generated_images": images.generated,
+        "ahead": ahead,
         "definition": plan.study.model_dump_json(exclude={"profiles"}),
     }
-    slots = {trial.user_attrs["slot"] for trial in stored.trials() if "slot" in trial.user_attrs}
-    fixed = _fixed_params(plan)
-    for slot in range(plan.study.budget.trials):
-        if slot not in slots:
-            _add_slot(stored.study, slot, fixed[slot] if slot < len(fixed) else None)
+    trials = stored.trials()
+    waiting = sum(trial.state == TrialState.WAITING for trial in trials)
+    slots = Slots(StoredStudy(stored.study, stored.storage, plan.study), plan)
+    for slot in slots.missing(trials)[: max(0, ahead - waiting)]:
+        slots.add(slot)
     for key, value in written.items():
         if attributes.get(key) != value:
             stored.set_attr(key, value)
-
-
-def _fixed_params(plan: Plan) -> list[space.Params]:
-    """List the hyperparameters that no sampler draws, by slot: the source's, and the other points of a grid."""
-    source = plan.source_params
-    if plan.study.sampler.name != "grid":
-        return [source]
-    points = grid_points(plan.study)
-    return [source, *(point for point in points if space.identity(point) != space.identity(source))]
-
-
-def _add_slot(study: optuna.Study, slot: int, params: space.Params | None) -> None:
-    attributes: dict[str, Any] = {"slot": slot, "source": True} if slot == 0 else {"slot": slot}
-    if params is None:
-        study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=attributes))
-    else:
-        study.enqueue_trial(params, user_attrs=attributes)
 
 
 def _check_same(stored: StoredStudy, known: Study, plan: Plan, images: Dataset) -> None:
@@ -323,17 +301,6 @@ def _comparable(study: Study) -> Mapping[str, Any]:
     return table
 
 
-def _params_of(trial: FrozenTrial) -> space.Params:
-    """Return the hyperparameters that a trial has or will have; none where its sampler has still to draw them."""
-    fixed: space.Params = trial.system_attrs.get("fixed_params", {})
-    return trial.params or fixed
-
-
 def _stream_seed(seed: int, process: int) -> int:
     """Return each process of a study its own seed; the first has the study's."""
     return (seed + process * 0x9E3779B1) % 2**32
-
-
-def _is_alive_here(trial: FrozenTrial) -> bool:
-    worker: dict[str, Any] | None = trial.user_attrs.get("worker")
-    return worker is not None and is_alive(int(worker["pid"]), worker["pid_start"], host=worker["host"])

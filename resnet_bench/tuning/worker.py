@@ -4,18 +4,17 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 
-from filelock import FileLock, Timeout
-
 from resnet_bench.base.errors import UserError
 from resnet_bench.execution.devices import device_problem
 from resnet_bench.running.context import Context
 from resnet_bench.tuning.events import Retrained, RetrainingProgressed, RetrainingStarted, WorkEvent
 from resnet_bench.tuning.mlflow_sync import MlflowSync
-from resnet_bench.tuning.retraining import RetrainJob, retrain, retrainings
+from resnet_bench.tuning.retraining import retrain, retrainings
 from resnet_bench.tuning.storage import StudyStorage
 from resnet_bench.tuning.stored_study import StoredStudy
-from resnet_bench.tuning.trial import POLL_SECONDS, TrialEvent, run_trial, stop_if_asked
+from resnet_bench.tuning.trial import TrialEvent, poll_seconds, run_trial, stop_if_asked
 from resnet_bench.tuning.trial_queue import TrialQueue
+from resnet_bench.tuning.turns import take_turn
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class StudyWorker:
         # All trials are computed the same way, whatever was measured in between.
         context = replace(context, options=replace(context.options, autotune=False))
         with self.storage.errors_in_words():
-            queue = TrialQueue.join(self.study, self.storage.open())
+            queue = TrialQueue.join(self.study, self.storage.open(), worker=self.number)
             sync = MlflowSync(context.store, queue.stored, self.parent)
             try:
                 yield from self._run_trials(queue, sync, context)
@@ -74,7 +73,7 @@ class StudyWorker:
             counts = queue.stored.counts()
             if counts.running == 0 and (not in_time or counts.waiting == 0):
                 return
-            time.sleep(POLL_SECONDS)
+            time.sleep(poll_seconds(self.storage))
 
 
 def _run_retrainings(
@@ -89,28 +88,15 @@ def _run_retrainings(
         trained = False
         for retraining in left:
             stop_if_asked(context)
-            lock = _lock(retraining, context)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                continue
-            try:
-                if stored.get_attr(retraining.key) is None:
-                    yield from retrain(retraining, stored, sync, context)
+            with take_turn(retraining.recipe.fingerprint, retraining.seed, stored, context.run_dir) as turn:
+                if turn is not None and stored.get_attr(retraining.key) is None:
+                    yield from retrain(retraining, stored, sync, context, turn)
                     _free_device(context)
                     trained = True
-            finally:
-                lock.release()
         left = retrainings(stored)
         if left and not trained:
-            # Another process has what is left; should it die, its lock is free.
-            time.sleep(POLL_SECONDS)
-
-
-def _lock(retraining: RetrainJob, context: Context) -> FileLock:
-    name = f".{retraining.recipe.fingerprint}-{retraining.seed}.lock"
-    context.run_dir.mkdir(parents=True, exist_ok=True)
-    return FileLock(context.run_dir / name)
+            # Another process has what is left; should it die, its turn is free.
+            time.sleep(poll_seconds(stored.storage.address))
 
 
 def _free_device(context: Context) -> None:

@@ -55,6 +55,26 @@ def test_a_log_gets_one_line_an_epoch_without_control_characters() -> None:
     ]
 
 
+def test_a_running_epoch_shows_its_own_loss_and_no_earlier_accuracy() -> None:
+    console = Console(file=io.StringIO(), width=160, force_terminal=True)
+    with RunsDisplay(console, 1).shown() as display:
+        shown = begin(display, "tiny seed 3")
+        for event in events():
+            shown.take(event)
+        shown.take(Steps(2, 2, [1.25], [0.1], images=40, correct=4, seconds=0.5, snapshot=dict))
+        assert display.progress is not None
+        facts = display.progress.tasks[0].fields["facts"]
+        assert "epoch 2/1, step 2" in facts
+        assert "loss 1.250" in facts
+        assert "accuracy" not in facts
+        # Of an epoch without evaluation no accuracy is known either.
+        shown.take(EpochEnded(2, 2, 1.25, 1.2, 0.1, 0.5, 1.0, 80.0, peak_memory_bytes=1, snapshot=dict))
+        shown.take(JobFinished())
+    lines = console.file.getvalue()
+    assert "epoch 1/1: loss 2.5000, accuracy 25.00%" in lines
+    assert "epoch 2/1: loss 1.2500, 80 images/s" in lines
+
+
 def test_runs_at_once_each_say_whose_line_it_is() -> None:
     output = io.StringIO()
     with RunsDisplay(Console(file=output, width=200), 2).shown() as display:
@@ -100,7 +120,7 @@ def test_a_terminal_shows_everything_of_a_run_in_whole_words(width: int) -> None
         shown[0].take(Steps(1, 1, [2.5], [0.1], images=40, correct=4, seconds=0.003, snapshot=dict))
     screen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.getvalue())
     words = set(screen.split())
-    assert {"resnet18-step-decay-no-augmentation", "[1/12]", "[2/12]", "101", "25.0%,", "images/s,", "left"} <= words
+    assert {"resnet18-step-decay-no-augmentation", "[1/12]", "[2/12]", "101", "images/s,", "left"} <= words
     assert "…" not in screen
     assert max(len(line.rstrip()) for line in re.split(r"[\r\n]+", screen)) <= width
 

@@ -51,11 +51,20 @@ def test_validate_prints_every_problem_of_every_file(invoke, tmp_path: Path) -> 
 
 
 def test_validate_takes_every_shipped_file(invoke) -> None:
-    files = [*(REPOSITORY / "studies").glob("*.toml"), REPOSITORY / "benchmarks" / "speedrun-90.toml"]
+    studies, datasets = ([*(REPOSITORY / kind).glob("*.toml")] for kind in ("studies", "datasets"))
+    files = [*studies, *datasets, REPOSITORY / "benchmarks" / "speedrun-90.toml"]
     result = invoke(f"validate {shlex.join(map(str, files))}")
     assert result.code == 0, result.err
-    assert result.out.count(": valid, a study of ") == len(files) - 1
+    assert result.out.count(": valid, a study of ") == len(studies)
+    assert result.out.count(": valid, a dataset of 10 classes") == len(datasets)
     assert "speedrun-90.toml: valid, recipe " in result.out
+
+
+def test_validate_knows_what_a_dataset_lacks(invoke, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('classes = ["a", "b"]\ntest_images = 4\ntest = "x"\ntrain = "y"\n')
+    result = invoke("validate mine.toml")
+    assert result.code == 2
+    assert result.err.startswith("error: mine.toml: train is given and train_images is missing")
 
 
 def test_validate_checks_a_study_against_its_benchmark(invoke, tmp_path: Path) -> None:

@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnet_bench.tracking.journal import Damage, Entry, Journal, last_entry, last_steps, metrics_record, points, read
+from resnet_bench.tracking.journal import (
+    Damage,
+    Entry,
+    Journal,
+    last_entry,
+    last_steps,
+    metrics_record,
+    points,
+    read,
+    thinned,
+)
 
 RECORDS = [
     {"kind": "run", "name": "a run", "tags": {"x": "line\nbreak, ünïcode"}},
@@ -301,3 +311,21 @@ def test_a_line_is_json_that_a_person_can_read(tmp_path: Path) -> None:
     write(tmp_path / "journal", RECORDS)
     for line, record in zip((tmp_path / "journal").read_text("ascii").splitlines(), RECORDS, strict=True):
         assert json.loads(line.split(" ", 2)[2]) == record
+
+
+@pytest.mark.parametrize(
+    ("seconds", "every", "kept"), [(10.0, 1, 10), (10.0, 50, 10), (10.0, 200, 5), (1000.0, 1, 1000)]
+)
+def test_a_server_gets_a_value_per_second_and_fewer_of_long_runs(seconds: float, every: int, kept: int) -> None:
+    values = {"step/loss": [float(step) for step in range(1, 1001)]}
+    record = {**metrics_record("step", 1, values, timestamp=1_000_000, seconds=seconds), "every": every}
+    found = thinned(record)
+    assert abs(len(found) - kept) <= 1
+    assert set(found) <= set(points(record))
+    assert all(point.step % every == 0 for point in found)
+    assert found == thinned(record)
+
+
+def test_a_server_gets_every_value_per_epoch() -> None:
+    record = metrics_record("epoch", 1, {"test/accuracy": [0.1, 0.2, 0.3]}, timestamp=1_000_000)
+    assert thinned(record) == points(record)

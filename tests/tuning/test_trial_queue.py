@@ -1,11 +1,13 @@
 """Slots and trials: taken once each, given back when their process is gone, counted exactly."""
 
 import json
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from resnet_bench.base.machine import this_process
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.tuning import space
 from resnet_bench.tuning.plan import Plan
+from resnet_bench.tuning.slots import MIN_AHEAD
 from resnet_bench.tuning.storage import StudyStorage, retry
 from resnet_bench.tuning.stored_study import StoredStudy
 from resnet_bench.tuning.trial_queue import AcquiredTrial, TrialQueue
@@ -167,18 +170,36 @@ def test_of_two_trials_for_one_slot_the_earlier_stays(queue: TrialQueue) -> None
     assert kept.state.name == "RUNNING", "were both to give way, nobody would have the slot"
 
 
+def miss_heartbeats(path: Path) -> None:
+    """Have an hour pass since the last heartbeat."""
+    with closing(sqlite3.connect(path, timeout=60)) as database, database:
+        database.execute("UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')")
+
+
+def wait_for_heartbeat(path: Path) -> None:
+    deadline = time.monotonic() + 120
+    with closing(sqlite3.connect(path, timeout=60)) as database:
+        recent = "SELECT count(*) FROM trial_heartbeats WHERE heartbeat > datetime('now', '-30 minutes')"
+        while database.execute(recent).fetchone() == (0,):
+            assert time.monotonic() < deadline, "no heart beats"
+            time.sleep(0.02)
+
+
 def test_a_worker_of_another_machine_is_missed_by_its_heartbeat(
     tmp_path: Path, tiny_plan: MakePlan, begin: Begin
 ) -> None:
-    storage = StudyStorage(f"sqlite:///{tmp_path / 'optuna.db'}", heartbeat_seconds=1, grace_seconds=1)
+    path = tmp_path / "optuna.db"
+    storage = StudyStorage(f"sqlite:///{path}", heartbeat_seconds=1, grace_seconds=600)
     queue = begin(tiny_plan(), storage)
     acquired = acquire(queue)
     acquired.trial.set_user_attr("worker", {**this_process(), "host": "elsewhere"})
     with queue.stored.storage.beating(acquired.trial._trial_id):
-        time.sleep(2.5)
-        queue.recover()
-        assert queue.stored.trial(0).state.name == "RUNNING", "a beating heart is left alone"
-    time.sleep(2.5)
+        for _ in range(2):
+            wait_for_heartbeat(path)
+            queue.recover()
+            assert queue.stored.trial(0).state.name == "RUNNING", "a beating heart is left alone"
+            miss_heartbeats(path)
+    miss_heartbeats(path)
     queue.recover()
     assert queue.stored.trial(0).state.name == "FAIL"
     assert queue.stored.retries() == {0: 3}
@@ -335,3 +356,41 @@ def test_a_study_of_another_version_is_read_with_defaults_or_refused(
 def test_reading_an_unknown_study_brings_the_nearest_name(queue: TrialQueue) -> None:
     with pytest.raises(UserError, match="unknown study 'studi'; did you mean 'study'"):
         StoredStudy.read("studi", queue.stored.storage)
+
+
+# --- slots ---------------------------------------------------------------------------------------------
+
+
+def test_few_slots_are_waiting_at_a_time_and_each_is_laid_out_once(tiny_plan: MakePlan, begin: Begin) -> None:
+    queue = begin(tiny_plan(budget="budget = { trials = 20 }"))
+    waiting = []
+    while (acquired := queue.acquire()) is not None:
+        waiting.append(len(queue.stored.trials(TrialState.WAITING)))
+        queue.end(acquired.trial, "COMPLETE", [0.5])
+    assert max(waiting) <= MIN_AHEAD
+    assert [trial.user_attrs["slot"] for trial in queue.stored.trials()] == list(range(20))
+    assert queue.stored.counts().waiting == 0
+
+
+def test_more_processes_than_slots_were_laid_out_for_find_work(tiny_plan: MakePlan, begin: Begin) -> None:
+    queue = begin(tiny_plan(budget="budget = { trials = 20 }"))
+    taken = [acquire(queue).trial.user_attrs["slot"] for _ in range(20)]
+    assert sorted(taken) == list(range(20))
+    assert queue.acquire() is None
+
+
+def test_a_process_that_died_before_it_laid_the_next_slot_out_leaves_none_out(
+    tiny_plan: MakePlan, begin: Begin
+) -> None:
+    queue = begin(tiny_plan(budget="budget = { trials = 12 }"))
+    # As if it had died right after Optuna gave it the trial.
+    queue.stored.study.ask()
+    slots = [trial.trial.user_attrs["slot"] for trial in iter(queue.acquire, None)]
+    assert sorted(slots) == list(range(12))
+
+
+def test_a_file_on_which_another_host_works_is_refused(tiny_plan: MakePlan, begin: Begin) -> None:
+    queue = begin(tiny_plan())
+    acquire(queue).trial.set_user_attr("worker", {**this_process(), "host": "elsewhere"})
+    with pytest.raises(UserError, match=r"elsewhere is working on it, and sqlite:.*use PostgreSQL"):
+        queue.acquire()

@@ -1,0 +1,210 @@
+"""Whether a run's process, perhaps on another host, still runs: a beat that it renews and others watch for change.
+
+A run on a server has the tags ``attempt`` and ``beat``. Its process adds to the beat, in batches of metrics that go
+anyway. A watcher notes on its own clock when it last saw the beat change, so that no two clocks are compared, and
+takes the run over after a minute without change, by raising the attempt. A process that has had no beat acknowledged
+for 40 s sends nothing until it has read the attempt: one that was only cut off finds that it has lost its run.
+
+MLflow's API has no compare-and-set. One batch of a process that was stopped between its check and its call may still
+arrive; replayed, it is the same rows.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from resnet_bench.base.errors import UserError
+from resnet_bench.tracking.mlflow_client import pages
+from resnet_bench.tracking.stale_runs import StaleRun
+from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.vocabulary import EXPERIMENTS, tag
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+BEAT_SECONDS = 15.0
+"""Interval at which a run's process renews its beat."""
+HOLD_SECONDS = 40.0
+"""Without an acknowledged beat for so long, a process sends nothing before it has read the attempt."""
+LOST_SECONDS = 60.0
+"""Without a change for so long, a run is lost."""
+LOOK_SECONDS = 5.0
+"""Between two looks of somebody who waits for a decision."""
+
+Holding = Literal["held", "lost", "ended", "unknown"]
+"""Of a run: its beat changes; it does not; it is not running; it has no beat."""
+
+_log = logging.getLogger(__name__)
+
+
+class TakenOver(UserError):
+    """Another process has taken this one's run over; nothing more is sent."""
+
+
+def elapsed() -> float:
+    """Read a clock in seconds that also counts while the machine sleeps, where there is one."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
+
+
+@dataclass
+class Lease:
+    """A process's hold on its run.
+
+    Attributes:
+        attempt: Which attempt at the run this process is, from 1. Until the first confirmation, the least that it is:
+            a process that holds a run's folder may resume it, whatever became of former ones.
+        clock: In seconds; see :func:`elapsed`.
+    """
+
+    attempt: int = 1
+    clock: Callable[[], float] = elapsed
+    _acknowledged: float | None = None
+    _doubt_until: float = -math.inf
+    _beat_due: float = -math.inf
+    _beats: int = 0
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether nobody can have taken the run over."""
+        now = self.clock()
+        return self._acknowledged is not None and now - self._acknowledged <= HOLD_SECONDS and now >= self._doubt_until
+
+    def confirm(self, client: "MlflowClient", run_id: str) -> None:
+        """Read the attempt, and raise it to this process's where that is newer.
+
+        Raises:
+            TakenOver: The run has a newer attempt.
+            Exception: Whatever the store's client raises; nothing is confirmed then.
+        """
+        began = self.clock()
+        tags = client.get_run(run_id).data.tags
+        found = attempt_of(tags)
+        if self._acknowledged is None:
+            self.attempt = max(self.attempt, found)
+        elif began - self._acknowledged > HOLD_SECONDS:
+            # Somebody may be about to take it over: the first readings may come before that.
+            self._doubt_until = began + LOST_SECONDS
+        if found > self.attempt:
+            raise TakenOver(f"run {run_id} was taken over by attempt {found}; this is attempt {self.attempt}")
+        if found < self.attempt:
+            client.set_tag(run_id, tag("attempt"), str(self.attempt))
+        beat = tags.get(tag("beat"), "")
+        self._beats = max(self._beats, int(beat) if beat.isdigit() else 0)
+        self._acknowledged = began
+
+    def beat(self) -> dict[str, str]:
+        """Return the tag to send with the next batch; none where it is too early."""
+        return {tag("beat"): str(self._beats + 1)} if self.clock() >= self._beat_due else {}
+
+    def acknowledge(self, sent_at: float) -> None:
+        """Note that the store has taken a beat.
+
+        Args:
+            sent_at: What the clock said before it was sent.
+        """
+        self._beats += 1
+        self._acknowledged, self._beat_due = sent_at, sent_at + BEAT_SECONDS
+
+
+@dataclass
+class LeaseWatch:
+    """Watches the beats of runs for change.
+
+    Attributes:
+        clock: In seconds, of this process alone.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    _seen: dict[str, tuple[str, float]] = field(default_factory=dict)
+
+    def is_lost(self, run_id: str, tags: Mapping[str, str]) -> bool:
+        """Note a run's beat; tell whether it has not changed for too long."""
+        now = self.clock()
+        found = f"{tags.get(tag('attempt'))} {tags.get(tag('beat'))}"
+        before, changed = self._seen.get(run_id, ("", now))
+        if found != before:
+            changed = now
+        self._seen[run_id] = (found, changed)
+        return now - changed > LOST_SECONDS
+
+    def forget(self) -> None:
+        """Begin again, because the store was away: no beat could reach it."""
+        self._seen.clear()
+
+
+def attempt_of(tags: Mapping[str, str]) -> int:
+    """Return the attempt that a run's tags name; runs of earlier versions have had one."""
+    found = tags.get(tag("attempt"), "")
+    return int(found) if found.isdigit() else 1
+
+
+def wait_for_decision(
+    store: Store, run_id: str, *, sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = elapsed
+) -> Holding:
+    """Watch a run until its process has shown a beat, or has shown none for a minute.
+
+    A lost run gets another attempt, so that its process, should it come back, writes no more. A store that is away
+    decides nothing: the run counts as held.
+    """
+    watch = LeaseWatch(clock)
+    first: str | None = None
+    try:
+        client = store.client()
+        while True:
+            run = client.get_run(run_id)
+            if run.info.status != "RUNNING":
+                return "ended"
+            beat = run.data.tags.get(tag("beat"))
+            if beat is None:
+                return "unknown"
+            if first is not None and beat != first:
+                return "held"
+            first = beat
+            if watch.is_lost(run_id, run.data.tags):
+                return "lost" if _fence(client, run) else "held"
+            sleep(LOOK_SECONDS)
+    except Exception as error:  # whatever the database driver or the server's client raises
+        _log.warning("run %s was not watched: %s", run_id, store.describe_error(error))
+        return "held"
+
+
+def _fence(client: "MlflowClient", run: "Run") -> bool:
+    """Raise a run's attempt; take that back, and return False, where its process shows a beat after all."""
+    run_id, attempt = run.info.run_id, attempt_of(run.data.tags)
+    client.set_tag(run_id, tag("attempt"), str(attempt + 1))
+    if client.get_run(run_id).data.tags.get(tag("beat")) == run.data.tags.get(tag("beat")):
+        return True
+    client.set_tag(run_id, tag("attempt"), str(attempt))
+    return False
+
+
+def close_lost_runs(store: Store, watch: LeaseWatch, experiments: Iterable[str] = EXPERIMENTS) -> list[StaleRun]:
+    """Look once at the beats of all running runs; mark those as killed that are lost, and fence their processes.
+
+    A store that does not answer closes nothing, and the watch begins again.
+    """
+    lost = []
+    try:
+        client = store.client()
+        found = [client.get_experiment_by_name(name) for name in experiments]
+        ids = [experiment.experiment_id for experiment in found if experiment is not None]
+        running = pages(client.search_runs, ids, "attributes.status = 'RUNNING'") if ids else ()
+        for run in running:
+            tags, run_id = run.data.tags, run.info.run_id
+            if tag("beat") not in tags or not watch.is_lost(run_id, tags):
+                continue
+            reason = f"{tags.get(tag('host'), 'its host')} has shown no sign of life for {LOST_SECONDS:.0f} s"
+            if not _fence(client, run):
+                continue
+            client.set_tag(run_id, tag("reason"), reason)
+            client.set_terminated(run_id, "KILLED")
+            lost.append(StaleRun(run_id, run.info.run_name or run_id, reason))
+    except Exception as error:  # whatever the database driver or the server's client raises
+        watch.forget()
+        _log.warning("%s was not searched for lost runs: %s", store.redacted_uri, store.describe_error(error))
+    return lost

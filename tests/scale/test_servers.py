@@ -1,0 +1,225 @@
+"""Studies and runs of several hosts on real servers: PostgreSQL, MLflow and S3, as docs/scaling.md sets them up."""
+
+import json
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resnet_bench.tracking.leases import LeaseWatch, close_lost_runs
+from resnet_bench.tracking.store import Store
+from resnet_bench.tuning.plan import load_study_file, plan_study
+from resnet_bench.tuning.storage import StudyStorage
+from resnet_bench.tuning.trial_queue import TrialQueue
+from resnet_bench.tuning.turns import take_turn
+from tests import golden
+from tests.scale.daemons import Servers, mlflow_server, postgres
+from tests.tuning.conftest import TinyStudy, tiny_study, write_tiny
+
+pytestmark = pytest.mark.slow
+
+TRIALS = 60
+SECONDS_FOR_ANYTHING = 300.0
+
+WORKER = """
+import itertools, pickle, socket, sys, time
+from pathlib import Path
+
+host, work, trials, stuck = sys.argv[1:]
+socket.gethostname = lambda: host
+
+import pytest
+from resnet_bench.running import run
+from resnet_bench.tuning.run import work_on_study
+from tests.tuning.conftest import script_training, skip_plots
+
+patch = pytest.MonkeyPatch()
+script_training(patch)
+skip_plots(patch)
+train, begun = run.train, itertools.count(1)
+
+def train_some(*arguments, **named):
+    number = next(begun)
+    for event in train(*arguments, **named):
+        yield event
+        if number > int(trials):
+            Path(stuck).touch()
+            time.sleep(3600)
+
+patch.setattr("resnet_bench.running.run.train", train_some)
+for _ in work_on_study(*pickle.loads(Path(work).read_bytes())):
+    pass
+"""
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Servers]:
+    with postgres() as found:
+        yield found
+
+
+@pytest.fixture
+def tracked(servers: Servers, tmp_path: Path) -> Iterator[Servers]:
+    with mlflow_server(servers, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a Python script; it ends with the test."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(text: str, *arguments: str) -> subprocess.Popen[str]:
+        script = tmp_path / f"script-{len(processes)}.py"
+        script.write_text(text)
+        environment = {**golden.environment(), "OMP_NUM_THREADS": "1"}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, str(script), *arguments], env=environment, stderr=subprocess.PIPE, text=True
+            )
+        )
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.communicate()
+
+
+def until(condition: Callable[[], Any], what: str, *processes: subprocess.Popen[str]) -> Any:
+    deadline = time.monotonic() + SECONDS_FOR_ANYTHING
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited for {what}"
+        for process in processes:
+            assert process.poll() in (None, 0), process.communicate()[1]
+        time.sleep(0.2)
+    return found
+
+
+def make_study(servers: Servers, folder: Path, trials: int, name: str) -> TinyStudy:
+    plan = plan_study(
+        load_study_file(
+            write_tiny(
+                folder,
+                budget=f"budget = {{ trials = {trials} }}",
+                retrain="retrain = { seeds = 1 }",
+            )
+        ),
+        "smoke",
+    )
+    store = Store.resolve(servers.mlflow_database, folder)
+    storage = StudyStorage(servers.optuna, heartbeat_seconds=1, grace_seconds=8)
+    return tiny_study(plan, name, folder, store, storage=storage)
+
+
+def test_a_study_of_two_hosts_of_which_one_is_killed(
+    servers: Servers, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    study = make_study(servers, tmp_path, TRIALS, "two-hosts")
+    study.context.store.prepare()
+    work = tmp_path / "work.pickle"
+    work.write_bytes(pickle.dumps((study.name, study.plan, study.storage, study.context)))
+    stuck = [tmp_path / f"stuck-{number}" for number in range(2)]
+    # Each of one host's workers finishes two trials, and is in the middle of the next when it is killed.
+    killed = [start(WORKER, "south", str(work), "2", str(file)) for file in stuck]
+    until(lambda: all(file.exists() for file in stuck), "both workers of one host to be at work", *killed)
+    kept = [start(WORKER, "north", str(work), "1000000", str(tmp_path / "never")) for _ in range(2)]
+    until(lambda: study.stored.counts().finished >= TRIALS // 4, "the other host to be at work", *kept, *killed)
+    assert study.stored.counts().running >= 2
+    for process in killed:
+        process.kill()
+    for process in kept:
+        _, errors = process.communicate(timeout=SECONDS_FOR_ANYTHING)
+        assert process.returncode == 0, errors
+    counts = study.stored.counts()
+    assert (counts.finished, counts.running, counts.waiting) == (TRIALS, 0, 0)
+    assert counts.interrupted >= 2
+    assert sorted(trial.user_attrs["slot"] for trial in study.stored.finished()) == list(range(TRIALS))
+    study.assert_stores_agree()
+    runs = [study.parent, *study.children("trial"), *study.children("retrain")]
+    assert "RUNNING" not in {run.info.status for run in runs}
+    assert study.parent.info.status == "FINISHED"
+    assert len(study.children("retrain")) == 2
+
+
+def test_a_retraining_run_is_one_processs_at_a_time_and_passes_on_when_it_is_silent(
+    servers: Servers, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    study = make_study(servers, tmp_path, 2, "turns")
+    queue = TrialQueue.begin(
+        study.name, study.plan, study.storage.open(), study.context.open_images(study.plan.base.data.facts)
+    )
+    told = tmp_path / "told"
+    work = tmp_path / "work.pickle"
+    work.write_bytes(pickle.dumps((study.name, study.storage)))
+    holder = start(
+        """
+import pickle, socket, sys, time
+from pathlib import Path
+
+socket.gethostname = lambda: "elsewhere"
+from resnet_bench.tuning.stored_study import StoredStudy
+from resnet_bench.tuning.turns import take_turn
+
+name, storage = pickle.loads(Path(sys.argv[1]).read_bytes())
+stored = StoredStudy.read(name, storage.open())
+told = Path(sys.argv[2])
+with take_turn("abc", 1, stored, told.parent) as turn:
+    told.write_text("ours" if turn else "theirs")
+    while not told.with_suffix(".go").exists():
+        time.sleep(0.1)
+    told.write_text("still ours" if turn.is_ours() else "lost")
+""",
+        str(work),
+        str(told),
+    )
+    until(told.exists, "the turn", holder)
+    with take_turn("abc", 1, queue.stored, tmp_path) as turn:
+        assert turn is None
+    with take_turn("abc", 2, queue.stored, tmp_path) as turn:
+        assert turn is not None, "another seed is another turn"
+    holder.send_signal(signal.SIGSTOP)
+
+    def take() -> bool:
+        with take_turn("abc", 1, queue.stored, tmp_path) as turn:
+            return turn is not None and turn.is_ours()
+
+    until(take, "the turn of a process that stands still")
+    holder.send_signal(signal.SIGCONT)
+    told.with_suffix(".go").touch()
+    _, errors = holder.communicate(timeout=SECONDS_FOR_ANYTHING)
+    assert told.read_text() == "lost", errors
+
+
+def test_run_report_resume_and_push_on_mlflow_postgresql_and_s3(tracked: Servers, tmp_path: Path) -> None:
+    assert tracked.tracking
+    where = f"--tracking {tracked.tracking}"
+    golden.interrupted(f"{golden.LONG} --set training.epochs=6 {where}", tmp_path)
+    printed = golden.command(f"{golden.LONG} --set training.epochs=6 {where} --resume", tmp_path)
+    (run,) = json.loads(golden.command(f"runs list {where} --json", tmp_path))["runs"]
+    assert run["status"] == "FINISHED", printed
+    shown = json.loads(golden.command(f"runs show {run['run_id']} {where} --json", tmp_path))["run"]
+    assert shown["tags"]["resnet_bench.resumed"] == "1"
+    assert int(shown["tags"]["resnet_bench.beat"]) >= 1
+    store = Store.resolve(tracked.tracking)
+    history = store.client().get_metric_history(run["run_id"], "test/accuracy")
+    assert sorted(point.step for point in history) == list(range(7)), "every epoch once"
+    golden.command(f"report --from {tracked.tracking} --output report", tmp_path)
+    assert "golden-long" in (tmp_path / "report" / "report.md").read_text()
+    pushed = json.loads(
+        golden.command(f"tracking push --from {tracked.tracking} --to sqlite:///{tmp_path}/copy.db --json", tmp_path)
+    )
+    assert [each["run_id"] for each in pushed["pushed"]] == [run["run_id"]]
+    copy = Store.resolve(f"sqlite:///{tmp_path}/copy.db").client()
+    copied = copy.get_run(pushed["pushed"][0]["target_run_id"])
+    assert len(copy.get_metric_history(copied.info.run_id, "test/accuracy")) == len(history)
+    recipe = copy.download_artifacts(copied.info.run_id, "recipe.toml", str(tmp_path))
+    assert "[recipe" in Path(recipe).read_text()
+    assert close_lost_runs(store, LeaseWatch()) == []

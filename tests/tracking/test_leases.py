@@ -1,0 +1,291 @@
+"""Who holds a run: beats watched for change on one's own clock, and processes that come back too late."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resnet_bench.base.errors import UserError
+from resnet_bench.running.run_folder import RunFolder
+from resnet_bench.tracking.cursor import CURSOR, JOURNAL, Cursor
+from resnet_bench.tracking.delivery import Delivery
+from resnet_bench.tracking.facts import RunFacts
+from resnet_bench.tracking.leases import (
+    BEAT_SECONDS,
+    HOLD_SECONDS,
+    LOST_SECONDS,
+    Lease,
+    LeaseWatch,
+    TakenOver,
+    close_lost_runs,
+    wait_for_decision,
+)
+from resnet_bench.tracking.run_files import CHECKPOINTS, TAKEN_OVER
+from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.tracker import Tracker
+from resnet_bench.tracking.uploader import flush_all
+
+from .test_tracker import record_all, whole_run
+
+Describe = Callable[..., RunFacts]
+ATTEMPT, BEAT = "resnet_bench.attempt", "resnet_bench.beat"
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Tags:
+    """A store with one run: its tags, and what became of it."""
+
+    def __init__(self) -> None:
+        self.tags: dict[str, str] = {}
+        self.status = "RUNNING"
+        self.on_set: Callable[[], None] | None = None
+        self.away = False
+
+    # --- what MLflow's client is asked for ---
+
+    def get_run(self, run_id: str) -> Any:
+        if self.away:
+            raise OSError("the store is away")
+        info = type("Info", (), {"run_id": run_id, "status": self.status, "run_name": "a run"})
+        return type("Run", (), {"info": info, "data": type("Data", (), {"tags": dict(self.tags)})})
+
+    def set_tag(self, _: str, key: str, value: str) -> None:
+        self.tags[key] = value
+        if self.on_set is not None:
+            self.on_set()
+
+    def set_terminated(self, _: str, status: str) -> None:
+        self.status = status
+
+    def get_experiment_by_name(self, _: str) -> Any:
+        return type("Experiment", (), {"experiment_id": "1"})
+
+    def search_runs(self, *_: Any, **__: Any) -> Any:
+        page = type("Page", (list,), {"token": None})
+        return page([self.get_run("r")] if self.status == "RUNNING" else [])
+
+    # --- what a store is asked for ---
+
+    def client(self) -> "Tags":
+        return self
+
+    redacted_uri = "http://server"
+
+    def describe_error(self, error: Exception) -> str:
+        return str(error)
+
+
+def beat(lease: Lease, store: Tags) -> None:
+    sent_at = lease.clock()
+    store.tags.update(lease.beat())
+    lease.acknowledge(sent_at)
+
+
+def test_a_beat_is_due_every_quarter_of_a_minute() -> None:
+    clock, store = Clock(), Tags()
+    lease = Lease(clock=clock)
+    lease.confirm(store, "r")  # type: ignore[arg-type]
+    beat(lease, store)
+    assert lease.beat() == {}
+    clock.now += BEAT_SECONDS
+    assert lease.beat() == {BEAT: "2"}
+
+
+def test_a_process_without_an_acknowledged_beat_reads_before_it_goes_on() -> None:
+    clock, store = Clock(), Tags()
+    lease = Lease(clock=clock)
+    assert not lease.is_sure
+    lease.confirm(store, "r")  # type: ignore[arg-type]
+    assert lease.is_sure
+    clock.now += HOLD_SECONDS + 1
+    assert not lease.is_sure
+    lease.confirm(store, "r")  # type: ignore[arg-type]
+    # Somebody may have decided to take the run over, and not have written it yet.
+    assert not lease.is_sure
+    store.tags[ATTEMPT] = "2"
+    with pytest.raises(TakenOver, match="attempt 2; this is attempt 1"):
+        lease.confirm(store, "r")  # type: ignore[arg-type]
+
+
+def test_a_new_process_goes_on_with_whatever_attempt_there_is() -> None:
+    store = Tags()
+    store.tags[ATTEMPT] = "3"
+    lease = Lease(attempt=2)
+    lease.confirm(store, "r")  # type: ignore[arg-type]
+    assert lease.attempt == 3
+    Lease(attempt=5).confirm(store, "r")  # type: ignore[arg-type]
+    assert store.tags[ATTEMPT] == "5"
+
+
+def test_a_run_is_lost_when_its_beat_stands_still_on_the_watchers_own_clock() -> None:
+    clock, store = Clock(), Tags()
+    watch = LeaseWatch(clock)
+    store.tags[BEAT] = "1"
+    for _ in range(6):
+        assert close_lost_runs(store, watch) == []  # type: ignore[arg-type]
+        store.tags[BEAT] += "1"
+        clock.now += LOST_SECONDS / 2
+    assert close_lost_runs(store, watch) == []  # type: ignore[arg-type]
+    clock.now += LOST_SECONDS + 1
+    (lost,) = close_lost_runs(store, watch)  # type: ignore[arg-type]
+    assert lost.run_id == "r"
+    assert (store.status, store.tags[ATTEMPT]) == ("KILLED", "2")
+    assert "no sign of life" in store.tags["resnet_bench.reason"]
+
+
+def test_time_in_which_the_store_was_away_does_not_count() -> None:
+    clock, store = Clock(), Tags()
+    watch = LeaseWatch(clock)
+    store.tags[BEAT] = "1"
+    close_lost_runs(store, watch)  # type: ignore[arg-type]
+    clock.now += LOST_SECONDS - 1
+    store.away = True
+    assert close_lost_runs(store, watch) == []  # type: ignore[arg-type]
+    store.away = False
+    clock.now += LOST_SECONDS - 1
+    assert close_lost_runs(store, watch) == []  # type: ignore[arg-type]
+    clock.now += LOST_SECONDS + 1
+    assert len(close_lost_runs(store, watch)) == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("tags", "status", "beats", "decision"),
+    [
+        ({BEAT: "1"}, "RUNNING", False, "lost"),
+        ({BEAT: "1"}, "RUNNING", True, "held"),
+        ({}, "RUNNING", False, "unknown"),
+        ({BEAT: "1"}, "KILLED", False, "ended"),
+    ],
+)
+def test_who_waits_for_a_decision_gets_one(tags: dict[str, str], status: str, beats: bool, decision: str) -> None:
+    clock, store = Clock(), Tags()
+    store.tags, store.status = dict(tags), status
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+        if beats and clock.now > 1020:
+            store.tags[BEAT] = "2"
+
+    began = clock.now
+    assert wait_for_decision(store, "r", sleep=sleep, clock=clock) == decision  # type: ignore[arg-type]
+    assert clock.now - began < 90
+    assert store.tags.get(ATTEMPT) == ("2" if decision == "lost" else None)
+
+
+def test_a_process_that_comes_back_at_the_last_moment_keeps_its_run() -> None:
+    clock, store = Clock(), Tags()
+    store.tags[BEAT] = "1"
+    store.on_set = lambda: store.tags.update({BEAT: "2"})
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    assert wait_for_decision(store, "r", sleep=sleep, clock=clock) == "held"  # type: ignore[arg-type]
+    assert store.tags[ATTEMPT] == "1"
+
+
+def test_a_store_that_is_away_decides_nothing() -> None:
+    store = Tags()
+    store.away = True
+    assert wait_for_decision(store, "r", sleep=lambda _: None) == "held"  # type: ignore[arg-type]
+
+
+# --- a run's folder ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other_host(describe: Describe, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """The folder of a run that a process of another host holds."""
+    with monkeypatch.context() as patch:
+        patch.setattr("socket.gethostname", lambda: "elsewhere")
+        folder = RunFolder.create(tmp_path / "runs", describe())
+        tracker = Tracker.open(store, describe(), folder.path)
+        record_all(tracker, whole_run()[:4])
+        assert tracker.close("killed").complete
+        folder.update(run_id=tracker.run_id)
+        (folder.path / CHECKPOINTS).mkdir()
+        (folder.path / CHECKPOINTS / "last.pt").write_bytes(b"a position")
+    return folder
+
+
+def test_the_lease_of_another_hosts_run_decides_whatever_its_lock_says(
+    other_host: RunFolder, describe: Describe, tmp_path: Path
+) -> None:
+    for locked in (True, False):
+        if not locked:
+            other_host.release()
+        with pytest.raises(UserError, match="on elsewhere is training"):
+            RunFolder.acquire(tmp_path / "runs", describe(), watch=lambda _: "held")
+    watched = []
+
+    def watch(run_id: str) -> Any:
+        watched.append(run_id)
+        return "lost"
+
+    other_host.take()
+    taken = RunFolder.acquire(tmp_path / "runs", describe(), watch=watch)
+    assert watched == [other_host.run_id]
+    assert taken.path.name == f"{other_host.path.name}-attempt2"
+    assert taken.run_id == other_host.run_id
+    assert taken.last_checkpoint.read_bytes() == b"a position"
+    assert (taken.path / JOURNAL).read_bytes() == (other_host.path / JOURNAL).read_bytes()
+    assert Cursor.load(taken.path).attempt == 2
+    assert (other_host.path / TAKEN_OVER).exists()
+    taken.note_end("killed", taken.run_id)
+    taken.release()
+    # From now on nobody resumes the original, nor delivers what its process wrote since.
+    again = RunFolder.acquire(tmp_path / "runs", describe(), watch=watch)
+    assert again.path == taken.path
+    again.release()
+    other_host.release()
+
+
+def test_a_locked_folder_without_a_lease_is_left_alone(
+    other_host: RunFolder, describe: Describe, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="on elsewhere is training"):
+        RunFolder.acquire(tmp_path / "runs", describe(), watch=lambda _: "unknown")
+    other_host.release()
+
+
+def test_what_a_lost_process_wrote_since_is_not_delivered(
+    other_host: RunFolder, describe: Describe, tmp_path: Path
+) -> None:
+    other_host.release()
+    (other_host.path / CURSOR).unlink()
+    (other_host.path / TAKEN_OVER).touch()
+    said: list[str] = []
+    assert flush_all(None, tmp_path / "runs", say=said.append)
+    assert said[0].startswith("nothing to deliver")
+
+
+def test_a_process_that_lost_its_run_sends_nothing_more(
+    store: Store, describe: Describe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "is_server", True)
+    tracker = Tracker.open(store, describe(), tmp_path / "run")
+    record_all(tracker, whole_run()[:4])
+    assert tracker.close("killed").complete
+    client = store.client()
+    before = client.get_run(tracker.run_id)
+    assert before.data.tags[BEAT].isdigit()
+    (tmp_path / "run" / CURSOR).unlink()
+    clock = Clock()
+    late = Delivery(store, tmp_path / "run", run_id=tracker.run_id, lease=Lease(clock=clock))
+    assert late.step(final=True)
+    late.deliver([{"kind": "tags", "values": {}}])
+    client.set_tag(tracker.run_id, ATTEMPT, "2")
+    clock.now += HOLD_SECONDS + 1
+    with pytest.raises(TakenOver):
+        late.step(final=True)
+    assert late.remaining() > 0
