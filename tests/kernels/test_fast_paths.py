@@ -149,7 +149,7 @@ def test_large_batches_share_a_measurement(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(fast_paths, "MEASURED_MACS", 3 * 4 * 4 * 9 * 16)
     weight, memory = torch.randn(4, 4, 3, 3, requires_grad=True), TuningCache(tmp_path / "choices.json")
     for count in (2, 3, 4, 400):
-        shape = SHAPE._replace(images=count)
+        shape = Shape(count, *SHAPE[1:])
         chosen = fast_paths.chosen_algorithms(memory, torch.randn(count, 4, 4, 4), weight, shape)
         assert chosen == ConvAlgorithms(grad_weight="gemm")
         assert shape.measured().images == min(count, 3)
