@@ -36,7 +36,7 @@ def python(*words: str | Path, folder: Path, path: Path | None = None) -> str:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from the sdist as a package index's users do, in a folder of its own."""
+    """The wheel, built from the sdist as users of a package index do, in a folder."""
     folder = tmp_path_factory.mktemp("packages")
     python("-m", "hatchling", "build", "-t", "sdist", "-d", folder / "sdist", folder=REPOSITORY)
     (sdist,) = (folder / "sdist").glob("*.tar.gz")
@@ -62,7 +62,7 @@ def test_an_installed_wheel_works_in_an_empty_folder(installed: Path, tmp_path: 
     assert json.loads(typed("schema dataset")) == json.loads((REPOSITORY / "schemas" / "dataset.json").read_text())
     typed("copy speedrun-90 mine.toml")
     assert "mine.toml: valid, recipe " in typed("validate mine.toml")
-    assert "wrote" in typed("report --from " + str(installed / "resnet_bench" / "shipped" / "reference"))
+    assert "report of " in typed("report --from " + str(installed / "resnet_bench" / "shipped" / "reference"))
     assert (tmp_path / "reports" / "latest" / "index.html").is_file()
 
 
