@@ -26,11 +26,13 @@ endif
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help bench smoke full ui study report perf dashboard test test-slow lint audit lock clean
+.PHONY: help setup docs docs-serve bench smoke full ui study report perf dashboard test test-slow lint audit lock clean
 
 help: ## Show this list
 	@echo "make TARGET [BENCHMARKS=\"NAME …\"] [SEEDS=1] [SEEDS_PER_DEVICE=N] [PROFILE=full|smoke] [DEVICE=auto] [DATA=folder] [FORCE=1] [STUDY=NAME]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Make .venv; every other target does so first
 
 bench: $(READY) ## Train the four benchmarks and our own recipe, compare them with their claims, and write the report
 	@$(CLI) run $(BENCHMARKS) --resume $(if $(FORCE),--force) --seeds $(SEEDS) $(if $(SEEDS_PER_DEVICE),--seeds-per-device $(SEEDS_PER_DEVICE)) $(if $(PROFILE),--profile $(PROFILE)) --device $(DEVICE); \
@@ -73,6 +75,12 @@ lint: $(READY) ## Check style, types and the arrows between packages
 
 audit: $(READY) ## Look for unsafe code, and for known holes in the locked packages
 	@$(BIN)/python .ci/audit.py
+
+docs: $(READY) ## Write the documentation as a site: build/site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "open build/site/index.html"
+
+docs-serve: $(READY) ## Show the documentation while you write it, on this machine only
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8000
 
 lock: $(READY) ## Choose versions again and write requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --upgrade \

@@ -20,8 +20,8 @@ from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.changes import override
 from resnet_bench.recipe.files import load_benchmark, scan_benchmarks
 from resnet_bench.recipe.recipe import Recipe
-from resnet_bench.reporting import claims, reading, runs
-from resnet_bench.reporting.claims import ClaimRow
+from resnet_bench.reporting import reading, runs
+from resnet_bench.reporting.claims import ClaimRow, read_claims
 from resnet_bench.running.classifier import Classifier
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import JobFinished, update
@@ -80,7 +80,7 @@ def benchmarks(folder: str | Path | None = None) -> dict[str, Benchmark]:
     Returns:
         The benchmarks by name; files that are wrong are left out.
 
-    Example:
+    Examples:
         >>> import resnet_bench as rb
         >>> known = rb.benchmarks()
         >>> known["speedrun-90"].test_claim.text
@@ -99,7 +99,7 @@ def benchmark(name: str, folder: str | Path | None = None) -> Benchmark:
     Raises:
         UserError: There is no such benchmark (with the nearest name), or its file is wrong.
 
-    Example:
+    Examples:
         >>> import resnet_bench as rb
         >>> recipe = rb.benchmark("resnet9-onecycle-adam").recipe
         >>> recipe.optimizer.name, recipe.training.epochs
@@ -121,7 +121,7 @@ def change(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     Raises:
         UserError: An unknown key (with the nearest one), a wrong value, or an impossible combination.
 
-    Example:
+    Examples:
         >>> import resnet_bench as rb
         >>> recipe = rb.benchmark("he-resnet20").recipe
         >>> rb.change(recipe, {"optimizer.lr": 0.05}).optimizer.lr
@@ -152,7 +152,7 @@ def images(
     Raises:
         UserError: There are no images, or they are damaged.
 
-    Example:
+    Examples:
         >>> import resnet_bench as rb
         >>> tiny = rb.images("cifar10", generated=(64, 32))
         >>> tiny.train.images.shape, tiny.class_names[0]
@@ -195,7 +195,7 @@ def train(
         TrainingError: Training cannot continue.
         UserError: The device does not exist here, or the images do not fit the recipe.
 
-    Example:
+    Examples:
         >>> import resnet_bench as rb
         >>> short = {"data.train_images": 64, "data.test_images": 32, "training.epochs": 2, "training.batch_size": 16}
         >>> recipe = rb.change(rb.benchmark("he-resnet20").recipe_for("smoke"), short)
@@ -259,7 +259,7 @@ def run(
         UserError: Something asked for does not exist or does not fit; nothing was started.
         KeyboardInterrupt: The run was interrupted; its position is checkpointed.
 
-    Example:
+    Examples:
         >>> import resnet_bench as rb
         >>> short = {"data.train_images": 64, "data.test_images": 32, "training.epochs": 2, "training.batch_size": 16}
         >>> outcomes = rb.run("he-resnet20", profile="smoke", changes=short, generated=(64, 32), device="cpu")
@@ -308,7 +308,7 @@ def study(name: str, storage: str | None = None, tracking: str | None = None) ->
     Raises:
         UserError: There is no such study (with the nearest name), or another program made it.
 
-    Example:
+    Examples:
         >>> import resnet_bench as rb
         >>> study = rb.study("learning-rate", "optuna.db")
         >>> study.counts().finished
@@ -339,7 +339,7 @@ def results(*sources: str | Path, benchmarks: Sequence[str] | None = None, since
     Raises:
         UserError: No source could be read, or none holds a run.
 
-    Example:
+    Examples:
         >>> import resnet_bench as rb
         >>> table = rb.results("reports/reference", benchmarks=["speedrun-90"])
         >>> print(f"{table.accuracy_tta.mean():.1f}% over {len(table)} seeds")
@@ -375,14 +375,13 @@ def judge(*sources: str | Path, benchmarks: Sequence[str] | None = None) -> list
     Raises:
         UserError: No source could be read, or none holds a run.
 
-    Example:
+    Examples:
         >>> import resnet_bench as rb
         >>> for row in rb.judge("reports/reference", benchmarks=["speedrun-90"]):
         ...     print(row.benchmark, row.claim_text, row.verdict.word, row.verdict.n)
         speedrun-90 ≥ 90% (TTA) reproduced 10
     """
-    loaded, _ = runs.load(reading.read(_sources(sources), benchmarks=benchmarks))
-    found = claims.build(runs.group(loaded), scan_benchmarks()[0], benchmarks)
+    found = read_claims(_sources(sources), benchmarks)
     return [*found.rows, *found.apart]
 
 
@@ -400,7 +399,7 @@ def load(run: str | Path, tracking: str | None = None) -> Classifier:
     Raises:
         UserError: There is no such run, it is not finished, or it kept no model.
 
-    Example:
+    Examples:
         >>> import resnet_bench as rb
         >>> network = rb.load("he-resnet20 smoke seed 0 (--set)")
         >>> images = rb.images(generated=(64, 32)).test.images
@@ -430,7 +429,7 @@ def export(
     Raises:
         UserError: There is no such run, a package is missing, or the folder cannot be written.
 
-    Example:
+    Examples:
         >>> import resnet_bench as rb
         >>> files = rb.export("he-resnet20 smoke seed 0 (--set)", "exported")
         >>> sorted(file.name for file in files)

@@ -14,6 +14,8 @@ from resnet_bench.recipe.files import scan_benchmarks
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")), REPOSITORY / "CHANGELOG.md"]
 
+OF_THE_SHELL = {"git", "cd", "pip", "python3", "source", "ssh"}
+
 
 def shown_commands() -> list[tuple[str, str]]:
     """Each line of each shell block, and each command in a table, with the page that it is on."""
@@ -52,7 +54,7 @@ def test_a_shown_command_exists(page: str, line: str) -> None:
         unknown = [option for option in options if f'"{option}"' not in script]
         assert not unknown, f"{page}: {words[1]} has no {unknown}"
     else:
-        assert words[0] in {"git", "cd", "pip", "python3", "ssh"}, f"{page}: {line!r} is not a command of ours"
+        assert words[0] in OF_THE_SHELL, f"{page}: {line!r} is not a command of ours"
 
 
 def _parse(words: list[str]) -> None:

@@ -15,8 +15,10 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import pytest
 import typer.core
+from PIL import Image
 from pyarrow import parquet
 
+from resnet_bench.recipe.datasets import DATASETS
 from tests import golden
 from tests.golden import command, typed
 
@@ -174,9 +176,13 @@ DOCUMENTS = (
     "validate {golden}/benchmarks/golden-adam.toml",
     "plan speedrun-90 --effect 0.3 --from {reference}",
     "compare {reference} {reference}",
+    "history resnet9-onecycle-adam --from {reference}",
     "results",
     "study list",
     "study show golden-study --studies {golden}/studies --benchmarks {golden}/benchmarks",
+    "copy he-resnet20 own.toml --dataset cifar100",
+    "report --from {reference} --output page",
+    "tracking flush",
 )
 
 
@@ -184,13 +190,59 @@ def test_shapes_of_json(elsewhere: Path, check: Check) -> None:
     """Without a new schema only new fields may differ here: one that goes, or changes its type, breaks programs."""
     shapes = {}
     for line in DOCUMENTS:
-        result = typed(line.format(golden=golden.FOLDER, reference=REFERENCE) + " --json")
-        assert (result.code, result.err) == (0, ""), line
-        document = json.loads(result.out, parse_constant=pytest.fail)
-        assert result.out.isascii()
-        assert document["schema"] == 1
+        document = _document(line.format(golden=golden.FOLDER, reference=REFERENCE))
         shapes[document["kind"]] = _shape(document)
     check("json_shapes.json", shapes)
+
+
+def test_shapes_of_json_of_runs(quick_runs: Path, monkeypatch: pytest.MonkeyPatch, check: Check) -> None:
+    _move_to(quick_runs, monkeypatch)
+    for number, name in enumerate(DATASETS["cifar10"].class_names):
+        for split in ("train", "test"):
+            image = quick_runs / "photos" / split / name / f"{number}.png"
+            image.parent.mkdir(parents=True)
+            Image.new("RGB", (32, 32), (25 * number, 9 * number, 99 - number)).save(image)
+    run = next(run for run in _document("runs list")["runs"] if run["name"].startswith("he-resnet20"))
+    lines = (
+        golden.ORDINARY.replace(" golden-adam", ""),
+        f"runs show {run['run_id']}",
+        f"export {run['run_id']} --format torch --output exported",
+        "data describe photos --output datasets/photos.toml",
+        "data prepare photos",
+        f"evaluate {run['run_id']} --dataset photos",
+    )
+    shapes = {}
+    for line in lines:
+        document = _document(line)
+        shapes[document["kind"]] = _shape(document, 2)
+    check("json_shapes.json", shapes)
+
+
+@pytest.mark.slow
+def test_shapes_of_json_of_studies(kept: Path, check: Check) -> None:
+    lines = (
+        "study trials golden-study-smoke",
+        "study best golden-study-smoke",
+        f"study export golden-study-smoke --output tuned.toml {golden.OWN}",
+        "study rename golden-study-smoke other",
+        "study delete other --yes",
+    )
+    shapes = {}
+    for line in lines:
+        document = _document(line)
+        shapes[document["kind"]] = _shape(document, 2)
+    check("json_shapes.json", shapes)
+
+
+def _document(line: str) -> dict[str, Any]:
+    """What a command prints on standard output with --json; what people read may stand beside it."""
+    result = typed(f"{line} --json")
+    assert result.code == 0, result.err
+    assert result.out.isascii()
+    document: dict[str, Any] = json.loads(result.out, parse_constant=pytest.fail)
+    assert document["schema"] == 1
+    assert line.startswith(document["kind"])
+    return document
 
 
 def _shape(value: Any, depth: int = 3) -> Any:

@@ -74,6 +74,7 @@ def test_force_trains_again(calls, word: str) -> None:
     assert "--force" not in calls("bench")[0]
 
 
+@pytest.mark.slow
 def test_tests_stop_where_the_folder_holds_no_images(tmp_path: Path) -> None:
     stopped = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--collect-only", "tests/test_makefile.py"],

@@ -1,9 +1,12 @@
-"""Time the CPU kernels against torch's, in bf16: the passes of 3x3 convolutions, fused layers and residual blocks.
+"""Time the CPU kernels against torch's: the passes of 3x3 convolutions, and in bf16 fused layers and residual blocks.
 
     python tools/kernels.py convolutions
+    python tools/kernels.py convolutions --precision fp32 --clock cpu
     python tools/kernels.py layers --threads 2
 
-Convolutions are timed by the clock, on an idle machine; layers in CPU time, which other work disturbs less.
+Convolutions are timed by the clock, on an idle machine, unless by `--clock cpu`; layers in CPU time, which other work
+disturbs less. ONEDNN_MAX_CPU_ISA=AVX2, ATEN_CPU_CAPABILITY=avx2 and CC="cc -mno-avx512f" imitate a processor without
+AVX-512.
 """
 
 import argparse
@@ -25,6 +28,9 @@ from resnet_bench.kernels.fast_paths import FastPaths
 from resnet_bench.kernels.fusion import fuse
 from resnet_bench.models import cifar100_resnet, resnet34_biased, resnet_projected
 
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
 # Images, channels, output channels, size of the map, stride: of the speedruns, ResNet-9, ResNet-34 at 224 px and
 # ResNet-18 at 32 px.
 CONVOLUTIONS = (
@@ -42,6 +48,16 @@ CONVOLUTIONS = (
     (128, 64, 64, 8, 1),
     (128, 128, 256, 4, 2),
     (128, 256, 512, 2, 2),
+)
+
+# In fp32 fewer images are enough: of ResNet-9, ResNet-34, ResNet-18 and the CIFAR-100 model.
+FP32_CONVOLUTIONS = (
+    (100, 128, 128, 16, 1),
+    (100, 256, 512, 8, 1),
+    (100, 512, 512, 4, 1),
+    (8, 128, 128, 28, 1),
+    (128, 64, 64, 8, 1),
+    (64, 256, 256, 4, 1),
 )
 
 # Images, channels, size of the map, layers: of speedrun-94 and speedrun-90 at 32 px, ResNet-9, the small models and
@@ -87,16 +103,16 @@ BLOCKS: tuple[tuple[int, int, int, str, Callable[[], nn.Module]], ...] = (
 
 
 def passes_of(
-    count: int, channels: int, outputs: int, size: int, stride: int
+    count: int, channels: int, outputs: int, size: int, stride: int, dtype: torch.dtype
 ) -> dict[str, dict[str, Callable[[], object]]]:
     """Return for each pass of a convolution what computes it by each algorithm that fits."""
     geometry = Geometry(3, stride, 1)
     order = torch.channels_last
-    images = torch.randn(count, channels, size, size).bfloat16().to(memory_format=order)
+    images = torch.randn(count, channels, size, size).to(dtype).to(memory_format=order)
     out_size = geometry.output_size(size)
-    gradient = torch.randn(count, outputs, out_size, out_size).bfloat16().to(memory_format=order)
+    gradient = torch.randn(count, outputs, out_size, out_size).to(dtype).to(memory_format=order)
     weight = torch.randn(outputs, channels, 3, 3)
-    fits = stride == 1 and winograd.fits(channels, outputs, 1)
+    fits = stride == 1 and winograd.fits(channels, outputs, 1, dtype)
     passes = {
         "forward": {name: partial(run, images, weight, None, geometry) for name, run in FORWARD.items()},
         "grad_input": {name: partial(run, images, gradient, weight, geometry) for name, run in GRAD_INPUT.items()},
@@ -140,13 +156,15 @@ def interleaved(
     return {name: 1000 * statistics.median(seconds[1:]) for name, seconds in taken.items()}
 
 
-def time_convolutions(repeats: int) -> None:
+def time_convolutions(
+    repeats: int, dtype: torch.dtype = torch.bfloat16, clock: Callable[[], float] = time.perf_counter
+) -> None:
     """Print a line per shape and pass."""
     algorithms = ("default", "gemm", "winograd")
     print("images channels outputs map stride pass        default     gemm winograd  (ms)")
-    for shape in CONVOLUTIONS:
-        for name, runs in passes_of(*shape).items():
-            medians = interleaved(runs, repeats)
+    for shape in FP32_CONVOLUTIONS if dtype == torch.float32 else CONVOLUTIONS:
+        for name, runs in passes_of(*shape, dtype).items():
+            medians = interleaved(runs, repeats, clock)
             columns = " ".join(f"{medians[key]:8.2f}" if key in medians else f"{'-':>8}" for key in algorithms)
             print("{:6} {:8} {:7} {:3} {:6}".format(*shape), f"{name:11} {columns}", flush=True)
 
@@ -171,11 +189,13 @@ def main() -> None:
     parser.add_argument("kind", choices=["convolutions", "layers"], nargs="?", help="both by default")
     parser.add_argument("--repeats", type=int, default=9, help="turns of each")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", choices=list(PRECISIONS), default="bf16", help="of convolutions")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="of convolutions")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with retain_heap(keep=True):
         if arguments.kind in (None, "convolutions"):
-            time_convolutions(arguments.repeats)
+            time_convolutions(arguments.repeats, PRECISIONS[arguments.precision], CLOCKS[arguments.clock])
         if arguments.kind in (None, "layers"):
             time_layers(arguments.repeats)
 

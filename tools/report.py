@@ -67,8 +67,10 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=10_000, help="how many runs the report reads (default: 10000)")
     options = parser.parse_args()
     store = Store.resolve(options.store)
-    if store.path is None or not store.path.is_file():
+    if store.path is None:
         raise UserError(f"{store.redacted_uri} is not a SQLite database; name one with --from")
+    if not store.path.is_file():
+        raise UserError(f"{store.path} does not exist; name a store with --from")
     with tempfile.TemporaryDirectory(prefix="resnet-bench-report-") as scratch:
         database = Path(scratch) / "mlflow.db"
         with (

@@ -20,13 +20,14 @@ VERBS = {
     "list": "List the benchmarks: name, dataset, network, epochs and claim.",
     "show": "Show a benchmark: its source, claims, recipe and facts.",
     "copy": "Copy a benchmark to a file, to start your own recipe.",
-    "validate": "Check benchmark, study, launcher and limits files, and print every problem.",
-    "schema": "Print the JSON schema of benchmark, study, launcher or limits files, for editors.",
+    "validate": "Check benchmark, study, dataset, launcher and limits files, and print every problem.",
+    "schema": "Print the JSON schema of benchmark, study, dataset, launcher or limits files, for editors.",
     "run": "Train benchmarks and track them in MLflow.",
     "status": "Show the jobs on clusters: their state, node and progress.",
     "cancel": "Cancel jobs on clusters, with a checkpoint each.",
     "report": "Write a report of the tracked runs.",
     "compare": "Compare two sets of runs.",
+    "history": "Follow a benchmark over commits and torch versions.",
     "results": "Print the reference results: which claims hold.",
     "export": "Export a trained network: weights, config.json and a model card for the Hugging Face Hub.",
     "evaluate": "Test a trained run on another dataset of the same classes.",
@@ -139,9 +140,20 @@ def _print_usage_error(error: Any) -> None:
         # The help of a verb with subcommands, of which none was typed.
         typer.echo(message, err=True)
         return
-    _print_error(f"{message[0].lower()}{message[1:]}")
+    _print_error(_as_typed(f"{message[0].lower()}{message[1:]}"))
     if error.ctx is not None:
         typer.echo(f"see: {error.ctx.command_path} --help", err=True)
+
+
+def _as_typed(message: str) -> str:
+    """Name an option that a verb does not have as it was typed: its old name is read as the new one everywhere."""
+    from resnet_bench.cli.options import OLD_NAMES
+
+    typed = {word.partition("=")[0] for word in sys.argv[1:]}
+    for old, new in OLD_NAMES.items():
+        if f"--{old}" in typed and f"--{new}" not in typed:
+            message = message.replace(f"no such option: --{new}", f"no such option: --{old}")
+    return message
 
 
 def _print_error(text: str) -> None:

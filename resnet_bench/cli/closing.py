@@ -181,6 +181,7 @@ def find_verdicts(results: Sequence[Result], changed: Sequence[str]) -> list[tup
         claim = job.benchmark.test_claim
         if claim is not None and outcome.failure is None and (accuracies := outcome.accuracies(claim.metric)):
             curves[job.benchmark.name].append({epoch: 100 * value for epoch, value in accuracies.items()})
+    missing = _missing_seeds(results)
     verdicts = []
     for job, outcome in results:
         claim, accuracy = job.benchmark.test_claim, outcome.accuracy
@@ -195,6 +196,18 @@ def find_verdicts(results: Sequence[Result], changed: Sequence[str]) -> list[tup
             changed=changed,
             generated=outcome.generated,
             same_dataset=outcome.official,
+            missing=missing[job.benchmark.name],
         )
         verdicts.append((judged.word, judged.reason))
     return verdicts
+
+
+def _missing_seeds(results: Sequence[Result]) -> dict[str, set[int]]:
+    """Return for each benchmark the seeds that were planned, now or with a cached run, and are not finished here."""
+    planned: dict[str, set[int]] = defaultdict(set)
+    finished: dict[str, set[int]] = defaultdict(set)
+    for job, outcome in results:
+        planned[job.benchmark.name] |= {*job.planned, *outcome.planned}
+        if outcome.is_finished:
+            finished[job.benchmark.name].add(job.seed)
+    return {name: seeds - finished[name] for name, seeds in planned.items()}

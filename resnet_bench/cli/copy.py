@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from resnet_bench.cli.options import BenchmarkDir, BenchmarkName, complete_dataset, help_text, new_app
-from resnet_bench.cli.screen import echo
+from resnet_bench.cli.options import BenchmarkDir, BenchmarkName, Json, complete_dataset, help_text, new_app
+from resnet_bench.cli.screen import echo, print_json
 from resnet_bench.recipe.writing import copy_benchmark
 
 app = new_app()
@@ -33,7 +33,11 @@ def copy(
         ),
     ] = None,
     benchmark_dir: BenchmarkDir = None,
+    as_json: Json = False,
 ) -> None:
-    for change in copy_benchmark(name, file, benchmark_dir, dataset):
+    changes = list(copy_benchmark(name, file, benchmark_dir, dataset))
+    for change in changes:
         echo(change)
     echo(f"wrote {file}; edit it, then: resnet-bench validate {shlex.quote(str(file))}")
+    if as_json:
+        print_json("copy", file=file, changes=changes)

@@ -81,6 +81,7 @@ def prepare(
         typer.Option("--data", metavar="DIR", envvar=DATA_VARIABLE, help="Folder that holds CIFAR, or will hold it."),
     ] = DEFAULT_DATA,
     download: Download = True,
+    as_json: Json = False,
 ) -> None:
     for name in datasets or DATASETS:
         if name not in known_datasets():
@@ -88,12 +89,25 @@ def prepare(
 
     from resnet_bench.data.dataset import load_dataset
 
+    found = []
     for name in datasets or DATASETS:
         dataset = load_dataset(name, data.expanduser(), download=download, progress=echo)
         echo(
             f"{name}: {len(dataset.train.labels)} + {len(dataset.test.labels)} images from {dataset.source} "
             f"at {dataset.location}, fingerprint {dataset.fingerprint[:16]}"
         )
+        found.append(
+            {
+                "name": name,
+                "train_images": len(dataset.train.labels),
+                "test_images": len(dataset.test.labels),
+                "source": dataset.source,
+                "location": str(dataset.location),
+                "fingerprint": dataset.fingerprint,
+            }
+        )
+    if as_json:
+        print_json("data prepare", folder=data.expanduser().resolve(), datasets=found)
 
 
 @app.command(
@@ -122,13 +136,17 @@ def describe(
     output: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="Write the TOML to this file.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     if output is not None:
         _check_output(output)
 
     from resnet_bench.data.describe import describe as describe_images
 
-    text = dataset_to_toml(describe_images(folder, image_size=image_size, fit=fit, progress=note))
+    described = describe_images(folder, image_size=image_size, fit=fit, progress=note)
+    text = dataset_to_toml(described)
+    if as_json:
+        print_json("data describe", file=output, dataset=described.model_dump(mode="json"))
     if output is None:
         echo(text.rstrip())
         return

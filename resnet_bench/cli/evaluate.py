@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from resnet_bench.cli.options import DataFolder, TrackingURI, complete_dataset, data_folder, help_text, new_app
-from resnet_bench.cli.screen import echo, new_table, print_table
+from resnet_bench.cli.options import DataFolder, Json, TrackingURI, complete_dataset, data_folder, help_text, new_app
+from resnet_bench.cli.screen import echo, new_table, print_json, print_table
 from resnet_bench.recipe.dataset_files import dataset_facts
 from resnet_bench.tracking.store import Store
 
@@ -27,6 +27,7 @@ def evaluate(
     ],
     data: DataFolder = None,
     tracking: TrackingURI = None,
+    as_json: Json = False,
 ) -> None:
     facts, folder = dataset_facts(dataset), data_folder(data)
     store = Store.resolve(tracking, Path.cwd())
@@ -52,3 +53,16 @@ def evaluate(
     )
     if (before := trained.accuracies.get("accuracy_standard")) is not None:
         echo(f"on the test images of {trained.benchmark.recipe.data.dataset}, when it was trained: {before:.2%}")
+    if as_json:
+        print_json(
+            "evaluate",
+            run=trained.name,
+            run_id=trained.run_id,
+            dataset=images.name,
+            images=total,
+            correct=correct,
+            accuracy_standard=correct / total,
+            interval=(low, high),
+            classes=results,
+            accuracy_standard_when_trained=before,
+        )

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from resnet_bench.cli.options import TrackingURI, help_text, new_app
-from resnet_bench.cli.screen import echo
+from resnet_bench.cli.options import Json, TrackingURI, help_text, new_app
+from resnet_bench.cli.screen import echo, print_json
 from resnet_bench.tracking.store import Store
 
 app = new_app()
@@ -29,6 +29,7 @@ def export(
         typer.Option("--output", "-o", metavar="DIR", help="Folder to write; exports/BENCHMARK-seedN by default."),
     ] = None,
     tracking: TrackingURI = None,
+    as_json: Json = False,
 ) -> None:
     store = Store.resolve(tracking, Path.cwd())
 
@@ -39,5 +40,8 @@ def export(
     check_format(format)
     trained = find_trained(run, store)
     folder = output or Path("exports") / f"{trained.benchmark.name}-seed{trained.tag('seed')}"
-    for path in export_run(trained, format, folder):
+    written = export_run(trained, format, folder)
+    for path in written:
         echo(str(path))
+    if as_json:
+        print_json("export", run=trained.name, run_id=trained.run_id, format=format, folder=folder, files=written)

@@ -187,6 +187,7 @@ class RunDisplay:
                     f"epoch {event.epoch}/{self._epochs}: loss {event.loss:.4f}{accuracy}, "
                     f"{event.images_per_second:,.0f} images/s, {duration(event.seconds)}"
                 )
+                self._accuracy = float("nan")
             case Suspended():
                 self._line(f"made room ({event.reason}); resumes when it gets a place again")
             case Finished():
@@ -204,8 +205,6 @@ class RunDisplay:
 
     def _show(self, position: str, *, force: bool = False) -> None:
         facts = f"{position}, {self._images_per_second:,.0f} images/s, loss {self._loss:.3f}"
-        if self._accuracy == self._accuracy:
-            facts += f", accuracy {self._accuracy:.1%}"
         share = 0.0
         if self._time_left is not None:
             share = self._time_left.share_done()

@@ -123,7 +123,10 @@ def _datasets(folder: Path) -> Iterator[Finding]:
 
 
 def _store(uri: str | None) -> Finding:
-    store = Store.resolve(uri, Path.cwd())
+    try:
+        store = Store.resolve(uri, Path.cwd())
+    except UserError as error:
+        return Finding("tracking", False, str(error))
     # What is wrong says what to do, for this store.
     problem = store.check()
     return Finding("tracking", problem is None, problem or store.redacted_uri)

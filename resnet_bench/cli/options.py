@@ -158,6 +158,16 @@ def complete_dataset(incomplete: str) -> list[str]:
     return [name for name in known_datasets() if name.startswith(incomplete)]
 
 
+def _move_prose_aside(context: typer.Context, as_json: bool) -> bool:
+    """Until the verb ends, keep standard output for its document."""
+    if as_json:
+        # Rich, which the screen is made with, costs as much as all of --help.
+        from resnet_bench.cli.screen import prose_aside
+
+        context.with_resource(prose_aside())
+    return as_json
+
+
 # --- what several verbs have ----------------------------------------------------------------------
 
 BenchmarkName = Annotated[str, typer.Argument(help="Name of a benchmark.", autocompletion=complete_benchmark)]
@@ -234,7 +244,10 @@ GpusPerNode = Annotated[
 Detach = Annotated[bool, typer.Option("--detach", help="Submit the jobs, print their ids and return.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before anything that takes long.")]
 DoNotAsk = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs; docs/json.md describes it.")]
+Json = Annotated[
+    bool,
+    typer.Option("--json", callback=_move_prose_aside, help="Print JSON for programs; docs/json.md describes it."),
+]
 MaxMinutes = Annotated[
     float | None,
     typer.Option("--max-minutes", metavar="M", help="Stop after M minutes, with a checkpoint; exit code 124."),

@@ -11,6 +11,7 @@ from resnet_bench.cli.options import (
     BenchmarkDir,
     DataFolder,
     Device,
+    Json,
     Threads,
     TrackingURI,
     complete_benchmark,
@@ -18,7 +19,7 @@ from resnet_bench.cli.options import (
     help_text,
     new_app,
 )
-from resnet_bench.cli.screen import announce_generated, echo, print_table
+from resnet_bench.cli.screen import announce_generated, echo, print_json, print_table
 from resnet_bench.execution.choices import ExecutionMode
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.tracking.store import Store
@@ -70,6 +71,7 @@ def perf(
         "reports/performance.json"
     ),
     benchmark_dir: BenchmarkDir = None,
+    as_json: Json = False,
 ) -> None:
     chosen = [load_benchmark(name, benchmark_dir) for name in dict.fromkeys(names or MAIN_BENCHMARKS)]
     folder = data_folder(data)
@@ -120,3 +122,5 @@ def perf(
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps([comparison.asdict() for comparison in found], indent=1) + "\n", encoding="utf-8")
     echo(f"wrote {output}")
+    if as_json:
+        print_json("perf", file=output, comparisons=found)

@@ -7,7 +7,8 @@ import typer
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import plural
-from resnet_bench.cli.screen import echo, note
+from resnet_bench.cli.options import Json
+from resnet_bench.cli.screen import echo, note, print_json
 
 if TYPE_CHECKING:
     from resnet_bench.reporting.record_board import BoardRecord
@@ -21,6 +22,7 @@ def board(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder to write; the bundles' by default.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     # Pandas is imported when the verb is called, so that help and completion are quick.
     from resnet_bench.reporting.record_board import Refused, build, write
@@ -44,6 +46,8 @@ def board(
             note(str(error))
     page = write(build(records, refused), output or folder)
     echo(f"board of {plural(len(records), 'record')}, {plural(len(refused), 'bundle')} refused: {page.resolve()}")
+    if as_json:
+        print_json("record board", page=page.resolve(), records=records, refused=refused)
 
 
 def _row(path: Path, bundle: "RecordBundle") -> "BoardRecord":

@@ -3,7 +3,7 @@
 import statistics
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from resnet_bench.cli.options import (
     DataFolder,
     Device,
     ExecutionMode,
+    Json,
     Precision,
     RunDir,
     Threads,
@@ -30,6 +31,7 @@ from resnet_bench.cli.screen import (
     echo,
     measuring_aloud,
     new_table,
+    print_json,
     print_resume_command,
     print_table,
 )
@@ -40,6 +42,7 @@ from resnet_bench.tracking.store import Store
 
 if TYPE_CHECKING:
     from resnet_bench.execution.execution import Execution
+    from resnet_bench.execution.options import ExecutionOptions
     from resnet_bench.running.context import Context
     from resnet_bench.running.record_bundle import Attempt, RecordBundle
     from resnet_bench.running.record_check import RecordCheck
@@ -82,6 +85,7 @@ def check(
     tracking: TrackingURI = None,
     run_dir: RunDir = DEFAULT_RUNS,
     benchmark_dir: BenchmarkDir = None,
+    as_json: Json = False,
 ) -> None:
     benchmark = load_benchmark(name, benchmark_dir)
     compared = load_benchmark(baseline, benchmark_dir) if baseline is not None else None
@@ -93,15 +97,13 @@ def check(
     folder = data_folder(data)
 
     # Torch is imported when the verb is called, so that help, completion and mistakes are quick.
-    from resnet_bench.data.dataset import ImageLocation
     from resnet_bench.execution.options import ExecutionOptions
     from resnet_bench.models.of_recipe import check_benchmark
-    from resnet_bench.running.context import Context
     from resnet_bench.running.record_check import RecordCheck
 
     check_benchmark(benchmark)
     options = ExecutionOptions(device=device, mode=execution_mode, precision=precision, threads=threads)
-    context = Context(Store.resolve(tracking, Path.cwd()), run_dir, ImageLocation(folder), options)
+    context = context_of(options, folder, tracking, run_dir)
     count = seeds or MIN_SEEDS[options.device_type]
     found = measured(
         RecordCheck(benchmark, range(count), compared),
@@ -112,8 +114,18 @@ def check(
     )
     print_record(found)
     echo(f"bundle: {found.path}")
+    if as_json:
+        print_json("record check", **record_document(found))
     if not found.verdict.holds:
         raise typer.Exit(FAILED)
+
+
+def context_of(options: "ExecutionOptions", folder: Path, tracking: str | None, run_dir: Path) -> "Context":
+    """Return where and how the seeds of a record are trained on the images in a folder."""
+    from resnet_bench.data.dataset import ImageLocation
+    from resnet_bench.running.context import Context
+
+    return Context(Store.resolve(tracking, Path.cwd()), run_dir, ImageLocation(folder), options)
 
 
 def measured(
@@ -188,6 +200,20 @@ def _line(attempt: "Attempt") -> str:
     if attempt.accuracy is None:
         return f"seed {attempt.seed}: failed: {attempt.failure}"
     return f"seed {attempt.seed}: {attempt.accuracy:.2f}% in {attempt.seconds:.1f} s (standard {attempt.standard:.2f}%)"
+
+
+def record_document(bundle: "RecordBundle") -> dict[str, Any]:
+    """What a bundle states and what follows from it, for a program."""
+    record = bundle.record
+    return {
+        "bundle": bundle.path,
+        "holds": bundle.verdict.holds,
+        "verdict": bundle.verdict.sentence,
+        "target": bundle.verdict.target,
+        "plan": record.plan.model_dump(mode="json"),
+        "attempts": [attempt.model_dump(mode="json") for attempt in record.attempts],
+        "result": bundle.conclude().model_dump(mode="json"),
+    }
 
 
 def print_record(bundle: "RecordBundle") -> None:

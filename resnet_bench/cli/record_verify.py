@@ -10,17 +10,17 @@ from resnet_bench.cli.options import (
     DataFolder,
     Device,
     ExecutionMode,
+    Json,
     Precision,
     RunDir,
     Threads,
     TrackingURI,
     data_folder,
 )
-from resnet_bench.cli.record_check import Resume, measured, print_record
-from resnet_bench.cli.screen import FAILED, echo, note
+from resnet_bench.cli.record_check import Resume, context_of, measured, print_record, record_document
+from resnet_bench.cli.screen import FAILED, echo, note, print_json
 from resnet_bench.execution import choices
 from resnet_bench.judging.record import Repeat
-from resnet_bench.tracking.store import Store
 
 
 def verify(
@@ -37,24 +37,26 @@ def verify(
     data: DataFolder = None,
     tracking: TrackingURI = None,
     run_dir: RunDir = DEFAULT_RUNS,
+    as_json: Json = False,
 ) -> None:
     from resnet_bench.running.record_reading import describe_left_out, read_bundle
 
     stated = read_bundle(bundle)
     print_record(stated)
     echo("recomputed: the bundle states what its files give")
-    if left_out := describe_left_out(stated):
+    left_out = describe_left_out(stated)
+    if left_out:
         note(left_out)
     count = len(stated.record.plan.seeds) if seeds is None else min(seeds, len(stated.record.plan.seeds))
     if count == 0:
+        if as_json:
+            print_json("record verify", stated=record_document(stated), left_out=left_out, repeat=None)
         return
     folder = data_folder(data)
 
     # Torch is imported when it is needed, so that mistakes are found quickly.
-    from resnet_bench.data.dataset import ImageLocation
     from resnet_bench.execution.options import ExecutionOptions
     from resnet_bench.models.of_recipe import check_benchmark
-    from resnet_bench.running.context import Context
     from resnet_bench.running.record_check import RecordCheck
     from resnet_bench.tracking.environment import code_fingerprint
 
@@ -62,7 +64,7 @@ def verify(
     if stated.record.plan.code != code_fingerprint():
         note(f"the record was made by other code ({stated.record.plan.commit}); what differs may be the code's")
     options = ExecutionOptions(device=device, mode=execution_mode, precision=precision, threads=threads)
-    context = Context(Store.resolve(tracking, Path.cwd()), run_dir, ImageLocation(folder), options)
+    context = context_of(options, folder, tracking, run_dir)
     found = measured(RecordCheck(stated.benchmark, range(count), stated.baseline), context, None, resume=resume)
     same_kind = found.record.plan.device_type == stated.record.plan.device_type
     repeat = Repeat(
@@ -73,5 +75,12 @@ def verify(
     )
     for sentence in repeat.sentences:
         echo(sentence)
+    if as_json:
+        print_json(
+            "record verify",
+            stated=record_document(stated),
+            left_out=left_out,
+            repeat={**record_document(found), "agrees": repeat.agrees, "sentences": repeat.sentences},
+        )
     if not repeat.agrees:
         raise typer.Exit(FAILED)

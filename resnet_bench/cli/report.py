@@ -8,6 +8,7 @@ import typer
 from resnet_bench.base.text import plural
 from resnet_bench.cli.options import (
     BenchmarkDir,
+    Json,
     OnlyBenchmarks,
     Since,
     Sources,
@@ -15,7 +16,7 @@ from resnet_bench.cli.options import (
     help_text,
     new_app,
 )
-from resnet_bench.cli.screen import echo, note, reading_aloud
+from resnet_bench.cli.screen import echo, note, print_json, reading_aloud
 from resnet_bench.tracking.store import Store
 
 app = new_app()
@@ -39,6 +40,7 @@ def report(
         "reports/latest"
     ),
     benchmark_dir: BenchmarkDir = None,
+    as_json: Json = False,
 ) -> None:
     # Pandas is imported when the verb is called, so that help and completion are quick.
     from resnet_bench.reporting.report import write
@@ -49,3 +51,11 @@ def report(
     for problem in result.problems:
         note(problem)
     echo(f"report of {plural(result.runs, 'run')}: {result.page.resolve()}")
+    if as_json:
+        print_json(
+            "report",
+            page=result.page.resolve(),
+            markdown=result.markdown.resolve(),
+            runs=result.runs,
+            problems=result.problems,
+        )

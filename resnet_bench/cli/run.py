@@ -20,6 +20,7 @@ from resnet_bench.cli.options import (
     ExecutionMode,
     GpusPerNode,
     JobTime,
+    Json,
     LauncherName,
     MaxMinutes,
     Partition,
@@ -37,7 +38,7 @@ from resnet_bench.cli.options import (
     new_app,
     parse_share,
 )
-from resnet_bench.cli.screen import FAILED, INTERRUPTED, OUT_OF_TIME, can_ask, console, print_resume_command
+from resnet_bench.cli.screen import FAILED, INTERRUPTED, OUT_OF_TIME, can_ask, console, print_json, print_resume_command
 from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.changes import override, parse_assignments
@@ -112,6 +113,7 @@ def run(
         typer.Option("--dry-run", help="Print the plan, try a few steps, write example images; train nothing."),
     ] = False,
     yes: Yes = False,
+    as_json: Json = False,
 ) -> None:
     # What does not exist is refused at once; torch takes seconds to import.
     until = deadline(max_minutes)
@@ -174,10 +176,13 @@ def run(
         stop=Stop(until),
     )
     with lasting(console):
-        summary = run_all(options, context, console, ask=can_ask() and not yes, dry_run=dry_run, detach=detach)
+        ask = can_ask() and not yes and not as_json
+        summary = run_all(options, context, console, ask=ask, dry_run=dry_run, detach=detach)
         if summary.interrupted:
             why = "--max-minutes is used up" if summary.out_of_time else "interrupted"
             print_resume_command("--resume" if summary.is_resumable else None, why=why)
+    if as_json:
+        print_json("run", store=store.redacted_uri, **summary.document())
     if summary.interrupted:
         raise typer.Exit(OUT_OF_TIME if summary.out_of_time else INTERRUPTED)
     if summary.failures or summary.abandoned:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -51,11 +52,42 @@ class RunsSummary:
         """Runs that could not be trained to their end."""
         return sum(outcome.failure is not None for _, outcome in self.results)
 
+    def document(self) -> dict[str, Any]:
+        """What came of each run, for a program."""
+        return {
+            "interrupted": self.interrupted,
+            "resumable": self.is_resumable,
+            "not_started": self.abandoned,
+            "runs": [_run_document(job, outcome) for job, outcome in self.results],
+        }
+
     @property
     def is_resumable(self) -> bool:
         """Whether an interrupted run has left a checkpoint."""
         folders = [Path(outcome.folder) for _, outcome in self.results if outcome.interrupted and outcome.folder]
         return any((folder / "checkpoints" / "last.pt").is_file() for folder in folders)
+
+
+def _run_document(job: Job, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "benchmark": job.benchmark.name,
+        "profile": job.profile,
+        "seed": job.seed,
+        "fingerprint": job.recipe.fingerprint,
+        "run_id": outcome.run_id,
+        "url": outcome.url,
+        "cached": outcome.cached,
+        "finished": outcome.is_finished,
+        "failure": outcome.failure,
+        "interrupted": outcome.interrupted,
+        "not_uploaded": outcome.not_uploaded,
+        "test_accuracy": outcome.accuracy,
+        "test_accuracy_standard": outcome.accuracy_standard,
+        "test_accuracy_tta": outcome.accuracy_tta,
+        "train_seconds": outcome.train_seconds,
+        "images_per_second": outcome.images_per_second,
+        "joules": outcome.joules,
+    }
 
 
 def run_all(

@@ -17,26 +17,28 @@ app = new_app()
 
 @app.command(
     help=help_text(
-        "Print the JSON schema of benchmark, study, launcher or limits files, for editors.",
+        "Print the JSON schema of benchmark, study, dataset, launcher or limits files, for editors.",
         example="schema benchmark",
         following="validate benchmarks/my-resnet9.toml",
     )
 )
 def schema(
     kind: Annotated[
-        Literal["benchmark", "study", "launcher", "limits"], typer.Argument(help="Which files.", show_default=False)
+        Literal["benchmark", "study", "dataset", "launcher", "limits"],
+        typer.Argument(help="Which files.", show_default=False),
     ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="File to write; printed by default.")
     ] = None,
 ) -> None:
-    from resnet_bench.recipe.json_schema import benchmark_schema, limits_schema
+    from resnet_bench.recipe.json_schema import benchmark_schema, dataset_schema, limits_schema
     from resnet_bench.running.launchers.json_schema import launcher_schema
     from resnet_bench.tuning.json_schema import study_schema
 
     schemas = {
         "benchmark": benchmark_schema,
         "study": study_schema,
+        "dataset": dataset_schema,
         "launcher": launcher_schema,
         "limits": limits_schema,
     }

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.json_document import json_document
+from resnet_bench.base.uris import HIDDEN, redact
 
 FAILED = 1
 BAD_INPUT = 2
@@ -71,6 +72,17 @@ def paragraph(text: str, indent: str = "  ") -> None:
             break_on_hyphens=False,
         )
     )
+
+
+@contextmanager
+def prose_aside() -> Iterator[None]:
+    """While the context is open, print what people read on standard error: standard output is for a document."""
+    before = console._file  # only this field tells whether the console follows sys.stdout
+    console.file = sys.stderr
+    try:
+        yield
+    finally:
+        console.file = before  # type: ignore[assignment]  # None is what it was made with
 
 
 def print_json(kind: str, **fields: Any) -> None:
@@ -184,7 +196,9 @@ def print_resume_command(option: str | None = None, *, why: str = "interrupted")
     """Print the command that was typed, with the option that resumes what was interrupted."""
     arguments = sys.argv[1:]
     missing = [option] if option is not None and option not in arguments else []
-    echo(f"{why}; resume with: {shlex.join(['resnet-bench', *arguments, *missing])}")
+    shown = [redact(argument) if "://" in argument else argument for argument in arguments]
+    login = "" if shown == arguments else f" (with the login in place of {HIDDEN})"
+    echo(f"{why}; resume with: {shlex.join(['resnet-bench', *shown, *missing])}{login}")
 
 
 def new_table(*columns: str, right: Sequence[str] = (), title: str | None = None) -> Table:

@@ -208,9 +208,9 @@ def _print_plan(plan: "Plan") -> None:
     scored_on = 0 if validation is None else validation.images
     for line in (
         f"objectives: {', '.join(study.objectives)}",
-        f"trials: {study.budget.trials} of {trial.training.epochs} epochs, {plural(study.seeds, 'seed')}, on "
+        f"trials: {study.budget.trials} of {plural(trial.training.epochs, 'epoch')}, {plural(study.seeds, 'seed')}, on "
         f"{trial.data.num_train} images of {trial.data.dataset}, scored on {scored_on} validation images",
-        f"retraining: {plural(study.retrain.seeds, 'new seed')} per side, {final.training.epochs} epochs on "
+        f"retraining: {plural(study.retrain.seeds, 'new seed')} per side, {plural(final.training.epochs, 'epoch')} on "
         f"{final.data.num_train} images, evaluated once on {final.data.num_test} test images",
         f"sampler: {_with_options(study.sampler)}",
         f"pruner: {_with_options(study.pruner)}",
@@ -287,6 +287,7 @@ def run(
     benchmark_dir: BenchmarkDir = None,
     max_minutes: MaxMinutes = None,
     yes: Yes = False,
+    as_json: Json = False,
 ) -> None:
     until = deadline(max_minutes)
 
@@ -318,7 +319,7 @@ def run(
     estimate = estimate_study(plan, context, workers)
     seconds = estimate.total(plan) / workers
     _announce(stored_name, plan, why, address, context, workers, seconds)
-    if can_ask() and not yes:
+    if can_ask() and not yes and not as_json:
         ask_to_continue(seconds)
     _get_ready(store)
     with lasting(console):
@@ -329,6 +330,8 @@ def run(
             print_resume_command(why="--max-minutes is used up" if out_of_time else "interrupted")
         else:
             _print_result(result, plan, address, store)
+    if as_json and result is not None:
+        print_json("study run", result=result)
     if result is None:
         raise typer.Exit(OUT_OF_TIME if out_of_time else INTERRUPTED)
 
@@ -426,7 +429,7 @@ def _watch(
 
 
 def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage", store: "Store") -> None:
-    from resnet_bench.tracking.store import option, where_to_see
+    from resnet_bench.tracking.store import login_note, option, where_to_see
     from resnet_bench.tuning.export import comparison_text
 
     console.print()
@@ -443,7 +446,7 @@ def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage", 
     if address.dashboard is not None:
         echo(f"Optuna: optuna-dashboard {shlex.quote(address.dashboard)}")
     source = ["--from" if word == "--tracking" else word for word in option(store)]
-    echo(f"report: {command_text('report', *source)}")
+    echo(f"report: {command_text('report', *source)}{login_note(store)}")
     best, export = (command_text("study", verb, result.name, *address.option) for verb in ("best", "export"))
     echo(f"next: {best}; {export}")
 
@@ -513,6 +516,7 @@ def export(
     storage: Storage = None,
     tracking: TrackingURI = None,
     benchmark_dir: BenchmarkDir = None,
+    as_json: Json = False,
 ) -> None:
     from resnet_bench.tuning.export import export as write
 
@@ -525,6 +529,8 @@ def export(
             style="yellow",
         )
     echo(f"wrote {path}; run it with: resnet-bench run {shlex.quote(str(path))}")
+    if as_json:
+        print_json("study export", study=stored.name, file=path)
 
 
 # --- looking after studies -------------------------------------------------------------------------
@@ -544,6 +550,7 @@ def rename(
     storage: Storage = None,
     tracking: TrackingURI = None,
     run_dir: RunDir = DEFAULT_RUNS,
+    as_json: Json = False,
 ) -> None:
     from resnet_bench.tracking.store import Store
     from resnet_bench.tuning.manage import rename_study
@@ -552,6 +559,8 @@ def rename(
     found = find_study(name, profile, address).name
     runs = rename_study(found, new, address, Store.resolve(tracking, Path.cwd()), run_dir)
     echo(f"renamed {found} to {new}, with {plural(runs, 'run')} in MLflow")
+    if as_json:
+        print_json("study rename", old=found, new=new, runs=runs)
 
 
 @app.command(
@@ -568,6 +577,7 @@ def delete(
     tracking: TrackingURI = None,
     run_dir: RunDir = DEFAULT_RUNS,
     yes: DoNotAsk = False,
+    as_json: Json = False,
 ) -> None:
     from resnet_bench.tracking.store import Store
     from resnet_bench.tuning.manage import delete_study
@@ -575,9 +585,11 @@ def delete(
     address = storage_of(storage, tracking)
     stored = find_study(name, profile, address)
     question = f"Delete {stored.name} with {plural(len(stored.trials()), 'trial')}?"
-    confirm_deletion(question, yes=yes)
+    confirm_deletion(question, yes=yes, ask=not as_json)
     removed = delete_study(stored.name, address, Store.resolve(tracking, Path.cwd()), run_dir)
     echo(
         f"deleted {stored.name}: {plural(removed.trials, 'trial')}, and {plural(removed.runs, 'run')} in MLflow; "
         "resnet-bench runs prune removes their artifacts"
     )
+    if as_json:
+        print_json("study delete", study=stored.name, trials=removed.trials, runs=removed.runs)

@@ -31,9 +31,18 @@ app = new_app("Look after the tracking store.")
         "Upload what could not be uploaded while the tracking store was unreachable.", example="tracking flush"
     )
 )
-def flush(tracking: TrackingURI = None, run_dir: RunDir = DEFAULT_RUNS) -> None:
+def flush(tracking: TrackingURI = None, run_dir: RunDir = DEFAULT_RUNS, as_json: Json = False) -> None:
     named = Store.resolve(tracking, Path.cwd()) if tracking else None
-    if not flush_all(named, run_dir, say=echo):
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        echo(text)
+
+    complete = flush_all(named, run_dir, say=say)
+    if as_json:
+        print_json("tracking flush", complete=complete, messages=said)
+    if not complete:
         raise typer.Exit(FAILED)
 
 

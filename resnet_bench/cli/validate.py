@@ -10,6 +10,7 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import plural
 from resnet_bench.cli.options import BenchmarkDir, Json, help_text, new_app
 from resnet_bench.cli.screen import BAD_INPUT, echo, print_error, print_json
+from resnet_bench.recipe.dataset_files import load_dataset_file
 from resnet_bench.recipe.files import load_benchmark_file
 from resnet_bench.recipe.limits import check_names, load_limits
 from resnet_bench.recipe.schema import InvalidTable
@@ -22,14 +23,14 @@ app = new_app()
 
 @app.command(
     help=help_text(
-        "Check benchmark, study, launcher and limits files, and print every problem.",
+        "Check benchmark, study, dataset, launcher and limits files, and print every problem.",
         example="validate benchmarks/my-resnet9.toml",
         following="run my-resnet9 --profile smoke",
     )
 )
 def validate(
     files: Annotated[
-        list[Path], typer.Argument(help="Benchmark, study, launcher or limits files.", show_default=False)
+        list[Path], typer.Argument(help="Benchmark, study, dataset, launcher or limits files.", show_default=False)
     ],
     benchmark_dir: BenchmarkDir = None,
     as_json: Json = False,
@@ -55,12 +56,14 @@ def validate(
 
 
 def _checked(file: Path, benchmark_dir: Path | None) -> str:
-    """Check a file of any kind; studies, launchers and limits have keys that no benchmark has."""
+    """Check a file of any kind; studies, datasets, launchers and limits have keys that no benchmark has."""
     table = read_toml(file)
     if "limits" in table:
         limits = load_limits(file)
         check_names(limits, toml_files(search_folders("benchmarks", benchmark_dir)), where=file)
         return plural(len(limits), "limit")
+    if table.keys() & {"classes", "train", "test", "train_images", "test_images"}:
+        return f"a dataset of {len(load_dataset_file(file).classes)} classes"
     if is_launcher_table(table):
         return f"a launcher: {load_launcher_file(file).describe()}"
     if table.keys() & {"benchmark", "space", "budget"}:

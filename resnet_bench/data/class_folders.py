@@ -10,6 +10,7 @@ import numpy as np
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.image_folders import ImageFiles, find_test_files, find_train_files
 from resnet_bench.base.names import nearest
+from resnet_bench.base.text import plural
 from resnet_bench.data.content import Content, Progress, SplitArrays
 from resnet_bench.data.decode import decode_image, strict_decoding
 from resnet_bench.recipe.datasets import DatasetFacts
@@ -48,7 +49,8 @@ class ClassFolderSource:
         if left_out := [*self._train.others, *self._test.others]:
             names = ", ".join(str(path.relative_to(self.location)) for path in left_out[:_SHOWN])
             more = ", …" if len(left_out) > _SHOWN else ""
-            progress(f"{self.location}: {len(left_out)} files are not images and are left out: {names}{more}")
+            count = f"{plural(len(left_out), 'file')} {'is' if len(left_out) == 1 else 'are'}"
+            progress(f"{self.location}: {count} not read as images and left out: {names}{more}")
         return Content(
             self._split("train", self._train.images, labels, progress),
             self._split("test", self._test.images, labels, progress),

@@ -97,7 +97,9 @@ def _find(folder: Path) -> tuple[dict[str, Found], dict[str, str], tuple[str, ..
         if all(shards.values()):
             return {split: ParquetSplit(tuple(paths)) for split, paths in shards.items()}, names, _classes(shards)
     unsplit = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    split = [path for path in unsplit if find_train_files(path).folder.is_dir()]
     hint = f"; sort the images of {unsplit[0]} into train and test" if unsplit else ""
+    hint = f"; name {split[0]}, which has" if split else hint
     raise UserError(f"{folder} has neither train/<class> and test/<class> nor train-*.parquet and test-*.parquet{hint}")
 
 

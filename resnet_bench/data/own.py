@@ -156,8 +156,7 @@ class MatlabSplit:
         images, labels = (np.asarray(found.get(name)) for name in ("X", "y"))
         if not _are_images(images, channels=2) or not _are_labels(labels, images.shape[3]):
             raise UserError(f"{self.path} needs X, uint8 [height, width, 3, images], and y, a label per image")
-        labels = labels.reshape(-1).astype(np.int64)
-        _check_labels(labels, facts.num_classes + 1, facts, self.path)
+        labels = _checked_labels(labels, facts.num_classes + 1, facts, self.path)
         return SplitArrays(_fitted(images.transpose(3, 0, 1, 2), facts, self.path), labels % facts.num_classes)
 
     def place(self, row: int) -> str:
@@ -192,8 +191,7 @@ class NumpySplit:
             raise UserError(f"{self.path} must be uint8 [images, height, width, 3], got {images.dtype} {images.shape}")
         if not _are_labels(labels, len(images)):
             raise UserError(f"{self.files()[1]} must have a whole number per image, got {labels.dtype} {labels.shape}")
-        labels = labels.reshape(-1).astype(np.int64)
-        _check_labels(labels, facts.num_classes, facts, self.files()[1])
+        labels = _checked_labels(labels, facts.num_classes, facts, self.files()[1])
         return SplitArrays(_fitted(images, facts, self.path), labels)
 
     def place(self, row: int) -> str:
@@ -374,11 +372,13 @@ def _are_labels(array: npt.NDArray[Any], count: int) -> bool:
     return array.dtype.kind in "iu" and array.size == count
 
 
-def _check_labels(labels: npt.NDArray[np.int64], below: int, facts: DatasetFacts, path: Path) -> None:
+def _checked_labels(given: npt.NDArray[Any], below: int, facts: DatasetFacts, path: Path) -> npt.NDArray[np.int64]:
+    labels: npt.NDArray[np.int64] = given.reshape(-1).astype(np.int64)
     wrong = np.flatnonzero((labels < 0) | (labels >= below))
     if wrong.size:
         label = labels[wrong[0]]
         raise UserError(f"{path}: image {wrong[0]} has label {label}, and there are {facts.num_classes} classes")
+    return labels
 
 
 def _num_rows(shard: Path) -> int:

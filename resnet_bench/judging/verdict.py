@@ -6,11 +6,12 @@ Pure functions over plain numbers: accuracies are in percent, gaps in percentage
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from resnet_bench.judging.intervals import Interval, mean_interval, prediction_interval, standard_deviation
+from resnet_bench.judging.planned import missing_sentence
 from resnet_bench.recipe.claims import Claim
 
 Word = Literal["reproduced", "not reproduced", "exceeded", "inconclusive", "not judged"]
@@ -130,6 +131,7 @@ def verdict(
     generated: bool,
     same_dataset: bool = True,
     changed: Sequence[str] = (),
+    missing: Collection[int] = (),
 ) -> Verdict:
     """Judge our runs by a claim, using the statistic that the claim states.
 
@@ -143,6 +145,7 @@ def verdict(
         generated: The runs were made from generated images.
         same_dataset: The runs used the dataset that the claim is about.
         changed: Recipe keys in which the runs differ from the benchmark.
+        missing: Seeds that were planned with these runs and did not finish; the runs alone may be a selection.
 
     Returns:
         The verdict, with the numbers that it rests on.
@@ -150,7 +153,8 @@ def verdict(
     values = _finite(selected(claim, run) for run in runs)
     found = obstacles(profile, generated=generated, same_dataset=same_dataset, changed=changed)
     described = _describe(claim, values, with_gap=not found)
-    if reasons := (*found, *_too_few(claim, values)):
+    unfinished = (missing_sentence(missing),) if missing else ()
+    if reasons := (*found, *unfinished, *_too_few(claim, values)):
         return replace(described, reason="; ".join(reasons))
     word, reason = _judge(claim, values)
     if claim.selection == "unknown":

@@ -176,7 +176,7 @@ def forward_default(images: Tensor, weight: Tensor, bias: Tensor | None, geometr
 
 
 def forward_winograd(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """Compute a convolution of bfloat16 images that :func:`winograd.fits`."""
+    """Compute a convolution that :func:`winograd.fits`."""
     return winograd.convolve(images, weight.float(), None if bias is None else bias.float(), geometry.padding)
 
 
@@ -263,7 +263,7 @@ class _Convolution(torch.autograd.Function):
 
 
 def pooled_convolution(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
-    """Compute a convolution that :func:`winograd.fits` and a 2×2 max pool behind it as one operation.
+    """Compute a convolution that :func:`winograd.fits_pool` and a 2×2 max pool behind it as one operation.
 
     Args:
         images: Shape `[N, C, S, S]`, bfloat16.

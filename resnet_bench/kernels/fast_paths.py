@@ -4,6 +4,7 @@ It changes no network: parameters, buffers and state dicts are the same with and
 """
 
 import functools
+import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar, Token
@@ -21,9 +22,13 @@ from resnet_bench.kernels.convolution import ConvAlgorithms, Geometry
 MAX_GEMM_PIXELS = 64
 """Above 8×8 pixels im2col has never been faster; such shapes are not measured."""
 
-TIMINGS = 3
+TURNS = 5
 WORTHWHILE = 0.9
 """Fraction of the default's time; a smaller gain is within the noise of the measurement."""
+
+MEASURED_MACS = 4_000_000_000
+"""Multiply-accumulates of a pass that is timed. Larger batches are measured, and remembered, by as many images as that
+takes: a tenth of a second in fp32."""
 
 _active: ContextVar["FastPaths | None"] = ContextVar("fast_paths", default=None)
 
@@ -88,14 +93,18 @@ class FastPaths(TorchFunctionMode):
         shape = self._shape(images, layer.weight, (rows, columns), (up, left), (below, right), layer.groups)
         if shape is None or shape.out_size < 2:
             return None
-        if not _fits_winograd(shape):
+        if not _is_of_winograds_kind(shape) or not winograd.fits_pool(
+            shape.channels, shape.outputs, shape.geometry.padding, shape.dtype
+        ):
             return None
         memory, needed = self._memory, _needed(images, layer.weight)
 
-        def measure() -> dict[str, float]:
-            return time_pooled(shape, needed, chosen_algorithms(memory, images, layer.weight, shape))
+        measured = shape.measured()
 
-        key = f"convolution and pool {shape}, {' '.join(needed)}"
+        def measure() -> dict[str, float]:
+            return time_pooled(measured, needed, chosen_algorithms(memory, images, layer.weight, shape))
+
+        key = f"convolution and pool {measured}, {' '.join(needed)}"
         if _fastest(memory, key, ("apart", "winograd"), measure) == "apart":
             return None
         return convolution.pooled_convolution(images.to(shape.dtype), layer.weight, layer.bias, shape.geometry.padding)
@@ -158,6 +167,11 @@ class Shape(NamedTuple):
         """Rows of the output."""
         return self.geometry.output_size(self.size)
 
+    def measured(self) -> Self:
+        """Return the shape by which this one is measured: with fewer images where so many take long."""
+        macs_per_image = self.channels * self.outputs * (self.geometry.kernel * self.out_size) ** 2
+        return self._replace(images=max(1, min(self.images, MEASURED_MACS // max(macs_per_image, 1))))
+
     def __str__(self) -> str:
         return (
             f"{self.images}x{self.channels}x{self.size}x{self.size} to {self.outputs}, kernel {self.geometry.kernel}, "
@@ -170,14 +184,14 @@ def chosen_algorithms(memory: TuningCache, images: Tensor, weight: Tensor, shape
 
     A pass that it does not need has the default.
     """
-    possible = candidates(shape)
+    possible, measured = candidates(shape), shape.measured()
     return ConvAlgorithms(
         **{
             name: _fastest(
                 memory,
-                f"{name} of a convolution {shape}",
+                f"{name} of a convolution {measured}",
                 algorithms,
-                functools.partial(time_pass, name, algorithms, shape),
+                functools.partial(time_pass, name, algorithms, measured),
             )
             for name in _needed(images, weight)
             if len(algorithms := possible[name]) > 1
@@ -203,16 +217,16 @@ def candidates(shape: Shape) -> Mapping[str, Sequence[str]]:
         return algorithms
     if 1 < shape.out_size**2 <= MAX_GEMM_PIXELS:
         algorithms["grad_weight"].append("gemm")
-    if _fits_winograd(shape):
+    if _is_of_winograds_kind(shape) and winograd.fits(
+        shape.channels, shape.outputs, shape.geometry.padding, shape.dtype
+    ):
         for of_pass in algorithms.values():
             of_pass.append("winograd")
     return algorithms
 
 
-def _fits_winograd(shape: Shape) -> bool:
-    kernel, stride, padding = shape.geometry
-    is_of_its_kind = shape.dtype == torch.bfloat16 and kernel == winograd.KERNEL and stride == 1
-    return is_of_its_kind and winograd.fits(shape.channels, shape.outputs, padding)
+def _is_of_winograds_kind(shape: Shape) -> bool:
+    return shape.geometry.kernel == winograd.KERNEL and shape.geometry.stride == 1
 
 
 def _fastest(
@@ -221,16 +235,16 @@ def _fastest(
     """Choose the algorithm that was measured to be fastest; the first one unless another is worthwhile."""
     chosen = memory.get(key)
     if chosen is None:
-        seconds = measure()
-        best = min(seconds, key=seconds.__getitem__)
-        chosen = memory.put(key, best if seconds[best] < WORTHWHILE * seconds[algorithms[0]] else algorithms[0])
+        times = measure()
+        best = min(times, key=times.__getitem__)
+        chosen = memory.put(key, best if times[best] < WORTHWHILE * times[algorithms[0]] else algorithms[0])
     # A choice of another machine or compiler may not exist here.
     return chosen if chosen in algorithms else algorithms[0]
 
 
 @torch.no_grad()
 def time_pass(name: str, algorithms: Sequence[str], shape: Shape) -> dict[str, float]:
-    """Time a pass by each algorithm, in seconds."""
+    """Time a pass by each algorithm, as :func:`relative_times` does."""
     images, weight = _operands(shape)
     gradient = _ones(shape.images, shape.outputs, shape.out_size, shape.dtype)
 
@@ -244,12 +258,12 @@ def time_pass(name: str, algorithms: Sequence[str], shape: Shape) -> dict[str, f
             # As in training, the gradient ends up in the weights' dtype and memory order.
             torch.empty_like(weight).copy_(found)
 
-    return _seconds(algorithms, compute)
+    return relative_times(algorithms, compute)
 
 
 @torch.enable_grad()
 def time_pooled(shape: Shape, needed: Sequence[str], algorithms: ConvAlgorithms) -> dict[str, float]:
-    """Time a convolution and a pool with the gradients that are needed, apart and as one, in seconds."""
+    """Time a convolution and a pool with the gradients that are needed, apart and as one, by :func:`relative_times`."""
     images, weight = _operands(shape)
     inputs = [
         tensor.requires_grad_() for name, tensor in (("grad_input", images), ("grad_weight", weight)) if name in needed
@@ -265,18 +279,36 @@ def time_pooled(shape: Shape, needed: Sequence[str], algorithms: ConvAlgorithms)
 
     # Otherwise the context would replace the convolution that is timed.
     with torch._C.DisableTorchFunction():
-        return _seconds(("apart", "winograd"), compute)
+        return relative_times(("apart", "winograd"), compute)
 
 
-def _seconds(algorithms: Sequence[str], compute: Callable[[str], None]) -> dict[str, float]:
-    """Time each algorithm, interleaved, and return the best of a few times."""
-    seconds: dict[str, list[float]] = {algorithm: [] for algorithm in algorithms}
-    for _ in range(1 + TIMINGS):
-        for algorithm, taken in seconds.items():
-            started = time.perf_counter()
+def relative_times(
+    algorithms: Sequence[str], compute: Callable[[str], None], clock: Callable[[], float] | None = None
+) -> dict[str, float]:
+    """Time each algorithm in turns, and return its time in units of the first one's: the median of the turns' ratios.
+
+    What disturbs up to two turns of five, or slows all of a turn, decides nothing.
+
+    Args:
+        algorithms: The default first.
+        compute: Computes by an algorithm.
+        clock: By default CPU time if there is one thread, which other processes do not lengthen, and else wall time.
+    """
+    if clock is None:
+        clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    ratios: dict[str, list[float]] = {algorithm: [] for algorithm in algorithms}
+    for turn in range(1 + TURNS):
+        seconds = {}
+        for algorithm in algorithms:
+            started = clock()
             compute(algorithm)
-            taken.append(time.perf_counter() - started)
-    return {algorithm: min(taken[1:]) for algorithm, taken in seconds.items()}
+            seconds[algorithm] = clock() - started
+        # The first turn warms up.
+        if turn and seconds[algorithms[0]] > 0:
+            for algorithm, taken in seconds.items():
+                ratios[algorithm].append(taken / seconds[algorithms[0]])
+    # A clock too coarse to see the default shows no gain either.
+    return {algorithm: statistics.median(found) if found else 1.0 for algorithm, found in ratios.items()}
 
 
 def _operands(shape: Shape) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,18 @@
-"""Winograd: 3×3 convolutions of bfloat16 activations with 16 multiplications instead of 36, and their gradients.
+"""Winograd: 3×3 convolutions with fewer multiplications, and their gradients.
 
-After A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308). What is multiplied
-are sums of pixels and of weights, rounded to bfloat16 like the pixels themselves, so that the error of a result is up
-to twice that of torch's bfloat16 convolution. A 2×2 max pool behind the convolution can be part of it; its windows'
-other pixels are never written then, nor their gradients. The kernels are in ``winograd.c``; a machine has them if it
-has a C compiler and its processor multiplies bfloat16 by AVX-512.
+After A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308). Two kernels:
+
+- ``winograd.c`` for bfloat16: 16 multiplications instead of 36. What is multiplied are sums of pixels and of weights,
+  rounded to bfloat16 like the pixels themselves, so that the error of a result is up to twice that of torch's bfloat16
+  convolution. A 2×2 max pool behind the convolution can be part of it; its windows' other pixels are never written
+  then, nor their gradients. The processor must multiply bfloat16 by AVX-512.
+- ``winograd_fp32.c`` for float32: 36 multiplications instead of 144, on any processor. Errors are a few times those of
+  torch's float32 convolution, 1e-6 of a result's norm.
+
+A machine has them if it has a C compiler.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,41 +20,58 @@ from torch import Tensor
 
 from resnet_bench.kernels import native
 
-_SOURCE = Path(__file__).with_name("winograd.c")
+_SOURCES: Mapping[torch.dtype, Path] = {
+    torch.bfloat16: Path(__file__).with_name("winograd.c"),
+    torch.float32: Path(__file__).with_name("winograd_fp32.c"),
+}
 
 KERNEL = 3
 MAX_PADDING = 2
-CHANNELS = 8
+CHANNELS: Mapping[torch.dtype, int] = {torch.bfloat16: 8, torch.float32: 16}
 """The numbers of channels that are convolved and that come out are multiples of this."""
 
 
-def problem() -> str | None:
-    """Explain why this machine cannot compile the kernels, or return None.
+def problem(dtype: torch.dtype) -> str | None:
+    """Explain why this machine cannot compile the kernels for a type, or return None.
 
     They are compiled for the answer, which takes two seconds the first time.
     """
-    return native.problem(_SOURCE)
+    return native.problem(_SOURCES[dtype])
 
 
-def fits(channels: int, outputs: int, padding: int) -> bool:
+def fits(channels: int, outputs: int, padding: int, dtype: torch.dtype) -> bool:
     """Check whether 3×3 convolutions, stride 1, with these channels can be computed here, and their gradients."""
-    return channels % CHANNELS == 0 and outputs % CHANNELS == 0 and 0 <= padding <= MAX_PADDING and problem() is None
+    return (
+        dtype in _SOURCES
+        and channels % CHANNELS[dtype] == 0
+        and outputs % CHANNELS[dtype] == 0
+        and 0 <= padding <= MAX_PADDING
+        and problem(dtype) is None
+    )
+
+
+def fits_pool(channels: int, outputs: int, padding: int, dtype: torch.dtype) -> bool:
+    """Check whether a 2×2 max pool behind such a convolution can be part of it."""
+    return dtype == torch.bfloat16 and fits(channels, outputs, padding, dtype)
 
 
 def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
     """Compute the convolution.
 
     Args:
-        images: Shape `[N, C, H, W]`, bfloat16, H and W at least 3 with the padding.
+        images: Shape `[N, C, H, W]`, bfloat16 or float32, H and W at least 3 with the padding.
         weight: Shape `[O, C, 3, 3]`, float32.
         bias: Shape `[O]`, float32.
         padding: Rows and columns of zeros around the images.
 
     Returns:
-        Shape `[N, O, H + 2 * padding - 2, W + 2 * padding - 2]`, bfloat16, in channels-last order.
+        Shape `[N, O, H + 2 * padding - 2, W + 2 * padding - 2]`, of the images' type, in channels-last order.
     """
     height, width = _out_size(images, padding)
     results = _channels_last(images, weight.shape[0], height, width)
+    if images.dtype == torch.float32:
+        _convolve_fp32(images, weight, bias, padding, results, turned=False)
+        return results
     _convolve(images, None, weight, bias, padding, results.permute(0, 2, 3, 1), None, (height, width), turned=False)
     return results
 
@@ -80,16 +103,19 @@ def grad_input(
     """Compute the input gradient from the output's gradient.
 
     Args:
-        gradient: Shape as :func:`convolve` or :func:`convolve_and_pool` gave it, bfloat16.
+        gradient: Shape and type as :func:`convolve` or :func:`convolve_and_pool` gave it.
         weight: Shape `[O, C, 3, 3]`, float32.
         padding: As it was given.
         size: Height and width of the images.
         places: As :func:`convolve_and_pool` gave them.
 
     Returns:
-        Shape `[N, C, H, W]`, bfloat16, in channels-last order.
+        Shape `[N, C, H, W]`, of the gradient's type, in channels-last order.
     """
     results = _channels_last(gradient, weight.shape[1], *size)
+    if gradient.dtype == torch.float32:
+        _convolve_fp32(gradient, weight, None, KERNEL - 1 - padding, results, turned=True)
+        return results
     in_order = results.permute(0, 2, 3, 1)
     _convolve(gradient, places, weight, None, KERNEL - 1 - padding, in_order, None, size, turned=True)
     return results
@@ -105,8 +131,8 @@ def grad_weight(images: Tensor, gradient: Tensor, padding: int, places: Tensor |
     """Compute the weight gradient.
 
     Args:
-        images: Shape `[N, C, H, W]`, bfloat16.
-        gradient: Shape as :func:`convolve` or :func:`convolve_and_pool` gave it, bfloat16.
+        images: Shape `[N, C, H, W]`, bfloat16 or float32.
+        gradient: Shape and type as :func:`convolve` or :func:`convolve_and_pool` gave it.
         padding: As it was given.
         places: As :func:`convolve_and_pool` gave them.
 
@@ -116,14 +142,27 @@ def grad_weight(images: Tensor, gradient: Tensor, padding: int, places: Tensor |
     images, gradient = (maps.contiguous(memory_format=torch.channels_last) for maps in (images, gradient))
     (count, channels, height, width), outputs = images.shape, gradient.shape[1]
     found = torch.empty(outputs, channels, KERNEL, KERNEL)
-    native.call(
-        native.library(_SOURCE),
-        "gradient_of_filters",
-        *(images, count, height, width, channels, padding),
-        *(gradient, _in_order(places), outputs, *_whole_size(gradient, places)),
-        found,
-    )
+    of_maps = (images, count, height, width, channels, padding)
+    if images.dtype == torch.float32:
+        of_gradient: tuple[Tensor | int | None, ...] = (gradient, outputs)
+    else:
+        of_gradient = (gradient, _in_order(places), outputs, *_whole_size(gradient, places))
+    native.call(native.library(_SOURCES[images.dtype]), "gradient_of_filters", *of_maps, *of_gradient, found)
     return found
+
+
+def _convolve_fp32(
+    maps: Tensor, weight: Tensor, bias: Tensor | None, padding: int, results: Tensor, *, turned: bool
+) -> None:
+    """What the C file for float32 calls `convolve`."""
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    count, channels, height, width = maps.shape
+    native.call(
+        native.library(_SOURCES[torch.float32]),
+        "convolve",
+        *(maps, count, height, width, channels, padding),
+        *(weight.contiguous(), results.shape[1], turned, bias, results),
+    )
 
 
 def _convolve(
@@ -138,11 +177,11 @@ def _convolve(
     *,
     turned: bool,
 ) -> None:
-    """What the C file calls `convolve`, with the size of maps that are pooled before they are."""
+    """What the C file for bfloat16 calls `convolve`, with the size of maps that are pooled before they are."""
     maps = maps.contiguous(memory_format=torch.channels_last)
     count, channels, _, _ = maps.shape
     native.call(
-        native.library(_SOURCE),
+        native.library(_SOURCES[torch.bfloat16]),
         "convolve",
         *(maps, _in_order(places), count, *_whole_size(maps, places), channels, padding),
         *(weight.contiguous(), results.shape[-1], turned, bias),

@@ -21,7 +21,9 @@ class Fact(Schema):
     """One fact of a recipe and how sure it is."""
 
     fact: str
+    """What is so, in one sentence."""
     status: Literal["stated", "recovered", "inferred", "ambiguous"]
+    """How sure it is: the source states it, it was recovered from its code, inferred, or is ambiguous."""
     keys: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Dotted recipe keys that this fact supports, such as ``optimizer.lr``."""
     alternative: str | None = None
@@ -32,21 +34,30 @@ class Source(Schema):
     """Who published the recipe, and the facts that support it."""
 
     title: str
+    """What the source is called."""
     kind: Literal["tutorial", "blog", "course", "paper", "variant", "tuned", "ours"]
+    """What it is; ``ours`` for your own."""
     author: str | None = None
+    """Who wrote it."""
     published: str | None = None
+    """When, as ``2015-12-10``."""
     url: Annotated[str, Field(pattern=ADDRESS_PATTERN)] | None = None
+    """Where it is."""
     notes: str | None = None
+    """Whatever else readers should know."""
     compares_with: Annotated[str, Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)] | None = None
     """For our own recipes: the benchmark of a source that aims at the same accuracy."""
     facts: Annotated[tuple[Fact, ...], Field(strict=False)] = ()
+    """What each key of the recipe rests on."""
 
 
 class Tuned(Schema):
     """Results of the study that found a tuned recipe; written by ``resnet-bench study export``."""
 
     study: str
+    """Name of the study."""
     trials: Annotated[int, Field(ge=1)]
+    """Number of finished trials."""
     validation_source: float
     """Validation accuracy of the source hyperparameters in the study, in percent."""
     validation_tuned: float
@@ -64,14 +75,20 @@ class Benchmark(Schema):
 
     name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)]
     extends: str | None = None
+    """The benchmark whose source, recipe and profiles this file inherits."""
     suites: Annotated[tuple[Annotated[str, Field(pattern=NAME_PATTERN)], ...], Field(strict=False)] = ()
     """What it belongs to: ``run @depth`` trains every benchmark of the suite ``depth``. Never inherited."""
     source: Source
+    """Who published the recipe."""
     claims: Annotated[tuple[Claim, ...], Field(strict=False)] = ()
+    """What the source says it reaches; runs are judged by the first one about the test set."""
     recipe: Recipe
+    """Everything that decides the result."""
     profiles: dict[Literal["smoke"], Recipe] = Field(default_factory=dict)
+    """``smoke``: changes that make a run of minutes, which judges nothing."""
     """The whole recipe of each profile, with its differences merged in."""
     tuned: Tuned | None = None
+    """What a study found, in a file that ``study export`` wrote."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

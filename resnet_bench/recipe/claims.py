@@ -17,7 +17,9 @@ class Curve(Schema):
     """A published learning curve: accuracy in percent at the end of each of these epochs."""
 
     epochs: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
+    """Epochs of its points."""
     values: Annotated[tuple[Annotated[float, Field(ge=0, le=100)], ...], Field(strict=False)]
+    """Accuracies there, in percent."""
     note: str | None = None
     """The recipe that the curve belongs to, if it differs from this one."""
 
@@ -47,8 +49,11 @@ class Claim(Schema):
     metric: Annotated[Literal["accuracy", "accuracy_tta"], BeforeValidator(_current_metric)] = "accuracy"
     """``accuracy_tta`` is the TTA accuracy, over the views of the recipe's test-time augmentation."""
     split: SplitName = "test"
+    """The images that the accuracy was measured on."""
     value: Annotated[str, Field(pattern=PRINTED_NUMBER)] | None = None
+    """The number as it is printed, in quotation marks, so that its digits count: ``"82.87"``."""
     at_least: Annotated[float, Field(ge=0, le=100)] | None = None
+    """"At least", "over": ``90.0``."""
     range: (
         Annotated[
             tuple[Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=100)]],
@@ -56,13 +61,17 @@ class Claim(Schema):
         ]
         | None
     ) = None
+    """The ends of a range: ``[62.0, 63.0]``."""
     selection: Literal["last", "best", "epoch", "unknown"] = "last"
     """The epoch of the source's run that the number is taken from."""
     epoch: Annotated[int, Field(ge=0)] | None = None
+    """The epoch, where ``selection`` is ``epoch``."""
     runs: Annotated[int, Field(ge=1)] = 1
     """Number of the source's runs that the number is the mean of."""
     curve: Curve | None = None
+    """The curve that the source prints."""
     wall_seconds: Annotated[float, Field(gt=0)] | None = None
+    """The training time that the source prints."""
     quote: str | None = None
     """The claim as quoted from the source, to search for."""
 

@@ -52,23 +52,26 @@ class DatasetDescription(Schema):
     train_images: Annotated[int, Field(ge=2, le=1_000_000_000)] | None = None
     """Number of training images; none in a dataset that only tests."""
     test_images: Count
+    """Number of test images."""
 
 
 class DatasetFile(DatasetDescription):
     """One file of ``datasets/``: a description, and where the images are."""
 
     train: Annotated[str, Field(min_length=1)] | None = None
-    """Below the data folder, or an absolute path: a folder with a folder per class, Parquet (``*`` stands for any
-    part of a name), a ``.mat`` file with X and y, or a ``_data.npy`` file beside its ``_labels.npy``."""
+    """The training images, below the data folder or by an absolute path: a folder with a folder per class, Parquet
+    (``*`` stands for any part of a name), a ``.mat`` file with X and y, or a ``_data.npy`` file beside its
+    ``_labels.npy``."""
     test: Annotated[str, Field(min_length=1)]
-    """Likewise."""
+    """The test images, named in the same way."""
     mean: RGB | None = None
-    """Of each channel over the training images, of pixels between 0 and 1."""
+    """Mean of each channel over the training images, of pixels between 0 and 1."""
     std: Annotated[RGB, AfterValidator(check_std)] | None = None
-    """Likewise."""
+    """Standard deviation of each channel, likewise."""
     url: Annotated[str, Field(pattern=ADDRESS_PATTERN)] | None = None
     """Where the files come from."""
     notes: str | None = None
+    """Whatever else readers should know."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -15,6 +15,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from resnet_bench.recipe.benchmark import Benchmark, Source
+from resnet_bench.recipe.dataset_files import DatasetFile
 from resnet_bench.recipe.limits import LimitsFile
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.recipe.schema import NOT_GIVEN, MaybeNotGiven
@@ -37,6 +38,11 @@ def benchmark_schema() -> JsonSchema:
     schema.pop("required")
     schema["anyOf"] = [{"required": ["extends"]}, {"required": list(needed), "properties": needed}]
     return schema
+
+
+def dataset_schema() -> JsonSchema:
+    """Return the schema of a file in ``datasets/``."""
+    return file_schema(DatasetFile)
 
 
 def limits_schema() -> JsonSchema:

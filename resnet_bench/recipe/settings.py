@@ -48,7 +48,9 @@ class ValidationSplit(Schema):
     """
 
     images: Count
+    """How many."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """Seed that draws them."""
 
 
 class Data(Schema):
@@ -60,14 +62,17 @@ class Data(Schema):
     """With ``dataset = "folder"``: the folder that has ``train/<class>`` and ``test/<class>``. It decides no result
     and is not in the fingerprint."""
     dataset: DatasetName
+    """``cifar10``, ``cifar100``, the name of a file in ``datasets/``, or ``folder``."""
     mean: RGB
     """Of each channel, of pixels between 0 and 1; the dataset's own where it is not given."""
     std: RGB
     """Likewise."""
     validation: Annotated[ValidationSplit | None, MaybeNotGiven] = None
+    """Training images that are held out."""
     train_images: Annotated[Annotated[int, Field(ge=2)] | None, MaybeNotGiven] = None
     """Use only this many training images (the validation split is taken from them)."""
     test_images: Annotated[Annotated[int, Field(ge=1)] | None, MaybeNotGiven] = None
+    """Number of test images to use; all by default."""
 
     @model_validator(mode="before")
     @classmethod
@@ -206,12 +211,14 @@ class Augmentation(Schema):
     crop_padding: Annotated[int, Field(ge=0)] = 0
     """Pixels padded on each side before a random crop of the original size."""
     padding_mode: Literal["zeros", "reflect"] = "zeros"
+    """What the padding holds."""
     flip: bool = False
     """Flip left to right with probability one half."""
     flip_mode: Annotated[Literal["random", "alternating"] | None, MaybeNotGiven] = None
     """``alternating``: the first epoch is random, and then every image is flipped in every other epoch
     (K. Jordan, arXiv 2404.00498). ``random``, the default: every epoch is random."""
     jitter: Annotated[Jitter | None, MaybeNotGiven] = None
+    """Random changes of color per image."""
     sizes: Annotated[Annotated[tuple[ResizeStage, ...], Field(strict=False, min_length=1)] | None, MaybeNotGiven] = None
     """Progressive resizing: train on smaller images first. The stages add up to the run. Test images keep their size,
     or that of ``resize``."""
@@ -243,7 +250,9 @@ class ModelConfig(Schema):
     """The model, by its name in ``resnet_bench.models``."""
 
     name: str
+    """The network."""
     whitening: Annotated[Whitening | None, MaybeNotGiven] = None
+    """A frozen first layer that whitens patches."""
     num_classes: Annotated[Annotated[int, Field(ge=2, le=1_000_000)] | None, MaybeNotGiven] = None
     """Outputs of the last layer; the dataset's classes where it is not given."""
     allow_unused_classes: bool = False
@@ -423,7 +432,9 @@ class Training(Schema):
     """The training loop."""
 
     epochs: Count
+    """Passes over the training images."""
     batch_size: Count
+    """Images per step."""
     last_batch: Literal["keep", "drop"] = "keep"
     """Whether to train on a smaller batch at the end of an epoch."""
     clip_value: Annotated[Annotated[float, Field(gt=0)] | None, MaybeNotGiven] = None
@@ -431,6 +442,7 @@ class Training(Schema):
     clip_norm: Annotated[Annotated[float, Field(gt=0)] | None, MaybeNotGiven] = None
     """Scale all gradients so that their joint 2-norm is at most this."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability that is spread over all classes."""
     freeze: Annotated[Annotated[tuple[Freeze, ...], Field(strict=False, min_length=1)] | None, MaybeNotGiven] = None
     """The backward pass ends at a layer below which all parameters are frozen."""
     reported_loss: Literal["mean", "batches", "last_batch"] = "mean"
@@ -467,12 +479,14 @@ class Evaluation(Schema):
     """The source's protocol for measuring accuracy. The standard accuracy is always measured beside it."""
 
     batch_size: Count
+    """Images per batch."""
     mode: Literal["eval", "batch_statistics"] = "eval"
     """``batch_statistics``: the source never calls ``eval()``, so BatchNorm uses the statistics of the batch
     and dropout stays active."""
     averaging: Literal["images", "batches"] = "images"
     """``batches``: the unweighted mean of the batches' means, which over-weights a smaller last batch."""
     shuffle: bool = False
+    """Whether images are evaluated in random order, as a source may do."""
     before_training: bool = False
     """Evaluate once before the first step; the curve then starts at epoch 0."""
     splits: Annotated[tuple[Literal["validation", "test"], ...], Field(strict=False)] = ("test",)
@@ -480,5 +494,6 @@ class Evaluation(Schema):
     every: Count = 1
     """Epochs between two evaluations; the last epoch is always evaluated."""
     test_at_end: bool = True
+    """Whether the test images are evaluated after the last epoch, whatever ``splits`` says."""
     test_time_augmentation: Annotated[TestTimeAugmentation | None, MaybeNotGiven] = None
     """Also measure the TTA accuracy, and report it beside the standard one."""

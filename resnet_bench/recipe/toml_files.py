@@ -58,7 +58,7 @@ def toml_files(searched: Sequence[Path]) -> dict[str, Path]:
     """List the TOML files in some folders by their stem; of files with the same name the first one wins."""
     found: dict[str, Path] = {}
     for folder in searched:
-        for path in sorted(folder.glob("*.toml")):
+        for path in sorted(folder.glob("*.toml"), key=lambda path: path.stem):
             if not path.name.startswith(".") and _lies_in(folder, path):
                 found.setdefault(path.stem, path)
     return found

@@ -2,18 +2,22 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
 from resnet_bench.base.text import listed
 from resnet_bench.judging.intervals import Interval, bootstrap_interval
+from resnet_bench.judging.planned import seeds_text
 from resnet_bench.judging.target import TimesToAccuracy, held_levels, time_to_accuracy
 from resnet_bench.judging.verdict import MIN_SEEDS, RECOMMENDED_SEEDS, Verdict, describe, selected, verdict
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.claims import Claim
 from resnet_bench.recipe.datasets import DATASETS
+from resnet_bench.recipe.files import scan_benchmarks
+from resnet_bench.reporting import reading
+from resnet_bench.reporting import runs as report_runs
 from resnet_bench.reporting.runs import Run, RunGroup
 from resnet_bench.tracking.vocabulary import PREFIX, current_metric
 
@@ -110,10 +114,13 @@ class ClaimRow:
         """The command that trains the runs a verdict lacks; None where it lacks none."""
         word = self.verdict.word
         too_few = word == "not judged" and self.verdict.n < MIN_SEEDS
-        if self.claim is None or not (word == "inconclusive" or self.group.apart or too_few):
+        missing = self.group.missing_seeds
+        if self.claim is None or not (word == "inconclusive" or self.group.apart or too_few or missing):
             return None
         if self.group.changed and not self.group.apart:
             return None
+        if missing and not self.group.apart:
+            return resume_command(self.benchmark, self.group.planned, missing)
         return run_command(self.benchmark, 2 * RECOMMENDED_SEEDS if word == "inconclusive" else None)
 
 
@@ -149,6 +156,27 @@ class Claims:
 def run_command(benchmark: str, seeds: int | None = None) -> str:
     """Return the command that runs a benchmark so that it can be judged."""
     return f"resnet-bench run {benchmark} --profile full --seeds {seeds or RECOMMENDED_SEEDS}"
+
+
+def read_claims(sources: Sequence[reading.Source], benchmarks: Sequence[str] | None = None) -> Claims:
+    """Compare the runs in stores or tables of reports with the claims of their benchmarks.
+
+    Args:
+        sources: MLflow stores (tracking URIs), or folders with the tables of a report.
+        benchmarks: Only these.
+
+    Raises:
+        UserError: No source could be read, or none holds a run.
+    """
+    loaded, _ = report_runs.load(reading.read(sources, benchmarks=benchmarks))
+    return build(report_runs.group(loaded), scan_benchmarks()[0], benchmarks)
+
+
+def resume_command(benchmark: str, planned: Collection[int], missing: Sequence[int]) -> str:
+    """Return the command that finishes planned seeds."""
+    from_zero = len(planned) == max(planned) + 1
+    seeds = f"--seeds {len(planned)}" if from_zero else " ".join(f"--seed {seed}" for seed in missing)
+    return f"resnet-bench run {benchmark} --profile full {seeds} --resume"
 
 
 def build(groups: Sequence[RunGroup], registry: Mapping[str, Benchmark], names: Sequence[str] | None = None) -> Claims:
@@ -256,14 +284,24 @@ def _rows(group: RunGroup, current: Benchmark | None) -> list[ClaimRow]:
 
 
 def _verdict(group: RunGroup, claim: Claim) -> Verdict:
+    latest = _judge_runs(group, claim, group.runs)
+    first = _judge_runs(group, claim, group.first_runs) if group.doubled_seeds else latest
+    if first.word == latest.word:
+        return latest
+    reason = f"seeds were repeated: by their first runs the claim is {first.word}, by their latest {latest.word}"
+    return replace(latest, word="inconclusive", reason=reason)
+
+
+def _judge_runs(group: RunGroup, claim: Claim, runs: Sequence[Run]) -> Verdict:
     run = group.latest
     return verdict(
         claim,
-        [member.accuracy(claim.split, claim.metric) for member in group.runs],
+        [member.accuracy(claim.split, claim.metric) for member in runs],
         profile=run.profile,
         generated=run.generated,
         same_dataset=group.apart or group.published_images,
         changed=group.changed,
+        missing=group.missing_seeds,
     )
 
 
@@ -276,6 +314,9 @@ def _notes(group: RunGroup, current: Benchmark | None) -> tuple[str, ...]:
             for device, runs in group.devices.items()
         )
         notes.append(f"seeds from several devices: {counted}")
+    if group.doubled_seeds:
+        seeds = seeds_text(group.doubled_seeds).replace(",", ", ")
+        notes.append(f"seeds that finished more than once: {seeds}; the latest run of each counts")
     precisions = sorted({run.precision for run in group.runs})
     if len(precisions) > 1:
         notes.append(f"several precisions: {', '.join(precisions)}")

@@ -22,7 +22,7 @@ from resnet_bench.recipe.claims import REPRODUCTION_MARGIN
 from resnet_bench.reporting import reading
 from resnet_bench.reporting.anonymize import machine_name
 from resnet_bench.reporting.reading import Source
-from resnet_bench.reporting.runs import Run, RunGroup, group, load
+from resnet_bench.reporting.runs import Run, RunGroup, group, group_labels, load
 from resnet_bench.reporting.tables import RUN_COLUMNS, Tables
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import ENERGY, PREFIX, SPLITS
@@ -62,6 +62,8 @@ class ComparisonRow:
     word: Word = "not tested"
     note: str = ""
     generated: bool = False
+    label: str = ""
+    """The benchmark's name with what tells these runs from others of that name; empty where there are no others."""
     detectable: float | None = None
     """The smallest difference that these runs would have shown with 80% power: in percentage points, for times as a
     ratio minus 1. None where they are too few to show any."""
@@ -159,8 +161,11 @@ def compare_runs(a: Side, b: Side) -> ResultComparison:
     left, right = by_benchmark(a.runs), by_benchmark(b.runs)
     rows: list[ComparisonRow] = []
     for key in sorted(left.keys() & right.keys()):
-        for first, second, note in matched(left[key], right[key]):
-            rows += _rows(first, second, note)
+        pairs = matched(left[key], right[key])
+        labels = group_labels([second for _, second, _ in pairs])
+        for first, second, note in pairs:
+            label = labels[second] if len(pairs) > 1 else ""
+            rows += [replace(row, label=label) for row in _rows(first, second, note)]
     rows = _with_words(rows)
     return ResultComparison(
         a=a.name,

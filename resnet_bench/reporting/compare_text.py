@@ -190,7 +190,9 @@ def _detectable(row: ComparisonRow) -> str:
 
 
 def _name(row: ComparisonRow | LimitRow) -> str:
-    name = row.benchmark if row.profile == "full" else f"{row.benchmark}, {row.profile}"
+    label = row.label if isinstance(row, ComparisonRow) else ""
+    name = label or row.benchmark
+    name = name if row.profile == "full" else f"{name}, {row.profile}"
     return f"{name}, generated images" if row.generated else name
 
 

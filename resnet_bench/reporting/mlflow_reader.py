@@ -32,7 +32,7 @@ from resnet_bench.reporting.tables import (
     tidy,
 )
 from resnet_bench.tracking.mlflow_client import pages
-from resnet_bench.tracking.sql_metrics import Point, read_points
+from resnet_bench.tracking.sql_rows import Point, read_points, read_runs
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import (
     EPOCH_METRICS,
@@ -113,16 +113,25 @@ class StoreReader:
             )
 
     def _search(self, start: datetime | None) -> tuple[list["MlflowRun"], dict[str, str]]:
-        client = self.client
-        filters = [f"tags.`{PREFIX}role` LIKE '%'"]
-        if start is not None:
-            filters.append(f"attributes.start_time >= {int(start.timestamp() * 1000)}")
+        since = None if start is None else int(start.timestamp() * 1000)
         try:
-            experiments = {e.experiment_id: e.name for e in pages(client.search_experiments)}
-            found = list(pages(client.search_runs, list(experiments), " AND ".join(filters), max_results=1000))
+            experiments = {e.experiment_id: e.name for e in pages(self.client.search_experiments)}
+            found = self._runs_of(list(experiments), since)
         except Exception as error:  # whatever the database driver or the server's client raises
             raise UserError(f"{self.store.redacted_uri} cannot be read: {self.store.describe_error(error)}") from error
         return sorted(found, key=lambda run: (run.info.start_time, run.info.run_id)), experiments
+
+    def _runs_of(self, experiments: Sequence[str], since: int | None) -> list["MlflowRun"]:
+        """Return the runs of the suite; a database is asked for all of them at once."""
+        if not self.store.is_server:
+            try:
+                return read_runs(self.client, experiments, f"{PREFIX}role", since)
+            except Exception as error:  # whatever the database driver raises
+                _log.debug("the runs are read by MLflow: %s", self.store.describe_error(error))
+        filters = [f"tags.`{PREFIX}role` LIKE '%'"]
+        if since is not None:
+            filters.append(f"attributes.start_time >= {since}")
+        return list(pages(self.client.search_runs, experiments, " AND ".join(filters), max_results=1000))
 
     def _row(self, stored: StoredRun) -> dict[str, Any]:
         """Return a run as a row of the table, and name the numbers that cannot be read."""

@@ -7,10 +7,8 @@ from pathlib import Path
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.judging.intervals import Interval, prediction_interval
-from resnet_bench.recipe.files import scan_benchmarks
 from resnet_bench.recipe.toml_files import reference_folder
-from resnet_bench.reporting import claims, reading, runs
-from resnet_bench.reporting.claims import ClaimRow
+from resnet_bench.reporting.claims import ClaimRow, read_claims
 from resnet_bench.reporting.wording import mean_with_interval
 
 
@@ -77,10 +75,8 @@ def reference_results(folder: Path | None = None, benchmarks: Sequence[str] | No
     Raises:
         UserError: The folder holds no tables of a report.
     """
-    known, _ = scan_benchmarks(None)
-    loaded, _ = runs.load(reading.read([folder or reference_folder()], benchmarks=benchmarks))
-    built = claims.build(runs.group(loaded), known, benchmarks)
-    return [ReferenceResult(row) for row in built.headlines]
+    found = read_claims([folder or reference_folder()], benchmarks)
+    return [ReferenceResult(row) for row in found.headlines]
 
 
 def beside_the_reference(found: ReferenceResult, accuracies: Sequence[float], fingerprint: str) -> str:

@@ -18,7 +18,7 @@ from resnet_bench.reporting.anonymize import anonymized
 from resnet_bench.reporting.claims import Claims
 from resnet_bench.reporting.page import Report, render_markdown, render_page
 from resnet_bench.reporting.reading import Source
-from resnet_bench.reporting.sections import churn, claims, classes, comparison, costs, curves, depth
+from resnet_bench.reporting.sections import churn, claims, classes, comparison, costs, curves, depth, history
 from resnet_bench.reporting.sections import runs as run_section
 from resnet_bench.reporting.sections import studies as study_section
 from resnet_bench.reporting.sections.section import Results
@@ -34,6 +34,7 @@ SECTIONS = (
     classes.SECTION,
     churn.SECTION,
     costs.SECTION,
+    history.SECTION,
     study_section.SECTION,
     run_section.SECTION,
 )

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.throughput import settled, settled_throughput
+from resnet_bench.judging.planned import parse_seeds
 from resnet_bench.judging.verdict import apart, best_evaluation, last_evaluation
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.datasets import DATASETS
@@ -148,6 +149,8 @@ class RunGroup:
     """Finished runs of seeds that are in ``runs`` already; they count for times only."""
     definition: Benchmark | None
     """The benchmark as the latest run recorded it; None where its artifact is missing or damaged."""
+    planned: frozenset[int] = frozenset()
+    """Seeds of every command that made a run of this experiment, finished or not."""
 
     @cached_property
     def latest(self) -> Run:
@@ -182,6 +185,27 @@ class RunGroup:
     def all_runs(self) -> tuple[Run, ...]:
         """Every finished run, repeated seeds included."""
         return (*self.runs, *self.repeats)
+
+    @cached_property
+    def missing_seeds(self) -> tuple[int, ...]:
+        """Seeds that were planned and have no finished run."""
+        return tuple(sorted(self.planned - {run.seed for run in self.runs}))
+
+    @cached_property
+    def doubled_seeds(self) -> tuple[int, ...]:
+        """Seeds with several finished runs."""
+        return tuple(sorted({run.seed for run in self.repeats if run.seed is not None}))
+
+    @cached_property
+    def first_runs(self) -> tuple[Run, ...]:
+        """For each of ``runs`` the earliest one of the same seed, device and code: what counted before a repeat."""
+
+        def repeated(run: Run) -> tuple[object, ...]:
+            return run.seed, run.device, run.precision, run.tags.get(tag("code_fingerprint"))
+
+        first = {repeated(run): run for run in reversed(self.repeats) if run.seed is not None}
+        earlier = ((run, first.get(repeated(run), run)) for run in self.runs)
+        return tuple(min(pair, key=lambda run: run.started) for pair in earlier)
 
     @cached_property
     def devices(self) -> dict[str, list[Run]]:
@@ -263,10 +287,43 @@ def group(runs: Iterable[Run]) -> list[RunGroup]:
     first, and others add only the seeds that it lacks; of several runs the latest counts.
     """
     together: dict[tuple[str, ...], list[Run]] = defaultdict(list)
+    planned: dict[tuple[str, ...], frozenset[int]] = defaultdict(frozenset)
     for run in runs:
-        if run.role == "run" and run.finished:
-            together[tuple(str(getattr(run, name)) for name in GROUP_COLUMNS)].append(run)
-    return [_group(members) for _, members in sorted(together.items())]
+        if run.role != "run":
+            continue
+        key = tuple(str(getattr(run, name)) for name in GROUP_COLUMNS)
+        planned[key] |= parse_seeds(run.tags.get(tag("planned_seeds"), ""))
+        if run.finished:
+            together[key].append(run)
+    return [_group(members, planned[key]) for key, members in sorted(together.items())]
+
+
+def group_labels(groups: Sequence[RunGroup]) -> dict[RunGroup, str]:
+    """Return each group's name: its benchmark's, with what tells it from another group of the same name."""
+    alike: dict[tuple[bool, str], list[RunGroup]] = defaultdict(list)
+    for group in groups:
+        # Smoke runs and generated images carry a badge, so that they need no other name.
+        alike[group.apart, _own_label(group)].append(group)
+    return {
+        group: f"{label} ({mark})" if len(members) > 1 else label
+        for (_, label), members in alike.items()
+        for group, mark in zip(members, _marks(members), strict=True)
+    }
+
+
+def _marks(groups: Sequence[RunGroup]) -> list[str]:
+    """Return by which each group is known among groups of one name: its recipe or, where they share it, its images."""
+    recipes = [group.latest.fingerprint[:6] for group in groups]
+    return [
+        recipe if recipes.count(recipe) == 1 else f"{recipe}, images {group.latest.data_fingerprint[:6] or 'unknown'}"
+        for group, recipe in zip(groups, recipes, strict=True)
+    ]
+
+
+def _own_label(group: RunGroup) -> str:
+    if not group.changed:
+        return group.name
+    return f"{group.name} ({group.changed[0] if len(group.changed) == 1 else 'changed recipe'})"
 
 
 def by_run(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -316,7 +373,7 @@ def _without_times(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if not key.startswith("time/") and not key.endswith("_seconds")}
 
 
-def _group(members: Sequence[Run]) -> RunGroup:
+def _group(members: Sequence[Run], planned: frozenset[int]) -> RunGroup:
     counted: dict[object, Run] = {}
     for runs in _by_device(members).values():
         latest = {run.seed if run.seed is not None else run.id: run for run in runs}
@@ -327,6 +384,7 @@ def _group(members: Sequence[Run]) -> RunGroup:
         runs=tuple(sorted(counted.values(), key=lambda run: (run.seed is None, run.seed or 0))),
         repeats=tuple(run for run in members if run.id not in chosen),
         definition=next((found for text in reversed(texts) if (found := _definition(text)) is not None), None),
+        planned=planned,
     )
 
 

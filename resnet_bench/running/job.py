@@ -42,6 +42,7 @@ class Job:
         force: Train it although it was finished before.
         keep_model: Write checkpoints and log the model; a study's trials do without.
         sharing: How many runs share the device at a time, so that the times of each say nothing about it alone.
+        planned: Seeds of the same command; a verdict needs all of them.
         warm_up: Train some steps on generated images first, so that no clock sees compilation.
     """
 
@@ -59,6 +60,7 @@ class Job:
     force: bool = False
     keep_model: bool = True
     sharing: int = 1
+    planned: tuple[int, ...] = ()
     warm_up: bool = False
 
     @property

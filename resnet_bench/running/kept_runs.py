@@ -16,6 +16,7 @@ from resnet_bench.tracking.cursor import Cursor, lock_folder, store_of
 from resnet_bench.tracking.run_files import CHECKPOINTS, MODEL, size_of
 from resnet_bench.tracking.stale_runs import close_stale_runs
 from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.summaries import summarize
 from resnet_bench.tracking.uploader import has_unsent
 from resnet_bench.tracking.vocabulary import EXPERIMENTS, current_metrics, tag
 
@@ -71,7 +72,11 @@ def read_runs(store: Store, run_dir: Path) -> list[KeptRun]:
     """
     folders = {folder.run_id: folder for folder in folders_in(run_dir) if folder.run_id is not None}
     runs = sorted(_runs(store.reader()), key=lambda run: -run.info.start_time)
-    return [_kept(run, folders.get(run.info.run_id)) for run in runs if run.info.lifecycle_stage == "active"]
+    return [
+        _kept(run, folders.get(run.info.run_id))
+        for run in runs
+        if run.info.lifecycle_stage == "active" and tag("summary") not in run.data.tags
+    ]
 
 
 def find_run(runs: Sequence[KeptRun], name: str) -> KeptRun:
@@ -102,15 +107,22 @@ def delete_run(store: Store, run: KeptRun) -> int:
     if run.status == "RUNNING":
         raise UserError(f"{run.name} is running; stop it first")
     if run.folder is None:
-        store.client().delete_run(run.run_id)
+        _delete(store, run)
         return 0
     with _held(run.folder) as is_free:
         if not is_free:
             raise UserError(f"{run.folder}: another process uses this run; wait for it to end")
         # The folder goes second: a run that is still there can be deleted again.
-        store.client().delete_run(run.run_id)
+        _delete(store, run)
         shutil.rmtree(run.folder, ignore_errors=True)
     return run.folder_bytes
+
+
+def _delete(store: Store, run: KeptRun) -> None:
+    client = store.client()
+    tags = client.get_run(run.run_id).data.tags
+    client.delete_run(run.run_id)
+    summarize(store, client, tags, run.experiment_id)
 
 
 # --- what nobody needs any more ---------------------------------------------------------------------

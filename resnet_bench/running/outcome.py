@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from resnet_bench.base.throughput import settled_throughput
+from resnet_bench.judging.planned import parse_seeds
 from resnet_bench.tracking.vocabulary import ENERGY, current_metrics, tag
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Outcome:
     """Consumed by the training steps; None where no counter can be read."""
     throughput_by_epoch: list[float] = field(default_factory=list)
     """Images/s."""
+    planned: frozenset[int] = frozenset()
+    """Seeds that were planned with it, where it was read from the store."""
     sharing: int = 1
     """How many runs shared the device, and the times of this one with it."""
     failure: str | None = None
@@ -102,6 +105,7 @@ class Outcome:
             tta_seconds=metrics.get("final/tta_seconds", 0.0),
             joules=metrics.get(ENERGY),
             throughput_by_epoch=[throughput[epoch] for epoch in sorted(throughput)],
+            planned=parse_seeds(run.data.tags.get(tag("planned_seeds"), "")),
             sharing=int(run.data.tags.get("resnet_bench.seeds_per_device", "1")),
             cached=True,
         )

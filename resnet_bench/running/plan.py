@@ -267,6 +267,7 @@ def _jobs(
             resume=options.resume,
             force=options.force,
             sharing=sharing,
+            planned=tuple(options.seeds),
         )
         for benchmark in benchmarks
         for seed in options.seeds

@@ -6,6 +6,7 @@ from resnet_bench.data.dataset import Dataset
 from resnet_bench.data.of_recipe import uses_official_split
 from resnet_bench.execution.execution import Execution
 from resnet_bench.execution.options import ExecutionOptions
+from resnet_bench.judging.planned import seeds_text
 from resnet_bench.measure.autotune import autotune
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.context import Context
@@ -88,8 +89,13 @@ def facts_of(job: Job, execution: Execution, dataset: Dataset) -> RunFacts:
         experiment=job.experiment,
         parent_run_id=job.parent,
         seeds_per_device=job.sharing,
-        more_tags={**job.tags, **_validation_tags(job.recipe, dataset)},
+        more_tags={**job.tags, **_plan_tags(job), **_validation_tags(job.recipe, dataset)},
     )
+
+
+def _plan_tags(job: Job) -> dict[str, str]:
+    """Keep with the run which seeds were planned with it, so that a missing one is noticed."""
+    return {"planned_seeds": seeds_text(job.planned)} if job.planned else {}
 
 
 def _validation_tags(recipe: Recipe, dataset: Dataset) -> dict[str, str]:

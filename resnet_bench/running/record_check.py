@@ -202,6 +202,7 @@ class RecordCheck:
                 profile="full",
                 seed=seed,
                 force=True,
+                planned=tuple(self.seeds),
                 warm_up=True,
             )
         if self.baseline is not None:

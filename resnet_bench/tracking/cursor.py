@@ -122,7 +122,7 @@ def store_of(folder: Path, named: Store | None, project: Path) -> Store:
         return Store.resolve(uri, project)
     store = named or Store.resolve(None, project)
     if named is None and not _is_same(store, uri):
-        raise UserError(f"{folder} was made for {uri}; name it with its login: --tracking {uri}")
+        raise UserError(f"{folder} was made for {uri}; set MLFLOW_TRACKING_URI to this address with its login")
     _require_own(folder, noted, store)
     return store
 

@@ -22,6 +22,7 @@ from resnet_bench.tracking.cursor import JOURNAL, Cursor
 from resnet_bench.tracking.journal import Damage, Entry, Record, points, read, thinned
 from resnet_bench.tracking.leases import Lease
 from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.summaries import summarize
 from resnet_bench.tracking.vocabulary import tag
 
 if TYPE_CHECKING:
@@ -303,6 +304,9 @@ class Delivery:
             _log_dataset(client, run_id, records[0])
         elif kind == "status":
             _set_status(client, run_id, records[0])
+            if records[0]["status"] != "RUNNING":
+                run = client.get_run(run_id)
+                summarize(self._store, client, run.data.tags, run.info.experiment_id)
         else:
             raise ValueError(f"{self.journal} holds a record of a kind this version does not know: {kind}")
 

@@ -12,7 +12,8 @@ _VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
 
 _DESCRIPTIONS: Mapping[str, str] = {
     EXPERIMENT: (
-        "Benchmark runs: one recipe × one seed × one execution each. Accuracies are fractions. "
+        "Benchmark runs: one recipe × one seed × one execution each, below the mean of their seeds. Accuracies are "
+        "fractions. "
         f"`{final_metric('test')}` follows the source's protocol, "
         f"`{final_metric('test', 'accuracy_standard')}` is in eval mode, per image. "
         f"`{tag('claim')}` is what the source says. A `smoke` profile and generated images judge no claim."
@@ -22,13 +23,15 @@ _DESCRIPTIONS: Mapping[str, str] = {
         f"A pruned trial is marked KILLED and says why in `{tag('reason')}`."
     ),
 }
-_EARLIER_DESCRIPTIONS = {"b07510e8109b5e74", "49ef92339ebb8a83"}
-"""Digests of what version 0.1.0 wrote; what somebody else wrote is not replaced."""
+_EARLIER_DESCRIPTIONS = {"b07510e8109b5e74", "49ef92339ebb8a83", "9bf33fad7988cf81"}
+"""Digests of what earlier versions wrote; what somebody else wrote is not replaced."""
 
 _COLUMNS: Mapping[str, Mapping[str, int]] = {
     EXPERIMENT: {
-        "metrics.`final/test_accuracy`": 140,
-        "metrics.`final/test_accuracy_standard`": 190,
+        "metrics.`final/test_accuracy`": 150,
+        "metrics.`summary/test_accuracy_sd`": 185,
+        "metrics.`summary/seeds`": 120,
+        "metrics.`final/test_accuracy_standard`": 215,
         "metrics.`final/train_seconds`": 135,
         "metrics.`final/images_per_second`": 165,
         "tags.`resnet_bench.claim`": 150,
@@ -50,7 +53,7 @@ _COLUMNS: Mapping[str, Mapping[str, int]] = {
 """The columns of the runs page and their widths in pixels."""
 
 _CHART_SECTIONS: Mapping[str, tuple[str, ...]] = {
-    EXPERIMENT: ("test", "train", "step", "final", "time", "memory"),
+    EXPERIMENT: ("final", "test", "train", "step", "summary", "time", "memory"),
     STUDIES_EXPERIMENT: ("validation", "study", "train", "step", "test", "final", "time", "memory"),
 }
 """The order of MLflow's charts, by what the names of metrics begin with; it puts those of other names behind them."""

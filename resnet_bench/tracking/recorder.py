@@ -97,6 +97,10 @@ class Recorder:
                 share = 1 - skip / len(next(iter(values.values())))
                 yield metrics_record(axis, first_step + skip, fresh, timestamp=timestamp, seconds=seconds * share)
 
+    def final(self, values: Mapping[str, float], *, timestamp: int) -> Iterator[Record]:
+        """Yield values of the whole run, at step 0: there MLflow draws bars, elsewhere a curve of one point."""
+        yield from self.metrics("epoch", 0, _single(values), timestamp=timestamp)
+
     def rest(self) -> Iterator[Record]:
         """Yield what waits for the end of an epoch that will not come."""
         for epoch, seconds in self._evaluation_seconds.items():
@@ -153,7 +157,7 @@ class Recorder:
         values[names.FINAL_EVALUATION_SECONDS] = event.evaluation_seconds
         if event.tta_seconds:
             values[names.FINAL_TTA_SECONDS] = event.tta_seconds
-        yield from self.metrics("epoch", event.epoch, _single(values), timestamp=now)
+        yield from self.final(values, timestamp=now)
         yield from self.rest()
         yield from self._reached_claims(event.epoch, event.train_seconds, now)
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.uris import redact, redact_text, sqlite_path
+from resnet_bench.base.uris import HIDDEN, redact, redact_text, sqlite_path
 from resnet_bench.tracking import mlflow_client, servers, sqlite_files
 from resnet_bench.tracking.experiments import experiment_tags, outdated_tags
 from resnet_bench.tracking.sqlite_files import log_once
@@ -270,14 +270,23 @@ def option(store: Store) -> list[str]:
     with contextlib.suppress(UserError):
         if Store.resolve().uri == store.uri:
             return []
-    return ["--tracking", store.redacted_uri]
+    return [] if HIDDEN in store.redacted_uri else ["--tracking", store.uri]
+
+
+def login_note(store: Store) -> str:
+    """Return what a command without :func:`option` needs in the environment: a login is never printed."""
+    with contextlib.suppress(UserError):
+        if Store.resolve().uri == store.uri:
+            return ""
+    needed = HIDDEN in store.redacted_uri
+    return f" (with MLFLOW_TRACKING_URI set to {store.redacted_uri} and its login)" if needed else ""
 
 
 def where_to_see(store: Store) -> str:
     """Return what to open or type to see a store's runs."""
     if store.is_server:
         return f"open {_pages(store)}"
-    return f"see them with: {shlex.join(['resnet-bench', 'ui', *option(store)])}"
+    return f"see them with: {shlex.join(['resnet-bench', 'ui', *option(store)])}{login_note(store)}"
 
 
 def _pages(store: Store) -> str:

@@ -135,6 +135,10 @@ class Tracker:
         single = {key: [float(value)] for key, value in values.items()}
         self._writer.append(self._recorder.metrics("epoch", epoch, single, timestamp=now_ms()))
 
+    def final(self, values: Mapping[str, float]) -> None:
+        """Log further metrics of the whole run."""
+        self._writer.append(self._recorder.final(values, timestamp=now_ms()))
+
     def artifact(self, path: Path, artifact_path: str = "") -> None:
         """Queue a file or folder to be logged as an artifact.
 

@@ -14,6 +14,7 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.tracking import mlflow_client
 from resnet_bench.tracking.experiments import runs_page
 from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.summaries import refresh
 from resnet_bench.tracking.vocabulary import EXPERIMENTS
 
 START_TIMEOUT_SECONDS = 120
@@ -79,6 +80,7 @@ def serve_ui(store: Store, *, host: str = "127.0.0.1", port: int = 5000, say: Ca
     command, environment = ui_command(store, host, port)
     store.prepare()
     client = store.client()
+    refresh(store, client)
     base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     pages = [(name, runs_page(base, store.experiment_id(client, name))) for name in EXPERIMENTS]
     say(f"starting MLflow on {store.redacted_uri}; this takes some seconds")

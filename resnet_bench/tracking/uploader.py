@@ -16,7 +16,7 @@ from resnet_bench.tracking.journal import Entry, read
 from resnet_bench.tracking.leases import TakenOver
 from resnet_bench.tracking.mlflow_client import patient
 from resnet_bench.tracking.run_files import TAKEN_OVER, remove_delivered
-from resnet_bench.tracking.store import Store, option
+from resnet_bench.tracking.store import Store, login_note
 
 BUSY_FRACTION = 0.25
 """The most of its time that the thread works during training: it shares the interpreter with the loop."""
@@ -175,10 +175,8 @@ def flush_command(store: Store, folder: Path) -> str:
     runs = folder.absolute().parent
     if runs != Path.cwd() / RUNS_FOLDER:
         words += ["--run-dir", str(runs)]
-    if store.redacted_uri != store.uri:
-        # Its login is in no file, unless the environment has it.
-        words += option(store)
-    return shlex.join(words)
+    # The run's folder has the address; its login is in no file, unless the environment has it.
+    return f"{shlex.join(words)}{login_note(store)}"
 
 
 def flush(store: Store, folder: Path) -> UploadReport:

@@ -32,6 +32,7 @@ TAGS: Mapping[str, str] = {
     "role": "run, study, trial or retrain",
     "profile": "full or smoke",
     "seed": "the seed of every random stream",
+    "planned_seeds": "the seeds of the command that made the run, such as 0-9; a verdict needs all of them",
     "fingerprint": "of the recipe; equal for repeats of one experiment",
     "source_title": "who published the recipe",
     "claim": "the source's first claim, as it is printed",
@@ -71,6 +72,7 @@ TAGS: Mapping[str, str] = {
     "cuda_graphs": "how many CUDA graphs were captured; missing where steps are eager",
     "resumed": "how often the run was resumed",
     "reason": "why it did not finish",
+    "summary": "of a run that sums up seeds: what they share; it has no role, and no reader counts it",
     # Studies.
     "study": "the study's name",
     "sampler": "the study's sampler, as JSON",
@@ -130,6 +132,8 @@ EVALUATED = ("accuracy", "accuracy_standard", "accuracy_tta", "loss", "loss_stan
 """What an evaluation of a split gives: by the source's protocol, in eval mode per image, and with test-time
 augmentation."""
 
+FINAL_PREFIX = "final/"
+"""How the names of last values begin; they are logged at step 0, where MLflow draws bars."""
 FINAL_TRAIN_SECONDS = "final/train_seconds"
 FINAL_EVALUATION_SECONDS = "final/evaluation_seconds"
 FINAL_TTA_SECONDS = "final/tta_seconds"
@@ -148,7 +152,7 @@ EPOCH_METRICS = (
     PEAK_MEMORY,
 )
 """Metrics with one value per epoch."""
-ONCE_PREFIXES = ("final/", "study/", "energy/", "device/", "time/to_claim_", SETUP_SECONDS)
+ONCE_PREFIXES = (FINAL_PREFIX, "study/", "energy/", "device/", "time/to_claim_", SETUP_SECONDS)
 """How the names of metrics begin that are logged once."""
 
 
@@ -159,7 +163,12 @@ def split_metric(split: str, name: str) -> str:
 
 def final_metric(split: str, name: str = "accuracy") -> str:
     """Return the metric with a split's last value, such as ``final/test_accuracy``."""
-    return f"final/{split}_{name}"
+    return f"{FINAL_PREFIX}{split}_{name}"
+
+
+def summary_metric(name: str) -> str:
+    """Return the metric of a summary that no run has, such as ``summary/test_accuracy_sd``."""
+    return f"summary/{name}"
 
 
 def to_claim_seconds(number: int) -> str:

@@ -8,7 +8,7 @@ import tomli_w
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.names import MAX_NAME_LENGTH, is_file_name
-from resnet_bench.base.text import percent
+from resnet_bench.base.text import percent, plural
 from resnet_bench.models.of_recipe import check_benchmark
 from resnet_bench.recipe.benchmark import Benchmark, Tuned
 from resnet_bench.recipe.changes import override
@@ -119,7 +119,10 @@ def budget_text(stored: StoredStudy) -> str:
     definition, base = stored.definition, stored.plan.base
     trial = definition.budget.epochs or base.training.epochs
     final = definition.retrain.epochs or base.training.epochs
-    return f"trials of {trial} epochs, retraining runs of {final} epochs on {base.data.num_train} images"
+    return (
+        f"trials of {plural(trial, 'epoch')}, retraining runs of {plural(final, 'epoch')} on "
+        f"{plural(base.data.num_train, 'image')}"
+    )
 
 
 def _budget(stored: StoredStudy) -> str:
@@ -130,7 +133,7 @@ def _budget(stored: StoredStudy) -> str:
     if base.data.dataset != full.data.dataset:
         parts.append(f"{base.data.dataset} in place of {full.data.dataset}")
     if epochs != full.training.epochs:
-        parts.append(f"{epochs} epochs of {full.training.epochs}")
+        parts.append(f"{plural(epochs, 'epoch')} of {full.training.epochs}")
     if base.data.num_train != full.data.num_train:
         parts.append(f"{base.data.num_train} training images of {full.data.num_train}")
     return ", ".join(parts)

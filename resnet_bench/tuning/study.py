@@ -31,7 +31,9 @@ class Condition(Schema):
     """When a conditional parameter is searched: if another one has this value, or one of these."""
 
     key: Key
+    """Another key of the space."""
     equals: OptionValue | Annotated[tuple[OptionValue, ...], Field(strict=False, min_length=1)]
+    """The value that it must have."""
 
     @property
     def wanted(self) -> tuple[Value, ...]:
@@ -47,7 +49,9 @@ class Parameter(Schema):
     """The values that one key of the recipe may take."""
 
     type: Literal["float", "log-float", "int", "categorical"]
+    """Kind of values; ``log-float`` is searched by its logarithm."""
     low: int | float | None = None
+    """The least value."""
     high: int | float | None = None
     """The ends of a range, both included."""
     step: Annotated[int | float, Field(gt=0)] | None = None
@@ -55,7 +59,9 @@ class Parameter(Schema):
     log: bool = False
     """For ``int``: search on a logarithmic scale."""
     choices: Annotated[tuple[OptionValue, ...], Field(strict=False, min_length=1)] | None = None
+    """The values of ``categorical``."""
     when: Condition | None = None
+    """Search it only where another key has a value."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -163,14 +169,18 @@ class Sampler(Schema):
     """One of Optuna's samplers, by name, with its options."""
 
     name: SamplerName = "tpe"
+    """Which one."""
     options: dict[str, OptionValue] = Field(default_factory=dict)
+    """Its options, as Optuna calls them."""
 
 
 class Pruner(Schema):
     """One of Optuna's pruners, by name, with its options."""
 
     name: PrunerName = "median"
+    """Which one."""
     options: dict[str, OptionValue] = Field(default_factory=dict)
+    """Its options, as Optuna calls them."""
 
 
 class Budget(Schema):
@@ -188,6 +198,7 @@ class RetrainConfig(Schema):
     """How the best and the source hyperparameters are compared at the end."""
 
     seeds: Count = RETRAIN_SEEDS
+    """How many new seeds per side."""
     epochs: Count | None = None
     """The recipe's by default."""
 
@@ -197,15 +208,22 @@ class Study(Schema):
 
     name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)]
     benchmark: str
+    """The benchmark to tune."""
     notes: str | None = None
+    """Whatever readers should know."""
     made_for: Literal["gpu", "cpu"] = "gpu"
     """The machine that the full profile is sized for; elsewhere the smoke profile is the default."""
     objectives: Annotated[tuple[Objective, ...], Field(strict=False, min_length=1)] = ("validation_accuracy",)
+    """What to optimize; with two, the study looks for the best trade-offs."""
     space: Annotated[dict[Key, Parameter], Field(min_length=1)]
+    """Recipe keys, such as ``optimizer.lr``, with the values to search."""
     """Parameters by dotted recipe key; a conditional one comes after the one it depends on."""
     sampler: Sampler = Sampler()
+    """How hyperparameters are suggested."""
     pruner: Pruner = Pruner()
+    """Which trials end early."""
     budget: Budget
+    """How long it searches."""
     seeds: Count = 1
     """Runs per trial, with seeds 0, 1, …; the objective is their mean."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -213,9 +231,12 @@ class Study(Schema):
     validation: ValidationSplit | None = None
     """Split off the training images to score trials, where the recipe has no validation split."""
     retrain: RetrainConfig = RetrainConfig()
+    """The comparison on new seeds at the end."""
     recipe: dict[str, Any] = Field(default_factory=dict)
+    """Changes of the recipe that all trials have."""
     """Changes to the benchmark's recipe, for trials and retraining runs alike."""
     profiles: "dict[Literal['smoke'], Study]" = Field(default_factory=dict)
+    """``smoke``: changes that make a study of minutes."""
     """The whole study of each profile, its differences merged in."""
 
     @model_validator(mode="after")

@@ -2,12 +2,13 @@
 
 import io
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from resnet_bench.cli.closing import closing_table
+from resnet_bench.cli.closing import closing_table, find_verdicts
 from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay, lasting
 from resnet_bench.cli.screen import print_table
 from resnet_bench.recipe.benchmark import Benchmark, Source
@@ -52,6 +53,26 @@ def test_a_log_gets_one_line_an_epoch_without_control_characters() -> None:
         "[1/2] tiny seed 3  epoch 1/1: loss 2.5000, accuracy 25.00%, 80 images/s, 500 ms",
         "[1/2] tiny seed 3  failed: it broke",
     ]
+
+
+def test_a_running_epoch_shows_its_own_loss_and_no_earlier_accuracy() -> None:
+    console = Console(file=io.StringIO(), width=160, force_terminal=True)
+    with RunsDisplay(console, 1).shown() as display:
+        shown = begin(display, "tiny seed 3")
+        for event in events():
+            shown.take(event)
+        shown.take(Steps(2, 2, [1.25], [0.1], images=40, correct=4, seconds=0.5, snapshot=dict))
+        assert display.progress is not None
+        facts = display.progress.tasks[0].fields["facts"]
+        assert "epoch 2/1, step 2" in facts
+        assert "loss 1.250" in facts
+        assert "accuracy" not in facts
+        # Of an epoch without evaluation no accuracy is known either.
+        shown.take(EpochEnded(2, 2, 1.25, 1.2, 0.1, 0.5, 1.0, 80.0, peak_memory_bytes=1, snapshot=dict))
+        shown.take(JobFinished())
+    lines = console.file.getvalue()
+    assert "epoch 1/1: loss 2.5000, accuracy 25.00%" in lines
+    assert "epoch 2/1: loss 1.2500, 80 images/s" in lines
 
 
 def test_runs_at_once_each_say_whose_line_it_is() -> None:
@@ -99,7 +120,7 @@ def test_a_terminal_shows_everything_of_a_run_in_whole_words(width: int) -> None
         shown[0].take(Steps(1, 1, [2.5], [0.1], images=40, correct=4, seconds=0.003, snapshot=dict))
     screen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.getvalue())
     words = set(screen.split())
-    assert {"resnet18-step-decay-no-augmentation", "[1/12]", "[2/12]", "101", "25.0%,", "images/s,", "left"} <= words
+    assert {"resnet18-step-decay-no-augmentation", "[1/12]", "[2/12]", "101", "images/s,", "left"} <= words
     assert "…" not in screen
     assert max(len(line.rstrip()) for line in re.split(r"[\r\n]+", screen)) <= width
 
@@ -207,3 +228,29 @@ def test_throughput_is_the_median_of_the_epochs_after_the_first() -> None:
     assert found.images_per_second == 100.0
     assert Outcome(throughput_by_epoch=[10.0]).images_per_second == 10.0
     assert Outcome().images_per_second is None
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "word", "reason"),
+    [
+        ((0, 1, 2), (), "reproduced", ""),
+        ((0, 1, 2), (0, 1, 2), "reproduced", ""),
+        ((0, 1, 2), (0, 1, 2, 3), "not judged", "1 planned seed did not finish (3)"),
+        ((0, 1, 2, 3, 4), (), "not judged", "2 planned seeds did not finish (3-4)"),
+    ],
+)
+def test_seeds_that_were_planned_and_are_missing_hold_the_verdict_back(
+    now: tuple[int, ...], before: tuple[int, ...], word: str, reason: str
+) -> None:
+    """Of five planned seeds three say nothing, and so does a choice of three that finished before."""
+    results = [
+        (
+            replace(job(seed), profile="full", planned=now),
+            Outcome(accuracy_by_epoch={1: 0.8287 + seed / 1000}, planned=frozenset(before)),
+        )
+        for seed in range(3)
+    ]
+    results += [(replace(job(seed), planned=now), Outcome(failure="it broke")) for seed in now[3:4]]
+    found = find_verdicts(results, ())
+    assert found[0][0] == word
+    assert reason in found[0][1]

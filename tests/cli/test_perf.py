@@ -24,11 +24,14 @@ def test_perf_prints_writes_and_logs(tmp_path, monkeypatch) -> None:
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "small.toml").write_text(SMALL)
     command = ["perf", "small", "--benchmark-dir", "benchmarks", "--repeats", "2", "--steps", "1", "--threads", "1"]
-    result = CliRunner().invoke(app, [*command, "--output", "out/perf.json"], catch_exceptions=False)
+    result = CliRunner().invoke(app, [*command, "--output", "out/perf.json", "--json"], catch_exceptions=False)
     assert result.exit_code == 0
     assert "GENERATED IMAGES" in result.output
     assert "each stage separately" in result.output
-    (comparison,) = json.loads((tmp_path / "out" / "perf.json").read_text())
+    document = json.loads(result.stdout)
+    assert (document["kind"], document["file"]) == ("perf", "out/perf.json")
+    (comparison,) = document["comparisons"]
+    assert [comparison] == json.loads((tmp_path / "out" / "perf.json").read_text())
     assert [arm["name"] for arm in comparison["arms"]] == ["source", "plain", "fast", "auto"]
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("resnet-bench perf")

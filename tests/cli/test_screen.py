@@ -232,3 +232,14 @@ def test_closed_output_is_no_error(tmp_path: Path) -> None:
         ["sh", "-c", f'"{sys.executable}" -m resnet_bench list >&-'], cwd=tmp_path, capture_output=True, text=True
     )
     assert (process.returncode, process.stderr) == (0, "")
+
+
+def test_the_command_that_resumes_is_printed_without_a_login(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["resnet-bench", "run", "a b", "--tracking", "postgresql://ann:topsecret@db/x"])
+    screen.print_resume_command("--resume")
+    assert capsys.readouterr().out == (
+        "interrupted; resume with: resnet-bench run 'a b' --tracking 'postgresql://ann:***@db/x' --resume "
+        "(with the login in place of ***)\n"
+    )

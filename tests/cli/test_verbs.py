@@ -1,6 +1,7 @@
 """The verbs that look, copy and check, as a user types them."""
 
 import shlex
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.cli import machine, options
+from resnet_bench.cli import app, machine, options
 from resnet_bench.data import dataset
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -50,11 +51,20 @@ def test_validate_prints_every_problem_of_every_file(invoke, tmp_path: Path) -> 
 
 
 def test_validate_takes_every_shipped_file(invoke) -> None:
-    files = [*(REPOSITORY / "studies").glob("*.toml"), REPOSITORY / "benchmarks" / "speedrun-90.toml"]
+    studies, datasets = ([*(REPOSITORY / kind).glob("*.toml")] for kind in ("studies", "datasets"))
+    files = [*studies, *datasets, REPOSITORY / "benchmarks" / "speedrun-90.toml"]
     result = invoke(f"validate {shlex.join(map(str, files))}")
     assert result.code == 0, result.err
-    assert result.out.count(": valid, a study of ") == len(files) - 1
+    assert result.out.count(": valid, a study of ") == len(studies)
+    assert result.out.count(": valid, a dataset of 10 classes") == len(datasets)
     assert "speedrun-90.toml: valid, recipe " in result.out
+
+
+def test_validate_knows_what_a_dataset_lacks(invoke, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('classes = ["a", "b"]\ntest_images = 4\ntest = "x"\ntrain = "y"\n')
+    result = invoke("validate mine.toml")
+    assert result.code == 2
+    assert result.err.startswith("error: mine.toml: train is given and train_images is missing")
 
 
 def test_validate_checks_a_study_against_its_benchmark(invoke, tmp_path: Path) -> None:
@@ -192,6 +202,17 @@ def test_doctor_compares_torchvision_with_torch(
     assert (finding.remedy is None) == good
 
 
+def test_doctor_shows_a_store_that_cannot_be_named_beside_everything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "100%").mkdir()
+    monkeypatch.chdir(tmp_path / "100%")
+    found = {finding.subject: finding for finding in machine.check_machine(tmp_path, None)}
+    assert found["disk"].good
+    assert not found["tracking"].good
+    assert "path has ?, # or % in it" in found["tracking"].text
+
+
 def test_doctor_misses_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def missing(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
@@ -201,3 +222,21 @@ def test_doctor_misses_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     (finding,) = [found for found in machine.check_machine(tmp_path, None) if found.subject == "torch"]
     assert not finding.good
     assert "torchvision is not installed" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["list", "--name", "x"], "error: no such option: --name"),
+        (["list", "--study-name", "x"], "error: no such option: --study-name"),
+        (["show", "--out=x"], "error: no such option: --out"),
+    ],
+)
+def test_an_option_that_a_verb_lacks_is_named_as_it_was_typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["resnet-bench", *words])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(message)

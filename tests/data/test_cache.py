@@ -2,10 +2,10 @@ import dataclasses
 import errno
 import multiprocessing
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing.synchronize import Barrier
+from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -236,54 +236,66 @@ def test_every_write_fault_leaves_no_entry_or_a_whole_one(
     assert number - 1 == 28
 
 
-def load_slowly(info: DatasetFacts, folder: Path, seconds: float, barrier: Barrier, results: Any) -> None:
+def load_slowly(info: DatasetFacts, folder: Path, go_on: Event, results: Any) -> None:
     """Runs in another process."""
     messages: list[str] = []
     read = ParquetSource.read
 
     def slow_read(source: ParquetSource, progress: Any) -> Content:
         results.put("reading")
-        time.sleep(seconds)
+        assert go_on.wait(600)
         return read(source, progress)
 
     ParquetSource.read = slow_read  # type: ignore[method-assign]
-    barrier.wait()
     dataset = load(info, ImageLocation(folder), messages.append)
     results.put((dataset.fingerprint, int(dataset.train.images.sum(dtype=torch.int64)), messages))
 
 
-def test_of_two_processes_one_decodes_and_the_other_waits(info: DatasetFacts, content: Content, folder: Path) -> None:
+@pytest.fixture
+def decoding(info: DatasetFacts, folder: Path) -> Iterator[tuple[BaseProcess, Event, Any]]:
+    """Another process that has begun to decode, and ends it when the event is set."""
     context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(2), context.Queue()
-    processes = [context.Process(target=load_slowly, args=(info, folder, 1, barrier, results)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    assert results.get(timeout=60) == "reading"
-    (fingerprint, total, messages), (other_fingerprint, other_total, other_messages) = (
-        results.get(timeout=60) for _ in processes
-    )
-    for process in processes:
-        process.join(timeout=60)
-        assert process.exitcode == 0
-    assert fingerprint == other_fingerprint
-    assert total == other_total == int(content.train.images.sum(dtype="int64"))
-    assert decodings(messages) + decodings(other_messages) == 1
-    assert any("waiting" in message for message in messages + other_messages)
+    go_on, results = context.Event(), context.Queue()
+    process = context.Process(target=load_slowly, args=(info, folder, go_on, results))
+    process.start()
+    try:
+        assert results.get(timeout=300) == "reading"
+        yield process, go_on, results
+    finally:
+        process.kill()
+        process.join()
+
+
+def test_of_two_processes_one_decodes_and_the_other_waits(
+    info: DatasetFacts, content: Content, folder: Path, decoding: tuple[BaseProcess, Event, Any]
+) -> None:
+    process, go_on, results = decoding
+    messages: list[str] = []
+
+    def say(message: str) -> None:
+        messages.append(message)
+        if "waiting" in message:
+            go_on.set()
+
+    dataset = load(info, ImageLocation(folder), say)
+    fingerprint, total, other_messages = results.get(timeout=300)
+    process.join()
+    assert process.exitcode == 0
+    assert dataset.fingerprint == fingerprint
+    assert int(dataset.train.images.sum(dtype=torch.int64)) == total == int(content.train.images.sum(dtype="int64"))
+    assert (decodings(messages), decodings(other_messages)) == (0, 1)
+    assert go_on.is_set()
 
 
 @pytest.mark.slow
-def test_a_killed_process_holds_no_one_up(info: DatasetFacts, folder: Path, load_small: Load) -> None:
-    context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(1), context.Queue()
-    process = context.Process(target=load_slowly, args=(info, folder, 600, barrier, results))
-    process.start()
-    assert results.get(timeout=60) == "reading"
+def test_a_killed_process_holds_no_one_up(
+    info: DatasetFacts, folder: Path, load_small: Load, decoding: tuple[BaseProcess, Event, Any]
+) -> None:
+    process, _, _ = decoding
     assert (entry_of(info, folder).folder.with_suffix(".lock")).exists()
     process.kill()
-    process.join(timeout=60)
-    started = time.monotonic()
+    process.join()
     assert len(load_small(info, folder).train) == 60
-    assert time.monotonic() - started < 10
 
 
 def test_source_that_changes_while_it_is_read_is_decoded_again(

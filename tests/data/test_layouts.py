@@ -116,7 +116,8 @@ def test_what_is_not_an_image_is_counted_and_named(
         (folders / "cifar10" / "train" / "cat" / name).write_bytes(b"?")
     assert load_small(info, folders).fingerprint == fingerprint
     (message,) = (message for message in messages if "left out" in message)
-    assert "4 files are not images and are left out: train/cat/a.npy, train/cat/b.npy, train/cat/c.txt, …" in message
+    found = "train/cat/a.npy, train/cat/b.npy, train/cat/c.txt, …"
+    assert f"4 files are not read as images and left out: {found}" in message
 
 
 @pytest.mark.parametrize("suffix", ["tif", "TIFF", "gif", "bmp"])

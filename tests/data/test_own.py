@@ -358,6 +358,10 @@ def test_images_that_differ_in_size_are_described_at_32_pixels() -> None:
             lambda: write_folder(Path("photos"), {"daisy": noise(1)}),
             "sort the images of photos/daisy into train and test",
         ),
+        (
+            lambda: write_folder(Path("photos/flowers/train"), {"daisy": noise(1)}),
+            "name photos/flowers, which has",
+        ),
         (lambda: write_folder(Path("photos/train"), {"a": noise(1), "b": noise(1)}), "photos/test is not a folder"),
         (lambda: (photos(), Path("photos/test/lily").mkdir()), "photos/test has the class 'lily', which"),
         (lambda: (photos(), Path("photos/train/rose/x.jpg").write_text("")), "x.jpg is not a readable image"),

@@ -36,7 +36,7 @@ STUDY = (
     f"study run golden-study {OWN} --studies {FOLDER / 'studies'} --profile smoke --offline --yes --device cpu "
     "--precision fp32 --deterministic"
 )
-RECORD = f"record check golden-record {OWN} --data {{data}} --seeds 2 --device cpu --threads 1 --execution plain"
+RECORD = f"record check golden-record {OWN} --data {{data}} --seeds 1 --device cpu --threads 1 --execution plain"
 
 
 class Result(NamedTuple):

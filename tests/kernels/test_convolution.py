@@ -121,13 +121,14 @@ def test_which_convolutions_are_products_of_whole_maps(size, geometry, expected)
     assert is_dense(size, geometry) == expected
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("forward", list(FORWARD))
-def test_a_layer_behind_may_work_in_place(forward: str) -> None:
+def test_a_layer_behind_may_work_in_place(forward: str, dtype: torch.dtype) -> None:
     """As the ReLU of VGG-16 without BatchNorm does."""
-    if forward == "winograd" and (problem := winograd.problem()):
+    if forward == "winograd" and (problem := winograd.problem(dtype)):
         pytest.skip(problem)
     generator = torch.Generator().manual_seed(3)
-    images = torch.randn(2, 16, 8, 8, generator=generator).bfloat16()
+    images = torch.randn(2, 16, 8, 8, generator=generator).to(dtype)
     weight = torch.randn(16, 16, 3, 3, generator=generator).requires_grad_()
     geometry = Geometry(kernel=3, stride=1, padding=1)
     gradients = []

@@ -17,7 +17,9 @@ from resnet_bench.models.speedrun import PooledConvolution
 
 SHAPE = Shape(2, 4, 4, 4, Geometry(3, 1, 1), torch.float32)
 
-needs_winograd = pytest.mark.skipif(winograd.problem() is not None, reason=f"{winograd.problem()}")
+needs_winograd = pytest.mark.skipif(
+    winograd.problem(torch.bfloat16) is not None, reason=f"{winograd.problem(torch.bfloat16)}"
+)
 
 
 def choosing(monkeypatch, **seconds: float) -> list[tuple[str, int]]:
@@ -101,13 +103,57 @@ def test_a_way_that_is_not_there_is_not_taken(tmp_path) -> None:
     assert fast_paths.chosen_algorithms(memory, images, weight, SHAPE) == ConvAlgorithms()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", ["forward", "grad_input", "grad_weight"])
-def test_the_measurement_times_every_way(name) -> None:
-    shape = Shape(2, 16, 4, 16, Geometry(3, 1, 1), torch.bfloat16)
+def test_the_measurement_times_every_way(name, dtype) -> None:
+    shape = Shape(2, 16, 4, 16, Geometry(3, 1, 1), dtype)
     ways = fast_paths.candidates(shape)[name]
-    seconds = fast_paths.time_pass(name, ways, shape)
-    assert list(seconds) == list(ways)
-    assert all(0 < taken < 1 for taken in seconds.values())
+    times = fast_paths.time_pass(name, ways, shape)
+    assert list(times) == list(ways)
+    assert times["default"] == 1
+    assert all(taken > 0 for taken in times.values())
+
+
+class Clock:
+    """A clock that advances by what computing takes."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.now
+
+
+@pytest.mark.parametrize("disturbed", [{1, 2}, {3, 5}, {4}])
+@pytest.mark.parametrize("victim", ["default", "gemm"])
+def test_two_disturbed_turns_decide_nothing(disturbed, victim) -> None:
+    """Nor does a slow first turn, nor a machine that grows slower from turn to turn."""
+    clock, calls = Clock(), dict.fromkeys(("default", "gemm"), 0)
+
+    def compute(way: str) -> None:
+        turn, calls[way] = calls[way], calls[way] + 1
+        slower = 50 if turn == 0 else 10 if way == victim and turn in disturbed else 1
+        clock.now += (2 + turn) * slower * (0.97 if way == "gemm" else 1)
+
+    times = fast_paths.relative_times(["default", "gemm"], compute, clock)
+    assert times == {"default": 1, "gemm": pytest.approx(0.97)}
+
+
+def test_a_clock_that_stands_still_shows_no_gain() -> None:
+    assert fast_paths.relative_times(["default", "gemm"], lambda _: None, Clock()) == {"default": 1, "gemm": 1}
+
+
+def test_large_batches_share_a_measurement(tmp_path, monkeypatch) -> None:
+    asked = choosing(monkeypatch, gemm=0.1)
+    monkeypatch.setattr(fast_paths, "MEASURED_MACS", 3 * 4 * 4 * 9 * 16)
+    weight, memory = torch.randn(4, 4, 3, 3, requires_grad=True), TuningCache(tmp_path / "choices.json")
+    for count in (2, 3, 4, 400):
+        shape = Shape(count, *SHAPE[1:])
+        chosen = fast_paths.chosen_algorithms(memory, torch.randn(count, 4, 4, 4), weight, shape)
+        assert chosen == ConvAlgorithms(grad_weight="gemm")
+        assert shape.measured().images == min(count, 3)
+    assert len(asked) == 2
 
 
 @needs_winograd
@@ -150,9 +196,10 @@ def test_a_network_with_fewer_products_is_as_near_to_plain_as_bf16(tmp_path, mon
 @pytest.mark.parametrize("needed", [("forward",), ("forward", "grad_input", "grad_weight")])
 def test_the_measurement_times_a_pool_apart_and_as_one(needed) -> None:
     shape = Shape(2, 16, 5, 16, Geometry(3, 1, 1), torch.bfloat16)
-    seconds = fast_paths.time_pooled(shape, needed, ConvAlgorithms())
-    assert set(seconds) == {"apart", "winograd"}
-    assert all(0 < taken < 1 for taken in seconds.values())
+    times = fast_paths.time_pooled(shape, needed, ConvAlgorithms())
+    assert set(times) == {"apart", "winograd"}
+    assert times["apart"] == 1
+    assert times["winograd"] > 0
 
 
 def layers_with_a_pool(convolution: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from resnet_bench.kernels import native, winograd
 
-PROBLEM = winograd.problem()
+PROBLEM = winograd.problem(torch.bfloat16)
 pytestmark = pytest.mark.skipif(PROBLEM is not None, reason=f"{PROBLEM}")
 
 
@@ -145,9 +145,11 @@ def test_the_same_bits_come_again(pooled) -> None:
 
 
 def test_which_convolutions_fit(monkeypatch) -> None:
-    assert winograd.fits(24, 48, 1)
-    assert not winograd.fits(3, 48, 1)
-    assert not winograd.fits(24, 10, 1)
-    assert not winograd.fits(24, 48, 3)
+    bf16 = torch.bfloat16
+    assert winograd.fits(24, 48, 1, bf16)
+    assert winograd.fits_pool(24, 48, 1, bf16)
+    assert not winograd.fits(3, 48, 1, bf16)
+    assert not winograd.fits(24, 10, 1, bf16)
+    assert not winograd.fits(24, 48, 3, bf16)
     monkeypatch.setattr(native, "problem", lambda *_: "there is no compiler")
-    assert not winograd.fits(24, 48, 1)
+    assert not winograd.fits(24, 48, 1, bf16)

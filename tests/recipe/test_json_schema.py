@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from resnet_bench.recipe.json_schema import benchmark_schema, limits_schema
+from resnet_bench.recipe.json_schema import benchmark_schema, dataset_schema, limits_schema
 from resnet_bench.running.launchers.json_schema import launcher_schema
 from resnet_bench.tuning.json_schema import study_schema
 from tests.golden import typed
@@ -17,12 +17,14 @@ ROOT = Path(__file__).parents[2]
 SCHEMAS = {
     "benchmark": benchmark_schema,
     "study": study_schema,
+    "dataset": dataset_schema,
     "launcher": launcher_schema,
     "limits": limits_schema,
 }
 FILES = [
     *((path, "benchmark") for path in sorted((ROOT / "benchmarks").glob("*.toml"))),
     *((path, "study") for path in sorted((ROOT / "studies").glob("*.toml"))),
+    *((path, "dataset") for path in sorted((ROOT / "datasets").glob("*.toml"))),
     (ROOT / "docs" / "examples" / "limits.toml", "limits"),
 ]
 
@@ -114,6 +116,33 @@ def test_what_a_study_does_not_know_is_marked(table: dict[str, Any]) -> None:
 def test_what_limits_do_not_know_is_marked(limit: dict[str, Any]) -> None:
     assert problems({"limits": [{"benchmark": "a", "drop": 1, "time_factor": 1.2}]}, "limits") == []
     assert problems({"limits": [limit]}, "limits")
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ("fit = 'squeeze'", "fit"),
+        ("image_size = 4", "image_size"),
+        ("mean = [0.5]", "mean"),
+        ("classes = ['a']", "classes"),
+        ("tran = 'photos/train'", "tran"),
+    ],
+)
+def test_what_a_dataset_does_not_know_is_marked(changed: str, says: str) -> None:
+    good = "test = 'photos/test'\ntest_images = 10\nclasses = ['a', 'b']\n"
+    assert problems(tomllib.loads(good), "dataset") == []
+    table = {**tomllib.loads(good), **tomllib.loads(changed)}
+    assert any(says in problem for problem in problems(table, "dataset")), problems(table, "dataset")
+    assert problems({"test": "a", "classes": ["a", "b"]}, "dataset")
+
+
+def test_editors_find_the_schema_of_every_kind_of_file() -> None:
+    rules = tomllib.loads((ROOT / ".taplo.toml").read_text())["rule"]
+    assert {rule["schema"]["path"] for rule in rules} == {f"schemas/{kind}.json" for kind in SCHEMAS}
+    for path, kind in FILES:
+        name = path.relative_to(ROOT).as_posix()
+        found = [rule["schema"]["path"] for rule in rules if any(map(Path(name).match, rule["include"]))]
+        assert found == [f"schemas/{kind}.json"], name
 
 
 def test_every_key_says_what_it_is_for() -> None:

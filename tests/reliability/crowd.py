@@ -24,6 +24,7 @@ from rich.console import Console
 from resnet_bench.cli.run_all import run_all
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import EXPERIMENT
+from tests import forking
 from tests.reliability import kills, tiny
 
 
@@ -66,7 +67,7 @@ def run_crowd(folder: Path, processes: int) -> dict[str, Any]:
     for each in (warm, project):
         tiny.write_images(each / "data")
     kills.work(warm)
-    kills.settle()
+    forking.settle()
 
     children = [start(project, seed) for seed in range(processes)]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]

@@ -12,7 +12,6 @@ Prints a JSON summary; the exit status is 1 where anything differs or where fewe
 import argparse
 import contextlib
 import functools
-import gc
 import hashlib
 import json
 import mmap
@@ -24,7 +23,6 @@ import signal
 import sqlite3
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections import Counter
@@ -35,7 +33,6 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from tqdm import tqdm
 
 from resnet_bench.base import files
 from resnet_bench.cli.run_all import run_all
@@ -47,12 +44,13 @@ from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import EXPERIMENT
 from resnet_bench.training import checkpoint
 from resnet_bench.training.steps import EagerStep
+from tests import forking
 from tests.reliability import tiny
 
 PHASES = ("cache", "step", "checkpoint", "shipping", "report")
 """What a kill is aimed at; the sixth target is any moment at all."""
 KILLS_A_SUITE = 6
-CHILD_SECONDS = 120
+CHILD_SECONDS = 600
 TIMED = (
     "time/",
     "memory/",
@@ -287,7 +285,7 @@ def run_harness(folder: Path, *, kills: int, seconds: float, seed: int) -> dict[
     shutil.copytree(template / "data", folder / "warm" / "data")
     work(folder / "warm")
     make_empty_database(template)
-    settle()
+    forking.settle()
 
     phases = Phases()
     mark_phases(phases, patch)
@@ -341,19 +339,6 @@ def make_empty_database(template: Path) -> None:
         database.execute("DELETE FROM experiment_tags")
         database.execute("DELETE FROM experiments WHERE experiment_id != 0")
         database.commit()
-
-
-def settle() -> None:
-    """End what the warm-up and earlier tests left, and see that this process has one thread."""
-    gc.collect()
-    if tqdm.monitor is not None:
-        # It watches progress bars that other tests have drawn, for as long as the process lives.
-        tqdm.monitor.exit()
-        tqdm.monitor = None
-    deadline = time.monotonic() + 10
-    while threading.active_count() > 1:
-        assert time.monotonic() < deadline, threading.enumerate()
-        time.sleep(0.05)
 
 
 def verdict(summary: dict[str, Any]) -> int:

@@ -56,16 +56,6 @@ def benchmarks_folder(benchmarks: dict[str, Benchmark], tmp_path_factory: pytest
     return folder
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database; making one takes seconds, so tests copy this one."""
-    from resnet_bench.tracking.store import Store
-
-    folder = tmp_path_factory.mktemp("template")
-    Store.resolve(f"sqlite:///{folder / 'mlflow.db'}").client().search_experiments()
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
 def fresh_uri(empty_database: Path, tmp_path: Path) -> str:
     """An MLflow database of a test's own, without a run."""

@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.reporting import claims as claim_rows
 from resnet_bench.reporting.claims import ClaimRow, Claims
-from resnet_bench.reporting.runs import RunGroup, group
+from resnet_bench.reporting.runs import Run, RunGroup, group
 from tests.reporting.test_runs import run
 
 
@@ -82,7 +83,10 @@ def test_times_are_of_the_device_with_most_seeds(claims: Claims) -> None:
     assert nine.device == "Test GPU"
     assert nine.seconds == pytest.approx(18.0)
     assert nine.images_per_second == pytest.approx(25_000)
-    assert nine.notes == ("seeds from several devices: 5 on Test GPU, 1 on Test CPU, 2 threads",)
+    assert nine.notes == (
+        "seeds from several devices: 5 on Test GPU, 1 on Test CPU, 2 threads",
+        "seeds that finished more than once: 0; the latest run of each counts",
+    )
 
 
 def test_headline_numbers(claims: Claims) -> None:
@@ -176,3 +180,69 @@ def test_runs_that_validate_on_different_images_are_noted() -> None:
     assert "validation images are taken in several orders: canonical, published and unknown" in found.notes
     (found,) = claim_rows.build(group([run(0, seed=0), run(1, seed=1)]), {}).rows
     assert not any("validation" in note for note in found.notes)
+
+
+@pytest.fixture
+def seeds(groups: list[RunGroup]) -> list[Run]:
+    """Five finished seeds, 0 to 4, that reproduce the claim of `nine-onecycle`."""
+    (full,) = [each for each in groups if each.name == "nine-onecycle" and not each.apart and not each.changed]
+    assert full.definition is not None
+    described = full.definition.model_dump_json()
+    return [replace(run, benchmark_json=described) for run in full.runs if run.device == "Test GPU"]
+
+
+def planned(run: Run, plan: str, **changes: object) -> Run:
+    return replace(run, tags=dict(run.tags) | {"resnet_bench.planned_seeds": plan}, **changes)  # type: ignore[arg-type]
+
+
+def headline(runs: list[Run]) -> ClaimRow:
+    return claim_rows.build(group(runs), {}).rows[0]
+
+
+@pytest.mark.parametrize(
+    ("plans", "word", "reason", "command"),
+    [
+        (["0-4"] * 5, "reproduced", "", None),
+        (["0-1", "0-1", "2-4", "2-4", "2-4"], "reproduced", "", None),
+        (["0-9"] * 5, "not judged", "5 planned seeds did not finish (5-9)", "--profile full --seeds 10 --resume"),
+        (["0-4", "4,7", "0", "0", "0"], "not judged", "1 planned seed did not finish (7)", "full --seed 7 --resume"),
+        (["damaged"] * 5, "reproduced", "", None),
+    ],
+)
+def test_planned_seeds_that_did_not_finish_hold_the_verdict_back(
+    seeds: list[Run], plans: list[str], word: str, reason: str, command: str | None
+) -> None:
+    row = headline([planned(run, plan) for run, plan in zip(seeds, plans, strict=True)])
+    assert row.verdict.word == word
+    assert row.verdict.mean is not None
+    if reason:
+        assert row.verdict.reason == reason
+        assert row.command is not None
+        assert row.command.endswith(command or "")
+    else:
+        assert row.command is None
+
+
+def test_a_run_that_failed_is_planned_too(seeds: list[Run]) -> None:
+    *finished, last = seeds
+    row = headline([*(planned(run, "0-3") for run in finished), planned(last, "0-4", status="FAILED")])
+    assert row.verdict.reason == "1 planned seed did not finish (4)"
+
+
+def test_a_seed_that_was_trained_until_it_fits_settles_nothing(seeds: list[Run]) -> None:
+    def poor(run: Run) -> Run:
+        return replace(
+            run,
+            id=f"poor {run.seed}",
+            started=run.started - timedelta(days=1),
+            metrics={"test/accuracy": {8: 0.5}},
+            once={},
+        )
+
+    row = headline([*(poor(run) for run in seeds), *seeds])
+    assert row.verdict.word == "inconclusive"
+    assert "by their first runs the claim is not reproduced, by their latest reproduced" in row.verdict.reason
+    other_code = [replace(poor(run), tags={"resnet_bench.code_fingerprint": "old"}) for run in seeds]
+    row = headline([*other_code, *seeds])
+    assert row.verdict.word == "reproduced", "other code does not repeat a run"
+    assert "seeds that finished more than once: 0-4; the latest run of each counts" in row.notes

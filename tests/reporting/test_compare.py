@@ -317,3 +317,17 @@ def test_accuracies_and_times_together_raise_an_alarm_in_five_percent_at_most() 
     """From six runs a side both are tested; two standard errors of 1,500 repetitions are 0.011."""
     share = share_of_alarms(benchmarks=2, seeds=6, repetitions=1500)
     assert 0.02 <= share <= 0.05 + 0.011
+
+
+def test_recipes_and_images_of_one_benchmark_have_names_that_differ() -> None:
+    several = Side(
+        "A",
+        (
+            *side("1").runs,
+            *side("2", data_fingerprint="e" * 64).runs,
+            *side("3", fingerprint="other fingerprint").runs,
+        ),
+    )
+    found = comparing.compare_runs(several, several)
+    names = {row.label for row in found.rows if row.metric == "test accuracy"}
+    assert names == {"b (f, images d)", "b (f, images eeeeee)", "b (other )"}

@@ -130,6 +130,33 @@ def test_limits_are_found_in_the_working_directory(compare, folder: Path) -> Non
         file.unlink()
 
 
+def test_the_history_of_two_commits_has_a_step(invoke, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(screen.console, "width", 200)
+    both = "--from before-report --from after-report"
+    found = invoke(f"history ranged {both} --json")
+    assert found.code == 0
+    (one,) = json.loads(found.out)["histories"]
+    first, second = one["points"]
+    assert (first["commit"], second["commit"]) == (BEFORE, AFTER)
+    assert (first["torch"], first["accuracy"]["runs"], first["accuracy"]["change"]) == ("2.15.0", 3, None)
+    assert second["accuracy"]["change"]["step"] is True
+    assert second["accuracy"]["change"]["value"] == pytest.approx(-1.94)
+    assert second["throughput"]["mean"] > 0
+    table = invoke(f"history ranged {both}").out
+    assert "−1.94 ▼ step" in table
+    assert BEFORE[:12] in table
+    assert "step" not in invoke(f"history nine-onecycle {both}").out.partition("Step:")[0]
+    mistake = invoke(f"history rangd {both}")
+    assert (mistake.code, mistake.out) == (2, "")
+    assert "did you mean 'ranged'?" in mistake.err
+    written = invoke(f"report {both} --output {folder / 'both'}")
+    assert written.code == 0
+    section = (folder / "both" / "report.md").read_text("utf-8").partition("## History")[2].partition("\n## ")[0]
+    assert "−1.94 ▼ step" in section
+    assert "nine-onecycle" in section
+
+
 @pytest.mark.parametrize("style", ["table", "markdown"])
 def test_people_read_the_same_numbers(compare, style: str) -> None:
     out = html.unescape(compare(f"before-report after-report --format {style}").out)

@@ -15,9 +15,9 @@ from resnet_bench.reporting.figures import classes as class_plots
 from resnet_bench.reporting.figures import comparisons
 from resnet_bench.reporting.figures.claims import forest, selection_effect
 from resnet_bench.reporting.figures.curves import curves
-from resnet_bench.reporting.figures.style import INK, LIGHT, THEME, Plot, group_labels, light, pareto_front
+from resnet_bench.reporting.figures.style import INK, LIGHT, THEME, Plot, light, pareto_front
 from resnet_bench.reporting.page import TEMPLATES
-from resnet_bench.reporting.runs import RunGroup
+from resnet_bench.reporting.runs import RunGroup, group_labels
 from resnet_bench.reporting.tables import Tables
 from tests.reporting import synthetic
 from tests.reporting.test_runs import run

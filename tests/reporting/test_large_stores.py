@@ -37,12 +37,13 @@ def test_a_store_without_a_finished_run_is_one_sentence(tmp_path: Path) -> None:
         enlarge(path, 5)
 
 
-def test_metrics_read_together_are_those_read_one_by_one(
+def test_runs_and_metrics_read_together_are_those_read_by_mlflow(
     store_uri: str, store_tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise OSError("this driver cannot")
 
+    monkeypatch.setattr(mlflow_reader, "read_runs", refuse)
     monkeypatch.setattr(mlflow_reader, "read_points", refuse)
     one_by_one = reading.read([store_uri])
     for name in TABLES:
@@ -53,7 +54,23 @@ def test_a_server_is_asked_for_each_metric(
     store_uri: str, store_tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server's database is not at hand, and its artifacts may be on another machine."""
+    monkeypatch.setattr(mlflow_reader, "read_runs", None)
     monkeypatch.setattr(mlflow_reader, "read_points", None)
     monkeypatch.setattr("resnet_bench.tracking.store.Store.is_server", property(lambda _: True))
     read = reading.read([store_uri])
     pd.testing.assert_frame_equal(read.metrics, store_tables.metrics)
+
+
+def test_runs_read_together_leave_out_what_a_search_leaves_out(
+    fresh_uri: str, benchmarks: dict[str, Benchmark]
+) -> None:
+    from mlflow import MlflowClient
+
+    runs = [FakeRun(benchmarks["ranged"], seed=seed) for seed in range(3)]
+    ids = log_all(fresh_uri, *runs)
+    client = MlflowClient(fresh_uri)
+    client.delete_run(ids[0])
+    client.create_run(client.get_run(ids[1]).info.experiment_id, run_name="of another program")
+    assert set(reading.read([fresh_uri]).runs["run_id"]) == set(ids[1:])
+    since = pd.Timestamp(client.get_run(ids[2]).info.start_time, unit="ms", tz="UTC").to_pydatetime()
+    assert list(reading.read([fresh_uri], since=since).runs["run_id"]) == [ids[2]]

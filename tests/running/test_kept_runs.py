@@ -1,7 +1,6 @@
 """What is kept of runs, what can be removed, and that store and folders agree afterwards."""
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,29 +29,12 @@ from tests.reliability import tiny
 MakeRun = Callable[..., RunFolder]
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    store = Store.resolve(f"sqlite:///{path}")
-    store.prepare()
-    return path
-
-
 @pytest.fixture
-def store(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    shutil.copy(template, tmp_path)
-    # The experiments of the copy name the template's folder for artifacts.
     store = Store.resolve(None, tmp_path)
-    import sqlite3
-    from contextlib import closing
-
-    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
-        database.execute(
-            "UPDATE experiments SET artifact_location = replace(artifact_location, ?, ?)",
-            (str(template.parent), str(tmp_path)),
-        )
+    store.prepare()
     return store
 
 
@@ -184,12 +166,13 @@ def test_measurements_that_no_store_has_are_kept(
 
 
 def test_folders_of_another_store_and_running_runs_are_left_alone(
-    store: Store, make_run: MakeRun, template: Path, tmp_path: Path
+    store: Store, make_run: MakeRun, tmp_path: Path
 ) -> None:
     made = make_run()
     running = make_run(seed=1)
     store.client().update_run(str(running.run_id), status="RUNNING")
-    other = Store.resolve(f"sqlite:///{shutil.copy(template, tmp_path / 'other.db')}")
+    other = Store.resolve(f"sqlite:///{tmp_path / 'other.db'}")
+    other.prepare()
     assert {kept.why for kept in plan_prune(other, tmp_path / "runs").kept} == {"it belongs to another tracking store"}
     plan = plan_prune(store, tmp_path / "runs")
     assert [kept.path for kept in plan.kept] == [running.path]

@@ -30,6 +30,7 @@ from resnet_bench.running.run import run
 from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.tracking.store import Store
 from resnet_bench.training.events import Steps
+from tests.forking import fork_context
 from tests.running.conftest import PLAIN
 from tests.stub_cuda import needs_computing_gpu
 
@@ -68,7 +69,7 @@ def lose_device_for_good(context: Context, folder: Path) -> None:
 
 
 def wait_for_stop(context: Context, folder: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not context.stop:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -83,7 +84,7 @@ def ask_the_parent_to_stop(context: Context, folder: Path) -> None:
 def wait_for_another(context: Context, folder: Path) -> None:
     """Return when two processes have come here."""
     (folder / f"here-{os.getpid()}").touch()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(list(folder.glob("here-*"))) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -129,7 +130,8 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
         return "the GPU takes no more work" if lost else None
 
     # Children are forks of the test, so that they start at once and hold what it has replaced.
-    monkeypatch.setattr(children, "context", lambda: multiprocessing.get_context("fork"))
+    fork = fork_context()
+    monkeypatch.setattr(children, "context", lambda: fork)
     monkeypatch.setattr(children, "device_problem", find_problem)
     # There is no store: looking for stale runs in one takes seconds.
     monkeypatch.setattr("resnet_bench.running.launchers.processes.close_stale_runs", lambda store: [])

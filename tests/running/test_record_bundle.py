@@ -317,6 +317,11 @@ def test_verify_recomputes_without_repeating(original: Path) -> None:
     assert "the record holds: mean 91.045% over 10 seeds" in result.output
     assert "recomputed: the bundle states what its files give" in result.output
     assert "energy of the training steps, median: 100 J" in result.output
+    result = CliRunner().invoke(app, ["record", "verify", str(original), "--seeds", "0", "--json"])
+    document = json.loads(result.stdout)
+    assert (document["kind"], document["repeat"], document["stated"]["holds"]) == ("record verify", None, True)
+    assert len(document["stated"]["attempts"]) == 10
+    assert document["stated"]["result"]["mean"] == pytest.approx(91.045)
 
 
 def test_the_board_lists_what_does_not_verify_last_with_the_reason(original: Path, tmp_path: Path) -> None:
@@ -336,6 +341,10 @@ def test_the_board_lists_what_does_not_verify_last_with_the_reason(original: Pat
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
     assert "Bundles that do not verify" in page
+    document = json.loads(CliRunner().invoke(app, ["record", "board", str(tmp_path), "--json"]).stdout)
+    assert document["kind"] == "record board"
+    assert [record["folder"] for record in document["records"]] == ["a-slow", "b-fast", "spoilt"]
+    assert [refused["folder"] for refused in document["refused"]] == ["c-tampered"]
 
 
 def test_a_folder_name_cannot_put_markup_on_the_board(original: Path, tmp_path: Path) -> None:

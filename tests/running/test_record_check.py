@@ -34,6 +34,7 @@ from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.tracking.delivery import UploadReport
 from resnet_bench.tracking.store import Store
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Predictions
+from tests.forking import fork_context
 from tests.judging.test_record import fast
 
 CPU = Execution.resolve("cpu", "fp32", threads=1)
@@ -208,9 +209,7 @@ def test_seeds_that_could_not_be_started_are_not_forgotten(
 ) -> None:
     problem = "the GPU takes no more work"
     monkeypatch.setattr("resnet_bench.running.launchers.child.device_problem", lambda _: problem)
-    import multiprocessing
-
-    fork = multiprocessing.get_context("fork")
+    fork = fork_context()
     monkeypatch.setattr("resnet_bench.running.launchers.child.context", lambda: fork)
     check = RecordCheck(FAST, range(3))
     _, bundle = checked(check, context)
@@ -254,9 +253,13 @@ def test_verify_repeats_some_seeds_and_says_whether_they_agree(
     assert "time agrees: 0.12× the baseline's speed here" in found.output
 
     seeds.errors[0] = ValueError("it broke")
-    found = verified(bundle, context, "--seeds", "1")
+    found = verified(bundle, context, "--seeds", "1", "--json")
     assert found.exit_code == 1, found.output
-    assert "accuracy does not agree: 1 of 1 repeated runs failed" in found.output
+    assert "accuracy does not agree: 1 of 1 repeated runs failed" in found.stderr
+    document = json.loads(found.stdout)
+    assert document["stated"]["holds"]
+    assert not document["repeat"]["agrees"]
+    assert document["repeat"]["attempts"][0]["failure"] == "ValueError: it broke"
 
 
 # --- for real -------------------------------------------------------------------------------------

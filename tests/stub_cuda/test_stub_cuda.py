@@ -23,10 +23,10 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip(str(problem))
 
 
-@pytest.mark.parametrize("tier", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-def test_gpu_tests_pass_on_the_stub_cuda_driver(library: Path, tier: str) -> None:
+@pytest.mark.slow
+def test_gpu_tests_pass_on_the_stub_cuda_driver(library: Path) -> None:
     """In a new process, which loads the library before torch."""
-    command = [sys.executable, "-m", "pytest", "-m", f"gpu and {tier}", "-p", "no:xdist", "--tb=short", "-rfE"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:xdist", "--tb=short", "-rfE"]
     command += files_with_tests()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     environment["LD_PRELOAD"] = str(library)

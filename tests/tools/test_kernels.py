@@ -11,10 +11,14 @@ def test_every_kernel_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.setattr(kernels, "BLOCKS", tuple((2, 64, 4, *block[3:]) for block in kernels.BLOCKS[:1]))
     kernels.time_convolutions(1)
     kernels.time_layers(1)
+    monkeypatch.setattr(kernels, "FP32_CONVOLUTIONS", ((2, 16, 16, 4, 1),))
+    kernels.time_convolutions(1, kernels.PRECISIONS["fp32"], kernels.CLOCKS["cpu"])
     rows = capsys.readouterr().out.splitlines()
     passes = [row.split()[5] for row in rows[1:7]]
     assert passes == ["forward", "grad_input", "grad_weight"] * 2
     # Winograd is for stride 1.
     assert [row.split()[-1] for row in rows[4:7]] == ["-"] * 3
+    assert [row.split()[5] for row in rows[-3:]] == passes[:3]
+    rows = rows[:-4]
     assert [row.split()[3:-3] for row in rows[8:]] == [["pool", "norm", "silu"], ["resnet18"]]
     assert all(float(row.split()[-1]) > 0 for row in rows[8:])

@@ -1,7 +1,6 @@
 """A small benchmark, the events of its training, and stores to track it in."""
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -27,20 +26,11 @@ def no_foreign_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables and nothing in them; making one takes seconds, copying it none."""
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    Store.resolve(f"sqlite:///{path}").client()
-    return path
-
-
 @pytest.fixture
-def store(empty_database: Path, tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> Store:
     """A prepared SQLite store of the test's own."""
     folder = tmp_path / "project"
     folder.mkdir()
-    shutil.copy(empty_database, folder / "mlflow.db")
     store = Store.resolve(None, folder)
     store.prepare()
     return store

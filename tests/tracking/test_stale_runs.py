@@ -140,7 +140,7 @@ def test_a_process_that_took_over_the_number_of_a_dead_one_does_not_hide_it(
 def test_a_process_that_is_dead_but_not_yet_buried_is_dead(store: Store, process: subprocess.Popen[bytes]) -> None:
     run_id = start_run(store, tags_of(process.pid))
     process.kill()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -179,7 +179,7 @@ def test_eight_processes_make_one_fresh_database_at_once(tmp_path: Path) -> None
         for _ in range(8)
     ]
     for process in processes:
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
     client = Store.resolve(None, tmp_path).client()
     names = [experiment.name for experiment in client.search_experiments()]

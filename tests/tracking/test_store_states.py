@@ -373,6 +373,7 @@ def test_a_server_that_is_up_for_nobody_is_named_with_its_status(answering: Call
     assert "answers with status 503" in str(Store.resolve(answering(200, "{}", health=503)).check())
 
 
+@pytest.mark.slow
 def test_no_proxy_stands_between_this_machine_and_itself(
     answering: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,7 +76,7 @@ def test_serving_says_what_to_open_and_leaves_nothing_behind(store: Store, tmp_p
         assert family
         process.terminate()
         assert process.wait(20) == 143
-        _, alive = psutil.wait_procs(family, timeout=10)
+        _, alive = psutil.wait_procs(family, timeout=120)
         assert alive == []
     finally:
         process.kill()

@@ -339,9 +339,11 @@ def test_a_login_is_not_written_to_the_runs_folder_and_is_asked_for(tmp_path: Pa
     tracker = Tracker.open(server, describe(), folder)
     report = tracker.close("finished", timeout=0)
     assert not any(b"topsecret" in path.read_bytes() for path in folder.rglob("*") if path.is_file())
-    assert "--tracking" in flush_command(server, folder)
+    login = "(with MLFLOW_TRACKING_URI set to http://***@127.0.0.1:9 and its login)"
+    assert flush_command(server, folder).endswith(login)
+    assert "--tracking" not in flush_command(server, folder), "what is printed could not be pasted"
     assert "topsecret" not in report.sentence
-    with pytest.raises(UserError, match=r"was made for http://\*\*\*@127.0.0.1:9; name it with its login"):
+    with pytest.raises(UserError, match=r"was made for http://\*\*\*@127.0.0.1:9; set MLFLOW_TRACKING_URI"):
         store_of(folder, None, tmp_path)
     assert store_of(folder, server, tmp_path) is server
 
@@ -371,6 +373,12 @@ def test_the_hint_to_see_runs_names_the_store_unless_it_is_the_usual_one(
     assert where_to_see(spaced).endswith(f"--tracking 'sqlite:///{tmp_path}/my runs/mlflow.db'")
     server = Store.resolve("http://ann:topsecret@tracking:5000/mlflow/")
     assert where_to_see(server) == "open http://tracking:5000/mlflow"
+    database = Store.resolve("postgresql://ann:topsecret@db/mlflow")
+    assert where_to_see(database) == (
+        "see them with: resnet-bench ui (with MLFLOW_TRACKING_URI set to postgresql://ann:***@db/mlflow and its login)"
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database.uri)
+    assert where_to_see(database) == "see them with: resnet-bench ui"
 
 
 def test_a_server_that_is_away_is_a_sentence_and_not_an_exceptions_text(

@@ -3,9 +3,9 @@
 import csv
 import io
 import json
-import multiprocessing
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -94,15 +94,14 @@ def test_a_study_at_work_is_left_alone(finished: TinyStudy) -> None:
         rename_study(finished.name, "other", *arguments)
     store.client().set_terminated(finished.parent.info.run_id, "KILLED")
     # Who holds the lock is waited for.
-    multiprocess = multiprocessing.get_context("fork")
-    with finished.storage.lock():
-        child = multiprocess.Process(target=delete_study, args=(finished.name, *arguments), daemon=True)
-        child.start()
-        time.sleep(0.5)
-        assert child.is_alive()
-        child.kill()
-        child.join()
-    assert study_names(finished.storage.read()) == [finished.name]
+    with ThreadPoolExecutor(1) as pool:
+        with finished.storage.lock():
+            deletion = pool.submit(delete_study, finished.name, *arguments)
+            with pytest.raises(TimeoutError):
+                deletion.result(timeout=0.5)
+            assert study_names(finished.storage.read()) == [finished.name]
+        deletion.result()
+    assert study_names(finished.storage.read()) == []
 
 
 # --- the verbs ---------------------------------------------------------------------------------------

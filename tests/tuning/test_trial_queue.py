@@ -1,11 +1,13 @@
 """Slots and trials: taken once each, given back when their process is gone, counted exactly."""
 
 import json
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -168,18 +170,36 @@ def test_of_two_trials_for_one_slot_the_earlier_stays(queue: TrialQueue) -> None
     assert kept.state.name == "RUNNING", "were both to give way, nobody would have the slot"
 
 
+def miss_heartbeats(path: Path) -> None:
+    """Have an hour pass since the last heartbeat."""
+    with closing(sqlite3.connect(path, timeout=60)) as database, database:
+        database.execute("UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')")
+
+
+def wait_for_heartbeat(path: Path) -> None:
+    deadline = time.monotonic() + 120
+    with closing(sqlite3.connect(path, timeout=60)) as database:
+        recent = "SELECT count(*) FROM trial_heartbeats WHERE heartbeat > datetime('now', '-30 minutes')"
+        while database.execute(recent).fetchone() == (0,):
+            assert time.monotonic() < deadline, "no heart beats"
+            time.sleep(0.02)
+
+
 def test_a_worker_of_another_machine_is_missed_by_its_heartbeat(
     tmp_path: Path, tiny_plan: MakePlan, begin: Begin
 ) -> None:
-    storage = StudyStorage(f"sqlite:///{tmp_path / 'optuna.db'}", heartbeat_seconds=1, grace_seconds=1)
+    path = tmp_path / "optuna.db"
+    storage = StudyStorage(f"sqlite:///{path}", heartbeat_seconds=1, grace_seconds=600)
     queue = begin(tiny_plan(), storage)
     acquired = acquire(queue)
     acquired.trial.set_user_attr("worker", {**this_process(), "host": "elsewhere"})
     with queue.stored.storage.beating(acquired.trial._trial_id):
-        time.sleep(2.5)
-        queue.recover()
-        assert queue.stored.trial(0).state.name == "RUNNING", "a beating heart is left alone"
-    time.sleep(2.5)
+        for _ in range(2):
+            wait_for_heartbeat(path)
+            queue.recover()
+            assert queue.stored.trial(0).state.name == "RUNNING", "a beating heart is left alone"
+            miss_heartbeats(path)
+    miss_heartbeats(path)
     queue.recover()
     assert queue.stored.trial(0).state.name == "FAIL"
     assert queue.stored.retries() == {0: 3}

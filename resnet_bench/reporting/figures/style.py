@@ -5,14 +5,12 @@ Every series has its own mark or dash beside its color.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, NamedTuple, TypeVar
 
 import plotly.graph_objects as go
-
-from resnet_bench.reporting.runs import RunGroup
 
 T = TypeVar("T")
 
@@ -293,22 +291,3 @@ def light(spec: Mapping[str, Any]) -> dict[str, Any]:
         text = text.replace(placeholder, LIGHT[name])
     found: dict[str, Any] = json.loads(text)
     return found
-
-
-def group_labels(groups: Sequence[RunGroup]) -> dict[RunGroup, str]:
-    """Return each group's name: its benchmark's, with what tells it from another group of the same name."""
-    alike: dict[tuple[bool, str], list[RunGroup]] = {}
-    for group in groups:
-        # Smoke runs and generated images carry a badge, so that they need no other name.
-        alike.setdefault((group.apart, _own_label(group)), []).append(group)
-    return {
-        group: f"{label} ({group.latest.fingerprint[:6]})" if len(members) > 1 else label
-        for (_, label), members in alike.items()
-        for group in members
-    }
-
-
-def _own_label(group: RunGroup) -> str:
-    if not group.changed:
-        return group.name
-    return f"{group.name} ({group.changed[0] if len(group.changed) == 1 else 'changed recipe'})"

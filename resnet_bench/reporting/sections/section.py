@@ -9,8 +9,8 @@ import pandas as pd
 
 from resnet_bench.base.text import DASH
 from resnet_bench.reporting.claims import Claims
-from resnet_bench.reporting.figures.style import Plot, group_labels
-from resnet_bench.reporting.runs import Run, RunGroup, by_run, of_group
+from resnet_bench.reporting.figures.style import Plot
+from resnet_bench.reporting.runs import Run, RunGroup, by_run, group_labels, of_group
 from resnet_bench.reporting.studies import StudyReport, tuned_accuracies
 from resnet_bench.reporting.tables import Tables
 from resnet_bench.reporting.wording import moment
@@ -106,6 +106,11 @@ class Cell:
     code: bool = False
     lines: tuple[str, ...] = ()
     """On the page, what stands on separate lines in place of the text."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is its text alone: tables of thousands of runs are mostly such cells."""
+        return not (self.detail or self.badge or self.code or self.lines)
 
 
 class GridColumn(NamedTuple):

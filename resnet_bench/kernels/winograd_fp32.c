@@ -1,0 +1,537 @@
+/* 3x3 convolutions of float maps with stride 1, and their gradients, with 36 products where the plain way needs 144.
+ *
+ * An output of 4x4 pixels and the 6x6 pixels that it comes from are a tile. A tile's 36 pixels are transformed to 36
+ * frequencies, and so is each filter; at each frequency the convolution is a matrix product, from channels to output
+ * channels. The gradient of the filters is a matrix product at each frequency too, over tiles. After A. Lavin and
+ * S. Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308), F(4x4, 3x3).
+ *
+ * The polynomials behind it are evaluated at 0, at plus and minus the roots of 1/2 and of 2, and at infinity. Lavin's
+ * own 0, 1, 2 and infinity round worse: the roots' powers differ less.
+ *
+ * Maps are in channels-last order, [images, height, width, channels]; filters and their gradient are [outputs, channels,
+ * 3, 3]. Channels and outputs are multiples of 16. Every thread count gives the same bits.
+ *
+ * Vectors are those of the compiler, as wide as the processor's, so that this is one source for all of them.
+ */
+
+#include <stdint.h>
+#include <stdlib.h>
+
+enum result { DONE, OUT_OF_MEMORY };
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Lanes of a vector, and a block of a matrix product that fills the registers: its columns, in vectors, and its rows. */
+#if defined(__AVX512F__)
+#define LANES 16
+#define COLUMNS 4
+#elif defined(__AVX__)
+#define LANES 8
+#define COLUMNS 2
+#elif defined(__aarch64__)
+#define LANES 4
+#define COLUMNS 4
+#else
+#define LANES 4
+#define COLUMNS 2
+#endif
+#define ROWS 6
+
+#define FREQUENCIES 36
+/* Pixels of a tile's output and of its input, in a row. */
+#define OUT 4
+#define IN 6
+
+/* Bytes of frequencies that a thread has at hand at once: as many tiles as these hold, but neither fewer nor more than so
+ * many. The sums of the filters' gradient are read and written for each such block, which therefore is larger. */
+#define AT_HAND (1 << 20)
+#define LEAST_TILES 48
+#define LEAST_TILES_OF_SUMS 192
+#define MOST_TILES 192
+/* Strips of outputs that are multiplied before they are transformed, 64 outputs. */
+#define STRIPS (64 / (COLUMNS * LANES))
+#define CACHE_LINE 64
+
+typedef float vector __attribute__((vector_size(LANES * sizeof(float))));
+typedef float unaligned __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
+
+INLINE vector load(const float *from) { return *(const unaligned *)from; }
+INLINE void store(float *to, vector numbers) { *(unaligned *)to = numbers; }
+
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+INLINE int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+static float *memory(int64_t numbers) {
+    return aligned_alloc(CACHE_LINE, parts_of(numbers * sizeof(float), CACHE_LINE) * CACHE_LINE);
+}
+
+/* Numbers between rows, and between frequencies, such that they do not all want the same place in a core's first cache. */
+INLINE int64_t spread(int64_t numbers) { return numbers + CACHE_LINE / (int64_t)sizeof(float); }
+
+/* --- transforms ---------------------------------------------------------------------------------- */
+
+/* The points' absolute values, their squares and cubes. */
+#define A 0.70710678118654752f
+#define B 1.41421356237309505f
+#define A2 0.5f
+#define B2 2.0f
+#define A3 (A2 * A)
+#define B3 (B2 * B)
+/* What the filters' frequencies at these points are scaled by. */
+#define OF_A (-2.0f / 3)
+#define OF_B (1.0f / 6)
+
+/* Each transforms a line; `step` is the distance between its numbers. */
+
+INLINE void pixels_of_line(const vector *x, vector *y, const int from, const int to) {
+    const vector x0 = x[0], x1 = x[from], x2 = x[2 * from], x3 = x[3 * from], x4 = x[4 * from], x5 = x[5 * from];
+    const vector even_a = x4 - B2 * x2, odd_a = x3 - B2 * x1, even_b = x4 - A2 * x2, odd_b = x3 - A2 * x1;
+    y[0] = x0 + x4 - (A2 + B2) * x2;
+    y[to] = even_a + A * odd_a, y[2 * to] = even_a - A * odd_a;
+    y[3 * to] = even_b + B * odd_b, y[4 * to] = even_b - B * odd_b;
+    y[5 * to] = x1 + x5 - (A2 + B2) * x3;
+}
+
+INLINE void gradients_of_line(const vector *x, vector *y, const int from, const int to) {
+    const vector x0 = x[0], x1 = x[from], x2 = x[2 * from], x3 = x[3 * from];
+    const vector even_a = x0 + A2 * x2, odd_a = x1 + A2 * x3, even_b = x0 + B2 * x2, odd_b = x1 + B2 * x3;
+    y[0] = x0;
+    y[to] = even_a + A * odd_a, y[2 * to] = even_a - A * odd_a;
+    y[3 * to] = even_b + B * odd_b, y[4 * to] = even_b - B * odd_b;
+    y[5 * to] = x3;
+}
+
+INLINE void frequencies_of_line(const vector *x, vector *y, const int from, const int to) {
+    const vector x0 = x[0], x1 = x[from], x2 = x[2 * from], x3 = x[3 * from], x4 = x[4 * from], x5 = x[5 * from];
+    const vector even_a = x1 + x2, odd_a = A * (x1 - x2), even_b = x3 + x4, odd_b = B * (x3 - x4);
+    y[0] = x0 + even_a + even_b;
+    y[to] = odd_a + odd_b;
+    y[2 * to] = A2 * even_a + B2 * even_b;
+    y[3 * to] = x5 + A2 * odd_a + B2 * odd_b;
+}
+
+INLINE void taps_of_line(const vector *x, vector *y, const int from, const int to) {
+    const vector x0 = x[0], x1 = x[from], x2 = x[2 * from];
+    const vector even_a = OF_A * (x0 + A2 * x2), odd_a = (OF_A * A) * x1;
+    const vector even_b = OF_B * (x0 + B2 * x2), odd_b = (OF_B * B) * x1;
+    y[0] = x0;
+    y[to] = even_a + odd_a, y[2 * to] = even_a - odd_a;
+    y[3 * to] = even_b + odd_b, y[4 * to] = even_b - odd_b;
+    y[5 * to] = x2;
+}
+
+INLINE void gradient_frequencies_of_line(const vector *x, vector *y, const int from, const int to) {
+    const vector x0 = x[0], x1 = x[from], x2 = x[2 * from], x3 = x[3 * from], x4 = x[4 * from], x5 = x[5 * from];
+    const vector even_a = OF_A * (x1 + x2), even_b = OF_B * (x3 + x4);
+    y[0] = x0 + even_a + even_b;
+    y[to] = (OF_A * A) * (x1 - x2) + (OF_B * B) * (x3 - x4);
+    y[2 * to] = x5 + A2 * even_a + B2 * even_b;
+}
+
+/* A transform of a square of numbers by that of its lines, columns first. */
+#define DEFINE_TRANSFORM(name, of_line, in, out)                                                                   \
+    INLINE void name(const vector *x, vector *y) {                                                              \
+        vector half[(out) * (in)];                                                                              \
+        for (int i = 0; i < (in); i++) of_line(x + i, half + i, in, in);                                        \
+        for (int i = 0; i < (out); i++) of_line(half + (in) * i, y + (out) * i, 1, 1);                          \
+    }
+
+DEFINE_TRANSFORM(frequencies_of_pixels, pixels_of_line, IN, IN)
+DEFINE_TRANSFORM(frequencies_of_gradients, gradients_of_line, OUT, IN)
+DEFINE_TRANSFORM(pixels_of_frequencies, frequencies_of_line, IN, OUT)
+DEFINE_TRANSFORM(frequencies_of_taps, taps_of_line, 3, IN)
+DEFINE_TRANSFORM(taps_of_frequencies, gradient_frequencies_of_line, IN, 3)
+
+/* --- matrix products ----------------------------------------------------------------------------- */
+
+/* What is multiplied: `sums[r][c]`, or what is added to it, is the sum over k of `rows[r][k] * columns[k][c]`. */
+struct product {
+    const float *rows;
+    int64_t of_row, of_step;
+    const float *columns;
+    int64_t of_line;
+    int64_t steps;
+    float *sums;
+    int64_t of_sum;
+    int add;
+};
+
+/* A part of it that the registers hold: some rows, and some vectors of columns. */
+INLINE void multiply_block(const struct product *p, int64_t row, const int rows, const int columns) {
+    vector sums[ROWS][COLUMNS];
+    const int64_t of_row = p->of_row, of_step = p->of_step, of_line = p->of_line;
+    const float *left = p->rows + row * of_row, *right = p->columns;
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < columns; c++) sums[r][c] = (vector){0};
+    for (int64_t k = 0; k < p->steps; k++, left += of_step, right += of_line) {
+        vector factors[COLUMNS];
+        for (int c = 0; c < columns; c++) factors[c] = load(right + c * LANES);
+        for (int r = 0; r < rows; r++)
+            for (int c = 0; c < columns; c++) sums[r][c] += left[r * of_row] * factors[c];
+    }
+    float *at = p->sums + row * p->of_sum;
+    for (int r = 0; r < rows; r++)
+        for (int c = 0; c < columns; c++) {
+            float *to = at + r * p->of_sum + c * LANES;
+            store(to, p->add ? load(to) + sums[r][c] : sums[r][c]);
+        }
+}
+
+INLINE void multiply_rows(const struct product *p, int64_t rows, const int columns) {
+    int64_t row = 0;
+    for (; row + ROWS <= rows; row += ROWS) multiply_block(p, row, ROWS, columns);
+    for (; row + 2 <= rows; row += 2) multiply_block(p, row, 2, columns);
+    if (row < rows) multiply_block(p, row, 1, columns);
+}
+
+/* Up to as many columns as a block has. */
+static void multiply(const struct product *p, int64_t rows, int64_t columns) {
+    switch (columns / LANES) {
+    case 1:
+        multiply_rows(p, rows, 1);
+        break;
+    case 2:
+        multiply_rows(p, rows, 2);
+        break;
+#if COLUMNS == 4
+    case 3:
+        multiply_rows(p, rows, 3);
+        break;
+    case 4:
+        multiply_rows(p, rows, 4);
+        break;
+#endif
+    }
+}
+
+/* Columns are multiplied in strips of up to as many as a block has, as equal as can be. */
+INLINE int64_t strips_of(int64_t columns) { return parts_of(columns, COLUMNS * LANES); }
+INLINE int64_t strip_begin(int64_t columns, int64_t strip) {
+    return columns / LANES * strip / strips_of(columns) * LANES;
+}
+
+/* --- tiles --------------------------------------------------------------------------------------- */
+
+struct maps {
+    const float *values;
+    int64_t height, width, channels;
+};
+
+/* Tiles of a map's output, counted row by row, image by image. */
+struct tiling {
+    int64_t images, rows, columns;
+};
+
+INLINE int64_t tiles_of(const struct tiling *tiling) { return tiling->images * tiling->rows * tiling->columns; }
+
+/* Where a tile's output begins. */
+struct tile {
+    int64_t image, row, column;
+};
+
+INLINE struct tile tile_at(const struct tiling *tiling, int64_t index) {
+    const int64_t columns = tiling->columns, rows = tiling->rows;
+    return (struct tile){index / (rows * columns), index / columns % rows * OUT, index % columns * OUT};
+}
+
+/* Where a square's pixels are; `nothing`, which is zeros, is where the map has none. */
+INLINE void find_pixels(
+    const struct maps *maps, int64_t image, int64_t row, int64_t column, const int size, const float *nothing,
+    const float **pixels
+) {
+    for (int y = 0; y < size; y++) {
+        const int row_inside = (uint64_t)(row + y) < (uint64_t)maps->height;
+        const float *line = maps->values + ((image * maps->height + row + y) * maps->width + column) * maps->channels;
+        for (int x = 0; x < size; x++) {
+            const int inside = row_inside & ((uint64_t)(column + x) < (uint64_t)maps->width);
+            pixels[size * y + x] = inside ? line + x * maps->channels : nothing;
+        }
+    }
+}
+
+/* Frequencies of tiles, [frequency][tile][channel]. */
+struct frequencies {
+    float *values;
+    int64_t of_frequency, of_tile;
+};
+
+INLINE struct frequencies allocate_frequencies(int64_t tiles, int64_t channels) {
+    const int64_t of_tile = spread(channels), of_frequency = spread(tiles * of_tile);
+    return (struct frequencies){memory(FREQUENCIES * of_frequency), of_frequency, of_tile};
+}
+
+INLINE void transform_tile(
+    const struct maps *maps, const struct tile *tile, int64_t padding, const float *nothing,
+    const struct frequencies *to, int64_t place
+) {
+    const float *pixels[FREQUENCIES];
+    find_pixels(maps, tile->image, tile->row - padding, tile->column - padding, IN, nothing, pixels);
+    float *at = to->values + place * to->of_tile;
+    for (int64_t c = 0; c < maps->channels; c += LANES) {
+        vector x[FREQUENCIES], y[FREQUENCIES];
+        for (int i = 0; i < FREQUENCIES; i++) x[i] = load(pixels[i] + c);
+        frequencies_of_pixels(x, y);
+        for (int f = 0; f < FREQUENCIES; f++) store(at + f * to->of_frequency + c, y[f]);
+    }
+}
+
+INLINE void transform_gradient(
+    const struct maps *gradients, const struct tile *tile, const float *nothing, const struct frequencies *to, int64_t place
+) {
+    const float *pixels[OUT * OUT];
+    find_pixels(gradients, tile->image, tile->row, tile->column, OUT, nothing, pixels);
+    float *at = to->values + place * to->of_tile;
+    for (int64_t c = 0; c < gradients->channels; c += LANES) {
+        vector x[OUT * OUT], y[FREQUENCIES];
+        for (int i = 0; i < OUT * OUT; i++) x[i] = load(pixels[i] + c);
+        frequencies_of_gradients(x, y);
+        for (int f = 0; f < FREQUENCIES; f++) store(at + f * to->of_frequency + c, y[f]);
+    }
+}
+
+/* How many tiles are at hand at once, the same number for each thread. */
+INLINE int64_t tiles_at_hand(int64_t tiles, int64_t channels, int64_t least, int threads) {
+    const int64_t fitting = AT_HAND / (FREQUENCIES * channels * (int64_t)sizeof(float));
+    const int64_t most = smaller(larger(fitting, least), MOST_TILES);
+    const int64_t turns = parts_of(tiles, most * threads);
+    return parts_of(parts_of(tiles, turns * threads), ROWS) * ROWS;
+}
+
+/* --- filters ------------------------------------------------------------------------------------- */
+
+struct filters {
+    const float *weights;
+    int64_t outputs, channels;
+    /* Whether channels and outputs change places, and rows and columns run backwards: for the gradient of the maps. */
+    int turned;
+};
+
+/* Filters from one channel to a vector of outputs. */
+INLINE void taps_at(const struct filters *filters, int64_t output, int64_t channel, vector taps[9]) {
+    const int64_t of_output = filters->turned ? 9 : 9 * filters->channels;
+    const int64_t of_channel = filters->turned ? 9 * filters->outputs : 9;
+    const float *from = filters->weights + output * of_output + channel * of_channel;
+    for (int lane = 0; lane < LANES; lane++, from += of_output)
+        for (int tap = 0; tap < 9; tap++) taps[filters->turned ? 8 - tap : tap][lane] = from[tap];
+}
+
+/* Filters' frequencies, in groups of strips of the outputs: [group][frequency][strip][channel][output of the strip]. */
+INLINE float *strip_of_filters(const float *transformed, int64_t channels, int64_t outputs, int64_t strip, int f) {
+    const int64_t group = strip / STRIPS, of_frequency = spread(channels * STRIPS * COLUMNS * LANES);
+    const int64_t before = strip_begin(outputs, strip) - strip_begin(outputs, group * STRIPS);
+    return (float *)transformed + (group * FREQUENCIES + f) * of_frequency + before * channels;
+}
+
+INLINE float *allocate_filters(int64_t channels, int64_t outputs) {
+    return memory(parts_of(strips_of(outputs), STRIPS) * FREQUENCIES * spread(channels * STRIPS * COLUMNS * LANES));
+}
+
+static void transform_filters(const struct filters *filters, float *transformed, int threads) {
+    const int64_t outputs = filters->outputs, channels = filters->channels;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t output = 0; output < outputs; output += LANES) {
+        int64_t strip = 0;
+        while (strip_begin(outputs, strip + 1) <= output) strip++;
+        const int64_t begin = strip_begin(outputs, strip), width = strip_begin(outputs, strip + 1) - begin;
+        float *first = strip_of_filters(transformed, channels, outputs, strip, 0) + output - begin;
+        const int64_t of_frequency = strip_of_filters(transformed, channels, outputs, strip, 1) + output - begin - first;
+        for (int64_t c = 0; c < channels; c++) {
+            vector taps[9], x[FREQUENCIES];
+            taps_at(filters, output, c, taps);
+            frequencies_of_taps(taps, x);
+            for (int f = 0; f < FREQUENCIES; f++) store(first + f * of_frequency + c * width, x[f]);
+        }
+    }
+}
+
+/* --- the convolution ----------------------------------------------------------------------------- */
+
+struct convolution {
+    struct maps maps;
+    struct tiling tiling;
+    int64_t padding;
+    const float *filters;
+    const float *bias;
+    float *results;
+    int64_t height, width, outputs;
+    const float *nothing;
+};
+
+/* Transforms what some outputs of a tile are from, and writes them. */
+INLINE void write_tile(
+    const struct convolution *own, const struct tile *tile, const float *sums, int64_t of_frequency, int64_t begin,
+    int64_t width
+) {
+    const int64_t rows = smaller(OUT, own->height - tile->row), columns = smaller(OUT, own->width - tile->column);
+    float *corner = own->results + ((tile->image * own->height + tile->row) * own->width + tile->column) * own->outputs;
+    for (int64_t c = 0; c < width; c += LANES) {
+        vector x[FREQUENCIES], y[OUT * OUT];
+        for (int f = 0; f < FREQUENCIES; f++) x[f] = load(sums + f * of_frequency + c);
+        pixels_of_frequencies(x, y);
+        const vector bias = own->bias ? load(own->bias + begin + c) : (vector){0};
+        for (int row = 0; row < OUT; row++)
+            for (int column = 0; column < OUT; column++)
+                if (row < rows && column < columns)
+                    store(corner + (row * own->width + column) * own->outputs + begin + c, y[OUT * row + column] + bias);
+    }
+}
+
+/* Some tiles; `sums` holds as many, of the outputs that are multiplied together. */
+static void convolve_tiles(
+    const struct convolution *own, int64_t first, int64_t count, const struct frequencies *at_hand,
+    const struct frequencies *sums
+) {
+    const int64_t channels = own->maps.channels, outputs = own->outputs, strips = strips_of(outputs);
+    for (int64_t i = 0; i < count; i++) {
+        const struct tile tile = tile_at(&own->tiling, first + i);
+        transform_tile(&own->maps, &tile, own->padding, own->nothing, at_hand, i);
+    }
+    for (int64_t strip = 0; strip < strips; strip += STRIPS) {
+        const int64_t last = smaller(strip + STRIPS, strips), begin = strip_begin(outputs, strip);
+        for (int f = 0; f < FREQUENCIES; f++)
+            for (int64_t s = strip; s < last; s++) {
+                const int64_t at = strip_begin(outputs, s), width = strip_begin(outputs, s + 1) - at;
+                const struct product product = {
+                    at_hand->values + f * at_hand->of_frequency, at_hand->of_tile, 1,
+                    strip_of_filters(own->filters, channels, outputs, s, f), width,
+                    channels, sums->values + f * sums->of_frequency + at - begin, sums->of_tile, 0,
+                };
+                multiply(&product, count, width);
+            }
+        for (int64_t i = 0; i < count; i++) {
+            const struct tile tile = tile_at(&own->tiling, first + i);
+            const float *of_tile = sums->values + i * sums->of_tile;
+            write_tile(own, &tile, of_tile, sums->of_frequency, begin, strip_begin(outputs, last) - begin);
+        }
+    }
+}
+
+/* A convolution, or the gradient of its maps.
+ *
+ * maps     [images, height, width, channels]
+ * padding  rows and columns of zeros around the maps
+ * weights  [outputs, channels, 3, 3]; where `turned`, [channels, outputs, 3, 3], whose rows and columns run backwards
+ * bias     [outputs], or NULL
+ * results  [images, height + 2 * padding - 2, width + 2 * padding - 2, outputs], written
+ *
+ * Returns 0, or 1 without memory.
+ */
+int convolve(
+    const float *maps,
+    int64_t images,
+    int64_t height,
+    int64_t width,
+    int64_t channels,
+    int64_t padding,
+    const float *weights,
+    int64_t outputs,
+    int64_t turned,
+    const float *bias,
+    float *results,
+    int threads
+) {
+    const struct filters filters = {weights, outputs, channels, turned};
+    const int64_t out_height = height + 2 * padding - 2, out_width = width + 2 * padding - 2;
+    float *transformed = allocate_filters(channels, outputs), *nothing = calloc(channels, sizeof(float));
+    const struct convolution own = {
+        {maps, height, width, channels}, {images, parts_of(out_height, OUT), parts_of(out_width, OUT)}, padding,
+        transformed, bias, results, out_height, out_width, outputs, nothing,
+    };
+    const int64_t tiles = tiles_of(&own.tiling), room = tiles_at_hand(tiles, channels, LEAST_TILES, threads);
+    int result = transformed && nothing ? DONE : OUT_OF_MEMORY;
+    if (result == DONE) {
+        transform_filters(&filters, transformed, threads);
+#pragma omp parallel num_threads(threads) reduction(| : result)
+        {
+            const struct frequencies at_hand = allocate_frequencies(room, channels);
+            const struct frequencies sums = allocate_frequencies(room, smaller(STRIPS * COLUMNS * LANES, outputs));
+            if (!at_hand.values || !sums.values) result = OUT_OF_MEMORY;
+#pragma omp for schedule(static)
+            for (int64_t first = 0; first < tiles; first += room)
+                if (result == DONE) convolve_tiles(&own, first, smaller(room, tiles - first), &at_hand, &sums);
+            free(at_hand.values);
+            free(sums.values);
+        }
+    }
+    free(transformed);
+    free(nothing);
+    return result;
+}
+
+/* --- the gradient of the filters ----------------------------------------------------------------- */
+
+/* The taps' gradients of one output's filters, from sums [frequency][output][channel]. */
+INLINE void write_taps(const float *sums, int64_t of_frequency, int64_t channels, float *to) {
+    for (int64_t c = 0; c < channels; c += LANES) {
+        vector x[FREQUENCIES], taps[9];
+        for (int f = 0; f < FREQUENCIES; f++) x[f] = load(sums + f * of_frequency + c);
+        taps_of_frequencies(x, taps);
+        for (int lane = 0; lane < LANES; lane++)
+            for (int tap = 0; tap < 9; tap++) to[(c + lane) * 9 + tap] = taps[tap][lane];
+    }
+}
+
+/* The gradient of a convolution's filters. Tiles are summed up block by block, by all threads together.
+ *
+ * maps       [images, height, width, channels]
+ * padding    rows and columns of zeros around the maps
+ * gradients  of the outputs, [images, height + 2 * padding - 2, width + 2 * padding - 2, outputs]
+ * results    [outputs, channels, 3, 3], written
+ *
+ * Returns 0, or 1 without memory.
+ */
+int gradient_of_filters(
+    const float *maps,
+    int64_t images,
+    int64_t height,
+    int64_t width,
+    int64_t channels,
+    int64_t padding,
+    const float *gradients,
+    int64_t outputs,
+    float *results,
+    int threads
+) {
+    const struct maps of_maps = {maps, height, width, channels};
+    const struct maps of_gradients = {gradients, height + 2 * padding - 2, width + 2 * padding - 2, outputs};
+    const struct tiling tiling = {images, parts_of(of_gradients.height, OUT), parts_of(of_gradients.width, OUT)};
+    const int64_t tiles = tiles_of(&tiling), room = tiles_at_hand(tiles, channels + outputs, LEAST_TILES_OF_SUMS, 1);
+    const int64_t strips = strips_of(channels), of_frequency = spread(outputs * channels);
+    float *nothing = calloc(larger(outputs, channels), sizeof(float)), *sums = memory(FREQUENCIES * of_frequency);
+    const struct frequencies left = allocate_frequencies(room, outputs), right = allocate_frequencies(room, channels);
+    const int result = nothing && sums && left.values && right.values ? DONE : OUT_OF_MEMORY;
+    if (result == DONE) {
+#pragma omp parallel num_threads(threads)
+        {
+            for (int64_t first = 0; first < tiles; first += room) {
+                const int64_t count = smaller(room, tiles - first);
+#pragma omp for schedule(static)
+                for (int64_t i = 0; i < count; i++) {
+                    const struct tile tile = tile_at(&tiling, first + i);
+                    transform_tile(&of_maps, &tile, padding, nothing, &right, i);
+                    transform_gradient(&of_gradients, &tile, nothing, &left, i);
+                }
+#pragma omp for schedule(static)
+                for (int64_t i = 0; i < FREQUENCIES * strips; i++) {
+                    const int64_t f = i / strips, begin = strip_begin(channels, i % strips);
+                    const int64_t width_of_strip = strip_begin(channels, i % strips + 1) - begin;
+                    const struct product product = {
+                        left.values + f * left.of_frequency, 1, left.of_tile,
+                        right.values + f * right.of_frequency + begin, right.of_tile,
+                        count, sums + f * of_frequency + begin, channels, first > 0,
+                    };
+                    multiply(&product, outputs, width_of_strip);
+                }
+            }
+#pragma omp for schedule(static)
+            for (int64_t output = 0; output < outputs; output++)
+                write_taps(sums + output * channels, of_frequency, channels, results + output * channels * 9);
+        }
+    }
+    free(nothing);
+    free(sums);
+    free(left.values);
+    free(right.values);
+    return result;
+}

@@ -1,0 +1,252 @@
+"""Follow a benchmark over commits and torch versions: accuracy, throughput, and the steps in them."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from resnet_bench.base.text import DASH
+from resnet_bench.judging import intervals
+from resnet_bench.judging.intervals import SIGNIFICANCE, TIMING_THRESHOLD, Interval, mean_interval
+from resnet_bench.judging.power import smallest_difference
+from resnet_bench.reporting.runs import Run, group
+from resnet_bench.reporting.wording import moment, number, signed
+
+
+@dataclass(frozen=True)
+class Change:
+    """How the mean of a point differs from that of the point before it."""
+
+    value: float
+    """In percentage points of accuracy, or as a fraction of the throughput before."""
+    p: float | None = None
+    """Welch's, adjusted by Holm's method over all neighbors; None where one side has one run or neither varies."""
+    step: bool = False
+    """More than noise: the adjusted p is below 0.05 and, for throughput, the change is beyond 5%."""
+    detectable: float | None = None
+    """Without a step: the smallest change that these runs would have shown with 80% power, in the unit of value."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One quantity of one point."""
+
+    values: tuple[float, ...]
+    """One number per run."""
+    mean: float | None
+    interval: Interval | None
+    """95% CI of the mean (t)."""
+    change: Change | None = None
+    """None at the first point that has values."""
+
+
+@dataclass(frozen=True)
+class HistoryPoint:
+    """The runs of one commit and torch version."""
+
+    commit: str
+    dirty: bool
+    """With uncommitted changes, which are kept apart."""
+    torch: str
+    started: datetime
+    """When its first run started."""
+    accuracy: Measured
+    """In percent at the last epoch, once per seed."""
+    throughput: Measured
+    """In images/s, once per run; runs that shared their device are left out."""
+    shared_runs: int
+    """How many those are."""
+
+
+@dataclass(frozen=True)
+class History:
+    """The points of one experiment on one device, oldest first; nothing that trains otherwise is mixed in."""
+
+    benchmark: str
+    profile: str
+    generated: bool
+    fingerprint: str
+    data_fingerprint: str
+    device: str
+    precision: str
+    split: str
+    points: tuple[HistoryPoint, ...]
+
+
+def histories(runs: Iterable[Run]) -> list[History]:
+    """Follow each experiment on each device and in each precision.
+
+    Neighbors are compared by Welch's t test. Its p values are adjusted by Holm's method over all neighbors of a
+    benchmark, accuracies and throughputs separately.
+
+    Args:
+        runs: Of any benchmarks; only finished benchmark runs count.
+
+    Returns:
+        By benchmark, those with most points first.
+    """
+    by_benchmark: dict[str, list[History]] = defaultdict(list)
+    for members in group(runs):
+        metric = "accuracy"
+        if members.definition is not None and members.definition.claims and members.definition.claims[0].is_tta:
+            metric = "accuracy_tta"
+        places: dict[tuple[str, str], list[Run]] = defaultdict(list)
+        for run in members.all_runs:
+            places[run.device, run.precision].append(run)
+        for (device, precision), there in places.items():
+            latest = members.latest
+            found = History(
+                benchmark=latest.benchmark,
+                profile=latest.profile,
+                generated=latest.generated,
+                fingerprint=latest.fingerprint,
+                data_fingerprint=latest.data_fingerprint,
+                device=device,
+                precision=precision,
+                split=members.split,
+                points=_points(there, members.split, metric),
+            )
+            by_benchmark[found.benchmark].append(found)
+    return [history for _, found in sorted(by_benchmark.items()) for history in _with_steps(found)]
+
+
+def _points(runs: Sequence[Run], split: str, metric: str) -> tuple[HistoryPoint, ...]:
+    together: dict[tuple[str, bool, str], list[Run]] = defaultdict(list)
+    for run in sorted(runs, key=lambda run: run.started):
+        together[run.code_commit, run.code_dirty, str(run.environment.get("torch") or "")].append(run)
+    points = []
+    for (commit, dirty, torch), there in together.items():
+        # Of several runs of a seed the latest counts.
+        seeds = {run.id if run.seed is None else run.seed: run for run in there}
+        accuracies = [value for run in seeds.values() if (value := run.last_accuracy(split, metric)) is not None]
+        rates = [rate for run in there if (rate := run.images_per_second) is not None and rate > 0]
+        shared = sum(run.shared_device for run in there)
+        points.append(
+            HistoryPoint(commit, dirty, torch, there[0].started, _measured(accuracies), _measured(rates), shared)
+        )
+    return tuple(points)
+
+
+def _measured(values: Sequence[float]) -> Measured:
+    return Measured(tuple(values), statistics.fmean(values) if values else None, mean_interval(values))
+
+
+# --- steps ---------------------------------------------------------------------------------------
+
+
+def _with_steps(found: Sequence[History]) -> list[History]:
+    """Compare the neighbors of all histories of a benchmark."""
+    accuracies = _compared([[point.accuracy for point in history.points] for history in found], _accuracy_change)
+    rates = _compared([[point.throughput for point in history.points] for history in found], _throughput_change)
+    whole = [
+        replace(
+            history,
+            points=tuple(
+                replace(point, accuracy=accuracy, throughput=rate)
+                for point, accuracy, rate in zip(history.points, of_accuracy, of_rate, strict=True)
+            ),
+        )
+        for history, of_accuracy, of_rate in zip(found, accuracies, rates, strict=True)
+    ]
+    return sorted(whole, key=lambda history: (-len(history.points), history.profile, history.device))
+
+
+def _compared(
+    series: Sequence[Sequence[Measured]], compare: Callable[[Sequence[float], Sequence[float]], Change]
+) -> list[list[Measured]]:
+    """Compare each point with the last one before it that has values, and adjust the p values."""
+    made: list[list[Measured]] = []
+    for points in series:
+        before: Measured | None = None
+        row = []
+        for point in points:
+            changed = before is not None and bool(point.values)
+            row.append(replace(point, change=compare(before.values, point.values)) if changed and before else point)
+            before = point if point.values else before
+        made.append(row)
+    tested = [change.p for row in made for point in row if (change := point.change) and change.p is not None]
+    adjusted = iter(intervals.holm(tested))
+    return [[_worded(point, adjusted) for point in row] for row in made]
+
+
+def _worded(point: Measured, adjusted: Iterable[float]) -> Measured:
+    change = point.change
+    if change is None or change.p is None:
+        return point
+    p = next(iter(adjusted))
+    # What is called a step before the adjustment is large enough; the adjustment says whether it is more than noise.
+    step = change.step and p < SIGNIFICANCE
+    return replace(point, change=replace(change, p=p, step=step, detectable=None if step else change.detectable))
+
+
+def _accuracy_change(before: Sequence[float], after: Sequence[float]) -> Change:
+    found = intervals.welch(before, after)
+    if found.p is None:
+        return Change(found.value)
+    return Change(found.value, found.p, step=True, detectable=smallest_difference(before, after))
+
+
+def _throughput_change(before: Sequence[float], after: Sequence[float]) -> Change:
+    mean, found = statistics.fmean(before), intervals.welch(before, after)
+    value = found.value / mean
+    if found.p is None:
+        return Change(value)
+    seen = smallest_difference(before, after)
+    detectable = None if seen is None else max(seen / mean, TIMING_THRESHOLD)
+    return Change(value, found.p, step=abs(value) > TIMING_THRESHOLD, detectable=detectable)
+
+
+# --- in words ------------------------------------------------------------------------------------
+
+TITLES = ("commit", "torch", "first run (UTC)", "seeds", "accuracy, %", "change, pp", "runs", "images/s", "change")
+NOTE = (
+    "Step: Welch's test between neighbors, Holm's method over all of them, p < 0.05, and for throughput beyond 5%. "
+    "Detectable: the smallest change that these runs would have shown with 80% power. Runs of two commits are seldom "
+    "interleaved, so a step of the throughput may be the machine's."
+)
+
+
+def title(history: History) -> str:
+    """Return what a history is of."""
+    images = ", generated images" if history.generated else ""
+    return (
+        f"{history.benchmark}, {history.profile}{images}, recipe {history.fingerprint[:8]}, "
+        f"{history.device or 'unnamed device'}, {history.precision or 'unknown precision'}, {history.split} accuracy"
+    )
+
+
+def rows(history: History) -> list[list[str]]:
+    """Return the cells of each point, in the order of :data:`TITLES`."""
+    return [
+        [
+            f"{point.commit[:12] or DASH}{' + changes' if point.dirty else ''}",
+            point.torch or DASH,
+            moment(point.started),
+            str(len(point.accuracy.values)),
+            _mean(point.accuracy, 2),
+            _change(point.accuracy, 1.0, ""),
+            str(len(point.throughput.values)),
+            _mean(point.throughput, 0),
+            _change(point.throughput, 100.0, "%"),
+        ]
+        for point in history.points
+    ]
+
+
+def _mean(measured: Measured, digits: int) -> str:
+    ends = measured.interval
+    half = "" if ends is None or measured.mean is None else f" ± {number(ends.high - measured.mean, digits)}"
+    return f"{number(measured.mean, digits)}{half}"
+
+
+def _change(measured: Measured, scale: float, unit: str) -> str:
+    change = measured.change
+    if change is None:
+        return DASH
+    text = f"{signed(scale * change.value)}{unit}"
+    if change.step:
+        return f"{text} {'▲' if change.value > 0 else '▼'} step"
+    if change.detectable is not None:
+        return f"{text} (detectable {number(scale * change.detectable)}{unit})"
+    return f"{text} (not tested)"

@@ -1,0 +1,176 @@
+"""The run that sums up the seeds of an experiment on MLflow's pages: mean, SD and number, as their parent.
+
+It is made from what the store holds, so that it is right again after the next seed, whatever became of the others.
+It has no role, by which readers of runs skip it: nothing reads what stands in it.
+"""
+
+import contextlib
+import logging
+import math
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from resnet_bench.tracking import sqlite_files
+from resnet_bench.tracking.mlflow_client import pages
+from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.vocabulary import (
+    EXPERIMENT,
+    FINAL_PREFIX,
+    NOTE,
+    PARENT,
+    current_metrics,
+    diverged_metric,
+    summary_metric,
+    tag,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+MIN_SEEDS = 2
+"""One seed needs no summary."""
+SHARED = ("benchmark", "profile", "fingerprint", "data_fingerprint")
+"""Tags that the seeds of one experiment share."""
+_SHOWN = ("benchmark", "profile", "claim", "dataset", "generated", "device")
+"""Tags of the seeds that the summary has too: columns of the runs page."""
+_SHARED_TIMES = ("seconds", "images_per_second", "joules")
+"""How metrics end that mean nothing where several runs shared the device."""
+_DIGITS = 6
+
+_log = logging.getLogger(__name__)
+
+
+def summarize(store: Store, client: "MlflowClient", tags: Mapping[str, str], experiment_id: str) -> None:
+    """Bring the summary of a run's experiment up to date; a store that refuses loses nothing but the summary.
+
+    Args:
+        store: The store.
+        client: Connected to it, to write.
+        tags: Of the run, which need not be there any more.
+        experiment_id: MLflow's number of the experiment that the run is in.
+    """
+    key = "/".join(tags.get(tag(name), "") for name in SHARED)
+    if tags.get(tag("role")) != "run" or "'" in key:
+        return
+    try:
+        with sqlite_files.alone(store.path) if store.path else contextlib.nullcontext():
+            _Summary(client, experiment_id, key).update()
+    except Exception as error:  # whatever the database driver or the server's client raises
+        _log.info("the summary of %s is not up to date: %s", key, store.describe_error(error))
+
+
+def refresh(store: Store, client: "MlflowClient") -> None:
+    """Bring every summary up to date: runs may have been deleted on MLflow's pages."""
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return
+    has_summary = f"tags.`{tag('summary')}` LIKE '%'"
+    for run in list(pages(client.search_runs, [experiment.experiment_id], has_summary)):
+        shared = dict(zip(SHARED, run.data.tags[tag("summary")].split("/"), strict=False))
+        tags = {tag(name): value for name, value in {**shared, "role": "run"}.items()}
+        summarize(store, client, tags, experiment.experiment_id)
+
+
+class _Summary:
+    """The summary of one experiment: all runs of one benchmark, profile, recipe and images."""
+
+    def __init__(self, client: "MlflowClient", experiment_id: str, key: str) -> None:
+        self._client = client
+        self._experiment_id = experiment_id
+        self._key = key
+
+    def update(self) -> None:
+        """Make it, change it, or delete it where too few seeds are left."""
+        shared = zip(SHARED, self._key.split("/"), strict=True)
+        runs = self._search({"role": "run", **dict(shared)})
+        # Two processes on two machines may both have made it.
+        found = sorted(self._search({"summary": self._key}), key=lambda run: str(run.info.run_id))
+        seeds = counted(runs)
+        kept = self._written(seeds, found[0] if found else None) if len(seeds) >= MIN_SEEDS else None
+        ours = {run.info.run_id for run in found}
+        for run in found:
+            if run.info.run_id != kept:
+                self._client.delete_run(run.info.run_id)
+        for run in runs:
+            parent = run.data.tags.get(PARENT)
+            if kept is not None and parent != kept:
+                self._client.set_tag(run.info.run_id, PARENT, kept)
+            elif kept is None and parent in ours:
+                self._client.delete_tag(run.info.run_id, PARENT)
+
+    def _search(self, tags: Mapping[str, str]) -> "list[Run]":
+        query = " AND ".join(f"tags.`{tag(name)}` = '{value}'" for name, value in tags.items())
+        return list(pages(self._client.search_runs, [self._experiment_id], query, max_results=1000))
+
+    def _written(self, seeds: "Sequence[Run]", found: "Run | None") -> str:
+        from mlflow.entities import Metric, RunTag
+
+        latest = max(seeds, key=lambda run: int(run.info.start_time))
+        metrics = summary_metrics(seeds)
+        tags = {tag("summary"): self._key, NOTE: _note(seeds, metrics)}
+        tags |= {tag(name): text for name in _SHOWN if (text := latest.data.tags.get(tag(name)))}
+        if color := latest.data.tags.get("mlflow.runColor"):
+            tags["mlflow.runColor"] = color
+        profile = "" if latest.data.tags.get(tag("profile")) == "full" else f" {latest.data.tags.get(tag('profile'))}"
+        name = f"{latest.data.tags.get(tag('benchmark'))}{profile}, mean of {len(seeds)} seeds"
+        if found is None:
+            start = int(latest.info.start_time)
+            found = self._client.create_run(self._experiment_id, start_time=start, tags=tags, run_name=name)
+        run_id, now = str(found.info.run_id), time.time_ns() // 1_000_000
+        changed = {key: value for key, value in metrics.items() if found.data.metrics.get(key) != value}
+        self._client.log_batch(
+            run_id,
+            # Step 0, where MLflow draws bars; of several values there the latest counts.
+            metrics=[Metric(key, value, now, 0) for key, value in changed.items()],
+            tags=[RunTag(key, value) for key, value in tags.items() if found.data.tags.get(key) != value],
+        )
+        if found.info.run_name != name:
+            self._client.update_run(run_id, name=name)
+        ended = max(int(run.info.end_time or 0) for run in seeds)
+        if found.info.status != "FINISHED" or found.info.end_time != ended:
+            self._client.set_terminated(run_id, "FINISHED", end_time=ended)
+        return run_id
+
+
+def counted(runs: "Sequence[Run]") -> "list[Run]":
+    """Return the runs that count, as in reports: the latest finished one per seed, on the device with most seeds."""
+    devices: dict[str, dict[str, Run]] = defaultdict(dict)
+    for run in sorted(runs, key=lambda run: int(run.info.start_time)):
+        if run.info.status == "FINISHED" and diverged_metric(run.data.metrics) is None:
+            devices[run.data.tags.get(tag("device"), "")][run.data.tags.get(tag("seed"), "")] = run
+    most = max(devices.values(), key=len, default={})
+    return [most[seed] for seed in sorted(most, key=lambda seed: (len(seed), seed))]
+
+
+def summary_metrics(seeds: "Sequence[Run]") -> dict[str, float]:
+    """Return what the summary shows: the mean of each final value, the SD of accuracies, and the number of seeds."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for run in seeds:
+        for key, value in current_metrics(run.data.metrics).items():
+            is_shared = key.endswith(_SHARED_TIMES) and tag("seeds_per_device") in run.data.tags
+            if key.startswith(FINAL_PREFIX) and math.isfinite(value) and not is_shared:
+                values[key].append(value)
+    metrics = {key: round(statistics.fmean(several), _DIGITS) for key, several in values.items()}
+    for key, several in values.items():
+        if "accuracy" in key and len(several) > 1:
+            name = summary_metric(f"{key.removeprefix(FINAL_PREFIX)}_sd")
+            metrics[name] = round(statistics.stdev(several), _DIGITS)
+    return {**metrics, summary_metric("seeds"): float(len(seeds))}
+
+
+def _note(seeds: "Sequence[Run]", metrics: Mapping[str, float]) -> str:
+    """What MLflow's page of the summary says, as Markdown."""
+    rows = ["| | Mean | SD | Seeds |", "|---|--:|--:|--:|"]
+    for key, mean in sorted(metrics.items()):
+        sd = metrics.get(summary_metric(f"{key.removeprefix(FINAL_PREFIX)}_sd"))
+        if sd is not None:
+            rows.append(f"| {key.removeprefix(FINAL_PREFIX)} | {mean:.2%} | {100 * sd:.2f} pp | {len(seeds)} |")
+    listed = ", ".join(run.data.tags.get(tag("seed"), "?") for run in seeds)
+    return (
+        f"Made from the finished runs below it (seeds {listed}): the latest of each seed, on the device with most of "
+        "them. It is no training run; reports and `resnet-bench runs list` leave it out.\n\n" + "\n".join(rows)
+    )

@@ -1,0 +1,155 @@
+"""A benchmark over commits and torch versions: what is one point, and where there is a step."""
+
+import random
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from resnet_bench.judging import intervals
+from resnet_bench.judging.power import smallest_difference
+from resnet_bench.reporting import history
+from resnet_bench.reporting.history import History
+from resnet_bench.reporting.runs import Run
+from tests.reporting.test_runs import EMPTY
+
+BEFORE, AFTER = [90.1, 90.4, 90.2, 90.3], [88.2, 88.5, 88.3, 88.4]
+
+
+def point(
+    commit: str, minute: int, finals: list[float], rate: float = 1000.0, torch: str = "2.15.0", **changes: object
+) -> list[Run]:
+    """Runs of one commit; each a little faster or slower than the others."""
+    return [
+        replace(
+            EMPTY,
+            id=f"{commit}{minute}{seed}",
+            seed=seed,
+            code_commit=commit,
+            started=EMPTY.started + timedelta(minutes=minute + seed),
+            environment={"torch": torch},
+            metrics={
+                "test/accuracy": {1: 0.5, 4: final / 100},
+                "time/images_per_second": dict.fromkeys((1, 2, 3), rate * (1 + 0.004 * (3 * seed % 4))),
+            },
+            **changes,  # type: ignore[arg-type]
+        )
+        for seed, final in enumerate(finals)
+    ]
+
+
+def only(runs: list[Run]) -> History:
+    (found,) = history.histories(runs)
+    return found
+
+
+def test_points_are_commits_and_torch_versions_in_the_order_of_time() -> None:
+    runs = [
+        *point("c2", 20, AFTER),
+        *point("c1", 0, BEFORE),
+        *point("c2", 40, AFTER, torch="2.16.0"),
+        *point("c2", 60, AFTER, code_dirty=True),
+    ]
+    found = only(runs)
+    assert [(each.commit, each.torch, each.dirty) for each in found.points] == [
+        ("c1", "2.15.0", False),
+        ("c2", "2.15.0", False),
+        ("c2", "2.16.0", False),
+        ("c2", "2.15.0", True),
+    ]
+    first = found.points[0]
+    assert first.accuracy.values == pytest.approx(BEFORE)
+    assert first.accuracy.interval == pytest.approx(intervals.mean_interval(BEFORE))
+    assert first.throughput.mean == pytest.approx(1006)
+    assert first.accuracy.change is first.throughput.change is None
+
+
+def test_a_step_is_marked_where_it_is_and_nowhere_else() -> None:
+    found = only([*point("c1", 0, BEFORE), *point("c2", 20, AFTER), *point("c3", 40, [88.3, 88.4, 88.5, 88.2])])
+    changes = [each.accuracy.change for each in found.points]
+    assert changes[0] is None
+    assert (changes[1].step, changes[2].step) == (True, False)
+    assert changes[1].value == pytest.approx(-1.9)
+    assert changes[1].p == pytest.approx(2 * (intervals.welch(BEFORE, AFTER).p or 0)), "adjusted over both neighbors"
+    assert (changes[1].detectable, changes[2].detectable) == (
+        None,
+        pytest.approx(smallest_difference(AFTER, [88.3, 88.4, 88.5, 88.2])),
+    )
+    cells = [row[5] for row in history.rows(found)]
+    assert cells[0] == "–"
+    assert cells[1] == "−1.90 ▼ step"
+    assert cells[2].startswith("0.00 (detectable 0.")
+
+
+@pytest.mark.parametrize(("rate", "step"), [(800.0, True), (1200.0, True), (970.0, False)])
+def test_a_step_of_the_throughput_is_beyond_five_percent(rate: float, step: bool) -> None:
+    change = only([*point("c1", 0, BEFORE), *point("c2", 20, BEFORE, rate)]).points[1].throughput.change
+    assert change.value == pytest.approx(rate / 1000 - 1)
+    assert change.p < 0.05
+    assert change.step is step
+    assert (change.detectable is None) is step
+
+
+def test_runs_that_shared_their_device_are_left_out_of_the_throughput() -> None:
+    shared = [
+        replace(
+            run, tags={"resnet_bench.seeds_per_device": "2"}, metrics={"test/accuracy": run.metrics["test/accuracy"]}
+        )
+        for run in point("c2", 20, BEFORE[:3])
+    ]
+    found = only([*point("c1", 0, BEFORE), *shared, *point("c3", 60, BEFORE)])
+    second, third = found.points[1:]
+    assert (len(second.accuracy.values), second.throughput.values, second.shared_runs) == (3, (), 3)
+    assert second.throughput.change is None
+    assert third.throughput.change is not None, "compared with the last commit that was timed"
+
+
+def test_what_trains_otherwise_is_another_history() -> None:
+    runs = [*point("c1", 0, BEFORE), *point("c2", 20, AFTER)]
+    for change in (
+        {"profile": "smoke"},
+        {"fingerprint": "g"},
+        {"data_fingerprint": "e"},
+        {"generated": True},
+        {"device": "other"},
+        {"precision": "fp32"},
+    ):
+        found = history.histories([*runs, *point("c3", 40, AFTER, **change)])
+        assert [[each.commit for each in one.points] for one in found] == [["c1", "c2"], ["c3"]]
+
+
+def test_a_seed_counts_once_and_its_throughput_each_time() -> None:
+    again = point("c1", 30, [90.9])
+    (found,) = only([*point("c1", 0, BEFORE), *again]).points
+    assert found.accuracy.values == pytest.approx([90.9, *BEFORE[1:]])
+    assert len(found.throughput.values) == 5
+
+
+def test_one_run_per_point_is_shown_and_not_tested() -> None:
+    found = only([*point("c1", 0, [90.0]), *point("c2", 20, [50.0])])
+    change = found.points[1].accuracy.change
+    assert (change.value, change.p, change.step) == (-40.0, None, False)
+    assert history.rows(found)[1][5] == "−40.00 (not tested)"
+
+
+def share_of_alarms(repetitions: int) -> float:
+    """Share of histories of six commits without a change in which a step is marked."""
+    numbers = random.Random(7)
+
+    def alarm() -> bool:
+        runs = []
+        for number in range(6):
+            made = point(f"c{number}", 20 * number, [numbers.gauss(90, 0.3) for _ in range(3)])
+            for run in made:
+                rates = dict.fromkeys((1, 2, 3), 1000 * (1 + numbers.gauss(0, 0.1)))
+                runs.append(replace(run, metrics={**run.metrics, "time/images_per_second": rates}))
+        measured = [part for each in only(runs).points for part in (each.accuracy, each.throughput)]
+        return any(part.change is not None and part.change.step for part in measured)
+
+    return sum(alarm() for _ in range(repetitions)) / repetitions
+
+
+@pytest.mark.slow
+def test_steps_are_marked_by_chance_in_at_most_five_percent_each() -> None:
+    """Accuracy and throughput are each adjusted to 5%; two standard errors of 300 repetitions are 0.035."""
+    assert share_of_alarms(300) <= 0.10 + 0.035
