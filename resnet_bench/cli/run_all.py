@@ -27,6 +27,7 @@ from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.plan import RunOptions, RunPlan, Survey, Surveyed, open_plan
 from resnet_bench.running.sharing import choose_sharing
 from resnet_bench.running.stopping import stop_on_signals
+from resnet_bench.tracking.sharing_rule import check_shared
 from resnet_bench.tracking.stale_runs import close_stale_runs
 from resnet_bench.tracking.store import Store, where_to_see
 
@@ -122,6 +123,7 @@ def run_all(
         echo("this share of the plan is empty; there are fewer runs than shares")
         return RunsSummary()
     if plan.cluster is not None:
+        check_shared(tracking=context.store.uri, what=f"--launcher {plan.cluster.launcher} runs on several hosts")
         _announce_elsewhere(plan, plan.cluster, context.store, echo)
         context.store.prepare()
         if detach:

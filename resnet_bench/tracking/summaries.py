@@ -172,5 +172,5 @@ def _note(seeds: "Sequence[Run]", metrics: Mapping[str, float]) -> str:
     listed = ", ".join(run.data.tags.get(tag("seed"), "?") for run in seeds)
     return (
         f"Made from the finished runs below it (seeds {listed}): the latest of each seed, on the device with most of "
-        "them. It is no training run; reports and `resnet-bench runs list` leave it out.\n\n" + "\n".join(rows)
+        "them. It is not a training run; reports and `resnet-bench runs list` leave it out.\n\n" + "\n".join(rows)
     )

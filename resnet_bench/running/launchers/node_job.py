@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +61,7 @@ class SlurmWork:
 
 def _requeue() -> bool:
     """Ask Slurm to start this job again; it sends SIGTERM at once."""
-    command = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
+    command = ["scontrol", "requeue", _job_id(os.environ)]
     try:
         done = subprocess.run(command, timeout=REQUEUE_SECONDS, check=False, capture_output=True, text=True)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -68,6 +69,13 @@ def _requeue() -> bool:
         return False
     sys.stderr.write(done.stderr)
     return done.returncode == 0
+
+
+def _job_id(environment: Mapping[str, str]) -> str:
+    """The id of this job alone: the last task of an array has the array's as its SLURM_JOB_ID."""
+    if "SLURM_ARRAY_JOB_ID" in environment:
+        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return environment["SLURM_JOB_ID"]
 
 
 def _wait_to_be_killed() -> None:

@@ -1,0 +1,265 @@
+"""Runs on a Slurm cluster of real daemons: as on one machine, whatever the cluster does to their jobs."""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from resnet_bench.data.dataset import ImageLocation
+from resnet_bench.running.context import Context
+from resnet_bench.running.events import Event, JobFinished, JobStarted, Opened
+from resnet_bench.running.job import Job, Task
+from resnet_bench.running.launchers.cluster import OnCluster
+from resnet_bench.running.launchers.event_log import Suspended
+from resnet_bench.running.launchers.launch import find_launches
+from resnet_bench.running.launchers.launcher import Place, find_launcher
+from resnet_bench.running.launchers.options import SlurmOptions
+from resnet_bench.running.stopping import Stop
+from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.vocabulary import EXPERIMENT
+from resnet_bench.training.events import EpochEnded
+from tests.reliability import tiny
+from tests.running.conftest import PLAIN
+from tests.running.slurm_daemons import SlurmDaemons, wait_until, why_not
+from tests.tracking.conftest import Server, free_port
+from tests.weights import weights_in_store
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 300.0
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[SlurmDaemons]:
+    # A socket's path has at most 107 bytes, and pytest's folders are long.
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, SlurmDaemons(Path(folder)).up() as daemons:
+        yield daemons
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An MLflow server: several hosts share no file."""
+    database = Store.resolve(None, tmp_path_factory.mktemp("server"))
+    database.prepare()
+    started = Server(database, free_port())
+    started.start()
+    yield started
+    started.stop()
+
+
+@pytest.fixture(autouse=True)
+def on_the_cluster(cluster: SlurmDaemons, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PATH", "SLURM_CONF"):
+        monkeypatch.setenv(name, cluster.environment[name])
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr("resnet_bench.running.launchers.slurm.ASK_SECONDS", 1.0)
+
+
+# --- the command -----------------------------------------------------------------------------------
+
+
+def test_six_runs_end_in_the_closing_table_of_a_local_command(tmp_path: Path, server: Server) -> None:
+    tiny.write_images(tmp_path / "data")
+    changes = [f"--set={key}={value}" for key, value in tiny.CHANGES.items()]
+    command = [sys.executable, "-m", "resnet_bench", "run", tiny.BENCHMARK, "--profile", "smoke", "--seeds", "6"]
+    command += [*changes, "--device", "cpu", "--execution", "plain", "--threads", "1", "--deterministic"]
+    command += [
+        "--data",
+        "data",
+        "--tracking",
+        server.uri,
+        "--launcher",
+        "slurm",
+        "--runs-per-job",
+        "3",
+        "--gpus-per-node",
+        "1",
+        "--time",
+        "30m",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = re.findall(rf"^{tiny.BENCHMARK} +(\d) +{tiny.EPOCHS} +[\d.]+%", done.stdout, re.MULTILINE)
+    assert rows == list("012345"), done.stdout
+    assert "mean of 6" in done.stdout
+    assert "in the smoke profile: as asked" in done.stdout
+    (launch,) = find_launches(tmp_path / "runs")
+    assert [handle.tasks for handle in launch.handles] == [(0, 1, 2), (3, 4, 5)]
+    script = next(launch.logs.glob("*_submission.sh")).read_text()
+    for asked in ("--gpus-per-node=1", "--cpus-per-task=4", "--time=30", "--requeue", "--array=0-1%1000", "USR2@120"):
+        assert asked in script, script
+    assert sorted(status for _, status in runs_in(Store.resolve(server.uri)).values()) == ["FINISHED"] * 6
+
+
+# --- what a cluster does to jobs -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Held:
+    """A run whose first attempt waits after its first epoch, until something is done to its job."""
+
+    job: Job
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        return self.job.label
+
+    def events(self, context: Context) -> Generator[Event, None, None]:
+        held = self.folder / f"held-{self.job.seed}"
+        job = replace(self.job, resume=held.exists())
+        for event in job.events(context):
+            yield event
+            if isinstance(event, EpochEnded) and event.epoch == 1 and not held.exists():
+                held.touch()
+                while not context.stop:
+                    time.sleep(0.05)
+
+
+class Watched:
+    """Follows runs on the cluster in a thread, as a command does."""
+
+    def __init__(self, tasks: list[Task], context: Context) -> None:
+        self.told: dict[str, list[Event]] = defaultdict(list)
+        options = SlurmOptions(time=30, gpus_per_node=0, cpus_per_gpu=2, runs_per_job=1)
+        self._tasks, self._context, self._launcher = tasks, context, OnCluster(options)
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread.start()
+
+    def _follow(self) -> None:
+        for task, event in self._launcher.run(self._tasks, self._context):
+            self.told[task.label].append(event)
+
+    def end(self, label: str) -> JobFinished:
+        """Wait for the end of a task."""
+        wait_until(lambda: self._end_of(label) is not None, f"{label} ends: {self.told[label]}", PATIENCE)
+        end = self._end_of(label)
+        assert end is not None
+        return end
+
+    def join(self) -> None:
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive()
+
+    def _end_of(self, label: str) -> JobFinished | None:
+        ends = [event for event in self.told[label] if isinstance(event, JobFinished)]
+        assert len(ends) < 2
+        return ends[0] if ends else None
+
+
+def runs_in(store: Store) -> dict[str, tuple[str, str]]:
+    """Id and status of each run of a store, by its name."""
+    client = store.client()
+    found = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    assert len({run.info.run_name for run in found}) == len(found), "a run was begun twice"
+    return {run.info.run_name: (run.info.run_id, run.info.status) for run in found}
+
+
+def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_runs_that_are_preempted_cancelled_or_lose_their_node_end_once_and_with_the_same_bits(
+    cluster: SlurmDaemons, tmp_path: Path, job_for: Any
+) -> None:
+    jobs = [job_for(seed=seed, force=False) for seed in range(3)]
+
+    def context(name: str) -> Context:
+        (tmp_path / name).mkdir()
+        store = Store.resolve(f"sqlite:///{tmp_path / name / 'mlflow.db'}")
+        store.prepare()
+        return Context(store, tmp_path / name / "runs", ImageLocation(tmp_path, generated=(64, 32)), PLAIN, Stop())
+
+    there = context("disturbed")
+    watched = Watched([Held(job, tmp_path) for job in jobs], there)
+    for job in jobs:
+        wait_until((tmp_path / f"held-{job.seed}").exists, f"{job.label} has trained an epoch", PATIENCE)
+    (launch,) = find_launches(there.run_dir)
+    ids = {handle.tasks[0]: handle.id for handle in launch.handles}
+    nodes = {seed: cluster.node_of(job_id) for seed, job_id in ids.items()}
+    # Each node has room for two of them: one is alone on its node.
+    lonely = next(seed for seed, node in nodes.items() if [*nodes.values()].count(node) == 1)
+    cancelled, preempted = (seed for seed in nodes if seed != lonely)
+
+    cluster.kill(nodes[lonely])
+    cluster.ask("scancel", ids[cancelled])
+    assert watched.end(jobs[cancelled].label) == JobFinished(interrupted=True)
+    wait_until(lambda: cluster.state_of(ids[cancelled]) == "CANCELLED", "the cancelled job is gone")
+    urgent = ["sbatch", "-p", "urgent", "-w", nodes[preempted], "-c", "4", "-o", "/dev/null", "--wrap", "true"]
+    assert "Submitted" in cluster.ask(*urgent)
+    for seed in (preempted, lonely):
+        assert watched.end(jobs[seed].label) == JobFinished(), watched.told[jobs[seed].label]
+    watched.join()
+
+    told = watched.told[jobs[preempted].label]
+    assert [event.reason for event in told if isinstance(event, Suspended)] == ["interrupted by SIGUSR2"]
+    opened = {
+        seed: [event for event in watched.told[job.label] if isinstance(event, Opened)] for seed, job in enumerate(jobs)
+    }
+    assert [len(opened[seed]) for seed in (cancelled, preempted, lonely)] == [1, 2, 2]
+    assert all(opened[seed][1].step > 0 for seed in (preempted, lonely))
+    for seed in (preempted, lonely):
+        assert sum(isinstance(event, JobStarted) for event in watched.told[jobs[seed].label]) == 2
+        assert opened[seed][0].run_id == opened[seed][1].run_id
+
+    here = context("undisturbed")
+    local = find_launcher("inline", [Place()])
+    assert all(event.failure is None for _, event in local.run(jobs, here) if isinstance(event, JobFinished))
+    # What was cancelled is resumed by hand.
+    resumed = [*local.run([replace(jobs[cancelled], resume=True)], there)]
+    assert [event for _, event in resumed if isinstance(event, JobFinished)] == [JobFinished()]
+    disturbed, undisturbed = runs_in(there.store), runs_in(here.store)
+    assert {status for _, status in disturbed.values()} == {"FINISHED"}
+    assert disturbed.keys() == undisturbed.keys()
+    for name, (run_id, _) in disturbed.items():
+        assert same(weights_in_store(there.store, run_id), weights_in_store(here.store, undisturbed[name][0]))
+        for key in ("train/loss", "test/accuracy"):
+            ours = [(point.step, point.value) for point in there.store.client().get_metric_history(run_id, key)]
+            theirs = here.store.client().get_metric_history(undisturbed[name][0], key)
+            assert ours == [(point.step, point.value) for point in theirs], (name, key)
+
+
+def test_what_slurm_refuses_is_one_sentence_and_a_detached_launch_is_seen_and_cancelled(
+    tmp_path: Path, server: Server
+) -> None:
+    command = [sys.executable, "-m", "resnet_bench"]
+    run = ["run", "he-resnet20", "--launcher", "slurm", "--seeds", "2", "--detach", "--profile", "smoke"]
+    tracked = ["--tracking", server.uri]
+
+    def typed(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+            env={**os.environ, "COLUMNS": "200"},
+        )
+
+    refused = typed(*run, *tracked, "--partition", "gpuu")
+    assert refused.returncode == 2
+    assert "error: Slurm refuses the jobs: " in refused.stderr
+    assert "invalid partition" in refused.stderr
+    by_file = typed(*run)
+    assert by_file.returncode == 2
+    assert "which several hosts cannot share" in by_file.stderr
+    detached = typed(*run, *tracked, "--runs-per-job", "1", "--time", "5m")
+    assert detached.returncode == 0, detached.stderr
+    assert "submitted 2 jobs" in detached.stdout
+    seen = typed("status", "--json")
+    assert seen.returncode == 0
+    assert '"task": "he-resnet20 seed 1"' in seen.stdout
+    assert "cancelled 2 jobs" in typed("cancel").stdout
