@@ -197,7 +197,7 @@ def time_layers(repeats: int) -> None:
 
 
 def time_steps(repeats: int, threads: int) -> None:
-    """Print a line per benchmark; algorithms are chosen anew, into caches that last as long as this."""
+    """Print a line per benchmark; algorithms are chosen from scratch, in temporary caches."""
     print("benchmark               images  stock ms  without Winograd    with  without/with  stock/with")
     for name, count in STEPS:
         recipe, workloads, runs = load_benchmark(name).recipe, {}, {}
@@ -215,7 +215,7 @@ def time_steps(repeats: int, threads: int) -> None:
 
 
 def one_step(workload: Workload, execution: Execution, memory: TuningCache, has_winograd: bool) -> None:
-    """Run a step with choices of its own."""
+    """Run a step, with the choices of one way to compute it."""
     with contextlib.ExitStack() as contexts:
         contexts.enter_context(mock.patch.object(Execution, "memory", return_value=memory))
         if not has_winograd:
