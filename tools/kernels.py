@@ -215,7 +215,7 @@ def time_steps(repeats: int, threads: int) -> None:
 
 
 def one_step(workload: Workload, execution: Execution, memory: TuningCache, has_winograd: bool) -> None:
-    """Run a step whose measured choices are kept in a cache."""
+    """Run one step; choices of algorithms are kept in the cache."""
     with contextlib.ExitStack() as contexts:
         contexts.enter_context(mock.patch.object(Execution, "memory", return_value=memory))
         if not has_winograd:
