@@ -9,7 +9,7 @@ from resnet_bench.cli.options import Json, Since, Sources, complete_benchmark, h
 from resnet_bench.cli.screen import echo, new_table, print_json, print_table, reading_aloud
 
 if TYPE_CHECKING:
-    from resnet_bench.reporting.history import History, Measured
+    from resnet_bench.reporting.history import History, PointValues
 
 app = new_app()
 
@@ -78,7 +78,7 @@ def _document(found: "History") -> dict[str, Any]:
     return {**{name: getattr(found, name) for name in names}, "points": points}
 
 
-def _quantity(measured: "Measured") -> dict[str, Any]:
+def _quantity(measured: "PointValues") -> dict[str, Any]:
     return {
         "runs": len(measured.values),
         "mean": measured.mean,

@@ -56,6 +56,12 @@ def _in_canonical_order(split: SplitArrays) -> SplitArrays:
     return SplitArrays(split.images[order], split.labels[order], np.array(order, dtype=np.int64))
 
 
+def count_shared_images(content: Content) -> int:
+    """Count the test images whose pixels are those of a training image."""
+    train = {hashlib.sha256(image.data).digest() for image in content.train.images}
+    return sum(hashlib.sha256(image.data).digest() in train for image in content.test.images)
+
+
 def fingerprint(name: str, content: Content) -> str:
     """Compute the SHA-256 over name, shapes, images and labels of content in canonical order, in hexadecimal."""
     description: dict[str, object] = {"name": name}

@@ -13,9 +13,17 @@ from filelock import FileLock, Timeout
 
 from resnet_bench.base import files
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.text import plural
 from resnet_bench.data.archive import ARCHIVE, ARCHIVES, ArchiveFacts, download_archive, find_archive
 from resnet_bench.data.cache import CacheEntry, CacheMiss, CacheState, default_cache_folder
-from resnet_bench.data.content import Content, Progress, SplitArrays, fingerprint, in_canonical_order
+from resnet_bench.data.content import (
+    Content,
+    Progress,
+    SplitArrays,
+    count_shared_images,
+    fingerprint,
+    in_canonical_order,
+)
 from resnet_bench.data.generated import GENERATED, GeneratedSource
 from resnet_bench.data.own import find_own
 from resnet_bench.data.sources import DataSource, find_sources, how_to_get
@@ -351,7 +359,14 @@ def _decoded(source: DataSource, progress: Progress) -> tuple[Content, str]:
         content = in_canonical_order(source.read(progress))
     except OSError as error:
         raise UserError(f"{source.location} cannot be read ({error})") from error
-    return content, fingerprint(source.facts.name, content)
+    found = fingerprint(source.facts.name, content)
+    published = source.facts.built_in and found == source.facts.fingerprint
+    if not isinstance(source, GeneratedSource) and not published and (shared := count_shared_images(content)):
+        progress(
+            f"{source.location}: {shared:,} of {plural(len(content.test.images), 'test image')} "
+            f"{'is' if shared == 1 else 'are'} among the training images too, so that their accuracy says little"
+        )
+    return content, found
 
 
 def _dataset(source: DataSource, content: Content, content_fingerprint: str) -> Dataset:

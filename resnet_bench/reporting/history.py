@@ -29,7 +29,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Measured:
+class PointValues:
     """One quantity of one point."""
 
     values: tuple[float, ...]
@@ -51,9 +51,9 @@ class HistoryPoint:
     torch: str
     started: datetime
     """When its first run started."""
-    accuracy: Measured
+    accuracy: PointValues
     """In percent at the last epoch, once per seed."""
-    throughput: Measured
+    throughput: PointValues
     """In images/s, once per run; runs that shared their device are left out."""
     shared_runs: int
     """How many those are."""
@@ -128,8 +128,8 @@ def _points(runs: Sequence[Run], split: str, metric: str) -> tuple[HistoryPoint,
     return tuple(points)
 
 
-def _measured(values: Sequence[float]) -> Measured:
-    return Measured(tuple(values), statistics.fmean(values) if values else None, mean_interval(values))
+def _measured(values: Sequence[float]) -> PointValues:
+    return PointValues(tuple(values), statistics.fmean(values) if values else None, mean_interval(values))
 
 
 # --- steps ---------------------------------------------------------------------------------------
@@ -153,12 +153,12 @@ def _with_steps(found: Sequence[History]) -> list[History]:
 
 
 def _compared(
-    series: Sequence[Sequence[Measured]], compare: Callable[[Sequence[float], Sequence[float]], Change]
-) -> list[list[Measured]]:
+    series: Sequence[Sequence[PointValues]], compare: Callable[[Sequence[float], Sequence[float]], Change]
+) -> list[list[PointValues]]:
     """Compare each point with the last one before it that has values, and adjust the p values."""
-    made: list[list[Measured]] = []
+    made: list[list[PointValues]] = []
     for points in series:
-        before: Measured | None = None
+        before: PointValues | None = None
         row = []
         for point in points:
             changed = before is not None and bool(point.values)
@@ -170,7 +170,7 @@ def _compared(
     return [[_worded(point, adjusted) for point in row] for row in made]
 
 
-def _worded(point: Measured, adjusted: Iterable[float]) -> Measured:
+def _worded(point: PointValues, adjusted: Iterable[float]) -> PointValues:
     change = point.change
     if change is None or change.p is None:
         return point
@@ -234,13 +234,13 @@ def rows(history: History) -> list[list[str]]:
     ]
 
 
-def _mean(measured: Measured, digits: int) -> str:
+def _mean(measured: PointValues, digits: int) -> str:
     ends = measured.interval
     half = "" if ends is None or measured.mean is None else f" ± {number(ends.high - measured.mean, digits)}"
     return f"{number(measured.mean, digits)}{half}"
 
 
-def _change(measured: Measured, scale: float, unit: str) -> str:
+def _change(measured: PointValues, scale: float, unit: str) -> str:
     change = measured.change
     if change is None:
         return DASH

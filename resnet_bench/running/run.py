@@ -144,7 +144,7 @@ def _tracked(
                 last = {FINAL_THROUGHPUT: checkpoints.outcome.images_per_second or 0.0}
                 if meter:
                     last[ENERGY] = meter.joules
-                tracker.final(last)
+                tracker.metrics(last)
                 log_outcome(job.recipe, dataset, event, tracker, folder, seed=job.seed, model=job.keep_model)
                 if job.profile == "full":
                     log_best_weights(event, tracker, folder)

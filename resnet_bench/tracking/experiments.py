@@ -29,7 +29,7 @@ _EARLIER_DESCRIPTIONS = {"b07510e8109b5e74", "49ef92339ebb8a83", "9bf33fad7988cf
 _COLUMNS: Mapping[str, Mapping[str, int]] = {
     EXPERIMENT: {
         "metrics.`final/test_accuracy`": 150,
-        "metrics.`summary/test_accuracy_sd`": 185,
+        "metrics.`summary/test_accuracy_sd`": 220,
         "metrics.`summary/seeds`": 120,
         "metrics.`final/test_accuracy_standard`": 215,
         "metrics.`final/train_seconds`": 135,
@@ -53,7 +53,7 @@ _COLUMNS: Mapping[str, Mapping[str, int]] = {
 """The columns of the runs page and their widths in pixels."""
 
 _CHART_SECTIONS: Mapping[str, tuple[str, ...]] = {
-    EXPERIMENT: ("final", "test", "train", "step", "summary", "time", "memory"),
+    EXPERIMENT: ("test", "final", "train", "step", "summary", "time", "memory"),
     STUDIES_EXPERIMENT: ("validation", "study", "train", "step", "test", "final", "time", "memory"),
 }
 """The order of MLflow's charts, by what the names of metrics begin with; it puts those of other names behind them."""

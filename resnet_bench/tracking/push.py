@@ -20,7 +20,7 @@ from resnet_bench.base.uris import same_place
 from resnet_bench.tracking.delivery import MAX_METRICS, MAX_PARAMS_AND_TAGS
 from resnet_bench.tracking.mlflow_client import pages
 from resnet_bench.tracking.store import Store
-from resnet_bench.tracking.summaries import SHARED, summarize
+from resnet_bench.tracking.summaries import summarize, summary_key
 from resnet_bench.tracking.vocabulary import EXPERIMENTS, PARENT, PERFORMANCE_EXPERIMENT, tag
 
 if TYPE_CHECKING:
@@ -123,9 +123,12 @@ class _Push:
             experiment = self._reader.get_experiment_by_name(name)
             if experiment is None:
                 continue
-            found = pages(self._reader.search_runs, [experiment.experiment_id])
-            # The target's own summary of an experiment has the seeds of every source.
-            runs = {run.info.run_id: run for run in found if tag("summary") not in run.data.tags}
+            # The target has its own summaries, of the runs that it has.
+            runs = {
+                run.info.run_id: run
+                for run in pages(self._reader.search_runs, [experiment.experiment_id])
+                if tag("summary") not in run.data.tags
+            }
             if not runs:
                 continue
             searched = [
@@ -139,9 +142,8 @@ class _Push:
             # The oldest first, as they were made.
             for run in sorted(runs.values(), key=lambda run: run.info.start_time):
                 self._push(run, runs, into)
-            shared = {tuple(run.data.tags.get(tag(name), "") for name in SHARED): run for run in runs.values()}
-            for run in shared.values():
-                summarize(self._target, self._writer, run.data.tags, into)
+            for tags in {summary_key(run.data.tags): run.data.tags for run in runs.values()}.values():
+                summarize(self._target, self._writer, tags, into)
         return self._report
 
     def _find_copies(self, experiment_id: str) -> None:

@@ -7,6 +7,7 @@ It has no role, by which readers of runs skip it: nothing reads what stands in i
 import contextlib
 import logging
 import math
+import re
 import statistics
 import time
 from collections import defaultdict
@@ -53,14 +54,20 @@ def summarize(store: Store, client: "MlflowClient", tags: Mapping[str, str], exp
         tags: Of the run, which need not be there any more.
         experiment_id: MLflow's number of the experiment that the run is in.
     """
-    key = "/".join(tags.get(tag(name), "") for name in SHARED)
-    if tags.get(tag("role")) != "run" or "'" in key:
+    key = summary_key(tags)
+    if key is None:
         return
     try:
         with sqlite_files.alone(store.path) if store.path else contextlib.nullcontext():
             _Summary(client, experiment_id, key).update()
     except Exception as error:  # whatever the database driver or the server's client raises
         _log.info("the summary of %s is not up to date: %s", key, store.describe_error(error))
+
+
+def summary_key(tags: Mapping[str, str]) -> str | None:
+    """Return what the seeds of a run's experiment share; None where the run is summed up nowhere, as a trial is."""
+    key = "/".join(tags.get(tag(name), "") for name in SHARED)
+    return None if tags.get(tag("role")) != "run" or "'" in key else key
 
 
 def refresh(store: Store, client: "MlflowClient") -> None:
@@ -115,8 +122,9 @@ class _Summary:
         tags |= {tag(name): text for name in _SHOWN if (text := latest.data.tags.get(tag(name)))}
         if color := latest.data.tags.get("mlflow.runColor"):
             tags["mlflow.runColor"] = color
-        profile = "" if latest.data.tags.get(tag("profile")) == "full" else f" {latest.data.tags.get(tag('profile'))}"
-        name = f"{latest.data.tags.get(tag('benchmark'))}{profile}, mean of {len(seeds)} seeds"
+        # Without its seed: `he-resnet20 smoke seed 2 (--set)` says that its recipe was changed.
+        alike = re.sub(r" seed \d+", "", latest.info.run_name or latest.data.tags.get(tag("benchmark"), ""))
+        name = f"{alike}, mean of {len(seeds)} seeds"
         if found is None:
             start = int(latest.info.start_time)
             found = self._client.create_run(self._experiment_id, start_time=start, tags=tags, run_name=name)
@@ -172,5 +180,5 @@ def _note(seeds: "Sequence[Run]", metrics: Mapping[str, float]) -> str:
     listed = ", ".join(run.data.tags.get(tag("seed"), "?") for run in seeds)
     return (
         f"Made from the finished runs below it (seeds {listed}): the latest of each seed, on the device with most of "
-        "them. It is no training run; reports and `resnet-bench runs list` leave it out.\n\n" + "\n".join(rows)
+        "them. It is not a training run; reports and `resnet-bench runs list` leave it out.\n\n" + "\n".join(rows)
     )

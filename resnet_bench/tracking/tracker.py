@@ -134,14 +134,13 @@ class Tracker:
         """Set tags; a name without a dot gets the prefix ``resnet_bench.``."""
         self._writer.append([tags_record({key: self._store.hide(value) for key, value in tags.items()})])
 
-    def metrics(self, values: Mapping[str, float], *, epoch: int) -> None:
-        """Log further metrics that belong to an epoch."""
+    def metrics(self, values: Mapping[str, float], *, epoch: int | None = None) -> None:
+        """Log further metrics that belong to an epoch, or to the whole run."""
+        if epoch is None:
+            self._writer.append(self._recorder.final(values, timestamp=now_ms()))
+            return
         single = {key: [float(value)] for key, value in values.items()}
         self._writer.append(self._recorder.metrics("epoch", epoch, single, timestamp=now_ms()))
-
-    def final(self, values: Mapping[str, float]) -> None:
-        """Log further metrics of the whole run."""
-        self._writer.append(self._recorder.final(values, timestamp=now_ms()))
 
     def artifact(self, path: Path, artifact_path: str = "") -> None:
         """Queue a file or folder to be logged as an artifact.

@@ -97,6 +97,18 @@ def test_images_of_another_dataset_are_said_loudly_and_are_not_official(
     assert any(message.startswith("ANOTHER DATASET") and "compared with a claim" in message for message in messages)
 
 
+def test_test_images_that_were_trained_on_are_counted(
+    info: DatasetFacts, folders: Path, load_small: Load, messages: list[str]
+) -> None:
+    for split, name in (("test", "cat"), ("train", "dog")):
+        first = next((folders / "cifar10" / "train" / "cat").iterdir())
+        target = next((folders / "cifar10" / split / name).iterdir())
+        target.write_bytes(first.read_bytes())
+    load_small(info, folders)
+    (message,) = (message for message in messages if "among the training images" in message)
+    assert f": 1 of {info.test_size} test images is among the training images too" in message
+
+
 def test_hidden_folders_are_not_classes(
     info: DatasetFacts, folders: Path, load_small: Load, fingerprint: str, messages: list[str]
 ) -> None:

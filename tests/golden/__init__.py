@@ -36,7 +36,7 @@ STUDY = (
     f"study run golden-study {OWN} --studies {FOLDER / 'studies'} --profile smoke --offline --yes --device cpu "
     "--precision fp32 --deterministic"
 )
-RECORD = f"record check golden-record {OWN} --data {{data}} --seeds 1 --device cpu --threads 1 --execution plain"
+RECORD = f"record check golden-record {OWN} --data {{data}} --seeds 2 --device cpu --threads 1 --execution plain"
 
 
 class Result(NamedTuple):
@@ -66,7 +66,7 @@ def command(arguments: str, project: Path, *, expected: int = 0) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
     assert done.returncode == expected, f"resnet-bench {arguments}: exit code {done.returncode}\n{done.stdout}"
     return done.stdout

@@ -22,6 +22,8 @@ BOTH = "--from before/mlflow.db --from after/mlflow.db"
 @pytest.fixture(scope="module")
 def folder(empty_database: Path, benchmarks: dict[str, Benchmark], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stores of two commits, ``after`` worse by two points in one of two benchmarks, and their tables."""
+    from mlflow import MlflowClient
+
     made = tmp_path_factory.mktemp("compared")
     before = [
         FakeRun(benchmarks[name], seed=seed, final=final, commit=BEFORE, tags={"team": "red"})
@@ -32,9 +34,11 @@ def folder(empty_database: Path, benchmarks: dict[str, Benchmark], tmp_path_fact
         replace(run, final=run.final - 2 * (run.benchmark.name == "ranged") + 0.06, commit=AFTER, tags={"team": "blue"})
         for run in before
     ]
-    for name, runs in (("before", before), ("after", after)):
+    for name, runs, hours in (("before", before, 0), ("after", after, 1)):
         uri = synthetic.database(empty_database, made / name)
-        synthetic.log_all(uri, *runs)
+        client = MlflowClient(uri)
+        for minute, run in enumerate(runs, start=60 * hours):
+            synthetic.log(client, run, minute)
         (made / f"{name}-report").mkdir()
         for table_name, content in report.table_files(reading.read([uri])).items():
             (made / f"{name}-report" / table_name).write_bytes(content)

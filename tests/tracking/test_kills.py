@@ -32,7 +32,12 @@ def processes() -> multiprocessing.context.ForkServerContext:
     """Starts processes that have imported everything already, so that a kill hits the work and not the start."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["mlflow.store.tracking.sqlalchemy_store", "resnet_bench.tracking.tracker", "resnet_bench.training.events"]
+        [
+            "mlflow.store.tracking.sqlalchemy_store",
+            "pytest",
+            "resnet_bench.tracking.tracker",
+            "resnet_bench.training.events",
+        ]
     )
     return context
 

@@ -1,5 +1,6 @@
 """The run that sums up the seeds of an experiment: what it shows, when it changes, and who skips it."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import resnet_bench as rb
 from resnet_bench.running.kept_runs import delete_run, find_run, read_runs
 from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.finished_runs import finished_runs
+from resnet_bench.tracking.push import push
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.summaries import refresh, summarize
 from resnet_bench.tracking.tracker import Tracker
@@ -135,6 +137,21 @@ def test_no_reader_takes_the_summary_for_a_run(store: Store, seeds: list[Run], t
     assert {run.run_id for run in read_runs(store, tmp_path)} == ids
     assert set(finished_runs(store.reader())) == ids
     assert set(rb.results(store.uri)["run_id"]) == ids
+
+
+def test_a_store_that_runs_are_pushed_to_has_its_own_summary(
+    store: Store, seeds: list[Run], describe: Describe, empty_database: Path, tmp_path: Path
+) -> None:
+    shutil.copy(empty_database, tmp_path / "other.db")
+    other = Store.resolve(str(tmp_path / "other.db"))
+    other.prepare()
+    finished_run(other, describe(seed=3), 0.93)
+    for _ in range(2):
+        report = push(store, other, say=lambda _: None)
+        assert (report.failed, report.deleted) == ([], [])
+        (summary,) = summaries(other)
+        assert summary.data.metrics["summary/seeds"] == 4
+        assert parents(other) == {summary.info.run_id}
 
 
 def test_the_tracker_makes_it_at_the_end_of_a_run_and_flush_where_the_store_was_away(
