@@ -62,7 +62,7 @@ def test_an_installed_wheel_works_in_an_empty_folder(installed: Path, tmp_path: 
     assert json.loads(typed("schema dataset")) == json.loads((REPOSITORY / "schemas" / "dataset.json").read_text())
     typed("copy speedrun-90 mine.toml")
     assert "mine.toml: valid, recipe " in typed("validate mine.toml")
-    assert "wrote" in typed("report --from " + str(installed / "resnet_bench" / "shipped" / "reference"))
+    assert "report of " in typed("report --from " + str(installed / "resnet_bench" / "shipped" / "reference"))
     assert (tmp_path / "reports" / "latest" / "index.html").is_file()
 
 
