@@ -36,7 +36,7 @@ def python(*words: str | Path, folder: Path, path: Path | None = None) -> str:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from the sdist as a package index's users do, in a separate folder."""
+    """The wheel, built from the sdist as users of a package index do, in a folder."""
     folder = tmp_path_factory.mktemp("packages")
     python("-m", "hatchling", "build", "-t", "sdist", "-d", folder / "sdist", folder=REPOSITORY)
     (sdist,) = (folder / "sdist").glob("*.tar.gz")

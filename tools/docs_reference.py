@@ -170,7 +170,7 @@ def _tables(kind: str, schema: JsonSchema) -> dict[str, tuple[str, JsonSchema]]:
         below = [(key, _whole(one)) for key, value in table["properties"].items() for one in _references(value)]
         for key, definition in below:
             known = schema.get("$defs", {}).get(definition, {})
-            # The keys of a recipe have a separate page.
+            # The keys of a recipe are on another page.
             if definition not in found and "properties" in known and (kind == "benchmark" or definition != "Recipe"):
                 visit(definition, f"{path}.{key}" if path else key, known)
 

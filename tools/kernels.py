@@ -3,17 +3,22 @@
     python tools/kernels.py convolutions
     python tools/kernels.py convolutions --precision fp32 --clock cpu
     python tools/kernels.py layers --threads 2
+    python tools/kernels.py steps --repeats 3
 
-Convolutions are timed by the clock, on an idle machine, unless by `--clock cpu`; layers in CPU time, which other work
-disturbs less. ONEDNN_MAX_CPU_ISA=AVX2, ATEN_CPU_CAPABILITY=avx2 and CC="cc -mno-avx512f" imitate a processor without
-AVX-512.
+Convolutions are timed by the clock, on an idle machine, unless by `--clock cpu`; layers and steps in CPU time, which
+other work disturbs less. Steps are whole ones in fp32, on noise: stock, by our kernels without Winograd, and with it.
+ONEDNN_MAX_CPU_ISA=AVX2, ATEN_CPU_CAPABILITY=avx2 and CC="cc -mno-avx512f" imitate a processor without AVX-512.
 """
 
 import argparse
+import contextlib
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
+from unittest import mock
 
 import resnet_bench  # noqa: F401 - before torch: it sets how long threads spin
 
@@ -21,12 +26,16 @@ import resnet_bench  # noqa: F401 - before torch: it sets how long threads spin
 import torch
 from torch import nn
 
+from resnet_bench.base.tuning_cache import TuningCache
+from resnet_bench.execution.execution import Execution
 from resnet_bench.kernels import winograd
 from resnet_bench.kernels.allocator import retain_heap
 from resnet_bench.kernels.convolution import FORWARD, GRAD_INPUT, GRAD_WEIGHT, Geometry
 from resnet_bench.kernels.fast_paths import FastPaths
 from resnet_bench.kernels.fusion import fuse
+from resnet_bench.measure.workload import Workload
 from resnet_bench.models import cifar100_resnet, resnet34_biased, resnet_projected
+from resnet_bench.recipe.files import load_benchmark
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -100,6 +109,10 @@ BLOCKS: tuple[tuple[int, int, int, str, Callable[[], nn.Module]], ...] = (
     (256, 32, 32, "cifar100 bare", lambda: bare(cifar100_resnet.BasicBlock(32, 32))),
     (256, 64, 16, "cifar100 /2 bare", lambda: bare(cifar100_resnet.BasicBlock(64, 64, 2))),
 )
+
+
+# Benchmarks and images of a step; fewer than a batch where that takes long.
+STEPS = (("resnet18-step-decay", 128), ("cifar100-resnet", 64), ("resnet9-onecycle-adam", 64), ("resnet34-sgd-224", 8))
 
 
 def passes_of(
@@ -183,10 +196,38 @@ def time_layers(repeats: int) -> None:
         print(f"{count:6} {channels:8} {size:3} {name:16} {medians['torch']:9.2f} {medians['fused']:9.2f} {ratio:6.2f}")
 
 
+def time_steps(repeats: int, threads: int) -> None:
+    """Print a line per benchmark; algorithms are chosen from scratch, in temporary caches."""
+    print("benchmark               images  stock ms  without Winograd    with  without/with  stock/with")
+    for name, count in STEPS:
+        recipe, workloads, runs = load_benchmark(name).recipe, {}, {}
+        with tempfile.TemporaryDirectory() as folder:
+            for way in ("stock", "without", "with"):
+                mode = "plain" if way == "stock" else "fast"
+                execution = Execution.resolve("cpu", "fp32", threads=threads, mode=mode)
+                workloads[way] = Workload(recipe, execution, batch_size=count)
+                memory = TuningCache(Path(folder) / f"{way}.json")
+                runs[way] = partial(one_step, workloads[way], execution, memory, way == "with")
+            ms = interleaved(runs, repeats, clock=time.process_time)
+        ratios = ms["without"] / ms["with"], ms["stock"] / ms["with"]
+        row = f"{name:23} {count:6} {ms['stock']:9.0f} {ms['without']:17.0f} {ms['with']:7.0f}"
+        print(row, "{:13.2f} {:11.2f}".format(*ratios), flush=True)
+
+
+def one_step(workload: Workload, execution: Execution, memory: TuningCache, has_winograd: bool) -> None:
+    """Run one step; choices of algorithms are kept in the cache."""
+    with contextlib.ExitStack() as contexts:
+        contexts.enter_context(mock.patch.object(Execution, "memory", return_value=memory))
+        if not has_winograd:
+            contexts.enter_context(mock.patch.object(winograd, "fits", return_value=False))
+        contexts.enter_context(execution.applied())
+        workload.step()
+
+
 def main() -> None:
     """Print the tables that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["convolutions", "layers"], nargs="?", help="both by default")
+    parser.add_argument("kind", choices=["convolutions", "layers", "steps"], nargs="?", help="all by default")
     parser.add_argument("--repeats", type=int, default=9, help="turns of each")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=list(PRECISIONS), default="bf16", help="of convolutions")
@@ -198,6 +239,8 @@ def main() -> None:
             time_convolutions(arguments.repeats, PRECISIONS[arguments.precision], CLOCKS[arguments.clock])
         if arguments.kind in (None, "layers"):
             time_layers(arguments.repeats)
+    if arguments.kind in (None, "steps"):
+        time_steps(arguments.repeats, arguments.threads)
 
 
 if __name__ == "__main__":

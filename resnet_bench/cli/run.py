@@ -44,6 +44,7 @@ from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.changes import override, parse_assignments
 from resnet_bench.recipe.files import expand_suites, load_benchmark
 from resnet_bench.running.launchers.options import choose_launcher
+from resnet_bench.tracking.sharing_rule import check_shared
 from resnet_bench.tracking.store import Store
 
 app = new_app()
@@ -140,6 +141,8 @@ def run(
     folder = Path(data or DEFAULT_DATA) if elsewhere else data_folder(data)
     wanted, share = _seeds(seed, seeds), parse_share(shard)
     store = Store.resolve(tracking, Path.cwd())
+    if elsewhere:
+        check_shared(tracking=store.uri, what=f"--launcher {launcher} runs on other hosts")
 
     from resnet_bench.cli.live_runs import lasting
     from resnet_bench.cli.run_all import run_all

@@ -60,7 +60,11 @@ class Tracker:
         interval = UPLOAD_SECONDS * (SERVER_FACTOR if store.is_server else 1)
         self.uploader = Uploader(store, folder, journal.sync, interval=interval, run_id=run_id)
         device = str(description.execution.get("device", "cpu"))
-        self.sampler = SystemSampler(self._take_sample, device, interval=SAMPLE_SECONDS)
+
+        def take(sample: dict[str, float]) -> None:
+            self._writer.append(self._recorder.sample(sample))
+
+        self.sampler = SystemSampler(take, device, interval=SAMPLE_SECONDS)
 
     @classmethod
     def open(
@@ -213,9 +217,6 @@ class Tracker:
         self._writer.append([{"kind": "status", "status": "RUNNING", "timestamp": now_ms()}])
         if self.run_id is None:
             self.uploader.create_run()
-
-    def _take_sample(self, sample: dict[str, float]) -> None:
-        self._writer.append(self._recorder.sample(sample))
 
 
 class _Writer:

@@ -27,7 +27,7 @@ from resnet_bench.running.launchers.launcher import Place, find_launcher
 from resnet_bench.running.launchers.options import SlurmOptions
 from resnet_bench.running.stopping import Stop
 from resnet_bench.tracking.store import Store
-from resnet_bench.tracking.vocabulary import EXPERIMENT
+from resnet_bench.tracking.vocabulary import EXPERIMENT, tag
 from resnet_bench.training.events import EpochEnded
 from tests.reliability import tiny
 from tests.running.conftest import PLAIN
@@ -162,9 +162,15 @@ class Watched:
 def runs_in(store: Store) -> dict[str, tuple[str, str]]:
     """Id and status of each run of a store, by its name."""
     client = store.client()
-    found = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    # Not the summaries that they are nested in.
+    found = client.search_runs([experiment.experiment_id], f"tags.`{tag('role')}` = 'run'")
     assert len({run.info.run_name for run in found}) == len(found), "a run was begun twice"
     return {run.info.run_name: (run.info.run_id, run.info.status) for run in found}
+
+
+def history(store: Store, run_id: str, key: str) -> list[tuple[int, float]]:
+    return sorted((point.step, point.value) for point in store.client().get_metric_history(run_id, key))
 
 
 def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
@@ -208,11 +214,13 @@ def test_runs_that_are_preempted_cancelled_or_lose_their_node_end_once_and_with_
     opened = {
         seed: [event for event in watched.told[job.label] if isinstance(event, Opened)] for seed, job in enumerate(jobs)
     }
-    assert [len(opened[seed]) for seed in (cancelled, preempted, lonely)] == [1, 2, 2]
-    assert all(opened[seed][1].step > 0 for seed in (preempted, lonely))
+    assert len(opened[cancelled]) == 1
     for seed in (preempted, lonely):
-        assert sum(isinstance(event, JobStarted) for event in watched.told[jobs[seed].label]) == 2
-        assert opened[seed][0].run_id == opened[seed][1].run_id
+        # What lost its node may have been preempted as well, before or after it resumed.
+        first, *later = opened[seed]
+        assert later
+        assert all(event.step > 0 and event.run_id == first.run_id for event in later)
+        assert sum(isinstance(event, JobStarted) for event in watched.told[jobs[seed].label]) >= 2
 
     here = context("undisturbed")
     local = find_launcher("inline", [Place()])
@@ -226,9 +234,7 @@ def test_runs_that_are_preempted_cancelled_or_lose_their_node_end_once_and_with_
     for name, (run_id, _) in disturbed.items():
         assert same(weights_in_store(there.store, run_id), weights_in_store(here.store, undisturbed[name][0]))
         for key in ("train/loss", "test/accuracy"):
-            ours = [(point.step, point.value) for point in there.store.client().get_metric_history(run_id, key)]
-            theirs = here.store.client().get_metric_history(undisturbed[name][0], key)
-            assert ours == [(point.step, point.value) for point in theirs], (name, key)
+            assert history(there.store, run_id, key) == history(here.store, undisturbed[name][0], key), (name, key)
 
 
 def test_what_slurm_refuses_is_one_sentence_and_a_detached_launch_is_seen_and_cancelled(

@@ -22,3 +22,14 @@ def test_every_kernel_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     rows = rows[:-4]
     assert [row.split()[3:-3] for row in rows[8:]] == [["pool", "norm", "silu"], ["resnet18"]]
     assert all(float(row.split()[-1]) > 0 for row in rows[8:])
+
+
+@pytest.mark.slow
+def test_whole_steps_are_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(kernels, "STEPS", (("resnet18-step-decay", 2),))
+    kernels.time_steps(1, threads=1)
+    _, row = capsys.readouterr().out.splitlines()
+    name, count, *numbers = row.split()
+    assert (name, count) == ("resnet18-step-decay", "2")
+    assert len(numbers) == 5
+    assert all(float(number) > 0 for number in numbers)
