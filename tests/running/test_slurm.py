@@ -38,7 +38,7 @@ from tests.weights import weights_in_store
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 300.0
+PATIENCE = 900.0
 
 
 @pytest.fixture(scope="module")
