@@ -101,7 +101,7 @@ def test_six_runs_end_in_the_closing_table_of_a_local_command(tmp_path: Path, se
     (launch,) = find_launches(tmp_path / "runs")
     assert [handle.tasks for handle in launch.handles] == [(0, 1, 2), (3, 4, 5)]
     script = next(launch.logs.glob("*_submission.sh")).read_text()
-    for asked in ("--gpus-per-node=1", "--cpus-per-task=4", "--time=30", "--requeue", "--array=0-1%1000", "USR2@120"):
+    for asked in ("--gpus-per-node=1", "--cpus-per-task=4", "--time=30", "--requeue", "--array=0-1%2", "USR2@120"):
         assert asked in script, script
     assert sorted(status for _, status in runs_in(Store.resolve(server.uri)).values()) == ["FINISHED"] * 6
 
