@@ -339,7 +339,7 @@ def run(
 app.command(
     help=help_text(
         "Do one worker's share of a study, under any scheduler: start as many as you like, on as many hosts.",
-        example="study work resnet18-step-decay --storage postgresql://user@host/optuna --tracking http://host:5000",
+        example="study work speedrun-90 --storage postgresql://db/optuna",
         following="study best resnet18-step-decay",
     ),
 )(work)

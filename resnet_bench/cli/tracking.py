@@ -50,7 +50,7 @@ def flush(tracking: TrackingURI = None, run_dir: RunDir = DEFAULT_RUNS, as_json:
     help=help_text(
         "Copy the runs of one store to another: metrics, params, tags, artifacts and parents. Repeat it at will: "
         "nothing is copied twice, and what was interrupted is continued.",
-        example="tracking push --from mlflow.db --to http://127.0.0.1:5000",
+        example="tracking push --to http://127.0.0.1:5000",
         following="report --from http://127.0.0.1:5000",
     )
 )
