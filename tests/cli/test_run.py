@@ -35,7 +35,7 @@ from resnet_bench.running.prepare import Prepared
 from resnet_bench.running.stopping import Stop
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
-from resnet_bench.tracking.vocabulary import EXPERIMENT
+from resnet_bench.tracking.vocabulary import EXPERIMENT, tag
 from tests.forking import fork_context
 from tests.reliability import tiny
 from tests.weights import weights_in_store
@@ -81,8 +81,10 @@ def run_all(project: Path, monkeypatch: pytest.MonkeyPatch) -> RunAll:
 
 
 def tracked_runs(project: Path) -> list[Any]:
+    """The training runs, without the summary over seeds."""
     client = Store.resolve(f"sqlite:///{project / 'mlflow.db'}").client()
-    return list(client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id]))
+    found = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    return [run for run in found if tag("summary") not in run.data.tags]
 
 
 def one_epoch(**changes: Any) -> dict[str, Any]:

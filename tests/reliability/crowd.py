@@ -23,7 +23,7 @@ from rich.console import Console
 
 from resnet_bench.cli.run_all import run_all
 from resnet_bench.tracking.store import Store
-from resnet_bench.tracking.vocabulary import EXPERIMENT
+from resnet_bench.tracking.vocabulary import EXPERIMENT, tag
 from tests import forking
 from tests.reliability import kills, tiny
 
@@ -74,7 +74,8 @@ def run_crowd(folder: Path, processes: int) -> dict[str, Any]:
     complaints = "".join((project / f"errors-{seed}.txt").read_text() for seed in range(processes))
 
     client = Store.resolve(f"sqlite:///{project / 'mlflow.db'}").client()
-    runs = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id], max_results=1000)
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    runs = client.search_runs([experiment], f"tags.`{tag('role')}` = 'run'", max_results=1000)
     steps = [sorted(metric.step for metric in client.get_metric_history(run.info.run_id, "step/loss")) for run in runs]
     seeds = Counter(int(run.data.tags["resnet_bench.seed"]) for run in runs)
     said = [(project / f"output-{seed}.txt").read_text() for seed in range(processes)]

@@ -22,7 +22,7 @@ from resnet_bench.running.outcome import Outcome
 from resnet_bench.tracking.delivery import UploadReport
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, Steps
 
-EARLIER = Outcome(run_id="r1", accuracy_by_epoch={0: 0.1, 2: 0.5}, throughput_by_epoch=[10.0, 12.5])
+EARLIER = Outcome(planned=frozenset({0, 1}), run_id="r1", accuracy_by_epoch={0: 0.1, 2: 0.5}, throughput_by_epoch=[10.0, 12.5])
 TOLD: list[Event] = [
     JobStarted(),
     Opened("r1", "http://x", Path("/runs/a"), step=8, earlier=EARLIER, device="a GPU", official=False),

@@ -85,6 +85,8 @@ def decode(line: str | bytes) -> Event | None:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return vars(value)
+    if isinstance(value, frozenset):
+        return sorted(value)
     return str(value) if isinstance(value, Path) else dict(value)
 
 
@@ -95,7 +97,12 @@ def _inside(kind: type[Any], values: dict[str, Any]) -> Any:
         for key, table in values.items()
         if isinstance(table, dict)
     }
-    return kind(**{**values, **tables})
+    sets = {
+        field.name: frozenset(values[field.name])
+        for field in dataclasses.fields(kind)
+        if isinstance(field.default, frozenset) and field.name in values
+    }
+    return kind(**{**values, **tables, **sets})
 
 
 def path_of(folder: Path, task: int, attempt: int) -> Path:
