@@ -1,12 +1,14 @@
 """What a job writes of its tasks and what its watcher reads: the same events, however often they were begun."""
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from resnet_bench.base.errors import UserError
 from resnet_bench.running.events import Closed, Event, JobFinished, JobStarted, Opened, update
 from resnet_bench.running.launchers.event_log import (
     EventReader,
@@ -18,11 +20,15 @@ from resnet_bench.running.launchers.event_log import (
     newest_attempts,
     path_of,
 )
+from resnet_bench.running.launchers.launch import Launch
+from resnet_bench.running.launchers.options import SlurmOptions
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.tracking.delivery import UploadReport
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, Steps
 
-EARLIER = Outcome(planned=frozenset({0, 1}), run_id="r1", accuracy_by_epoch={0: 0.1, 2: 0.5}, throughput_by_epoch=[10.0, 12.5])
+EARLIER = Outcome(
+    planned=frozenset({0, 1}), run_id="r1", accuracy_by_epoch={0: 0.1, 2: 0.5}, throughput_by_epoch=[10.0, 12.5]
+)
 TOLD: list[Event] = [
     JobStarted(),
     Opened("r1", "http://x", Path("/runs/a"), step=8, earlier=EARLIER, device="a GPU", official=False),
@@ -97,3 +103,15 @@ def test_the_word_of_an_older_attempt_counts_no_more(tmp_path: Path) -> None:
     assert reader.new(newest_attempts(tmp_path)[0]) == [JobStarted(), TOLD[1]]
     assert attempts_before(tmp_path, 0, 1) == [[JobStarted(), JobFinished("its node was cut off")]]
     assert attempts_before(tmp_path, 1, 1) == []
+
+
+def test_work_that_is_not_what_was_submitted_is_refused(tmp_path: Path) -> None:
+    options = SlurmOptions()
+    launch = Launch.create(tmp_path, options, [], "what they share")
+    read = Launch.load(launch.path)
+    assert read is not None
+    assert read.work() == ([], "what they share")
+    (work,) = launch.path.glob("*.pkl")
+    work.write_bytes(pickle.dumps("other"))
+    with pytest.raises(UserError, match=r"is not what was submitted; submit it again"):
+        read.work()

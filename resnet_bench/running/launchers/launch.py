@@ -1,5 +1,6 @@
 """What a command has running on a cluster: its tasks, its jobs and what they tell, in a folder on the shared disk."""
 
+import hashlib
 import json
 import pickle  # what is loaded was written by the same user, beside the runs  # nosec B403
 import time
@@ -39,12 +40,14 @@ class Launch:
         path: Its folder.
         options: Those of the launcher.
         labels: What each task is, for a person; a task's number is its place here.
+        checksum: SHA-256 of the file that holds the work.
         handles: The jobs; none before they are submitted.
     """
 
     path: Path
     options: LauncherOptions
     labels: tuple[str, ...]
+    checksum: str
     handles: tuple[Handle, ...] = ()
 
     @classmethod
@@ -66,8 +69,9 @@ class Launch:
             path = _new_folder(launches, time.strftime(f"%Y%m%d-%H%M%S-{options.launcher}"))
             for name in (EVENTS, LOGS):
                 (path / name).mkdir()
-            write_atomically(path / _WORK, pickle.dumps((list(tasks), context)))
-            launch = cls(path, options, tuple(task.label for task in tasks))
+            work = pickle.dumps((list(tasks), context))
+            write_atomically(path / _WORK, work)
+            launch = cls(path, options, tuple(task.label for task in tasks), hashlib.sha256(work).hexdigest())
             launch.write()
         except OSError as error:
             raise UserError(
@@ -82,7 +86,7 @@ class Launch:
             state = json.loads((path / _STATE).read_text("utf-8"))
             options = parse(ENGINES[state["options"]["launcher"]].options, state["options"], where=str(path))
             handles = tuple(Handle(job["id"], tuple(job["tasks"])) for job in state["jobs"])
-            return cls(path, options, tuple(state["tasks"]), handles)
+            return cls(path, options, tuple(state["tasks"]), state["checksum"], handles)
         except (OSError, ValueError, KeyError, TypeError, UserError):
             return None
 
@@ -116,13 +120,25 @@ class Launch:
         state = {
             "options": self.options.model_dump(mode="json", exclude_none=True),
             "tasks": list(self.labels),
+            "checksum": self.checksum,
             "jobs": [asdict(handle) for handle in self.handles],
         }
         write_atomically(self.path / _STATE, json.dumps(state, indent=1).encode())
 
     def work(self) -> tuple[list[Any], Any]:
-        """Return the tasks and what they share."""
-        tasks, context = pickle.loads((self.path / _WORK).read_bytes())  # noqa: S301  # nosec B301
+        """Return the tasks and what they share.
+
+        Raises:
+            UserError: They are not what was submitted.
+        """
+        path = self.path / _WORK
+        try:
+            work = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: what was submitted cannot be read ({error.strerror})") from None
+        if hashlib.sha256(work).hexdigest() != self.checksum:
+            raise UserError(f"{path}: this is not what was submitted; submit it again")
+        tasks, context = pickle.loads(work)  # noqa: S301  # nosec B301
         return tasks, context
 
 
