@@ -43,6 +43,8 @@ def write(client: MlflowClient, run_id: str, first: float, given: argparse.Names
         time.sleep(max(0.0, due - time.monotonic()))
         began = time.monotonic()
         if began >= end:
+            with found.lock:
+                found.late.append(began - due)
             return
         now = int(time.time() * 1000)
         batch = [Metric(f"rate/{i % KEYS}", 0.5, now, step + i // KEYS) for i in range(given.values)]

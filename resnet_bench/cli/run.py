@@ -159,7 +159,7 @@ def run(
         changes=changes,
         resume=resume,
         force=force,
-        seeds_per_device=seeds_per_device,
+        seeds_per_device=1 if chosen == "inline" else seeds_per_device,
         benchmark_dir=benchmark_dir,
         launcher=chosen,
         shard=share,

@@ -10,6 +10,7 @@ import statistics
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -298,7 +299,8 @@ def rank_bound(first: int, second: int, level: float) -> int | None:
     for part in range(1, few + 1):
         for count in range(part, few * many + 1):
             ways[count] += ways[count - part]
-    allowed = level * math.comb(few + many, few)
+    # A float would be infinite with 515 runs per side.
+    allowed = Fraction(level) * math.comb(few + many, few)
     seen = 0
     for count, number in enumerate(ways):
         seen += number

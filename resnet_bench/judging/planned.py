@@ -29,6 +29,8 @@ def parse_seeds(text: str) -> frozenset[int]:
     if not _PLAN.fullmatch(text):
         return frozenset()
     ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
+    if any(each[0] > each[-1] for each in ends):
+        return frozenset()
     ranges = [range(each[0], each[-1] + 1) for each in ends]
     if sum(each[-1] + 1 - each[0] for each in ends) > MAX_PLANNED:
         return frozenset()

@@ -145,6 +145,8 @@ class FastPaths(TorchFunctionMode):
         """Return the shape of a convolution that may have other algorithms; invalid ones are left to torch's errors."""
         if groups != 1 or tuple(dilation) != (1, 1) or images.dim() != 4 or images.device.type != "cpu":
             return None
+        if len(images) == 0:
+            return None
         if images.shape[1] != weight.shape[1] or not convolution.is_square(images, weight, stride, padding):
             return None
         count, channels, size, _ = images.shape

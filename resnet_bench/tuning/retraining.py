@@ -13,6 +13,7 @@ from resnet_bench.running.job import Job
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.prepare import prepare
 from resnet_bench.running.run import run
+from resnet_bench.running.run_folder import RunInUse
 from resnet_bench.running.stopping import Stopped
 from resnet_bench.tracking.vocabulary import STUDIES_EXPERIMENT
 from resnet_bench.tuning.events import Retrained, RetrainingProgressed
@@ -70,6 +71,9 @@ def retrain(
                     yield RetrainingProgressed(arm, seed, trained)
     except Stopped:
         raise
+    except RunInUse:
+        # Its process finishes it, or it is tried again.
+        return
     except HYPERPARAMETER_FAILURES as error:
         reason = describe_error(error)
     accuracy = None if reason else outcome.accuracy

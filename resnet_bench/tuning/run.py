@@ -129,6 +129,7 @@ def work_on_study(
                 sync.close("KILLED", str(error) or "stopped before its end")
             raise
         if queue.stored.get_attr("concluded") == queue.stored.counts().wanted:
+            sync.close("FINISHED")
             return
         queue.stored.set_attr("concluded", queue.stored.counts().wanted)
         _tidy_up(queue, sync, context)

@@ -92,7 +92,7 @@ def _run_retrainings(
                 if turn is not None and stored.get_attr(retraining.key) is None:
                     yield from retrain(retraining, stored, sync, context, turn)
                     _free_device(context)
-                    trained = True
+                    trained = trained or stored.get_attr(retraining.key) is not None
         left = retrainings(stored)
         if left and not trained:
             # Another process has what is left; should it die, its turn is free.

@@ -180,3 +180,10 @@ def test_timing_false_alarm_rate_is_at_most_five_percent() -> None:
         found = intervals.time_ratio(*([math.exp(numbers.gauss(0, 0.2)) for _ in range(6)] for _ in range(2)))
         alarms += intervals.timing_differs(found, found.p)
     assert alarms / 4000 <= 0.05 + 0.011
+
+
+def test_many_runs_have_a_bound_too() -> None:
+    bound = intervals.rank_bound(520, 6, 0.025)
+    assert bound is not None
+    # The normal approximation of the count: mean 1,560, standard deviation 370.
+    assert 780 < bound < 900

@@ -20,7 +20,9 @@ def test_seeds_are_written_as_ranges_and_read_back(seeds: tuple[int, ...], text:
     assert parse_seeds(text) == frozenset(seeds)
 
 
-@pytest.mark.parametrize("text", ["x", "1,", "-3", "1--2", "0-999999999999999999", "9" * 30, "1, 2", "٣", "[1]"])
+@pytest.mark.parametrize(
+    "text", ["x", "1,", "-3", "1--2", "0-999999999999999999", "9" * 30, "1, 2", "٣", "[1]", "9-0", "0-300000,300000-0"]
+)
 def test_text_that_is_not_a_plan_plans_nothing(text: str) -> None:
     assert parse_seeds(text) == frozenset()
 

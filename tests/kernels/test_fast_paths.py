@@ -104,6 +104,13 @@ def test_a_way_that_is_not_there_is_not_taken(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_convolution_of_no_images_is_left_to_torch(tmp_path, dtype) -> None:
+    layer = torch.nn.Conv2d(16, 16, 3, padding=1).to(dtype)
+    with FastPaths(None, TuningCache(tmp_path / "choices.json")):
+        assert layer(torch.empty(0, 16, 8, 8, dtype=dtype)).shape == (0, 16, 8, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", ["forward", "grad_input", "grad_weight"])
 def test_the_measurement_times_every_way(name, dtype) -> None:
     shape = Shape(2, 16, 4, 16, Geometry(3, 1, 1), dtype)

@@ -215,9 +215,11 @@ def test_run_report_resume_and_push_on_mlflow_postgresql_and_s3(tracked: Servers
     assert len(steps) == len(set(steps)), "an epoch is there twice"
     golden.command(f"report --from {tracked.tracking} --output report", tmp_path)
     assert "golden-long" in (tmp_path / "report" / "report.md").read_text()
-    pushed = json.loads(
-        golden.command(f"tracking push --from {tracked.tracking} --to sqlite:///{tmp_path}/copy.db --json", tmp_path)
+    printed = golden.command(
+        f"tracking push --from {tracked.tracking} --to sqlite:///{tmp_path}/copy.db --json", tmp_path
     )
+    # Notes come first, on standard error.
+    pushed = json.loads(printed[printed.index("{") :])
     assert [each["run_id"] for each in pushed["pushed"]] == [run["run_id"]]
     copy = Store.resolve(f"sqlite:///{tmp_path}/copy.db").client()
     copied = copy.get_run(pushed["pushed"][0]["target_run_id"])

@@ -14,7 +14,7 @@ from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
-from resnet_bench.tracking.vocabulary import EXPERIMENT
+from resnet_bench.tracking.vocabulary import EXPERIMENT, tag
 from resnet_bench.training.events import Evaluated
 
 from .training_events import BENCHMARK, STEPS_PER_EPOCH, finished, learning_rate, loss, started, steps
@@ -162,7 +162,8 @@ def test_sixteen_processes_write_to_one_database_at_once(
         child.join()
     assert [child.exitcode for child in children] == [0] * 16
     client = store.client()
-    runs = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    runs = client.search_runs([experiment], f"tags.`{tag('role')}` = 'run'")
     assert len(runs) == 16
     for run in runs:
         found = client.get_metric_history(run.info.run_id, "step/loss")

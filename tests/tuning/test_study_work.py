@@ -43,6 +43,7 @@ def test_workers_lay_a_study_out_share_it_and_one_concludes_it(
     assert study.parent.info.status == "FINISHED"
     late = list(work_on_study(study.name, study.plan, study.storage, study.context))
     assert not any(isinstance(event, TrialEnded | StudyFinished) for event in late)
+    assert study.parent.info.status == "FINISHED"
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,8 @@ class Launch:
         try:
             launches.mkdir(parents=True, exist_ok=True)
             path = _new_folder(launches, time.strftime(f"%Y%m%d-%H%M%S-{options.launcher}"))
+            # The store's address may hold a login.
+            path.chmod(0o700)
             for name in (EVENTS, LOGS):
                 (path / name).mkdir()
             work = pickle.dumps((list(tasks), context))

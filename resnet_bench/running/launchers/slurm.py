@@ -85,7 +85,8 @@ class Slurm:
                     jobs = [executor.submit(SlurmWork(launch.path, pack)) for pack in part]
                 handles += [Handle(job.job_id, pack) for job, pack in zip(jobs, part, strict=True)]
         except RuntimeError as error:
-            self.cancel(handles)
+            with contextlib.suppress(UserError):
+                self.cancel(handles)
             refused = isinstance(error, FailedJobError | FailedSubmissionError)
             raise UserError(_refusal(str(error)) if refused else _NO_SLURM) from None
         return handles
@@ -97,7 +98,8 @@ class Slurm:
         while follower.open:
             yield from follower.read(cancelled=bool(stop))
             if stop and give_up_at is None:
-                self.cancel([handle for handle in launch.handles if follower.open.keys() & {*handle.tasks}])
+                with contextlib.suppress(UserError):
+                    self.cancel([handle for handle in launch.handles if follower.open.keys() & {*handle.tasks}])
                 give_up_at, ask_at = time.monotonic() + CANCEL_SECONDS, 0.0
             if follower.open and time.monotonic() >= ask_at:
                 ask_at = time.monotonic() + ASK_SECONDS
@@ -126,9 +128,12 @@ class Slurm:
         if not handles:
             return
         try:
-            _run(["scancel", "--quiet", *(handle.id for handle in handles)])
+            done = _run(["scancel", "--quiet", *(handle.id for handle in handles)])
         except (OSError, subprocess.TimeoutExpired) as error:
             raise UserError(f"scancel: {error}") from None
+        # Of jobs that are over it says nothing.
+        if done.returncode != 0 and done.stderr.strip():
+            raise UserError(f"scancel: {done.stderr.strip()}")
 
 
 class _Follower:
@@ -204,7 +209,7 @@ def _parameters(options: LauncherOptions, name: str) -> dict[str, Any]:
         "ntasks_per_node": 1,
         "cpus_per_task": options.cpus_per_gpu * max(1, gpus),
         "gpus_per_node": gpus or None,
-        "mem_gb": options.memory_gb,
+        "mem": None if options.memory_gb is None else f"{max(1, round(1024 * options.memory_gb))}M",
         "partition": options.partition,
         "account": options.account,
         "qos": options.qos,
