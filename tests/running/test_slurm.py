@@ -241,7 +241,7 @@ def test_runs_that_are_preempted_cancelled_or_lose_their_node_end_once_and_with_
 
 
 def test_what_slurm_refuses_is_one_sentence_and_a_detached_launch_is_seen_and_cancelled(
-    tmp_path: Path, server: Server
+    cluster: SlurmDaemons, tmp_path: Path, server: Server
 ) -> None:
     command = [sys.executable, "-m", "resnet_bench"]
     run = ["run", "he-resnet20", "--launcher", "slurm", "--seeds", "2", "--detach", "--profile", "smoke"]
@@ -265,6 +265,8 @@ def test_what_slurm_refuses_is_one_sentence_and_a_detached_launch_is_seen_and_ca
     by_file = typed(*run)
     assert by_file.returncode == 2
     assert "which several hosts cannot share" in by_file.stderr
+    # The jobs wait until they are cancelled.
+    cluster.ask("scontrol", "update", "nodename=n1,n2", "state=drain", "reason=test")
     detached = typed(*run, *tracked, "--runs-per-job", "1", "--time", "5m")
     assert detached.returncode == 0, detached.stderr
     assert "submitted 2 jobs" in detached.stdout
@@ -272,3 +274,4 @@ def test_what_slurm_refuses_is_one_sentence_and_a_detached_launch_is_seen_and_ca
     assert seen.returncode == 0
     assert '"task": "he-resnet20 seed 1"' in seen.stdout
     assert "cancelled 2 jobs" in typed("cancel").stdout
+    cluster.ask("scontrol", "update", "nodename=n1,n2", "state=resume")
