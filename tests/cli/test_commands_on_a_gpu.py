@@ -13,6 +13,7 @@ from mlflow.entities import Run
 from typer.testing import CliRunner
 
 from resnet_bench.cli.app import app
+from resnet_bench.tracking.vocabulary import tag
 from resnet_bench.training.cuda_graphs import GraphedStep
 from tests.reliability.tiny import write_images
 from tests.stub_cuda import counts, is_idle, needs_gpu
@@ -61,7 +62,8 @@ def runs_of(type_command: Callable[[str], str], store: str) -> Callable[[str], l
 
     def runs() -> list[Run]:
         client = mlflow.MlflowClient(store)
-        return client.search_runs([each.experiment_id for each in client.search_experiments()])
+        found = client.search_runs([each.experiment_id for each in client.search_experiments()])
+        return [run for run in found if tag("summary") not in run.data.tags]
 
     def runs_of(command: str) -> list[Run]:
         before = {run.info.run_id for run in runs()}
