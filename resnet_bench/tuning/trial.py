@@ -241,7 +241,7 @@ def poll_seconds(storage: StudyStorage) -> float:
     """Return how long a process waits until it looks again; those of a server spread out."""
     if storage.file is not None:
         return POLL_SECONDS
-    return SERVER_POLL_SECONDS * random.uniform(0.5, 1.5)
+    return SERVER_POLL_SECONDS * random.uniform(0.5, 1.5)  # a delay, not a secret  # nosec B311
 
 
 def stop_if_asked(context: Context) -> None:
