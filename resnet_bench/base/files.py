@@ -219,3 +219,19 @@ def private_home() -> Path:
         folder = Path(tempfile.mkdtemp(prefix=f"{_APP}-home-"))
     _log.warning("this user has no home folder; caches are kept in %s", folder)
     return folder
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """Make a folder of this name, or with the next free number behind it, and return it.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
+        path = parent / f"{name}{suffix}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(parent / name))

@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.files import UNFINISHED, write_atomically
+from resnet_bench.base.files import UNFINISHED, new_folder, write_atomically
 from resnet_bench.tracking.cursor import CURSOR, JOURNAL, STORE, Cursor
 from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.leases import Holding
@@ -138,7 +138,7 @@ class RunFolder:
         }
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
-            folder = cls(_new_folder(run_dir, f"{stem}-{stamp}"), state)
+            folder = cls(new_folder(run_dir, f"{stem}-{stamp}"), state)
             folder.take()
             folder._write()
         except OSError as error:
@@ -223,7 +223,7 @@ def _take_over(path: Path, state: Mapping[str, Any]) -> RunFolder:
     # Made by one process alone, on whatever file system.
     (path / TAKEN_OVER).touch(exist_ok=False)
     attempt = Cursor.load(path).attempt + 1
-    copy = _new_folder(path.parent, f"{path.name.partition('-attempt')[0]}-attempt{attempt}")
+    copy = new_folder(path.parent, f"{path.name.partition('-attempt')[0]}-attempt{attempt}")
     # The journal last: it then has what the checkpoint and the cursor speak of, whatever its process still appends.
     for name in (CHECKPOINTS, ARTIFACTS, MODEL, CURSOR, STORE, JOURNAL):
         if (path / name).is_dir():
@@ -332,14 +332,3 @@ def read_state(file: Path) -> dict[str, Any] | None:
         return None
     tables = (state[name] for name in ("identity", "tags", "params"))
     return state if all(isinstance(table, dict) for table in tables) else None
-
-
-def _new_folder(parent: Path, name: str) -> Path:
-    for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
-        path = parent / f"{name}{suffix}"
-        try:
-            path.mkdir()
-        except FileExistsError:
-            continue
-        return path
-    raise FileExistsError(os.strerror(17), str(parent / name))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.files import write_atomically
+from resnet_bench.base.files import new_folder, write_atomically
 from resnet_bench.recipe.schema import parse
 from resnet_bench.running.launchers.options import ENGINES, LauncherOptions
 
@@ -66,7 +66,7 @@ class Launch:
         launches = run_dir / LAUNCHES
         try:
             launches.mkdir(parents=True, exist_ok=True)
-            path = _new_folder(launches, time.strftime(f"%Y%m%d-%H%M%S-{options.launcher}"))
+            path = new_folder(launches, time.strftime(f"%Y%m%d-%H%M%S-{options.launcher}"))
             # The store's address may hold a login.
             path.chmod(0o700)
             for name in (EVENTS, LOGS):
@@ -148,14 +148,3 @@ def find_launches(run_dir: Path) -> list[Launch]:
     """List what was submitted with this folder of runs, the oldest first."""
     found = [Launch.load(path) for path in sorted((run_dir / LAUNCHES).glob("*")) if path.is_dir()]
     return [launch for launch in found if launch is not None]
-
-
-def _new_folder(parent: Path, name: str) -> Path:
-    for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
-        path = parent / f"{name}{suffix}"
-        try:
-            path.mkdir()
-        except FileExistsError:
-            continue
-        return path
-    raise FileExistsError(17, "too many launches in one second", str(parent / name))
