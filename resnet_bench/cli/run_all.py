@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -27,9 +27,11 @@ from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.plan import RunOptions, RunPlan, Survey, Surveyed, open_plan
 from resnet_bench.running.sharing import choose_sharing
 from resnet_bench.running.stopping import stop_on_signals
-from resnet_bench.tracking.sharing_rule import check_shared
 from resnet_bench.tracking.stale_runs import close_stale_runs
 from resnet_bench.tracking.store import Store, where_to_see
+
+if TYPE_CHECKING:
+    from resnet_bench.reporting.reference import ReferenceResult
 
 
 @dataclass
@@ -112,24 +114,20 @@ def run_all(
     # Pandas is imported here, when torch has been already.
     from resnet_bench.reporting.reference import beside_the_reference, known_references
 
-    def echo(text: str | Table) -> None:
-        if isinstance(text, Table):
-            print_table(text, console)
-        else:
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
-
+    echo = _printer(console)
     plan, datasets = open_plan(options, context, echo)
     if not plan.jobs:
         echo("this share of the plan is empty; there are fewer runs than shares")
         return RunsSummary()
+    names = [job.benchmark.name for job in plan.jobs]
     if plan.cluster is not None:
-        check_shared(tracking=context.store.uri, what=f"--launcher {plan.cluster.launcher} runs on several hosts")
         _announce_elsewhere(plan, plan.cluster, context.store, echo)
         context.store.prepare()
         if detach:
             _detach(plan, plan.cluster, context, echo)
             return RunsSummary()
-        return _run_to_the_end(plan, {}, options, context, console)
+        references = known_references(names)
+        return _run_to_the_end(plan, {}, references, options, context, console)
     with measuring_aloud(console):
         survey = _survey(plan, context)
         if options.seeds_per_device is None and (sharing := choose_sharing(survey, context)) is not None:
@@ -138,7 +136,8 @@ def run_all(
                 plan = plan.shared(sharing.seeds, context.options)
                 survey = _survey(plan, context)
     seconds = _announce(plan, survey, datasets, context.store, console)
-    for found in known_references([surveyed.job.benchmark.name for surveyed in survey.values()]).values():
+    references = known_references(names)
+    for found in references.values():
         echo(beside_the_reference(found, [], found.fingerprint))
     if dry_run:
         print_dry_run(plan, context, echo)
@@ -148,14 +147,11 @@ def run_all(
 
     context.store.prepare()
     close_stale_runs(context.store)
-    return _run_to_the_end(plan, survey, options, context, console)
+    return _run_to_the_end(plan, survey, references, options, context, console)
 
 
-def _run_to_the_end(
-    plan: RunPlan, survey: Mapping[str, Surveyed], options: RunOptions, context: Context, console: Console
-) -> RunsSummary:
-    """Run the jobs and sum up."""
-    from resnet_bench.reporting.reference import known_references
+def _printer(console: Console) -> Callable[[str | Table], None]:
+    """Return what prints on a console; text as it is."""
 
     def echo(text: str | Table) -> None:
         if isinstance(text, Table):
@@ -163,7 +159,19 @@ def _run_to_the_end(
         else:
             console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    references = known_references([job.benchmark.name for job in plan.jobs])
+    return echo
+
+
+def _run_to_the_end(
+    plan: RunPlan,
+    survey: Mapping[str, Surveyed],
+    references: Mapping[str, "ReferenceResult"],
+    options: RunOptions,
+    context: Context,
+    console: Console,
+) -> RunsSummary:
+    """Run the jobs and sum up."""
+    echo = _printer(console)
     pending = sum(surveyed.outcome is None for surveyed in survey.values()) if survey else len(plan.jobs)
     announce = "stopping, writing a checkpoint; again to stop without it"
     with stop_on_signals(announce=announce, deadline=context.stop.deadline) as stop:
