@@ -180,14 +180,14 @@ def measured(
 def _opened(
     planned: "RecordCheck", execution: "Execution", run_dir: Path, folder: Path | None, *, resume: bool
 ) -> "RecordBundle":
-    from resnet_bench.running.record_bundle import find_unfinished, new_folder
+    from resnet_bench.running.record_bundle import find_unfinished, new_bundle_folder
 
     name = planned.benchmark.name
     unfinished = find_unfinished(run_dir, name)
     if not resume:
         if folder is None and unfinished is not None:
             echo(f"an interrupted check is left aside ({unfinished}); --resume would continue it")
-        return planned.create(folder or new_folder(run_dir, name), execution)
+        return planned.create(folder or new_bundle_folder(run_dir, name), execution)
     if folder is None and unfinished is None:
         raise UserError(f"--resume: no check of {name} in {run_dir} was interrupted; leave --resume out")
     bundle = planned.resume(folder or unfinished or run_dir, execution)

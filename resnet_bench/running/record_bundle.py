@@ -11,6 +11,7 @@ bound, and nothing in them is code.
 
 import hashlib
 import os
+import re
 import stat
 import statistics
 import time
@@ -25,7 +26,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.files import write_atomically
+from resnet_bench.base.files import new_folder, write_atomically
 from resnet_bench.base.names import MAX_NAME_LENGTH, NAME_PATTERN
 from resnet_bench.judging.record import MAX_SEEDS, RecordVerdict, claim_of, judge_record, whole_training_seconds
 from resnet_bench.recipe.benchmark import Benchmark
@@ -34,6 +35,7 @@ from resnet_bench.recipe.schema import Schema, parse_json
 from resnet_bench.recipe.writing import to_toml
 
 RECORD, MANIFEST, LABELS = "record.json", "manifest.json", "labels.u8"
+_RECORDS = "records"
 
 TEST_LABELS: dict[str, str] = {
     "cifar10": "3c23516efa5ec10a5e1127d82ed8f93ac84f6a3c7a721bc81c7c1aeed64736d5",
@@ -330,15 +332,29 @@ class RecordBundle:
         write_atomically(path, content)
 
 
-def new_folder(run_dir: Path, name: str) -> Path:
-    """Return a folder for the bundle of a new check; it is not made yet."""
-    return run_dir / "records" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+def new_bundle_folder(run_dir: Path, name: str) -> Path:
+    """Make a folder for the bundle of a new check, and return it.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    records = run_dir / _RECORDS
+    try:
+        records.mkdir(parents=True, exist_ok=True)
+        return new_folder(records, f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    except OSError as error:
+        raise UserError(f"{records}: the bundle cannot be written: {error.strerror or error}") from None
 
 
 def find_unfinished(run_dir: Path, name: str) -> Path | None:
     """Return the folder of the latest interrupted check of a benchmark."""
-    records = sorted(run_dir.glob(f"records/{name}-????????-??????/{RECORD}"), reverse=True)
-    return next((record.parent for record in records if not (record.parent / MANIFEST).exists()), None)
+    pattern = re.compile(rf"{re.escape(name)}-(\d{{8}}-\d{{6}})(?:-(\d+))?")
+    found = [
+        (matched[1], int(matched[2] or 1), record.parent)
+        for record in run_dir.glob(f"{_RECORDS}/*/{RECORD}")
+        if (matched := pattern.fullmatch(record.parent.name)) and not (record.parent / MANIFEST).exists()
+    ]
+    return max(found)[-1] if found else None
 
 
 def predictions_name(seed: int) -> str:

@@ -1,6 +1,7 @@
 """What a SQLite file is, found out without changing it, and what brings one of MLflow's up to date."""
 
 import contextlib
+import errno
 import functools
 import importlib.util
 import logging
@@ -32,7 +33,6 @@ _ARTIFACT_COLUMNS = (
     ("logged_models", "artifact_location"),
 )
 _NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb", "smbfs", "smb3", "afpfs", "ncpfs", "9p", "fuse.sshfs", "lustre"}
-_WAL = b"\x02\x02"
 _log = logging.getLogger(__name__)
 
 Kind = Literal["missing", "empty", "current", "older", "newer", "foreign", "locked", "broken"]
@@ -78,19 +78,38 @@ def inspect(path: Path) -> SqliteFile:
 
 @contextlib.contextmanager
 def read_only(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a SQLite file for reading; nothing is written beside it either.
+    """Open a SQLite file for reading; nothing that lasts is written beside it either.
+
+    A killed process may have left its half-done change in a journal: SQLite takes it back, as it would for any reader
+    that may write.
 
     Raises:
         OSError: The file cannot be read.
         sqlite3.DatabaseError: It is locked, or not a database.
     """
-    with path.open("rb") as file:
-        header = file.read(20)
-    # A reader of a write-ahead log makes a file for it, unless it knows that there is nobody to share it with.
-    alone = header[18:20] == _WAL and not path.with_name(f"{path.name}-wal").exists()
-    uri = f"file:{quote(str(path))}?mode=ro{'&immutable=1' if alone else ''}"
-    with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS)) as database:
+    # Python's own open() is not used on the file: closing it would end the locks of this process on the database.
+    if not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    # Opened to read only, it refuses a file with a journal, even one that another process is about to delete. Opened to
+    # write, it would move a write-ahead log into the file at the end.
+    database = _connect(path, "ro" if path.with_name(f"{path.name}-wal").exists() else "rw")
+    try:
+        database.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        database.close()
+        unfinished = path.with_name(f"{path.name}-journal").exists()
+        if unfinished or not any(text in str(error) for text in ("unable to open", "readonly")):
+            raise
+        # A write-ahead log cannot be begun in this folder, so that there is nobody to share the file with.
+        database = _connect(path, "ro&immutable=1")
+    with contextlib.closing(database):
         yield database
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    database = sqlite3.connect(f"file:{quote(str(path))}?mode={mode}", uri=True, timeout=BUSY_SECONDS)
+    database.execute("PRAGMA query_only = ON")
+    return database
 
 
 def problem(found: SqliteFile, *, to_write: bool) -> str | None:

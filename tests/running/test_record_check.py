@@ -27,6 +27,7 @@ from resnet_bench.running.record_bundle import (
     RecordBundle,
     clock_seconds,
     find_unfinished,
+    new_bundle_folder,
 )
 from resnet_bench.running.record_check import RecordCheck
 from resnet_bench.running.record_reading import read_bundle
@@ -202,6 +203,14 @@ def test_resume_never_trains_a_failed_seed_again(seeds: Seeds, context: Context)
     assert resumed.attempts[1].failure == "it broke"
     assert [timing.after_seeds for timing in resumed.record.baseline] == [0, 2, 4]
     assert find_unfinished(context.run_dir, "fast") is None
+
+
+def test_checks_that_begin_within_one_second_have_bundles_of_their_own(tmp_path: Path) -> None:
+    folders = [new_bundle_folder(tmp_path, "fast") for _ in range(12)]
+    assert len(set(folders)) == 12
+    for folder in folders:
+        RecordCheck(FAST, range(3)).create(folder, CPU)
+    assert find_unfinished(tmp_path, "fast") == folders[-1]
 
 
 def test_seeds_that_could_not_be_started_are_not_forgotten(

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import sqlite3
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -408,3 +409,30 @@ def test_a_link_to_a_run_names_its_experiment(store: Store, describe: Describe, 
     # A run that 0.1.0 began does not know its experiment's number; the store does.
     cursor = tmp_path / "run" / "shipping.json"
     assert json.loads(cursor.read_text().partition(" ")[2])["experiment_id"] == experiment
+
+
+KILLED = """
+import os, sqlite3, sys
+
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("PRAGMA cache_size = 1")
+database.execute("BEGIN")
+database.execute("UPDATE experiments SET name = name || ' half-done'")
+# More than the cache holds, so that some of it is in the file already.
+for number in range(2000):
+    database.execute("INSERT INTO experiment_tags VALUES (?, ?, 0)", (f"tag {number}", "x" * 500))
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_store_whose_writer_was_killed_in_the_middle_of_a_change_serves_without_that_change(tmp_path: Path) -> None:
+    store = Store.resolve(None, tmp_path)
+    store.prepare()
+    before = (tmp_path / "mlflow.db").read_bytes()
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "mlflow.db")], check=False)
+    assert killed.returncode == -9
+    assert (tmp_path / "mlflow.db-journal").stat().st_size > 0
+    assert store.check() is None
+    assert EXPERIMENT in {experiment.name for experiment in store.reader().search_experiments()}
+    assert (tmp_path / "mlflow.db").read_bytes() == before
+    store.prepare()
