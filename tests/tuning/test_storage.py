@@ -147,7 +147,7 @@ def test_reading_changes_nothing(tmp_path: Path, url: str) -> None:
 
 
 @pytest.mark.parametrize("connect", [StudyStorage.open, StudyStorage.read])
-def test_a_study_whose_writer_was_killed_in_the_middle_of_a_change_goes_on_without_that_change(
+def test_a_study_whose_writer_was_killed_in_the_middle_of_a_change_serves_without_that_change(
     tmp_path: Path, connect: Callable[[StudyStorage], OpenStorage]
 ) -> None:
     storage = StudyStorage(f"sqlite:///{tmp_path / 'optuna.db'}")
