@@ -26,7 +26,7 @@ _GAP_NODES = 400
 _SIMULATED = 10_000
 """Simulated comparisons of times: their quantile is known to within a point of power (two standard errors)."""
 _SIMULATED_RUNS = 30
-"""Runs per side that are simulated at most: with more the distribution keeps its shape and only narrows."""
+"""Runs per side that are simulated, or as many pairs: with more the distribution narrows and keeps its shape."""
 _SIMULATED_AT_ONCE = 500
 
 
@@ -202,13 +202,15 @@ def _simulated(first: Sequence[float], second: Sequence[float], alpha: float) ->
     """Simulate comparisons of times without an effect: the effect (a logarithm) that each lacks, and its median."""
     if min(len(first), len(second)) < MIN_TIMING_RUNS or rank_bound(len(first), len(second), alpha / 2) is None:
         return None
-    runs, other_runs = (min(len(values), _SIMULATED_RUNS) for values in (first, second))
+    few, many = sorted((len(first), len(second)))
+    runs = min(few, _SIMULATED_RUNS)
+    other_runs = min(many, _SIMULATED_RUNS**2 // runs)
     bound = rank_bound(runs, other_runs, alpha / 2)
     if bound is None:
         return None
     sd = _pooled([math.log(value) for value in first], [math.log(value) for value in second])
     # The standard error of a difference of means, as much smaller as there are more runs than are simulated.
-    narrowed = math.sqrt((1 / len(first) + 1 / len(second)) / (1 / runs + 1 / other_runs))
+    narrowed = math.sqrt((1 / few + 1 / many) / (1 / runs + 1 / other_runs))
     needed, medians = standard_times(runs, other_runs, bound)
     return narrowed * sd * needed, narrowed * sd * medians
 
