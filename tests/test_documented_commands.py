@@ -76,7 +76,7 @@ ELSEWHERE = {
     r"resnet-bench tracking push .*": "tests/tracking/test_push.py",
     r"resnet-bench perf .*": "tests/cli/test_perf.py",
 }
-"""What other tests type, with recipes and stores of their own."""
+"""What other tests type, with other recipes and stores."""
 NOT_TYPED = {
     r"resnet-bench data prepare cifar10": "downloads 170 MB; tests/data/test_download.py has a small server",
     r"resnet-bench run .* --profile full --seeds 5": "trains for hours",

@@ -156,7 +156,7 @@ def _outline(splits: Mapping[str, Arrays]) -> tuple[tuple[str, ...], int | None]
 
 
 def _numbered(count: int) -> tuple[str, ...]:
-    """Name classes that have no names; a file may have a huge label by mistake, and one class is no choice."""
+    """Name classes by their numbers: two at least, and not as many as a label that is huge by mistake."""
     return tuple(str(label) for label in range(min(max(count, 2), _MOST_CLASSES)))
 
 
