@@ -99,7 +99,7 @@ def remove_positions(store: Store, run_id: str | None) -> None:
         places = _places(client, run_id)
         artifacts = client._tracking_client._get_artifact_repo(run_id)
         for place in places:
-            artifacts.delete_artifacts(place)
+            artifacts.delete_artifacts(place)  # type: ignore[no-untyped-call]
 
 
 def fetch_position(folder: RunFolder, facts: RunFacts, store: Store) -> bool:
@@ -192,7 +192,7 @@ def _is_held(run: "Run", client: "MlflowClient", store: Store) -> bool:
     if store.is_server:
         return wait_for_decision(store, run.info.run_id) in ("held", "unknown")
     close_stale_runs(store)
-    return client.get_run(run.info.run_id).info.status == "RUNNING"
+    return bool(client.get_run(run.info.run_id).info.status == "RUNNING")
 
 
 def _positions(
