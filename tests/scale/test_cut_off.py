@@ -18,19 +18,16 @@ import pytest
 import torch
 
 from resnet_bench.data.dataset import ImageLocation
-from resnet_bench.recipe.benchmark import Benchmark, Source
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import Opened
-from resnet_bench.running.job import Job
 from resnet_bench.running.prepare import prepare
 from resnet_bench.running.run import run
 from resnet_bench.tracking.run_files import TAKEN_OVER
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.uploader import has_unsent
 from tests.reliability import tiny
-from tests.running.conftest import PLAIN
+from tests.running.conftest import PLAIN, tiny_job
 from tests.tracking.conftest import Server, free_port
-from tests.training.conftest import tiny_recipe
 from tests.weights import weights_at_the_end
 
 pytestmark = pytest.mark.slow
@@ -164,14 +161,6 @@ def until(condition: Callable[[], Any], what: str) -> Any:
     return found
 
 
-def tiny_job(seed: int, **changes: Any) -> Job:
-    recipe = tiny_recipe()
-    benchmark = Benchmark(
-        name="tiny", source=Source(title="A tiny run", kind="ours"), recipe=recipe, profiles={"smoke": recipe}
-    )
-    return Job(benchmark=benchmark, recipe=recipe, profile="smoke", seed=seed, **changes)
-
-
 def everything_of(store: Store, run_id: str) -> dict[str, Any]:
     """What a store has of a run: its state, tags, and every value of every metric."""
     client = store.client()
@@ -203,7 +192,7 @@ def test_a_machine_that_returns_cannot_write_into_a_run_that_another_has_taken_o
     here = Context(Store.resolve(server.uri), tmp_path / "runs", images, PLAIN)
     alone = replace(here, store=Store.resolve(None, tmp_path), run_dir=tmp_path / "undisturbed")
     alone.store.prepare()
-    undisturbed = list(run(prepare(tiny_job(seed), alone), alone))
+    undisturbed = list(run(prepare(tiny_job(seed=seed), alone), alone))
     there = replace(
         here,
         store=Store.resolve(f"http://127.0.0.1:{cable.port}"),
@@ -211,7 +200,7 @@ def test_a_machine_that_returns_cannot_write_into_a_run_that_another_has_taken_o
         upload_checkpoints=not shared,
     )
     work, go = tmp_path / "work.pickle", tmp_path / "go"
-    work.write_bytes(pickle.dumps((SHORT, tiny_job(seed), there)))
+    work.write_bytes(pickle.dumps((SHORT, tiny_job(seed=seed), there)))
     with subprocess.Popen(
         [sys.executable, "-c", FIRST, str(work), str(go)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -237,7 +226,7 @@ def test_a_machine_that_returns_cannot_write_into_a_run_that_another_has_taken_o
                 process.send_signal(signal.SIGSTOP)
             else:
                 cable.cut()
-            events = list(run(prepare(tiny_job(seed, resume=True), here), here))
+            events = list(run(prepare(tiny_job(seed=seed, resume=True), here), here))
             opened = events[0]
             assert isinstance(opened, Opened)
             assert (opened.run_id, opened.step > 0) == (run_id, True)
