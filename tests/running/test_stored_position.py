@@ -108,7 +108,7 @@ def test_an_upload_that_was_cut_off_leaves_the_position_before_it(
     opened = next(generator)
     assert (opened.run_id, opened.step) == (run_id, EPOCH)
     generator.close()
-    # Of what the second attempt left, too, the next one goes on.
+    # What the second attempt had is at the other place than what it writes next.
     assert (opened.folder / "checkpoints" / "0" / "last.pt").is_file()
 
 
