@@ -1,7 +1,5 @@
 """Every verb where standard input is closed, as services and batch jobs have it: nothing asks, and nothing breaks."""
 
-import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,37 +94,3 @@ def test_a_verb_whose_input_is_closed(verb: str, project: Path, monkeypatch: pyt
     assert bool(result.out) == (code == 0)
     if verb in NOTHING_DELETED:
         assert "nothing was deleted; without a terminal, say so with --yes" in result.err
-
-
-TYPES = """
-import json, sys
-from tests.golden import typed
-assert sys.stdin is None
-print(json.dumps([typed(line) for line in json.loads(sys.argv[1])]))
-"""
-
-
-@pytest.mark.slow
-def test_what_trains_and_writes_needs_no_input(tmp_path: Path) -> None:
-    """With descriptor 0 really closed, the next file that is opened gets its number, in child processes too."""
-    lines = [
-        f"run golden-adam {golden.OWN} --profile smoke {golden.TINY} --seeds 2 --seeds-per-device 2",
-        "report",
-        "export 'golden-adam smoke seed 0' --format torch",
-        "runs delete 'golden-adam smoke seed 1' --yes",
-        "runs prune --yes",
-    ]
-    words = [sys.executable, "-c", TYPES, json.dumps(lines)]
-    done = subprocess.run(
-        ["sh", "-c", 'exec "$@" <&-', "sh", *words],
-        cwd=tmp_path,
-        env=golden.environment(),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    results = json.loads(done.stdout.splitlines()[-1])
-    for line, (code, out, err) in zip(lines, results, strict=True):
-        assert code == 0, f"{line}\n{out}{err}"
-    assert (tmp_path / "reports" / "latest" / "index.html").is_file()
