@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from resnet_bench.base.errors import UserError
+from resnet_bench.base.errors import UserError as UserError
+from resnet_bench.base.files import expanded
 from resnet_bench.data.dataset import Dataset, ImageLocation, load_images
 from resnet_bench.data.dataset import load as load_dataset
 from resnet_bench.execution.choices import ExecutionMode, PrecisionChoice
@@ -36,21 +37,6 @@ from resnet_bench.training.events import Event
 from resnet_bench.training.loop import train as training
 from resnet_bench.tuning.storage import StudyStorage
 from resnet_bench.tuning.stored_study import StoredStudy
-
-__all__ = [
-    "UserError",
-    "benchmark",
-    "benchmarks",
-    "change",
-    "export",
-    "images",
-    "judge",
-    "load",
-    "results",
-    "run",
-    "study",
-    "train",
-]
 
 RESULT_COLUMNS = (
     "run_id",
@@ -316,7 +302,7 @@ def study(name: str, storage: str | None = None, tracking: str | None = None) ->
         >>> study.best_trial().state.name
         'COMPLETE'
     """
-    file = Path(storage).expanduser() if storage is not None else None
+    file = expanded(storage) if storage is not None else None
     url = f"sqlite:///{file.resolve()}" if file is not None and file.is_file() else storage
     found = StudyStorage.resolve(url, Path.cwd(), tracking_uri=_store(tracking).uri)
     if not found.exists:
@@ -452,7 +438,7 @@ def _sources(given: Sequence[str | Path]) -> list[reading.Source]:
 
 def _address(source: str | None) -> str | None:
     """Turn the path of a database that exists into its address; others are left as they are."""
-    path = Path(source).expanduser() if source is not None else None
+    path = expanded(source) if source is not None else None
     return f"sqlite:///{path.resolve()}" if path is not None and path.is_file() else source
 
 

@@ -16,6 +16,8 @@ from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.prepare import Prepared, look_again
 from resnet_bench.running.run_folder import RunFolder, settle
 from resnet_bench.running.stopping import Stop, Stopped
+from resnet_bench.running.stored_position import PositionUploads, fetch_position, remove_positions
+from resnet_bench.tracking.cursor import JOURNAL
 from resnet_bench.tracking.leases import Holding, wait_for_decision
 from resnet_bench.tracking.run_files import remove_delivered
 from resnet_bench.tracking.tracker import Tracker
@@ -48,15 +50,16 @@ def run(prepared: Prepared, context: Context) -> Generator[Event, None, None]:
         TrainingError: Training cannot continue; the run is marked failed, with the reason.
         UserError: The checkpoint or the images do not fit the recipe, or another process is training this run.
     """
-    job = prepared.job
+    request = prepared.request
     if prepared.outcome is not None:
         yield _opened_before(prepared, prepared.outcome, context)
         return
-    if prepared.dataset.name != job.recipe.data.dataset:
+    if prepared.dataset.name != request.recipe.data.dataset:
         raise UserError(
-            f"{job.label} trains on {job.recipe.data.dataset}; the images at hand are of {prepared.dataset.name}"
+            f"{request.label} trains on {request.recipe.data.dataset}; "
+            f"the images at hand are of {prepared.dataset.name}"
         )
-    warm_up_seconds = warm_up(job.recipe, prepared.execution) if job.warm_up else 0.0
+    warm_up_seconds = warm_up(request.recipe, prepared.execution) if request.warm_up else 0.0
     folder = _folder(prepared, context)
     try:
         # Before this process had the folder, another one may have finished the run in it.
@@ -64,13 +67,15 @@ def run(prepared: Prepared, context: Context) -> Generator[Event, None, None]:
             folder.discard()
             yield _opened_before(prepared, finished, context)
             return
+        if request.resume and request.keep_model and not (folder.path / JOURNAL).exists():
+            _resume_from_store(prepared, context, folder)
         yield from _tracked(prepared, context, folder, warm_up_seconds)
     finally:
         folder.release()
 
 
 def _folder(prepared: Prepared, context: Context) -> RunFolder:
-    if not prepared.job.resume:
+    if not prepared.request.resume:
         return RunFolder.create(context.run_dir, prepared.facts)
     if not context.store.is_server:
         return RunFolder.acquire(context.run_dir, prepared.facts)
@@ -79,6 +84,15 @@ def _folder(prepared: Prepared, context: Context) -> RunFolder:
         return wait_for_decision(context.store, run_id)
 
     return RunFolder.acquire(context.run_dir, prepared.facts, watch=watch)
+
+
+def _resume_from_store(prepared: Prepared, context: Context, folder: RunFolder) -> None:
+    """Have a new folder be that of the run that another machine began, where the artifact store has its position."""
+    try:
+        fetch_position(folder, prepared.facts, context.store)
+    except BaseException:
+        folder.discard()
+        raise
 
 
 def _opened_before(prepared: Prepared, outcome: Outcome, context: Context) -> Opened:
@@ -99,7 +113,7 @@ def _found(prepared: Prepared) -> dict[str, Any]:
 def _tracked(
     prepared: Prepared, context: Context, folder: RunFolder, warm_up_seconds: float
 ) -> Generator[Event, None, None]:
-    job, execution, dataset, stop = prepared.job, prepared.execution, prepared.dataset, context.stop
+    request, execution, dataset, stop = prepared.request, prepared.execution, prepared.dataset, context.stop
     resume_from = checkpoint.load(folder.last_checkpoint) if folder.last_checkpoint.is_file() else None
     resumed_at_step = int(resume_from["position"]["step"]) if resume_from else 0
     tracker = Tracker.open(
@@ -109,13 +123,14 @@ def _tracked(
         resume_run_id=folder.run_id,
         resume_step=resumed_at_step if resume_from else None,
     )
-    checkpoints = _Checkpoints(prepared, folder, resume_from, stop)
+    uploads = PositionUploads(folder, tracker) if context.upload_checkpoints else None
+    checkpoints = _Checkpoints(prepared, folder, resume_from, stop, uploads)
     end: EndReason = "failed"
     reason: str | None = None
     try:
         folder.update(status="running", run_id=tracker.run_id)
         if resume_from is None:
-            log_recipe(job.benchmark, job.recipe, tracker)
+            log_recipe(request.benchmark, request.recipe, tracker)
         yield Opened(
             tracker.run_id,
             tracker.url,
@@ -125,11 +140,11 @@ def _tracked(
             warm_up_seconds=warm_up_seconds,
             **_found(prepared),
         )
-        has_device_alone = job.sharing == 1
+        has_device_alone = request.sharing == 1
         if has_device_alone:
             tracker.tags({"peak_flops": f"{peak_flops(execution):.6g}"})
         meter = EnergyMeter.of(execution) if has_device_alone and not resume_from else None
-        events = train(job.recipe, execution, job.seed, dataset, resume=resume_from)
+        events = train(request.recipe, execution, request.seed, dataset, resume=resume_from)
         for event in meter.watch(events, Steps) if meter else events:
             tracker.record(event)
             checkpoints.keep(event)
@@ -145,13 +160,15 @@ def _tracked(
                 if meter:
                     last[ENERGY] = meter.joules
                 tracker.metrics(last)
-                log_outcome(job.recipe, dataset, event, tracker, folder, seed=job.seed, model=job.keep_model)
-                if job.profile == "full":
+                log_outcome(
+                    request.recipe, dataset, event, tracker, folder, seed=request.seed, model=request.keep_model
+                )
+                if request.profile == "full":
                     log_best_weights(event, tracker, folder)
         end = "finished"
     except GeneratorExit:
         end, reason = "killed", "stopped before its end"
-        checkpoints.keep_position()
+        checkpoints.keep_position(is_last=True)
         raise
     except KeyboardInterrupt:
         # It may have come in the middle of a step, and half a step is not a position to resume from.
@@ -159,7 +176,7 @@ def _tracked(
         raise
     except Stopped as stopped:
         end, reason = stopped.end, stopped.reason
-        checkpoints.keep_position()
+        checkpoints.keep_position(is_last=True)
         raise
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -168,17 +185,26 @@ def _tracked(
         report = tracker.close(end, reason)
         folder.note_end(end, tracker.run_id)
     remove_delivered(folder.path)
+    if uploads and report.complete:
+        remove_positions(context.store, tracker.run_id)
     yield Closed(report, meter.joules if meter else None)
 
 
 class _Checkpoints:
     """Keeps the position to resume from, what the run has told so far, and the weights of the best epoch."""
 
-    def __init__(self, prepared: Prepared, folder: RunFolder, resume_from: State | None, stop: Stop) -> None:
-        self._folder, self._stop = folder, stop
-        self._wanted = prepared.job.keep_model
-        self._watched = next(iter(prepared.job.recipe.evaluation.splits), None)
-        self._last_epoch = prepared.job.recipe.training.epochs
+    def __init__(
+        self,
+        prepared: Prepared,
+        folder: RunFolder,
+        resume_from: State | None,
+        stop: Stop,
+        uploads: PositionUploads | None,
+    ) -> None:
+        self._folder, self._stop, self._uploads = folder, stop, uploads
+        self._wanted = prepared.request.keep_model
+        self._watched = next(iter(prepared.request.recipe.evaluation.splits), None)
+        self._last_epoch = prepared.request.recipe.training.epochs
         self._best: float = resume_from["best_accuracy"] if resume_from else -1.0
         told = resume_from.get("told", {}) if resume_from else {}
         self.outcome = Outcome(**{name: told[name] for name in _TOLD if name in told})
@@ -201,8 +227,8 @@ class _Checkpoints:
         if isinstance(event, EpochEnded) and (is_due or event.epoch == self._last_epoch):
             self.keep_position()
 
-    def keep_position(self) -> None:
-        """Write the position after the last event."""
+    def keep_position(self, *, is_last: bool = False) -> None:
+        """Write the position after the last event, and send it to the artifact store where that is wanted and due."""
         if not self._wanted or self._position is None:
             return
         began = time.perf_counter()
@@ -216,3 +242,5 @@ class _Checkpoints:
             checkpoint.save(state, self._folder.last_checkpoint)
         ended = time.perf_counter()
         self._due_at = ended + CHECKPOINT_INTERVAL_FACTOR * (ended - began)
+        if self._uploads:
+            self._uploads.offer(is_last=is_last)
