@@ -2,10 +2,11 @@
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from resnet_bench.execution.options import ExecutionOptions
 from resnet_bench.recipe.benchmark import Benchmark, ProfileName
+from resnet_bench.recipe.datasets import DatasetFacts
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import Event
@@ -21,6 +22,15 @@ class Task(Protocol):
 
     def events(self, context: Context) -> Generator[Event, None, None]:
         """Do the work. The launcher adds ``JobStarted`` and ``JobFinished``, and turns errors into the latter."""
+
+
+@runtime_checkable
+class ImageTask(Protocol):
+    """A task that says which images it needs, so that they can be brought to it."""
+
+    @property
+    def facts(self) -> DatasetFacts:
+        """The dataset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +77,11 @@ class Job:
     def label(self) -> str:
         """Benchmark and seed."""
         return f"{self.benchmark.name} seed {self.seed}"
+
+    @property
+    def facts(self) -> DatasetFacts:
+        """The dataset."""
+        return self.recipe.data.facts
 
     def events(self, context: Context) -> Generator[Event, None, None]:
         """Prepare the run and train it; see :func:`resnet_bench.running.run.run`."""
