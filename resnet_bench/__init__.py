@@ -4,24 +4,12 @@ The names below are the Python interface; :mod:`resnet_bench.api` documents each
 that ``import resnet_bench`` costs nothing.
 """
 
+# ruff: noqa: F405 - the names are listed once, below
 import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resnet_bench.api import (
-        UserError,
-        benchmark,
-        benchmarks,
-        change,
-        export,
-        images,
-        judge,
-        load,
-        results,
-        run,
-        study,
-        train,
-    )
+    from resnet_bench.api import *  # noqa: F403
 
 __all__ = [
     "UserError",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from resnet_bench.base.errors import UserError
+from resnet_bench.base.errors import UserError as UserError
 from resnet_bench.data.dataset import Dataset, ImageLocation, load_images
 from resnet_bench.data.dataset import load as load_dataset
 from resnet_bench.execution.choices import ExecutionMode, PrecisionChoice
@@ -36,21 +36,6 @@ from resnet_bench.training.events import Event
 from resnet_bench.training.loop import train as training
 from resnet_bench.tuning.storage import StudyStorage
 from resnet_bench.tuning.stored_study import StoredStudy
-
-__all__ = [
-    "UserError",
-    "benchmark",
-    "benchmarks",
-    "change",
-    "export",
-    "images",
-    "judge",
-    "load",
-    "results",
-    "run",
-    "study",
-    "train",
-]
 
 RESULT_COLUMNS = (
     "run_id",

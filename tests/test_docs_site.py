@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from resnet_bench import api
+import resnet_bench as rb
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
@@ -71,7 +71,7 @@ def test_the_site_is_built_without_a_warning_and_asks_no_network(tmp_path: Path)
         f'id="{name}"' in pages["reference/cli.html"] for name in ("run", "study-run", "record-check", "runs-prune")
     )
     assert "--seeds-per-device" in pages["reference/cli.html"]
-    assert all(f'id="resnet_bench.api.{name}"' in pages["reference/python.html"] for name in api.__all__)
+    assert all(f'id="resnet_bench.api.{name}"' in pages["reference/python.html"] for name in rb.__all__)
     assert "recipe.optimizer (muon)" in pages["reference/benchmark-files.html"]
     assert "data:image/png" not in pages["notebook.html"]
     assert (site / "assets" / "notebook-0.png").stat().st_size > 10_000
@@ -114,7 +114,7 @@ def test_the_tutorial_ends_in_a_judged_recipe(tmp_path: Path, real_data_folder: 
     )
     assert done.returncode == 0, done.stdout
     store = str(tmp_path / "resnet-bench" / "mlflow.db")
-    (row,) = (row for row in api.judge(store, benchmarks=["my-tenth"]) if row.verdict.n == 3)
+    (row,) = (row for row in rb.judge(store, benchmarks=["my-tenth"]) if row.verdict.n == 3)
     assert row.verdict.word == "reproduced", row
     assert "reproduced" in done.stdout
     assert (tmp_path / "resnet-bench" / "reports" / "my-tenth" / "index.html").is_file()

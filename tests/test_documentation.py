@@ -1,5 +1,6 @@
 """Every command that the documentation shows exists, with the options that it shows."""
 
+import functools
 import re
 import shlex
 from pathlib import Path
@@ -57,6 +58,11 @@ def test_a_shown_command_exists(page: str, line: str) -> None:
         assert words[0] in OF_THE_SHELL, f"{page}: {line!r} is not a command of ours"
 
 
+@functools.cache
+def benchmark_names() -> frozenset[str]:
+    return frozenset(scan_benchmarks()[0])
+
+
 def _parse(words: list[str]) -> None:
     verb, *words = words
     assert verb in app.VERBS, f"there is no verb {verb!r}"
@@ -68,4 +74,4 @@ def _parse(words: list[str]) -> None:
         parent, command = typer.Context(command, **command.context_settings), command.commands[name]
     context = command.make_context(command.name, list(words), parent=parent)
     for name in context.params.get("names") or []:
-        assert name in scan_benchmarks()[0] or name.startswith("my-"), f"there is no benchmark {name!r}"
+        assert name in benchmark_names() or name.startswith("my-"), f"there is no benchmark {name!r}"

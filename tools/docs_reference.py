@@ -9,6 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+import resnet_bench as rb
 from resnet_bench.cli import app
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -40,7 +41,7 @@ PYTHON = """# Python
       show_root_heading: false
       show_root_toc_entry: false
       heading_level: 2
-      filters: ["!^_", "!^RESULT_COLUMNS"]
+      members: [MEMBERS]
 
 ## Events of a run
 
@@ -61,7 +62,7 @@ def pages() -> Iterator[tuple[str, str]]:
         The page's name without its suffix, and its Markdown.
     """
     yield "cli", command_line()
-    yield "python", PYTHON
+    yield "python", PYTHON.replace("MEMBERS", ", ".join(rb.__all__))
     for path in sorted((REPOSITORY / "schemas").glob("*.json")):
         yield f"{path.stem}-files", file_keys(path.stem, json.loads(path.read_text()))
 

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -101,6 +101,7 @@ def print_closing(
     references: Mapping[str, "ReferenceResult"],
     changed: Sequence[str],
     echo: Callable[[str | Table], None],
+    finished_before: Callable[[str], Collection[int]],
 ) -> None:
     """Print the closing table, why runs failed, why each verdict is what it is, and where the runs can be seen.
 
@@ -109,8 +110,9 @@ def print_closing(
         references: What the reference runs of each benchmark reached, by name.
         changed: Recipe keys that were changed on the command line.
         echo: Prints.
+        finished_before: Returns every seed that the tracking store has finished of the experiment of a run, by its id.
     """
-    verdicts = find_verdicts(results, changed)
+    verdicts = find_verdicts(results, changed, finished_before)
     echo(closing_table(results, [word for word, _ in verdicts]))
     remarks = [f"{job.label} failed: {outcome.failure}" for job, outcome in results if outcome.failure]
     for (job, _), (word, reason) in zip(results, verdicts, strict=True):
@@ -174,14 +176,16 @@ def beside_the_article(results: Sequence[Result]) -> list[str]:
     return sentences
 
 
-def find_verdicts(results: Sequence[Result], changed: Sequence[str]) -> list[tuple[str, str]]:
+def find_verdicts(
+    results: Sequence[Result], changed: Sequence[str], finished_before: Callable[[str], Collection[int]]
+) -> list[tuple[str, str]]:
     """Return a word and a reason for each result; seeds of one benchmark are judged together."""
     curves: dict[str, list[dict[int, float]]] = defaultdict(list)
     for job, outcome in results:
         claim = job.benchmark.test_claim
         if claim is not None and outcome.failure is None and (accuracies := outcome.accuracies(claim.metric)):
             curves[job.benchmark.name].append({epoch: 100 * value for epoch, value in accuracies.items()})
-    missing = _missing_seeds(results)
+    absent = _absent_seeds(results, finished_before)
     verdicts = []
     for job, outcome in results:
         claim, accuracy = job.benchmark.test_claim, outcome.accuracy
@@ -189,6 +193,7 @@ def find_verdicts(results: Sequence[Result], changed: Sequence[str]) -> list[tup
         if claim is None or unjudged:
             verdicts.append(("–", ""))
             continue
+        missing, left_out = absent[job.benchmark.name]
         judged = verdict(
             claim,
             curves[job.benchmark.name],
@@ -196,18 +201,34 @@ def find_verdicts(results: Sequence[Result], changed: Sequence[str]) -> list[tup
             changed=changed,
             generated=outcome.generated,
             same_dataset=outcome.official,
-            missing=missing[job.benchmark.name],
+            missing=missing,
+            left_out=left_out,
         )
         verdicts.append((judged.word, judged.reason))
     return verdicts
 
 
-def _missing_seeds(results: Sequence[Result]) -> dict[str, set[int]]:
-    """Return for each benchmark the seeds that were planned, now or with a cached run, and are not finished here."""
+def _absent_seeds(
+    results: Sequence[Result], finished_before: Callable[[str], Collection[int]]
+) -> dict[str, tuple[set[int], set[int]]]:
+    """Return for each benchmark the seeds that were planned, now or with a cached run, and are not finished here.
+
+    Returns:
+        Those that did not finish, and those that an earlier command finished.
+    """
     planned: dict[str, set[int]] = defaultdict(set)
     finished: dict[str, set[int]] = defaultdict(set)
+    cached: dict[str, str] = {}
     for job, outcome in results:
-        planned[job.benchmark.name] |= {*job.planned, *outcome.planned}
+        name = job.benchmark.name
+        planned[name] |= {*job.planned, *outcome.planned}
         if outcome.is_finished:
-            finished[job.benchmark.name].add(job.seed)
-    return {name: seeds - finished[name] for name, seeds in planned.items()}
+            finished[name].add(job.seed)
+        if outcome.cached and outcome.run_id:
+            cached[name] = outcome.run_id
+    found = {}
+    for name, seeds in planned.items():
+        absent = seeds - finished[name]
+        before = absent & set(finished_before(cached[name])) if absent and name in cached else set()
+        found[name] = absent - before, before
+    return found

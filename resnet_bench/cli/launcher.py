@@ -6,7 +6,7 @@ import typer
 from rich.text import Text
 
 from resnet_bench.cli.options import Json, complete_launcher, help_text, new_app
-from resnet_bench.cli.screen import BAD_INPUT, echo, new_table, print_error, print_json, print_table
+from resnet_bench.cli.screen import echo, exit_with_problems, new_table, print_json, print_table
 from resnet_bench.running.launchers.options import ENGINES, LOCAL, launcher_files, load_launcher, scan_launchers
 
 app = new_app("List and show launchers: where runs train.")
@@ -35,10 +35,7 @@ def list_launchers(as_json: Json = False) -> None:
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         print_table(table)
-        for problem in problems.values():
-            print_error(problem)
-    if problems:
-        raise typer.Exit(BAD_INPUT)
+    exit_with_problems(problems, as_json=as_json)
 
 
 @app.command(

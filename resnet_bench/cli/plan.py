@@ -82,4 +82,7 @@ def plan(
             "not readable here" if found.joules is None else wording.energy(found.joules),
         )
     print_table(table)
-    echo("Welch's t test, 5% two-sided, both recipes with this spread; hours are of one run after another.")
+    echo(
+        "Welch's t test, 5% two-sided, one comparison alone, both recipes with this spread; "
+        "hours are of one run after another."
+    )

@@ -25,6 +25,7 @@ from resnet_bench.running.launchers.cluster import OnCluster
 from resnet_bench.running.launchers.options import LauncherOptions
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.plan import RunOptions, RunPlan, Survey, Surveyed, open_plan
+from resnet_bench.running.run_cache import run_cache
 from resnet_bench.running.sharing import choose_sharing
 from resnet_bench.running.stopping import stop_on_signals
 from resnet_bench.tracking.stale_runs import close_stale_runs
@@ -177,7 +178,8 @@ def _run_to_the_end(
     with stop_on_signals(announce=announce, deadline=context.stop.deadline) as stop:
         summary = run_plan(plan, pending, survey, replace(context, stop=stop), console)
     echo("")
-    print_closing(summary.results, references, list(options.changes), echo)
+    finished_before = run_cache(context.store).finished_seeds
+    print_closing(summary.results, references, list(options.changes), echo, finished_before)
     if summary.abandoned:
         echo(summary.abandoned)
     echo("")

@@ -7,10 +7,11 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TextIO
 
+import typer
 from rich import box
 from rich.console import Console, RenderableType
 from rich.measure import Measurement, measure_renderables
@@ -53,6 +54,14 @@ def _width() -> int | None:
 # Nothing that stands in square brackets is markup: a path may, and an error of any library.
 console = Console(width=_width(), markup=False, highlight=False)
 errors = Console(stderr=True, markup=False, highlight=False)
+
+
+def exit_with_problems(problems: Mapping[str, str], *, as_json: bool) -> None:
+    """Exit with ``BAD_INPUT`` where files have problems, which are printed unless a JSON document has them."""
+    for problem in problems.values() if not as_json else ():
+        print_error(problem)
+    if problems:
+        raise typer.Exit(BAD_INPUT)
 
 
 def echo(text: str, style: str | None = None) -> None:

@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,7 +38,6 @@ from resnet_bench.cli.options import (
     new_app,
 )
 from resnet_bench.cli.screen import (
-    BAD_INPUT,
     INTERRUPTED,
     OUT_OF_TIME,
     announce_generated,
@@ -46,9 +46,9 @@ from resnet_bench.cli.screen import (
     confirm_deletion,
     console,
     echo,
+    exit_with_problems,
     new_table,
     paragraph,
-    print_error,
     print_json,
     print_resume_command,
     print_table,
@@ -102,9 +102,12 @@ def list_studies(study_dir: StudyDir = None, as_json: Json = False) -> None:
     found, problems = scan_studies(study_dir)
     if as_json:
         print_json("study list", studies=[definition_document(study) for study in found.values()], problems=problems)
-        if problems:
-            raise typer.Exit(BAD_INPUT)
-        return
+    else:
+        _print_studies(found)
+    exit_with_problems(problems, as_json=as_json)
+
+
+def _print_studies(found: "Mapping[str, Study]") -> None:
     columns = ("study", "benchmark", "made for", "searches", "trials", "epochs", "sampler", "pruner")
     table = new_table(*columns, right=("trials", "epochs"))
     for study in found.values():
@@ -119,10 +122,6 @@ def list_studies(study_dir: StudyDir = None, as_json: Json = False) -> None:
             study.pruner.name,
         )
     print_table(table)
-    for problem in problems.values():
-        print_error(problem)
-    if problems:
-        raise typer.Exit(BAD_INPUT)
 
 
 @app.command(

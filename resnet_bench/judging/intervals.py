@@ -10,7 +10,6 @@ import statistics
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -218,6 +217,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def holm_levels(p_values: Sequence[float]) -> list[float]:
+    """Return the level below which Holm's method sees each comparison, given the p values of the others.
+
+    It is 0.05 over the number of comparisons of which none of the others is seen before.
+    """
+    count = len(p_values)
+    levels = []
+    for place in range(count):
+        others = sorted(p for other, p in enumerate(p_values) if other != place)
+        seen = next((rank for rank, p in enumerate(others) if (count - rank) * p >= SIGNIFICANCE), len(others))
+        levels.append(SIGNIFICANCE / (count - seen))
+    return levels
+
+
 def outcome(difference: Difference, adjusted_p: float | None, margin: float) -> Outcome:
     """Return whether two sets differ, are the same to within a margin, or neither is certain."""
     if adjusted_p is not None and adjusted_p < SIGNIFICANCE:
@@ -237,7 +250,7 @@ class Ratio:
     range: Interval
     """The smallest and the largest ratio of any pair."""
     p: float | None = None
-    """Two-sided p of the exact Mann–Whitney test; None with fewer than six runs per side."""
+    """Two-sided p of the Mann–Whitney test; None with fewer than six runs per side."""
 
 
 def time_ratio(first: Sequence[float], second: Sequence[float]) -> Ratio:
@@ -247,17 +260,23 @@ def time_ratio(first: Sequence[float], second: Sequence[float]) -> Ratio:
         first: Seconds of each run, all above 0.
         second: Seconds of each run, all above 0.
     """
-    logs = [math.log(b) - math.log(a) for a in first for b in second]
+    logs = _log_ratios(first, second)
     p = None
     if min(len(first), len(second)) >= MIN_TIMING_RUNS:
-        from scipy import stats
+        from resnet_bench.judging.ranks import two_sided_p
 
-        p = float(stats.mannwhitneyu(list(second), list(first), method="exact").pvalue)
-    return Ratio(math.exp(statistics.median(logs)), Interval(math.exp(min(logs)), math.exp(max(logs))), p)
+        p = two_sided_p(first, second)
+    return Ratio(math.exp(statistics.median(logs)), Interval(math.exp(logs[0]), math.exp(logs[-1])), p)
+
+
+def _log_ratios(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    """Return the logarithm of every pair's ratio, in order."""
+    before, after = ([math.log(value) for value in values] for values in (first, second))
+    return sorted(b - a for a in before for b in after)
 
 
 def ratio_interval(first: Sequence[float], second: Sequence[float], confidence: float = 0.95) -> Interval | None:
-    """Return the interval of the ratio of times that the exact Mann–Whitney test does not reject.
+    """Return the interval of the ratio of times that the Mann–Whitney test does not reject.
 
     Source: J. L. Hodges, E. L. Lehmann, "Estimates of location based on rank tests", 1963.
 
@@ -271,42 +290,13 @@ def ratio_interval(first: Sequence[float], second: Sequence[float], confidence: 
     """
     if min(len(first), len(second)) < MIN_TIMING_RUNS:
         return None
+    from resnet_bench.judging.ranks import rank_bound
+
     bound = rank_bound(len(first), len(second), (1 - confidence) / 2)
     if bound is None:
         return None
-    logs = sorted(math.log(b) - math.log(a) for a in first for b in second)
+    logs = _log_ratios(first, second)
     return Interval(math.exp(logs[bound]), math.exp(logs[-1 - bound]))
-
-
-@lru_cache(maxsize=512)
-def rank_bound(first: int, second: int, level: float) -> int | None:
-    """Return the largest Mann–Whitney count that is seen with a probability of at most ``level`` without an effect.
-
-    Args:
-        first: Runs on one side.
-        second: Runs on the other side.
-        level: One-sided.
-
-    Returns:
-        None where even a count of 0 is likelier than that.
-    """
-    # The Gaussian binomial coefficient: its terms count the orders of the runs by their Mann–Whitney count.
-    few, many = sorted((first, second))
-    ways = [1] + [0] * (few * many)
-    for part in range(many + 1, many + few + 1):
-        for count in range(few * many, part - 1, -1):
-            ways[count] -= ways[count - part]
-    for part in range(1, few + 1):
-        for count in range(part, few * many + 1):
-            ways[count] += ways[count - part]
-    # A float would be infinite with 515 runs per side.
-    allowed = Fraction(level) * math.comb(few + many, few)
-    seen = 0
-    for count, number in enumerate(ways):
-        seen += number
-        if seen > allowed:
-            return count - 1 if count else None
-    return None
 
 
 def timing_differs(ratio: Ratio, adjusted_p: float | None) -> bool:

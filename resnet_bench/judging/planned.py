@@ -39,8 +39,17 @@ def parse_seeds(text: str) -> frozenset[int]:
 
 def missing_sentence(missing: Iterable[int]) -> str:
     """Say which planned seeds have not finished."""
-    seeds = sorted(missing)
-    shown = seeds_text(seeds).replace(",", ", ")
+    return _sentence(missing, "did not finish", "did not finish")
+
+
+def left_out_sentence(left_out: Iterable[int]) -> str:
+    """Say which planned seeds finished and are not among those that are judged."""
+    return _sentence(left_out, "finished before and is left out", "finished before and are left out")
+
+
+def _sentence(seeds: Iterable[int], of_one: str, of_several: str) -> str:
+    listed = sorted(seeds)
+    shown = seeds_text(listed).replace(",", ", ")
     if len(shown) > 60:
         shown = f"{shown[:60].rpartition(', ')[0]}, …"
-    return f"{plural(len(seeds), 'planned seed')} did not finish ({shown})"
+    return f"{plural(len(listed), 'planned seed')} {of_one if len(listed) == 1 else of_several} ({shown})"

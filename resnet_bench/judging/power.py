@@ -13,27 +13,32 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from resnet_bench.judging.intervals import (
-    MIN_TIMING_RUNS,
-    SIGNIFICANCE,
-    TIMING_THRESHOLD,
-    rank_bound,
-    standard_deviation,
-)
+from resnet_bench.judging.intervals import MIN_TIMING_RUNS, TIMING_THRESHOLD, standard_deviation
+from resnet_bench.judging.ranks import rank_bound
 
 ALPHA = 0.05
-"""Two-sided level of a single comparison."""
+"""Two-sided level of a comparison that is alone; among several, Holm's method leaves each a smaller one."""
 FEWEST_SEEDS = 2
 MOST_SEEDS = 100_000
 _NODES = 48
 """Quantiles per sample variance. With 48 the power is within 0.002 of its value with 400, from 2 seeds on."""
 _GAP_NODES = 400
-_SIMULATED = 4_000
-"""Simulated comparisons of times: their quantile is known to within a point of power."""
-_SIMULATED_VALUES = 20_000_000
+_SIMULATED = 10_000
+"""Simulated comparisons of times: their quantile is known to within a point of power (two standard errors)."""
+_SIMULATED_RUNS = 30
+"""Runs per side that are simulated, or as many pairs: with more the distribution narrows and keeps its shape."""
+_SIMULATED_AT_ONCE = 500
 
 
-def power(effect: float, sd: float, seeds: int, other_seeds: int | None = None, *, alpha: float = ALPHA) -> float:
+def power(
+    effect: float,
+    sd: float,
+    seeds: int,
+    other_seeds: int | None = None,
+    *,
+    alpha: float = ALPHA,
+    margin: float = 0.0,
+) -> float:
     """Return the probability that Welch's test sees an effect.
 
     Args:
@@ -42,13 +47,14 @@ def power(effect: float, sd: float, seeds: int, other_seeds: int | None = None, 
         seeds: Runs on one side, at least 2.
         other_seeds: Runs on the other side; as many by default.
         alpha: Two-sided level of the test.
+        margin: The difference of the sample means must be larger than this, too.
 
     Returns:
         A probability; ``alpha`` or less where the effect is 0.
     """
     if sd == 0:
-        return 1.0 if effect else 0.0
-    return _standard_power(abs(effect) / sd, seeds, other_seeds or seeds, alpha)
+        return float(abs(effect) > margin)
+    return _standard_power(abs(effect) / sd, seeds, other_seeds or seeds, alpha, margin / sd)
 
 
 def seeds_needed(effect: float, sd: float, *, wanted: float = 0.8, alpha: float = ALPHA) -> int | None:
@@ -81,7 +87,13 @@ def seeds_needed(effect: float, sd: float, *, wanted: float = 0.8, alpha: float 
 
 
 def smallest_effect(
-    sd: float, seeds: int, other_seeds: int | None = None, *, wanted: float = 0.8, alpha: float = ALPHA
+    sd: float,
+    seeds: int,
+    other_seeds: int | None = None,
+    *,
+    wanted: float = 0.8,
+    alpha: float = ALPHA,
+    margin: float = 0.0,
 ) -> float | None:
     """Return the smallest effect that some seeds show with some power.
 
@@ -91,6 +103,7 @@ def smallest_effect(
         other_seeds: Runs on the other side; as many by default.
         wanted: The power, between ``alpha`` and 1.
         alpha: Two-sided level of the test.
+        margin: The difference of the sample means must be larger than this, too.
 
     Returns:
         In the unit of ``sd``; None where a side has fewer than 2 runs, which no test can use.
@@ -100,16 +113,19 @@ def smallest_effect(
     if min(seeds, other_seeds or seeds) < FEWEST_SEEDS:
         return None
     if sd == 0:
-        return 0.0
+        return margin
+
+    def missed(effect: float) -> float:
+        return power(effect, 1.0, seeds, other_seeds, alpha=alpha, margin=margin / sd) - wanted
+
     high = 1.0
-    while power(high, 1.0, seeds, other_seeds, alpha=alpha) < wanted:
+    while missed(high) < 0:
         high *= 2
-    root = brentq(lambda effect: power(effect, 1.0, seeds, other_seeds, alpha=alpha) - wanted, 0.0, high, xtol=1e-4)
-    return sd * float(root)
+    return sd * float(brentq(missed, 0.0, high, xtol=1e-4))
 
 
 def smallest_difference(
-    first: Sequence[float], second: Sequence[float], *, wanted: float = 0.8, alpha: float = ALPHA
+    first: Sequence[float], second: Sequence[float], *, wanted: float = 0.8, alpha: float = ALPHA, margin: float = 0.0
 ) -> float | None:
     """Return the smallest difference of means that two sets of runs could have shown, at their pooled spread.
 
@@ -118,13 +134,15 @@ def smallest_difference(
         second: One number per run.
         wanted: The power.
         alpha: Two-sided level of the test.
+        margin: The difference of the sample means must be larger than this, too.
 
     Returns:
         None where a side has fewer than 2 runs.
     """
     if min(len(first), len(second)) < FEWEST_SEEDS:
         return None
-    return smallest_effect(_pooled(first, second), len(first), len(second), wanted=wanted, alpha=alpha)
+    sd = _pooled(first, second)
+    return smallest_effect(sd, len(first), len(second), wanted=wanted, alpha=alpha, margin=margin)
 
 
 def _pooled(first: Sequence[float], second: Sequence[float]) -> float:
@@ -133,21 +151,24 @@ def _pooled(first: Sequence[float], second: Sequence[float]) -> float:
     return math.sqrt(sum(n * variance for n, variance in zip(freedoms, variances, strict=True)) / sum(freedoms))
 
 
-def smallest_ratio(first: Sequence[float], second: Sequence[float], *, wanted: float = 0.8) -> float | None:
+def smallest_ratio(
+    first: Sequence[float], second: Sequence[float], *, wanted: float = 0.8, alpha: float = ALPHA
+) -> float | None:
     """Return the smallest ratio of times, above 1, that two sets of runs could have shown.
 
     By simulation of the rule of :func:`~resnet_bench.judging.intervals.timing_differs`, with normal logarithms at the
-    pooled spread: the exact Mann–Whitney test, and more than 5% apart.
+    pooled spread: the Mann–Whitney test, and more than 5% apart.
 
     Args:
         first: Seconds of each run, all above 0.
         second: Seconds of each run, all above 0.
         wanted: The power.
+        alpha: Two-sided level of the test.
 
     Returns:
-        None with fewer than six runs per side, which are not tested.
+        None with fewer than six runs per side, which are not tested, or with too few for the level.
     """
-    simulated = _simulated(first, second, SIGNIFICANCE)
+    simulated = _simulated(first, second, alpha)
     if simulated is None:
         return None
     needed, medians = simulated
@@ -179,24 +200,44 @@ Simulated = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 def _simulated(first: Sequence[float], second: Sequence[float], alpha: float) -> Simulated | None:
     """Simulate comparisons of times without an effect: the effect (a logarithm) that each lacks, and its median."""
-    if min(len(first), len(second)) < MIN_TIMING_RUNS:
+    if min(len(first), len(second)) < MIN_TIMING_RUNS or rank_bound(len(first), len(second), alpha / 2) is None:
         return None
-    bound = rank_bound(len(first), len(second), alpha / 2)
+    few, many = sorted((len(first), len(second)))
+    runs = min(few, _SIMULATED_RUNS)
+    other_runs = min(many, _SIMULATED_RUNS**2 // runs)
+    bound = rank_bound(runs, other_runs, alpha / 2)
     if bound is None:
         return None
     sd = _pooled([math.log(value) for value in first], [math.log(value) for value in second])
-    needed, medians = _standard_times(len(first), len(second), bound)
-    return sd * needed, sd * medians
+    # The standard error of a difference of means, as much smaller as there are more runs than are simulated.
+    narrowed = math.sqrt((1 / few + 1 / many) / (1 / runs + 1 / other_runs))
+    needed, medians = standard_times(runs, other_runs, bound)
+    return narrowed * sd * needed, narrowed * sd * medians
 
 
 @functools.lru_cache(maxsize=64)
-def _standard_times(runs: int, other_runs: int, bound: int) -> Simulated:
-    """The same in standard deviations, for the largest Mann–Whitney count that is rejected."""
+def standard_times(runs: int, other_runs: int, bound: int) -> Simulated:
+    """Simulate comparisons of times without an effect, in standard deviations of one run's logarithm.
+
+    Args:
+        runs: Runs on one side.
+        other_runs: Runs on the other side.
+        bound: The largest Mann–Whitney count that is rejected.
+
+    Returns:
+        For each comparison the effect that it needs to be rejected, and the median of all pairwise differences.
+    """
     random = np.random.default_rng(0)
-    repetitions = max(200, min(_SIMULATED, _SIMULATED_VALUES // (runs * other_runs)))
-    first, second = random.standard_normal((repetitions, 1, runs)), random.standard_normal((repetitions, other_runs, 1))
-    differences = np.sort((second - first).reshape(repetitions, -1), axis=1)
-    return -differences[:, bound], np.median(differences, axis=1)
+    middle = (runs * other_runs - 1) // 2, runs * other_runs // 2
+    needed, medians = [], []
+    for _ in range(_SIMULATED // _SIMULATED_AT_ONCE):
+        first = random.standard_normal((_SIMULATED_AT_ONCE, 1, runs))
+        second = random.standard_normal((_SIMULATED_AT_ONCE, other_runs, 1))
+        pairs = (second - first).reshape(_SIMULATED_AT_ONCE, -1)
+        pairs.partition(sorted({bound, *middle}), axis=1)
+        needed.append(-pairs[:, bound])
+        medians.append(pairs[:, list(middle)].mean(axis=1))
+    return np.concatenate(needed), np.concatenate(medians)
 
 
 def smallest_gap(sd: float, seeds: int, claim_runs: int = 1, *, wanted: float = 0.8) -> float:
@@ -236,8 +277,8 @@ def _standard_gap(seeds: int, claim_runs: int, wanted: float) -> float:
 
 
 @functools.lru_cache(maxsize=4096)
-def _standard_power(effect: float, seeds: int, other_seeds: int, alpha: float) -> float:
-    """The power for an effect in standard deviations: the mean over both sample variances."""
+def _standard_power(effect: float, seeds: int, other_seeds: int, alpha: float, margin: float) -> float:
+    """The power for an effect and a margin in standard deviations: the mean over both sample variances."""
     from scipy import stats
 
     quantiles = (np.arange(_NODES) + 0.5) / _NODES
@@ -245,7 +286,7 @@ def _standard_power(effect: float, seeds: int, other_seeds: int, alpha: float) -
     of_other = stats.chi2.ppf(quantiles, other_seeds - 1)[None, :] / ((other_seeds - 1) * other_seeds)
     variance = of_mean + of_other
     freedom = variance**2 / (of_mean**2 / (seeds - 1) + of_other**2 / (other_seeds - 1))
-    bound = stats.t.ppf(1 - alpha / 2, freedom) * np.sqrt(variance)
+    bound = np.maximum(stats.t.ppf(1 - alpha / 2, freedom) * np.sqrt(variance), margin)
     true_error = math.sqrt(1 / seeds + 1 / other_seeds)
     rejected = stats.norm.sf((bound - effect) / true_error) + stats.norm.cdf((-bound - effect) / true_error)
     return float(rejected.mean())

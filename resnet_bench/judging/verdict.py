@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from resnet_bench.judging.intervals import Interval, mean_interval, prediction_interval, standard_deviation
-from resnet_bench.judging.planned import missing_sentence
+from resnet_bench.judging.planned import left_out_sentence, missing_sentence
 from resnet_bench.recipe.claims import Claim
 
 Word = Literal["reproduced", "not reproduced", "exceeded", "inconclusive", "not judged"]
@@ -132,6 +132,7 @@ def verdict(
     same_dataset: bool = True,
     changed: Sequence[str] = (),
     missing: Collection[int] = (),
+    left_out: Collection[int] = (),
 ) -> Verdict:
     """Judge our runs by a claim, using the statistic that the claim states.
 
@@ -146,6 +147,7 @@ def verdict(
         same_dataset: The runs used the dataset that the claim is about.
         changed: Recipe keys in which the runs differ from the benchmark.
         missing: Seeds that were planned with these runs and did not finish; the runs alone may be a selection.
+        left_out: Seeds that were planned with them, finished, and are not among them: likewise.
 
     Returns:
         The verdict, with the numbers that it rests on.
@@ -153,8 +155,9 @@ def verdict(
     values = _finite(selected(claim, run) for run in runs)
     found = obstacles(profile, generated=generated, same_dataset=same_dataset, changed=changed)
     described = _describe(claim, values, with_gap=not found)
-    unfinished = (missing_sentence(missing),) if missing else ()
-    if reasons := (*found, *unfinished, *_too_few(claim, values)):
+    absent = [missing_sentence(missing)] if missing else []
+    absent += [left_out_sentence(left_out)] if left_out else []
+    if reasons := (*found, *absent, *_too_few(claim, values)):
         return replace(described, reason="; ".join(reasons))
     word, reason = _judge(claim, values)
     if claim.selection == "unknown":

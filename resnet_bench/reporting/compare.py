@@ -32,6 +32,9 @@ Word = Literal["worse", "better", "same", "unclear", "identical", "not tested"]
 MIN_SWITCHES = 3
 """Switches between the sides on one machine from which their runs count as interleaved."""
 
+EPOCH_TIME = "epoch time"
+"""The metric that times are compared by."""
+
 MAX_LISTED = 6
 """Names that a sentence lists before it only counts the rest."""
 
@@ -65,8 +68,8 @@ class ComparisonRow:
     label: str = ""
     """The benchmark's name with what tells these runs from others of that name; empty where there are no others."""
     detectable: float | None = None
-    """The smallest difference that these runs would have shown with 80% power: in percentage points, for times as a
-    ratio minus 1. None where they are too few to show any."""
+    """Where unclear: the smallest difference that these runs would have shown with 80% power, at the level that Holm's
+    method leaves them: in percentage points, for times as a ratio minus 1. None where they are too few to show any."""
 
     @property
     def regression(self) -> bool:
@@ -159,14 +162,14 @@ def compare_runs(a: Side, b: Side) -> ResultComparison:
     seed.
     """
     left, right = by_benchmark(a.runs), by_benchmark(b.runs)
-    rows: list[ComparisonRow] = []
+    measured: list[_Measured] = []
     for key in sorted(left.keys() & right.keys()):
         pairs = matched(left[key], right[key])
         labels = group_labels([second for _, second, _ in pairs])
         for first, second, note in pairs:
             label = labels[second] if len(pairs) > 1 else ""
-            rows += [replace(row, label=label) for row in _rows(first, second, note)]
-    rows = _with_words(rows)
+            measured += [replace(each, row=replace(each.row, label=label)) for each in _measure(first, second, note)]
+    rows = _with_words(measured)
     return ResultComparison(
         a=a.name,
         b=b.name,
@@ -275,8 +278,24 @@ def _values(values: Iterable[Any]) -> str:
 # --- the rows ------------------------------------------------------------------------------------
 
 
-def _rows(a: RunGroup, b: RunGroup, note: str) -> list[ComparisonRow]:
-    rows = [_accuracy_row(a, b, note), _timing_row(a, b, note)]
+@dataclass(frozen=True)
+class _Measured:
+    """A row, and the numbers that it is from."""
+
+    row: ComparisonRow
+    first: Sequence[float]
+    second: Sequence[float]
+
+    def detectable(self, level: float) -> float | None:
+        """The smallest difference that a test at this level would have shown with 80% power."""
+        if self.row.metric != EPOCH_TIME:
+            return smallest_difference(self.first, self.second, alpha=level)
+        ratio = smallest_ratio(self.first, self.second, alpha=level)
+        return None if ratio is None else ratio - 1
+
+
+def _measure(a: RunGroup, b: RunGroup, note: str) -> list[_Measured]:
+    found = [_accuracy_row(a, b, note), _timing_row(a, b, note)]
     split = a.split
     others: tuple[tuple[str, str, Callable[[Run], float | None]], ...] = (
         (f"standard {split} accuracy", "%", lambda run: run.last_accuracy(split, "accuracy_standard")),
@@ -288,11 +307,11 @@ def _rows(a: RunGroup, b: RunGroup, note: str) -> list[ComparisonRow]:
         ("peak memory", "MiB", lambda run: None if run.peak_memory is None else run.peak_memory / 2**20),
         ("energy", "J", lambda run: run.number(ENERGY)),
     )
-    rows += [_shown_row(a, b, *other) for other in others]
-    return [row for row in rows if row is not None]
+    found += [_shown_row(a, b, *other) for other in others]
+    return [each for each in found if each is not None]
 
 
-def _accuracy_row(a: RunGroup, b: RunGroup, note: str) -> ComparisonRow | None:
+def _accuracy_row(a: RunGroup, b: RunGroup, note: str) -> _Measured | None:
     split = a.split
     first, second = a.values(split), b.values(split)
     if not first or not second:
@@ -306,48 +325,50 @@ def _accuracy_row(a: RunGroup, b: RunGroup, note: str) -> ComparisonRow | None:
         notes.append(f"bit-identical for seed{'s' if len(same) > 1 else ''} {seeds}")
     row = replace(row, primary=True, note="; ".join(notes))
     if len(same) == len(a.runs) == len(b.runs):
-        return replace(row, word="identical")
-    if difference.p is None:
+        row = replace(row, word="identical")
+    elif difference.p is None:
         few = min(len(first), len(second)) < 2
         notes.append("one run per side cannot tell noise from change" if few else "neither side varies")
-        return replace(row, word="unclear", note="; ".join(notes))
-    alike = intervals.outcome(difference, None, REPRODUCTION_MARGIN) == "same"
-    detectable = smallest_difference(first, second)
-    return replace(row, p=difference.p, word="same" if alike else "unclear", detectable=detectable)
+        row = replace(row, word="unclear", note="; ".join(notes))
+    else:
+        alike = intervals.outcome(difference, None, REPRODUCTION_MARGIN) == "same"
+        row = replace(row, p=difference.p, word="same" if alike else "unclear")
+    return _Measured(row, first, second)
 
 
-def _timing_row(a: RunGroup, b: RunGroup, note: str) -> ComparisonRow | None:
+def _timing_row(a: RunGroup, b: RunGroup, note: str) -> _Measured | None:
     sides = [timed(side) for side in (a, b)]
     first, second = ([run.epoch_seconds or 0.0 for run in side] for side in sides)
     if not first or not second:
         return None
     found = intervals.time_ratio(first, second)
     difference = Difference(found.ratio - 1, Interval(found.range.low - 1, found.range.high - 1))
-    row = _row(b, "epoch time", "s", first, second, difference)
     untested = untested_times(*sides)
     tested = not untested
-    return replace(
-        row,
+    row = replace(
+        _row(b, EPOCH_TIME, "s", first, second, difference),
         primary=True,
         a=statistics.median(first),
         b=statistics.median(second),
         p=found.p if tested else None,
         word="unclear" if tested else "not tested",
         note="; ".join(part for part in (note, untested) if part),
-        detectable=seen - 1 if tested and (seen := smallest_ratio(first, second)) is not None else None,
     )
+    return _Measured(row, first, second)
 
 
 def _shown_row(
     a: RunGroup, b: RunGroup, metric: str, unit: str, measure: Callable[[Run], float | None]
-) -> ComparisonRow | None:
+) -> _Measured | None:
     measured = [[value for run in side.runs if (value := measure(run)) is not None] for side in (a, b)]
     first, second = ([value for value in values if math.isfinite(value)] for values in measured)
     if not first or not second:
         return None
     row = _row(b, metric, unit, first, second, intervals.welch(first, second))
     left_out = sum(map(len, measured)) - len(first) - len(second)
-    return replace(row, note=f"{plural(left_out, 'run')} left out: not finite") if left_out else row
+    if left_out:
+        row = replace(row, note=f"{plural(left_out, 'run')} left out: not finite")
+    return _Measured(row, first, second)
 
 
 def _row(
@@ -375,19 +396,30 @@ def _row(
     )
 
 
-def _with_words(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
+def _with_words(measured: Sequence[_Measured]) -> list[ComparisonRow]:
     """Adjust the p values over the benchmarks, accuracies and times separately, and give each row its word."""
-    worded = list(rows)
+    worded = [each.row for each in measured]
     for is_time in (False, True):
         places = [
             place
             for place, row in enumerate(worded)
-            if row.primary and row.p is not None and (row.metric == "epoch time") == is_time
+            if row.primary and row.p is not None and (row.metric == EPOCH_TIME) == is_time
         ]
-        for place, adjusted in zip(places, intervals.holm([worded[place].p or 0.0 for place in places]), strict=True):
+        p_values = [worded[place].p or 0.0 for place in places]
+        tested = zip(places, intervals.holm(p_values), intervals.holm_levels(p_values), strict=True)
+        for place, adjusted, level in tested:
             row = replace(worded[place], adjusted_p=adjusted)
-            worded[place] = replace(row, word=_timing_word(row) if is_time else _accuracy_word(row))
+            row = replace(row, word=_timing_word(row) if is_time else _accuracy_word(row))
+            worded[place] = _with_detectable(row, measured[place], level) if row.word == "unclear" else row
     return worded
+
+
+def _with_detectable(row: ComparisonRow, measured: _Measured, level: float) -> ComparisonRow:
+    detectable = measured.detectable(level)
+    if detectable is None:
+        few = "too few runs per side for so many comparisons"
+        return replace(row, note="; ".join(part for part in (row.note, few) if part))
+    return replace(row, detectable=detectable)
 
 
 def _accuracy_word(row: ComparisonRow) -> Word:

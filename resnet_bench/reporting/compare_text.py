@@ -12,7 +12,7 @@ from rich.text import Text
 from resnet_bench.base.json_document import json_document
 from resnet_bench.base.text import DASH, listed
 from resnet_bench.reporting import wording
-from resnet_bench.reporting.compare import MAX_LISTED, ComparisonRow, ResultComparison
+from resnet_bench.reporting.compare import EPOCH_TIME, MAX_LISTED, ComparisonRow, ResultComparison
 from resnet_bench.reporting.limits import CheckedLimits, LimitRow
 
 LIMIT_COLUMNS = ("benchmark", "metric", "device", "limit", "change (n)", "simultaneous 95% CI", "")
@@ -97,16 +97,22 @@ def notes(comparison: ResultComparison) -> list[str]:
             together.setdefault(row.note, []).append(f"{_name(row)} ({row.metric})")
     found = [f"{listed(names, MAX_LISTED)}: {note}" for note, names in together.items()]
     if any(_detectable(row) for row in comparison.rows):
-        found.append("detectable: the smallest difference that these runs would have shown with 80% power")
+        found.append(
+            "detectable: the smallest difference that these runs would have shown with 80% power, at the level that "
+            "Holm's method leaves them"
+        )
     return found
 
 
 def limit_notes(limits: CheckedLimits) -> list[str]:
     """Return what explains the words of the limits, one sentence for each that needs one, and the result."""
     found = [f"{_name(row)} ({row.metric}, {row.device}): {row.note}" for row in limits.rows if row.note]
-    found += [f"limit not checked, no such runs on both sides of one device: {scope}" for scope in limits.unchecked]
+    found += [f"limit not checked: {what}" for what in limits.unchecked]
     if any(row.detectable is not None for row in limits.rows):
-        found.append("detectable: the smallest loss that these runs would have called broken with 80% power")
+        found.append(
+            "detectable: the smallest loss that these runs would have called broken with 80% power, at the level of as "
+            "many limits"
+        )
     counts = {word: sum(row.word == word for row in limits.rows) for word in ("broken", "unclear", "kept")}
     result = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     return [*found, f"limits: {result or 'none checked'}"]
@@ -137,7 +143,7 @@ def _preamble(comparison: ResultComparison) -> list[str]:
 def _cells(row: ComparisonRow) -> list[str]:
     unit = "" if row.unit in ("", "%") else f" {row.unit}"
     metric = f"{row.metric}{', %' if row.unit == '%' else ''}"
-    timed = row.metric == "epoch time"
+    timed = row.metric == EPOCH_TIME
     # Percentage points of accuracy have two digits everywhere.
     digits = (lambda _: 2) if row.unit == "%" else _digits
     difference = f"×{row.difference + 1:.3f}" if timed else wording.signed(row.difference, digits(row.difference))
@@ -162,7 +168,7 @@ def _cells(row: ComparisonRow) -> list[str]:
 
 
 def _limit_cells(row: LimitRow) -> list[str]:
-    times = row.metric == "epoch time"
+    times = row.metric == EPOCH_TIME
 
     def amount(value: float) -> str:
         return f"×{value:.3f}" if times else wording.signed(value)
@@ -185,13 +191,12 @@ def _limit_cells(row: LimitRow) -> list[str]:
 def _detectable(row: ComparisonRow) -> str:
     if row.word != "unclear" or row.detectable is None:
         return ""
-    smallest = f"×{row.detectable + 1:.3f}" if row.metric == "epoch time" else f"{row.detectable:.2f} pp"
+    smallest = f"×{row.detectable + 1:.3f}" if row.metric == EPOCH_TIME else f"{row.detectable:.2f} pp"
     return f", detectable {smallest}"
 
 
 def _name(row: ComparisonRow | LimitRow) -> str:
-    label = row.label if isinstance(row, ComparisonRow) else ""
-    name = label or row.benchmark
+    name = row.label or row.benchmark
     name = name if row.profile == "full" else f"{name}, {row.profile}"
     return f"{name}, generated images" if row.generated else name
 

@@ -2,7 +2,7 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -25,7 +25,8 @@ class Change:
     step: bool = False
     """More than noise: the adjusted p is below 0.05 and, for throughput, the change is beyond 5%."""
     detectable: float | None = None
-    """Without a step: the smallest change that these runs would have shown with 80% power, in the unit of value."""
+    """Without a step: the smallest change that these runs would have shown with 80% power, in the unit of value, at the
+    level that Holm's method leaves them."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,8 @@ def _measured(values: Sequence[float]) -> PointValues:
 
 def _with_steps(found: Sequence[History]) -> list[History]:
     """Compare the neighbors of all histories of a benchmark."""
-    accuracies = _compared([[point.accuracy for point in history.points] for history in found], _accuracy_change)
-    rates = _compared([[point.throughput for point in history.points] for history in found], _throughput_change)
+    accuracies = _compared([[point.accuracy for point in history.points] for history in found], is_rate=False)
+    rates = _compared([[point.throughput for point in history.points] for history in found], is_rate=True)
     whole = [
         replace(
             history,
@@ -152,49 +153,47 @@ def _with_steps(found: Sequence[History]) -> list[History]:
     return sorted(whole, key=lambda history: (-len(history.points), history.profile, history.device))
 
 
-def _compared(
-    series: Sequence[Sequence[PointValues]], compare: Callable[[Sequence[float], Sequence[float]], Change]
-) -> list[list[PointValues]]:
+def _compared(series: Sequence[Sequence[PointValues]], *, is_rate: bool) -> list[list[PointValues]]:
     """Compare each point with the last one before it that has values, and adjust the p values."""
-    made: list[list[PointValues]] = []
+    made: list[list[tuple[PointValues, Sequence[float]]]] = []
     for points in series:
-        before: PointValues | None = None
+        before: Sequence[float] = ()
         row = []
         for point in points:
-            changed = before is not None and bool(point.values)
-            row.append(replace(point, change=compare(before.values, point.values)) if changed and before else point)
-            before = point if point.values else before
+            changed = (
+                replace(point, change=_change_from(before, point.values, is_rate)) if before and point.values else point
+            )
+            row.append((changed, before))
+            before = point.values or before
         made.append(row)
-    tested = [change.p for row in made for point in row if (change := point.change) and change.p is not None]
-    adjusted = iter(intervals.holm(tested))
-    return [[_worded(point, adjusted) for point in row] for row in made]
+    tested = [change.p for row in made for point, _ in row if (change := point.change) and change.p is not None]
+    adjusted = iter(zip(intervals.holm(tested), intervals.holm_levels(tested), strict=True))
+    return [[_worded(point, before, adjusted, is_rate) for point, before in row] for row in made]
 
 
-def _worded(point: PointValues, adjusted: Iterable[float]) -> PointValues:
+def _change_from(before: Sequence[float], after: Sequence[float], is_rate: bool) -> Change:
+    found = intervals.welch(before, after)
+    return Change(found.value / (statistics.fmean(before) if is_rate else 1.0), found.p)
+
+
+def _worded(
+    point: PointValues, before: Sequence[float], adjusted: Iterator[tuple[float, float]], is_rate: bool
+) -> PointValues:
     change = point.change
     if change is None or change.p is None:
         return point
-    p = next(iter(adjusted))
-    # What is called a step before the adjustment is large enough; the adjustment says whether it is more than noise.
-    step = change.step and p < SIGNIFICANCE
-    return replace(point, change=replace(change, p=p, step=step, detectable=None if step else change.detectable))
+    p, level = next(adjusted)
+    step = p < SIGNIFICANCE and (not is_rate or abs(change.value) > TIMING_THRESHOLD)
+    detectable = None if step else _detectable(before, point.values, level, is_rate)
+    return replace(point, change=Change(change.value, p, step=step, detectable=detectable))
 
 
-def _accuracy_change(before: Sequence[float], after: Sequence[float]) -> Change:
-    found = intervals.welch(before, after)
-    if found.p is None:
-        return Change(found.value)
-    return Change(found.value, found.p, step=True, detectable=smallest_difference(before, after))
-
-
-def _throughput_change(before: Sequence[float], after: Sequence[float]) -> Change:
-    mean, found = statistics.fmean(before), intervals.welch(before, after)
-    value = found.value / mean
-    if found.p is None:
-        return Change(value)
-    seen = smallest_difference(before, after)
-    detectable = None if seen is None else max(seen / mean, TIMING_THRESHOLD)
-    return Change(value, found.p, step=abs(value) > TIMING_THRESHOLD, detectable=detectable)
+def _detectable(before: Sequence[float], after: Sequence[float], level: float, is_rate: bool) -> float | None:
+    if not is_rate:
+        return smallest_difference(before, after, alpha=level)
+    mean = statistics.fmean(before)
+    seen = smallest_difference(before, after, alpha=level, margin=TIMING_THRESHOLD * mean)
+    return None if seen is None else seen / mean
 
 
 # --- in words ------------------------------------------------------------------------------------
@@ -202,8 +201,8 @@ def _throughput_change(before: Sequence[float], after: Sequence[float]) -> Chang
 TITLES = ("commit", "torch", "first run (UTC)", "seeds", "accuracy, %", "change, pp", "runs", "images/s", "change")
 NOTE = (
     "Step: Welch's test between neighbors, Holm's method over all of them, p < 0.05, and for throughput beyond 5%. "
-    "Detectable: the smallest change that these runs would have shown with 80% power. Runs of two commits are seldom "
-    "interleaved, so a step of the throughput may be the machine's."
+    "Detectable: the smallest change that these runs would have shown with 80% power, at the level that Holm's method "
+    "leaves them. Runs of two commits are seldom interleaved, so a step of the throughput may be the machine's."
 )
 
 

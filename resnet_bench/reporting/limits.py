@@ -1,7 +1,7 @@
 """Check two sets of runs by the limits of ``limits.toml``: kept, broken or unclear."""
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,6 +10,7 @@ from resnet_bench.judging.intervals import Interval
 from resnet_bench.judging.power import smallest_difference, smallest_excess
 from resnet_bench.recipe.limits import Limit
 from resnet_bench.reporting.compare import (
+    EPOCH_TIME,
     ComparisonRow,
     Side,
     by_benchmark,
@@ -18,7 +19,7 @@ from resnet_bench.reporting.compare import (
     timed,
     untested_times,
 )
-from resnet_bench.reporting.runs import Run, RunGroup
+from resnet_bench.reporting.runs import Run, RunGroup, group_labels
 
 LimitWord = Literal["broken", "unclear", "kept"]
 
@@ -47,6 +48,8 @@ class LimitRow:
     note: str = ""
     detectable: float | None = None
     """Where unclear: the smallest drop, or ratio, that these runs would have called broken with 80% power."""
+    label: str = ""
+    """The benchmark's name with what tells these runs from others of that name; empty where there are no others."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class CheckedLimits:
 
     rows: tuple[LimitRow, ...] = ()
     unchecked: tuple[str, ...] = ()
-    """Limits without runs on both sides of one device, in words."""
+    """What could not be checked and why, such as ``time_factor of b, smoke on cpu: no times on both sides``."""
     decided: frozenset[tuple[str, str, bool, str]] = frozenset()
     """Benchmark, profile, whether generated, and metric where limits decide on every device that both sides ran on."""
 
@@ -81,17 +84,17 @@ def check_limits(limits: Sequence[Limit], a: Side, b: Side) -> CheckedLimits:
         a: The side to start from.
         b: The side that may have lost.
     """
-    checks = [check for limit in limits for check in _checks(limit, a, b)]
+    each = [_checks(limit, a, b) for limit in limits]
+    checks = [check for found, _ in each for check in found]
     counts = {timing: sum(check.testable for check in checks if check.timing == timing) for timing in (False, True)}
     rows = [_row(check, intervals.SIGNIFICANCE / max(1, counts[check.timing])) for check in checks]
     seen: dict[tuple[str, str, bool, str], set[str]] = {}
     for row in rows:
         seen.setdefault((row.benchmark, row.profile, row.generated, row.metric), set()).add(row.device)
     importance = ("broken", "unclear", "kept")
-    used = {check.limit.scope for check in checks}
     return CheckedLimits(
         rows=tuple(sorted(rows, key=lambda row: (importance.index(row.word), row.benchmark, row.device, row.metric))),
-        unchecked=tuple(limit.scope for limit in limits if limit.scope not in used),
+        unchecked=tuple(sentence for _, unchecked in each for sentence in unchecked),
         decided=frozenset(key for key, devices in seen.items() if devices == _devices(a, key) & _devices(b, key)),
     )
 
@@ -116,17 +119,34 @@ class _Check:
     note: str
     """What recipes or images differ in, or why nothing is tested."""
     testable: bool
+    label: str = ""
 
 
-def _checks(limit: Limit, a: Side, b: Side) -> Iterator[_Check]:
+def _checks(limit: Limit, a: Side, b: Side) -> tuple[list[_Check], list[str]]:
+    """Return what a limit is checked by, and what of it cannot be checked."""
+    checks: list[_Check] = []
+    unchecked: list[str] = []
     for device in sorted({run.device for run in a.runs} & {run.device for run in b.runs}):
         left, right = (by_benchmark([run for run in side.runs if _is_for(limit, run, device)]) for side in (a, b))
         for key in sorted(left.keys() & right.keys()):
-            for first, second, note in matched(left[key], right[key]):
-                if limit.drop is not None and (check := _of_accuracy(limit, device, first, second, note)):
-                    yield check
-                if limit.time_factor is not None and (check := _of_time(limit, device, first, second, note)):
-                    yield check
+            pairs = matched(left[key], right[key])
+            labels = group_labels([second for _, second, _ in pairs])
+            for first, second, note in pairs:
+                label = labels[second] if len(pairs) > 1 else ""
+                found = {
+                    "drop": None if limit.drop is None else _of_accuracy(limit, device, first, second, note),
+                    "time_factor": None if limit.time_factor is None else _of_time(limit, device, first, second, note),
+                }
+                checks += [replace(check, label=label) for check in found.values() if check is not None]
+                where = f"{label or first.name}, {second.latest.profile}, on {device or 'an unnamed device'}"
+                unchecked += [
+                    f"{name} of {where}: no {'times' if name == 'time_factor' else 'accuracies'} on both sides"
+                    for name, check in found.items()
+                    if check is None and getattr(limit, name) is not None
+                ]
+    if not checks and not unchecked:
+        unchecked.append(f"{limit.scope}: no such runs on both sides of one device")
+    return checks, unchecked
 
 
 def _is_for(limit: Limit, run: Run, device: str) -> bool:
@@ -169,7 +189,7 @@ def _row(check: _Check, alpha: float) -> LimitRow:
     """Check a limit by an interval that is right with probability 1 − alpha."""
     group, of_other = check.groups
     if check.timing:
-        metric, limit = "epoch time", check.limit.time_factor or 0.0
+        metric, limit = EPOCH_TIME, check.limit.time_factor or 0.0
         change = intervals.time_ratio(check.first, check.second).ratio
         find, smallest = intervals.ratio_interval, smallest_excess
     else:
@@ -189,6 +209,7 @@ def _row(check: _Check, alpha: float) -> LimitRow:
         b_runs=len(check.second),
         word="kept" if check.note == IDENTICAL else "unclear",
         note=check.note,
+        label=check.label,
     )
     if row.interval is None:
         few = "too few runs for so many limits" if check.testable else ""

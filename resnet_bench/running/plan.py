@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import duration, plural
 from resnet_bench.data.dataset import Dataset, dataset_status
-from resnet_bench.execution.devices import visible_gpus
 from resnet_bench.execution.execution import Execution
 from resnet_bench.execution.options import ExecutionOptions
 from resnet_bench.measure.costs import measure_costs
@@ -31,6 +30,7 @@ from resnet_bench.running.launchers.child import preload
 from resnet_bench.running.launchers.cluster import OnCluster
 from resnet_bench.running.launchers.launcher import Launcher, Place, find_launcher
 from resnet_bench.running.launchers.options import LauncherOptions
+from resnet_bench.running.launchers.places import find_places
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.prepare import prepare
 
@@ -273,30 +273,6 @@ def _jobs(
         for seed in options.seeds
     ]
     return tuple(shard(jobs, options.shard))
-
-
-def find_places(execution: ExecutionOptions, *, per_device: int, jobs: int) -> tuple[Place, ...]:
-    """Return where jobs run at a time: every GPU that may be used, or shares of the CPU's threads.
-
-    Args:
-        execution: The device ``auto`` or ``cuda`` means all visible GPUs, ``cuda:1`` that one.
-        per_device: Jobs that share a device at a time.
-        jobs: There are no more places than jobs; these are spread over the GPUs first.
-
-    Raises:
-        UserError: The device does not exist here.
-    """
-    gpus = visible_gpus() if execution.device_type == "cuda" else []
-    if not gpus:
-        count = max(1, min(per_device, jobs))
-        return (Place(threads=max(1, execution.total_threads // count) if count > 1 else None),) * count
-    if execution.device.startswith("cuda:"):
-        gpus = [gpus[int(execution.device.partition(":")[2])]]
-    # Round the GPUs, so that fewer jobs than places share as little as can be.
-    shared = [gpu for _ in range(per_device) for gpu in gpus][: max(1, jobs)]
-    if len(shared) == 1:
-        return (Place(),)
-    return tuple(Place(gpu, max(1, execution.total_threads // len(shared))) for gpu in shared)
 
 
 def choose_profiles(

@@ -1,4 +1,4 @@
-"""What a job becomes where it runs: its execution, its images, its facts, and whether it was finished before."""
+"""What a request becomes where it runs: its execution, its images, its facts, and whether it was finished before."""
 
 from dataclasses import dataclass, replace
 
@@ -10,8 +10,8 @@ from resnet_bench.judging.planned import seeds_text
 from resnet_bench.measure.autotune import autotune
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.context import Context
-from resnet_bench.running.job import Job
 from resnet_bench.running.outcome import Outcome
+from resnet_bench.running.request import RunRequest
 from resnet_bench.running.run_cache import CacheLookup, run_cache
 from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.store import Store
@@ -19,10 +19,10 @@ from resnet_bench.tracking.store import Store
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job that is ready to run.
+    """A run that is ready to start.
 
     Attributes:
-        job: As it was asked for.
+        request: As it was asked for.
         facts: As it will be tracked.
         execution: How it runs here.
         dataset: Its images.
@@ -30,7 +30,7 @@ class Prepared:
         why_not: Why the nearest finished run does not count, where there is one.
     """
 
-    job: Job
+    request: RunRequest
     facts: RunFacts
     execution: Execution
     dataset: Dataset
@@ -38,24 +38,24 @@ class Prepared:
     why_not: str | None = None
 
 
-def prepare(job: Job, context: Context) -> Prepared:
-    """Resolve a job's options, open its images, and look whether it was finished before.
+def prepare(request: RunRequest, context: Context) -> Prepared:
+    """Resolve a request's options, open its images, and look whether it was finished before.
 
     Raises:
         UserError: The device does not exist here, or the images are missing or damaged.
     """
-    execution = resolve(job.recipe, job.options or context.options)
-    return look_up(job, execution, context.open_images(job.recipe.data.facts), context.store)
+    execution = resolve(request.recipe, request.options or context.options)
+    return look_up(request, execution, context.open_images(request.recipe.data.facts), context.store)
 
 
-def look_up(job: Job, execution: Execution, dataset: Dataset, store: Store) -> Prepared:
-    """Look whether a job was finished before, as it runs here."""
-    return look_again(Prepared(job, facts_of(job, execution, dataset), execution, dataset), store)
+def look_up(request: RunRequest, execution: Execution, dataset: Dataset, store: Store) -> Prepared:
+    """Look whether a run was finished before, as it runs here."""
+    return look_again(Prepared(request, facts_of(request, execution, dataset), execution, dataset), store)
 
 
 def look_again(prepared: Prepared, store: Store) -> Prepared:
-    """Look whether a job was finished in the meantime, by another process."""
-    found = CacheLookup() if prepared.job.force else run_cache(store).look_up(prepared.facts)
+    """Look whether a run was finished in the meantime, by another process."""
+    found = CacheLookup() if prepared.request.force else run_cache(store).look_up(prepared.facts)
     return replace(prepared, outcome=found.outcome, why_not=found.why_not)
 
 
@@ -71,31 +71,31 @@ def resolve(recipe: Recipe, options: ExecutionOptions) -> Execution:
     return autotune(recipe, execution, precision=options.precision == "auto", threads=options.threads is None)
 
 
-def facts_of(job: Job, execution: Execution, dataset: Dataset) -> RunFacts:
-    """Return a job as it will be tracked, with what was found for it here."""
+def facts_of(request: RunRequest, execution: Execution, dataset: Dataset) -> RunFacts:
+    """Return a run as it will be tracked, with what was found for it here."""
     return RunFacts(
-        benchmark=job.benchmark,
-        recipe=job.recipe,
-        profile=job.profile,
-        seed=job.seed,
+        benchmark=request.benchmark,
+        recipe=request.recipe,
+        profile=request.profile,
+        seed=request.seed,
         execution=execution.asdict(),
         device_name=execution.device_name,
         dataset_name=dataset.name,
         data_source=dataset.source,
         data_fingerprint=dataset.fingerprint,
         generated=dataset.generated,
-        role=job.role,
-        run_name=job.name,
-        experiment=job.experiment,
-        parent_run_id=job.parent,
-        seeds_per_device=job.sharing,
-        more_tags={**job.tags, **_plan_tags(job), **_validation_tags(job.recipe, dataset)},
+        role=request.role,
+        run_name=request.name,
+        experiment=request.experiment,
+        parent_run_id=request.parent,
+        seeds_per_device=request.sharing,
+        more_tags={**request.tags, **_plan_tags(request), **_validation_tags(request.recipe, dataset)},
     )
 
 
-def _plan_tags(job: Job) -> dict[str, str]:
+def _plan_tags(request: RunRequest) -> dict[str, str]:
     """Keep with the run which seeds were planned with it, so that a missing one is noticed."""
-    return {"planned_seeds": seeds_text(job.planned)} if job.planned else {}
+    return {"planned_seeds": seeds_text(request.planned)} if request.planned else {}
 
 
 def _validation_tags(recipe: Recipe, dataset: Dataset) -> dict[str, str]:

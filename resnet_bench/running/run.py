@@ -48,15 +48,16 @@ def run(prepared: Prepared, context: Context) -> Generator[Event, None, None]:
         TrainingError: Training cannot continue; the run is marked failed, with the reason.
         UserError: The checkpoint or the images do not fit the recipe, or another process is training this run.
     """
-    job = prepared.job
+    request = prepared.request
     if prepared.outcome is not None:
         yield _opened_before(prepared, prepared.outcome, context)
         return
-    if prepared.dataset.name != job.recipe.data.dataset:
+    if prepared.dataset.name != request.recipe.data.dataset:
         raise UserError(
-            f"{job.label} trains on {job.recipe.data.dataset}; the images at hand are of {prepared.dataset.name}"
+            f"{request.label} trains on {request.recipe.data.dataset}; "
+            f"the images at hand are of {prepared.dataset.name}"
         )
-    warm_up_seconds = warm_up(job.recipe, prepared.execution) if job.warm_up else 0.0
+    warm_up_seconds = warm_up(request.recipe, prepared.execution) if request.warm_up else 0.0
     folder = _folder(prepared, context)
     try:
         # Before this process had the folder, another one may have finished the run in it.
@@ -70,7 +71,7 @@ def run(prepared: Prepared, context: Context) -> Generator[Event, None, None]:
 
 
 def _folder(prepared: Prepared, context: Context) -> RunFolder:
-    if not prepared.job.resume:
+    if not prepared.request.resume:
         return RunFolder.create(context.run_dir, prepared.facts)
     if not context.store.is_server:
         return RunFolder.acquire(context.run_dir, prepared.facts)
@@ -99,7 +100,7 @@ def _found(prepared: Prepared) -> dict[str, Any]:
 def _tracked(
     prepared: Prepared, context: Context, folder: RunFolder, warm_up_seconds: float
 ) -> Generator[Event, None, None]:
-    job, execution, dataset, stop = prepared.job, prepared.execution, prepared.dataset, context.stop
+    request, execution, dataset, stop = prepared.request, prepared.execution, prepared.dataset, context.stop
     resume_from = checkpoint.load(folder.last_checkpoint) if folder.last_checkpoint.is_file() else None
     resumed_at_step = int(resume_from["position"]["step"]) if resume_from else 0
     tracker = Tracker.open(
@@ -115,7 +116,7 @@ def _tracked(
     try:
         folder.update(status="running", run_id=tracker.run_id)
         if resume_from is None:
-            log_recipe(job.benchmark, job.recipe, tracker)
+            log_recipe(request.benchmark, request.recipe, tracker)
         yield Opened(
             tracker.run_id,
             tracker.url,
@@ -125,11 +126,11 @@ def _tracked(
             warm_up_seconds=warm_up_seconds,
             **_found(prepared),
         )
-        has_device_alone = job.sharing == 1
+        has_device_alone = request.sharing == 1
         if has_device_alone:
             tracker.tags({"peak_flops": f"{peak_flops(execution):.6g}"})
         meter = EnergyMeter.of(execution) if has_device_alone and not resume_from else None
-        events = train(job.recipe, execution, job.seed, dataset, resume=resume_from)
+        events = train(request.recipe, execution, request.seed, dataset, resume=resume_from)
         for event in meter.watch(events, Steps) if meter else events:
             tracker.record(event)
             checkpoints.keep(event)
@@ -145,8 +146,10 @@ def _tracked(
                 if meter:
                     last[ENERGY] = meter.joules
                 tracker.metrics(last)
-                log_outcome(job.recipe, dataset, event, tracker, folder, seed=job.seed, model=job.keep_model)
-                if job.profile == "full":
+                log_outcome(
+                    request.recipe, dataset, event, tracker, folder, seed=request.seed, model=request.keep_model
+                )
+                if request.profile == "full":
                     log_best_weights(event, tracker, folder)
         end = "finished"
     except GeneratorExit:
@@ -176,9 +179,9 @@ class _Checkpoints:
 
     def __init__(self, prepared: Prepared, folder: RunFolder, resume_from: State | None, stop: Stop) -> None:
         self._folder, self._stop = folder, stop
-        self._wanted = prepared.job.keep_model
-        self._watched = next(iter(prepared.job.recipe.evaluation.splits), None)
-        self._last_epoch = prepared.job.recipe.training.epochs
+        self._wanted = prepared.request.keep_model
+        self._watched = next(iter(prepared.request.recipe.evaluation.splits), None)
+        self._last_epoch = prepared.request.recipe.training.epochs
         self._best: float = resume_from["best_accuracy"] if resume_from else -1.0
         told = resume_from.get("told", {}) if resume_from else {}
         self.outcome = Outcome(**{name: told[name] for name in _TOLD if name in told})

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.tracking.facts import RunFacts
+from resnet_bench.tracking.mlflow_client import pages
 from resnet_bench.tracking.store import Store
-from resnet_bench.tracking.vocabulary import PREFIX, diverged_metric
+from resnet_bench.tracking.summaries import SHARED
+from resnet_bench.tracking.vocabulary import PREFIX, diverged_metric, tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -68,6 +70,30 @@ class RunCache:
                 self.store.describe_error(error),
             )
             return CacheLookup()
+
+    def finished_seeds(self, run_id: str) -> frozenset[int]:
+        """Return every seed of which the store has a finished run of the same benchmark, profile, recipe and images.
+
+        Args:
+            run_id: A run of them.
+
+        Returns:
+            None where the store does not answer.
+        """
+        try:
+            client = self._connected()
+            of = client.get_run(run_id)
+            wanted = {"role": "run", **{name: of.data.tags.get(tag(name), "") for name in SHARED}}
+            query = " and ".join(f"tags.`{tag(name)}` = '{value}'" for name, value in wanted.items())
+            finished = f"attributes.status = 'FINISHED' and {query}"
+            runs = pages(client.search_runs, [of.info.experiment_id], finished, max_results=1000)
+            seeds = [run.data.tags.get(tag("seed"), "") for run in runs if diverged_metric(run.data.metrics) is None]
+        except Exception as error:  # whatever the database driver or the server's client raises
+            _log.warning(
+                "%s was not searched for planned seeds: %s", self.store.redacted_uri, self.store.describe_error(error)
+            )
+            return frozenset()
+        return frozenset(int(seed) for seed in seeds if seed.isdecimal())
 
     def _look_up(self, facts: RunFacts) -> CacheLookup:
         client = self._connected()

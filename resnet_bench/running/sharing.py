@@ -14,7 +14,8 @@ from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import JobFinished, TaskEvent
 from resnet_bench.running.launchers.launcher import find_launcher
-from resnet_bench.running.plan import Surveyed, find_places
+from resnet_bench.running.launchers.places import find_places
+from resnet_bench.running.plan import Surveyed
 
 WORTH_SECONDS = 120.0
 """Less training than this ends before the measurement has paid off."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from resnet_bench.measure.costs import measure_costs
 from resnet_bench.measure.estimate import estimate_seconds
 from resnet_bench.running.context import Context
-from resnet_bench.running.plan import find_places
+from resnet_bench.running.launchers.places import find_places
 from resnet_bench.tuning.plan import Plan
 from resnet_bench.tuning.space import list_points, retraining_recipe, trial_recipe
 

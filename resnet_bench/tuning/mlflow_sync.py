@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.execution.execution import Execution
-from resnet_bench.running.job import Job
 from resnet_bench.running.prepare import facts_of
+from resnet_bench.running.request import RunRequest
 from resnet_bench.tracking.mlflow_client import pages
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import NOTE, PARENT, STUDIES_EXPERIMENT, stored_tags, tag
@@ -112,7 +112,7 @@ class MlflowSync:
         Raises:
             UserError: The tracking store does not answer.
         """
-        facts = facts_of(_job(stored), execution, dataset)
+        facts = facts_of(_request(stored), execution, dataset)
         try:
             with stored.storage.address.lock():
                 client = store.client()
@@ -329,11 +329,11 @@ def _budget_tag(stored: StoredStudy) -> dict[str, str]:
     return {tag("budget"): json.dumps(stored.definition.budget.model_dump(mode="json", exclude_none=True))}
 
 
-def _job(stored: StoredStudy) -> Job:
-    """Describe the study as a job, which no launcher runs, for its parent run to be tracked like other runs."""
+def _request(stored: StoredStudy) -> RunRequest:
+    """Describe the study as a run, which nothing trains, for its parent run to be tracked like other runs."""
     plan, study = stored.plan, stored.definition
     ranges = {key: parameter.model_dump(exclude_defaults=True, mode="json") for key, parameter in study.space.items()}
-    return Job(
+    return RunRequest(
         benchmark=plan.benchmark,
         recipe=plan.base,
         profile=plan.profile,

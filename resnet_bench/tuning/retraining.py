@@ -9,9 +9,9 @@ from resnet_bench.base.describe_error import describe_error
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import update
-from resnet_bench.running.job import Job
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.prepare import prepare
+from resnet_bench.running.request import RunRequest
 from resnet_bench.running.run import run
 from resnet_bench.running.run_folder import RunInUse
 from resnet_bench.running.stopping import Stopped
@@ -63,7 +63,7 @@ def retrain(
     reason = None
     clock = ProgressClock(retraining.recipe)
     try:
-        with contextlib.closing(run(prepare(_job(retraining, stored, sync), context), context)) as events:
+        with contextlib.closing(run(prepare(_request(retraining, stored, sync), context), context)) as events:
             for event in events:
                 update(outcome, event)
                 trained = clock.due(event)
@@ -93,9 +93,9 @@ def retrain(
     yield Retrained(arm, seed, accuracy, reason)
 
 
-def _job(retraining: RetrainJob, stored: StoredStudy, sync: MlflowSync) -> Job:
+def _request(retraining: RetrainJob, stored: StoredStudy, sync: MlflowSync) -> RunRequest:
     plan = stored.plan
-    return Job(
+    return RunRequest(
         benchmark=plan.benchmark,
         recipe=retraining.recipe,
         profile=plan.profile,

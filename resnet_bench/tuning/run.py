@@ -13,7 +13,7 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import JobFinished, TaskEvent
 from resnet_bench.running.launchers.launcher import find_launcher
-from resnet_bench.running.plan import find_places
+from resnet_bench.running.launchers.places import find_places
 from resnet_bench.running.stopping import Stopped
 from resnet_bench.tracking.sharing_rule import check_local
 from resnet_bench.tracking.uploader import flush_all

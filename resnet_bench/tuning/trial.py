@@ -17,8 +17,8 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import Event, Opened
-from resnet_bench.running.job import Job
 from resnet_bench.running.prepare import prepare
+from resnet_bench.running.request import RunRequest
 from resnet_bench.running.run import run
 from resnet_bench.running.stopping import Stopped
 from resnet_bench.tracking.vocabulary import STUDIES_EXPERIMENT
@@ -139,8 +139,8 @@ def _train_seeds(
     study = queue.stored.definition
     accuracies, seconds = [], []
     for seed in range(study.seeds):
-        job = _job(acquired, recipe, seed, queue, sync)
-        accuracy, spent = yield from _train_once(acquired, job, study, context)
+        request = _request(acquired, recipe, seed, queue, sync)
+        accuracy, spent = yield from _train_once(acquired, request, study, context)
         accuracies.append(accuracy)
         seconds.append(spent)
     objectives = {"validation_accuracy": statistics.fmean(accuracies), "training_seconds": statistics.fmean(seconds)}
@@ -148,27 +148,27 @@ def _train_seeds(
 
 
 def _train_once(
-    acquired: AcquiredTrial, job: Job, study: Study, context: Context
+    acquired: AcquiredTrial, request: RunRequest, study: Study, context: Context
 ) -> Generator[_Progress, None, tuple[float, float]]:
     """Train with one seed; return its validation accuracy at the end and its training seconds."""
-    trial, epochs = acquired.trial, job.recipe.training.epochs
-    before = job.seed * epochs
+    trial, epochs = acquired.trial, request.recipe.training.epochs
+    before = request.seed * epochs
     accuracy, seconds = math.nan, 0.0
-    clock = ProgressClock(job.recipe)
+    clock = ProgressClock(request.recipe)
     try:
-        with contextlib.closing(run(prepare(job, context), context)) as events:
+        with contextlib.closing(run(prepare(request, context), context)) as events:
             for event in events:
                 trained = clock.due(event)
                 if trained is not None:
                     yield TrialProgressed(trial.number, before + trained)
                 match event:
-                    case Opened() if job.seed == 0:
+                    case Opened() if request.seed == 0:
                         trial.set_user_attr("mlflow_run_id", event.run_id)
                     case EpochEnded():
                         seconds = event.train_seconds
                     case Evaluated(split="validation"):
                         accuracy, epoch = event.accuracy, before + event.epoch
-                        reported = _is_reported(study, job.seed, event.epoch, epochs)
+                        reported = _is_reported(study, request.seed, event.epoch, epochs)
                         if reported:
                             trial.report(accuracy, epoch)
                         yield TrialReported(trial.number, epoch, accuracy)
@@ -176,7 +176,7 @@ def _train_once(
                         if may_stop and trial.should_prune():
                             events.throw(Stopped("pruned", _why_pruned(study, accuracy, epoch)))
     except Diverged as error:
-        epoch = -(-error.step // job.recipe.steps_per_epoch)
+        epoch = -(-error.step // request.recipe.steps_per_epoch)
         raise _DivergedAt(before + epoch, str(error)) from None
     return accuracy, seconds
 
@@ -196,10 +196,10 @@ def _why_pruned(study: Study, accuracy: float, epoch: int) -> str:
     return f"pruned by {study.pruner.name} at {accuracy:.2%} validation accuracy after epoch {epoch}"
 
 
-def _job(acquired: AcquiredTrial, recipe: Recipe, seed: int, queue: TrialQueue, sync: MlflowSync) -> Job:
+def _request(acquired: AcquiredTrial, recipe: Recipe, seed: int, queue: TrialQueue, sync: MlflowSync) -> RunRequest:
     number, name, plan = acquired.trial.number, queue.stored.name, queue.stored.plan
     first_run: str | None = acquired.trial.user_attrs.get("mlflow_run_id")
-    return Job(
+    return RunRequest(
         benchmark=plan.benchmark,
         recipe=recipe,
         profile=plan.profile,

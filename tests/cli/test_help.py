@@ -94,57 +94,60 @@ def test_version_is_that_of_the_package() -> None:
 # --- what is imported -----------------------------------------------------------------------------
 
 
-def modules_after(*command: str) -> set[str]:
+def type_in_one_process(*commands: str) -> list[set[str]]:
+    """Type commands one after another in one new process; return the modules that it has after each."""
     code = f"""
+import json
+import shlex
 import sys
 from resnet_bench.cli import app
-sys.argv = ["resnet-bench", *{list(command)!r}]
-try:
-    app.main()
-except SystemExit:
-    pass
+imported = []
+for command in {commands!r}:
+    sys.argv = ["resnet-bench", *shlex.split(command)]
+    try:
+        app.main()
+    except SystemExit:
+        pass
+    imported.append([*sys.modules])
 print()
-print(*sys.modules)
+print(json.dumps(imported))
 """
-    return set(run_python(code).splitlines()[-1].split())
+    return [set(modules) for modules in json.loads(run_python(code).splitlines()[-1])]
 
 
-@pytest.mark.parametrize(
-    "command", [["--help"], ["--version"], ["list"], ["show", "resnet9-onecycle-adam"], ["study", "list"]]
-)
-def test_quick_verbs_import_nothing_slow(command: list[str]) -> None:
-    assert modules_after(*command).isdisjoint(HEAVY)
+def assert_import_nothing_slow(*commands: str) -> None:
+    for command, modules in zip(commands, type_in_one_process(*commands), strict=True):
+        assert modules.isdisjoint(HEAVY), f"resnet-bench {command}"
+
+
+def test_quick_verbs_import_nothing_slow() -> None:
+    assert_import_nothing_slow("--help", "--version", "list", "show resnet9-onecycle-adam", "study list")
 
 
 def test_help_imports_no_verb_and_no_schema() -> None:
-    imported = modules_after("--help")
+    (imported,) = type_in_one_process("--help")
     ours = {name for name in imported if name.startswith("resnet_bench.")}
     assert ours == {"resnet_bench.base", "resnet_bench.base.errors", "resnet_bench.cli", "resnet_bench.cli.app"}
     assert imported.isdisjoint({"pydantic", "rich"})
 
 
-@pytest.mark.parametrize("path", COMMANDS)
-def test_help_of_a_verb_imports_nothing_slow(path: str) -> None:
+def test_help_of_a_verb_imports_nothing_slow() -> None:
     """Completion imports the same."""
-    assert modules_after(*path.split(), "--help").isdisjoint(HEAVY)
+    assert_import_nothing_slow(*(f"{path} --help" for path in COMMANDS))
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["run", "nothing"],
-        ["run", "resnet9-onecycle-adam", "--set", "optimizer.lrr=1"],
-        ["run", "resnet9-onecycle-adam", "--data", "nowhere"],
-        ["run", "resnet9-onecycle-adam", "--precision", "fp8"],
-        ["record", "check", "nothing"],
-        ["perf", "nothing"],
-        ["study", "run", "nothing"],
-        ["data", "prepare", "cifar11"],
-        ["validate", "nothing.toml"],
-    ],
-)
-def test_what_does_not_exist_is_refused_before_torch_is_imported(command: list[str]) -> None:
-    assert modules_after(*command).isdisjoint(HEAVY)
+def test_what_does_not_exist_is_refused_before_torch_is_imported() -> None:
+    assert_import_nothing_slow(
+        "run nothing",
+        "run resnet9-onecycle-adam --set optimizer.lrr=1",
+        "run resnet9-onecycle-adam --data nowhere",
+        "run resnet9-onecycle-adam --precision fp8",
+        "record check nothing",
+        "perf nothing",
+        "study run nothing",
+        "data prepare cifar11",
+        "validate nothing.toml",
+    )
 
 
 # --- names of 0.1.0 -------------------------------------------------------------------------------

@@ -231,26 +231,33 @@ def test_throughput_is_the_median_of_the_epochs_after_the_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("now", "before", "word", "reason"),
+    ("now", "before", "in_store", "word", "reason"),
     [
-        ((0, 1, 2), (), "reproduced", ""),
-        ((0, 1, 2), (0, 1, 2), "reproduced", ""),
-        ((0, 1, 2), (0, 1, 2, 3), "not judged", "1 planned seed did not finish (3)"),
-        ((0, 1, 2, 3, 4), (), "not judged", "2 planned seeds did not finish (3-4)"),
+        ((0, 1, 2), (), (), "reproduced", ""),
+        ((0, 1, 2), (0, 1, 2), (0, 1, 2), "reproduced", ""),
+        ((0, 1, 2), (0, 1, 2, 3), (0, 1, 2), "not judged", "1 planned seed did not finish (3)"),
+        ((0, 1, 2), (0, 1, 2, 3), (0, 1, 2, 3), "not judged", "1 planned seed finished before and is left out (3)"),
+        ((0, 1, 2), (0, 1, 2, 3, 4), (4,), "not judged", "did not finish (3); 1 planned seed finished before"),
+        ((0, 1, 2, 3, 4), (), (), "not judged", "2 planned seeds did not finish (3-4)"),
     ],
 )
 def test_seeds_that_were_planned_and_are_missing_hold_the_verdict_back(
-    now: tuple[int, ...], before: tuple[int, ...], word: str, reason: str
+    now: tuple[int, ...], before: tuple[int, ...], in_store: tuple[int, ...], word: str, reason: str
 ) -> None:
     """Of five planned seeds three say nothing, and so does a choice of three that finished before."""
     results = [
         (
             replace(job(seed), profile="full", planned=now),
-            Outcome(accuracy_by_epoch={1: 0.8287 + seed / 1000}, planned=frozenset(before)),
+            Outcome(
+                run_id=f"run {seed}",
+                accuracy_by_epoch={1: 0.8287 + seed / 1000},
+                planned=frozenset(before),
+                cached=bool(before),
+            ),
         )
         for seed in range(3)
     ]
     results += [(replace(job(seed), planned=now), Outcome(failure="it broke")) for seed in now[3:4]]
-    found = find_verdicts(results, ())
+    found = find_verdicts(results, (), lambda run_id: in_store if run_id == "run 2" else ())
     assert found[0][0] == word
     assert reason in found[0][1]

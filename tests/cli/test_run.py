@@ -177,10 +177,10 @@ def test_a_store_that_does_not_answer_means_no_cache_and_no_failure(
     requests: list[Job] = []
 
     def train(prepared: Prepared, context: Context) -> Any:
-        requests.append(prepared.job)
+        requests.append(prepared.request)
         yield Opened(None, "", Path())
 
-    monkeypatch.setattr("resnet_bench.running.run.run", train)
+    monkeypatch.setattr("resnet_bench.running.job.run", train)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     outcome, text = run_all(tracking="http://ann:t0psecret@127.0.0.1:9", seeds=[0, 1])
     assert len(requests) == 2
@@ -201,10 +201,10 @@ def test_a_failing_run_costs_itself_alone(run_all: RunAll, monkeypatch: pytest.M
 
     def train(prepared: Prepared, context: Context) -> Any:
         yield Opened(None, "", Path())
-        if prepared.job.seed in errors:
-            raise errors[prepared.job.seed]
+        if prepared.request.seed in errors:
+            raise errors[prepared.request.seed]
 
-    monkeypatch.setattr("resnet_bench.running.run.run", train)
+    monkeypatch.setattr("resnet_bench.running.job.run", train)
     outcome, text = run_all(seeds=[0, 1, 2, 3, 4])
     assert [result.failure for _, result in outcome.results] == [
         "/runs/journal.jsonl: No space left on device",
@@ -235,11 +235,11 @@ def test_a_gpu_that_is_lost_to_the_process_costs_one_run(
 
     def train(prepared: Prepared, context: Context) -> Any:
         yield Opened(None, "", Path())
-        if prepared.job.seed == 0:
+        if prepared.request.seed == 0:
             lost_in.add(os.getpid())
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr("resnet_bench.running.run.run", train)
+    monkeypatch.setattr("resnet_bench.running.job.run", train)
     monkeypatch.setattr(
         "resnet_bench.running.launchers.child.device_problem",
         lambda _: "the GPU is lost" if os.getpid() in lost_in else None,
@@ -257,7 +257,7 @@ def test_a_gpu_that_no_process_can_use_ends_the_suite_with_a_sentence(
         yield Opened(None, "", Path())
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr("resnet_bench.running.run.run", train)
+    monkeypatch.setattr("resnet_bench.running.job.run", train)
     monkeypatch.setattr("resnet_bench.running.launchers.child.device_problem", lambda _: "the GPU takes no more work")
     outcome, text = run_all(seeds=[0, 1, 2])
     # The second run is the one that a new process was tried for.
@@ -425,7 +425,7 @@ def test_a_run_without_a_checkpoint_is_not_told_to_resume(run_all: RunAll, monke
         yield Opened(None, "", context.run_dir)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("resnet_bench.running.run.run", interrupted)
+    monkeypatch.setattr("resnet_bench.running.job.run", interrupted)
     summary, _ = run_all()
     assert summary.interrupted
     assert not summary.is_resumable

@@ -182,8 +182,9 @@ def test_timing_false_alarm_rate_is_at_most_five_percent() -> None:
     assert alarms / 4000 <= 0.05 + 0.011
 
 
-def test_many_runs_have_a_bound_too() -> None:
-    bound = intervals.rank_bound(520, 6, 0.025)
-    assert bound is not None
-    # The normal approximation of the count: mean 1,560, standard deviation 370.
-    assert 780 < bound < 900
+@pytest.mark.parametrize("p_values", [[0.5], [0.004, 0.9, 0.02, 0.011], [0.001, 0.002, 0.003], [0.3, 0.2, 0.04]])
+def test_the_level_of_a_comparison_is_where_holms_method_begins_to_see_it(p_values: list[float]) -> None:
+    for place, level in enumerate(intervals.holm_levels(p_values)):
+        for p, seen in ((0.999 * level, True), (1.001 * level, False)):
+            changed = [*p_values[:place], p, *p_values[place + 1 :]]
+            assert (intervals.holm(changed)[place] < intervals.SIGNIFICANCE) is seen

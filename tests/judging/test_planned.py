@@ -2,7 +2,7 @@
 
 import pytest
 
-from resnet_bench.judging.planned import MAX_PLANNED, missing_sentence, parse_seeds, seeds_text
+from resnet_bench.judging.planned import MAX_PLANNED, left_out_sentence, missing_sentence, parse_seeds, seeds_text
 
 
 @pytest.mark.parametrize(
@@ -34,5 +34,7 @@ def test_a_plan_has_at_most_so_many_seeds() -> None:
 
 def test_missing_seeds_are_named_and_many_are_cut_off() -> None:
     assert missing_sentence([4]) == "1 planned seed did not finish (4)"
+    assert left_out_sentence([4]) == "1 planned seed finished before and is left out (4)"
+    assert left_out_sentence([4, 6]) == "2 planned seeds finished before and are left out (4, 6)"
     assert missing_sentence([9, 3, 4, 5]) == "4 planned seeds did not finish (3-5, 9)"
     assert missing_sentence(range(0, 100, 2)).endswith(", …)")

@@ -11,6 +11,8 @@ from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.recipe.schema import NOT_GIVEN
 from tests.training.conftest import tiny_recipe
 
+SHIPPED = scan_benchmarks()[0]
+
 
 @pytest.mark.parametrize(
     ("text", "value"),
@@ -56,10 +58,10 @@ def test_typed_values_reach_the_recipe() -> None:
     assert (changed.optimizer.lr, changed.augmentation.flip, changed.data.train_images) == (0.05, True, None)
 
 
-@pytest.mark.parametrize("name", sorted(scan_benchmarks()[0]))
+@pytest.mark.parametrize("name", sorted(SHIPPED))
 @pytest.mark.parametrize("epochs", [None, 1])
 def test_cut_short_fits_every_shipped_recipe(name: str, epochs: int | None) -> None:
-    recipe = scan_benchmarks()[0][name].recipe
+    recipe = SHIPPED[name].recipe
     short = cut_short(recipe, 3, epochs=epochs)
     assert short.steps_per_epoch == 3
     assert short.training.batch_size == recipe.training.batch_size

@@ -216,6 +216,7 @@ def test_unclear_has_the_smallest_difference_that_could_have_been_seen_beside_it
     assert (accuracy.word, time.word) == ("unclear", "unclear")
     assert accuracy.detectable == pytest.approx(smallest_difference(GOOD, finals))
     assert time.detectable == pytest.approx(0.05, abs=0.01)
+    assert time.detectable > 0.05
     for text in (rendered(found), compare_text.markdown(found)):
         assert f"unclear, detectable {accuracy.detectable:.2f} pp" in text
         assert f"unclear, detectable ×{1 + (time.detectable or 0):.3f}" in text
@@ -224,6 +225,21 @@ def test_unclear_has_the_smallest_difference_that_could_have_been_seen_beside_it
     assert data["test accuracy"] == pytest.approx(accuracy.detectable)
     worse = comparing.compare_runs(side("A"), side("B", finals=shifted(-2.0), epoch=1.2, first_minute=1))
     assert "detectable" not in rendered(worse)
+
+
+def test_what_is_detectable_grows_with_the_comparisons_that_share_the_level() -> None:
+    finals = [88.0, 92.5, 90.1, 90.6, 89.9, 91.3]
+    names = [f"b{number}" for number in range(30)]
+    a, b = (
+        Side(name, tuple(run for each in names for run in side(name, benchmark=each, **changes).runs))
+        for name, changes in (("A", {}), ("B", {"finals": finals, "epoch": 1.01, "first_minute": 1}))
+    )
+    rows = [row for row in comparing.compare_runs(a, b).rows if row.primary]
+    accuracies, times = ([row for row in rows if (row.metric == "epoch time") is is_time] for is_time in (False, True))
+    expected = smallest_difference(GOOD, finals, alpha=0.05 / 30)
+    assert [row.detectable for row in accuracies] == [pytest.approx(expected)] * 30
+    assert {(row.word, row.detectable) for row in times} == {("unclear", None)}
+    assert all("too few runs per side for so many comparisons" in row.note for row in times)
 
 
 def test_names_mean_nothing_in_markup() -> None:

@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 
@@ -81,6 +82,14 @@ def test_a_step_is_marked_where_it_is_and_nowhere_else() -> None:
     assert cells[2].startswith("0.00 (detectable 0.")
 
 
+def test_a_detectable_change_is_that_of_the_level_which_holms_method_leaves() -> None:
+    same = [BEFORE, [90.2, 90.3, 90.4, 90.0], [90.3, 90.2, 90.1, 90.5]]
+    runs = [run for number, finals in enumerate(same) for run in point(f"c{number}", 20 * number, finals)]
+    changes = [each.accuracy.change for each in only(runs).points[1:]]
+    for change, (before, after) in zip(changes, pairwise(same), strict=True):
+        assert change.detectable == pytest.approx(smallest_difference(before, after, alpha=0.05 / 2))
+
+
 @pytest.mark.parametrize(("rate", "step"), [(800.0, True), (1200.0, True), (970.0, False)])
 def test_a_step_of_the_throughput_is_beyond_five_percent(rate: float, step: bool) -> None:
     change = only([*point("c1", 0, BEFORE), *point("c2", 20, BEFORE, rate)]).points[1].throughput.change
@@ -88,6 +97,8 @@ def test_a_step_of_the_throughput_is_beyond_five_percent(rate: float, step: bool
     assert change.p < 0.05
     assert change.step is step
     assert (change.detectable is None) is step
+    if change.detectable is not None:
+        assert change.detectable > 0.05, "a change of exactly 5% is shown half of the time"
 
 
 def test_runs_that_shared_their_device_are_left_out_of_the_throughput() -> None:

@@ -9,6 +9,7 @@ import pytest
 from resnet_bench.judging import intervals
 from resnet_bench.recipe.limits import Limit
 from resnet_bench.reporting import compare as comparing
+from resnet_bench.reporting import compare_text
 from resnet_bench.reporting.compare import Side
 from resnet_bench.reporting.limits import CheckedLimits, LimitRow, check_limits
 from tests.reporting.test_compare import GOOD, shifted, side
@@ -94,7 +95,8 @@ def test_devices_are_checked_one_by_one_and_never_mixed() -> None:
     for device, word in (("h200", "broken"), ("cuda", "broken"), ("cpu", "kept"), ("EPYC", "kept")):
         assert only(check_limits([replaced(DROP, device=device)], a, b)).word == word
     missing = check_limits([replaced(DROP, device="A100"), replaced(DROP, profile="smoke")], a, b)
-    assert (missing.rows, missing.unchecked) == ((), ("b, on A100", "b, smoke"))
+    nothing = "no such runs on both sides of one device"
+    assert (missing.rows, missing.unchecked) == ((), (f"b, on A100: {nothing}", f"b, smoke: {nothing}"))
     row = comparing.compare_runs(a, b).rows[0]
     assert not check_limits([replaced(DROP, device="cpu")], a, b).decide(row), "the other device has no limit"
     assert check_limits([DROP], a, b).decide(row)
@@ -103,7 +105,37 @@ def test_devices_are_checked_one_by_one_and_never_mixed() -> None:
 def test_a_device_of_one_side_only_is_not_checked() -> None:
     a = side("A", device="NVIDIA H200", device_type="cuda")
     checked = check_limits([DROP], a, side("B", finals=shifted(-9), device="other", device_type="cuda"))
-    assert (checked.rows, checked.unchecked, checked.decided) == ((), ("b",), frozenset())
+    assert checked.unchecked == ("b: no such runs on both sides of one device",)
+    assert (checked.rows, checked.decided) == ((), frozenset())
+
+
+def test_a_time_that_could_not_be_checked_is_named() -> None:
+    both = Limit(benchmark="b", drop=0.5, time_factor=1.1)
+    untimed = side("B", finals=shifted(-0.1))
+    runs = tuple(replace(run, metrics={"test/accuracy": run.metrics["test/accuracy"]}) for run in untimed.runs)
+    checked = check_limits([both], side("A"), Side("B", runs))
+    assert [row.metric for row in checked.rows] == ["test accuracy"]
+    (sentence,) = checked.unchecked
+    assert sentence.startswith("time_factor of b, full, on ")
+    assert sentence.endswith(": no times on both sides")
+    comparison = comparing.compare_runs(side("A"), Side("B", runs))
+    assert f"limit not checked: {sentence}" in compare_text.limit_notes(checked)
+    for text in (compare_text.markdown(comparison, checked), compare_text.as_json(comparison, checked)):
+        assert "no times on both sides" in text
+
+
+def test_limits_of_two_recipes_of_one_benchmark_have_labels() -> None:
+    a, b = (
+        Side(name, (*side(name).runs, *side(f"{name}2", fingerprint="g" * 8, finals=finals).runs))
+        for name, finals in (("A", GOOD), ("B", shifted(-2.0)))
+    )
+    rows = check_limits([DROP], a, b).rows
+    labels = {row.word: row.label for row in rows}
+    assert len(set(labels.values())) == len(rows) == 2
+    assert all(label.startswith("b") for label in labels.values())
+    text = compare_text.markdown(comparing.compare_runs(a, b), check_limits([DROP], a, b))
+    limits = text.partition("## Limits")[2]
+    assert all(label.replace("#", "") in limits for label in labels.values())
 
 
 def replaced(limit: Limit, **changes: object) -> Limit:

@@ -27,24 +27,24 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return store
 
 
+def tiny_job(*, recipe: dict[str, Any] | None = None, **changes: Any) -> Job:
+    """Make a tiny job; keyword arguments change the job, ``recipe`` the recipe."""
+    chosen = tiny_recipe(**(recipe or {}))
+    benchmark = Benchmark(
+        name="tiny",
+        source=Source(title="A tiny run", kind="ours"),
+        claims=(Claim(at_least=20.0),),
+        recipe=chosen,
+        profiles={"smoke": chosen},
+    )
+    # The tests share a store, so that what one of them has finished must not count for another.
+    job = Job(benchmark=benchmark, recipe=chosen, profile="smoke", seed=0, force=True)
+    return replace(job, **changes)
+
+
 @pytest.fixture
 def job_for() -> Callable[..., Job]:
-    """Makes a tiny job; keyword arguments change the job, ``recipe`` the recipe."""
-
-    def make(*, recipe: dict[str, Any] | None = None, **changes: Any) -> Job:
-        chosen = tiny_recipe(**(recipe or {}))
-        benchmark = Benchmark(
-            name="tiny",
-            source=Source(title="A tiny run", kind="ours"),
-            claims=(Claim(at_least=20.0),),
-            recipe=chosen,
-            profiles={"smoke": chosen},
-        )
-        # The tests share a store, so that what one of them has finished must not count for another.
-        job = Job(benchmark=benchmark, recipe=chosen, profile="smoke", seed=0, force=True)
-        return replace(job, **changes)
-
-    return make
+    return tiny_job
 
 
 @pytest.fixture
@@ -54,4 +54,9 @@ def runs_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def context(store: Store, runs_folder: Path) -> Context:
+    return tiny_context(store, runs_folder)
+
+
+def tiny_context(store: Store, runs_folder: Path) -> Context:
+    """Where and how tiny jobs run."""
     return Context(store, runs_folder, ImageLocation(runs_folder, generated=(64, 32)), PLAIN, Stop())

@@ -52,7 +52,7 @@ def make_run(store: Store, tmp_path: Path) -> MakeRun:
         if checkpoint:
             folder.last_checkpoint.parent.mkdir()
             folder.last_checkpoint.write_bytes(bytes(2000))
-        report = tracker.close(end, timeout=10)
+        report = tracker.close(end, timeout=120)
         folder.note_end(end, tracker.run_id)
         folder.release()
         assert report.complete

@@ -232,7 +232,7 @@ def test_a_place_has_its_gpu_and_its_threads(launch: Launch) -> None:
 def test_a_killed_process_is_a_failed_task_and_the_others_continue(launch: Launch) -> None:
     begun = time.monotonic()
     end = ends(launch("nothing", "killed", "exit", "nothing", places=2))
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 120
     assert end[0] == end[3] == JobFinished()
     assert end[1].failure == "its process was killed by SIGKILL, which the system sends where memory runs out"
     assert end[2].failure == "its process ended without a word (exit code 3)"

@@ -12,12 +12,13 @@ from resnet_bench.execution.options import ExecutionOptions
 from resnet_bench.measure.estimate import Costs
 from resnet_bench.recipe.writing import copy_benchmark
 from resnet_bench.running import plan
+from resnet_bench.running.launchers import places
 from resnet_bench.running.launchers.launcher import Place
 from resnet_bench.running.launchers.options import SlurmOptions
+from resnet_bench.running.launchers.places import find_places
 from resnet_bench.running.plan import (
     RunOptions,
     choose_profiles,
-    find_places,
     load_benchmarks,
     plan_elsewhere,
     plan_runs,
@@ -41,7 +42,7 @@ def test_the_profile_follows_from_what_was_asked_device_and_images(
     asked, device, real_data, profile, reason, monkeypatch
 ) -> None:
     monkeypatch.setattr("resnet_bench.execution.options.find_device", lambda name: device)
-    monkeypatch.setattr(plan, "visible_gpus", lambda: ["0"])
+    monkeypatch.setattr(places, "visible_gpus", lambda: ["0"])
     options = RunOptions(["he-resnet20"], profile=asked)
     found = plan_runs(options, load_benchmarks(options), ExecutionOptions(threads=8), real_data=real_data)
     choice = found.choices["he-resnet20"]
@@ -104,7 +105,7 @@ def test_changes_count_where_the_profile_is_chosen(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "gpus", "per_device", "jobs", "places"),
+    ("device", "gpus", "per_device", "jobs", "expected"),
     [
         ("cpu", [], 1, 9, [Place()]),
         ("cpu", [], 3, 9, [Place(threads=2)] * 3),
@@ -118,13 +119,13 @@ def test_changes_count_where_the_profile_is_chosen(monkeypatch) -> None:
         ("auto", ["0", "1"], 2, 3, [Place("0", 2), Place("1", 2), Place("0", 2)]),
     ],
 )
-def test_jobs_share_what_there_is(device, gpus, per_device, jobs, places, monkeypatch) -> None:
+def test_jobs_share_what_there_is(device, gpus, per_device, jobs, expected, monkeypatch) -> None:
     """One run per GPU by default; fewer jobs than places are spread over the GPUs."""
-    monkeypatch.setattr(plan, "visible_gpus", lambda: gpus)
+    monkeypatch.setattr(places, "visible_gpus", lambda: gpus)
     kind = "cuda:0" if gpus else "cpu"
     monkeypatch.setattr("resnet_bench.execution.options.find_device", lambda device: kind)
     found = find_places(ExecutionOptions(device, threads=8), per_device=per_device, jobs=jobs)
-    assert list(found) == places
+    assert list(found) == expected
 
 
 def test_a_plan_has_a_job_per_benchmark_and_seed() -> None:

@@ -122,7 +122,7 @@ class Seeds:
         self.trained: list[int] = []
 
     def run(self, prepared: Prepared, context: Context) -> Iterator[Any]:
-        seed = prepared.job.seed
+        seed = prepared.request.seed
         self.trained.append(seed)
         folder = context.run_dir / str(seed)
         yield Opened(None, f"run {seed}", folder, warm_up_seconds=3.0)
@@ -138,7 +138,7 @@ class Seeds:
 @pytest.fixture
 def seeds(monkeypatch: pytest.MonkeyPatch, official: Dataset) -> Seeds:
     seeds = Seeds()
-    monkeypatch.setattr("resnet_bench.running.run.run", seeds.run)
+    monkeypatch.setattr("resnet_bench.running.job.run", seeds.run)
     monkeypatch.setattr("resnet_bench.running.record_check.time_steps", lambda *_: [3.0, *[1.5] * 7])
     return seeds
 

@@ -27,6 +27,8 @@ from resnet_bench.training import checkpoint
 from resnet_bench.training.errors import Diverged
 from resnet_bench.training.evaluation import Evaluator
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Steps
+from tests.reliability import tiny
+from tests.running.conftest import tiny_context, tiny_job
 from tests.weights import weights_at_the_end, weights_in_store
 
 
@@ -54,7 +56,27 @@ def until(generator, condition):
     raise AssertionError("the run ended first")
 
 
-def test_a_run_lands_in_mlflow_whole(store, job_for, context, runs_folder) -> None:
+@pytest.fixture
+def whole_outcome() -> None:
+    """For a test that looks at the pictures and the exported network."""
+
+
+@pytest.fixture(autouse=True)
+def quick_outcome(request, monkeypatch) -> None:
+    """Drawing and exporting takes most of a tiny run."""
+    if "whole_outcome" not in request.fixturenames:
+        tiny.speed_up(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(store, tmp_path_factory):
+    """The events of a tiny run that nothing has stopped."""
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.speed_up(patch)
+        return list(started(tiny_job(), tiny_context(store, tmp_path_factory.mktemp("undisturbed"))))
+
+
+def test_a_run_lands_in_mlflow_whole(store, job_for, context, runs_folder, whole_outcome) -> None:
     job = job_for()
     events = list(started(job, context))
     assert isinstance(events[-2], Finished)
@@ -103,9 +125,8 @@ def test_a_run_lands_in_mlflow_whole(store, job_for, context, runs_folder) -> No
 
 @pytest.mark.parametrize(("profile", "best"), [("full", 1), ("full", 2), ("smoke", 1)])
 def test_the_best_epochs_weights_are_kept_where_a_full_run_ends_with_others(
-    store, job_for, context, monkeypatch, tmp_path, profile, best
+    store, job_for, context, monkeypatch, profile, best
 ) -> None:
-    monkeypatch.setattr("resnet_bench.tracking.tracker.save_model", lambda _, __, folder, **___: folder.mkdir())
     logged = []
     monkeypatch.setattr(Tracker, "artifact", lambda self, path, where="": logged.append((path.name, where)))
     evaluated = Evaluator.evaluate
@@ -176,11 +197,7 @@ def test_run_trains_nothing_that_another_process_finished_since_it_was_looked_up
 
 
 @pytest.mark.parametrize("behind_step", [2, 3, 4])
-def test_a_closed_run_resumes_in_place_with_the_same_bits(
-    store, job_for, context, runs_folder, tmp_path, behind_step
-) -> None:
-    undisturbed = list(started(job_for(), replace(context, run_dir=tmp_path / "undisturbed")))
-
+def test_a_closed_run_resumes_in_place_with_the_same_bits(store, job_for, context, undisturbed, behind_step) -> None:
     generator = started(job_for(), context)
     opened = until(generator, lambda event: isinstance(event, Steps) and event.last_step == behind_step)[0]
     generator.close()
@@ -199,11 +216,10 @@ def test_a_closed_run_resumes_in_place_with_the_same_bits(
 
 
 def test_a_run_interrupted_within_a_step_resumes_after_its_last_whole_epoch(
-    store, job_for, context, runs_folder, tmp_path, monkeypatch
+    store, job_for, context, undisturbed, monkeypatch
 ) -> None:
     """A second Ctrl-C waits for nothing: the weights may be those of half a step."""
-    (*_, finished, _) = undisturbed = list(started(job_for(), replace(context, run_dir=tmp_path / "undisturbed")))
-    steps = finished.step
+    steps = undisturbed[-2].step
     step, done = torch.optim.SGD.step, 0
 
     def interrupted_step(self, closure=None):

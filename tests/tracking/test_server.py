@@ -116,7 +116,7 @@ def test_a_server_that_goes_and_comes_back_misses_doubles_and_reorders_nothing(
     report = tracker.close("finished", timeout=120)
     assert report.complete, report
     # The server is away for 100 of the 250. A busy machine may hold up many, but not most.
-    assert statistics.quantiles(seconds, n=5)[-1] < 0.1
+    assert statistics.quantiles(seconds, n=5)[-1] < 0.5
 
     found = store.client().get_metric_history(tracker.run_id, "step/loss")
     assert sorted((m.step, m.value) for m in found) == [(step, loss(step)) for step in range(1, 2501)]

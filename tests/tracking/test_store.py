@@ -133,7 +133,8 @@ def test_a_server_that_is_away_is_said_quickly_and_stops_nothing(caplog: pytest.
     assert "does not answer" in problem
     with caplog.at_level(logging.WARNING):
         store.prepare()
-    assert time.monotonic() - began < 15
+    # MLflow itself would try for minutes.
+    assert time.monotonic() - began < 60
     assert "kept on disk" in caplog.text
     assert "topsecret" not in problem + caplog.text
 
@@ -144,7 +145,8 @@ def test_a_database_server_that_is_away_is_said_quickly() -> None:
     assert "does not answer" in (store.check() or "")
     with pytest.raises(UserError, match="does not answer") as refused:
         store.prepare()
-    assert time.monotonic() - began < 15
+    # MLflow itself would try for minutes.
+    assert time.monotonic() - began < 60
     assert "topsecret" not in str(refused.value)
 
 

@@ -14,7 +14,7 @@ from resnet_bench.running.job import Job, Task
 from resnet_bench.running.launchers.event_log import Suspended, attempts_before, write_to
 from resnet_bench.running.launchers.launch import Launch, path_of
 from resnet_bench.running.launchers.launcher import find_launcher
-from resnet_bench.running.plan import find_places
+from resnet_bench.running.launchers.places import find_places
 from resnet_bench.running.run_folder import STATE_FILE, RunInUse, read_state
 from resnet_bench.running.stopping import Stop, Stopped
 
