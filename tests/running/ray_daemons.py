@@ -31,10 +31,10 @@ mount --bind "$hosts" /etc/hosts && rm -f "$hosts"
 mount -t tmpfs -o size=64m none "$HIDDEN"
 exec "$@"
 """
-LIVING = (
-    "import ray, sys; ray.init(sys.argv[1], log_to_driver=False); "
-    "sys.exit(sum(node['Alive'] for node in ray.nodes()) < int(sys.argv[2]))"
-)
+STARTED = "Ray runtime started"
+"""What a daemon prints when the head knows it."""
+TRIES = 5
+"""Ray gives a node half a minute to start, which a busy machine may exceed."""
 
 
 def why_not() -> str | None:
@@ -103,66 +103,50 @@ class RayDaemons:
         """The command as it runs in the name space."""
         return ["ip", "netns", "exec", self._name, *command]
 
-    @property
-    def running(self) -> set[str]:
-        """The daemons that have not been killed."""
-        return set(self._processes)
-
     def kill(self, name: str) -> None:
         """End a daemon; of a node, all that runs on it."""
         process = self._processes.pop(name)
         process.kill()
         process.wait()
 
-    def start_node(self, name: str) -> None:
-        """Give a node its power back."""
-        number = NODES.index(name) + 2
-        apart = ("unshare", "--uts", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc")
-        self._begin(
-            name,
-            [*apart, "bash", "-c", AS_A_NODE, name],
-            [f"--address={ADDRESS}", f"--node-ip-address=127.0.0.{number}", "--num-cpus=1", "--num-gpus=0"],
-        )
-
-    def wait_for_nodes(self) -> None:
-        """Wait until the head knows of all nodes."""
-        count = str(1 + len(NODES))
-        command = self.inside(sys.executable, "-c", LIVING, ADDRESS, count)
-
-        def are_there() -> bool:
-            for name, process in self._processes.items():
-                assert process.poll() is None, f"{name} ended: {(self.folder / f'{name}.out').read_text()[-2000:]}"
-            done = subprocess.run(command, env=self.environment, capture_output=True, check=False)
-            return done.returncode == 0
-
-        wait_until(are_there, "all nodes are known", SECONDS_TO_START)
+    def start_nodes(self) -> None:
+        """Start the nodes that do not run, one after the other."""
+        for number, name in enumerate(NODES, start=2):
+            apart = ["unshare", "--uts", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
+            options = [f"--address={ADDRESS}", f"--node-ip-address=127.0.0.{number}", "--num-cpus=1", "--num-gpus=0"]
+            self._begin(name, [*apart, "bash", "-c", AS_A_NODE, name], options)
 
     def _start(self) -> None:
         subprocess.run(self.inside("ip", "link", "set", "lo", "up"), env=self.environment, check=True)
         head = ["--head", "--node-ip-address=127.0.0.1", f"--port={ADDRESS.rpartition(':')[2]}", "--num-cpus=0"]
         self._begin("r0", [], [*head, "--num-gpus=0", "--include-dashboard=false", f"--temp-dir={self.folder}/ray"])
-        listening = self.inside("bash", "-c", f"exec 3<>/dev/tcp/{ADDRESS.replace(':', '/')}")
-        wait_until(
-            lambda: subprocess.run(listening, env=self.environment, capture_output=True, check=False).returncode == 0,
-            "the head listens",
-            SECONDS_TO_START,
-        )
-        for name in NODES:
-            self.start_node(name)
-        self.wait_for_nodes()
+        self.start_nodes()
 
     def _begin(self, name: str, before: Sequence[str], options: Sequence[str]) -> None:
+        if name in self._processes:
+            return
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
         command = self.inside(*before, *ray, "--object-store-memory=100000000", *options)
-        with (self.folder / f"{name}.out").open("ab") as output:
-            self._processes[name] = subprocess.Popen(
-                command,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+        log = self.folder / f"{name}.out"
+        for _ in range(TRIES):
+            with log.open("wb") as output:
+                self._processes[name] = subprocess.Popen(
+                    command,
+                    env=self.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                )
+            wait_until(lambda: self._is_decided(name, log), f"{name} starts", SECONDS_TO_START)
+            if self._processes[name].poll() is None:
+                return
+            self.kill(name)
+        raise AssertionError(f"{name} did not start: {log.read_text()[-2000:]}")
+
+    def _is_decided(self, name: str, log: Path) -> bool:
+        """Whether a daemon has started, or has ended."""
+        return self._processes[name].poll() is not None or STARTED in log.read_text()
 
     def _ip(self, *words: str) -> str:
         done = subprocess.run(["ip", *words], env=self.environment, capture_output=True, text=True, check=False)

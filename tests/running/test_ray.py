@@ -59,7 +59,7 @@ def cluster() -> Iterator[RayDaemons]:
 
 @pytest.fixture(autouse=True)
 def all_nodes(cluster: RayDaemons) -> None:
-    cluster.wait_for_nodes()
+    cluster.start_nodes()
 
 
 class Watched:
@@ -122,15 +122,11 @@ def test_runs_that_lose_their_node_end_once_and_with_the_same_bits(
     there = context("disturbed")
     options = RayOptions(address=ADDRESS, gpus=0, cpus=1, shared=True)
     watched = Watched(cluster, [Held(jobs[0], tmp_path), *jobs[1:]], options, there, tmp_path)
-    node = None
     try:
-        node = watched.wait_for(tmp_path / "held-0")
-        cluster.kill(node)
+        cluster.kill(watched.wait_for(tmp_path / "held-0"))
         told = watched.end()
     finally:
         watched.kill()
-        if node is not None and node not in cluster.running:
-            cluster.start_node(node)
     for job in jobs:
         ends = [event for event in told[job.label] if isinstance(event, JobFinished)]
         assert ends == [JobFinished()], told[job.label]
@@ -162,13 +158,13 @@ def server(cluster: RayDaemons, tmp_path: Path) -> Iterator[str]:
             cluster.inside(*command), env={**environment, "PATH": cluster.environment["PATH"]}, stdout=log, stderr=log
         )
     address = f"http://127.0.0.1:{PORT}"
-    asked = cluster.inside(
-        sys.executable, "-c", f"import urllib.request as r; r.urlopen('{address}/health', timeout=5)"
-    )
+    # It listens when it is ready; asking for a page would start an interpreter each time.
+    asked = cluster.inside("bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{PORT}")
     try:
         wait_until(
             lambda: subprocess.run(asked, env=cluster.environment, capture_output=True, check=False).returncode == 0,
             "the server answers",
+            PATIENCE,
         )
         yield address
     finally:
