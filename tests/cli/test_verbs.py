@@ -108,12 +108,38 @@ def test_data_folder_that_does_not_exist_is_an_error(
 @pytest.mark.parametrize("command", ["run he-resnet20", "doctor", "data status"])
 @pytest.mark.parametrize(
     ("typed", "sentence"),
-    [("~nosuchuser/x", "--data: there is no user ~nosuchuser"), ("x" * 300, "File name too long")],
+    [("~nosuchuser/x", "there is no user ~nosuchuser; write the whole path"), ("x" * 300, "File name too long")],
 )
 def test_data_folder_that_cannot_be_is_an_error(invoke, command: str, typed: str, sentence: str) -> None:
     said = invoke(f"{command} --data {typed}")
     assert (said.code, said.out) == (2, "")
     assert sentence in said.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "report --from",
+        "runs list --tracking",
+        "tracking push --to",
+        "study list --storage",
+        "runs list --run-dir",
+        "list --benchmark-dir",
+        "show",
+        "validate",
+        "data describe",
+        "export",
+        "evaluate",
+        "record verify",
+        "launcher show",
+    ],
+)
+@pytest.mark.parametrize("typed", ["~nosuchuser/x", "x" * 300, "~nosuchuser/x.db", f"{'x' * 300}.db"])
+def test_paths_that_cannot_be_are_errors_everywhere(invoke, tmp_path: Path, command: str, typed: str) -> None:
+    said = invoke(f"{command} {typed}")
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_images_that_were_typed_and_are_not_there_are_never_replaced(invoke, tmp_path: Path) -> None:
