@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -77,7 +78,6 @@ def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def last_json(printed: str) -> dict[str, object]:
-    """The document that a command has printed behind whatever else."""
-    found: dict[str, object] = json.loads(printed[printed.index("{") :])
-    return found
+def first_json(printed: str) -> Any:
+    """The document that a command has printed among whatever else."""
+    return json.JSONDecoder().raw_decode(printed, printed.index("{"))[0]

@@ -23,7 +23,7 @@ from resnet_bench.running.stopping import Stop
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.ui import ui_command
 from tests.reliability import tiny
-from tests.running.clusters import Held, history, last_json, runs_in, same, wait_until
+from tests.running.clusters import Held, first_json, history, runs_in, same, wait_until
 from tests.running.conftest import PLAIN
 from tests.running.ray_daemons import ADDRESS, RayDaemons, why_not
 from tests.weights import weights_in_store
@@ -211,12 +211,12 @@ def test_nodes_that_see_no_folder_get_the_images_from_ray_and_jobs_are_seen_and_
     detached = typed(*run, "--seeds", "2", "--launcher", "never", "--address", ADDRESS, "--detach")
     assert "no node of the Ray cluster has 1 CPU and 1 unheard_of" in detached
     assert "submitted 2 jobs" in detached
-    seen: Any = last_json(typed("status", "--json"))
+    seen = first_json(typed("status", "--json"))
     assert [task["state"] for task in seen["tasks"]] == ["waiting", "waiting"]
     assert "cancelled 2 jobs" in typed("cancel")
 
     def are_over() -> bool:
-        seen: Any = last_json(typed("status", "--all", "--json"))
+        seen = first_json(typed("status", "--all", "--json"))
         return [task["state"] for task in seen["tasks"]][-2:] == ["interrupted", "interrupted"]
 
     wait_until(are_over, "both have ended")
