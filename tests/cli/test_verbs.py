@@ -1,6 +1,7 @@
 """The verbs that look, copy and check, as a user types them."""
 
 import shlex
+import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -266,3 +267,19 @@ def test_an_option_that_a_verb_lacks_is_named_as_it_was_typed(
         app.main()
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith(message)
+
+
+# --- what watches ---------------------------------------------------------------------------------
+
+
+def test_a_watch_that_was_given_some_time_says_by_its_exit_code_that_it_is_used_up(
+    invoke, empty_database: Path, tmp_path: Path
+) -> None:
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    assert invoke("tracking watch --max-minutes 0.0001").code == 124
+
+
+def test_status_does_not_watch_for_a_program(invoke) -> None:
+    result = invoke("status --watch --json")
+    assert (result.code, result.out) == (2, "")
+    assert "--watch is for a person's screen" in result.err
