@@ -65,7 +65,7 @@ def do_task(
         context = replace(context, stop=stop)
         if not options.shared:
             folder = Path(options.node_dir).expanduser() if options.node_dir else cache_folder() / NODE_RUNS
-            context = replace(context, run_dir=folder)
+            context = replace(context, run_dir=folder, upload_checkpoints=True)
             context = context.holding({facts: unpack(parcel) for facts, parcel in parcels})
         before = [[event for line in text.splitlines() if (event := decode(line))] for text in told]
         left = left_of(task, before)
@@ -135,7 +135,7 @@ class Teller:
 
 
 def _close_left_behind(before: "Sequence[Sequence[Event]]", context: "Context") -> None:
-    """Mark the runs of earlier attempts as killed whose files are on another node, so that nothing resumes them."""
+    """Mark the runs of earlier attempts as killed whose files are on another node; they may still be resumed."""
     from resnet_bench.running.events import Opened
     from resnet_bench.tracking.leases import wait_for_decision
     from resnet_bench.tracking.stale_runs import close_run
