@@ -1,5 +1,6 @@
 """One run in this process: training, watched by the tracker and written to checkpoints."""
 
+import logging
 import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
@@ -33,6 +34,8 @@ loses this or one epoch, whichever is longer."""
 
 _TOLD = ("accuracy_by_epoch", "throughput_by_epoch", "setup_seconds")
 """What of an outcome an earlier process has told."""
+
+_log = logging.getLogger(__name__)
 
 
 def run(prepared: Prepared, context: Context) -> Generator[Event, None, None]:
@@ -184,6 +187,9 @@ def _tracked(
     finally:
         report = tracker.close(end, reason)
         folder.note_end(end, tracker.run_id)
+        # Of a run that is not finished nobody gets the report; another process may deliver what it has taken over.
+        if end != "finished" and not report.complete and tracker.uploader.taken_over is None:
+            _log.warning("%s: %s", folder.path, report.sentence)
     remove_delivered(folder.path)
     if uploads and report.complete:
         remove_positions(context.store, tracker.run_id)
