@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from resnet_bench.base.errors import UserError as UserError
+from resnet_bench.base.files import expanded
 from resnet_bench.data.dataset import Dataset, ImageLocation, load_images
 from resnet_bench.data.dataset import load as load_dataset
 from resnet_bench.execution.choices import ExecutionMode, PrecisionChoice
@@ -301,7 +302,7 @@ def study(name: str, storage: str | None = None, tracking: str | None = None) ->
         >>> study.best_trial().state.name
         'COMPLETE'
     """
-    file = Path(storage).expanduser() if storage is not None else None
+    file = expanded(storage) if storage is not None else None
     url = f"sqlite:///{file.resolve()}" if file is not None and file.is_file() else storage
     found = StudyStorage.resolve(url, Path.cwd(), tracking_uri=_store(tracking).uri)
     if not found.exists:
@@ -437,7 +438,7 @@ def _sources(given: Sequence[str | Path]) -> list[reading.Source]:
 
 def _address(source: str | None) -> str | None:
     """Turn the path of a database that exists into its address; others are left as they are."""
-    path = Path(source).expanduser() if source is not None else None
+    path = expanded(source) if source is not None else None
     return f"sqlite:///{path.resolve()}" if path is not None and path.is_file() else source
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import platformdirs
 from filelock import FileLock, Timeout
 
+from resnet_bench.base.errors import UserError
+
 UNFINISHED = ".unfinished"
 """How the name of a file ends that is still being written."""
 
@@ -21,6 +23,18 @@ _APP = "resnet-bench"
 _SCRATCH = ".resnet-bench-unfinished-"
 _CACHE_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# resnet-bench can make everything in this folder again.\n"
 _log = logging.getLogger(__name__)
+
+
+def expanded(path: str | Path) -> Path:
+    """Put the home of a user in the place of a leading ``~`` or ``~name``.
+
+    Raises:
+        UserError: There is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: there is no user {Path(path).parts[0]}; write the whole path") from None
 
 
 # --- writing -------------------------------------------------------------------------------------------
@@ -52,6 +66,30 @@ def write_atomically(path: Path, content: bytes | memoryview, *, check: Callable
             unfinished.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that nobody has yet; where that fails, nothing is left that would be in the way of another try.
+
+    Args:
+        path: The file; its folder is made where it is missing.
+        content: What it shall hold.
+
+    Raises:
+        FileExistsError: It is there, and stays as it is.
+        OSError: The disk is full or the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            left = memoryview(content)
+            while left:
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
@@ -171,8 +209,8 @@ def acquire_lock(path: Path, *, timeout: float = 0) -> FileLock | None:
 def cache_folder() -> Path:
     """Return the user's folder for what can be made again; it is made and marked where that is possible.
 
-    A user without a home gets a private folder in ``TMPDIR``. A relative ``XDG_CACHE_HOME`` is ignored, as its
-    specification asks.
+    A user without a home, or with one where the folder cannot be made, as of a container's user without a name, gets a
+    private folder in ``TMPDIR``. A relative ``XDG_CACHE_HOME`` is ignored, as its specification asks.
     """
     ensure_home()
     folder = platformdirs.user_cache_path(_APP, appauthor=False)
@@ -180,6 +218,11 @@ def cache_folder() -> Path:
         folder = Path.home() / ".cache" / _APP
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # One that can only be read still has what it has.
+    if not os.access(folder, os.R_OK | os.X_OK):
+        folder = private_home() / ".cache" / _APP
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     mark_as_cache(folder)
     return folder
 
@@ -217,7 +260,7 @@ def private_home() -> Path:
     if not ours:
         # Another user put something in its place.
         folder = Path(tempfile.mkdtemp(prefix=f"{_APP}-home-"))
-    _log.warning("this user has no home folder; caches are kept in %s", folder)
+    _log.warning("this user has no home folder that can be used; caches are kept in %s", folder)
     return folder
 
 

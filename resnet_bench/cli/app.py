@@ -6,6 +6,7 @@ import importlib
 import io
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
@@ -104,15 +105,16 @@ def main() -> None:
     An error that a user can fix is one sentence, with exit code 2. Output that nobody reads any more ends the
     command without a word.
     """
+    _open_standard_streams()
     _replace_unprintable()
     # The schema has no use for plugins, and to look for them costs a quarter of a verb's start.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
+        _require_folder()
         try:
             code = app(prog_name="resnet-bench", standalone_mode=False)
         finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            sys.stdout.flush()
     except UsageError as error:
         _print_usage_error(error)
         sys.exit(2)
@@ -123,6 +125,9 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         # An error of a file carries its name.
+        if error.filename is not None and error.errno in _OF_A_FILE:
+            _print_error(f"{error.filename}: {error.strerror}")
+            sys.exit(2)
         if error.filename is not None or error.errno not in _OUTPUT_ERRORS:
             raise
         # What is left in the buffer would fail once more when Python exits.
@@ -131,6 +136,28 @@ def main() -> None:
             sys.stderr.write(f"error: the output cannot be written: {error.strerror}\n")
         sys.exit(1)
     sys.exit(code)
+
+
+def _open_standard_streams() -> None:
+    """Put nothing in the place of a stream that is closed, as services and batch jobs have them.
+
+    A file gets the lowest number that is free. As number 2, a journal or a database would be given what signal handlers
+    and libraries write to standard error, and so would that of each process that is started.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def _require_folder() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UserError(f"this folder is gone ({error.strerror}); change to one that exists: cd ~") from None
 
 
 def _print_usage_error(error: Any) -> None:
@@ -163,6 +190,8 @@ def _print_error(text: str) -> None:
     print_error(text)
 
 
+_OF_A_FILE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP)
+"""Where a file or its disk is as it is, whatever the program wanted of it; other errors may be the program's."""
 _OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO)
 _PLAIN = {
     "–": "-",

@@ -7,6 +7,7 @@ import typer
 from rich.text import Text
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.files import expanded, write_new
 from resnet_bench.base.names import is_file_name, unknown_name
 from resnet_bench.cli.options import (
     DATA_VARIABLE,
@@ -83,6 +84,7 @@ def prepare(
     download: Download = True,
     as_json: Json = False,
 ) -> None:
+    data = expanded(data)
     for name in datasets or DATASETS:
         if name not in known_datasets():
             raise UserError(unknown_name("dataset", name, known_datasets()))
@@ -91,7 +93,7 @@ def prepare(
 
     found = []
     for name in datasets or DATASETS:
-        dataset = load_dataset(name, data.expanduser(), download=download, progress=echo)
+        dataset = load_dataset(name, data, download=download, progress=echo)
         echo(
             f"{name}: {len(dataset.train.labels)} + {len(dataset.test.labels)} images from {dataset.source} "
             f"at {dataset.location}, fingerprint {dataset.fingerprint[:16]}"
@@ -107,7 +109,7 @@ def prepare(
             }
         )
     if as_json:
-        print_json("data prepare", folder=data.expanduser().resolve(), datasets=found)
+        print_json("data prepare", folder=data.resolve(), datasets=found)
 
 
 @app.command(
@@ -151,9 +153,7 @@ def describe(
         echo(text.rstrip())
         return
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with output.open("x", encoding="utf-8") as file:
-            file.write(text)
+        write_new(output, text.encode())
     except OSError as error:
         raise UserError(f"{output}: cannot be written: {error.strerror or error}") from None
     echo(f'wrote {output}; a recipe trains on it with: dataset = "{output.stem}"')

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.files import expanded
 from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import ProfileName
 from resnet_bench.recipe.dataset_files import known_datasets
@@ -65,13 +66,13 @@ def help_text(text: str, example: str, following: str | None = None) -> str:
 
 def store_uri(text: str) -> str:
     """Turn the path of a database that exists into its URI; other addresses are left as they are."""
-    path = Path(text).expanduser()
+    path = expanded(text)
     return f"sqlite:///{path.resolve()}" if path.is_file() else text
 
 
 def source_uri(text: str) -> str:
     """Turn what names a report's source into a store's URI, or into the folder of a report's tables."""
-    path = Path(text).expanduser()
+    path = expanded(text)
     return str(path.parent) if path.suffix == ".parquet" and path.is_file() else store_uri(text)
 
 
@@ -85,12 +86,10 @@ def data_folder(given: Path | None) -> Path:
         return DEFAULT_DATA
     where = DATA_VARIABLE if str(given) == os.environ.get(DATA_VARIABLE) else "--data"
     try:
-        folder = given.expanduser()
+        folder = expanded(given)
         if folder.is_dir() or (folder.is_file() and folder.name.endswith((".tar", ".tar.gz"))):
             return folder
         what = "is not a folder" if folder.exists() else "does not exist"
-    except RuntimeError:
-        raise UserError(f"{where}: there is no user {given.parts[0]}; write the whole path") from None
     except OSError as error:
         raise UserError(f"{where}: {str(given)[:100]}: {error.strerror}; name the folder that holds CIFAR") from None
     raise UserError(f"{where}: {folder} {what}; name the folder that holds CIFAR")

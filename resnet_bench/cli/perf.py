@@ -1,12 +1,18 @@
 """The verb ``resnet-bench perf``."""
 
+import contextlib
+import errno
 import json
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from resnet_bench.base.errors import UserError
+from resnet_bench.base.files import write_atomically
 from resnet_bench.cli.options import (
     BenchmarkDir,
     DataFolder,
@@ -76,6 +82,11 @@ def perf(
     chosen = [load_benchmark(name, benchmark_dir) for name in dict.fromkeys(names or MAIN_BENCHMARKS)]
     folder = data_folder(data)
     store = Store.resolve(tracking, Path.cwd())
+    # Found out before anything is measured, which takes long.
+    with _writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(output.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     # Torch is imported when the verb is called, so that help, completion and mistakes are quick.
     from resnet_bench.data.dataset import ImageLocation, load
@@ -119,8 +130,18 @@ def perf(
             echo(f"logged: {log_comparison(comparison, store)}\n")
         except Exception as error:  # whatever the store raises: what was measured is worth more than its record
             echo(f"not logged, because {store.redacted_uri} does not take it: {store.describe_error(error)}\n")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps([comparison.asdict() for comparison in found], indent=1) + "\n", encoding="utf-8")
+    text = json.dumps([comparison.asdict() for comparison in found], indent=1) + "\n"
+    with _writing(output):
+        write_atomically(output, text.encode())
     echo(f"wrote {output}")
     if as_json:
         print_json("perf", file=output, comparisons=found)
+
+
+@contextlib.contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    """Turn the errors of writing the file into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{output}: cannot be written: {error.strerror or error}; name another --output") from None

@@ -171,7 +171,7 @@ def measured(
             )
             for attempt in attempts:
                 echo(_line(attempt))
-    except Stopped:
+    except (Stopped, KeyboardInterrupt):
         print_resume_command("--resume")
         raise typer.Exit(INTERRUPTED) from None
     return bundle

@@ -44,12 +44,16 @@ def report(
 ) -> None:
     # Pandas is imported when the verb is called, so that help and completion are quick.
     from resnet_bench.reporting.report import write
+    from resnet_bench.tracking.leases import name_silent_runs
 
     chosen = sources or [Store.resolve(None, Path.cwd()).uri]
     with reading_aloud():
         result = write(chosen, output, benchmarks=benchmarks, study=study, since=since, benchmarks_folder=benchmark_dir)
     for problem in result.problems:
         note(problem)
+    for source in chosen:
+        if source.startswith(("http://", "https://")):
+            name_silent_runs(Store.resolve(source), note)
     echo(f"report of {plural(result.runs, 'run')}: {result.page.resolve()}")
     if as_json:
         print_json(

@@ -94,6 +94,13 @@ def run(
     run_dir: RunDir = DEFAULT_RUNS,
     benchmark_dir: BenchmarkDir = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume interrupted runs.")] = False,
+    upload_checkpoints: Annotated[
+        bool,
+        typer.Option(
+            "--upload-checkpoints",
+            help="Send the position to the artifact store at most every 10 minutes; --resume finds it on any machine.",
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Train finished runs again, from scratch.")] = False,
     max_minutes: MaxMinutes = None,
     launcher: LauncherName = None,
@@ -177,6 +184,7 @@ def run(
             deterministic=deterministic,
         ),
         stop=Stop(until),
+        upload_checkpoints=upload_checkpoints,
     )
     with lasting(console):
         ask = can_ask() and not yes and not as_json

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import DASH, percent
 from resnet_bench.cli.options import DEFAULT_RUNS, Json, RunDir, help_text, new_app
 from resnet_bench.cli.screen import console, echo, new_table, note, print_json, print_table
@@ -30,6 +31,8 @@ def status(
     everything: Annotated[bool, typer.Option("--all", help="Show launches that have ended too.")] = False,
     as_json: Json = False,
 ) -> None:
+    if watch and as_json:
+        raise UserError("--watch is for a person's screen; with --json, look again when you need to know")
     while True:
         rows, notes = _look(run_dir, everything=everything)
         if watch and console.is_terminal:

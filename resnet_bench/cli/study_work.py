@@ -24,7 +24,7 @@ from resnet_bench.cli.options import (
     data_folder,
     deadline,
 )
-from resnet_bench.cli.screen import INTERRUPTED, OUT_OF_TIME, echo
+from resnet_bench.cli.screen import INTERRUPTED, OUT_OF_TIME, echo, print_resume_command
 from resnet_bench.cli.stored_studies import storage_name, storage_of
 from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import ProfileName
@@ -82,6 +82,7 @@ def work(
                 if line := line_of(event):
                     echo(line)
         except (Stopped, KeyboardInterrupt):
+            print_resume_command(why="--max-minutes is used up" if stop.is_out_of_time else "interrupted")
             raise typer.Exit(OUT_OF_TIME if stop.is_out_of_time else INTERRUPTED) from None
 
 

@@ -19,7 +19,7 @@ from resnet_bench.cli.options import (
     new_app,
     store_uri,
 )
-from resnet_bench.cli.screen import FAILED, echo, note, print_json
+from resnet_bench.cli.screen import FAILED, OUT_OF_TIME, echo, note, print_json
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.uploader import flush_all
 
@@ -103,3 +103,4 @@ def watch(
             for run in close_lost_runs(store, leases):
                 echo(f"{run.name}: {run.reason}")
             time.sleep(BEAT_SECONDS if until is None else max(0.0, min(BEAT_SECONDS, until - time.monotonic())))
+        raise typer.Exit(OUT_OF_TIME)

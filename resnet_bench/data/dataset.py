@@ -269,10 +269,7 @@ def generate_dataset(
 
 
 def _resolved(folder: Path) -> Path:
-    try:
-        return folder.expanduser().resolve()
-    except RuntimeError:
-        raise UserError(f"{folder}: there is no user {folder.parts[0]}; write the whole path") from None
+    return files.expanded(folder).resolve()
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.files import expanded
 from resnet_bench.base.image_folders import ImageFiles, check_classes, find_test_files, find_train_files, scan
 from resnet_bench.data.content import Content, Progress, SplitArrays
 from resnet_bench.data.decode import check_not_a_pointer, decode_image, fitted, strict_decoding
@@ -269,7 +270,7 @@ def find_own(facts: DatasetFacts, folder: Path) -> OwnSource:
         UserError: A file is missing, or ``datasets/NAME.toml`` describes another dataset.
     """
     if facts.path is not None:
-        root = Path(facts.path).expanduser().resolve()
+        root = expanded(facts.path).resolve()
         train, test = find_train_files(root), find_test_files(root)
         check_classes(None, train, test)
         return OwnSource(facts, FolderSplit(train.folder), FolderSplit(test.folder))
@@ -299,7 +300,7 @@ def check_every_class(labels: npt.NDArray[np.int64], facts: DatasetFacts, where:
 
 def _find_split(text: str, folder: Path) -> SplitFiles:
     """Find what a dataset's file names: below the data folder or, where it is not there, the working directory."""
-    name = Path(text).expanduser()
+    name = expanded(text)
     for root in (folder, Path.cwd()):
         path = (root / name).resolve()
         if path.suffix == ".parquet":

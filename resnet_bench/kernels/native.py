@@ -91,16 +91,17 @@ def load_once(source: Path, defines: tuple[str, ...]) -> ctypes.CDLL | CompileEr
 def _made(source: Path, defines: tuple[str, ...]) -> ctypes.CDLL:
     command = [*compiler_command(), *FLAGS, *(f"-D{name}" for name in defines)]
     folder = _cache_folder()
-    if folder is None:
-        with tempfile.TemporaryDirectory(prefix="resnet-bench-") as temporary:
-            return _load(_compile(source, command, Path(temporary) / "kernels.so"))
-    path = folder / f"{source.stem}-{_key(source, command)}.so"
-    if path.is_file():
-        try:
-            return _load(path)
-        except CompileError as error:
-            _log.debug("compiling again: %s", error)
-    return _load(_compile(source, command, path))
+    if folder is not None:
+        path = folder / f"{source.stem}-{_key(source, command)}.so"
+        if path.is_file():
+            try:
+                return _load(path)
+            except CompileError as error:
+                _log.debug("compiling again: %s", error)
+        if os.access(folder, os.W_OK):
+            return _load(_compile(source, command, path))
+    with tempfile.TemporaryDirectory(prefix="resnet-bench-") as temporary:
+        return _load(_compile(source, command, Path(temporary) / "kernels.so"))
 
 
 def compiler_command() -> list[str]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.files import expanded
 from resnet_bench.base.image_folders import check_classes, find_test_files, find_train_files
 from resnet_bench.base.names import shown, unknown_name
 from resnet_bench.recipe.datasets import DATASETS, DatasetFacts, Fit
@@ -172,7 +173,7 @@ def describe_folder(path: str, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: It is not such a folder.
     """
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise UserError(f"path: {path} {what}; name a folder that has train/<class> and test/<class>")

@@ -9,6 +9,7 @@ from typing import Any
 import tomli_w
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.files import write_new
 from resnet_bench.base.names import is_file_name
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.changes import is_renamed, on_dataset, override_nested
@@ -111,9 +112,7 @@ def copy_benchmark(name: str, path: Path, folder: Path | None = None, dataset: s
 
 {to_toml(own, describes_dataset=False)}"""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        write_new(path, text.encode())
     except OSError as error:
         if path.exists():
             raise UserError(f"{path} exists; choose another name or remove it") from None

@@ -22,6 +22,7 @@ class Context:
         images: Where the images are.
         options: How runs are executed; a launcher narrows them to the place (a GPU, a share of the threads).
         stop: Set to end what runs, with a checkpoint each.
+        upload_checkpoints: Whether positions go to the artifact store too, because machines share no ``run_dir``.
     """
 
     store: Store
@@ -29,6 +30,7 @@ class Context:
     images: ImageLocation
     options: ExecutionOptions = field(default_factory=ExecutionOptions)
     stop: Stop = field(default_factory=Stop)
+    upload_checkpoints: bool = False
     _opened: dict[tuple[DatasetFacts, ImageLocation], Dataset] = field(default_factory=dict, repr=False, compare=False)
     """Also that of the contexts that are made from this one by replacing a field."""
 

@@ -13,7 +13,7 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import plural
 from resnet_bench.running.run_folder import RunFolder, folders_in, hold
 from resnet_bench.tracking.cursor import Cursor, lock_folder, store_of
-from resnet_bench.tracking.run_files import CHECKPOINTS, MODEL, size_of
+from resnet_bench.tracking.run_files import CHECKPOINTS, MODEL, TAKEN_OVER, size_of
 from resnet_bench.tracking.stale_runs import close_stale_runs
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.summaries import summarize
@@ -70,7 +70,11 @@ def read_runs(store: Store, run_dir: Path) -> list[KeptRun]:
     Raises:
         UserError: There is no such store, or it cannot be read.
     """
-    folders = {folder.run_id: folder for folder in folders_in(run_dir) if folder.run_id is not None}
+    folders = {
+        folder.run_id: folder
+        for folder in folders_in(run_dir)
+        if folder.run_id is not None and not (folder.path / TAKEN_OVER).exists()
+    }
     runs = sorted(_runs(store.reader()), key=lambda run: -run.info.start_time)
     return [
         _kept(run, folders.get(run.info.run_id))
@@ -230,6 +234,8 @@ def _judge_folder(
             return
     if run is not None and run.info.lifecycle_stage != "active":
         why = "its run was deleted in MLflow"
+    elif (path / TAKEN_OVER).exists():
+        why = "its host was lost, and another folder has its run"
     elif has_unsent(path) and not unfinished:
         keep("its measurements are not uploaded yet; resnet-bench tracking flush does that")
         return

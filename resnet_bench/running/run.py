@@ -16,6 +16,8 @@ from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.prepare import Prepared, look_again
 from resnet_bench.running.run_folder import RunFolder, settle
 from resnet_bench.running.stopping import Stop, Stopped
+from resnet_bench.running.stored_position import PositionUploads, fetch_position, remove_positions
+from resnet_bench.tracking.cursor import JOURNAL
 from resnet_bench.tracking.leases import Holding, wait_for_decision
 from resnet_bench.tracking.run_files import remove_delivered
 from resnet_bench.tracking.tracker import Tracker
@@ -65,6 +67,8 @@ def run(prepared: Prepared, context: Context) -> Generator[Event, None, None]:
             folder.discard()
             yield _opened_before(prepared, finished, context)
             return
+        if request.resume and request.keep_model and not (folder.path / JOURNAL).exists():
+            _resume_from_store(prepared, context, folder)
         yield from _tracked(prepared, context, folder, warm_up_seconds)
     finally:
         folder.release()
@@ -80,6 +84,15 @@ def _folder(prepared: Prepared, context: Context) -> RunFolder:
         return wait_for_decision(context.store, run_id)
 
     return RunFolder.acquire(context.run_dir, prepared.facts, watch=watch)
+
+
+def _resume_from_store(prepared: Prepared, context: Context, folder: RunFolder) -> None:
+    """Have a new folder be that of the run that another machine began, where the artifact store has its position."""
+    try:
+        fetch_position(folder, prepared.facts, context.store)
+    except BaseException:
+        folder.discard()
+        raise
 
 
 def _opened_before(prepared: Prepared, outcome: Outcome, context: Context) -> Opened:
@@ -110,7 +123,8 @@ def _tracked(
         resume_run_id=folder.run_id,
         resume_step=resumed_at_step if resume_from else None,
     )
-    checkpoints = _Checkpoints(prepared, folder, resume_from, stop)
+    uploads = PositionUploads(folder, tracker) if context.upload_checkpoints else None
+    checkpoints = _Checkpoints(prepared, folder, resume_from, stop, uploads)
     end: EndReason = "failed"
     reason: str | None = None
     try:
@@ -154,7 +168,7 @@ def _tracked(
         end = "finished"
     except GeneratorExit:
         end, reason = "killed", "stopped before its end"
-        checkpoints.keep_position()
+        checkpoints.keep_position(is_last=True)
         raise
     except KeyboardInterrupt:
         # It may have come in the middle of a step, and half a step is not a position to resume from.
@@ -162,7 +176,7 @@ def _tracked(
         raise
     except Stopped as stopped:
         end, reason = stopped.end, stopped.reason
-        checkpoints.keep_position()
+        checkpoints.keep_position(is_last=True)
         raise
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -171,14 +185,23 @@ def _tracked(
         report = tracker.close(end, reason)
         folder.note_end(end, tracker.run_id)
     remove_delivered(folder.path)
+    if uploads and report.complete:
+        remove_positions(context.store, tracker.run_id)
     yield Closed(report, meter.joules if meter else None)
 
 
 class _Checkpoints:
     """Keeps the position to resume from, what the run has told so far, and the weights of the best epoch."""
 
-    def __init__(self, prepared: Prepared, folder: RunFolder, resume_from: State | None, stop: Stop) -> None:
-        self._folder, self._stop = folder, stop
+    def __init__(
+        self,
+        prepared: Prepared,
+        folder: RunFolder,
+        resume_from: State | None,
+        stop: Stop,
+        uploads: PositionUploads | None,
+    ) -> None:
+        self._folder, self._stop, self._uploads = folder, stop, uploads
         self._wanted = prepared.request.keep_model
         self._watched = next(iter(prepared.request.recipe.evaluation.splits), None)
         self._last_epoch = prepared.request.recipe.training.epochs
@@ -204,8 +227,8 @@ class _Checkpoints:
         if isinstance(event, EpochEnded) and (is_due or event.epoch == self._last_epoch):
             self.keep_position()
 
-    def keep_position(self) -> None:
-        """Write the position after the last event."""
+    def keep_position(self, *, is_last: bool = False) -> None:
+        """Write the position after the last event, and send it to the artifact store where that is wanted and due."""
         if not self._wanted or self._position is None:
             return
         began = time.perf_counter()
@@ -219,3 +242,5 @@ class _Checkpoints:
             checkpoint.save(state, self._folder.last_checkpoint)
         ended = time.perf_counter()
         self._due_at = ended + CHECKPOINT_INTERVAL_FACTOR * (ended - began)
+        if self._uploads:
+            self._uploads.offer(is_last=is_last)

@@ -220,22 +220,34 @@ def _is_elsewhere(state: Mapping[str, Any]) -> bool:
 
 def _take_over(path: Path, state: Mapping[str, Any]) -> RunFolder:
     """Hold a copy of the folder of a run whose host is lost, as the next attempt at it."""
-    # Made by one process alone, on whatever file system.
-    (path / TAKEN_OVER).touch(exist_ok=False)
     attempt = Cursor.load(path).attempt + 1
     copy = new_folder(path.parent, f"{path.name.partition('-attempt')[0]}-attempt{attempt}")
+    folder = RunFolder(copy, {**state, "pid": os.getpid(), "host": socket.gethostname()})
+    try:
+        folder.take()
+        _copy_run(path, copy)
+        replace(Cursor.load(copy), attempt=attempt).save(copy)
+        folder.update(status="running")
+        # Made by one process alone, on whatever file system; last, so that a copy that fails leaves the run as it was.
+        (path / TAKEN_OVER).touch(exist_ok=False)
+    except BaseException as error:
+        folder.release()
+        folder.discard()
+        if isinstance(error, FileExistsError):
+            raise RunInUse(f"another process has just taken over {path}; give the same command again") from None
+        raise
+    _log.warning("%s was lost with its host; %s resumes it", path, copy)
+    return folder
+
+
+def _copy_run(path: Path, copy: Path) -> None:
+    """Copy what a run is resumed from, out of a folder that its process may still write to."""
     # The journal last: it then has what the checkpoint and the cursor speak of, whatever its process still appends.
     for name in (CHECKPOINTS, ARTIFACTS, MODEL, CURSOR, STORE, JOURNAL):
         if (path / name).is_dir():
             shutil.copytree(path / name, copy / name, ignore=shutil.ignore_patterns(f".*{UNFINISHED}"))
         elif (path / name).exists():
             shutil.copy2(path / name, copy / name)
-    replace(Cursor.load(copy), attempt=attempt).save(copy)
-    folder = RunFolder(copy, {**state, "pid": os.getpid(), "host": socket.gethostname()})
-    folder.take()
-    folder.update(status="running")
-    _log.warning("%s was lost with its host; %s resumes it", path, copy)
-    return folder
 
 
 def folders_in(run_dir: Path) -> list[RunFolder]:

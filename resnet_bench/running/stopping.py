@@ -12,6 +12,8 @@ from resnet_bench.training.events import EndReason
 
 OUT_OF_TIME = "the time of --max-minutes was used up"
 """Why a run ended that its command gave no more time."""
+WARNINGS = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+"""Signals that come before a process loses its terminal, its place on a cluster, or its allowance of processor time."""
 
 
 class Stop:
@@ -79,11 +81,10 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def stop_on_signals(*, announce: str | None = None, deadline: float | None = None) -> Iterator[Stop]:
-    """While the context is open, SIGINT, SIGTERM, SIGHUP and SIGUSR2 ask to stop.
+    """While the context is open, SIGINT, SIGTERM and :data:`WARNINGS` ask to stop.
 
     A second SIGINT interrupts at once, or as soon as a checkpoint that is being written is whole; a third one ends the
-    process. SIGHUP, which a terminal sends that is closed, stays ignored where it was, as ``nohup`` has it. Schedulers
-    send SIGUSR2 before they take a place away.
+    process. SIGHUP, which a terminal sends that is closed, stays ignored where it was, as ``nohup`` has it.
 
     Signal handlers belong to the main thread; in any other this does nothing but give a request that no
     signal sets.
@@ -114,12 +115,10 @@ def stop_on_signals(*, announce: str | None = None, deadline: float | None = Non
                 signal.raise_signal(signal.SIGINT)
             stop.interrupt()
 
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    if hasattr(signal, "SIGUSR2"):
-        numbers.append(signal.SIGUSR2)
-    before = {number: signal.signal(number, handle) for number in numbers}
+    # Not every system has all of them.
+    warnings = [getattr(signal, name) for name in WARNINGS if hasattr(signal, name)]
+    heard = [number for number in warnings if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, *heard)}
     try:
         yield stop
     finally:

@@ -8,6 +8,7 @@ from typing import Any
 
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.files import expanded
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.files import load_benchmark_file
 from resnet_bench.running.classifier import Classifier, classifier_of
@@ -69,7 +70,7 @@ def load_classifier(name: str, store: Store) -> Classifier:
     Raises:
         UserError: There is no such run, it is not finished, or it kept no model.
     """
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if not (folder / RECIPE_FILE).is_file():
         return find_trained(name, store).classifier
     recipe = load_benchmark_file(folder / RECIPE_FILE).recipe
@@ -88,7 +89,7 @@ def find_trained(name: str, store: Store) -> TrainedRun:
     Raises:
         UserError: There is no such run, it is not finished, or it kept no model.
     """
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if not folder.is_dir():
         return _in_store(name, store)
     state = read_state(folder / STATE_FILE)

@@ -9,14 +9,20 @@ MLflow's API has no compare-and-set. One batch of a process that was stopped bet
 arrive; replayed, it is the same rows.
 """
 
+import hashlib
+import json
 import logging
 import math
+import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.files import cache_folder, write_atomically
+from resnet_bench.base.text import plural
 from resnet_bench.tracking.mlflow_client import pages
 from resnet_bench.tracking.stale_runs import StaleRun
 from resnet_bench.tracking.store import Store
@@ -38,6 +44,7 @@ LOOK_SECONDS = 5.0
 Holding = Literal["held", "lost", "ended", "unknown"]
 """Of a run: its beat changes; it does not; it is not running; it has no beat."""
 
+_NAMED = 5
 _log = logging.getLogger(__name__)
 
 
@@ -127,7 +134,8 @@ class LeaseWatch:
         now = self.clock()
         found = f"{tags.get(tag('attempt'))} {tags.get(tag('beat'))}"
         before, changed = self._seen.get(run_id, ("", now))
-        if found != before:
+        # The clock begins again where the machine does.
+        if found != before or changed > now:
             changed = now
         self._seen[run_id] = (found, changed)
         return now - changed > LOST_SECONDS
@@ -135,6 +143,23 @@ class LeaseWatch:
     def forget(self) -> None:
         """Begin again, because the store was away: no beat could reach it."""
         self._seen.clear()
+
+    @classmethod
+    def load(cls, path: Path, clock: Callable[[], float] = elapsed) -> "LeaseWatch":
+        """Continue what a former process of this machine has seen; whatever cannot be read was not seen."""
+        try:
+            seen = {run_id: (str(text), float(at)) for run_id, (text, at) in json.loads(path.read_bytes()).items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            seen = {}
+        return cls(clock, seen)
+
+    def save(self, path: Path, running: Iterable[str]) -> None:
+        """Keep what was seen of the runs that still run, for the next process of this machine."""
+        seen = {run_id: self._seen[run_id] for run_id in running if run_id in self._seen}
+        try:
+            write_atomically(path, json.dumps(seen).encode())
+        except OSError as error:
+            _log.debug("%s: %s", path, error)
 
 
 def attempt_of(tags: Mapping[str, str]) -> int:
@@ -191,10 +216,7 @@ def close_lost_runs(store: Store, watch: LeaseWatch, experiments: Iterable[str] 
     lost = []
     try:
         client = store.client()
-        found = [client.get_experiment_by_name(name) for name in experiments]
-        ids = [experiment.experiment_id for experiment in found if experiment is not None]
-        running = pages(client.search_runs, ids, "attributes.status = 'RUNNING'") if ids else ()
-        for run in running:
+        for run in _running(client, experiments):
             tags, run_id = run.data.tags, run.info.run_id
             if tag("beat") not in tags or not watch.is_lost(run_id, tags):
                 continue
@@ -208,3 +230,41 @@ def close_lost_runs(store: Store, watch: LeaseWatch, experiments: Iterable[str] 
         watch.forget()
         _log.warning("%s was not searched for lost runs: %s", store.redacted_uri, store.describe_error(error))
     return lost
+
+
+def name_silent_runs(store: Store, say: Callable[[str], None], clock: Callable[[], float] = elapsed) -> None:
+    """Look once at the beats of a server's runs; say which have not changed since this machine looked at them before.
+
+    Nothing waits and nothing is closed: between two commands the server may have been away, when no beat could reach
+    it. What was seen is kept in the user's cache for the next command.
+
+    Args:
+        store: The store; where it does not answer, nothing is said.
+        say: Told a sentence with the command that closes lost runs, where some are silent.
+        clock: In seconds; of this machine, whatever process reads it.
+    """
+    if not store.is_server:
+        return
+    # A home may be shared by hosts, and their clocks are not compared.
+    name = hashlib.sha256(f"{socket.gethostname()} {store.redacted_uri}".encode()).hexdigest()[:16]
+    path = cache_folder() / f"beats-{name}.json"
+    watch = LeaseWatch.load(path, clock)
+    try:
+        running = [run for run in _running(store.reader(), EXPERIMENTS) if tag("beat") in run.data.tags]
+    except Exception as error:  # whatever the server's client raises
+        _log.debug("%s was not searched for silent runs: %s", store.redacted_uri, store.describe_error(error))
+        return
+    silent = [run.info.run_name or run.info.run_id for run in running if watch.is_lost(run.info.run_id, run.data.tags)]
+    watch.save(path, [run.info.run_id for run in running])
+    if silent:
+        listed = ", ".join(silent[:_NAMED]) + (", …" if len(silent) > _NAMED else "")
+        say(
+            f"{plural(len(silent), 'run')} showed no sign of life since this machine last looked ({listed}); "
+            f"to close what is lost: resnet-bench tracking watch --tracking {store.redacted_uri}"
+        )
+
+
+def _running(client: "MlflowClient", experiments: Iterable[str]) -> "Iterable[Run]":
+    found = [client.get_experiment_by_name(name) for name in experiments]
+    ids = [experiment.experiment_id for experiment in found if experiment is not None]
+    return pages(client.search_runs, ids, "attributes.status = 'RUNNING'") if ids else ()

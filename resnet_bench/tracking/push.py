@@ -88,7 +88,8 @@ def push(source: Store, target: Store, *, say: Callable[[str], None] = lambda _:
         say: Told a line per run.
 
     Raises:
-        UserError: One of them cannot be used, both are one store, or another push to the target is under way.
+        UserError: One of them cannot be used, both are one store, another push to the target is under way, or its lock
+            cannot be made.
     """
     if same_place(source.uri, target.uri) or source.uri == target.uri:
         raise UserError(f"{source.redacted_uri}: a store is not pushed to itself; name another one with --to")
@@ -96,7 +97,11 @@ def push(source: Store, target: Store, *, say: Callable[[str], None] = lambda _:
     if problem := target.check():
         raise UserError(f"{target.redacted_uri} takes no runs: {problem}")
     name = hashlib.sha256(target.uri.encode()).hexdigest()[:16]
-    lock = acquire_lock(cache_folder() / f"push-{name}.lock")
+    path = cache_folder() / f"push-{name}.lock"
+    try:
+        lock = acquire_lock(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); set XDG_CACHE_HOME to another folder") from None
     if lock is None:
         raise UserError(f"{target.redacted_uri}: another push to this store is under way; wait for it to end")
     try:

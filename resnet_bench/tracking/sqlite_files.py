@@ -80,8 +80,23 @@ def inspect(path: Path) -> SqliteFile:
 def read_only(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a SQLite file for reading; nothing that lasts is written beside it either.
 
+    Raises:
+        OSError: The file cannot be read.
+        sqlite3.DatabaseError: It is locked, or not a database.
+    """
+    with contextlib.closing(connect_to_read(path)) as database:
+        yield database
+
+
+def connect_to_read(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> sqlite3.Connection:
+    """Connect to a SQLite file for reading; see :func:`read_only`.
+
     A killed process may have left its half-done change in a journal: SQLite takes it back, as it would for any reader
     that may write.
+
+    Args:
+        path: The file.
+        busy_seconds: How long another process's change is waited for.
 
     Raises:
         OSError: The file cannot be read.
@@ -92,22 +107,29 @@ def read_only(path: Path) -> Iterator[sqlite3.Connection]:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     # Opened to read only, it refuses a file with a journal, even one that another process is about to delete. Opened to
     # write, it would move a write-ahead log into the file at the end.
-    database = _connect(path, "ro" if path.with_name(f"{path.name}-wal").exists() else "rw")
+    database = _connect(path, "ro" if path.with_name(f"{path.name}-wal").exists() else "rw", busy_seconds)
     try:
         database.execute("SELECT 1 FROM sqlite_master").fetchone()
     except sqlite3.OperationalError as error:
         database.close()
-        unfinished = path.with_name(f"{path.name}-journal").exists()
-        if unfinished or not any(text in str(error) for text in ("unable to open", "readonly")):
+        if not any(text in str(error) for text in ("unable to open", "readonly")):
             raise
+        journal = path.with_name(f"{path.name}-journal")
+        if journal.exists():
+            raise sqlite3.OperationalError(
+                f"{journal.name} holds a change that a killed process left half-done; only somebody who may write to "
+                "this folder can have it taken back, by any command"
+            ) from error
         # A write-ahead log cannot be begun in this folder, so that there is nobody to share the file with.
-        database = _connect(path, "ro&immutable=1")
-    with contextlib.closing(database):
-        yield database
+        return _connect(path, "ro&immutable=1", busy_seconds)
+    except BaseException:
+        database.close()
+        raise
+    return database
 
 
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    database = sqlite3.connect(f"file:{quote(str(path))}?mode={mode}", uri=True, timeout=BUSY_SECONDS)
+def _connect(path: Path, mode: str, busy_seconds: float) -> sqlite3.Connection:
+    database = sqlite3.connect(f"file:{quote(str(path))}?mode={mode}", uri=True, timeout=busy_seconds)
     database.execute("PRAGMA query_only = ON")
     return database
 

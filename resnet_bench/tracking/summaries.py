@@ -41,6 +41,8 @@ _SHOWN = ("benchmark", "profile", "claim", "dataset", "generated", "device")
 _SHARED_TIMES = ("seconds", "images_per_second", "joules")
 """How metrics end that mean nothing where several runs shared the device."""
 _DIGITS = 6
+MAX_LOOKS = 5
+"""So often a summary is written at most because others write it too."""
 
 _log = logging.getLogger(__name__)
 
@@ -91,29 +93,46 @@ class _Summary:
         self._key = key
 
     def update(self) -> None:
-        """Make it, change it, or delete it where too few seeds are left."""
+        """Make it, change it, or delete it where too few seeds are left.
+
+        Processes on other machines may do the same at this moment: who has written looks again, so that the last one
+        to write leaves one summary of all seeds.
+        """
+        for _ in range(MAX_LOOKS):
+            if not self._update():
+                return
+
+    def _update(self) -> bool:
+        """Bring it up to date; return whether anything had to be written."""
         shared = zip(SHARED, self._key.split("/"), strict=True)
         runs = self._search({"role": "run", **dict(shared)})
         # Two processes on two machines may both have made it.
         found = sorted(self._search({"summary": self._key}), key=lambda run: str(run.info.run_id))
         seeds = counted(runs)
-        kept = self._written(seeds, found[0] if found else None) if len(seeds) >= MIN_SEEDS else None
+        kept, written = None, False
+        if len(seeds) >= MIN_SEEDS:
+            kept, written = self._written(seeds, found[0] if found else None)
         ours = {run.info.run_id for run in found}
         for run in found:
             if run.info.run_id != kept:
                 self._client.delete_run(run.info.run_id)
+                written = True
         for run in runs:
             parent = run.data.tags.get(PARENT)
             if kept is not None and parent != kept:
                 self._client.set_tag(run.info.run_id, PARENT, kept)
+                written = True
             elif kept is None and parent in ours:
                 self._client.delete_tag(run.info.run_id, PARENT)
+                written = True
+        return written
 
     def _search(self, tags: Mapping[str, str]) -> "list[Run]":
         query = " AND ".join(f"tags.`{tag(name)}` = '{value}'" for name, value in tags.items())
         return list(pages(self._client.search_runs, [self._experiment_id], query, max_results=1000))
 
-    def _written(self, seeds: "Sequence[Run]", found: "Run | None") -> str:
+    def _written(self, seeds: "Sequence[Run]", found: "Run | None") -> tuple[str, bool]:
+        """Make or change it; return its id, and whether anything had to be written."""
         from mlflow.entities import Metric, RunTag
 
         latest = max(seeds, key=lambda run: int(run.info.start_time))
@@ -125,23 +144,26 @@ class _Summary:
         # Without its seed: `he-resnet20 smoke seed 2 (--set)` says that its recipe was changed.
         alike = re.sub(r" seed \d+", "", latest.info.run_name or latest.data.tags.get(tag("benchmark"), ""))
         name = f"{alike}, mean of {len(seeds)} seeds"
+        written = found is None
         if found is None:
             start = int(latest.info.start_time)
             found = self._client.create_run(self._experiment_id, start_time=start, tags=tags, run_name=name)
         run_id, now = str(found.info.run_id), time.time_ns() // 1_000_000
         changed = {key: value for key, value in metrics.items() if found.data.metrics.get(key) != value}
-        self._client.log_batch(
-            run_id,
-            # Step 0, where MLflow draws bars; of several values there the latest counts.
-            metrics=[Metric(key, value, now, 0) for key, value in changed.items()],
-            tags=[RunTag(key, value) for key, value in tags.items() if found.data.tags.get(key) != value],
-        )
+        # Step 0, where MLflow draws bars; of several values there the latest counts.
+        new_metrics = [Metric(key, value, now, 0) for key, value in changed.items()]
+        new_tags = [RunTag(key, value) for key, value in tags.items() if found.data.tags.get(key) != value]
+        if new_metrics or new_tags:
+            self._client.log_batch(run_id, metrics=new_metrics, tags=new_tags)
+            written = True
         if found.info.run_name != name:
             self._client.update_run(run_id, name=name)
+            written = True
         ended = max(int(run.info.end_time or 0) for run in seeds)
         if found.info.status != "FINISHED" or found.info.end_time != ended:
             self._client.set_terminated(run_id, "FINISHED", end_time=ended)
-        return run_id
+            written = True
+        return run_id, written
 
 
 def counted(runs: "Sequence[Run]") -> "list[Run]":

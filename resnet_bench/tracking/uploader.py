@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.tracking.cursor import JOURNAL, Cursor, lock_folder, note_store, store_of
 from resnet_bench.tracking.delivery import Delivery, RunGone, UploadReport
@@ -215,13 +216,13 @@ def flush_all(named: Store | None, runs_folder: Path, *, say: Callable[[str], No
     Returns:
         Whether nothing is left.
     """
-    waiting = [folder for folder in sorted(_run_folders(runs_folder)) if has_unsent(folder)]
-    if not waiting:
-        say(f"nothing to deliver: every run under {runs_folder} is in the tracking store")
-    complete = True
+    complete, found = True, False
     ready: dict[str, str | None] = {}
-    for folder in waiting:
+    for folder in sorted(_run_folders(runs_folder)):
         try:
+            if not has_unsent(folder):
+                continue
+            found = True
             store = store_of(folder, named, Path.cwd())
             if store.uri not in ready:
                 ready[store.uri] = _made_ready(store)
@@ -234,8 +235,15 @@ def flush_all(named: Store | None, runs_folder: Path, *, say: Callable[[str], No
             say(str(error))
             complete = False
             continue
+        except OSError as error:
+            # Somebody else's run, or a disk that is full: how far the store has it could not be noted.
+            say(f"{folder}: nothing was delivered: {describe_error(error)}")
+            complete, found = False, True
+            continue
         say(f"{folder}: {report.sentence}")
         complete = complete and report.complete
+    if not found:
+        say(f"nothing to deliver: every run under {runs_folder} is in the tracking store")
     return complete
 
 

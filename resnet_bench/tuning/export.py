@@ -7,6 +7,7 @@ from typing import Any
 import tomli_w
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.files import write_new
 from resnet_bench.base.names import MAX_NAME_LENGTH, is_file_name
 from resnet_bench.base.text import percent, plural
 from resnet_bench.models.of_recipe import check_benchmark
@@ -50,9 +51,7 @@ def export(stored: StoredStudy, result: StudyResult, path: Path, benchmarks: Pat
             f"and hyphens, such as {stored.plan.benchmark.name}-tuned.toml"
         )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:
-            file.write(tuned_benchmark_text(stored, result))
+        write_new(path, tuned_benchmark_text(stored, result).encode())
     except FileExistsError:
         raise UserError(f"{path} exists and is left as it is; name another file with --output") from None
     except OSError as error:

@@ -37,6 +37,7 @@ from resnet_bench.tuning.space import is_drawn
 from resnet_bench.tuning.storage import StudyStorage
 from resnet_bench.tuning.stored_study import StoredStudy, is_counted, is_source
 from resnet_bench.tuning.trial_queue import TrialQueue
+from resnet_bench.tuning.turns import take_turn
 from resnet_bench.tuning.worker import StudyWorker
 
 _log = logging.getLogger(__name__)
@@ -128,14 +129,9 @@ def work_on_study(
                 # Nobody else is working on it.
                 sync.close("KILLED", str(error) or "stopped before its end")
             raise
-        if queue.stored.get_attr("concluded") == queue.stored.counts().wanted:
-            sync.close("FINISHED")
-            return
-        queue.stored.set_attr("concluded", queue.stored.counts().wanted)
-        _tidy_up(queue, sync, context)
-        result = _conclude(queue.stored, sync, context)
-        sync.close("FINISHED")
-    yield StudyFinished(result)
+        result = _conclude_once(queue, sync, context)
+    if result is not None:
+        yield StudyFinished(result)
 
 
 def _work(queue: TrialQueue, sync: MlflowSync, context: Context, workers: int) -> Generator[StudyEvent, None, None]:
@@ -177,6 +173,24 @@ def _tidy_up(queue: TrialQueue, sync: MlflowSync, context: Context) -> None:
         flush_all(context.store, context.run_dir, say=_log.debug)
     sync.reconcile()
     sync.show_progress()
+
+
+def _conclude_once(queue: TrialQueue, sync: MlflowSync, context: Context) -> StudyResult | None:
+    """Conclude a study of several workers; None where another one has done that, or does it now.
+
+    Should that one fail, the next worker that is started finds the study not concluded.
+    """
+    wanted = queue.stored.counts().wanted
+    with take_turn("conclusion", queue.stored, context.run_dir) as turn:
+        if turn is None:
+            return None
+        result = None
+        if queue.stored.get_attr("concluded") != wanted:
+            _tidy_up(queue, sync, context)
+            result = _conclude(queue.stored, sync, context)
+            queue.stored.set_attr("concluded", wanted)
+        sync.close("FINISHED")
+    return result
 
 
 def _conclude(stored: StoredStudy, sync: MlflowSync, context: Context) -> StudyResult:

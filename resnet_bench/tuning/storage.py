@@ -6,7 +6,6 @@ import importlib.util
 import json
 import logging
 import os
-import sqlite3
 import tempfile
 import threading
 import warnings
@@ -14,7 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import quote
 
 import optuna
 import sqlalchemy
@@ -28,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.uris import PORTS, kind_of, parse, redact, same_place
-from resnet_bench.tracking.sqlite_files import network_file_system_notice
+from resnet_bench.tracking.sqlite_files import connect_to_read, network_file_system_notice
 
 DEFAULT_FILE = "optuna.db"
 HEARTBEAT_SECONDS = 15
@@ -225,10 +223,10 @@ class StudyStorage:
     def _engine_options(self, *, read_only: bool) -> dict[str, Any]:
         if not self.url.startswith("sqlite"):
             return {"pool_pre_ping": True}
-        if not read_only:
+        path = self.file
+        if not read_only or path is None:
             return {"connect_args": {"timeout": _BUSY_TIMEOUT_SECONDS}}
-        uri = f"file:{quote(str(self.file))}?mode=ro"
-        return {"creator": lambda: sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_SECONDS)}
+        return {"creator": lambda: connect_to_read(path, busy_seconds=_BUSY_TIMEOUT_SECONDS)}
 
     def _connect(self, *, read_only: bool = False) -> BaseStorage:
         # Optuna's own lines would land in the middle of the live table.

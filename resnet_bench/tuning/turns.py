@@ -1,4 +1,4 @@
-"""Whose turn a retraining run is: one process's at a time, on whatever host.
+"""Whose turn a retraining run or the conclusion of a study is: one process's at a time, on whatever host.
 
 With a file as storage all processes are on one host, and a lock beside the runs serves. On a server, a trial of a study
 beside the study is the turn: Optuna gives it to one process, which beats for it and loses it when it is silent.
@@ -14,7 +14,7 @@ import optuna
 from filelock import FileLock, Timeout
 from optuna.trial import TrialState
 
-from resnet_bench.base.machine import this_process
+from resnet_bench.base.machine import exit_reason, this_process
 from resnet_bench.tuning.recovery import is_alive_here
 from resnet_bench.tuning.storage import OpenStorage
 from resnet_bench.tuning.stored_study import StoredStudy
@@ -24,7 +24,7 @@ _KEY = "retraining"
 
 @dataclass(frozen=True)
 class Turn:
-    """The right of this process to do a retraining run.
+    """The right of this process to do a piece of work.
 
     Attributes:
         study: The study beside the study; None where a lock on this host is the turn.
@@ -40,21 +40,20 @@ class Turn:
 
 
 @contextlib.contextmanager
-def take_turn(fingerprint: str, seed: int, stored: StoredStudy, run_dir: Path) -> Iterator[Turn | None]:
-    """Hold the turn of a retraining run meanwhile; None where another process has it.
+def take_turn(key: str, stored: StoredStudy, run_dir: Path) -> Iterator[Turn | None]:
+    """Hold the turn of a piece of work meanwhile; None where another process has it.
 
     Args:
-        fingerprint: Of the recipe.
-        seed: Of the run.
+        key: Names the work, such as the recipe's fingerprint and the seed of a retraining run.
         stored: The study.
         run_dir: Folder of the study's runs.
     """
     if stored.storage.address.file is None:
-        with _turn_on_server(f"{fingerprint}-{seed}", stored) as turn:
+        with _turn_on_server(key, stored) as turn:
             yield turn
         return
     run_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run_dir / f".{fingerprint}-{seed}.lock")
+    lock = FileLock(run_dir / f".{key}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -72,6 +71,7 @@ def _turn_on_server(key: str, stored: StoredStudy) -> Iterator[Turn | None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study = optuna.create_study(storage=storage.optuna, study_name=_turns_of(stored.name), load_if_exists=True)
+        _free_left(study)
         storage.fail_stale(study, is_alive_here)
         turn = _acquire(key, study)
     if turn is None:
@@ -84,6 +84,19 @@ def _turn_on_server(key: str, stored: StoredStudy) -> Iterator[Turn | None]:
     finally:
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             storage.optuna.set_trial_state_values(turn.trial_id, state=TrialState.FAIL)
+
+
+def _free_left(study: optuna.Study) -> None:
+    """Free what processes of this host have left that are gone: a gRPC proxy knows no heartbeats that would end.
+
+    A turn is named after the process that made it until the one that took it, just now, has written its name; should
+    it be freed then, that one finds out, and its work is done again.
+    """
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        worker = trial.user_attrs["worker"]
+        if exit_reason(worker["host"], int(worker["pid"]), worker["pid_start"], one_machine=False) is not None:
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
 
 
 def _acquire(key: str, study: optuna.Study) -> Turn | None:

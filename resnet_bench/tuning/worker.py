@@ -88,7 +88,7 @@ def _run_retrainings(
         trained = False
         for retraining in left:
             stop_if_asked(context)
-            with take_turn(retraining.recipe.fingerprint, retraining.seed, stored, context.run_dir) as turn:
+            with take_turn(f"{retraining.recipe.fingerprint}-{retraining.seed}", stored, context.run_dir) as turn:
                 if turn is not None and stored.get_attr(retraining.key) is None:
                     yield from retrain(retraining, stored, sync, context, turn)
                     _free_device(context)

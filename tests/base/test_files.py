@@ -72,6 +72,26 @@ def test_write_atomically_keeps_the_old_content_where_it_fails(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_write_new_leaves_what_is_there_and_makes_the_folder(tmp_path: Path) -> None:
+    path = tmp_path / "mine" / "recipe.toml"
+    files.write_new(path, b"first")
+    with pytest.raises(FileExistsError):
+        files.write_new(path, b"second")
+    assert path.read_bytes() == b"first"
+
+
+def test_write_new_leaves_nothing_where_the_disk_is_full(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    program = (
+        "import resource, signal, sys; from pathlib import Path; from resnet_bench.base.files import write_new; "
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)); "
+        "write_new(Path(sys.argv[1]), b'x' * 1000)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True)
+    assert "File too large" in done.stderr
+    assert not path.exists()
+
+
 OLD = {"index.html": b"old page", "runs.csv": b"old table"}
 NEW = {"index.html": b"new page", "runs.csv": b"new table", "report.md": b"new text"}
 
@@ -207,6 +227,24 @@ def test_a_user_without_a_home_gets_a_private_folder_and_is_told_once(home: str 
     assert Path(cache).is_relative_to(found)
     assert mode == "0o700"
     assert done.stderr.count("no home folder") == 1
+
+
+def test_a_home_where_no_cache_can_be_made_is_as_good_as_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "a file"))
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    files.private_home.cache_clear()
+    try:
+        folders = [files.cache_folder(), files.cache_folder()]
+    finally:
+        files.private_home.cache_clear()
+    assert len(set(folders)) == 1
+    assert folders[0].is_relative_to(tmp_path)
+    assert (folders[0] / "CACHEDIR.TAG").is_file()
+    assert caplog.text.count("no home folder that can be used") == 1
 
 
 def test_a_folder_that_somebody_else_prepared_is_not_taken_for_a_home(

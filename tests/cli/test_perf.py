@@ -38,3 +38,10 @@ def test_perf_prints_writes_and_logs(tmp_path, monkeypatch) -> None:
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"
     assert run.data.metrics["fast/ratio"] == pytest.approx(comparison["arms"][2]["ratio"]["median"])
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(invoke, tmp_path) -> None:
+    (tmp_path / "a-file").touch()
+    found = invoke("perf he-resnet20 --output a-file/speed/perf.json")
+    assert (found.code, found.out) == (2, "")
+    assert found.err == "error: a-file/speed/perf.json: cannot be written: Not a directory; name another --output\n"

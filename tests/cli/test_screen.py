@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.cli import screen
+from tests.conftest import Result
 
 WIDTHS = (80, 100, 120)
 
@@ -227,11 +229,56 @@ def test_full_disk_is_one_sentence(command: str, tmp_path: Path) -> None:
     assert process.returncode == 1
 
 
-def test_closed_output_is_no_error(tmp_path: Path) -> None:
+FILE_OPENED_BY_A_COMMAND = """
+import os
+from pathlib import Path
+
+from resnet_bench.cli import app
+
+def command(**_):
+    with open("a file", "w") as file:
+        Path("numbers").write_text(f"{file.fileno()} {[os.get_inheritable(number) for number in range(3)]}")
+    return 0
+
+app.app = command
+app.main()
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_file_takes_the_place_of_a_closed_stream(closed: str, tmp_path: Path) -> None:
+    (tmp_path / "look.py").write_text(FILE_OPENED_BY_A_COMMAND)
     process = subprocess.run(
-        ["sh", "-c", f'"{sys.executable}" -m resnet_bench list >&-'], cwd=tmp_path, capture_output=True, text=True
+        ["sh", "-c", f'"{sys.executable}" look.py {closed}'], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
+    number, _, inheritable = (tmp_path / "numbers").read_text().partition(" ")
+    assert int(number) > 2
+    assert inheritable == "[True, True, True]"
+
+
+@pytest.mark.parametrize("arguments", ["list", "list --json", "schema benchmark"])
+def test_closed_output_is_no_error(arguments: str, tmp_path: Path) -> None:
+    process = subprocess.run(
+        ["sh", "-c", f'"{sys.executable}" -m resnet_bench {arguments} >&-'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert (process.returncode, process.stderr) == (0, "")
+
+
+def test_a_folder_that_is_gone_is_one_sentence(
+    invoke: Callable[[str], Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    found = invoke("list")
+    monkeypatch.chdir(tmp_path)
+    assert (found.code, found.out) == (2, "")
+    assert found.err == "error: this folder is gone (No such file or directory); change to one that exists: cd ~\n"
 
 
 def test_the_command_that_resumes_is_printed_without_a_login(

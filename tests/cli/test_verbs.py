@@ -1,6 +1,7 @@
 """The verbs that look, copy and check, as a user types them."""
 
 import shlex
+import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -108,12 +109,38 @@ def test_data_folder_that_does_not_exist_is_an_error(
 @pytest.mark.parametrize("command", ["run he-resnet20", "doctor", "data status"])
 @pytest.mark.parametrize(
     ("typed", "sentence"),
-    [("~nosuchuser/x", "--data: there is no user ~nosuchuser"), ("x" * 300, "File name too long")],
+    [("~nosuchuser/x", "there is no user ~nosuchuser; write the whole path"), ("x" * 300, "File name too long")],
 )
 def test_data_folder_that_cannot_be_is_an_error(invoke, command: str, typed: str, sentence: str) -> None:
     said = invoke(f"{command} --data {typed}")
     assert (said.code, said.out) == (2, "")
     assert sentence in said.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "report --from",
+        "runs list --tracking",
+        "tracking push --to",
+        "study list --storage",
+        "runs list --run-dir",
+        "list --benchmark-dir",
+        "show",
+        "validate",
+        "data describe",
+        "export",
+        "evaluate",
+        "record verify",
+        "launcher show",
+    ],
+)
+@pytest.mark.parametrize("typed", ["~nosuchuser/x", "x" * 300, "~nosuchuser/x.db", f"{'x' * 300}.db"])
+def test_paths_that_cannot_be_are_errors_everywhere(invoke, tmp_path: Path, command: str, typed: str) -> None:
+    said = invoke(f"{command} {typed}")
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_images_that_were_typed_and_are_not_there_are_never_replaced(invoke, tmp_path: Path) -> None:
@@ -240,3 +267,19 @@ def test_an_option_that_a_verb_lacks_is_named_as_it_was_typed(
         app.main()
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith(message)
+
+
+# --- what watches ---------------------------------------------------------------------------------
+
+
+def test_a_watch_that_was_given_some_time_says_by_its_exit_code_that_it_is_used_up(
+    invoke, empty_database: Path, tmp_path: Path
+) -> None:
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    assert invoke("tracking watch --max-minutes 0.0001").code == 124
+
+
+def test_status_does_not_watch_for_a_program(invoke) -> None:
+    result = invoke("status --watch --json")
+    assert (result.code, result.out) == (2, "")
+    assert "--watch is for a person's screen" in result.err

@@ -1,5 +1,6 @@
 """Compiling kernels: once, for this machine, by whatever compiler there is, and from nobody else's file."""
 
+import os
 import shutil
 import stat
 from collections.abc import Callable
@@ -83,6 +84,20 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(source, compiled, empt
     assert [seven(source), seven(source)] == [7, 7]
     assert compiled() == 2
     assert not list(empty_cache.iterdir())
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_serves_what_it_has_and_costs_no_kernel(
+    source, compiled, empty_cache, monkeypatch
+) -> None:
+    assert seven(source) == 7
+    kept = sorted(empty_cache.iterdir())
+    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)
+    assert seven(source) == 7
+    assert compiled() == 1
+    source.write_text(source.read_text().replace("7", "17"))
+    assert seven(source) == 17
+    assert sorted(empty_cache.iterdir()) == kept
 
 
 @needs_compiler

@@ -103,6 +103,7 @@ def test_six_runs_end_in_the_closing_table_of_a_local_command(tmp_path: Path, se
     script = next(launch.logs.glob("*_submission.sh")).read_text()
     for asked in ("--gpus-per-node=1", "--cpus-per-task=4", "--time=30", "--requeue", "--array=0-1%2", "USR2@120"):
         assert asked in script, script
+    assert re.search(r"^srun .*--cpus-per-task=4", script, re.MULTILINE), script
     assert sorted(status for _, status in runs_in(Store.resolve(server.uri)).values()) == ["FINISHED"] * 6
 
 

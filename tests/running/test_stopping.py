@@ -60,7 +60,7 @@ def said(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU"])
 def test_a_signal_is_a_request_to_stop(program: Path, name: str) -> None:
     process = start(program, "checkpoint")
     process.send_signal(getattr(signal, name))

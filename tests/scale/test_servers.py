@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.entities import ViewType
 
 from resnet_bench.tracking.leases import LeaseWatch, close_lost_runs
 from resnet_bench.tracking.store import Store
@@ -21,6 +23,7 @@ from resnet_bench.tuning.turns import take_turn
 from tests import golden
 from tests.scale.daemons import Servers, mlflow_server, postgres
 from tests.tuning.conftest import TinyStudy, tiny_study, write_tiny
+from tools import write_rates
 
 pytestmark = pytest.mark.slow
 
@@ -171,7 +174,7 @@ from resnet_bench.tuning.turns import take_turn
 name, storage = pickle.loads(Path(sys.argv[1]).read_bytes())
 stored = StoredStudy.read(name, storage.open())
 told = Path(sys.argv[2])
-with take_turn("abc", 1, stored, told.parent) as turn:
+with take_turn("abc-1", stored, told.parent) as turn:
     told.write_text("ours" if turn else "theirs")
     while not told.with_suffix(".go").exists():
         time.sleep(0.1)
@@ -181,14 +184,14 @@ with take_turn("abc", 1, stored, told.parent) as turn:
         str(told),
     )
     until(told.exists, "the turn", holder)
-    with take_turn("abc", 1, queue.stored, tmp_path) as turn:
+    with take_turn("abc-1", queue.stored, tmp_path) as turn:
         assert turn is None
-    with take_turn("abc", 2, queue.stored, tmp_path) as turn:
+    with take_turn("abc-2", queue.stored, tmp_path) as turn:
         assert turn is not None, "another seed is another turn"
     holder.send_signal(signal.SIGSTOP)
 
     def take() -> bool:
-        with take_turn("abc", 1, queue.stored, tmp_path) as turn:
+        with take_turn("abc-1", queue.stored, tmp_path) as turn:
             return turn is not None and turn.is_ours()
 
     until(take, "the turn of a process that stands still")
@@ -198,7 +201,9 @@ with take_turn("abc", 1, stored, told.parent) as turn:
     assert told.read_text() == "lost", errors
 
 
-def test_run_report_resume_and_push_on_mlflow_postgresql_and_s3(tracked: Servers, tmp_path: Path) -> None:
+def test_run_report_resume_and_push_on_mlflow_postgresql_and_s3(
+    tracked: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert tracked.tracking
     where = f"--tracking {tracked.tracking}"
     golden.interrupted(f"{golden.LONG} {where}", tmp_path)
@@ -227,3 +232,16 @@ def test_run_report_resume_and_push_on_mlflow_postgresql_and_s3(tracked: Servers
     recipe = copy.download_artifacts(copied.info.run_id, "recipe.toml", str(tmp_path))
     assert "[recipe" in Path(recipe).read_text()
     assert close_lost_runs(store, LeaseWatch()) == []
+    words = f"{where} --clients 3 --every 1 --seconds 2 --like {run['run_id']}"
+    with pytest.raises(SystemExit):
+        # Whether it keeps up is no matter of this test.
+        write_rates.main(words.split())
+    printed = capsys.readouterr().out
+    assert re.match(r"3 clients, \d+ values every 1 s: 3.0 calls/s", printed), printed
+    (left,) = store.client().search_experiments(
+        filter_string=f"name LIKE '{write_rates.EXPERIMENT}%'", view_type=ViewType.ALL
+    )
+    assert left.lifecycle_stage == "deleted"
+    written = store.client().search_runs([left.experiment_id], run_view_type=ViewType.ALL)
+    assert {run.data.metrics["rate/0"] for run in written} == {0.5}
+    assert len(written) == 3

@@ -1,5 +1,6 @@
 """Who holds a run: beats watched for change on one's own clock, and processes that come back too late."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import pytest
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.running.run_folder import RunFolder
+from resnet_bench.running.kept_runs import plan_prune, read_runs
+from resnet_bench.running.run_folder import RunFolder, RunInUse
 from resnet_bench.tracking.cursor import CURSOR, JOURNAL, Cursor
 from resnet_bench.tracking.delivery import Delivery
 from resnet_bench.tracking.facts import RunFacts
@@ -19,6 +21,7 @@ from resnet_bench.tracking.leases import (
     LeaseWatch,
     TakenOver,
     close_lost_runs,
+    name_silent_runs,
     wait_for_decision,
 )
 from resnet_bench.tracking.run_files import CHECKPOINTS, TAKEN_OVER
@@ -79,6 +82,8 @@ class Tags:
     def client(self) -> "Tags":
         return self
 
+    reader = client
+    is_server = True
     redacted_uri = "http://server"
 
     def describe_error(self, error: Exception) -> str:
@@ -200,6 +205,38 @@ def test_a_store_that_is_away_decides_nothing() -> None:
     assert wait_for_decision(store, "r", sleep=lambda _: None) == "held"  # type: ignore[arg-type]
 
 
+def test_a_command_names_runs_that_were_silent_since_the_one_before_and_closes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resnet_bench.tracking.leases.cache_folder", lambda: tmp_path)
+    clock, store, said = Clock(), Tags(), []
+    store.tags[BEAT] = "1"
+
+    def command() -> list[str]:
+        said.clear()
+        name_silent_runs(store, said.append, clock)  # type: ignore[arg-type]
+        return said
+
+    assert command() == []
+    clock.now += LOST_SECONDS - 1
+    assert command() == []
+    clock.now += 2
+    (sentence,) = command()
+    assert sentence.startswith("1 run showed no sign of life since this machine last looked (a run)")
+    assert sentence.endswith("resnet-bench tracking watch --tracking http://server")
+    assert (store.status, ATTEMPT in store.tags) == ("RUNNING", False)
+    store.tags[BEAT] = "2"
+    assert command() == []
+    clock.now += LOST_SECONDS + 1
+    # Another host has another clock, and the machine may have been restarted.
+    monkeypatch.setattr("socket.gethostname", lambda: "another")
+    assert command() == []
+    clock.now = 10.0
+    assert command() == []
+    store.away = True
+    assert command() == []
+
+
 # --- a run's folder ------------------------------------------------------------------------------------
 
 
@@ -248,6 +285,58 @@ def test_the_lease_of_another_hosts_run_decides_whatever_its_lock_says(
     assert again.path == taken.path
     again.release()
     other_host.release()
+
+
+def test_a_copy_that_fails_leaves_a_lost_run_as_it_was(
+    other_host: RunFolder, describe: Describe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other_host.release()
+    before = {file.name for file in other_host.path.iterdir()}
+    with monkeypatch.context() as full:
+
+        def fail(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        full.setattr("shutil.copy2", fail)
+        with pytest.raises(UserError, match=r"cannot write the run's files here \(No space left on device\)"):
+            RunFolder.acquire(tmp_path / "runs", describe(), watch=lambda _: "lost")
+    assert {file.name for file in other_host.path.iterdir()} == before
+    assert [path for path in (tmp_path / "runs").iterdir() if path.is_dir()] == [other_host.path]
+    taken = RunFolder.acquire(tmp_path / "runs", describe(), watch=lambda _: "lost")
+    assert taken.last_checkpoint.read_bytes() == b"a position"
+    taken.release()
+
+
+def test_of_two_that_take_a_run_over_at_once_one_gets_it(
+    other_host: RunFolder, describe: Describe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other_host.release()
+    copy = shutil.copy2
+
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        # On another host, which sees no lock of this one.
+        (other_host.path / TAKEN_OVER).touch()
+        return copy(*arguments, **options)
+
+    monkeypatch.setattr("shutil.copy2", slowly)
+    with pytest.raises(RunInUse, match="another process has just taken over"):
+        RunFolder.acquire(tmp_path / "runs", describe(), watch=lambda _: "lost")
+    assert [path for path in (tmp_path / "runs").iterdir() if path.is_dir()] == [other_host.path]
+
+
+def test_a_folder_that_was_taken_over_is_pruned_once_its_run_has_ended(
+    other_host: RunFolder, describe: Describe, store: Store, tmp_path: Path
+) -> None:
+    taken = RunFolder.acquire(tmp_path / "runs", describe(), watch=lambda _: "lost")
+    other_host.release()
+    taken.release()
+    (run,) = read_runs(store, tmp_path / "runs")
+    assert run.folder == taken.path
+    plan = plan_prune(store, tmp_path / "runs")
+    assert {leftover.path: leftover.why for leftover in plan.leftovers} == {
+        other_host.path: "its host was lost, and another folder has its run"
+    }
+    assert [(kept.path, kept.why) for kept in plan.kept] == [(taken.path, "it can be resumed")]
 
 
 def test_a_locked_folder_without_a_lease_is_left_alone(

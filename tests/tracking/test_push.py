@@ -1,5 +1,6 @@
 """Runs copied from one store to another: everything, once, and again after an interruption."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -218,6 +219,17 @@ def test_bad_input_is_one_sentence(store: Store, target: Store, tmp_path: Path) 
 
 
 @pytest.mark.slow
+def test_a_cache_that_cannot_be_written_is_one_sentence(
+    store: Store, target: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    name = hashlib.sha256(target.uri.encode()).hexdigest()[:16]
+    (tmp_path / "cache" / "resnet-bench" / f"push-{name}.lock").mkdir(parents=True)
+    store.prepare()
+    with pytest.raises(UserError, match=r"cannot be written .*; set XDG_CACHE_HOME to another folder"):
+        push(store, target)
+
+
 def test_two_pushes_to_one_store_do_not_meet(store: Store, target: Store, study: dict[str, str]) -> None:
     refused = []
 

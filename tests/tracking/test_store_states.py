@@ -5,7 +5,6 @@ import shlex
 import shutil
 import sqlite3
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +19,7 @@ from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.tracking.vocabulary import EXPERIMENT, NOTE
+from tests.killed_writer import kill_in_the_middle
 
 from .conftest import free_port, run_python
 from .test_tracker import record_all, whole_run
@@ -411,27 +411,15 @@ def test_a_link_to_a_run_names_its_experiment(store: Store, describe: Describe, 
     assert json.loads(cursor.read_text().partition(" ")[2])["experiment_id"] == experiment
 
 
-KILLED = """
-import os, sqlite3, sys
-
-database = sqlite3.connect(sys.argv[1], isolation_level=None)
-database.execute("PRAGMA cache_size = 1")
-database.execute("BEGIN")
-database.execute("UPDATE experiments SET name = name || ' half-done'")
-# More than the cache holds, so that some of it is in the file already.
-for number in range(2000):
-    database.execute("INSERT INTO experiment_tags VALUES (?, ?, 0)", (f"tag {number}", "x" * 500))
-os.kill(os.getpid(), 9)
-"""
-
-
 def test_a_store_whose_writer_was_killed_in_the_middle_of_a_change_serves_without_that_change(tmp_path: Path) -> None:
     store = Store.resolve(None, tmp_path)
     store.prepare()
     before = (tmp_path / "mlflow.db").read_bytes()
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "mlflow.db")], check=False)
-    assert killed.returncode == -9
-    assert (tmp_path / "mlflow.db-journal").stat().st_size > 0
+    kill_in_the_middle(
+        tmp_path / "mlflow.db",
+        "UPDATE experiments SET name = name || ' half-done'",
+        "INSERT INTO experiment_tags VALUES (?, ?, 0)",
+    )
     assert store.check() is None
     assert EXPERIMENT in {experiment.name for experiment in store.reader().search_experiments()}
     assert (tmp_path / "mlflow.db").read_bytes() == before

@@ -132,6 +132,57 @@ def test_a_summary_that_was_deleted_or_made_twice_is_one_again(
     assert parents(store) == {third.info.run_id}
 
 
+def test_seeds_that_end_together_on_two_machines_have_one_summary(
+    store: Store, describe: Describe, seeds: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = store.client()
+    (former,) = summaries(store)
+    key, experiment = former.data.tags[tag("summary")], former.info.experiment_id
+    client.delete_run(former.info.run_id)
+    create, rivals = client.create_run, []
+
+    def create_both(*arguments: Any, **options: Any) -> Run:
+        # The other machine makes one after both have looked, and hands it the seeds that it knows.
+        ours = create(*arguments, **options)
+        if not rivals:
+            rivals.append(create(experiment, start_time=0, tags={tag("summary"): key}))
+            client.set_tag(seeds[0].info.run_id, PARENT, rivals[0].info.run_id)
+        return ours
+
+    monkeypatch.setattr(client, "create_run", create_both)
+    summarize(store, client, seeds[0].data.tags, experiment)
+    assert rivals
+    (summary,) = summaries(store)
+    assert parents(store) == {summary.info.run_id}
+    assert summary.data.metrics["summary/seeds"] == 3
+
+
+def test_a_seed_that_ends_while_the_summary_is_written_is_in_it(
+    store: Store, describe: Describe, seeds: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = store.client()
+    log_batch, late = client.log_batch, []
+
+    def log_first(*arguments: Any, **options: Any) -> None:
+        log_batch(*arguments, **options)
+        if not late:
+            late.append(True)
+            facts = describe(seed=8)
+            made = client.create_run(seeds[0].info.experiment_id, tags=facts.tags(), run_name=facts.name)
+            run_id = made.info.run_id
+            client.log_metric(run_id, "final/test_accuracy", 0.5, step=0)
+            client.set_terminated(run_id, "FINISHED")
+
+    for run in seeds[2:]:
+        client.delete_run(run.info.run_id)
+    monkeypatch.setattr(client, "log_batch", log_first)
+    summarize(store, client, seeds[0].data.tags, seeds[0].info.experiment_id)
+    (summary,) = summaries(store)
+    assert late
+    assert summary.data.metrics["summary/seeds"] == 3
+    assert summary.info.run_name == "small, mean of 3 seeds"
+
+
 def test_no_reader_takes_the_summary_for_a_run(store: Store, seeds: list[Run], tmp_path: Path) -> None:
     ids = {run.info.run_id for run in seeds}
     assert {run.run_id for run in read_runs(store, tmp_path)} == ids

@@ -299,6 +299,21 @@ def test_flush_delivers_each_run_to_the_store_it_was_made_for(
     assert not (tmp_path / "mlflow.db").exists()
 
 
+def test_a_folder_that_cannot_be_used_is_named_and_stops_no_other(
+    store: Store, describe: Describe, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undelivered(store, describe, folder, monkeypatch)
+    for name, file in (("a", "shipping.json"), ("b", "shipping.lock")):
+        shutil.copytree(folder, folder.with_name(name))
+        (folder.with_name(name) / file).unlink(missing_ok=True)
+        # Neither the user of these tests nor a superuser can open it.
+        (folder.with_name(name) / file).mkdir()
+    said: list[str] = []
+    assert not flush_all(None, folder.parent, say=said.append)
+    assert [text.partition(": ")[2].partition(":")[0] for text in said[:2]] == ["nothing was delivered"] * 2
+    assert said[2] == f"{folder}: everything is in the tracking store"
+
+
 def test_flush_to_another_store_than_a_runs_own_is_refused(
     store: Store, empty_database: Path, describe: Describe, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

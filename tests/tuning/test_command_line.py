@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from resnet_bench.data.dataset import Dataset, generate_dataset
 from resnet_bench.measure.estimate import Costs
 from resnet_bench.recipe.files import load_benchmark_file
 from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.running.context import Context
+from resnet_bench.running.stopping import Stopped
 from resnet_bench.tracking.store import Store
 from tests.tuning.conftest import TEST_IMAGES, TRAIN_IMAGES, TinyStudy
 
@@ -154,3 +156,30 @@ def test_a_profile_may_run_on_other_images(
     output = run_offline("other", "--study-dir", str(tmp_path), "--study-name", "other-images")
     assert "cifar100: GENERATED IMAGES" in output
     assert {recipe.data.dataset for recipe in scripted_training} == {"cifar100"}
+
+
+@pytest.mark.parametrize(("time_is_up", "code", "why"), [(False, 130, "interrupted"), (True, 124, "--max-minutes is")])
+def test_a_worker_that_is_interrupted_says_how_to_go_on(
+    invoke: Invoke,
+    write_study: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    time_is_up: bool,
+    code: int,
+    why: str,
+) -> None:
+    write_study()
+    words = ["work", "tiny", "--study-dir", ".", "--profile", "smoke", "--max-minutes", "30"]
+
+    def stopped(name: str, plan: object, address: object, context: Context, **_: object) -> Iterator[None]:
+        if time_is_up:
+            context.stop.deadline = 0.0
+        assert bool(context.stop) == time_is_up
+        raise Stopped("killed", "stopped")
+        yield
+
+    monkeypatch.setattr("resnet_bench.tuning.run.work_on_study", stopped)
+    monkeypatch.setattr("sys.argv", ["resnet-bench", "study", *words])
+    last = invoke(*words, code=code).rstrip().splitlines()[-1]
+    assert last.startswith(why)
+    assert last.endswith(f"resume with: resnet-bench study {' '.join(words)}")

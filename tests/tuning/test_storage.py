@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -12,7 +13,8 @@ import sqlalchemy
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.tracking.store import Store
-from resnet_bench.tuning.storage import StudyStorage
+from resnet_bench.tuning.storage import OpenStorage, StudyStorage
+from tests.killed_writer import kill_in_the_middle
 
 MLFLOW = "sqlite:////elsewhere/mlflow.db"
 
@@ -142,6 +144,20 @@ def test_reading_changes_nothing(tmp_path: Path, url: str) -> None:
     content, names = storage.file.read_bytes(), sorted(tmp_path.iterdir())
     assert optuna.load_study(study_name="one", storage=storage.read().optuna).trials == []
     assert (storage.file.read_bytes(), sorted(tmp_path.iterdir())) == (content, names)
+
+
+@pytest.mark.parametrize("connect", [StudyStorage.open, StudyStorage.read])
+def test_a_study_whose_writer_was_killed_in_the_middle_of_a_change_serves_without_that_change(
+    tmp_path: Path, connect: Callable[[StudyStorage], OpenStorage]
+) -> None:
+    storage = StudyStorage(f"sqlite:///{tmp_path / 'optuna.db'}")
+    optuna.create_study(storage=storage.open().optuna, study_name="one")
+    kill_in_the_middle(
+        tmp_path / "optuna.db",
+        "UPDATE studies SET study_name = study_name || ' half-done'",
+        "INSERT INTO study_user_attributes (study_id, key, value_json) VALUES (1, ?, ?)",
+    )
+    assert optuna.load_study(study_name="one", storage=connect(storage).optuna).user_attrs == {}
 
 
 # --- full disks --------------------------------------------------------------------------------------

@@ -3,16 +3,21 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import optuna
 import pytest
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.machine import this_process
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.tracking.sharing_rule import check_shared
 from resnet_bench.tuning.events import StudyFinished, TrialEnded
 from resnet_bench.tuning.plan import Plan
 from resnet_bench.tuning.run import work_on_study
+from resnet_bench.tuning.storage import OpenStorage, StudyStorage
+from resnet_bench.tuning.turns import take_turn
 from tests.tuning.conftest import TinyStudy
 
 MakePlan = Callable[..., Plan]
@@ -44,6 +49,46 @@ def test_workers_lay_a_study_out_share_it_and_one_concludes_it(
     late = list(work_on_study(study.name, study.plan, study.storage, study.context))
     assert not any(isinstance(event, TrialEnded | StudyFinished) for event in late)
     assert study.parent.info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_conclusion_that_fails_is_made_by_the_next_worker(
+    tiny_plan: MakePlan, study_of: MakeStudy, scripted_training: list[Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_of(tiny_plan(budget="budget = { trials = 1 }"))
+    with monkeypatch.context() as full:
+
+        def fail(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        full.setattr("resnet_bench.tuning.run.write_artifacts", fail)
+        with pytest.raises(OSError, match="No space left"):
+            list(work_on_study(study.name, study.plan, study.storage, study.context))
+    assert study.stored.get_attr("concluded") is None
+    with take_turn("conclusion", study.stored, study.context.run_dir / "studies" / study.name) as turn:
+        assert turn is not None
+        others = list(work_on_study(study.name, study.plan, study.storage, study.context))
+        assert not any(isinstance(event, StudyFinished) for event in others), "another worker concludes it"
+    events = list(work_on_study(study.name, study.plan, study.storage, study.context))
+    assert isinstance(events[-1], StudyFinished)
+    assert study.parent.info.status == "FINISHED"
+
+
+def test_the_turn_of_a_killed_process_is_free_where_the_storage_knows_no_heartbeats(tmp_path: Path) -> None:
+    proxied = OpenStorage(StudyStorage("grpc://127.0.0.1:13000"), optuna.storages.InMemoryStorage())
+    stored = SimpleNamespace(storage=proxied, name="a study")
+
+    def free() -> bool:
+        with take_turn("abc-1", stored, tmp_path) as turn:  # type: ignore[arg-type]
+            return turn is not None
+
+    with take_turn("abc-1", stored, tmp_path) as held:  # type: ignore[arg-type]
+        assert held is not None
+        assert not free()
+        gone = {**this_process(), "pid_start": this_process()["pid_start"] + "0"}
+        proxied.optuna.set_trial_user_attr(held.trial_id, "worker", gone)
+        assert free()
+        assert not held.is_ours()
 
 
 @pytest.mark.parametrize(

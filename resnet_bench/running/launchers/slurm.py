@@ -202,12 +202,15 @@ class _Follower:
 
 def _parameters(options: LauncherOptions, name: str) -> dict[str, Any]:
     gpus = options.gpus_per_node or 0
+    cpus = options.cpus_per_gpu * max(1, gpus)
     asked = {
         "job_name": f"resnet-bench-{name}",
         "time": options.time,
         "nodes": 1,
         "ntasks_per_node": 1,
-        "cpus_per_task": options.cpus_per_gpu * max(1, gpus),
+        "cpus_per_task": cpus,
+        # From Slurm 22.05 on a step does not inherit it: bound to its CPUs, it would have one.
+        "srun_args": [f"--cpus-per-task={cpus}"],
         "gpus_per_node": gpus or None,
         "mem": None if options.memory_gb is None else f"{max(1, round(1024 * options.memory_gb))}M",
         "partition": options.partition,
