@@ -84,7 +84,7 @@ def database_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call
 
 @pytest.fixture(scope="session", autouse=True)
 def known_migrations() -> Iterator[None]:
-    """Ask once for the latest migration: Optuna imports all of its own each time that a storage is opened."""
+    """Ask once for the latest migration: Optuna imports every one it has each time that a storage is opened."""
     from alembic.script import ScriptDirectory
 
     ask = ScriptDirectory.get_current_head
