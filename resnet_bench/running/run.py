@@ -1,5 +1,6 @@
 """One run in this process: training, watched by the tracker and written to checkpoints."""
 
+import logging
 import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
@@ -16,10 +17,15 @@ from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.prepare import Prepared, look_again
 from resnet_bench.running.run_folder import RunFolder, settle
 from resnet_bench.running.stopping import Stop, Stopped
-from resnet_bench.running.stored_position import PositionUploads, fetch_position, remove_positions
+from resnet_bench.running.stored_position import (
+    PositionUploads,
+    fetch_position,
+    remove_positions,
+    was_resumed_elsewhere,
+)
 from resnet_bench.tracking.cursor import JOURNAL
 from resnet_bench.tracking.leases import Holding, wait_for_decision
-from resnet_bench.tracking.run_files import remove_delivered
+from resnet_bench.tracking.run_files import TAKEN_OVER, remove_delivered
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.tracking.vocabulary import ENERGY, FINAL_THROUGHPUT, TRAIN_JOULES
 from resnet_bench.training import checkpoint
@@ -33,6 +39,8 @@ loses this or one epoch, whichever is longer."""
 
 _TOLD = ("accuracy_by_epoch", "throughput_by_epoch", "setup_seconds")
 """What of an outcome an earlier process has told."""
+
+_log = logging.getLogger(__name__)
 
 
 def run(prepared: Prepared, context: Context) -> Generator[Event, None, None]:
@@ -67,8 +75,8 @@ def run(prepared: Prepared, context: Context) -> Generator[Event, None, None]:
             folder.discard()
             yield _opened_before(prepared, finished, context)
             return
-        if request.resume and request.keep_model and not (folder.path / JOURNAL).exists():
-            _resume_from_store(prepared, context, folder)
+        if request.resume and request.keep_model:
+            folder = _resume_from_store(prepared, context, folder)
         yield from _tracked(prepared, context, folder, warm_up_seconds)
     finally:
         folder.release()
@@ -86,13 +94,21 @@ def _folder(prepared: Prepared, context: Context) -> RunFolder:
     return RunFolder.acquire(context.run_dir, prepared.facts, watch=watch)
 
 
-def _resume_from_store(prepared: Prepared, context: Context, folder: RunFolder) -> None:
-    """Have a new folder be that of the run that another machine began, where the artifact store has its position."""
+def _resume_from_store(prepared: Prepared, context: Context, folder: RunFolder) -> RunFolder:
+    """Return the folder to train in: where it is new, or another machine has trained on, filled from the store."""
+    if (folder.path / JOURNAL).exists():
+        if not was_resumed_elsewhere(folder, context.store):
+            return folder
+        (folder.path / TAKEN_OVER).touch()
+        folder.release()
+        folder = RunFolder.create(context.run_dir, prepared.facts)
     try:
         fetch_position(folder, prepared.facts, context.store)
     except BaseException:
+        folder.release()
         folder.discard()
         raise
+    return folder
 
 
 def _opened_before(prepared: Prepared, outcome: Outcome, context: Context) -> Opened:
@@ -184,6 +200,9 @@ def _tracked(
     finally:
         report = tracker.close(end, reason)
         folder.note_end(end, tracker.run_id)
+        # Of a run that is not finished nobody gets the report; another process may deliver what it has taken over.
+        if end != "finished" and not report.complete and tracker.uploader.taken_over is None:
+            _log.warning("%s: %s", folder.path, report.sentence)
     remove_delivered(folder.path)
     if uploads and report.complete:
         remove_positions(context.store, tracker.run_id)

@@ -119,7 +119,7 @@ def connect_to_read(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> sqlite
             raise sqlite3.OperationalError(
                 f"{journal.name} holds a change that a killed process left half-done; only somebody who may write to "
                 "this folder can have it taken back, by any command"
-            ) from error
+            ) from None
         # A write-ahead log cannot be begun in this folder, so that there is nobody to share the file with.
         return _connect(path, "ro&immutable=1", busy_seconds)
     except BaseException:

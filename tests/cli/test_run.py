@@ -132,6 +132,10 @@ def test_an_interrupted_suite_trains_what_is_left_and_shows_the_rest_as_cached(
     assert "0 left to train" in text
     assert len(tracked_runs(project)) == 2
 
+    outcome, text = run_all(seeds=[1], changes=one_epoch())
+    assert "1 planned seed finished before and is left out (0)" in text
+    assert "did not finish" not in text
+
     outcome, text = run_all(seeds=[1], changes=one_epoch(), force=True)
     assert outcome.cached == 0
     assert "finished before" not in text

@@ -215,6 +215,17 @@ def test_a_closed_run_resumes_in_place_with_the_same_bits(store, job_for, contex
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_an_interrupted_run_says_what_the_store_does_not_have(store, job_for, context, caplog) -> None:
+    generator = started(job_for(), context)
+    opened = until(generator, lambda event: isinstance(event, Steps))[0]
+    store.client().delete_run(opened.run_id)
+    generator.close()
+    said = [record.getMessage() for record in caplog.records if "still on disk" in record.getMessage()]
+    assert len(said) == 1
+    assert "tracking flush" in said[0]
+    assert "runs restore" in said[0]
+
+
 def test_a_run_interrupted_within_a_step_resumes_after_its_last_whole_epoch(
     store, job_for, context, undisturbed, monkeypatch
 ) -> None:
