@@ -17,10 +17,15 @@ from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.prepare import Prepared, look_again
 from resnet_bench.running.run_folder import RunFolder, settle
 from resnet_bench.running.stopping import Stop, Stopped
-from resnet_bench.running.stored_position import PositionUploads, fetch_position, remove_positions
+from resnet_bench.running.stored_position import (
+    PositionUploads,
+    fetch_position,
+    remove_positions,
+    was_resumed_elsewhere,
+)
 from resnet_bench.tracking.cursor import JOURNAL
 from resnet_bench.tracking.leases import Holding, wait_for_decision
-from resnet_bench.tracking.run_files import remove_delivered
+from resnet_bench.tracking.run_files import TAKEN_OVER, remove_delivered
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.tracking.vocabulary import ENERGY, FINAL_THROUGHPUT, TRAIN_JOULES
 from resnet_bench.training import checkpoint
@@ -70,8 +75,8 @@ def run(prepared: Prepared, context: Context) -> Generator[Event, None, None]:
             folder.discard()
             yield _opened_before(prepared, finished, context)
             return
-        if request.resume and request.keep_model and not (folder.path / JOURNAL).exists():
-            _resume_from_store(prepared, context, folder)
+        if request.resume and request.keep_model:
+            folder = _resume_from_store(prepared, context, folder)
         yield from _tracked(prepared, context, folder, warm_up_seconds)
     finally:
         folder.release()
@@ -89,13 +94,21 @@ def _folder(prepared: Prepared, context: Context) -> RunFolder:
     return RunFolder.acquire(context.run_dir, prepared.facts, watch=watch)
 
 
-def _resume_from_store(prepared: Prepared, context: Context, folder: RunFolder) -> None:
-    """Have a new folder be that of the run that another machine began, where the artifact store has its position."""
+def _resume_from_store(prepared: Prepared, context: Context, folder: RunFolder) -> RunFolder:
+    """Return the folder to train in: where it is new, or another machine has trained on, filled from the store."""
+    if (folder.path / JOURNAL).exists():
+        if not was_resumed_elsewhere(folder, context.store):
+            return folder
+        (folder.path / TAKEN_OVER).touch()
+        folder.release()
+        folder = RunFolder.create(context.run_dir, prepared.facts)
     try:
         fetch_position(folder, prepared.facts, context.store)
     except BaseException:
+        folder.release()
         folder.discard()
         raise
+    return folder
 
 
 def _opened_before(prepared: Prepared, outcome: Outcome, context: Context) -> Opened:

@@ -19,7 +19,7 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.running.run_folder import RunFolder, RunInUse
 from resnet_bench.tracking.cursor import CURSOR, JOURNAL, Cursor
 from resnet_bench.tracking.facts import RunFacts
-from resnet_bench.tracking.journal import Journal, metrics_record
+from resnet_bench.tracking.journal import Entry, Journal, metrics_record, read
 from resnet_bench.tracking.leases import attempt_of, wait_for_decision
 from resnet_bench.tracking.run_files import CHECKPOINTS
 from resnet_bench.tracking.stale_runs import close_stale_runs
@@ -100,6 +100,21 @@ def remove_positions(store: Store, run_id: str | None) -> None:
         artifacts = client._tracking_client._get_artifact_repo(run_id)
         for place in places:
             artifacts.delete_artifacts(place)  # type: ignore[no-untyped-call]
+
+
+def was_resumed_elsewhere(folder: RunFolder, store: Store) -> bool:
+    """Whether a machine that does not share a folder has fetched its run and trained on, so that it is out of date."""
+    if folder.run_id is None:
+        return False
+    entries = (found.record for found in read(folder.path / JOURNAL, final=True) if isinstance(found, Entry))
+    known = sum(record["kind"] == "status" and record["status"] == "RUNNING" for record in entries)
+    try:
+        client = store.client()
+        resumed = str(client.get_run(folder.run_id).data.tags.get(tag("resumed"), ""))
+        return resumed.isdigit() and int(resumed) > known and bool(_places(client, folder.run_id))
+    except Exception as error:  # whatever the database driver, the server's client and its artifact store raise
+        _log.debug("%s was not asked for run %s: %s", store.redacted_uri, folder.run_id, store.describe_error(error))
+        return False
 
 
 def fetch_position(folder: RunFolder, facts: RunFacts, store: Store) -> bool:
@@ -223,6 +238,9 @@ def _restore_journal(folder: RunFolder, run: "Run", client: "MlflowClient", fact
             }
         )
         journal.append({"kind": "params", "values": dict(run.data.params)})
+        resumed = run.data.tags.get(tag("resumed"), "")
+        for _ in range(int(resumed) if resumed.isdigit() else 0):
+            journal.append({"kind": "status", "status": "RUNNING", "timestamp": run.info.start_time})
         for key in sorted(run.data.metrics):
             for point in client.get_metric_history(run.info.run_id, key):
                 journal.append(metrics_record("epoch", point.step, {key: [point.value]}, timestamp=point.timestamp))

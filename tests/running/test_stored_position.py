@@ -95,6 +95,23 @@ def test_a_run_whose_folder_is_lost_resumes_from_the_artifact_store(
     assert stored_positions(store, run_id) == [], "a finished run has its model there"
 
 
+def test_a_run_that_goes_to_another_machine_and_back_has_every_value_once(store, job_for, context, tmp_path) -> None:
+    undisturbed = list(run(prepare(job_for(seed=77), context), context))
+    here, there = (replace(context, run_dir=tmp_path / name, upload_checkpoints=True) for name in ("here", "there"))
+    run_id = stopped_in_its_second_epoch(job_for(seed=77), here)
+    generator = run(prepare(job_for(seed=77, resume=True), there), there)
+    assert next(generator).step == EPOCH + 1
+    while not isinstance(event := next(generator), Steps):
+        pass
+    generator.close()
+    assert event.last_step > EPOCH + 1
+    # The folder here knows nothing of what the other machine has sent.
+    events = list(run(prepare(job_for(seed=77, resume=True), here), here))
+    assert (events[0].run_id, events[0].step) == (run_id, event.last_step)
+    assert_same_run(store, events, undisturbed)
+    assert store.client().get_run(run_id).data.tags["resnet_bench.resumed"] == "2"
+
+
 def test_an_upload_that_was_cut_off_leaves_the_position_before_it(
     store, job_for, context, tmp_path, monkeypatch
 ) -> None:
