@@ -75,6 +75,7 @@ ELSEWHERE = {
     r"resnet-bench compare precision=fp32 .*": "tests/reporting/test_compare_command.py",
     r"resnet-bench tracking push .*": "tests/tracking/test_push.py",
     r"resnet-bench perf .*": "tests/cli/test_perf.py",
+    r"resnet-bench run .* --launcher ray": "tests/running/test_ray.py",
 }
 """What other tests type, with other recipes and stores."""
 NOT_TYPED = {
