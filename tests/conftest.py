@@ -82,6 +82,24 @@ def database_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call
         yield make_template
 
 
+@pytest.fixture(scope="session", autouse=True)
+def known_migrations() -> Iterator[None]:
+    """Ask once for the latest migration: Optuna imports every one it has each time that a storage is opened."""
+    from alembic.script import ScriptDirectory
+
+    ask = ScriptDirectory.get_current_head
+    known: dict[str, str | None] = {}
+
+    def ask_once(self: ScriptDirectory) -> str | None:
+        if self.dir not in known:
+            known[self.dir] = ask(self)
+        return known[self.dir]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScriptDirectory, "get_current_head", ask_once)
+        yield
+
+
 @pytest.fixture(scope="session")
 def empty_database(database_template: Callable[[], Path]) -> Path:
     """A database with MLflow's tables and nothing in them, to be copied."""

@@ -175,7 +175,12 @@ def _tables(kind: str, schema: JsonSchema) -> dict[str, tuple[str, JsonSchema]]:
             if definition not in found and "properties" in known and (kind == "benchmark" or definition != "Recipe"):
                 visit(definition, f"{path}.{key}" if path else key, known)
 
-    visit("", "", schema)
+    if "properties" in schema:
+        visit("", "", schema)
+    # A file of several kinds, such as a launcher's, has a table per kind.
+    for definition in map(_whole, _references(schema.get("anyOf", []))) if "properties" not in schema else ():
+        table = schema["$defs"][definition]
+        visit(definition, str(table["properties"][kind]["const"]), table)
     return found
 
 

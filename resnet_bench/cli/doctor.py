@@ -1,5 +1,7 @@
 """The verb ``resnet-bench doctor``."""
 
+import gc
+
 import typer
 from rich.text import Text
 
@@ -19,8 +21,13 @@ app = new_app()
 def doctor(data: DataFolder = None, tracking: TrackingURI = None, as_json: Json = False) -> None:
     folder = data_folder(data)
 
-    # Torch is imported when the verb is called, so that help and completion are quick.
-    from resnet_bench.cli.machine import check_machine
+    # Torch is imported when the verb is called, so that help and completion are quick. Of what it makes nothing is
+    # garbage, and looking for some takes time.
+    gc.disable()
+    try:
+        from resnet_bench.cli.machine import check_machine
+    finally:
+        gc.enable()
 
     findings = check_machine(folder, tracking)
     works = all(finding.good for finding in findings if finding.required)

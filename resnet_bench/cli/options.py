@@ -228,7 +228,7 @@ LauncherName = Annotated[
     typer.Option(
         "--launcher",
         metavar="NAME",
-        help="Where runs train: inline, processes, slurm, or a file of launchers/.",
+        help="Where runs train: inline, processes, slurm, ray, or a file of launchers/.",
         autocompletion=complete_launcher,
     ),
 ]
@@ -239,6 +239,9 @@ JobTime = Annotated[
 ]
 GpusPerNode = Annotated[
     int | None, typer.Option("--gpus-per-node", metavar="N", help="GPUs of a job; one run trains on each.")
+]
+RayAddress = Annotated[
+    str | None, typer.Option("--address", metavar="HOST:PORT", help="The Ray cluster's head; auto finds it.")
 ]
 Detach = Annotated[bool, typer.Option("--detach", help="Submit the jobs, print their ids and return.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before anything that takes long.")]

@@ -26,6 +26,7 @@ from resnet_bench.cli.options import (
     Partition,
     Precision,
     Profile,
+    RayAddress,
     RunDir,
     Threads,
     TrackingURI,
@@ -111,6 +112,7 @@ def run(
     runs_per_job: Annotated[
         int | None, typer.Option("--runs-per-job", metavar="N", help="Runs that share a job, one after another.")
     ] = None,
+    address: RayAddress = None,
     detach: Detach = False,
     shard: Annotated[
         str | None,
@@ -134,6 +136,7 @@ def run(
         "time": time,
         "gpus_per_node": gpus_per_node,
         "runs_per_job": runs_per_job,
+        "address": address,
     }
     chosen = choose_launcher(launcher, asked, device=device)
     elsewhere = chosen is not None and not isinstance(chosen, str)

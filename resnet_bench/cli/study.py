@@ -5,16 +5,15 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import duration, percent, plural, setting
 from resnet_bench.cli.options import (
+    DEFAULT_DATA,
     DEFAULT_RUNS,
     BenchmarkDir,
     DataFolder,
@@ -23,6 +22,7 @@ from resnet_bench.cli.options import (
     DoNotAsk,
     Download,
     Json,
+    LauncherName,
     MaxMinutes,
     Precision,
     Profile,
@@ -55,7 +55,6 @@ from resnet_bench.cli.screen import (
 )
 from resnet_bench.cli.stored_studies import (
     candidates,
-    command_text,
     definition_document,
     find_study,
     result_of,
@@ -63,18 +62,22 @@ from resnet_bench.cli.stored_studies import (
     storage_of,
     stored_document,
 )
+from resnet_bench.cli.study_screen import print_best, print_exhausted, print_result, watch_study
 from resnet_bench.cli.study_work import work
 from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import ProfileName
 from resnet_bench.recipe.changes import short_names
 from resnet_bench.recipe.toml_files import find_file, search_folders
+from resnet_bench.running.launchers.options import choose_launcher
+from resnet_bench.tracking.sharing_rule import check_shared
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from resnet_bench.running.context import Context
     from resnet_bench.tracking.store import Store
-    from resnet_bench.tuning.estimate import StudyEstimate
+    from resnet_bench.tuning.events import StudyEvent
     from resnet_bench.tuning.plan import Plan
-    from resnet_bench.tuning.results import StudyResult
     from resnet_bench.tuning.storage import StudyStorage
     from resnet_bench.tuning.stored_study import StoredStudy
     from resnet_bench.tuning.study import Pruner, Sampler, Study
@@ -245,12 +248,7 @@ def _print_trials(stored: "StoredStudy") -> None:
         )
     print_table(table)
     echo(f"{counts.finished} of {counts.wanted} trials are finished, {counts.pruned} pruned, {counts.failed} failed")
-    _print_exhausted(stored.definition.budget.trials, counts.wanted)
-
-
-def _print_exhausted(budget: int, wanted: int) -> None:
-    if wanted < budget:
-        echo(f"every point of the search space was tried: {wanted} trials of {budget}")
+    print_exhausted(stored.definition.budget.trials, counts.wanted)
 
 
 # --- running ---------------------------------------------------------------------------------------
@@ -285,18 +283,25 @@ def run(
     study_dir: StudyDir = None,
     benchmark_dir: BenchmarkDir = None,
     max_minutes: MaxMinutes = None,
+    launcher: LauncherName = None,
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
     until = deadline(max_minutes)
+    chosen = choose_launcher(launcher, {}, device=device)
+    if isinstance(chosen, str):
+        raise UserError(f"--launcher {chosen}: a study on this machine takes --workers N alone; leave out --launcher")
 
     from resnet_bench.tracking.store import Store
     from resnet_bench.tuning.plan import load_study
 
-    folder = data_folder(data)
+    # The images need not be on this machine.
+    folder = data_folder(data) if chosen is None else Path(data or DEFAULT_DATA)
     study = load_study(name, study_dir)
     store = Store.resolve(tracking, Path.cwd())
     address = storage_of(storage, tracking)
+    if chosen is not None:
+        check_shared(tracking=store.uri, storage=address.url, what=f"--launcher {launcher} runs on other hosts")
 
     # Torch is imported when the verb is called, so that help, completion and mistakes are quick.
     from resnet_bench.cli.live_runs import lasting
@@ -304,7 +309,9 @@ def run(
     from resnet_bench.execution.options import ExecutionOptions
     from resnet_bench.running.context import Context
     from resnet_bench.running.stopping import Stop
+    from resnet_bench.tuning.elsewhere import run_study_elsewhere
     from resnet_bench.tuning.estimate import estimate_study
+    from resnet_bench.tuning.run import run_study
 
     context = Context(
         store,
@@ -313,22 +320,34 @@ def run(
         ExecutionOptions(device=device, precision=precision, deterministic=deterministic, autotune=False),
         Stop(until),
     )
-    plan, why = _plan(study, profile, context, benchmark_dir, trials)
+    plan, why = _plan(study, profile, context, benchmark_dir, trials, elsewhere=chosen is not None)
     stored_name = study_name or storage_name(study.name, plan.profile)
-    estimate = estimate_study(plan, context, workers)
-    seconds = estimate.total(plan) / workers
-    _announce(stored_name, plan, why, address, context, workers, seconds)
-    if can_ask() and not yes and not as_json:
-        ask_to_continue(seconds)
+    estimate = None
+    if chosen is None:
+        estimate = estimate_study(plan, context, workers)
+        seconds = estimate.total(plan) / workers
+        _announce(stored_name, plan, why, address, context, workers, seconds)
+        if can_ask() and not yes and not as_json:
+            ask_to_continue(seconds)
+    else:
+        echo(f"study {stored_name} in the {plan.profile} profile: {why}.")
+        echo(f"on {chosen.describe()}, {plural(workers, 'worker')}")
+        echo(f"trials in {address.redacted_url}, runs in {store.redacted_uri}\n")
     _get_ready(store)
+
+    def begin(here: "Context") -> "Iterator[StudyEvent]":
+        if chosen is not None:
+            return run_study_elsewhere(stored_name, plan, address, here, chosen, workers=workers)
+        return run_study(stored_name, plan, address, here, workers=workers, progress=echo)
+
     with lasting(console):
-        result = _watch(stored_name, plan, address, context, workers, estimate)
+        result = watch_study(plan, context, workers, estimate, begin)
         # Nobody else can have asked for it once the time is up.
         out_of_time = result is None and until is not None and time.monotonic() >= until
         if result is None:
             print_resume_command(why="--max-minutes is used up" if out_of_time else "interrupted")
         else:
-            _print_result(result, plan, address, store)
+            print_result(result, plan, address, store)
     if as_json and result is not None:
         print_json("study run", result=result)
     if result is None:
@@ -345,9 +364,15 @@ app.command(
 
 
 def _plan(
-    study: "Study", asked: ProfileName | None, context: "Context", benchmarks: Path | None, trials: int | None
+    study: "Study",
+    asked: ProfileName | None,
+    context: "Context",
+    benchmarks: Path | None,
+    trials: int | None,
+    *,
+    elsewhere: bool,
 ) -> "tuple[Plan, str]":
-    """Plan a study in the profile asked for, or in the one that fits this machine; say why."""
+    """Plan a study in the profile asked for, or in the one that fits this machine where it runs here; say why."""
     from resnet_bench.tuning.plan import plan_study
 
     def in_profile(profile: ProfileName) -> "Plan":
@@ -356,6 +381,8 @@ def _plan(
     if asked is not None:
         return in_profile(asked), "as asked"
     full = in_profile("full")
+    if elsewhere:
+        return full, "--profile smoke tries the software"
     if "smoke" not in study.profiles:
         return full, "the study has no other"
     # Each profile names its images itself.
@@ -393,77 +420,6 @@ def _get_ready(store: "Store") -> None:
     close_stale_runs(store)
 
 
-def _watch(
-    name: str, plan: "Plan", address: "StudyStorage", context: "Context", workers: int, estimate: "StudyEstimate"
-) -> "StudyResult | None":
-    """Run the study on the screen; None where it was interrupted."""
-    from resnet_bench.cli.live_study import LiveStudy, StudyProgress
-    from resnet_bench.running.stopping import Stopped, stop_on_signals
-    from resnet_bench.tuning.events import StudyFinished
-    from resnet_bench.tuning.run import run_study
-
-    study = plan.study
-    progress = StudyProgress(
-        trial_epochs=plan.epochs * study.seeds,
-        retraining_runs=2 * study.retrain.seeds,
-        retraining_epochs=study.retrain.epochs or plan.base.training.epochs,
-        trials_per_retraining=estimate.retraining / estimate.trial,
-        seconds_per_trial=estimate.trial,
-        workers=workers,
-    )
-    result = None
-    try:
-        announce = "stopping; the trial in progress is queued again"
-        with (
-            stop_on_signals(announce=announce, deadline=context.stop.deadline) as stop,
-            LiveStudy(console, progress, list(study.space)).shown() as live,
-        ):
-            for event in run_study(name, plan, address, replace(context, stop=stop), workers=workers, progress=echo):
-                live.take(event)
-                if isinstance(event, StudyFinished):
-                    result = event.result
-    except (Stopped, KeyboardInterrupt):
-        return None
-    return result
-
-
-def _print_result(result: "StudyResult", plan: "Plan", address: "StudyStorage", store: "Store") -> None:
-    from resnet_bench.tracking.store import login_note, option, where_to_see
-    from resnet_bench.tuning.export import comparison_text
-
-    console.print()
-    _print_best(result)
-    _print_exhausted(plan.study.budget.trials, result.counts.wanted)
-    if not result.importances:
-        echo("too few complete trials, or too alike, to tell how important each hyperparameter is")
-    for key, value in result.importances.items():
-        echo(f"  importance of {key}: {value:.0%}")
-    echo(f"\n{comparison_text(result.comparison)}", style="bold")
-    for failure in result.comparison.failures if result.comparison is not None else ():
-        echo(f"  {failure}")
-    echo(f"\nMLflow: {result.url}; {where_to_see(store)}")
-    if address.dashboard is not None:
-        echo(f"Optuna: optuna-dashboard {shlex.quote(address.dashboard)}")
-    source = ["--from" if word == "--tracking" else word for word in option(store)]
-    echo(f"report: {command_text('report', *source)}{login_note(store)}")
-    best, export = (command_text("study", verb, result.name, *address.option) for verb in ("best", "export"))
-    echo(f"next: {best}; {export}")
-
-
-def _print_best(result: "StudyResult") -> None:
-    numbers = (f"trial {result.best_number}", "source")
-    table = new_table("", *numbers, right=numbers, title=f"Best of {result.name}")
-    for key in dict.fromkeys([*result.best_settings, *result.source_settings]):
-        best, source = result.best_settings.get(key), result.source_settings.get(key)
-        table.add_row(
-            key,
-            Text(setting(best), style="bold" if key in result.changed else ""),
-            setting(source),
-        )
-    table.add_row("validation accuracy", percent(result.best_validation), percent(result.source_validation))
-    print_table(table)
-
-
 # --- taking the result away ------------------------------------------------------------------------
 
 
@@ -491,7 +447,7 @@ def best(
         difference = result.comparison.difference if result.comparison is not None else None
         print_json("study best", result=result, difference=difference, recipe=recipe.model_dump(mode="json"))
         return
-    _print_best(result)
+    print_best(result)
     echo(f"{budget_text(stored)}; {comparison_text(result.comparison)}\n")
     echo(recipe_text(stored, result))
 

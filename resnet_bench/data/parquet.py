@@ -1,18 +1,22 @@
-"""CIFAR as the Hugging Face hub stores it: Parquet files with an encoded image per row."""
+"""CIFAR as the Hugging Face hub stores it: Parquet files with an encoded image per row.
+
+Arrow is imported where a file is opened: it takes as long as everything else that looks for images.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.content import Content, Progress, SplitArrays, check_complete
 from resnet_bench.data.decode import check_not_a_pointer, decode_image, strict_decoding
 from resnet_bench.recipe.datasets import DatasetFacts
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 _IMAGE_COLUMNS = ("img", "image")
 _LABEL_COLUMNS = {"cifar100": "fine_label"}
@@ -106,6 +110,8 @@ def read_rows(shard: Path, facts: DatasetFacts) -> Iterator[tuple[bytes, int, st
     Raises:
         UserError: The file or a row is damaged, a column is missing, or a label is out of range.
     """
+    from pyarrow import ArrowException
+
     label_column = _label_column(facts)
     with open_parquet(shard) as file:
         image_column = _image_column(file, shard, facts)
@@ -125,11 +131,13 @@ def read_rows(shard: Path, facts: DatasetFacts) -> Iterator[tuple[bytes, int, st
                         )
                     yield image_bytes, label, where
                     row += 1
-        except (OSError, pyarrow.ArrowException) as error:
+        except (OSError, ArrowException) as error:
             raise UserError(f"{shard} is damaged after row {row} ({error})") from error
 
 
-def _image_column(file: pyarrow.parquet.ParquetFile, path: Path, facts: DatasetFacts) -> str:
+def _image_column(file: "ParquetFile", path: Path, facts: DatasetFacts) -> str:
+    from pyarrow.types import is_struct
+
     label_column = _label_column(facts)
     schema = file.schema_arrow
     for name in (*_IMAGE_COLUMNS, label_column):
@@ -139,7 +147,7 @@ def _image_column(file: pyarrow.parquet.ParquetFile, path: Path, facts: DatasetF
         if name not in schema.names or label_column not in schema.names:
             continue
         column = schema.field(name).type
-        if _is_binary(column) or (pyarrow.types.is_struct(column) and column.get_field_index("bytes") >= 0):
+        if _is_binary(column) or (is_struct(column) and column.get_field_index("bytes") >= 0):
             return name
     raise UserError(
         f"{path} has the columns {', '.join(schema.names)}, and {facts.name} needs img (or image) with the "
@@ -158,22 +166,27 @@ def _snapshots(facts: DatasetFacts, folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def open_parquet(path: Path) -> pyarrow.parquet.ParquetFile:
+def open_parquet(path: Path) -> "ParquetFile":
     """Open a Parquet file.
 
     Raises:
         UserError: It cannot be read, or is a pointer of Git LFS.
     """
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
     try:
         check_not_a_pointer(path)
-        return pyarrow.parquet.ParquetFile(path)
+        return ParquetFile(path)
     # A name of a column that is not UTF-8 raises nothing in Arrow itself.
-    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, ArrowException) as error:
         raise UserError(f"{path} is not a readable Parquet file ({error})") from error
 
 
 def _is_binary(column: Any) -> bool:
-    return bool(pyarrow.types.is_binary(column) or pyarrow.types.is_large_binary(column))
+    from pyarrow.types import is_binary, is_large_binary
+
+    return bool(is_binary(column) or is_large_binary(column))
 
 
 def _encoded(column: Any) -> list[Any]:

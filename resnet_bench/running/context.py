@@ -1,7 +1,7 @@
 """What every task of one command shares."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,11 @@ class Context:
     def __getstate__(self) -> dict[str, Any]:
         # Each process maps the images for itself.
         return {**vars(self), "_opened": {}}
+
+    def holding(self, datasets: Mapping[DatasetFacts, Dataset]) -> "Context":
+        """Return a context that has these images at hand, and does not look for them."""
+        opened = {(facts, self.images): dataset for facts, dataset in datasets.items()}
+        return replace(self, _opened={**self._opened, **opened})
 
     def open_images(self, facts: DatasetFacts, progress: Callable[[str], None] | None = None) -> Dataset:
         """Return a dataset, which is verified and mapped into memory once.

@@ -1,8 +1,9 @@
 """Work that a launcher gives a place: a protocol, and the job of training one run."""
 
 from collections.abc import Generator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from resnet_bench.recipe.datasets import DatasetFacts
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import Event
 from resnet_bench.running.prepare import prepare
@@ -21,8 +22,22 @@ class Task(Protocol):
         """Do the work. The launcher adds ``JobStarted`` and ``JobFinished``, and turns errors into the latter."""
 
 
+@runtime_checkable
+class ImageTask(Protocol):
+    """A task that says which images it needs, so that they can be brought to it."""
+
+    @property
+    def facts(self) -> DatasetFacts:
+        """The dataset."""
+
+
 class Job(RunRequest):
     """The task of training one run as it is asked for."""
+
+    @property
+    def facts(self) -> DatasetFacts:
+        """The dataset."""
+        return self.recipe.data.facts
 
     def events(self, context: Context) -> Generator[Event, None, None]:
         """Prepare the run and train it; see :func:`resnet_bench.running.run.run`."""

@@ -100,12 +100,19 @@ def run_study(
 
 
 def work_on_study(
-    name: str, plan: Plan, storage: StudyStorage, context: Context, *, progress: Callable[[str], None] | None = None
+    name: str,
+    plan: Plan,
+    storage: StudyStorage,
+    context: Context,
+    *,
+    workers: int = 1,
+    progress: Callable[[str], None] | None = None,
 ) -> Generator[StudyEvent, None, None]:
     """Do one worker's share of a study, which is laid out where nobody has done that yet.
 
     Any number of these may run at a time, on any hosts, started by whatever scheduler; the arguments are those of
-    :func:`run_study`. The one that finds everything done logs the result.
+    :func:`run_study`, where ``workers`` counts those that are started together. The one that finds everything done logs
+    the result.
 
     Raises:
         Stopped: ``context.stop`` was set; the trial in progress is queued again.
@@ -116,7 +123,7 @@ def work_on_study(
     dataset = context.open_images(plan.base.data.facts, progress)
     context.store.prepare()
     with storage.errors_in_words():
-        queue = TrialQueue.begin(name, plan, storage.open(), dataset)
+        queue = TrialQueue.begin(name, plan, storage.open(), dataset, workers=workers)
         execution = context.options.resolve()
         sync = MlflowSync.open(context.store, queue.stored, dataset, execution, is_maker=queue.is_maker)
         _tidy_up(queue, sync, context)
@@ -228,7 +235,7 @@ class Watch:
         self.earlier = tuple(TrialEnded.of(trial) for trial in ended if is_counted(trial))
         """The trials of the budget that were finished before."""
         self._stored = stored
-        self._epochs: dict[int, int] = {}
+        self._epochs = {trial.number: trial.last_step or 0 for trial in ended}
         """The last epoch that was told of each trial that was told to begin."""
         self._ended = {trial.number for trial in ended}
         self._retraining = False
@@ -239,11 +246,15 @@ class Watch:
         """Yield what our workers do, and between their trials what others did."""
         with contextlib.closing(events):
             for event in events:
-                if self._is_news(event):
-                    yield event
-                if isinstance(event, TrialEnded | Retrained):
-                    yield from self.look()
+                yield from self.told(event)
         yield from self.look()
+
+    def told(self, event: StudyEvent) -> Iterator[StudyEvent]:
+        """Yield what one of our workers does, and what others did where a trial or a run has ended."""
+        if self._is_news(event):
+            yield event
+        if isinstance(event, TrialEnded | Retrained):
+            yield from self.look()
 
     def look(self) -> Iterator[StudyEvent]:
         """Yield what happened since the last look."""

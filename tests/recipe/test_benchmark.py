@@ -458,6 +458,7 @@ def test_an_option_is_told_apart_by_its_value_and_kind() -> None:
     assert (len(one), len(zero)) == (1, 1)
 
 
+@settings(max_examples=50)
 @given(recipes(), recipes())
 def test_only_equal_recipes_share_a_fingerprint(one: Recipe, other: Recipe) -> None:
     assert (one.fingerprint == other.fingerprint) == (one == other)

@@ -26,6 +26,7 @@ FILES = [
     *((path, "study") for path in sorted((ROOT / "studies").glob("*.toml"))),
     *((path, "dataset") for path in sorted((ROOT / "datasets").glob("*.toml"))),
     (ROOT / "docs" / "examples" / "limits.toml", "limits"),
+    (ROOT / "docs" / "examples" / "launchers" / "h200.toml", "launcher"),
 ]
 
 
@@ -79,6 +80,9 @@ def test_what_a_benchmark_does_not_know_is_marked(changed: str, says: str) -> No
         ({"time": 1}, False),
         ({"partiton": "gpu"}, False),
         ({"launcher": "slrm"}, False),
+        ({"launcher": "ray", "address": "10.0.0.1:6379", "resources": {"H200": 1}, "shared": True}, True),
+        ({"launcher": "ray", "partition": "gpu"}, False),
+        ({"gpus": 2}, False),
     ],
 )
 def test_the_schema_of_a_launcher_marks_what_the_command_refuses(table: dict[str, Any], fits: bool) -> None:

@@ -9,15 +9,13 @@ import os
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+
+from tests.running.clusters import wait_until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "unshare")
 NODES = ("n1", "n2")
-SECONDS = 120.0
-"""Whatever is waited for here takes seconds on a machine that has nothing else to do."""
-
 CONFIGURATION = """\
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
@@ -78,14 +76,6 @@ def why_not() -> str | None:
         ["unshare", "--uts", "--pid", "--fork", "--mount-proc", "true"], capture_output=True, text=True
     )
     return None if tried.returncode == 0 else f"no name spaces can be made here ({tried.stderr.strip()})"
-
-
-def wait_until(holds: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
-    """Wait for a condition, for a generous time."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not in {seconds:.0f} s: {what}"
-        time.sleep(0.1)
 
 
 class SlurmDaemons:

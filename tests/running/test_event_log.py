@@ -12,15 +12,14 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.running.events import Closed, Event, JobFinished, JobStarted, Opened, update
 from resnet_bench.running.launchers.event_log import (
     EventReader,
-    EventWriter,
     Suspended,
     attempts_before,
     decode,
     encode,
     newest_attempts,
-    path_of,
+    write_to,
 )
-from resnet_bench.running.launchers.launch import Launch
+from resnet_bench.running.launchers.launch import Launch, path_of
 from resnet_bench.running.launchers.options import SlurmOptions
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.tracking.delivery import UploadReport
@@ -68,7 +67,7 @@ def test_a_line_that_is_no_event_is_passed_over(line: str) -> None:
 
 
 def test_steps_are_written_together_and_lose_nothing(tmp_path: Path) -> None:
-    writer, reader = EventWriter(path_of(tmp_path, 0, 0)), EventReader(tmp_path, 0)
+    writer, reader = write_to(path_of(tmp_path, 0, 0)), EventReader(tmp_path, 0)
     each = [Steps(1, step, [1.0 * step], [0.1], images=8, correct=1, seconds=0.5, snapshot=dict) for step in (1, 2, 3)]
     for event in [*each, TOLD[4]]:
         writer.take(event)
@@ -91,7 +90,7 @@ def test_a_line_is_read_when_it_is_whole(tmp_path: Path) -> None:
 
 def test_the_word_of_an_older_attempt_counts_no_more(tmp_path: Path) -> None:
     def write(attempt: int, *events: Any) -> None:
-        writer = EventWriter(path_of(tmp_path, 0, attempt))
+        writer = write_to(path_of(tmp_path, 0, attempt))
         for event in events:
             writer.take(event)
 

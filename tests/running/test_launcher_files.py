@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.running.launchers.options import choose_launcher, load_launcher, minutes
+from resnet_bench.running.launchers.options import RayOptions, choose_launcher, load_launcher, minutes
 from tests.golden import typed
 
 
@@ -39,6 +39,14 @@ def test_the_command_line_wins_over_the_file(folder: Path) -> None:
     assert (found.setup, found.gpus_per_node) == (("module load cuda",), 1)
 
 
+def test_ray_takes_its_options_from_a_file_and_its_address_from_the_command_line(folder: Path) -> None:
+    write(folder, "big", 'launcher = "ray"\naddress = "10.0.0.1:6379"\ncpus = 8\nresources = { H200 = 1 }\n')
+    found = choose_launcher("big", {"address": "10.0.0.2:6379"})
+    assert found == RayOptions(address="10.0.0.2:6379", gpus=1, cpus=8, resources={"H200": 1.0})
+    assert choose_launcher("ray", {}, device="cpu") == RayOptions(gpus=0)
+    assert typed("launcher list").out.count("Ray (") == 2
+
+
 def test_jobs_on_the_cpu_ask_for_no_gpu_unless_told(folder: Path) -> None:
     on_cpu = choose_launcher("slurm", {}, device="cpu")
     told = choose_launcher("slurm", {"gpus_per_node": 2}, device="cpu")
@@ -56,6 +64,11 @@ def test_jobs_on_the_cpu_ask_for_no_gpu_unless_told(folder: Path) -> None:
         ("slurm", "launcher = 'slrm'", "unknown launcher 'slrm'; did you mean 'slurm'?"),
         ("big", "partition = 'gpu'", 'launcher is missing; write launcher = "slurm"'),
         ("inline", "", "the launcher inline takes no options"),
+        ("ray", "address = 'here'", "address: must be auto or HOST:PORT, such as 10.0.0.1:6379, got 'here'"),
+        ("ray", "gpus = 2", "gpus: should be less than or equal to 1, got 2"),
+        ("ray", "partition = 'gpu'", "unknown key 'partition'"),
+        ("ray", "node_dir = 'runs'", "node_dir: must be an absolute path, got 'runs'"),
+        ("ray", "resources = { H200 = 0 }", "resources.H200: should be greater than 0, got 0"),
         ("slurm", "partition =", "is not valid TOML"),
     ],
 )
@@ -90,6 +103,9 @@ def test_launchers_are_listed_shown_and_validated(folder: Path) -> None:
         ("--launcher slurm --dry-run", "--dry-run is for runs on this machine"),
         ("--launcher slurm --time soon", "--launcher slurm: time: must be a time"),
         ("--launcher inline --seeds 2 --seeds-per-device 2", "--launcher inline trains one run at a time"),
+        ("--launcher ray --partition gpu", "--partition means nothing to the launcher ray"),
+        ("--launcher slurm --address auto", "--address means nothing to the launcher slurm"),
+        ("--launcher ray", "--launcher ray runs on other hosts"),
         ("--shard 4/3", "--shard: must be a share such as 3/16"),
     ],
 )
@@ -99,9 +115,12 @@ def test_options_that_do_not_fit_are_refused_at_once(folder: Path, options: str,
     assert says in found.err
 
 
-def test_a_missing_extra_says_what_to_type(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("launcher", "needs"), [("slurm", "submitit"), ("ray", "ray")])
+def test_a_missing_extra_says_what_to_type(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, launcher: str, needs: str
+) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "submitit" else find(name))
-    found = typed("run he-resnet20 --launcher slurm")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == needs else find(name))
+    found = typed(f"run he-resnet20 --launcher {launcher}")
     assert found.code == 2
-    assert "type: pip install 'resnet-bench[slurm]'" in found.err
+    assert f"type: pip install 'resnet-bench[{launcher}]'" in found.err

@@ -6,20 +6,18 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections import defaultdict
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from resnet_bench.data.dataset import ImageLocation
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import Event, JobFinished, JobStarted, Opened
-from resnet_bench.running.job import Job, Task
+from resnet_bench.running.job import Task
 from resnet_bench.running.launchers.cluster import OnCluster
 from resnet_bench.running.launchers.event_log import Suspended
 from resnet_bench.running.launchers.launch import find_launches
@@ -27,11 +25,10 @@ from resnet_bench.running.launchers.launcher import Place, find_launcher
 from resnet_bench.running.launchers.options import SlurmOptions
 from resnet_bench.running.stopping import Stop
 from resnet_bench.tracking.store import Store
-from resnet_bench.tracking.vocabulary import EXPERIMENT, tag
-from resnet_bench.training.events import EpochEnded
 from tests.reliability import tiny
+from tests.running.clusters import Held, history, runs_in, same, wait_until
 from tests.running.conftest import PLAIN
-from tests.running.slurm_daemons import SlurmDaemons, wait_until, why_not
+from tests.running.slurm_daemons import SlurmDaemons, why_not
 from tests.tracking.conftest import Server, free_port
 from tests.weights import weights_in_store
 
@@ -110,28 +107,6 @@ def test_six_runs_end_in_the_closing_table_of_a_local_command(tmp_path: Path, se
 # --- what a cluster does to jobs -------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Held:
-    """A run whose first attempt waits after its first epoch, until something is done to its job."""
-
-    job: Job
-    folder: Path
-
-    @property
-    def label(self) -> str:
-        return self.job.label
-
-    def events(self, context: Context) -> Generator[Event, None, None]:
-        held = self.folder / f"held-{self.job.seed}"
-        job = replace(self.job, resume=held.exists())
-        for event in job.events(context):
-            yield event
-            if isinstance(event, EpochEnded) and event.epoch == 1 and not held.exists():
-                held.touch()
-                while not context.stop:
-                    time.sleep(0.05)
-
-
 class Watched:
     """Follows runs on the cluster in a thread, as a command does."""
 
@@ -161,24 +136,6 @@ class Watched:
         ends = [event for event in self.told[label] if isinstance(event, JobFinished)]
         assert len(ends) < 2
         return ends[0] if ends else None
-
-
-def runs_in(store: Store) -> dict[str, tuple[str, str]]:
-    """Id and status of each run of a store, by its name."""
-    client = store.client()
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    # Not the summaries that they are nested in.
-    found = client.search_runs([experiment.experiment_id], f"tags.`{tag('role')}` = 'run'")
-    assert len({run.info.run_name for run in found}) == len(found), "a run was begun twice"
-    return {run.info.run_name: (run.info.run_id, run.info.status) for run in found}
-
-
-def history(store: Store, run_id: str, key: str) -> list[tuple[int, float]]:
-    return sorted((point.step, point.value) for point in store.client().get_metric_history(run_id, key))
-
-
-def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_runs_that_are_preempted_cancelled_or_lose_their_node_end_once_and_with_the_same_bits(

@@ -15,11 +15,11 @@ from resnet_bench.running.launchers.launch import Handle, Launch
 from resnet_bench.running.launchers.options import LauncherOptions, check_installed
 from resnet_bench.running.stopping import Stop
 
-CLUSTERS = {"slurm": "resnet_bench.running.launchers.slurm:Slurm"}
+CLUSTERS = {
+    "slurm": "resnet_bench.running.launchers.slurm:Slurm",
+    "ray": "resnet_bench.running.launchers.ray_cluster:RayCluster",
+}
 """Schedulers by name, as ``module:class``, so that one that is not used is not imported."""
-
-SMOKE_RUNS_PER_JOB = 4
-"""Runs of a smoke profile are short: starting a job would take as long as training."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,13 @@ class Cluster(Protocol):
 
         Raises:
             UserError: The scheduler refuses them.
+        """
+
+    def fetch(self, launch: Launch) -> None:
+        """Bring what the tasks have told to the launch's folder, where the jobs do not write there themselves.
+
+        Raises:
+            UserError: The scheduler does not answer.
         """
 
     def events(self, launch: Launch, stop: Stop) -> Iterator[tuple[int, Event]]:
@@ -132,13 +139,11 @@ class OnCluster:
 def packs(tasks: Sequence[Task], options: LauncherOptions) -> list[tuple[int, ...]]:
     """Share tasks out among jobs: neighbors go together, as many as the options say.
 
-    A job with several GPUs gets as many runs more.
+    Runs may share a job one after another; workers of a study are all needed at a time.
     """
-    size = options.runs_per_job
-    if size is None:
-        short = all(isinstance(task, Job) and task.profile == "smoke" for task in tasks)
-        size = SMOKE_RUNS_PER_JOB if short else 1
-    size *= max(1, options.gpus_per_node or 1)
+    size = options.tasks_at_a_time
+    if runs := [task for task in tasks if isinstance(task, Job)]:
+        size *= options.runs_in_turn(short=all(run.profile == "smoke" for run in runs))
     return [tuple(range(first, min(first + size, len(tasks)))) for first in range(0, len(tasks), size)]
 
 

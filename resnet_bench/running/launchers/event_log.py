@@ -9,12 +9,13 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from resnet_bench.running.events import Closed, Event, JobFinished, JobStarted, Opened, TaskEvent
 from resnet_bench.running.launchers.child import portable
+from resnet_bench.running.launchers.launch import path_of
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.tracking.delivery import UploadReport
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, Steps
@@ -36,7 +37,7 @@ class Suspended(TaskEvent):
     reason: str
 
 
-_EVENTS: Mapping[str, type[Any]] = {
+_EVENTS: dict[str, type[Any]] = {
     each.__name__: each
     for each in (
         JobStarted,
@@ -55,8 +56,13 @@ _LEFT_OUT = ("snapshot", "predictions")
 _INSIDE: Mapping[str, type[Any]] = {"outcome": Outcome, "earlier": Outcome, "upload": UploadReport}
 
 
+def register(*kinds: type[TaskEvent]) -> None:
+    """Have further events written and read; their fields are plain values, lists, tables and tuples of these."""
+    _EVENTS.update({kind.__name__: kind for kind in kinds})
+
+
 def encode(event: Event) -> str | None:
-    """Write an event as JSON; None for one that is of no use elsewhere, such as those of a study's trials."""
+    """Write an event as JSON; None for one that is of no use elsewhere."""
     kind = _EVENTS.get(type(event).__name__)
     if kind is None:
         return None
@@ -71,10 +77,13 @@ def decode(line: str | bytes) -> Event | None:
         values = json.loads(line)
         kind = _EVENTS[values.pop("event")]
         for key, inner in _INSIDE.items():
-            if values.get(key) is not None:
+            if isinstance(values.get(key), dict):
                 values[key] = _inside(inner, values[key])
         if values.get("folder") is not None:
             values["folder"] = Path(values["folder"])
+        for field in dataclasses.fields(kind):
+            if get_origin(field.type) is tuple and field.name in values:
+                values[field.name] = tuple(values[field.name])
         left_out = {field.name: None for field in dataclasses.fields(kind) if field.name in _LEFT_OUT}
         event: Event = kind(**left_out, **values)
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -105,17 +114,12 @@ def _inside(kind: type[Any], values: dict[str, Any]) -> Any:
     return kind(**{**values, **tables, **sets})
 
 
-def path_of(folder: Path, task: int, attempt: int) -> Path:
-    """Name the file of an attempt at a task."""
-    return folder / f"{task:05d}-{attempt:03d}.jsonl"
-
-
 class EventWriter:
-    """Writes what one attempt at a task tells. A disk that is full costs the watcher its view, never the run."""
+    """Writes what one attempt at a task tells, as lines."""
 
-    def __init__(self, path: Path) -> None:
-        """Write to a file, which is made."""
-        self._path = path
+    def __init__(self, put: Callable[[str, Event], None]) -> None:
+        """Write with a function of a line and the event that it holds."""
+        self._put = put
         self._steps: Steps | None = None
         self._written_at = time.monotonic()
 
@@ -134,16 +138,24 @@ class EventWriter:
     def _write(self, event: Event) -> None:
         self._written_at = time.monotonic()
         line = encode(event)
-        if line is None:
-            return
+        if line is not None:
+            self._put(line, event)
+
+
+def write_to(path: Path) -> EventWriter:
+    """Return a writer to a file, which is made; a disk that is full is warned of."""
+
+    def put(line: str, event: Event) -> None:
         try:
-            with self._path.open("a", encoding="ascii") as file:
+            with path.open("a", encoding="ascii") as file:
                 file.write(line + "\n")
                 file.flush()
                 if isinstance(event, JobFinished | Suspended | Opened):
                     os.fsync(file.fileno())
         except OSError as error:
-            _log.warning("%s cannot be written (%s)", self._path, error.strerror or error)
+            _log.warning("%s cannot be written (%s)", path, error.strerror or error)
+
+    return EventWriter(put)
 
 
 def _joined(first: Steps, second: Steps) -> Steps:

@@ -144,6 +144,11 @@ class Launch:
         return tasks, context
 
 
+def path_of(events: Path, task: int, attempt: int) -> Path:
+    """Name the file of what an attempt at a task tells, in the folder for that."""
+    return events / f"{task:05d}-{attempt:03d}.jsonl"
+
+
 def find_launches(run_dir: Path) -> list[Launch]:
     """List what was submitted with this folder of runs, the oldest first."""
     found = [Launch.load(path) for path in sorted((run_dir / LAUNCHES).glob("*")) if path.is_dir()]

@@ -11,8 +11,8 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import Event, JobFinished, JobStarted, Opened
 from resnet_bench.running.job import Job, Task
-from resnet_bench.running.launchers.event_log import EventWriter, Suspended, attempts_before, path_of
-from resnet_bench.running.launchers.launch import Launch
+from resnet_bench.running.launchers.event_log import Suspended, attempts_before, write_to
+from resnet_bench.running.launchers.launch import Launch, path_of
 from resnet_bench.running.launchers.launcher import find_launcher
 from resnet_bench.running.launchers.places import find_places
 from resnet_bench.running.run_folder import STATE_FILE, RunInUse, read_state
@@ -44,31 +44,39 @@ def do_tasks(folder: Path, numbers: Sequence[int], attempt: int, stop: Stop) -> 
         raise UserError(f"{folder}: what was submitted cannot be read")
     tasks, context = launch.work()
     context = replace(context, stop=stop)
-    left = {number: found for number in numbers if (found := _left(launch, tasks[number], number, attempt)) is not None}
+    before = {number: attempts_before(launch.events, number, attempt) for number in numbers}
+    left = {number: found for number in numbers if (found := left_of(tasks[number], before[number])) is not None}
     if not left:
         return True
-    writers = {task.label: EventWriter(path_of(launch.events, number, attempt)) for number, task in left.items()}
-    places = find_places(context.options, per_device=1, jobs=len(left))
-    # Of several tasks, one whose process dies must not cost the others.
-    alone = len(left) == 1 and len(places) == 1
+    writers = {task.label: write_to(path_of(launch.events, number, attempt)) for number, task in left.items()}
     undone = set(writers)
-    with contextlib.closing(
-        find_launcher("inline" if alone else "processes", places).run(left.values(), context)
-    ) as events:
+    with contextlib.closing(events_here([*left.values()], context)) as events:
         for task, event in events:
-            writer = writers[task.label]
-            if isinstance(event, JobFinished) and event.interrupted:
-                writer.take(Suspended(stop.reason or "stopped"))
-                continue
+            writers[task.label].take(event)
             if isinstance(event, JobFinished):
                 undone.discard(task.label)
-            writer.take(event)
     return not undone
 
 
-def _left(launch: Launch, task: Task, number: int, attempt: int) -> Task | None:
-    """What an attempt has left to do of a task; None where an earlier one has done it."""
-    before = attempts_before(launch.events, number, attempt)
+def events_here(tasks: Sequence[Task], context: Context) -> Generator[tuple[Task, Event], None, None]:
+    """Do tasks, one per GPU of this job at a time; one that is asked to make room ends with ``Suspended``."""
+    places = find_places(context.options, per_device=1, jobs=len(tasks))
+    # Of several tasks, one whose process dies must not cost the others.
+    alone = len(tasks) == 1 and len(places) == 1
+    launcher = find_launcher("inline" if alone else "processes", places)
+    with contextlib.closing(launcher.run(tasks, context)) as events:
+        for task, event in events:
+            made_room = isinstance(event, JobFinished) and event.interrupted
+            yield task, Suspended(context.stop.reason or "stopped") if made_room else event
+
+
+def left_of(task: Task, before: Sequence[Sequence[Event]]) -> Task | None:
+    """Return what is left to do of a task; None where it is done.
+
+    Args:
+        task: The task.
+        before: What each earlier attempt at it has told.
+    """
     if any(isinstance(event, JobFinished) for told in before for event in told):
         return None
     if not any(isinstance(event, JobStarted) for told in before for event in told):

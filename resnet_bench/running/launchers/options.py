@@ -7,7 +7,7 @@ import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -23,8 +23,12 @@ LOCAL = {
 }
 """The launchers of one machine, which take no options, and what each does."""
 
+SMOKE_RUNS_PER_JOB = 4
+"""Runs of a smoke profile are short: starting a job would take as long as training."""
+
 TIME = re.compile(r"(?:(\d+)d)? ?(?:(\d+)h)? ?(?:(\d+)m(?:in)?)?")
 _WORD = re.compile(r"[A-Za-z0-9_.,:@|&*+\[\]()=/-]+")
+ADDRESS = re.compile(r"auto|[A-Za-z0-9._-]+:\d{1,5}")
 
 
 def minutes(value: Any) -> Any:
@@ -50,9 +54,23 @@ def _line(value: str) -> str:
     return value
 
 
+def _address(value: str) -> str:
+    if not ADDRESS.fullmatch(value):
+        raise ValueError(f"must be auto or HOST:PORT, such as 10.0.0.1:6379, got {shown(value)}")
+    return value
+
+
+def _absolute(value: str) -> str:
+    if not value.startswith(("/", "~")):
+        raise ValueError(f"must be an absolute path, got {shown(value)}")
+    return value
+
+
 Minutes = Annotated[int, Field(ge=5, le=525_600), BeforeValidator(minutes)]
 SlurmWord = Annotated[str, AfterValidator(_word)]
 Line = Annotated[str, AfterValidator(_line)]
+RayAddress = Annotated[str, AfterValidator(_address)]
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 
 
 class SlurmOptions(Schema):
@@ -93,8 +111,72 @@ class SlurmOptions(Schema):
         parts.append(f"at most {duration(60 * self.time)} per job")
         return f"Slurm ({', '.join(parts)})"
 
+    def fitted(self, device: str) -> Self:
+        """Fill in what the device of the runs decides."""
+        return self if self.gpus_per_node is not None else self.model_copy(update={"gpus_per_node": _gpus(device)})
 
-LauncherOptions = SlurmOptions
+    @property
+    def tasks_at_a_time(self) -> int:
+        """Tasks that a job does at a time."""
+        return max(1, self.gpus_per_node or 1)
+
+    def runs_in_turn(self, *, short: bool) -> int:
+        """Return how many runs a job does one after another, which are short or not."""
+        return self.runs_per_job or (SMOKE_RUNS_PER_JOB if short else 1)
+
+
+class RayOptions(Schema):
+    """Tasks of a Ray cluster. A task trains one run, on one GPU or on CPU cores alone."""
+
+    launcher: Literal["ray"] = "ray"
+    """What runs the tasks; not needed in a file that is called ray.toml."""
+    address: RayAddress = "auto"
+    """The head's HOST:PORT; auto takes RAY_ADDRESS, else the cluster that this machine belongs to."""
+    gpus: Annotated[int, Field(ge=0, le=1)] | None = None
+    """GPUs of a run; by default 1, and 0 with --device cpu."""
+    cpus: Count = 4
+    """CPU cores of a run."""
+    memory_gb: Annotated[float, Field(gt=0, le=100_000)] | None = None
+    """Memory that a node must have free for a run; not looked at by default."""
+    resources: dict[str, Annotated[float, Field(gt=0, le=1_000_000)]] = Field(default_factory=dict)
+    """Custom resources of a run, as nodes were started with, such as { H200 = 1 }."""
+    max_jobs: Count | None = None
+    """Runs that train at a time; as many as the cluster has room for by default."""
+    attempts: Annotated[int, Field(ge=1, le=1000)] = 3
+    """How often a run is started in all, where it loses its node or its process or makes room."""
+    shared: bool = False
+    """Whether all nodes see the folders of the runs and of the images, at the same paths as this machine. Otherwise
+    Ray brings the images to each node, and runs keep their files on their node."""
+    node_dir: AbsolutePath | None = None
+    """Folder for the files of runs on each node, where no folder is shared; below the user's cache by default."""
+
+    def describe(self) -> str:
+        """Where tasks go and what each gets, in a line."""
+        parts = [self.address] if self.address != "auto" else []
+        if self.gpus is not None:
+            parts.append(f"{plural(self.gpus, 'GPU')} per run" if self.gpus else "no GPU")
+        parts.append(f"{plural(self.cpus, 'CPU')} per run")
+        return f"Ray ({', '.join(parts)})"
+
+    def fitted(self, device: str) -> Self:
+        """Fill in what the device of the runs decides."""
+        return self if self.gpus is not None else self.model_copy(update={"gpus": _gpus(device)})
+
+    @property
+    def tasks_at_a_time(self) -> int:
+        """Tasks that a job does at a time."""
+        return 1
+
+    def runs_in_turn(self, *, short: bool) -> int:  # noqa: ARG002 - likewise for all launchers
+        """Return 1: a task of Ray starts within milliseconds."""
+        return 1
+
+
+def _gpus(device: str) -> int:
+    return 0 if device == "cpu" else 1
+
+
+LauncherOptions = SlurmOptions | RayOptions
 
 
 class _Engine:
@@ -104,7 +186,10 @@ class _Engine:
         self.options, self.meaning, self.needs = options, meaning, needs
 
 
-ENGINES = {"slurm": _Engine(SlurmOptions, "Jobs of a Slurm cluster.", needs="submitit")}
+ENGINES = {
+    "slurm": _Engine(SlurmOptions, "Jobs of a Slurm cluster.", needs="submitit"),
+    "ray": _Engine(RayOptions, "Tasks of a Ray cluster.", needs="ray"),
+}
 """Launchers that have their jobs run elsewhere, by the name that is also that of their extra."""
 
 
@@ -128,9 +213,7 @@ def choose_launcher(
         return name
     found = load_launcher(name, typed)
     check_installed(found.launcher)
-    if found.gpus_per_node is None:
-        found = found.model_copy(update={"gpus_per_node": 0 if device == "cpu" else 1})
-    return found
+    return found.fitted(device)
 
 
 def load_launcher(name: str, changes: Mapping[str, Any] | None = None) -> LauncherOptions:
@@ -168,7 +251,8 @@ def load_launcher_file(path: Path) -> LauncherOptions:
         raise UserError(f"{path}: the launcher {path.stem} takes no options; choose another name for the file")
     engine = table.get("launcher", path.stem if path.stem in ENGINES else None)
     if engine is None:
-        raise UserError(f'{path}: launcher is missing; write launcher = "slurm"')
+        names = " or ".join(f'launcher = "{name}"' for name in ENGINES)
+        raise UserError(f"{path}: launcher is missing; write {names}")
     if not isinstance(engine, str) or engine not in ENGINES:
         raise UserError(f"{path}: {unknown_name('launcher', str(engine), ENGINES)}")
     if path.stem in ENGINES and engine != path.stem:

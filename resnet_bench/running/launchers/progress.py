@@ -45,17 +45,14 @@ class TaskProgress:
 
 def look(launch: Launch) -> tuple[list[TaskProgress], str | None]:
     """Return how far each task of a launch is, and why its scheduler could not be asked, where that is so."""
-    newest = newest_attempts(launch.events)
-    rows = []
-    for handle in launch.handles:
-        for number in handle.tasks:
-            row = TaskProgress(launch.labels[number], handle.id)
-            _read(row, EventReader(launch.events, number), newest.get(number, -1))
-            rows.append(row)
+    rows = _told(launch)
     if not any(row.open for row in rows):
         return rows, None
     try:
-        states = find_cluster(launch.options).states(launch.handles)
+        cluster = find_cluster(launch.options)
+        cluster.fetch(launch)
+        rows = _told(launch)
+        states = cluster.states(launch.handles)
     except UserError as error:
         return rows, f"{launch.name}: {error}"
     for row in rows:
@@ -71,6 +68,18 @@ def look(launch: Launch) -> tuple[list[TaskProgress], str | None]:
         elif row.state == "waiting" and state.name != "PENDING":
             row.state = state.name.lower()
     return rows, None
+
+
+def _told(launch: Launch) -> list[TaskProgress]:
+    """How far each task is by what it has told."""
+    newest = newest_attempts(launch.events)
+    rows = []
+    for handle in launch.handles:
+        for number in handle.tasks:
+            row = TaskProgress(launch.labels[number], handle.id)
+            _read(row, EventReader(launch.events, number), newest.get(number, -1))
+            rows.append(row)
+    return rows
 
 
 def _read(row: TaskProgress, reader: EventReader, newest: int) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 from resnet_bench.base.errors import UserError
 from resnet_bench.running.events import Event, JobFinished
 from resnet_bench.running.launchers.cluster import JobState
-from resnet_bench.running.launchers.event_log import EventReader, Suspended, newest_attempts
+from resnet_bench.running.launchers.following import Follower, sleep
 from resnet_bench.running.launchers.launch import Handle, Launch
 from resnet_bench.running.launchers.node_job import SlurmWork
-from resnet_bench.running.launchers.options import LauncherOptions
+from resnet_bench.running.launchers.options import SlurmOptions
 from resnet_bench.running.stopping import Stop
 
 READ_SECONDS = 2.0
@@ -58,7 +58,7 @@ _log = logging.getLogger(__name__)
 class Slurm:
     """Jobs of Slurm; see :class:`resnet_bench.running.launchers.cluster.Cluster`."""
 
-    def __init__(self, options: LauncherOptions) -> None:
+    def __init__(self, options: SlurmOptions) -> None:
         """Submit with these options."""
         self._options = options
 
@@ -91,9 +91,12 @@ class Slurm:
             raise UserError(_refusal(str(error)) if refused else _NO_SLURM) from None
         return handles
 
+    def fetch(self, launch: Launch) -> None:
+        """Leave the launch's folder as it is: jobs write there."""
+
     def events(self, launch: Launch, stop: Stop) -> Iterator[tuple[int, Event]]:
         """Yield what tasks tell, read from their launch's folder."""
-        follower = _Follower(launch)
+        follower = _SlurmFollower(launch)
         ask_at, give_up_at = time.monotonic() + ASK_SECONDS, None
         while follower.open:
             yield from follower.read(cancelled=bool(stop))
@@ -108,9 +111,9 @@ class Slurm:
                 if states is not None:
                     yield from follower.judge(states)
             if give_up_at is not None and time.monotonic() > give_up_at:
-                yield from follower.give_up()
+                yield from follower.give_up(JobFinished(interrupted=True))
             if follower.open:
-                _sleep(READ_SECONDS, stop if give_up_at is None else Stop())
+                sleep(READ_SECONDS, stop if give_up_at is None else Stop())
 
     def states(self, handles: Sequence[Handle]) -> Mapping[str, JobState]:
         """Ask ``squeue``.
@@ -136,32 +139,19 @@ class Slurm:
             raise UserError(f"scancel: {done.stderr.strip()}")
 
 
-class _Follower:
-    """What is known of the tasks of a launch that have not ended.
-
-    Attributes:
-        open: A reader per task that has not ended, by number.
-    """
+class _SlurmFollower(Follower):
+    """Also judges the tasks whose job is over and has said nothing."""
 
     def __init__(self, launch: Launch) -> None:
+        super().__init__(launch)
         self._launch = launch
         self._job_of = {number: handle.id for handle in launch.handles for number in handle.tasks}
-        self._suspended: set[int] = set()
         self._seen_over: Counter[int] = Counter()
-        self.open = {number: EventReader(launch.events, number) for number in self._job_of}
 
     def read(self, *, cancelled: bool) -> Iterator[tuple[int, Event]]:
-        """Yield what was written since the last call."""
-        newest = newest_attempts(self._launch.events)
-        for number, reader in [*self.open.items()]:
-            for event in reader.new(newest.get(number, -1)):
-                self._seen_over.pop(number, None)
-                if isinstance(event, Suspended) and cancelled:
-                    event = JobFinished(interrupted=True)
-                (self._suspended.add if isinstance(event, Suspended) else self._suspended.discard)(number)
-                if isinstance(event, JobFinished):
-                    self.open.pop(number, None)
-                yield number, event
+        for number, event in super().read(cancelled=cancelled):
+            self._seen_over.pop(number, None)
+            yield number, event
 
     def judge(self, states: Mapping[str, JobState]) -> Iterator[tuple[int, Event]]:
         """Yield the end of tasks whose job is over and has not said how they ended."""
@@ -172,21 +162,12 @@ class _Follower:
                 continue
             self._seen_over[number] += 1
             if self._seen_over[number] >= LOOKS_BEFORE_VERDICT:
-                yield self._end(number, self._verdict(number, state))
-
-    def give_up(self) -> Iterator[tuple[int, Event]]:
-        """Yield the end of tasks that were cancelled long ago."""
-        for number in [*self.open]:
-            yield self._end(number, JobFinished(interrupted=True))
-
-    def _end(self, number: int, end: JobFinished) -> tuple[int, JobFinished]:
-        self.open.pop(number)
-        return number, end
+                yield self.end(number, self._verdict(number, state))
 
     def _verdict(self, number: int, state: JobState | None) -> JobFinished:
         job = self._job_of[number]
         name = _past_state(job) if state is None else state.name
-        if number in self._suspended or name in ("CANCELLED", "PREEMPTED"):
+        if number in self.suspended or name in ("CANCELLED", "PREEMPTED"):
             return JobFinished(interrupted=True)
         said = _last_line(self._launch, job)
         match name:
@@ -200,7 +181,7 @@ class _Follower:
                 return JobFinished(f"job {job} ended without a word ({name.lower() if name else 'unknown'}){said}")
 
 
-def _parameters(options: LauncherOptions, name: str) -> dict[str, Any]:
+def _parameters(options: SlurmOptions, name: str) -> dict[str, Any]:
     gpus = options.gpus_per_node or 0
     cpus = options.cpus_per_gpu * max(1, gpus)
     asked = {
@@ -275,10 +256,3 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(  # noqa: S603 - the same  # nosec B603
         command, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False
     )
-
-
-def _sleep(seconds: float, stop: Stop) -> None:
-    """Sleep, less where asked to stop."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and not stop:
-        time.sleep(0.1)

@@ -1,0 +1,57 @@
+"""What is known of a launch's tasks that have not ended, from what they have written to its folder."""
+
+import time
+from collections.abc import Iterator
+
+from resnet_bench.running.events import Event, JobFinished
+from resnet_bench.running.launchers.event_log import EventReader, Suspended, newest_attempts
+from resnet_bench.running.launchers.launch import Launch
+from resnet_bench.running.stopping import Stop
+
+
+class Follower:
+    """The tasks of a launch that have not ended.
+
+    Attributes:
+        open: A reader per task that has not ended, by number.
+        suspended: Those of them that have made room.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        """Follow all tasks of a launch from their beginning."""
+        self._launch = launch
+        self.open = {number: EventReader(launch.events, number) for handle in launch.handles for number in handle.tasks}
+        self.suspended: set[int] = set()
+
+    def read(self, *, cancelled: bool) -> Iterator[tuple[int, Event]]:
+        """Yield what was written since the last call.
+
+        Args:
+            cancelled: Whether a task that makes room is not started again.
+        """
+        newest = newest_attempts(self._launch.events)
+        for number, reader in [*self.open.items()]:
+            for event in reader.new(newest.get(number, -1)):
+                if isinstance(event, Suspended) and cancelled:
+                    event = JobFinished(interrupted=True)
+                (self.suspended.add if isinstance(event, Suspended) else self.suspended.discard)(number)
+                if isinstance(event, JobFinished):
+                    self.open.pop(number, None)
+                yield number, event
+
+    def end(self, number: int, end: JobFinished) -> tuple[int, JobFinished]:
+        """Close a task that has not said how it ended."""
+        self.open.pop(number)
+        return number, end
+
+    def give_up(self, end: JobFinished) -> Iterator[tuple[int, Event]]:
+        """Yield the end of all tasks that are open."""
+        for number in [*self.open]:
+            yield self.end(number, end)
+
+
+def sleep(seconds: float, stop: Stop) -> None:
+    """Sleep, less where asked to stop."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not stop:
+        time.sleep(0.1)

@@ -1,0 +1,146 @@
+"""The actor that owns the tasks of a launch on a Ray cluster, so that they outlive the command that submitted them."""
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from resnet_bench.base.describe_error import describe_error
+from resnet_bench.running.launchers.options import RayOptions
+from resnet_bench.running.launchers.ray_job import do_task
+from resnet_bench.running.launchers.supervision import AttemptEnd, Supervision
+
+KEEP_SECONDS = 24 * 3600.0
+"""How long it waits for somebody to fetch what the tasks have told, when all of them have ended."""
+
+
+class Supervisor:
+    """An asynchronous actor, which runs on the cluster's head: what the head forgets, nobody could ask for."""
+
+    def __init__(
+        self,
+        options: RayOptions,
+        works: Sequence[bytes],
+        labels: Sequence[str],
+        parcels: Sequence[Any],
+        environment: Mapping[str, str],
+    ) -> None:
+        """Own tasks.
+
+        Args:
+            options: Those of the launcher.
+            works: A task and its context each, pickled.
+            labels: What each task is, for a person.
+            parcels: Datasets and their images, for nodes that do not see any.
+            environment: Variables that the tasks get.
+        """
+        self._folder = Path(tempfile.mkdtemp(prefix="resnet-bench-"))
+        places = _RayPlaces(options, works, labels, parcels, environment)
+        self._supervision = Supervision(
+            places, len(works), self._folder, attempts=options.attempts, at_a_time=options.max_jobs
+        )
+        self._running: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start the tasks, and return."""
+        self._running = asyncio.create_task(self._run())
+
+    async def tell(self, number: int, attempt: int, node: tuple[str, str], lines: Iterable[str]) -> str | None:
+        """Hear a task; see :meth:`Supervision.tell`."""
+        return self._supervision.tell(number, attempt, node, lines)
+
+    async def told(self, positions: Mapping[tuple[int, int], int]) -> tuple[dict[tuple[int, int], bytes], bool]:
+        """Return what tasks have told; see :meth:`Supervision.told`."""
+        if self._running is not None and self._running.done():
+            self._running.result()
+        return self._supervision.told(positions)
+
+    async def states(self) -> list[tuple[str, str]]:
+        """Return the state and the host of each task."""
+        return self._supervision.states()
+
+    async def cancel(self, numbers: Iterable[int]) -> None:
+        """Have tasks stop, with a checkpoint each."""
+        self._supervision.cancel(numbers)
+
+    async def clear(self) -> None:
+        """Remove what is kept; the actor can be killed then."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    async def _run(self) -> None:
+        import ray
+
+        await self._supervision.run()
+        await asyncio.sleep(KEEP_SECONDS)
+        await self.clear()
+        ray.kill(ray.get_runtime_context().current_actor)
+
+
+class _RayPlaces:
+    """See :class:`resnet_bench.running.launchers.supervision.Places`."""
+
+    def __init__(
+        self,
+        options: RayOptions,
+        works: Sequence[bytes],
+        labels: Sequence[str],
+        parcels: Sequence[Any],
+        environment: Mapping[str, str],
+    ) -> None:
+        import ray
+
+        self._works, self._labels = works, labels
+        asked = {
+            "num_cpus": options.cpus,
+            "num_gpus": options.gpus or 0,
+            "memory": None if options.memory_gb is None else int(options.memory_gb * 2**30),
+            "resources": options.resources or None,
+            # Which attempt it is decides who may tell, so that only the supervision starts one.
+            "max_retries": 0,
+        }
+        self._asked = {key: value for key, value in asked.items() if value is not None}
+        self._do = ray.remote(do_task)
+        # The actor's own, because the command that has put the images there may end. Each node fetches them once.
+        self._common = (ray.get_runtime_context().current_actor, environment, options)
+        self._parcels: Any = ray.put(list(parcels))
+
+    def start(self, number: int, attempt: int, told: Sequence[bytes]) -> Awaitable[Any]:
+        started: Awaitable[Any] = self._do.options(name=self._labels[number], **self._asked).remote(
+            number, attempt, self._works[number], told, self._parcels, *self._common
+        )
+        return started
+
+    def cancel(self, started: Awaitable[Any], *, force: bool) -> None:
+        import ray
+
+        # One that has ended meanwhile cannot be cancelled.
+        with contextlib.suppress(ray.exceptions.RayError, ValueError, TypeError):
+            ray.cancel(started, force=force)
+
+    def judge(self, error: BaseException) -> AttemptEnd:
+        from ray import exceptions
+
+        match error:
+            case exceptions.TaskCancelledError():
+                return AttemptEnd("it was cancelled", is_cancelled=True)
+            case exceptions.NodeDiedError() | exceptions.LocalRayletDiedError():
+                return AttemptEnd("its node was lost", is_lost=True)
+            case exceptions.WorkerCrashedError():
+                return AttemptEnd("its process was killed", is_lost=True)
+            case exceptions.ObjectLostError():
+                return AttemptEnd("its images were lost on their way", is_lost=True)
+            case exceptions.OutOfMemoryError():
+                return AttemptEnd("its node ran out of memory; ask for more with memory_gb of the launcher")
+            case exceptions.RayTaskError():
+                return AttemptEnd(f"it could not be started on its node: {describe_error(error.cause)}")
+            case _:
+                return AttemptEnd(describe_error(error))
+
+    def living_nodes(self) -> set[str]:
+        import ray
+
+        nodes: Sequence[Mapping[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        return {node["NodeID"] for node in nodes if node["Alive"]}

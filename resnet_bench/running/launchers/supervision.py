@@ -1,0 +1,221 @@
+"""Tasks at places that may be lost: started, listened to, and started again. It knows no scheduler, and no torch."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from resnet_bench.running.launchers.launch import path_of
+
+NODES_SECONDS = 5.0
+"""Between two looks at which nodes are alive."""
+CANCEL_SECONDS = 120.0
+"""What a cancelled task gets to write its checkpoint."""
+PIECE = 4 << 20
+"""Bytes of events that are handed out at a time."""
+
+
+@dataclass(frozen=True)
+class AttemptEnd:
+    """Why a task ended without saying how.
+
+    Attributes:
+        reason: In a sentence without its subject, such as ``its node was lost``.
+        is_lost: Whether that says nothing of the task, so that it may be started again.
+        is_cancelled: Whether somebody else has cancelled it.
+    """
+
+    reason: str
+    is_lost: bool = False
+    is_cancelled: bool = False
+
+
+class Places(Protocol):
+    """Where tasks are started."""
+
+    def start(self, number: int, attempt: int, told: Sequence[bytes]) -> Awaitable[Any]:
+        """Start an attempt at a task, given what those before it have told; ends when the attempt has ended."""
+
+    def cancel(self, started: Awaitable[Any], *, force: bool) -> None:
+        """Take an attempt back that waits for its place; with force, kill it wherever it is."""
+
+    def judge(self, error: BaseException) -> AttemptEnd:
+        """Say what an attempt's error means."""
+
+    def living_nodes(self) -> set[str]:
+        """Return the ids of the nodes that are alive; may block."""
+
+
+@dataclass
+class _Watched:
+    number: int
+    attempt: int = 0
+    node: str = ""
+    host: str = ""
+    started: Awaitable[Any] | None = None
+    is_over: bool = False
+    is_cancelled: bool = False
+    lost: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Supervision:
+    """Sees the tasks of a launch to their end. All calls come from one event loop."""
+
+    def __init__(self, places: Places, count: int, folder: Path, *, attempts: int, at_a_time: int | None) -> None:
+        """Look after tasks.
+
+        Args:
+            places: Where they are started.
+            count: How many there are; their numbers count from 0.
+            folder: Where what they tell is kept until somebody fetches it.
+            attempts: How often a task is started in all.
+            at_a_time: How many are started at a time; all where it is None.
+        """
+        self._places, self._folder, self._attempts = places, folder, attempts
+        self._tasks = [_Watched(number) for number in range(count)]
+        self._room = asyncio.Semaphore(at_a_time or max(1, count))
+        self._killing: list[asyncio.Task[None]] = []
+
+    async def run(self) -> None:
+        """Start the tasks, and start again what is lost, until each has ended."""
+        watch = asyncio.create_task(self._watch_nodes())
+        try:
+            await asyncio.gather(*(self._see_to(task) for task in self._tasks))
+        finally:
+            for each in (watch, *self._killing):
+                each.cancel()
+
+    def tell(self, number: int, attempt: int, node: tuple[str, str], lines: Iterable[str]) -> str | None:
+        """Take in what an attempt tells.
+
+        Args:
+            number: The task.
+            attempt: Which attempt says so; an older one than the newest is not heard any more.
+            node: Where it runs: the node's id and host name.
+            lines: Events as lines of JSON.
+
+        Returns:
+            Why the attempt is to stop; None where it is not.
+        """
+        task = self._tasks[number]
+        if attempt != task.attempt or task.is_over:
+            return "taken over by another attempt"
+        task.node, task.host = node
+        self._keep(task, lines)
+        return "cancelled" if task.is_cancelled else None
+
+    def cancel(self, numbers: Iterable[int]) -> None:
+        """Have tasks stop with a checkpoint, and kill those that do not."""
+        tasks = [self._tasks[number] for number in numbers if not self._tasks[number].is_over]
+        for task in tasks:
+            task.is_cancelled = True
+            if task.started is not None and not task.node:
+                self._places.cancel(task.started, force=False)
+        self._killing.append(asyncio.create_task(self._kill_late(tasks)))
+
+    def states(self) -> list[tuple[str, str]]:
+        """Return the state and the host of each task."""
+        return [
+            ("COMPLETED" if task.is_over else "RUNNING" if task.node else "PENDING", task.host) for task in self._tasks
+        ]
+
+    def told(self, positions: Mapping[tuple[int, int], int]) -> tuple[dict[tuple[int, int], bytes], bool]:
+        """Return some of what was told and not fetched yet.
+
+        Args:
+            positions: How many bytes of each task and attempt were fetched.
+
+        Returns:
+            What follows, by task and attempt; and whether all tasks have ended. Ask until nothing follows.
+        """
+        found: dict[tuple[int, int], bytes] = {}
+        left = PIECE
+        for task in self._tasks:
+            for attempt in range(task.attempt + 1):
+                path = path_of(self._folder, task.number, attempt)
+                position = positions.get((task.number, attempt), 0)
+                if left <= 0 or not path.is_file() or path.stat().st_size <= position:
+                    continue
+                with path.open("rb") as file:
+                    file.seek(position)
+                    found[task.number, attempt] = file.read(left)
+                left -= len(found[task.number, attempt])
+        return found, all(task.is_over for task in self._tasks)
+
+    def _keep(self, task: _Watched, lines: Iterable[str]) -> None:
+        with path_of(self._folder, task.number, task.attempt).open("a", encoding="ascii") as file:
+            for line in lines:
+                file.write(line + "\n")
+                task.is_over = task.is_over or json.loads(line)["event"] == "JobFinished"
+
+    def _end(self, task: _Watched, failure: str | None = None, *, interrupted: bool = False) -> None:
+        end = {"event": "JobFinished", "device_problem": None, "failure": failure, "interrupted": interrupted}
+        self._keep(task, [json.dumps(end)])
+
+    async def _see_to(self, task: _Watched) -> None:
+        async with self._room:
+            while not task.is_over and not task.is_cancelled:
+                verdict = await self._attempt(task)
+                if task.is_over or task.is_cancelled:
+                    break
+                if verdict.is_cancelled:
+                    task.is_cancelled = True
+                elif not verdict.is_lost:
+                    self._end(task, verdict.reason)
+                elif task.attempt + 1 >= self._attempts:
+                    times = "once" if self._attempts == 1 else f"{self._attempts} times"
+                    self._end(task, f"it was started {times}, and ended without a result: at last {verdict.reason}")
+                else:
+                    # What the lost attempt may still say is not heard from here on.
+                    task.attempt += 1
+            if not task.is_over:
+                self._end(task, interrupted=True)
+
+    async def _attempt(self, task: _Watched) -> AttemptEnd:
+        """Returns why the attempt has ended, where it has not said so itself."""
+        task.node = task.host = ""
+        task.lost.clear()
+        told = [path_of(self._folder, task.number, attempt) for attempt in range(task.attempt)]
+        try:
+            task.started = self._places.start(
+                task.number, task.attempt, [path.read_bytes() for path in told if path.is_file()]
+            )
+        except Exception as error:  # whatever the scheduler raises, it must not cost the other tasks
+            return self._places.judge(error)
+        ended = asyncio.ensure_future(_until_ended(task.started))
+        lost = asyncio.ensure_future(task.lost.wait())
+        await asyncio.wait({ended, lost}, return_when=asyncio.FIRST_COMPLETED)
+        lost.cancel()
+        if not ended.done():
+            # Nobody hears from a node that fell silent, its scheduler neither.
+            ended.cancel()
+            return AttemptEnd(f"its node {task.host} fell silent", is_lost=True)
+        problem = ended.result()
+        if problem is None:
+            return AttemptEnd("it made room for others", is_lost=True)
+        return self._places.judge(problem)
+
+    async def _watch_nodes(self) -> None:
+        while True:
+            await asyncio.sleep(NODES_SECONDS)
+            nodes = await asyncio.to_thread(self._places.living_nodes)
+            for task in self._tasks:
+                if task.node and task.node not in nodes and not task.is_over:
+                    task.lost.set()
+
+    async def _kill_late(self, tasks: Sequence[_Watched]) -> None:
+        await asyncio.sleep(CANCEL_SECONDS)
+        for task in tasks:
+            if task.started is not None and not task.is_over:
+                self._places.cancel(task.started, force=True)
+
+
+async def _until_ended(started: Awaitable[Any]) -> BaseException | None:
+    """Wait for an attempt; returns its error."""
+    try:
+        await started
+    except Exception as error:  # the caller judges it
+        return error
+    return None
