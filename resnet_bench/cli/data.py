@@ -115,7 +115,7 @@ def prepare(
 @app.command(
     help=help_text(
         "Describe your own images as TOML, ready to be saved: classes, sizes, mean and standard deviation. "
-        "It has train/<class> and test/<class>, or Parquet files.",
+        "The folder has train/<class> and test/<class>, Parquet files, or arrays as those of SVHN and CIFAR-10.1.",
         example="data describe photos --output datasets/photos.toml",
         following="copy he-resnet20 benchmarks/my.toml --dataset photos",
     )

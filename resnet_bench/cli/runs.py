@@ -32,7 +32,7 @@ from resnet_bench.cli.screen import (
     print_table,
 )
 from resnet_bench.tracking.store import Store
-from resnet_bench.tracking.vocabulary import PREFIX
+from resnet_bench.tracking.vocabulary import PREFIX, current_metrics
 
 if TYPE_CHECKING:
     from resnet_bench.running.kept_runs import KeptRun, PrunePlan
@@ -97,7 +97,7 @@ def show(name: RunName, tracking: TrackingURI = None, run_dir: RunDir = DEFAULT_
     run = find_run(read_runs(store, run_dir), name)
     data = store.reader().get_run(run.run_id).data
     tags = {key.removeprefix(PREFIX): value for key, value in data.tags.items() if key.startswith(PREFIX)}
-    final = {key: value for key, value in sorted(data.metrics.items()) if key.startswith("final/")}
+    final = {key: value for key, value in sorted(current_metrics(data.metrics).items()) if key.startswith("final/")}
     if as_json:
         document = _document(run, store)
         print_json("runs show", run=document, metrics=final, params=dict(data.params), tags=tags)

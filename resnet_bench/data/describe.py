@@ -2,7 +2,9 @@
 
 import io
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,27 +14,39 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.base.image_folders import check_classes, find_test_files, find_train_files
 from resnet_bench.data.content import Progress
 from resnet_bench.data.decode import strict_decoding
-from resnet_bench.data.own import FolderSplit, ParquetSplit, check_every_class
+from resnet_bench.data.own import (
+    DATA_SUFFIX,
+    FolderSplit,
+    MatlabSplit,
+    NumpySplit,
+    ParquetSplit,
+    SplitFiles,
+    check_every_class,
+)
 from resnet_bench.data.parquet import open_parquet
 from resnet_bench.recipe.dataset_files import DEFAULT_IMAGE_SIZE, DatasetDescription, DatasetFile, facts_of
 from resnet_bench.recipe.datasets import DatasetFacts, Fit
 from resnet_bench.recipe.schema import parse
 
 _PARQUET = ("{split}-*.parquet", "{split}.parquet", "{split}/*.parquet", "data/{split}-*.parquet")
+_ARRAYS = ("{split}_32x32.mat", "{split}.mat", "{split}" + DATA_SUFFIX)
 _MOST_CLASSES = 100_000
 _DIGITS = 4
 _IMAGES_AT_ONCE = 4096
 
+Arrays = MatlabSplit | NumpySplit
 Found = FolderSplit | ParquetSplit
 
 
 def describe(
     folder: Path, *, image_size: int | None = None, fit: Fit = "crop", progress: Progress | None = None
 ) -> DatasetFile:
-    """Describe class folders (``train/<class>``, ``test/<class>``) or Parquet files (``train-*.parquet``, ``test-*``).
+    """Describe class folders, Parquet files, or arrays as SVHN and CIFAR-10.1 come in.
 
     Args:
-        folder: The folder that has both splits.
+        folder: The folder that has both splits: ``train/<class>`` and ``test/<class>``, ``train-*.parquet`` and
+            ``test-*.parquet``, ``train_32x32.mat`` and ``test_32x32.mat``, or ``train_data.npy`` and
+            ``test_data.npy``. A single ``…_data.npy`` is a dataset that only tests.
         image_size: Height and width that images are brought to; by default their own, if all have one square size.
         fit: How.
         progress: Called with a line of text now and then.
@@ -43,28 +57,35 @@ def describe(
     progress = progress or (lambda _: None)
     if not folder.is_dir():
         raise UserError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}")
-    splits, names, classes = _find(folder)
-    unsized = _facts(classes, 2, 1, DEFAULT_IMAGE_SIZE, fit)
-    size = image_size or _common_size([*splits.values()], unsized) or DEFAULT_IMAGE_SIZE
+    splits: Mapping[str, SplitFiles]
+    if files := _find_files(folder):
+        splits, names, classes = files
+        unsized = _facts(classes, 2, 1, DEFAULT_IMAGE_SIZE, fit)
+        own_size = None if image_size else _common_size(files[0].values(), unsized)
+    elif arrays := _find_arrays(folder):
+        splits, names = arrays, {name: str(split.path) for name, split in arrays.items()}
+        classes, own_size = _outline(arrays)
+    else:
+        raise UserError(_nothing_found(folder))
+    size = image_size or own_size or DEFAULT_IMAGE_SIZE
     facts = _facts(classes, 2, 1, size, fit)
     # The test images are read as well: a description of images that cannot be read helps nobody.
-    train, test = (split.read(facts, progress) for split in splits.values())
-    for split_name, split in (("train", train), ("test", test)):
+    read = {name: split.read(facts, progress) for name, split in splits.items()}
+    for split_name, split in read.items():
         check_every_class(split.labels, facts, names[split_name])
-    mean, std = statistics(train.images)
-    if min(std) <= 0:
-        raise UserError(f"{folder}: a color channel is the same in all training images; nothing can be learned from it")
-    table = {
-        "train": names["train"],
-        "test": names["test"],
+    table: dict[str, Any] = {
+        **names,
         "classes": list(classes),
         "image_size": size,
         "fit": fit,
-        "train_images": len(train.labels),
-        "test_images": len(test.labels),
-        "mean": mean,
-        "std": std,
+        **{f"{split_name}_images": len(split.labels) for split_name, split in read.items()},
     }
+    if "train" in read:
+        table["mean"], table["std"] = statistics(read["train"].images)
+        if min(table["std"]) <= 0:
+            raise UserError(
+                f"{folder}: a color channel is the same in all training images; nothing can be learned from it"
+            )
     return parse(DatasetFile, table, where=str(folder))
 
 
@@ -84,8 +105,8 @@ def statistics(images: npt.NDArray[np.uint8]) -> tuple[list[float], list[float]]
     return [round(float(value) / 255, _DIGITS) for value in mean], [round(float(value) / 255, _DIGITS) for value in std]
 
 
-def _find(folder: Path) -> tuple[dict[str, Found], dict[str, str], tuple[str, ...]]:
-    """Find both splits, as they are named in a dataset's file, and the classes."""
+def _find_files(folder: Path) -> tuple[dict[str, Found], dict[str, str], tuple[str, ...]] | None:
+    """Find the image files of both splits, as they are named in a dataset's file, and the classes."""
     train, test = find_train_files(folder), find_test_files(folder)
     if train.folder.is_dir() and train.count_by_class():
         classes = check_classes(None, train, test)
@@ -96,11 +117,47 @@ def _find(folder: Path) -> tuple[dict[str, Found], dict[str, str], tuple[str, ..
         shards = {split: sorted(folder.glob(pattern.format(split=split))) for split in names}
         if all(shards.values()):
             return {split: ParquetSplit(tuple(paths)) for split, paths in shards.items()}, names, _classes(shards)
+    return None
+
+
+def _nothing_found(folder: Path) -> str:
     unsplit = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     split = [path for path in unsplit if find_train_files(path).folder.is_dir()]
     hint = f"; sort the images of {unsplit[0]} into train and test" if unsplit else ""
     hint = f"; name {split[0]}, which has" if split else hint
-    raise UserError(f"{folder} has neither train/<class> and test/<class> nor train-*.parquet and test-*.parquet{hint}")
+    kinds = "train/<class> and test/<class>, train-*.parquet and test-*.parquet, train.mat and test.mat"
+    return f"{folder} has no {kinds}, or NAME{DATA_SUFFIX} with its labels{hint}"
+
+
+def _find_arrays(folder: Path) -> dict[str, Arrays]:
+    """Find MATLAB or NumPy files of both splits, or the one array of a dataset that only tests."""
+    for pattern in _ARRAYS:
+        paths = {split: folder / pattern.format(split=split) for split in ("train", "test")}
+        if all(path.is_file() for path in paths.values()):
+            kind = MatlabSplit if pattern.endswith(".mat") else NumpySplit
+            return {split: kind(path) for split, path in paths.items()}
+    images = sorted(path for path in folder.glob(f"*{DATA_SUFFIX}") if path.name != f"train{DATA_SUFFIX}")
+    if len(images) > 1:
+        raise UserError(
+            f"{folder} has several arrays of images ({', '.join(path.name for path in images)}); keep one that only "
+            f"tests, or call two train{DATA_SUFFIX} and test{DATA_SUFFIX}"
+        )
+    return {"test": NumpySplit(images[0])} if images else {}
+
+
+def _outline(splits: Mapping[str, Arrays]) -> tuple[tuple[str, ...], int | None]:
+    """Return the classes of arrays and the height and width that all their images have."""
+    counts, sizes = [], set()
+    for split in splits.values():
+        images, labels = split.arrays()
+        counts.append(split.count_classes(labels))
+        sizes.add((images.shape[1], images.shape[2]))
+    return _numbered(max(counts)), _square(sizes)
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    """Name classes by their numbers: two at least, and not as many as a label that is huge by mistake."""
+    return tuple(str(label) for label in range(min(max(count, 2), _MOST_CLASSES)))
 
 
 def _classes(shards: dict[str, list[Path]]) -> tuple[str, ...]:
@@ -115,7 +172,7 @@ def _classes(shards: dict[str, list[Path]]) -> tuple[str, ...]:
             except (ValueError, KeyError, TypeError):
                 labels = file.read(columns=["label"]).to_pydict().get("label", [])
         highest = max([highest, *(label for label in labels if isinstance(label, int))])
-    return tuple(str(label) for label in range(min(highest, _MOST_CLASSES) + 1))
+    return _numbered(highest + 1)
 
 
 def _facts(classes: tuple[str, ...], train: int, test: int, size: int, fit: Fit) -> DatasetFacts:
@@ -123,7 +180,7 @@ def _facts(classes: tuple[str, ...], train: int, test: int, size: int, fit: Fit)
     return facts_of("the folder", description)
 
 
-def _common_size(splits: list[Found], facts: DatasetFacts) -> int | None:
+def _common_size(splits: Iterable[FolderSplit | ParquetSplit], facts: DatasetFacts) -> int | None:
     """Return the height and width that all images have; None where they differ or are not square."""
     sizes = set()
     with strict_decoding():
@@ -136,5 +193,11 @@ def _common_size(splits: list[Found], facts: DatasetFacts) -> int | None:
                     raise UserError(f"{where} is not a readable image ({error})") from error
                 if len(sizes) > 1:
                     return None
+    return _square(sizes)
+
+
+def _square(sizes: set[tuple[int, int]]) -> int | None:
+    if len(sizes) > 1:
+        return None
     width, height = sizes.pop()
     return width if width == height and 8 <= width <= 512 else None

@@ -20,10 +20,12 @@ from resnet_bench.recipe.dataset_files import find_dataset_file, own_dataset
 from resnet_bench.recipe.datasets import DatasetFacts
 
 _IMAGES_BETWEEN_MESSAGES = 10_000
-_DATA, _LABELS = "_data.npy", "_labels.npy"
+DATA_SUFFIX, _LABELS = "_data.npy", "_labels.npy"
 
 EncodedRow = tuple[bytes, int, str]
 """The bytes of an image file, its label, and its place for messages."""
+ArrayPair = tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]
+"""Images and their labels."""
 
 
 class SplitFiles(Protocol):
@@ -143,8 +145,8 @@ class MatlabSplit:
         """List the file."""
         return [self.path]
 
-    def read(self, facts: DatasetFacts, _: Progress) -> SplitArrays:
-        """Read both arrays."""
+    def arrays(self) -> ArrayPair:
+        """Read both arrays: images as `[N, H, W, 3]`, and labels as they are in the file."""
         # Takes a while to import, and only such files need it.
         from scipy import io
 
@@ -157,8 +159,18 @@ class MatlabSplit:
         images, labels = (np.asarray(found.get(name)) for name in ("X", "y"))
         if not _are_images(images, channels=2) or not _are_labels(labels, images.shape[3]):
             raise UserError(f"{self.path} needs X, uint8 [height, width, 3, images], and y, a label per image")
+        return images.transpose(3, 0, 1, 2), labels
+
+    def read(self, facts: DatasetFacts, _: Progress) -> SplitArrays:
+        """Read both arrays."""
+        images, labels = self.arrays()
         labels = _checked_labels(labels, facts.num_classes + 1, facts, self.path)
-        return SplitArrays(_fitted(images.transpose(3, 0, 1, 2), facts, self.path), labels % facts.num_classes)
+        return SplitArrays(_fitted(images, facts, self.path), labels % facts.num_classes)
+
+    @staticmethod
+    def count_classes(labels: npt.NDArray[Any]) -> int:
+        """Count the classes of labels as they are in the file."""
+        return int(labels.max())
 
     def place(self, row: int) -> str:
         """Name an image by its column, counted from 0."""
@@ -183,17 +195,27 @@ class NumpySplit:
 
     def files(self) -> list[Path]:
         """List both files."""
-        return [self.path, self.path.with_name(self.path.name.removesuffix(_DATA) + _LABELS)]
+        return [self.path, self.path.with_name(self.path.name.removesuffix(DATA_SUFFIX) + _LABELS)]
 
-    def read(self, facts: DatasetFacts, _: Progress) -> SplitArrays:
-        """Read both arrays."""
+    def arrays(self) -> ArrayPair:
+        """Read both arrays: images as `[N, H, W, 3]`, and labels as they are in the file."""
         images, labels = (_load_array(path) for path in self.files())
         if not _are_images(images, channels=3):
             raise UserError(f"{self.path} must be uint8 [images, height, width, 3], got {images.dtype} {images.shape}")
         if not _are_labels(labels, len(images)):
             raise UserError(f"{self.files()[1]} must have a whole number per image, got {labels.dtype} {labels.shape}")
+        return images, labels
+
+    def read(self, facts: DatasetFacts, _: Progress) -> SplitArrays:
+        """Read both arrays."""
+        images, labels = self.arrays()
         labels = _checked_labels(labels, facts.num_classes, facts, self.files()[1])
         return SplitArrays(_fitted(images, facts, self.path), labels)
+
+    @staticmethod
+    def count_classes(labels: npt.NDArray[Any]) -> int:
+        """Count the classes of labels as they are in the file."""
+        return int(labels.max()) + 1
 
     def place(self, row: int) -> str:
         """Name an image by its row."""
@@ -318,9 +340,11 @@ def _find_split(text: str, folder: Path) -> SplitFiles:
 def _of_file(path: Path) -> SplitFiles:
     if path.suffix == ".mat":
         return MatlabSplit(path)
-    if path.name.endswith(_DATA):
+    if path.name.endswith(DATA_SUFFIX):
         return NumpySplit(path)
-    raise UserError(f"{path} is neither a folder, nor .parquet, .mat, or an array of images that is called …{_DATA}")
+    raise UserError(
+        f"{path} is neither a folder, nor .parquet, .mat, or an array of images that is called …{DATA_SUFFIX}"
+    )
 
 
 def _decoded(rows: Iterator[EncodedRow], total: int, facts: DatasetFacts, progress: Progress) -> SplitArrays:

@@ -96,9 +96,11 @@ def _near_miss(facts: DatasetFacts, folder: Path) -> str:
 def _why_not(facts: DatasetFacts, path: Path) -> str:
     archive = ARCHIVES.get(facts.name)
     name = path.name.lower()
-    if archive is None or facts.name not in name.replace("-", "").replace("_", ""):
+    compact = name.translate(str.maketrans("", "", "-_."))
+    if archive is None or facts.name not in compact:
         return ""
-    if facts.name == "cifar10" and "cifar100" in name.replace("-", "").replace("_", ""):
+    # CIFAR-100 and CIFAR-10.1 are other datasets.
+    if facts.name == "cifar10" and ("cifar100" in compact or "cifar101" in compact):
         return ""
     for word, version in _OTHER_VERSIONS.items():
         if word in name:

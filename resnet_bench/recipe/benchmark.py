@@ -21,9 +21,9 @@ class Fact(Schema):
     """One fact of a recipe and how sure it is."""
 
     fact: str
-    """What is so, in one sentence."""
+    """The fact in one sentence."""
     status: Literal["stated", "recovered", "inferred", "ambiguous"]
-    """How sure it is: the source states it, it was recovered from its code, inferred, or is ambiguous."""
+    """How sure it is: stated by the source, recovered from its code, inferred, or ambiguous."""
     keys: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Dotted recipe keys that this fact supports, such as ``optimizer.lr``."""
     alternative: str | None = None
@@ -34,21 +34,21 @@ class Source(Schema):
     """Who published the recipe, and the facts that support it."""
 
     title: str
-    """What the source is called."""
+    """The title of the publication."""
     kind: Literal["tutorial", "blog", "course", "paper", "variant", "tuned", "ours"]
-    """What it is; ``ours`` for your own."""
+    """What was published; ``ours`` for your own recipe."""
     author: str | None = None
     """Who wrote it."""
     published: str | None = None
-    """When, as ``2015-12-10``."""
+    """The date, such as ``2015-12-10``."""
     url: Annotated[str, Field(pattern=ADDRESS_PATTERN)] | None = None
-    """Where it is."""
+    """Its address."""
     notes: str | None = None
     """Whatever else readers should know."""
     compares_with: Annotated[str, Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)] | None = None
     """For our own recipes: the benchmark of a source that aims at the same accuracy."""
     facts: Annotated[tuple[Fact, ...], Field(strict=False)] = ()
-    """What each key of the recipe rests on."""
+    """What the keys of the recipe rest on."""
 
 
 class Tuned(Schema):
@@ -61,13 +61,17 @@ class Tuned(Schema):
     validation_source: float
     """Validation accuracy of the source hyperparameters in the study, in percent."""
     validation_tuned: float
+    """Validation accuracy of the best trial, in percent."""
     test_source: float | None = None
     """Mean test accuracy of the source hyperparameters retrained with new seeds, in percent."""
     test_tuned: float | None = None
+    """Mean test accuracy of the tuned hyperparameters, likewise."""
     test_difference: float | None = None
+    """Tuned minus source, in percentage points."""
     test_interval: Annotated[tuple[float, float], Field(strict=False)] | None = None
     """95% CI of the difference, in percentage points."""
     seeds: Annotated[int, Field(ge=0)] = 0
+    """Number of new seeds that each was retrained with."""
 
 
 class Benchmark(Schema):
@@ -81,12 +85,12 @@ class Benchmark(Schema):
     source: Source
     """Who published the recipe."""
     claims: Annotated[tuple[Claim, ...], Field(strict=False)] = ()
-    """What the source says it reaches; runs are judged by the first one about the test set."""
+    """The accuracies that the source states; runs are judged by the first one about the test set."""
     recipe: Recipe
     """Everything that decides the result."""
     profiles: dict[Literal["smoke"], Recipe] = Field(default_factory=dict)
-    """``smoke``: changes that make a run of minutes, which judges nothing."""
-    """The whole recipe of each profile, with its differences merged in."""
+    """``[profiles.smoke]``: changes that make a run of minutes, which tries the software and is never judged."""
+    # Once a file is loaded, each is a whole recipe with these changes merged in.
     tuned: Tuned | None = None
     """What a study found, in a file that ``study export`` wrote."""
 

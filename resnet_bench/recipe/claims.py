@@ -14,14 +14,14 @@ REPRODUCTION_MARGIN = 1.0
 
 
 class Curve(Schema):
-    """A published learning curve: accuracy in percent at the end of each of these epochs."""
+    """A learning curve that the source prints."""
 
     epochs: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
-    """Epochs of its points."""
+    """Epochs of the points, rising; 0 is before training."""
     values: Annotated[tuple[Annotated[float, Field(ge=0, le=100)], ...], Field(strict=False)]
-    """Accuracies there, in percent."""
+    """Accuracy at the end of each of these epochs, in percent."""
     note: str | None = None
-    """The recipe that the curve belongs to, if it differs from this one."""
+    """The recipe that the curve belongs to, where it is another one."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -40,20 +40,19 @@ def _current_metric(value: Any) -> Any:
 
 
 class Claim(Schema):
-    """The accuracy that a source claims for its recipe, in percent.
+    """One accuracy that the source states, in percent.
 
-    Exactly one of ``value``, ``at_least`` and ``range`` is given. ``value`` is the number as printed, a string,
-    because its last digit shows how far it was rounded.
+    Give exactly one of ``value``, ``at_least`` and ``range``. The page on statistics says how runs are judged by it.
     """
 
     metric: Annotated[Literal["accuracy", "accuracy_tta"], BeforeValidator(_current_metric)] = "accuracy"
-    """``accuracy_tta`` is the TTA accuracy, over the views of the recipe's test-time augmentation."""
+    """What was measured: ``accuracy`` by the source's protocol, ``accuracy_tta`` with test-time augmentation."""
     split: SplitName = "test"
-    """The images that the accuracy was measured on."""
+    """The split that it was measured on."""
     value: Annotated[str, Field(pattern=PRINTED_NUMBER)] | None = None
-    """The number as it is printed, in quotation marks, so that its digits count: ``"82.87"``."""
+    """The number exactly as printed, in quotation marks: ``"82.87"``. Its last digit says how far it was rounded."""
     at_least: Annotated[float, Field(ge=0, le=100)] | None = None
-    """"At least", "over": ``90.0``."""
+    """The bound where the source says "at least" or "over": ``90.0``."""
     range: (
         Annotated[
             tuple[Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=100)]],
@@ -61,19 +60,19 @@ class Claim(Schema):
         ]
         | None
     ) = None
-    """The ends of a range: ``[62.0, 63.0]``."""
+    """Both ends where the source gives a range: ``[62.0, 63.0]``."""
     selection: Literal["last", "best", "epoch", "unknown"] = "last"
-    """The epoch of the source's run that the number is taken from."""
+    """Which epoch of the source's run the number is from: the last, the best, a certain one, or unknown."""
     epoch: Annotated[int, Field(ge=0)] | None = None
-    """The epoch, where ``selection`` is ``epoch``."""
+    """That epoch, with ``selection = "epoch"``."""
     runs: Annotated[int, Field(ge=1)] = 1
-    """Number of the source's runs that the number is the mean of."""
+    """How many runs of the source the number is the mean of."""
     curve: Curve | None = None
-    """The curve that the source prints."""
+    """The learning curve that the source prints."""
     wall_seconds: Annotated[float, Field(gt=0)] | None = None
-    """The training time that the source prints."""
+    """The training time that the source states, in seconds."""
     quote: str | None = None
-    """The claim as quoted from the source, to search for."""
+    """The claim word for word, so that readers find it in the source."""
 
     @model_validator(mode="after")
     def _one_number(self) -> Self:

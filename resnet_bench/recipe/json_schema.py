@@ -30,8 +30,9 @@ def benchmark_schema() -> JsonSchema:
     """Return the schema of a file in ``benchmarks/``."""
     schema = file_schema(Benchmark)
     partial = partial_tables(schema, [Recipe])
-    schema["properties"]["recipe"] = {"$ref": f"#/$defs/{partial}"}
-    schema["properties"]["profiles"] = profiles_schema({"$ref": f"#/$defs/{partial}"})
+    ref = {"$ref": f"#/$defs/{partial}"}
+    for name, table in (("recipe", ref), ("profiles", profiles_schema(ref))):
+        schema["properties"][name] = {**table, "description": schema["properties"][name]["description"]}
     # Of a parent a file inherits what it does not say itself.
     schema["$defs"]["Source"].pop("required")
     needed = {name: {"required": _required(table)} for name, table in (("source", Source), ("recipe", Recipe))}

@@ -42,6 +42,7 @@ from resnet_bench.tracking.vocabulary import (
     PREFIX,
     SPLITS,
     current_metric,
+    current_metrics,
     diverged_metric,
     restored,
 )
@@ -231,8 +232,8 @@ def _wanted_metrics(
         wanted.setdefault(stored, []).append(run_id)
         once += [
             (run_id, key, 0, 0, value)
-            for key, value in run.data.metrics.items()
-            if key not in stored and key.startswith(ONCE_PREFIXES)
+            for key, value in current_metrics(run.data.metrics).items()
+            if key not in names and key.startswith(ONCE_PREFIXES)
         ]
     return wanted, once
 

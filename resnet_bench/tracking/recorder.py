@@ -99,7 +99,8 @@ class Recorder:
 
     def final(self, values: Mapping[str, float], *, timestamp: int) -> Iterator[Record]:
         """Yield values of the whole run, at step 0: there MLflow draws bars, elsewhere a curve of one point."""
-        yield from self.metrics("epoch", 0, _single(values), timestamp=timestamp)
+        shown = {key: names.rounded(key, value) for key, value in values.items()}
+        yield from self.metrics("epoch", 0, _single(shown), timestamp=timestamp)
 
     def rest(self) -> Iterator[Record]:
         """Yield what waits for the end of an epoch that will not come."""

@@ -133,7 +133,8 @@ EVALUATED = ("accuracy", "accuracy_standard", "accuracy_tta", "loss", "loss_stan
 augmentation."""
 
 FINAL_PREFIX = "final/"
-"""How the names of last values begin; they are logged at step 0, where MLflow draws bars."""
+"""How the names of last values begin. They are logged at step 0, where MLflow draws bars, and rounded, so that columns
+can be read; :func:`current_metrics` has them exact."""
 FINAL_TRAIN_SECONDS = "final/train_seconds"
 FINAL_EVALUATION_SECONDS = "final/evaluation_seconds"
 FINAL_TTA_SECONDS = "final/tta_seconds"
@@ -174,6 +175,32 @@ def summary_metric(name: str) -> str:
 def to_claim_seconds(number: int) -> str:
     """Return the metric with the training time until claim ``number``, from 1, was first reached."""
     return "time/to_claim_seconds" if number == 1 else f"time/to_claim_{number}_seconds"
+
+
+_MEASURED_AS: Mapping[str, str] = {FINAL_TRAIN_SECONDS: TRAIN_SECONDS, ENERGY: TRAIN_JOULES}
+_ACCURACY_DECIMALS = 4
+_DIGITS = 5
+
+
+def rounded(name: str, value: float) -> float:
+    """Round a last value for the columns of MLflow's pages: accuracies to 0.01 pp, others to five digits.
+
+    Metrics of other names are returned as they are.
+    """
+    if not name.startswith(FINAL_PREFIX) or not math.isfinite(value):
+        return value
+    return round(value, _ACCURACY_DECIMALS) if "accuracy" in name else float(f"{value:.{_DIGITS}g}")
+
+
+def _unrounded(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metrics with exact last values: the metric per epoch has them, where its last value is the same."""
+    exact = dict(metrics)
+    for name, value in metrics.items():
+        if name.startswith(FINAL_PREFIX):
+            measured = metrics.get(_MEASURED_AS.get(name, name.removeprefix(FINAL_PREFIX).replace("_", "/", 1)))
+            if measured is not None and rounded(name, measured) == value:
+                exact[name] = measured
+    return exact
 
 
 LARGEST_MEASUREMENT = 1e100
@@ -232,8 +259,12 @@ def current_metric(name: str) -> str:
 
 
 def current_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run holds under today's names of its metrics."""
-    return _renamed({key: current_metric(key) for key in metrics}, metrics)
+    """Return what a run holds under today's names of its metrics, its last values as exact as they were measured.
+
+    Args:
+        metrics: The last value of each metric, as the store has it.
+    """
+    return _unrounded(_renamed({key: current_metric(key) for key in metrics}, metrics))
 
 
 def current_tags(tags: Mapping[str, str]) -> dict[str, str]:

@@ -272,6 +272,7 @@ def test_near_misses_are_named_with_what_to_type(
 
 def test_files_of_the_other_dataset_are_not_near_misses(tmp_path: Path, info: DatasetFacts) -> None:
     (tmp_path / "cifar-100-binary.tar.gz").write_bytes(b"?")
+    (tmp_path / "cifar10.1").mkdir()
     with pytest.raises(UserError, match=r"there is no cifar10 in [^:]*: put cifar-10-python"):
         load(info, ImageLocation(tmp_path))
 

@@ -17,7 +17,7 @@ from scipy.io import savemat
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import Dataset, dataset_status, generate_dataset, load_dataset
 from resnet_bench.data.describe import describe, statistics
-from resnet_bench.recipe.dataset_files import DatasetFile, dataset_facts, dataset_files
+from resnet_bench.recipe.dataset_files import DatasetFile, dataset_facts, dataset_files, load_dataset_file
 from resnet_bench.recipe.schema import parse
 from resnet_bench.recipe.writing import dataset_to_toml
 
@@ -236,11 +236,8 @@ def test_parquet_is_described_and_read(names: list[str] | None) -> None:
 # --- published files -------------------------------------------------------------------------------
 
 
-def test_svhn_is_read_from_its_official_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def write_svhn() -> Pixels:
     # As in its train_32x32.mat: X is [32, 32, 3, N] of uint8, y is [N, 1] of uint8, and the digit 0 has the label 10.
-    shipped = dataset_files()["svhn"].read_text()
-    small = shipped.replace("73257", "20").replace("26032", "10")
-    Path("datasets/svhn.toml").write_text(small)
     digits = np.arange(20, dtype=np.uint8) % 10 + 1
     folder = Path("data/svhn")
     folder.mkdir(parents=True)
@@ -248,7 +245,22 @@ def test_svhn_is_read_from_its_official_files(monkeypatch: pytest.MonkeyPatch) -
     for name, count in (("train", 20), ("test", 10)):
         arrays = {"X": pixels[:count].transpose(1, 2, 3, 0), "y": digits[:count, None]}
         savemat(folder / f"{name}_32x32.mat", arrays, do_compression=True)
+    return pixels
+
+
+@pytest.fixture
+def small_svhn() -> None:
+    """The shipped description, with the size of the test's files."""
+    text = dataset_files()["svhn"].read_text().replace("73257", "20").replace("26032", "10")
+    Path("datasets/svhn.toml").write_text(text)
+
+
+@pytest.mark.usefixtures("small_svhn")
+def test_svhn_is_read_from_its_official_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = write_svhn()
+    assert status("svhn").cache == "missing"
     dataset = loaded("svhn")
+    assert status("svhn").cache == "ready"
     assert dataset.source == "matlab"
     assert np.array_equal(pixels_of(dataset, "train"), pixels)
     assert dataset.test.rows is not None
@@ -305,6 +317,55 @@ def test_damaged_arrays_are_one_sentence(name: str, array: npt.NDArray[np.generi
     np.save(f"data/cifar10.1/cifar10.1_v6_{name}.npy", array, allow_pickle=True)
     with pytest.raises(UserError, match=sentence):
         loaded("cifar10-1")
+
+
+@pytest.mark.usefixtures("small_svhn")
+def test_a_download_that_broke_off_is_one_sentence() -> None:
+    write_svhn()
+    for name in ("svhn/train_32x32.mat", "svhn/test_32x32.mat"):
+        whole = Path("data", name).read_bytes()
+        for kept in (0, 60, 128, 140, len(whole) // 2, len(whole) - 1):
+            Path("data", name).write_bytes(whole[:kept])
+            with pytest.raises(UserError, match=name) as error:
+                loaded("svhn")
+            assert "\n" not in str(error.value)
+            assert len(str(error.value)) < 600
+        Path("data", name).write_bytes(whole)
+    assert len(loaded("svhn").train) == 20
+
+
+@pytest.mark.usefixtures("small_svhn", "small_cifar10_1")
+def test_official_files_are_described() -> None:
+    write_svhn()
+    file = describe(Path("data/svhn"))
+    shipped = load_dataset_file(Path("datasets/svhn.toml"))
+    assert file.description.model_dump() == {**shipped.description.model_dump(), "fit": "crop"}
+    assert (file.train, file.test) == ("data/svhn/train_32x32.mat", "data/svhn/test_32x32.mat")
+    assert file.mean == pytest.approx([0.5] * 3, abs=0.01)
+    write_cifar10_1()
+    file = describe(Path("data/cifar10.1"), fit="exact")
+    shipped = load_dataset_file(Path("datasets/cifar10-1.toml"))
+    assert file.description.model_dump() == {**shipped.description.model_dump(), "classes": tuple("0123456789")}
+    assert (file.train, file.mean, file.test) == (None, None, "data/cifar10.1/cifar10.1_v6_data.npy")
+    save_description(file, "new")
+    assert len(loaded("new").test) == 20
+    for kind in ("data", "labels"):
+        old = Path(f"data/cifar10.1/cifar10.1_v6_{kind}.npy")
+        old.with_name(f"cifar10.1_v4_{kind}.npy").write_bytes(old.read_bytes())
+    with pytest.raises(UserError, match=r"has several arrays of images \(cifar10.1_v4_data.npy, cifar10.1_v6_data.npy"):
+        describe(Path("data/cifar10.1"))
+
+
+def test_arrays_of_several_sizes_are_described_at_32_pixels() -> None:
+    Path("pets").mkdir()
+    for split, side in (("train", 40), ("test", 36)):
+        np.save(f"pets/{split}_data.npy", noise(4, side, side))
+        np.save(f"pets/{split}_labels.npy", np.array([0, 1, 1, 0]))
+    assert describe(Path("pets")).image_size == 32
+    assert describe(Path("pets"), image_size=20).classes == ("0", "1")
+    Path("pets/test_data.npy").unlink()
+    with pytest.raises(UserError, match=r"pets has no train/<class> and test/<class>, .* or NAME_data.npy with its"):
+        describe(Path("pets"))
 
 
 def test_missing_published_files_say_where_they_are_published() -> None:

@@ -292,7 +292,9 @@ def test_each_seed_is_trained_tracked_and_timed(
     runs = client.search_runs([experiment], "tags.`resnet_bench.role` = 'run'")
     for metric, stated in (("final/test_accuracy_tta", "accuracy"), ("final/test_accuracy_standard", "standard")):
         logged = {int(run.data.tags["resnet_bench.seed"]): 100 * run.data.metrics[metric] for run in runs}
-        assert logged == {seed: pytest.approx(getattr(each, stated)) for seed, each in bundle.attempts.items()}
+        assert logged == {
+            seed: pytest.approx(getattr(each, stated), abs=0.006) for seed, each in bundle.attempts.items()
+        }
     labels = official.test.labels.numpy().astype(np.uint8).tobytes()
     monkeypatch.setitem(TEST_LABELS, "cifar10", hashlib.sha256(labels).hexdigest())
     assert read_bundle(bundle.path).conclude() == bundle.conclude()

@@ -1,5 +1,6 @@
 """Names of stores: today's, those of version 0.1.0, and that each is written down once."""
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,32 @@ def test_a_run_that_both_versions_logged_has_the_newer_value() -> None:
     assert names.current_metrics(both) == {"test/accuracy_standard": 0.9}
     assert names.current_metrics(dict(reversed(both.items()))) == {"test/accuracy_standard": 0.9}
     assert names.current_tags({"resnet_bench.captures": "3", "x": "y"}) == {"resnet_bench.cuda_graphs": "3", "x": "y"}
+
+
+def test_last_values_are_short_in_columns_and_exact_to_readers(
+    store: Store, describe: Describe, tmp_path: Path
+) -> None:
+    third, seconds = 2 / 3, 12.345678
+    tracker = Tracker.open(store, describe(), tmp_path / "run")
+    tracker.metrics({"test/accuracy": third, "train/loss": third, "time/train_seconds": seconds}, epoch=4)
+    tracker.metrics({"final/test_accuracy": third, "final/train_seconds": seconds, "final/images_per_second": 1e5 / 3})
+    tracker.close("finished")
+    stored = store.client().get_run(str(tracker.run_id)).data.metrics
+    columns = {key: value for key, value in stored.items() if key.startswith(names.FINAL_PREFIX)}
+    assert columns == {
+        "final/test_accuracy": 0.6667,
+        "final/train_seconds": 12.346,
+        "final/images_per_second": 33333.0,
+    }
+    assert stored["train/loss"] == third
+    exact = names.current_metrics(stored)
+    assert (exact["final/test_accuracy"], exact["final/train_seconds"]) == (third, seconds)
+
+
+def test_last_values_that_are_not_the_last_evaluation_stay() -> None:
+    for metrics in ({"final/test_accuracy": 0.9, "test/accuracy": 0.8999}, {"final/test_accuracy": 0.91234567}):
+        assert names.current_metrics(metrics) == metrics
+    assert names.rounded("final/train_joules", math.inf) == math.inf
 
 
 def test_a_tag_that_is_in_no_vocabulary_is_refused() -> None:
