@@ -122,6 +122,52 @@ def make_study(servers: Servers, folder: Path, trials: int, name: str) -> TinySt
     return tiny_study(plan, name, folder, store, storage=storage)
 
 
+def test_run_report_resume_and_push_on_mlflow_postgresql_and_s3(
+    tracked: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tracked.tracking
+    where = f"--tracking {tracked.tracking}"
+    golden.interrupted(f"{golden.LONG} {where}", tmp_path)
+    printed = golden.command(f"{golden.LONG} {where} --resume", tmp_path)
+    (run,) = json.loads(golden.command(f"runs list {where} --json", tmp_path))["runs"]
+    assert run["status"] == "FINISHED", printed
+    shown = json.loads(golden.command(f"runs show {run['run_id']} {where} --json", tmp_path))["tags"]
+    assert shown["resumed"] == "1"
+    assert int(shown["beat"]) >= 1
+    store = Store.resolve(tracked.tracking)
+    history = store.client().get_metric_history(run["run_id"], "test/accuracy")
+    steps = [point.step for point in history]
+    assert max(steps) == 60
+    assert len(steps) == len(set(steps)), "an epoch is there twice"
+    golden.command(f"report --from {tracked.tracking} --output report", tmp_path)
+    assert "golden-long" in (tmp_path / "report" / "report.md").read_text()
+    printed = golden.command(
+        f"tracking push --from {tracked.tracking} --to sqlite:///{tmp_path}/copy.db --json", tmp_path
+    )
+    # Notes come first, on standard error.
+    # The database may also hold the trials of other tests; this one stands first, so that there are none to copy.
+    pushed = {each["run_id"]: each for each in json.loads(printed[printed.index("{") :])["pushed"]}
+    copy = Store.resolve(f"sqlite:///{tmp_path}/copy.db").client()
+    copied = copy.get_run(pushed[run["run_id"]]["target_run_id"])
+    assert len(copy.get_metric_history(copied.info.run_id, "test/accuracy")) == len(history)
+    recipe = copy.download_artifacts(copied.info.run_id, "recipe.toml", str(tmp_path))
+    assert "[recipe" in Path(recipe).read_text()
+    assert close_lost_runs(store, LeaseWatch()) == []
+    words = f"{where} --clients 3 --every 1 --seconds 4 --like {run['run_id']}"
+    with pytest.raises(SystemExit):
+        # Whether it keeps up is no matter of this test.
+        write_rates.main(words.split())
+    printed = capsys.readouterr().out
+    assert re.search(r"^3 clients, \d+ values every 1 s: 3.0 calls/s", printed, re.MULTILINE), printed
+    (left,) = store.client().search_experiments(
+        filter_string=f"name LIKE '{write_rates.EXPERIMENT}%'", view_type=ViewType.ALL
+    )
+    assert left.lifecycle_stage == "deleted"
+    written = store.client().search_runs([left.experiment_id], run_view_type=ViewType.ALL)
+    assert {run.data.metrics.get("rate/0", 0.5) for run in written} == {0.5}
+    assert len(written) == 3
+
+
 def test_a_study_of_two_hosts_of_which_one_is_killed(
     servers: Servers, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -199,49 +245,3 @@ with take_turn("abc-1", stored, told.parent) as turn:
     told.with_suffix(".go").touch()
     _, errors = holder.communicate(timeout=SECONDS_FOR_ANYTHING)
     assert told.read_text() == "lost", errors
-
-
-def test_run_report_resume_and_push_on_mlflow_postgresql_and_s3(
-    tracked: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert tracked.tracking
-    where = f"--tracking {tracked.tracking}"
-    golden.interrupted(f"{golden.LONG} {where}", tmp_path)
-    printed = golden.command(f"{golden.LONG} {where} --resume", tmp_path)
-    (run,) = json.loads(golden.command(f"runs list {where} --json", tmp_path))["runs"]
-    assert run["status"] == "FINISHED", printed
-    shown = json.loads(golden.command(f"runs show {run['run_id']} {where} --json", tmp_path))["tags"]
-    assert shown["resumed"] == "1"
-    assert int(shown["beat"]) >= 1
-    store = Store.resolve(tracked.tracking)
-    history = store.client().get_metric_history(run["run_id"], "test/accuracy")
-    steps = [point.step for point in history]
-    assert max(steps) == 60
-    assert len(steps) == len(set(steps)), "an epoch is there twice"
-    golden.command(f"report --from {tracked.tracking} --output report", tmp_path)
-    assert "golden-long" in (tmp_path / "report" / "report.md").read_text()
-    printed = golden.command(
-        f"tracking push --from {tracked.tracking} --to sqlite:///{tmp_path}/copy.db --json", tmp_path
-    )
-    # Notes come first, on standard error.
-    # The database also holds the trials of other tests.
-    pushed = {each["run_id"]: each for each in json.loads(printed[printed.index("{") :])["pushed"]}
-    copy = Store.resolve(f"sqlite:///{tmp_path}/copy.db").client()
-    copied = copy.get_run(pushed[run["run_id"]]["target_run_id"])
-    assert len(copy.get_metric_history(copied.info.run_id, "test/accuracy")) == len(history)
-    recipe = copy.download_artifacts(copied.info.run_id, "recipe.toml", str(tmp_path))
-    assert "[recipe" in Path(recipe).read_text()
-    assert close_lost_runs(store, LeaseWatch()) == []
-    words = f"{where} --clients 3 --every 1 --seconds 4 --like {run['run_id']}"
-    with pytest.raises(SystemExit):
-        # Whether it keeps up is no matter of this test.
-        write_rates.main(words.split())
-    printed = capsys.readouterr().out
-    assert re.search(r"^3 clients, \d+ values every 1 s: 3.0 calls/s", printed, re.MULTILINE), printed
-    (left,) = store.client().search_experiments(
-        filter_string=f"name LIKE '{write_rates.EXPERIMENT}%'", view_type=ViewType.ALL
-    )
-    assert left.lifecycle_stage == "deleted"
-    written = store.client().search_runs([left.experiment_id], run_view_type=ViewType.ALL)
-    assert {run.data.metrics.get("rate/0", 0.5) for run in written} == {0.5}
-    assert len(written) == 3
