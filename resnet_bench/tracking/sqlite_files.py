@@ -49,6 +49,7 @@ class SqliteFile:
         revision: The version of MLflow's tables.
         deleted: Our experiments that were deleted in MLflow, by name, with their ids.
         moved: The artifact folder that the file names and the one beside it, where that one is meant.
+        is_bare: Whether not one experiment is in it, as while it is being made.
     """
 
     path: Path
@@ -57,6 +58,12 @@ class SqliteFile:
     revision: str | None = None
     deleted: tuple[tuple[str, str], ...] = ()
     moved: tuple[Path, Path] | None = None
+    is_bare: bool = False
+
+    @property
+    def has_nothing(self) -> bool:
+        """Whether there is nothing to read: another process may be making the tables, through older versions."""
+        return self.kind in ("missing", "empty") or (self.kind == "older" and self.is_bare)
 
 
 def inspect(path: Path) -> SqliteFile:
@@ -147,7 +154,7 @@ def problem(found: SqliteFile, *, to_write: bool) -> str | None:
             return found.problem
         return f"{found.problem}; {_another(path) if to_write else 'name another store'}"
     if not to_write:
-        return f"{path} holds no runs yet" if found.kind in ("missing", "empty") else None
+        return f"{path} holds no runs yet" if found.has_nothing else None
     folder = next(parent for parent in path.parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         return f"the folder {folder} cannot be written; name another store: --tracking sqlite:////folder/mlflow.db"
@@ -267,6 +274,10 @@ def _inspect(path: Path, database: sqlite3.Connection) -> SqliteFile:
         whose = "Optuna" if {"studies", "trials"} <= tables else "another application"
         return SqliteFile(path, "foreign", f"{path} is a database of {whose}, not of MLflow")
     revision = _revision(database) if "alembic_version" in tables else None
+    is_bare = database.execute("SELECT 1 FROM experiments LIMIT 1").fetchone() is None
+    if revision is None and is_bare:
+        # Its maker is still at it, or was killed.
+        return SqliteFile(path, "empty")
     known, wanted = installed_revisions()
     if revision is None or revision == wanted:
         kind: Kind = "current"
@@ -278,7 +289,7 @@ def _inspect(path: Path, database: sqlite3.Connection) -> SqliteFile:
             "update it with: pip install --upgrade mlflow"
         )
         return SqliteFile(path, "newer", problem, revision)
-    return SqliteFile(path, kind, None, revision, _deleted(database), _moved(path, database))
+    return SqliteFile(path, kind, None, revision, _deleted(database), _moved(path, database), is_bare)
 
 
 def _tables(database: sqlite3.Connection) -> set[str]:

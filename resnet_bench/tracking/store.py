@@ -114,7 +114,7 @@ class Store:
     @property
     def exists(self) -> bool:
         """Whether there is a store to read: a SQLite file that is missing or has no tables yet holds nothing."""
-        return self.path is None or sqlite_files.inspect(self.path).kind not in ("missing", "empty")
+        return self.path is None or not sqlite_files.inspect(self.path).has_nothing
 
     def run_url(self, run_id: str, experiment_id: str | None = None) -> str:
         """Return the page of a run; for a database, where ``make ui`` will show it.
@@ -179,7 +179,7 @@ class Store:
         found = sqlite_files.inspect(self.path)
         if found.problem and (problem := sqlite_files.problem(found, to_write=False)):
             raise UserError(problem)
-        if found.kind in ("missing", "empty"):
+        if found.has_nothing:
             what = "does not exist; the first run creates it" if found.kind == "missing" else "holds no runs yet"
             raise UserError(f"{self.redacted_uri} {what}; name another store")
         if found.kind == "current" and found.moved is None:

@@ -43,7 +43,7 @@ def tracked(store: Store, describe: Describe, folder: Path) -> str:
 
 @pytest.fixture
 def older(tmp_path: Path) -> Path:
-    """A database as MLflow 2.10 made it, with a run."""
+    """A database as MLflow 2.10 made it, with an experiment."""
     import alembic.command
     import sqlalchemy
     from mlflow.store.db.utils import _get_alembic_config
@@ -424,3 +424,23 @@ def test_a_store_whose_writer_was_killed_in_the_middle_of_a_change_serves_withou
     assert EXPERIMENT in {experiment.name for experiment in store.reader().search_experiments()}
     assert (tmp_path / "mlflow.db").read_bytes() == before
     store.prepare()
+
+
+@pytest.mark.parametrize("stage", ["first tables", "an older version"])
+def test_a_store_that_another_process_is_making_is_read_as_one_without_runs_and_not_made_again(
+    stage: str, tmp_path: Path
+) -> None:
+    store = Store.resolve(None, tmp_path)
+    store.prepare()
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        for table in ("experiment_tags", "experiments"):
+            database.execute(f"DELETE FROM {table}")
+        if stage == "first tables":
+            database.execute("DROP TABLE alembic_version")
+        else:
+            database.execute("UPDATE alembic_version SET version_num = '90e64c465722'")
+    before = (tmp_path / "mlflow.db").read_bytes()
+    assert not store.exists
+    with pytest.raises(UserError, match="holds no runs yet"):
+        store.reader()
+    assert (tmp_path / "mlflow.db").read_bytes() == before
