@@ -112,7 +112,7 @@ def _resume_from_store(prepared: Prepared, context: Context, folder: RunFolder) 
 
 
 def _opened_before(prepared: Prepared, outcome: Outcome, context: Context) -> Opened:
-    settle(context.run_dir, outcome.folder, outcome.run_id)
+    settle(context.run_dir, outcome.folder, outcome.run_id, context.store)
     return Opened(outcome.run_id, outcome.url, None, outcome=outcome, **_found(prepared))
 
 

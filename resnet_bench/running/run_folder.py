@@ -1,5 +1,6 @@
 """The folder of one run: its journal, its checkpoints, and what is needed to resume it."""
 
+import contextlib
 import json
 import logging
 import os
@@ -19,6 +20,8 @@ from resnet_bench.tracking.cursor import CURSOR, JOURNAL, STORE, Cursor
 from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.leases import Holding
 from resnet_bench.tracking.run_files import ARTIFACTS, CHECKPOINTS, MODEL, TAKEN_OVER, remove_delivered
+from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.uploader import flush, has_unsent
 from resnet_bench.tracking.vocabulary import tag
 
 STATE_FILE = "run.json"
@@ -279,13 +282,14 @@ def move_to_study(folder: RunFolder, name: str) -> None:
         )
 
 
-def settle(run_dir: Path, name: str, run_id: str | None) -> None:
+def settle(run_dir: Path, name: str, run_id: str | None, store: Store) -> None:
     """Finish the folder of a run that the store knows as finished, where its process was killed before it could.
 
     Args:
         run_dir: Folder of the runs' folders.
         name: The folder's name, as the store has it; it may not be here.
         run_id: The MLflow run.
+        store: The store that knows it.
     """
     path = run_dir / name
     state = read_state(path / STATE_FILE) if name and Path(name).name == name else None
@@ -295,6 +299,10 @@ def settle(run_dir: Path, name: str, run_id: str | None) -> None:
         try:
             if not folder.is_finished:
                 folder.note_end("finished", run_id)
+            if has_unsent(path):
+                # It was killed before it could note that the last record had arrived.
+                with contextlib.suppress(UserError):
+                    flush(store, path)
             remove_delivered(path)
         finally:
             folder.release()

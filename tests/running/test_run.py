@@ -21,6 +21,7 @@ from resnet_bench.running.prepare import prepare
 from resnet_bench.running.run import run
 from resnet_bench.running.run_folder import settle
 from resnet_bench.running.stopping import Stopped
+from resnet_bench.tracking.cursor import JOURNAL, Cursor
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.tracking.vocabulary import current_metrics
@@ -140,28 +141,34 @@ def test_the_best_epochs_weights_are_kept_where_a_full_run_ends_with_others(
     assert (("best.pt", "checkpoints") in logged) == (profile == "full" and best == 1)
 
 
+@pytest.mark.parametrize(("seed", "noted"), [(1003, True), (1203, False)])
 def test_a_run_that_was_killed_before_it_tidied_up_is_tidied_by_the_next_command(
-    store, job_for, context, monkeypatch
+    seed, noted, store, job_for, context, monkeypatch
 ) -> None:
     def killed(folder):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(running, "remove_delivered", killed)
-        generator = started(job_for(seed=1003), context)
+        generator = started(job_for(seed=seed), context)
         opened = next(generator)
         with pytest.raises(KeyboardInterrupt):
             list(generator)
     state = opened.folder / "run.json"
     state.write_text(state.read_text().replace('"finished"', '"running"'))
+    if not noted:
+        # It had not even noted that its last record had arrived.
+        last = (opened.folder / JOURNAL).read_bytes().splitlines(keepends=True)[-1]
+        cursor = Cursor.load(opened.folder)
+        replace(cursor, arrived=cursor.arrived - len(last)).save(opened.folder)
     assert (opened.folder / "checkpoints" / "last.pt").is_file()
-    (again,) = started(job_for(seed=1003, force=False), context)
+    (again,) = started(job_for(seed=seed, force=False), context)
     assert again.outcome is not None
     assert json.loads(state.read_text())["status"] == "finished"
     assert not (opened.folder / "checkpoints").exists()
     # Folders of other machines, and whatever a shared store says.
-    settle(context.run_dir, "elsewhere", opened.run_id)
-    settle(context.run_dir / "deeper", f"../{opened.folder.name}", opened.run_id)
+    settle(context.run_dir, "elsewhere", opened.run_id, store)
+    settle(context.run_dir / "deeper", f"../{opened.folder.name}", opened.run_id, store)
 
 
 def test_what_is_logged_of_the_predictions_agrees_with_the_accuracy(store, job_for, context, tmp_path) -> None:
