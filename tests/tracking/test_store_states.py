@@ -49,6 +49,8 @@ def older(tmp_path: Path) -> Path:
     from mlflow.store.db.utils import _get_alembic_config
     from mlflow.store.tracking.dbmodels.initial_models import Base
 
+    # SQLAlchemy warns of MLflow's tables when they are first used, which only the product keeps quiet.
+    Store.resolve(None, tmp_path / "first").prepare()
     path = tmp_path / "old" / "mlflow.db"
     path.parent.mkdir()
     uri = f"sqlite:///{path}"
