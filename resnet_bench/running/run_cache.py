@@ -11,7 +11,7 @@ from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.mlflow_client import pages
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.summaries import SHARED
-from resnet_bench.tracking.vocabulary import PREFIX, diverged_metric, tag
+from resnet_bench.tracking.vocabulary import diverged_metric, tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -117,22 +117,41 @@ class RunCache:
 
 def _finished_runs(client: "MlflowClient", facts: RunFacts) -> list["Run"]:
     """Finished runs of the benchmark, profile, seed and role, those of the same recipe if there are any."""
-    experiment = client.get_experiment_by_name(facts.experiment)
-    if experiment is None:
-        return []
-    identity = facts.identity
-    same = {name: identity[name] for name in ("benchmark", "profile", "seed", "role")}
-    if identity["study"]:
-        same["study"] = identity["study"]
-    for wanted in ({**same, "fingerprint": facts.recipe.fingerprint}, same):
-        conditions = [f"tags.`{PREFIX}{tag}` = '{value}'" for tag, value in wanted.items()]
-        found = client.search_runs(
-            [experiment.experiment_id],
-            " and ".join(["attributes.status = 'FINISHED'", *conditions]),
-            max_results=_MAX_CANDIDATES,
-            order_by=["attributes.start_time DESC"],
-        )
+    for same_recipe in (True, False):
+        found = runs_alike(client, facts, "attributes.status = 'FINISHED'", _MAX_CANDIDATES, same_recipe=same_recipe)
         # An earlier version let runs finish whose evaluation was not finite.
         if whole := [run for run in found if diverged_metric(run.data.metrics) is None]:
             return whole
     return []
+
+
+def runs_alike(
+    client: "MlflowClient", facts: RunFacts, condition: str, limit: int, *, same_recipe: bool
+) -> list["Run"]:
+    """Return runs of the benchmark, profile, seed, role and study, the newest first.
+
+    Args:
+        client: Of the store.
+        facts: What the runs are to be.
+        condition: A further one, in MLflow's words.
+        limit: How many at most.
+        same_recipe: Whether the recipe is to be the same, too.
+    """
+    experiment = client.get_experiment_by_name(facts.experiment)
+    if experiment is None:
+        return []
+    identity = facts.identity
+    wanted = {name: identity[name] for name in ("benchmark", "profile", "seed", "role")}
+    if identity["study"]:
+        wanted["study"] = identity["study"]
+    if same_recipe:
+        wanted["fingerprint"] = facts.recipe.fingerprint
+    conditions = [f"tags.`{tag(name)}` = '{value}'" for name, value in wanted.items()]
+    return list(
+        client.search_runs(
+            [experiment.experiment_id],
+            " and ".join([condition, *conditions]),
+            max_results=limit,
+            order_by=["attributes.start_time DESC"],
+        )
+    )

@@ -303,7 +303,8 @@ def settle(run_dir: Path, name: str, run_id: str | None, store: Store) -> None:
                 # It was killed before it could note that the last record had arrived.
                 with contextlib.suppress(UserError):
                     flush(store, path)
-            remove_delivered(path)
+            else:
+                remove_delivered(path)
         finally:
             folder.release()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.running.run_cache import runs_alike
 from resnet_bench.running.run_folder import RunFolder, RunInUse
 from resnet_bench.tracking.cursor import CURSOR, JOURNAL, Cursor
 from resnet_bench.tracking.facts import RunFacts
@@ -151,20 +152,7 @@ def fetch_position(folder: RunFolder, facts: RunFacts, store: Store) -> bool:
 
 def _unfinished_runs(client: "MlflowClient", facts: RunFacts) -> "list[Run]":
     """Return the runs that differ in nothing that decides their result, the newest first."""
-    experiment = client.get_experiment_by_name(facts.experiment)
-    if experiment is None:
-        return []
-    wanted = {name: facts.identity[name] for name in ("benchmark", "profile", "seed", "role")}
-    wanted["fingerprint"] = facts.recipe.fingerprint
-    if facts.identity["study"]:
-        wanted["study"] = facts.identity["study"]
-    conditions = [f"tags.`{tag(name)}` = '{value}'" for name, value in wanted.items()]
-    found = client.search_runs(
-        [experiment.experiment_id],
-        " and ".join(["attributes.status != 'FINISHED'", *conditions]),
-        max_results=_MAX_CANDIDATES,
-        order_by=["attributes.start_time DESC"],
-    )
+    found = runs_alike(client, facts, "attributes.status != 'FINISHED'", _MAX_CANDIDATES, same_recipe=True)
     return [run for run in found if not facts.differences(run.data.tags, run.data.params)]
 
 
