@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from resnet_bench.cli import app
 from resnet_bench.tracking import mlflow_client
@@ -19,6 +20,12 @@ from resnet_bench.tracking import mlflow_client
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     # Under nohup the commands that tests start would ignore it as well.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# How long an example takes is the machine's business. Fixtures of tests with examples are not changed by them.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("any machine")
 
 
 class Result(NamedTuple):

@@ -4,23 +4,106 @@ import functools
 import math
 import os
 import platform
-import re
 import socket
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
+
+from resnet_bench.base.text import plural
 
 CGROUPS = Path("/sys/fs/cgroup")
 SOCKET_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - a private folder is made in it  # nosec B108
 """Where sockets are made if ``TMPDIR`` is not fit for them."""
 
 
+# --- kinds of machines -----------------------------------------------------------------------------------
+
+CPU_INFORMATION = Path("/proc/cpuinfo")
+MACHINE_KEYS = ("cpu", "cores", "cpu_model", "cpu_instructions")
+"""What tells kinds of machines apart, by its key in a recorded environment."""
+_MODEL_FIELDS = {
+    "vendor_id": "",
+    "CPU implementer": "implementer ",
+    "CPU part": "part ",
+    "cpu family": "family ",
+    "model": "model ",
+    "CPU variant": "variant ",
+    "CPU revision": "revision ",
+    "stepping": "stepping ",
+    "cache size": "cache ",
+}
+# fmt: off
+_INSTRUCTIONS = (
+    "amx_fp16", "amx_bf16", "amx_int8", "avx10_2", "avx512_fp16", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni",
+    "avx2", "sve2", "sve", "i8mm", "bf16", "asimd",
+)
+# fmt: on
+"""Those that kernels are chosen by. The other flags also follow from the kernel and the hypervisor."""
+
+
 def cpu_name() -> str:
     """Name the processor as the operating system does."""
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        match = re.search(r"^model name\s*:\s*(.+)$", information.read_text(errors="replace"), re.MULTILINE)
-        if match:
-            return match.group(1).strip()
-    return platform.processor() or platform.machine() or "CPU"
+    return str(processor()["cpu"])
+
+
+@functools.cache
+def processor(information: Path = CPU_INFORMATION) -> dict[str, Any]:
+    """Describe the processor by what decides how fast and with which rounding it computes.
+
+    Virtual machines often say no more than ``AMD EPYC`` of several generations, hence model and instructions.
+
+    Args:
+        information: Linux's file about its processors.
+
+    Returns:
+        The values of :data:`MACHINE_KEYS`; those that the system does not tell are None.
+    """
+    import psutil  # type: ignore[import-untyped]
+
+    first = information.read_text(errors="replace").partition("\n\n")[0] if information.is_file() else ""
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+    flags = f"{fields.get('flags', '')} {fields.get('Features', '')}".split()
+    model = ", ".join(f"{text}{fields[name]}" for name, text in _MODEL_FIELDS.items() if fields.get(name))
+    return {
+        "cpu": fields.get("model name") or platform.processor() or platform.machine() or "CPU",
+        "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
+        "cpu_model": model or None,
+        "cpu_instructions": " ".join(name for name in _INSTRUCTIONS if name in flags) or None,
+    }
+
+
+def machine_kind(environment: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what two machines share whose times may be put together.
+
+    Args:
+        environment: As it was recorded with a run. Version 0.1.0 recorded neither model nor instructions: such a
+            machine is of another kind than one of the same name that is known better.
+
+    Returns:
+        The values of :data:`MACHINE_KEYS` as text, empty where they are unknown.
+    """
+    known = {key: "" if environment.get(key) is None else str(environment[key]) for key in MACHINE_KEYS}
+    cores = environment.get("cores")
+    return tuple({**known, "cores": plural(cores, "core") if isinstance(cores, int) else ""}.values())
+
+
+def kind_text(kind: tuple[str, ...]) -> str:
+    """Describe a kind of machine in one line; empty where nothing is known."""
+    return ", ".join(filter(None, kind))
+
+
+def kind_marks(kinds: Collection[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """Return what tells some kinds of machines apart, as short as it can be; empty where there is only one."""
+    kinds = list(dict.fromkeys(kinds))
+    differing = [place for place in range(len(MACHINE_KEYS)) if len({kind[place : place + 1] for kind in kinds}) > 1]
+    for count in range(1, len(differing) + 1):
+        parts = [tuple(kind[place] for place in differing[:count]) for kind in kinds]
+        if len(set(parts)) == len(kinds):
+            return {kind: kind_text(part) or "model not recorded" for kind, part in zip(kinds, parts, strict=True)}
+    return dict.fromkeys(kinds, "")
+
+
+# --- cores -----------------------------------------------------------------------------------------------
 
 
 def usable_cores(*, cgroups: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> int:
@@ -124,7 +207,7 @@ def process_start(pid: int) -> str | None:
         ``boot/namespace/start``. On Linux these are the boot's id, the process namespace, and the tick at
         which the process started, none of which moves with the clock; elsewhere the first two are empty.
     """
-    import psutil  # type: ignore[import-untyped]
+    import psutil
 
     if not Path("/proc/self/stat").exists():
         try:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 app = new_app()
 
+SHOWN_IMAGES = 20
+
 
 @app.command(
     help=help_text(
@@ -113,9 +115,11 @@ def _images_document(found: "ImageComparison") -> dict[str, Any]:
         "b": {"run_id": found.second.run_id, "name": found.second.name},
         "images": found.overall.images,
         "overall": _counts(found.overall),
-        "classes": [{"class": label, **_counts(part)} for label, part in sorted(found.classes.items())],
+        "classes": [
+            {"class": found.class_name(label), **_counts(part)} for label, part in sorted(found.classes.items())
+        ],
         "floor_churn": None if found.floor is None else found.floor.churn,
-        "differing": found.first.index[found.overall.differing],
+        "differing": found.differing,
     }
 
 
@@ -146,8 +150,16 @@ def _print_images(found: "ImageComparison") -> None:
         "class", "images", "only A right", "only B right", right=["images", "only A right", "only B right"]
     )
     for label, part in sorted(found.classes.items(), key=lambda item: -len(item[1].differing)):
-        by_class.add_row(str(label), f"{part.images:,}", str(part.only_first), str(part.only_second))
+        by_class.add_row(found.class_name(label), f"{part.images:,}", str(part.only_first), str(part.only_second))
     print_table(by_class)
-    shown = found.first.index[overall.differing][:20]
-    more = f", … {len(overall.differing) - len(shown)} more" if len(overall.differing) > len(shown) else ""
-    echo(f"they differ on the images {', '.join(map(str, shown))}{more}" if len(shown) else "they differ on no image")
+    if not found.differing:
+        echo("they differ on no image")
+        return
+    images = new_table("differing image", "class", "A says", "B says")
+    for each in found.differing[:SHOWN_IMAGES]:
+        images.add_row(each.image or f"image {each.index} of the test images", each.label, each.a, each.b)
+    print_table(images)
+    if len(found.differing) > SHOWN_IMAGES:
+        echo(f"… {len(found.differing) - SHOWN_IMAGES:,} more images; --json has all")
+    if found.differing[0].image is None:
+        echo("Images are counted in the order of their content; these runs did not keep what their source calls them.")

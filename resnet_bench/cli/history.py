@@ -69,12 +69,14 @@ def _document(found: "History") -> dict[str, Any]:
             "torch": point.torch or None,
             "started": point.started,
             "accuracy": _quantity(point.accuracy),
-            "throughput": _quantity(point.throughput),
+            "throughput": [
+                {"machine": machine or None, **_quantity(measured)} for machine, measured in point.throughput.items()
+            ],
             "shared_runs": point.shared_runs,
         }
         for point in found.points
     ]
-    names = ("profile", "generated", "fingerprint", "data_fingerprint", "device", "precision", "split")
+    names = ("profile", "generated", "fingerprint", "data_fingerprint", "device", "precision", "split", "machines")
     return {**{name: getattr(found, name) for name in names}, "points": points}
 
 

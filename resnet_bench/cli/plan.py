@@ -63,14 +63,14 @@ def plan(
             sd=floor.sd,
             sd_interval=[low, high],
             seeds=len(floor.accuracies),
-            device=floor.group.latest.device,
+            device=floor.device,
             seconds_per_run=floor.seconds,
             plans=plans,
         )
         return
     echo(
         f"{name}: SD across seeds {floor.sd:.2f} pp (95% CI {low:.2f} to {high:.2f}), "
-        f"{len(floor.accuracies)} seeds on {floor.group.latest.device}"
+        f"{len(floor.accuracies)} seeds on {floor.device}"
     )
     table = new_table("power", "seeds per side", "smallest effect", "hours", "energy", right=["power"])
     for found in plans:

@@ -67,6 +67,9 @@ def verify(
     context = context_of(options, folder, tracking, run_dir)
     found = measured(RecordCheck(stated.benchmark, range(count), stated.baseline), context, None, resume=resume)
     same_kind = found.record.plan.device_type == stated.record.plan.device_type
+    here, there = found.record.plan.machine, stated.record.plan.machine
+    told = "a machine of the same kind" if here == there else f"{there}: only speedups cross machines"
+    echo(f"repeated on {here}; the record is of {told}")
     repeat = Repeat(
         stated=tuple(stated.verdict.finished),
         repeated=found.verdict.accuracies,
@@ -80,7 +83,12 @@ def verify(
             "record verify",
             stated=record_document(stated),
             left_out=left_out,
-            repeat={**record_document(found), "agrees": repeat.agrees, "sentences": repeat.sentences},
+            repeat={
+                **record_document(found),
+                "same_machine": here == there,
+                "agrees": repeat.agrees,
+                "sentences": repeat.sentences,
+            },
         )
     if not repeat.agrees:
         raise typer.Exit(FAILED)

@@ -112,15 +112,19 @@ class ParquetSplit:
 
     def read(self, facts: DatasetFacts, progress: Progress) -> SplitArrays:
         """Decode every row."""
-        return _decoded(self.rows(facts), sum(map(_num_rows, self.shards)), facts, progress)
+        return _decoded(self.rows(facts), sum(self._counts), facts, progress)
 
     def place(self, row: int) -> str:
         """Name an image by its file and its row in it."""
-        for shard in self.shards:
-            if row < (count := _num_rows(shard)):
+        for shard, count in zip(self.shards, self._counts, strict=True):
+            if row < count:
                 return f"row {row} of {shard.name}"
             row -= count
         return f"row {row} after the last"
+
+    @cached_property
+    def _counts(self) -> tuple[int, ...]:
+        return tuple(map(_num_rows, self.shards))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Arrow is imported where a file is opened: it takes as long as everything else th
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,13 +59,22 @@ class ParquetSource:
 
     def place(self, split_name: str, row: int) -> str:
         """Name an image by its file and its row in it."""
-        for shard in self._shards(split_name):
-            with open_parquet(shard) as file:
-                count = file.metadata.num_rows
+        for shard, count in self._counts[split_name]:
             if row < count:
-                return f"row {row} of {shard.relative_to(self.location)}"
+                return f"row {row} of {shard}"
             row -= count
         return f"row {row} behind the last of {split_name}"
+
+    @cached_property
+    def _counts(self) -> dict[str, list[tuple[Path, int]]]:
+        """Rows of each file, by split."""
+        counts: dict[str, list[tuple[Path, int]]] = {}
+        for split_name in ("train", "test"):
+            counts[split_name] = []
+            for shard in self._shards(split_name):
+                with open_parquet(shard) as file:
+                    counts[split_name].append((shard.relative_to(self.location), file.metadata.num_rows))
+        return counts
 
     def _shards(self, split_name: str) -> list[Path]:
         for pattern in _PATTERNS:

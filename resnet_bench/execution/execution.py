@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.machine import cpu_name
+from resnet_bench.base.machine import cpu_name, kind_text, machine_kind, processor
 from resnet_bench.base.text import plural
 from resnet_bench.base.tuning_cache import TuningCache, machine_tuning_cache
 from resnet_bench.execution.choices import ExecutionMode, Precision, PrecisionChoice
@@ -178,7 +178,8 @@ class Execution:
 
     def memory(self) -> TuningCache:
         """Return what was measured on this machine, with as many threads."""
-        return machine_tuning_cache(f"{cpu_name()}, {self.threads} threads, torch {torch.__version__}")
+        machine = kind_text(machine_kind(processor()))
+        return machine_tuning_cache(f"{machine}, {self.threads} threads, torch {torch.__version__}")
 
     def synchronize(self) -> None:
         """Wait until the device has finished all its work."""

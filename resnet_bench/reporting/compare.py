@@ -464,7 +464,8 @@ def untested_times(a: Sequence[Run], b: Sequence[Run]) -> str:
 
 
 def _one_machine(a: Sequence[Run], b: Sequence[Run]) -> bool:
-    return {(machine_name(run.host), run.device) for run in a} == {(machine_name(run.host), run.device) for run in b}
+    one, other = ({(machine_name(run.host), run.device, run.machine) for run in side} for side in (a, b))
+    return one == other
 
 
 def _interleaved(a: Sequence[Run], b: Sequence[Run]) -> bool:

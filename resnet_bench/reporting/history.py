@@ -2,10 +2,11 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from resnet_bench.base.machine import kind_marks
 from resnet_bench.base.text import DASH
 from resnet_bench.judging import intervals
 from resnet_bench.judging.intervals import SIGNIFICANCE, TIMING_THRESHOLD, Interval, mean_interval
@@ -42,6 +43,9 @@ class PointValues:
     """None at the first point that has values."""
 
 
+NOTHING = PointValues((), None, None)
+
+
 @dataclass(frozen=True)
 class HistoryPoint:
     """The runs of one commit and torch version."""
@@ -54,8 +58,8 @@ class HistoryPoint:
     """When its first run started."""
     accuracy: PointValues
     """In percent at the last epoch, once per seed."""
-    throughput: PointValues
-    """In images/s, once per run; runs that shared their device are left out."""
+    throughput: Mapping[str, PointValues]
+    """In images/s, once per run, by kind of machine; runs that shared their device are left out."""
     shared_runs: int
     """How many those are."""
 
@@ -72,11 +76,15 @@ class History:
     device: str
     precision: str
     split: str
+    machines: tuple[str, ...]
+    """Kinds of machines of that device's name, by what tells them apart; one empty text where there is one kind."""
     points: tuple[HistoryPoint, ...]
 
 
 def histories(runs: Iterable[Run]) -> list[History]:
     """Follow each experiment on each device and in each precision.
+
+    Accuracies of machines whose processors share a name are put together, throughputs never.
 
     Neighbors are compared by Welch's t test. Its p values are adjusted by Holm's method over all neighbors of a
     benchmark, accuracies and throughputs separately.
@@ -97,6 +105,7 @@ def histories(runs: Iterable[Run]) -> list[History]:
             places[run.device, run.precision].append(run)
         for (device, precision), there in places.items():
             latest = members.latest
+            marks = kind_marks([run.machine for run in sorted(there, key=lambda run: run.started)])
             found = History(
                 benchmark=latest.benchmark,
                 profile=latest.profile,
@@ -106,13 +115,16 @@ def histories(runs: Iterable[Run]) -> list[History]:
                 device=device,
                 precision=precision,
                 split=members.split,
-                points=_points(there, members.split, metric),
+                machines=tuple(marks.values()),
+                points=_points(there, members.split, metric, marks),
             )
             by_benchmark[found.benchmark].append(found)
     return [history for _, found in sorted(by_benchmark.items()) for history in _with_steps(found)]
 
 
-def _points(runs: Sequence[Run], split: str, metric: str) -> tuple[HistoryPoint, ...]:
+def _points(
+    runs: Sequence[Run], split: str, metric: str, marks: Mapping[tuple[str, ...], str]
+) -> tuple[HistoryPoint, ...]:
     together: dict[tuple[str, bool, str], list[Run]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run.started):
         together[run.code_commit, run.code_dirty, str(run.environment.get("torch") or "")].append(run)
@@ -121,11 +133,13 @@ def _points(runs: Sequence[Run], split: str, metric: str) -> tuple[HistoryPoint,
         # Of several runs of a seed the latest counts.
         seeds = {run.id if run.seed is None else run.seed: run for run in there}
         accuracies = [value for run in seeds.values() if (value := run.last_accuracy(split, metric)) is not None]
-        rates = [rate for run in there if (rate := run.images_per_second) is not None and rate > 0]
+        rates: dict[str, list[float]] = defaultdict(list)
+        for run in there:
+            if (rate := run.images_per_second) is not None and rate > 0:
+                rates[marks[run.machine]].append(rate)
+        throughput = {machine: _measured(values) for machine, values in rates.items()}
         shared = sum(run.shared_device for run in there)
-        points.append(
-            HistoryPoint(commit, dirty, torch, there[0].started, _measured(accuracies), _measured(rates), shared)
-        )
+        points.append(HistoryPoint(commit, dirty, torch, there[0].started, _measured(accuracies), throughput, shared))
     return tuple(points)
 
 
@@ -139,17 +153,24 @@ def _measured(values: Sequence[float]) -> PointValues:
 def _with_steps(found: Sequence[History]) -> list[History]:
     """Compare the neighbors of all histories of a benchmark."""
     accuracies = _compared([[point.accuracy for point in history.points] for history in found], is_rate=False)
-    rates = _compared([[point.throughput for point in history.points] for history in found], is_rate=True)
-    whole = [
-        replace(
-            history,
-            points=tuple(
-                replace(point, accuracy=accuracy, throughput=rate)
-                for point, accuracy, rate in zip(history.points, of_accuracy, of_rate, strict=True)
-            ),
-        )
-        for history, of_accuracy, of_rate in zip(found, accuracies, rates, strict=True)
+    rates = [
+        [point.throughput.get(machine, NOTHING) for point in history.points]
+        for history in found
+        for machine in history.machines
     ]
+    compared = iter(_compared(rates, is_rate=True))
+    whole = []
+    for history, of_accuracy in zip(found, accuracies, strict=True):
+        of_machine = {machine: next(compared) for machine in history.machines}
+        points = (
+            replace(
+                point,
+                accuracy=of_accuracy[place],
+                throughput={machine: of_machine[machine][place] for machine in point.throughput},
+            )
+            for place, point in enumerate(history.points)
+        )
+        whole.append(replace(history, points=tuple(points)))
     return sorted(whole, key=lambda history: (-len(history.points), history.profile, history.device))
 
 
@@ -209,28 +230,33 @@ NOTE = (
 def title(history: History) -> str:
     """Return what a history is of."""
     images = ", generated images" if history.generated else ""
+    several = enumerate(history.machines, 1) if len(history.machines) > 1 else ()
+    machines = "".join(f"; machine {number}: {machine}" for number, machine in several)
     return (
         f"{history.benchmark}, {history.profile}{images}, recipe {history.fingerprint[:8]}, "
         f"{history.device or 'unnamed device'}, {history.precision or 'unknown precision'}, {history.split} accuracy"
+        f"{machines}"
     )
 
 
 def rows(history: History) -> list[list[str]]:
-    """Return the cells of each point, in the order of :data:`TITLES`."""
-    return [
-        [
+    """Return the cells of each point, in the order of :data:`TITLES`; further kinds of machines have further rows."""
+    found = []
+    for point in history.points:
+        cells = [
             f"{point.commit[:12] or DASH}{' + changes' if point.dirty else ''}",
             point.torch or DASH,
             moment(point.started),
             str(len(point.accuracy.values)),
             _mean(point.accuracy, 2),
             _change(point.accuracy, 1.0, ""),
-            str(len(point.throughput.values)),
-            _mean(point.throughput, 0),
-            _change(point.throughput, 100.0, "%"),
         ]
-        for point in history.points
-    ]
+        for machine, measured in point.throughput.items() or [("", NOTHING)]:
+            number = f" (machine {history.machines.index(machine) + 1})" if machine else ""
+            times = [str(len(measured.values)), f"{_mean(measured, 0)}{number}", _change(measured, 100.0, "%")]
+            found.append([*cells, *times])
+            cells = [""] * len(cells)
+    return found
 
 
 def _mean(measured: PointValues, digits: int) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from resnet_bench.base.machine import kind_marks
 from resnet_bench.judging import intervals
 from resnet_bench.judging.intervals import Interval
 from resnet_bench.judging.power import smallest_difference, smallest_excess
@@ -19,7 +20,7 @@ from resnet_bench.reporting.compare import (
     timed,
     untested_times,
 )
-from resnet_bench.reporting.runs import Run, RunGroup, group_labels
+from resnet_bench.reporting.runs import Run, RunGroup, group_labels, joined_mark
 
 LimitWord = Literal["broken", "unclear", "kept"]
 
@@ -75,6 +76,8 @@ class CheckedLimits:
 def check_limits(limits: Sequence[Limit], a: Side, b: Side) -> CheckedLimits:
     """Check each limit on each device that both sides ran on, never one device by another.
 
+    Times are checked on each kind of machine: processors of one name may be of several.
+
     A limit is broken where the whole interval of the change lies beyond it, kept where the whole interval lies within
     it, and unclear otherwise. Intervals are Welch's for accuracies and those of the exact Mann–Whitney test for times.
     Each has a confidence of 1 − 0.05 / k, for k limits of its kind (Bonferroni).
@@ -88,19 +91,27 @@ def check_limits(limits: Sequence[Limit], a: Side, b: Side) -> CheckedLimits:
     checks = [check for found, _ in each for check in found]
     counts = {timing: sum(check.testable for check in checks if check.timing == timing) for timing in (False, True)}
     rows = [_row(check, intervals.SIGNIFICANCE / max(1, counts[check.timing])) for check in checks]
-    seen: dict[tuple[str, str, bool, str], set[str]] = {}
-    for row in rows:
-        seen.setdefault((row.benchmark, row.profile, row.generated, row.metric), set()).add(row.device)
+    seen: dict[tuple[str, str, bool, str], set[_Place]] = {}
+    for check, row in zip(checks, rows, strict=True):
+        seen.setdefault((row.benchmark, row.profile, row.generated, row.metric), set()).add(check.place)
     importance = ("broken", "unclear", "kept")
     return CheckedLimits(
         rows=tuple(sorted(rows, key=lambda row: (importance.index(row.word), row.benchmark, row.device, row.metric))),
         unchecked=tuple(sentence for _, unchecked in each for sentence in unchecked),
-        decided=frozenset(key for key, devices in seen.items() if devices == _devices(a, key) & _devices(b, key)),
+        decided=frozenset(key for key, places in seen.items() if places == _places(a, key) & _places(b, key)),
     )
 
 
-def _devices(side: Side, key: tuple[str, str, bool, str]) -> set[str]:
-    return {run.device for run in side.runs if (run.benchmark, run.profile, run.generated) == key[:3]}
+_Place = tuple[str, tuple[str, ...]]
+"""A device and, for times, a kind of machine."""
+
+
+def _places(side: Side, key: tuple[str, str, bool, str]) -> set[_Place]:
+    return {
+        (run.device, run.machine if key[3] == EPOCH_TIME else ())
+        for run in side.runs
+        if (run.benchmark, run.profile, run.generated) == key[:3]
+    }
 
 
 # --- what is checked -----------------------------------------------------------------------------
@@ -111,7 +122,9 @@ class _Check:
     """One limit, and the numbers of one device that it is checked by."""
 
     limit: Limit
+    place: _Place
     device: str
+    """Its name, with what tells its machine from others of that name."""
     timing: bool
     groups: tuple[RunGroup, RunGroup]
     first: list[float]
@@ -134,15 +147,16 @@ def _checks(limit: Limit, a: Side, b: Side) -> tuple[list[_Check], list[str]]:
             for first, second, note in pairs:
                 label = labels[second] if len(pairs) > 1 else ""
                 found = {
-                    "drop": None if limit.drop is None else _of_accuracy(limit, device, first, second, note),
-                    "time_factor": None if limit.time_factor is None else _of_time(limit, device, first, second, note),
+                    "drop": [] if limit.drop is None else _of_accuracy(limit, device, first, second, note),
+                    "time_factor": [] if limit.time_factor is None else _of_time(limit, device, first, second, note),
                 }
-                checks += [replace(check, label=label) for check in found.values() if check is not None]
+                checks += [replace(check, label=label) for of_kind in found.values() for check in of_kind]
                 where = f"{label or first.name}, {second.latest.profile}, on {device or 'an unnamed device'}"
+                times = "times" if not (timed(first) and timed(second)) else "times of one kind of machine"
                 unchecked += [
-                    f"{name} of {where}: no {'times' if name == 'time_factor' else 'accuracies'} on both sides"
-                    for name, check in found.items()
-                    if check is None and getattr(limit, name) is not None
+                    f"{name} of {where}: no {times if name == 'time_factor' else 'accuracies'} on both sides"
+                    for name, of_kind in found.items()
+                    if not of_kind and getattr(limit, name) is not None
                 ]
     if not checks and not unchecked:
         unchecked.append(f"{limit.scope}: no such runs on both sides of one device")
@@ -156,26 +170,31 @@ def _is_for(limit: Limit, run: Run, device: str) -> bool:
     return wanted == run.device_type or (wanted not in DEVICE_TYPES and wanted in device.casefold())
 
 
-def _of_accuracy(limit: Limit, device: str, first: RunGroup, second: RunGroup, note: str) -> _Check | None:
+def _of_accuracy(limit: Limit, device: str, first: RunGroup, second: RunGroup, note: str) -> list[_Check]:
     values = first.values(first.split), second.values(first.split)
     if not all(values):
-        return None
+        return []
     testable = intervals.welch_interval(*values) is not None
     if not note and len(identical_seeds(first, second)) == len(first.runs) == len(second.runs):
         note, testable = IDENTICAL, False
     elif not testable:
         few = min(map(len, values)) < 2
         note = _joined(note, "one run per side cannot tell noise from change" if few else "neither side varies")
-    return _Check(limit, device, False, (first, second), *values, note, testable)
+    return [_Check(limit, (device, ()), device, False, (first, second), *values, note, testable)]
 
 
-def _of_time(limit: Limit, device: str, first: RunGroup, second: RunGroup, note: str) -> _Check | None:
-    runs = timed(first), timed(second)
-    if not all(runs):
-        return None
-    untested = untested_times(*runs)
-    before, after = ([run.epoch_seconds or 0.0 for run in side] for side in runs)
-    return _Check(limit, device, True, (first, second), before, after, _joined(note, untested), not untested)
+def _of_time(limit: Limit, device: str, first: RunGroup, second: RunGroup, note: str) -> list[_Check]:
+    sides = timed(first), timed(second)
+    marks = kind_marks([run.machine for side in sides for run in side])
+    checks = []
+    for kind, mark in marks.items():
+        runs = [[run for run in side if run.machine == kind] for side in sides]
+        if all(runs):
+            untested = untested_times(*runs)
+            before, after = ([run.epoch_seconds or 0.0 for run in side] for side in runs)
+            said, name = _joined(note, untested), joined_mark(device, mark)
+            checks.append(_Check(limit, (device, kind), name, True, (first, second), before, after, said, not untested))
+    return checks
 
 
 def _joined(*notes: str) -> str:

@@ -11,7 +11,7 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.judging.intervals import Interval, standard_deviation, standard_deviation_interval
 from resnet_bench.judging.power import seeds_needed, smallest_effect
 from resnet_bench.reporting.reading import Source, read
-from resnet_bench.reporting.runs import RunGroup, group, load
+from resnet_bench.reporting.runs import Run, RunGroup, group, load
 from resnet_bench.tracking.vocabulary import ENERGY
 
 POWERS = (0.8, 0.95)
@@ -45,16 +45,25 @@ class NoiseFloor:
         """95% CI of the standard deviation: with few seeds the spread itself is uncertain."""
         return standard_deviation_interval(self.accuracies)
 
+    @property
+    def device(self) -> str:
+        """The device that most seeds ran on; times and energy are of it alone."""
+        return next(iter(self.group.devices))
+
+    @property
+    def _timed(self) -> list[Run]:
+        return self.group.devices[self.device]
+
     @cached_property
     def seconds(self) -> float | None:
-        """Training time of one run, the median; None where every run shared its device."""
-        times = [run.train_seconds for run in self.group.runs if run.train_seconds is not None]
+        """Training time of one run on :attr:`device`, the median; None where every run shared it."""
+        times = [run.train_seconds for run in self._timed if run.train_seconds is not None]
         return statistics.median(times) if times else None
 
     @cached_property
     def joules(self) -> float | None:
         """Energy of one run, the median; None where no counter could be read."""
-        found = [joules for run in self.group.runs if (joules := run.number(ENERGY)) is not None]
+        found = [joules for run in self._timed if (joules := run.number(ENERGY)) is not None]
         return statistics.median(found) if found else None
 
     def for_effect(self, effect: float, power: float) -> "ComparisonPlan":

@@ -1,5 +1,6 @@
 """Compare the kept predictions of two runs, image by image."""
 
+import csv
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +13,7 @@ from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
 from resnet_bench.judging.networks import Labels, NetworkComparison, compare_classes, compare_networks
 from resnet_bench.reporting.mlflow_reader import StoreReader
-from resnet_bench.reporting.run_artifacts import PREDICTIONS
+from resnet_bench.reporting.run_artifacts import CONFUSION_MATRIX, PREDICTIONS
 from resnet_bench.tracking.finished_runs import Tags, find_run, finished_runs
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import PREFIX
@@ -33,6 +34,7 @@ class KeptPredictions:
         index: Which image each row is, int64 [N].
         labels: True classes, int64 [N].
         predicted: Predicted classes, int64 [N].
+        places: What each image is called in its source; empty where the run kept no names, as those of 0.1.0.
     """
 
     run_id: str
@@ -42,6 +44,19 @@ class KeptPredictions:
     index: Labels
     labels: Labels
     predicted: Labels
+    places: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DifferingImage:
+    """An image for which two networks predict different classes, by their names."""
+
+    index: int
+    image: str | None
+    """What it is called in its source: its file, or its place in one; None where neither run kept that."""
+    label: str
+    a: str
+    b: str
 
 
 @dataclass(frozen=True)
@@ -54,6 +69,27 @@ class ImageComparison:
     classes: dict[int, NetworkComparison]
     floor: NetworkComparison | None
     """Two other seeds of the first network's recipe, whose churn is the floor; None where the store has none."""
+    names: tuple[str, ...] = ()
+    """Names of the classes, as the first run kept them."""
+
+    def class_name(self, label: int) -> str:
+        """Return the name of a class; its number where the run kept none."""
+        return self.names[label] if 0 <= label < len(self.names) else str(label)
+
+    @property
+    def differing(self) -> list[DifferingImage]:
+        """Every image for which the two predict different classes."""
+        places = self.first.places or self.second.places
+        return [
+            DifferingImage(
+                index=int(self.first.index[row]),
+                image=places[row] if places else None,
+                label=self.class_name(int(self.first.labels[row])),
+                a=self.class_name(int(self.first.predicted[row])),
+                b=self.class_name(int(self.second.predicted[row])),
+            )
+            for row in self.overall.differing
+        ]
 
 
 def compare_images(first: str, second: str, store: Store) -> ImageComparison:
@@ -81,6 +117,7 @@ def compare_images(first: str, second: str, store: Store) -> ImageComparison:
             overall=compare_networks(a.labels, a.predicted, b.predicted),
             classes=compare_classes(a.labels, a.predicted, b.predicted),
             floor=_floor(client, runs, a, Path(scratch)),
+            names=_class_names(client, a.run_id, Path(scratch)),
         )
 
 
@@ -91,6 +128,7 @@ def _read(client: "MlflowClient", found: tuple[str, Tags], scratch: Path) -> Kep
     try:
         table = pd.read_parquet(client.download_artifacts(run_id, PREDICTIONS, str(folder)))
         index, labels, predicted = (table[name].to_numpy(np.int64) for name in ("index", "label", "predicted"))
+        places = tuple(map(str, table["image"])) if "image" in table else ()
     except Exception as error:  # whatever the artifact store, pyarrow or pandas raises
         raise UserError(
             f"{tags['name']}: its predictions ({PREDICTIONS}) cannot be read: {describe_error(error)}"
@@ -103,7 +141,18 @@ def _read(client: "MlflowClient", found: tuple[str, Tags], scratch: Path) -> Kep
         index=index,
         labels=labels,
         predicted=predicted,
+        places=places,
     )
+
+
+def _class_names(client: "MlflowClient", run_id: str, scratch: Path) -> tuple[str, ...]:
+    """Return the header of a run's confusion matrix; nothing where the run has none that can be read."""
+    try:
+        path = client.download_artifacts(run_id, CONFUSION_MATRIX, str(scratch / run_id))
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            return tuple(next(csv.reader(file), ()))
+    except Exception:  # whatever the artifact store raises: classes then have numbers
+        return ()
 
 
 def _floor(

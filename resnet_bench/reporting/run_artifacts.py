@@ -25,6 +25,7 @@ MAX_MISTAKES = 24
 MAX_PREDICTIONS = 100_000
 """Images; a small file may hold very many rows."""
 PREDICTIONS = "predictions.parquet"
+CONFUSION_MATRIX = "confusion_matrix.csv"
 IMAGE_SIDES = range(8, 65)
 
 
@@ -76,17 +77,17 @@ class RunArtifacts:
 
     def confusion(self, run_id: str) -> list[dict[str, Any]]:
         """Return the confusion matrix of a run as rows of a table."""
-        text = self._text(run_id, "confusion_matrix.csv")
+        text = self._text(run_id, CONFUSION_MATRIX)
         if text is None:
             return []
         try:
             names, *rows = csv.reader(io.StringIO(text))
             counts = np.array([[int(count) for count in row] for row in rows], dtype=np.int64)
         except (ValueError, OverflowError, csv.Error) as error:
-            self._report(run_id, "confusion_matrix.csv", describe_error(error, limit=160))
+            self._report(run_id, CONFUSION_MATRIX, describe_error(error, limit=160))
             return []
         if counts.shape != (len(names), len(names)) or counts.min() < 0:
-            self._report(run_id, "confusion_matrix.csv", "it is not a square of counts")
+            self._report(run_id, CONFUSION_MATRIX, "it is not a square of counts")
             return []
         return [
             {

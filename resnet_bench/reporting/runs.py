@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from resnet_bench.base.describe_error import describe_error
+from resnet_bench.base.machine import kind_marks
 from resnet_bench.base.throughput import settled, settled_throughput
 from resnet_bench.judging.planned import parse_seeds
 from resnet_bench.judging.verdict import apart, best_evaluation, last_evaluation
@@ -209,8 +210,13 @@ class RunGroup:
 
     @cached_property
     def devices(self) -> dict[str, list[Run]]:
-        """Every finished run by the device it ran on, the device with most seeds first."""
-        return _by_device(self.all_runs)
+        """Every finished run by the device it ran on, the one with most seeds first.
+
+        Machines whose processors share a name are told apart: their times have nothing to do with one another.
+        """
+        names = {run.device for run in self.all_runs}
+        marks = {name: kind_marks([run.machine for run in self.all_runs if run.device == name]) for name in names}
+        return _by_place(self.all_runs, lambda run: joined_mark(run.device, marks[run.device][run.machine]))
 
     @cached_property
     def changed(self) -> tuple[str, ...]:
@@ -375,7 +381,7 @@ def _without_times(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _group(members: Sequence[Run], planned: frozenset[int]) -> RunGroup:
     counted: dict[object, Run] = {}
-    for runs in _by_device(members).values():
+    for runs in _by_place(members, lambda run: run.device).values():
         latest = {run.seed if run.seed is not None else run.id: run for run in runs}
         counted = latest | counted
     chosen = {run.id for run in counted.values()}
@@ -388,15 +394,20 @@ def _group(members: Sequence[Run], planned: frozenset[int]) -> RunGroup:
     )
 
 
-def _by_device(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    devices: dict[str, list[Run]] = defaultdict(list)
+def joined_mark(device: str, mark: str) -> str:
+    """Return a device's name with what tells its machine from others of that name."""
+    return f"{device} ({mark})" if mark else device
+
+
+def _by_place(runs: Sequence[Run], place_of: Callable[[Run], str]) -> dict[str, list[Run]]:
+    places: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        devices[run.device].append(run)
+        places[place_of(run)].append(run)
 
-    def seeds_and_age(device: str) -> tuple[int, float]:
-        return len({run.seed for run in devices[device]}), devices[device][-1].started.timestamp()
+    def seeds_and_age(place: str) -> tuple[int, float]:
+        return len({run.seed for run in places[place]}), places[place][-1].started.timestamp()
 
-    return {device: devices[device] for device in sorted(devices, key=seeds_and_age, reverse=True)}
+    return {place: places[place] for place in sorted(places, key=seeds_and_age, reverse=True)}
 
 
 def _definition(text: str) -> Benchmark | None:

@@ -10,10 +10,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from resnet_bench.base.machine import machine_kind
 from resnet_bench.tracking.vocabulary import LARGEST_MEASUREMENT, PREFIX, current_metric, restored
 
 if TYPE_CHECKING:
@@ -173,6 +175,11 @@ class RunRow:
     """Tags without their own column, under their full names."""
     benchmark_json: str = _column(TEXT, lambda stored: stored.benchmark_json, repr_=False)
     """The benchmark as its latest run recorded it; only the latest finished run of each experiment has it."""
+
+    @cached_property
+    def machine(self) -> tuple[str, ...]:
+        """The kind of machine that times are of; of a GPU nothing beyond the device's name."""
+        return machine_kind(self.environment if self.device_type == "cpu" else {})
 
     @classmethod
     def fields_of(cls, row: Mapping[Any, Any]) -> dict[str, Any]:

@@ -63,7 +63,8 @@ def _log_predictions(predictions: Predictions, dataset: Dataset, tracker: Tracke
     pictures.write_per_class_accuracy(folder / "per_class_accuracy.csv", labels, predicted, classes)
     pictures.write_confusion_matrix_csv(folder / "confusion_matrix.csv", labels, predicted, classes)
     pictures.write_confusion_matrix_png(folder / "confusion_matrix.png", labels, predicted, classes)
-    pictures.write_predictions(folder / "predictions.parquet", labels, probabilities)
+    images = [_place(dataset, index) for index in range(len(labels))]
+    pictures.write_predictions(folder / "predictions.parquet", labels, probabilities, images)
     mistakes = folder / "confident_mistakes.json"
     mistakes.write_text(json.dumps(confident_mistakes(predictions, dataset)))
     for name in (
@@ -89,8 +90,7 @@ def confident_mistakes(predictions: Predictions, dataset: Dataset) -> list[dict[
     return [
         {
             "index": int(index) if dataset.test.rows is None else int(dataset.test.rows[int(index)]),
-            # A file's name need not be UTF-8, which JSON and tables are.
-            "image": os.fsencode(dataset.place("test", int(index))).decode("utf-8", "replace"),
+            "image": _place(dataset, int(index)),
             "label": _class_name(dataset, int(predictions.labels[index])),
             "predicted": _class_name(dataset, int(predicted[index])),
             "confidence": float(confidence[index]),
@@ -98,6 +98,11 @@ def confident_mistakes(predictions: Predictions, dataset: Dataset) -> list[dict[
         }
         for index in surest
     ]
+
+
+def _place(dataset: Dataset, index: int) -> str:
+    # A file's name need not be UTF-8, which JSON and tables are.
+    return os.fsencode(dataset.place("test", index)).decode("utf-8", "replace")
 
 
 def _class_name(dataset: Dataset, label: int) -> str:

@@ -82,16 +82,19 @@ def write_confusion_matrix_png(path: Path, labels: Labels, predicted: Labels, cl
     figure.savefig(path)
 
 
-def write_predictions(path: Path, labels: Labels, probabilities: npt.NDArray[np.float32]) -> None:
-    """Write a Parquet table with a row an image, in the dataset's canonical order.
+def write_predictions(
+    path: Path, labels: Labels, probabilities: npt.NDArray[np.float32], images: Sequence[str]
+) -> None:
+    """Write a Parquet table with a row per image, in the dataset's canonical order.
 
-    Columns: ``index``, ``label``, ``predicted``, ``confidence`` (probability of the predicted class) and
-    ``label_probability`` (probability of the true class).
+    Columns: ``index``, ``label``, ``predicted``, ``confidence`` (probability of the predicted class),
+    ``label_probability`` (probability of the true class) and ``image`` (what it is called in its source).
 
     Args:
         path: The file to write.
         labels: True classes, shape [N].
         probabilities: What the network says, shape [N, classes].
+        images: What each image is called in its source.
     """
     import pandas as pd
 
@@ -103,8 +106,10 @@ def write_predictions(path: Path, labels: Labels, probabilities: npt.NDArray[np.
         "predicted": predicted.astype(np.int16),
         "confidence": probabilities[rows, predicted],
         "label_probability": probabilities[rows, labels],
+        "image": list(images),
     }
-    pd.DataFrame(columns).to_parquet(path, index=False)
+    # Names of images are much alike.
+    pd.DataFrame(columns).to_parquet(path, index=False, compression="zstd")
 
 
 def write_image_grid(path: Path, images: npt.NDArray[np.uint8], *, columns: int = 8, min_side: int = 96) -> None:

@@ -27,6 +27,7 @@ from pydantic import Field
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.files import new_folder, write_atomically
+from resnet_bench.base.machine import kind_text, machine_kind
 from resnet_bench.base.names import MAX_NAME_LENGTH, NAME_PATTERN
 from resnet_bench.judging.record import MAX_SEEDS, RecordVerdict, claim_of, judge_record, whole_training_seconds
 from resnet_bench.recipe.benchmark import Benchmark
@@ -85,6 +86,12 @@ class RecordPlan(Schema):
     named: Word
     """When the seeds were named: date and time in ISO format, UTC."""
 
+    @property
+    def machine(self) -> str:
+        """The device and, of a CPU, the kind of machine that seconds are of."""
+        kind = kind_text(machine_kind(self.environment)) if self.device_type == "cpu" else ""
+        return f"{self.device} ({kind})" if kind else self.device
+
     def differences(self, other: "RecordPlan") -> Iterator[tuple[str, object, object]]:
         """Yield what this plan and another do not share of what decides a check: a name, this value, the other."""
         for name, field in (
@@ -96,7 +103,9 @@ class RecordPlan(Schema):
             yield name, getattr(self, field), getattr(other, field)
         yield "seeds", list(self.seeds), list(other.seeds)
         yield "execution", self.execution, other.execution
-        for name, key in (("processor", "cpu"), ("GPU", "gpu"), ("torch", "torch")):
+        then, now = (kind_text(machine_kind(plan.environment)) for plan in (self, other))
+        yield "machine", then, now
+        for name, key in (("GPU", "gpu"), ("torch", "torch")):
             yield name, self.environment.get(key), other.environment.get(key)
 
 

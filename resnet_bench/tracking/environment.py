@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from resnet_bench.base.machine import cpu_name
+from resnet_bench.base.machine import processor
 
 PACKAGE = "resnet-bench"
 _GIT_TIMEOUT_SECONDS = 10
@@ -38,8 +38,7 @@ def environment() -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "driver": driver,
         "gpu": ", ".join(gpus) or None,
-        "cpu": cpu_name(),
-        "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
+        **processor(),
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
         "os": platform.platform(),

@@ -9,6 +9,40 @@ import pytest
 
 from resnet_bench.base import machine
 
+ZEN4 = """\
+processor	: 0
+vendor_id	: AuthenticAMD
+cpu family	: 25
+model		: 17
+model name	: AMD EPYC
+stepping	: 1
+cache size	: 1024 KB
+flags		: fpu sse2 avx2 avx512f hypervisor avx512_bf16
+
+processor	: 1
+"""
+ZEN5 = ZEN4.replace(": 25", ": 26").replace(": 17", ": 2").replace("avx2", "avx2 avx_vnni")
+ARM = "processor\t: 0\nFeatures\t: fp asimd sve\nCPU implementer\t: 0x41\nCPU variant\t: 0x1\nCPU part\t: 0xd40\n"
+
+
+def test_processors_that_share_a_name_are_told_apart(tmp_path: Path) -> None:
+    def read(name: str, text: str) -> dict[str, object]:
+        (tmp_path / name).write_text(text)
+        return machine.processor(tmp_path / name)
+
+    zen4, zen5, arm = (read(name, text) for name, text in (("zen4", ZEN4), ("zen5", ZEN5), ("arm", ARM)))
+    assert zen4["cpu"] == zen5["cpu"] == "AMD EPYC"
+    assert zen4["cpu_model"] == "AuthenticAMD, family 25, model 17, stepping 1, cache 1024 KB"
+    assert zen4["cpu_instructions"] == "avx512_bf16 avx512f avx2", "and none that kernels are not chosen by"
+    assert (arm["cpu_model"], arm["cpu_instructions"]) == ("implementer 0x41, part 0xd40, variant 0x1", "sve asimd")
+    kinds = [machine.machine_kind({**each, "cores": 2}) for each in (zen4, zen5)]
+    assert kinds[0] != kinds[1]
+    assert list(machine.kind_marks(kinds).values()) == [zen4["cpu_model"], zen5["cpu_model"]]
+    assert machine.kind_marks([kinds[0], kinds[0]]) == {kinds[0]: ""}
+    old = machine.machine_kind({"cpu": "AMD EPYC", "cores": 2})
+    assert machine.kind_marks([kinds[0], old])[old] == "model not recorded"
+    assert machine.kind_text(old) == "AMD EPYC, 2 cores"
+
 
 def group(root: Path, path: str, files: dict[str, str]) -> None:
     folder = root / path

@@ -2,7 +2,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from resnet_bench.base.uris import is_loopback, redact, redact_text, same_place, sqlite_path
@@ -75,7 +75,6 @@ def test_a_servers_user_may_be_a_token_and_is_hidden() -> None:
     assert redact("postgresql://ann:x@host/db") == "postgresql://ann:***@host/db"
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(codec="ascii", exclude_categories=["Cc"], exclude_characters=" @'\"<>"), min_size=6))
 def test_a_password_of_any_signs_is_hidden_in_every_spelling(password: str) -> None:
     uri = f"postgresql://ann:{password}@host/db"

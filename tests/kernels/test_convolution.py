@@ -51,7 +51,7 @@ def by_torch(images, weight, bias, geometry):
 
 
 @given(convolutions(largest_map=2).filter(lambda c: is_dense(c[0].shape[-1], c[3])))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_product_of_whole_maps_is_the_convolution(case) -> None:
     for ours, theirs in zip(
         outputs_and_gradients(dense_convolution, *case), outputs_and_gradients(by_torch, *case), strict=True
@@ -60,7 +60,7 @@ def test_a_product_of_whole_maps_is_the_convolution(case) -> None:
 
 
 @given(convolutions(largest_map=7))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_weights_gradient_is_a_product_with_patches(case) -> None:
     for ours, theirs in zip(
         outputs_and_gradients(by_gemm, *case),

@@ -84,7 +84,7 @@ def test_it_gives_what_torch_gives(pool: Pool, activation: Activation, dtype: to
     activation=st.sampled_from(Activation),
     seed=st.integers(0, 9),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_shape_will_do(count, channels, height, width, pool, activation, seed) -> None:
     values = count * height * width if pool is not Pool.BEFORE else count * (height // 2) * (width // 2)
     # Of two values the normalised ones are nearly -1 and 1 whatever they are, and gradients are only rounding.
@@ -214,7 +214,7 @@ def test_a_sum_is_at_least_as_exact_as_torchs(activation: Activation, projected:
     activation=st.sampled_from(Activation),
     seed=st.integers(0, 9),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_maps_of_any_shape_are_added(count, channels, height, width, projected, activation, seed) -> None:
     # Of two values the normalized ones are nearly -1 and 1 whatever they are, and gradients are only rounding.
     if count * height * width <= 8:

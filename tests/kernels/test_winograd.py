@@ -78,7 +78,7 @@ def whole_numbers(draw):
 
 
 @given(whole_numbers(), st.integers(1, 3))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_whole_numbers_are_convolved_exactly(case, threads) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -65,7 +65,7 @@ def cases(draw):
 
 
 @given(cases())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_results_are_near_to_those_in_float64(case) -> None:
     for ours, exact in zip(results(case, torch.float32, WINOGRAD), results(case, torch.float64), strict=True):
         assert ours.dtype == torch.float32

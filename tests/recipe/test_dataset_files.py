@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -267,7 +267,7 @@ VALUES = st.one_of(
     table=st.dictionaries(st.sampled_from([*DatasetFile.model_fields, "tran", "size"]), VALUES, max_size=6),
     keep=st.sets(st.sampled_from(sorted(tomllib.loads(FLOWERS)))),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_any_table_is_a_dataset_or_one_sentence(table: dict[str, Any], keep: set[str]) -> None:
     whole = {key: value for key, value in tomllib.loads(FLOWERS).items() if key in keep} | table
     said = ""
@@ -287,7 +287,7 @@ def test_any_table_is_a_dataset_or_one_sentence(table: dict[str, Any], keep: set
 
 
 @given(text=st.one_of(st.text(max_size=200), st.binary(max_size=200)))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30)
 def test_any_file_is_a_dataset_or_one_sentence(tmp_path: Path, text: str | bytes) -> None:
     path = tmp_path / "any.toml"
     path.write_bytes(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)

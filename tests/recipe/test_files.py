@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet_bench.base.errors import UserError
@@ -736,7 +736,7 @@ def test_any_text_is_loaded_or_refused_in_a_sentence(tmp_path_factory: pytest.Te
 
 
 @given(data=st.data(), name=st.sampled_from([*MAIN, "resnet9-dropout", "resnet50-step-decay-1000-way"]))
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 def test_a_damaged_file_is_loaded_or_refused_in_a_sentence(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, name: str
 ) -> None:

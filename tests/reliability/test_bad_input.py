@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet_bench.base.errors import UserError
@@ -25,7 +25,7 @@ from resnet_bench.tracking.store import Store
 from tests.data import builders
 from tests.reliability import mutations, tiny
 
-fuzzed = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzzed = settings(max_examples=100)
 
 
 Outcome = TypeVar("Outcome")

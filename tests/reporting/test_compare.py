@@ -38,8 +38,7 @@ def side(
                 seed=seed,
                 started=EMPTY.started + timedelta(minutes=first_minute + 2 * seed),
                 metrics={"test/accuracy": curve, "test/loss": {2: 1 - final / 100}, "time/epoch_seconds": times},
-                environment={"torch": "2.15.0", "gpu": "H200"},
-                **changes,  # type: ignore[arg-type]
+                **{"environment": {"torch": "2.15.0", "gpu": "H200"}, **changes},  # type: ignore[arg-type]
             )
         )
     return Side(name, tuple(runs))

@@ -10,7 +10,7 @@ import pytest
 from resnet_bench.judging import intervals
 from resnet_bench.judging.power import smallest_difference
 from resnet_bench.reporting import history
-from resnet_bench.reporting.history import History
+from resnet_bench.reporting.history import History, HistoryPoint, PointValues
 from resnet_bench.reporting.runs import Run
 from tests.reporting.test_runs import EMPTY
 
@@ -44,6 +44,12 @@ def only(runs: list[Run]) -> History:
     return found
 
 
+def rates(of: HistoryPoint) -> PointValues:
+    """The throughput of the only kind of machine."""
+    (found,) = of.throughput.values()
+    return found
+
+
 def test_points_are_commits_and_torch_versions_in_the_order_of_time() -> None:
     runs = [
         *point("c2", 20, AFTER),
@@ -61,8 +67,8 @@ def test_points_are_commits_and_torch_versions_in_the_order_of_time() -> None:
     first = found.points[0]
     assert first.accuracy.values == pytest.approx(BEFORE)
     assert first.accuracy.interval == pytest.approx(intervals.mean_interval(BEFORE))
-    assert first.throughput.mean == pytest.approx(1006)
-    assert first.accuracy.change is first.throughput.change is None
+    assert rates(first).mean == pytest.approx(1006)
+    assert first.accuracy.change is rates(first).change is None
 
 
 def test_a_step_is_marked_where_it_is_and_nowhere_else() -> None:
@@ -92,7 +98,7 @@ def test_a_detectable_change_is_that_of_the_level_which_holms_method_leaves() ->
 
 @pytest.mark.parametrize(("rate", "step"), [(800.0, True), (1200.0, True), (970.0, False)])
 def test_a_step_of_the_throughput_is_beyond_five_percent(rate: float, step: bool) -> None:
-    change = only([*point("c1", 0, BEFORE), *point("c2", 20, BEFORE, rate)]).points[1].throughput.change
+    change = rates(only([*point("c1", 0, BEFORE), *point("c2", 20, BEFORE, rate)]).points[1]).change
     assert change.value == pytest.approx(rate / 1000 - 1)
     assert change.p < 0.05
     assert change.step is step
@@ -110,9 +116,37 @@ def test_runs_that_shared_their_device_are_left_out_of_the_throughput() -> None:
     ]
     found = only([*point("c1", 0, BEFORE), *shared, *point("c3", 60, BEFORE)])
     second, third = found.points[1:]
-    assert (len(second.accuracy.values), second.throughput.values, second.shared_runs) == (3, (), 3)
-    assert second.throughput.change is None
-    assert third.throughput.change is not None, "compared with the last commit that was timed"
+    assert (len(second.accuracy.values), second.throughput, second.shared_runs) == (3, {}, 3)
+    assert rates(third).change is not None, "compared with the last commit that was timed"
+
+
+def test_machines_that_share_a_name_share_accuracies_and_no_throughput() -> None:
+    def on(model: str | None, runs: list[Run]) -> list[Run]:
+        environment = {"torch": "2.15.0", "cpu": "AMD EPYC", "cpu_model": model}
+        return [replace(run, device="AMD EPYC", device_type="cpu", environment=environment) for run in runs]
+
+    zen4, zen5 = "family 25, model 17", "family 26, model 2"
+    runs = [
+        *on(zen4, point("c1", 0, BEFORE)),
+        *on(zen5, point("c2", 20, BEFORE, 1700.0)),
+        *on(zen4, point("c3", 40, AFTER)),
+        *on(zen5, point("c3", 60, AFTER, 1200.0)),
+        *on(None, point("c3", 80, AFTER, 600.0)),
+    ]
+    found = only(runs)
+    assert found.machines == (zen4, zen5, "model not recorded")
+    changes = [{machine: each.change for machine, each in one.throughput.items()} for one in found.points]
+    assert changes[0] == {zen4: None}
+    assert changes[1] == {zen5: None}, "there is nothing of this machine before"
+    assert changes[2][zen4].value == pytest.approx(0)
+    assert (changes[2][zen5].value, changes[2][zen5].step) == (pytest.approx(1200 / 1700 - 1), True)
+    assert changes[2]["model not recorded"] is None
+    assert [len(each.accuracy.values) for each in found.points] == [4, 4, 4]
+    assert found.points[2].accuracy.change.step
+    assert history.title(found).endswith(f"; machine 1: {zen4}; machine 2: {zen5}; machine 3: model not recorded")
+    rows = history.rows(found)
+    assert [row[0] for row in rows] == ["c1", "c2", "c3", "", ""]
+    assert rows[3][6:] == ["4", "1,207 ± 10 (machine 2)", "−29.41% ▼ step"]
 
 
 def test_what_trains_otherwise_is_another_history() -> None:
@@ -133,7 +167,7 @@ def test_a_seed_counts_once_and_its_throughput_each_time() -> None:
     again = point("c1", 30, [90.9])
     (found,) = only([*point("c1", 0, BEFORE), *again]).points
     assert found.accuracy.values == pytest.approx([90.9, *BEFORE[1:]])
-    assert len(found.throughput.values) == 5
+    assert len(rates(found).values) == 5
 
 
 def test_one_run_per_point_is_shown_and_not_tested() -> None:
@@ -154,7 +188,7 @@ def share_of_alarms(repetitions: int) -> float:
             for run in made:
                 rates = dict.fromkeys((1, 2, 3), 1000 * (1 + numbers.gauss(0, 0.1)))
                 runs.append(replace(run, metrics={**run.metrics, "time/images_per_second": rates}))
-        measured = [part for each in only(runs).points for part in (each.accuracy, each.throughput)]
+        measured = [part for each in only(runs).points for part in (each.accuracy, rates(each))]
         return any(part.change is not None and part.change.step for part in measured)
 
     return sum(alarm() for _ in range(repetitions)) / repetitions

@@ -102,6 +102,26 @@ def test_devices_are_checked_one_by_one_and_never_mixed() -> None:
     assert check_limits([DROP], a, b).decide(row)
 
 
+def test_times_are_checked_by_kind_of_machine_and_accuracies_by_name() -> None:
+    def on(name: str, model: str | None, epoch: float, minute: int) -> Side:
+        environment = {"cpu": "AMD EPYC", "cpu_model": model}
+        return side(
+            name, epoch=epoch, first_minute=minute, device="AMD EPYC", device_type="cpu", environment=environment
+        )
+
+    zen4, zen5 = "family 25, model 17", "family 26, model 2"
+    limit = Limit(benchmark="b", drop=0.5, time_factor=1.1)
+    slower = check_limits([limit], on("A", zen5, 1.0, 0), on("B", zen4, 2.0, 1))
+    assert [(row.metric, row.word) for row in slower.rows] == [("test accuracy", "kept")]
+    assert slower.unchecked == ("time_factor of b, full, on AMD EPYC: no times of one kind of machine on both sides",)
+    assert not any(check_limits([limit], on("A", None, 1.0, 0), on("B", zen4, 2.0, 1)).broken)
+    # Of two kinds each is checked by itself.
+    a = Side("A", (*on("A4", zen4, 1.0, 0).runs, *on("A5", zen5, 1.0, 0).runs))
+    b = Side("B", (*on("B4", zen4, 1.0, 1).runs, *on("B5", zen5, 2.0, 1).runs))
+    times = {row.device: row.word for row in check_limits([SLOWER], a, b).rows}
+    assert times == {f"AMD EPYC ({zen4})": "kept", f"AMD EPYC ({zen5})": "broken"}
+
+
 def test_a_device_of_one_side_only_is_not_checked() -> None:
     a = side("A", device="NVIDIA H200", device_type="cuda")
     checked = check_limits([DROP], a, side("B", finals=shifted(-9), device="other", device_type="cuda"))

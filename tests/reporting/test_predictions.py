@@ -1,6 +1,7 @@
 """Two runs compared image by image, from the predictions that each kept."""
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +15,29 @@ from resnet_bench.cli.app import app
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.reporting import report
 from resnet_bench.reporting.predictions import compare_images
+from resnet_bench.running.pictures import write_confusion_matrix_csv
 from resnet_bench.tracking.store import Store
 from tests.reporting import synthetic
 
 LABELS = np.arange(100) % 10
 
 
-def keep(client: MlflowClient, folder: Path, name: str, predicted: np.ndarray, *, images: str = "abc") -> str:
+NAMES = ["airplane", "automobile", *map(str, range(2, 10))]
+
+
+def keep(
+    client: MlflowClient, folder: Path, name: str, predicted: np.ndarray, *, images: str = "abc", named: bool = True
+) -> str:
     tags = {"fingerprint": "f", "data_fingerprint": images, "seed": name[-1], "benchmark": "x", "role": "run"}
     run = client.create_run("0", run_name=name, tags={f"resnet_bench.{key}": value for key, value in tags.items()})
     path = folder / "predictions.parquet"
-    pd.DataFrame({"index": np.arange(100), "label": LABELS, "predicted": predicted}).to_parquet(path)
+    places = {"image": [f"test/{row}.png" for row in range(100)]} if named else {}
+    pd.DataFrame({"index": np.arange(100), "label": LABELS, "predicted": predicted, **places}).to_parquet(path)
     client.log_artifact(run.info.run_id, str(path))
+    if named:
+        matrix = folder / "confusion_matrix.csv"
+        write_confusion_matrix_csv(matrix, LABELS, predicted, NAMES)
+        client.log_artifact(run.info.run_id, str(matrix))
     client.set_terminated(run.info.run_id, "FINISHED")
     return str(run.info.run_id)
 
@@ -42,6 +54,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     keep(client, folder, "seed 0", ten_wrong)
     keep(client, folder, "seed 1", five_wrong)
     keep(client, folder, "other 2", LABELS, images="other")
+    keep(client, folder, "old 3", ten_wrong, images="old", named=False)
+    keep(client, folder, "old 4", five_wrong, images="old", named=False)
     return found
 
 
@@ -67,8 +81,27 @@ def test_the_command_says_that_it_compares_networks(store: Store, monkeypatch: p
     monkeypatch.setenv("COLUMNS", "100")
     ran = CliRunner().invoke(app, ["compare", "seed 0", "seed 1", "--images", "--from", store.uri])
     assert ran.exit_code == 0, ran.output
-    for text in ("never two recipes", "B − A: +5.00 pp", "churn 5.0%", "0, 1, 2, 3, 4"):
+    for text in ("never two recipes", "B − A: +5.00 pp", "churn 5.0%"):
         assert text in ran.output
+    assert [line.split() for line in ran.output.splitlines() if ".png" in line][:2] == [
+        ["test/0.png", "airplane", "automobile", "airplane"],
+        ["test/1.png", "automobile", "2", "automobile"],
+    ]
+    assert any(line.split() == ["airplane", "10", "0", "1"] for line in ran.output.splitlines())
+    ran = CliRunner().invoke(app, ["compare", "seed 0", "seed 1", "--images", "--from", store.uri, "--json"])
+    document = json.loads(ran.output)
+    assert document["differing"][1] == {
+        "index": 1, "image": "test/1.png", "label": "automobile", "a": "2", "b": "automobile"
+    }  # fmt: skip
+    assert [each["class"] for each in document["classes"]] == NAMES
+
+
+def test_runs_that_kept_no_names_have_numbers(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    ran = CliRunner().invoke(app, ["compare", "old 3", "old 4", "--images", "--from", store.uri])
+    assert ran.exit_code == 0, ran.output
+    assert "image 4 of the test images" in ran.output
+    assert "counted in the order of their content" in ran.output
 
 
 # --- churn in the report --------------------------------------------------------------------------

@@ -183,7 +183,7 @@ def test_a_table_with_changed_bytes_is_refused_in_a_sentence_or_unharmed(folder:
     whole = {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
 
     @given(name=st.sampled_from(sorted(whole)), cut=st.floats(0, 1), flips=st.lists(st.floats(0, 0.999), max_size=3))
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def damage(name: str, cut: float, flips: list[float]) -> None:
         content = bytearray(whole[name])
         for place in flips:

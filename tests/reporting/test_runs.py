@@ -43,6 +43,21 @@ def test_only_finished_benchmark_runs_are_grouped(groups: list[RunGroup]) -> Non
     assert all(member.finished and member.role == "run" for group in groups for member in group.all_runs)
 
 
+def test_times_of_machines_that_share_a_name_are_apart_and_their_seeds_together() -> None:
+    def on(number: int, seed: int, model: str | None) -> Run:
+        environment = {"cpu": "AMD EPYC", "cores": 2, "cpu_model": model}
+        return run(number, seed=seed, device="AMD EPYC", device_type="cpu", environment=environment)
+
+    (found,) = runs.group([on(0, 0, "17"), on(1, 1, "17"), on(2, 1, "2"), on(3, 2, None)])
+    assert [member.id for member in found.runs] == ["r0", "r2", "r3"], "the latest run of a seed counts on either"
+    devices = {name: [member.id for member in members] for name, members in found.devices.items()}
+    assert devices == {
+        "AMD EPYC (17)": ["r0", "r1"],
+        "AMD EPYC (model not recorded)": ["r3"],
+        "AMD EPYC (2)": ["r2"],
+    }
+
+
 def test_a_seed_counts_once_and_the_device_with_most_seeds_comes_first(groups: list[RunGroup]) -> None:
     (full,) = [group for group in named(groups, "nine-onecycle") if not group.apart and not group.changed]
     assert [(member.seed, member.device) for member in full.runs] == [

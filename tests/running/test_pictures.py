@@ -54,9 +54,9 @@ def test_outputs_that_mean_no_class_are_counted_as_other() -> None:
 
 
 def test_predictions_hold_both_probabilities(tmp_path: Path) -> None:
-    write_predictions(tmp_path / "predictions.parquet", LABELS, PROBABILITIES)
+    write_predictions(tmp_path / "predictions.parquet", LABELS, PROBABILITIES, [f"cat/{row}.png" for row in range(6)])
     table = pd.read_parquet(tmp_path / "predictions.parquet")
-    assert list(table.columns) == ["index", "label", "predicted", "confidence", "label_probability"]
+    assert list(table.columns) == ["index", "label", "predicted", "confidence", "label_probability", "image"]
     assert table["index"].tolist() == list(range(6))
     assert table["label"].tolist() == LABELS.tolist()
     assert table["predicted"].tolist() == PREDICTED.tolist()

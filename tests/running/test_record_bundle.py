@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -267,7 +267,7 @@ VALUES = st.one_of(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(data=st.data(), trusted=st.booleans())
 def test_a_mutated_bundle_has_a_verdict_or_a_sentence(original: Path, data: st.DataObject, trusted: bool) -> None:
     """Bytes or values of a file are changed, and in half of the cases the manifest is made to fit."""

@@ -178,6 +178,7 @@ def test_what_is_logged_of_the_predictions_agrees_with_the_accuracy(store, job_f
     accuracy = events[-2].metrics["test/accuracy_standard"]
     predictions = pandas.read_parquet(folder / "predictions.parquet")
     assert (predictions.label == predictions.predicted).mean() == pytest.approx(accuracy)
+    assert predictions.image[0].startswith("generated test image ")
     classes = pandas.read_csv(folder / "per_class_accuracy.csv")
     assert classes.correct.sum() / classes.images.sum() == pytest.approx(accuracy)
     mistakes = json.loads((folder / "confident_mistakes.json").read_text())

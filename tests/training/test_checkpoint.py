@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet_bench.base.errors import UserError
@@ -148,7 +148,7 @@ def test_damaged_or_cut_off_at_any_byte_it_is_never_loaded(tmp_path: Path) -> No
     assert len(whole) > 1000
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(
     cut=st.integers(0, 1000),
     flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), max_size=4),

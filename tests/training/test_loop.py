@@ -544,7 +544,7 @@ def test_training_learns(images: Dataset) -> None:
     assert isinstance(events[-1], Finished)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(batch_size=st.integers(2, 40), drop=st.booleans())
 def test_steps_and_images_add_up_for_any_batch_size(images: Dataset, batch_size: int, drop: bool) -> None:
     if 40 % batch_size == 1 and not drop:

@@ -15,7 +15,7 @@ def build(results: Results) -> View | None:
             "step": any(
                 measured.change is not None and measured.change.step
                 for point in history.points
-                for measured in (point.accuracy, point.throughput)
+                for measured in (point.accuracy, *point.throughput.values())
             ),
             "table": grid(title(history), titles, rows(history)),
         }
