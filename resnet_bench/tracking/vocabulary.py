@@ -88,6 +88,9 @@ TAGS: Mapping[str, str] = {
 }
 """Our tags without their prefix, and what each says."""
 
+POSTS = (f"{PREFIX}watch.0", f"{PREFIX}watch.1")
+"""Tags of a server's experiment: the hosts that watch it for lost runs. There are two, so that one may be lost."""
+
 NOTE = "mlflow.note.content"
 PARENT = "mlflow.parentRunId"
 
