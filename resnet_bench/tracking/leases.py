@@ -15,6 +15,7 @@ import logging
 import math
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from resnet_bench.base.text import plural
 from resnet_bench.tracking.mlflow_client import pages, patient
 from resnet_bench.tracking.stale_runs import StaleRun
 from resnet_bench.tracking.store import Store
-from resnet_bench.tracking.vocabulary import EXPERIMENTS, tag
+from resnet_bench.tracking.vocabulary import ATTEMPT_PARAM, EXPERIMENTS, tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -174,6 +175,26 @@ def attempt_of(tags: Mapping[str, str]) -> int:
     """Return the attempt that a run's tags name; runs of earlier versions have had one."""
     found = tags.get(tag("attempt"), "")
     return int(found) if found.isdigit() else 1
+
+
+def claim_attempt(client: "MlflowClient", run_id: str, attempt: int) -> bool:
+    """Be the one process that continues a run as this attempt; False where another is.
+
+    MLflow takes a param once and refuses another value: of several that claim at the same instant, one has it.
+
+    Raises:
+        Exception: Whatever the store's client raises; nothing is decided then.
+    """
+    claimed = True
+    try:
+        client.log_param(run_id, f"{ATTEMPT_PARAM}{attempt}", f"{socket.gethostname()} {uuid.uuid4().hex}")
+    except Exception as error:
+        claimed = False
+        if getattr(error, "error_code", None) != "INVALID_PARAMETER_VALUE":
+            raise
+    # Should the one that has it have died before it came to this, the next attempt is free.
+    client.set_tag(run_id, tag("attempt"), str(attempt))
+    return claimed
 
 
 def wait_for_decision(
