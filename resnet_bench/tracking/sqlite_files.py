@@ -214,7 +214,7 @@ def update(path: Path) -> None:
 
 
 def _empty(path: Path) -> None:
-    """Take the tables out, which hold nothing: MLflow cannot go on with what it made of some."""
+    """Take the tables out, which hold nothing: MLflow cannot continue with some of them."""
     with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)) as database:
         database.execute("BEGIN EXCLUSIVE")
         # The file keeps its place: this process or another may have it open.
