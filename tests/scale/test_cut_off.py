@@ -157,7 +157,7 @@ def cable(server: Server) -> Iterator[Cable]:
 
 @contextlib.contextmanager
 def first_machine(folder: Path, seed: int, context: Context) -> Iterator[subprocess.Popen[str]]:
-    """Another machine, which has trained for an epoch; it goes on when there is a file ``go`` in the folder."""
+    """Another machine, which has trained for an epoch; it continues when there is a file ``go`` in the folder."""
     work = folder / "work.pickle"
     work.write_bytes(pickle.dumps((SHORT, tiny_job(seed=seed), context)))
     with subprocess.Popen(
