@@ -20,7 +20,7 @@ CLUSTERS = {
     "slurm": "resnet_bench.running.launchers.slurm:Slurm",
     "ray": "resnet_bench.running.launchers.ray_cluster:RayCluster",
 }
-"""Schedulers by name, as ``module:class``, so that one that is not used is not imported."""
+"""Schedulers by name, as ``module:class``, each imported only if it is used; ``options.ENGINES`` has their options."""
 
 
 @dataclass(frozen=True)
