@@ -119,7 +119,8 @@ def _images_document(found: "ImageComparison") -> dict[str, Any]:
             {"class": found.class_name(label), **_counts(part)} for label, part in sorted(found.classes.items())
         ],
         "floor_churn": None if found.floor is None else found.floor.churn,
-        "differing": found.differing,
+        "differing": [each.index for each in found.differing],
+        "differing_images": found.differing,
     }
 
 

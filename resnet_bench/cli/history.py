@@ -62,6 +62,8 @@ def history(
 
 
 def _document(found: "History") -> dict[str, Any]:
+    from resnet_bench.reporting.history import NOTHING
+
     points = [
         {
             "commit": point.commit or None,
@@ -69,7 +71,9 @@ def _document(found: "History") -> dict[str, Any]:
             "torch": point.torch or None,
             "started": point.started,
             "accuracy": _quantity(point.accuracy),
-            "throughput": [
+            # Of one kind of machine, for programs that know no others.
+            "throughput": _quantity(max(point.throughput.values(), key=lambda of: len(of.values), default=NOTHING)),
+            "throughput_by_machine": [
                 {"machine": machine or None, **_quantity(measured)} for machine, measured in point.throughput.items()
             ],
             "shared_runs": point.shared_runs,

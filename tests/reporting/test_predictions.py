@@ -90,7 +90,7 @@ def test_the_command_says_that_it_compares_networks(store: Store, monkeypatch: p
     assert any(line.split() == ["airplane", "10", "0", "1"] for line in ran.output.splitlines())
     ran = CliRunner().invoke(app, ["compare", "seed 0", "seed 1", "--images", "--from", store.uri, "--json"])
     document = json.loads(ran.output)
-    assert document["differing"][1] == {
+    assert document["differing_images"][1] == {
         "index": 1, "image": "test/1.png", "label": "automobile", "a": "2", "b": "automobile"
     }  # fmt: skip
     assert [each["class"] for each in document["classes"]] == NAMES
