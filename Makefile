@@ -24,7 +24,7 @@ test test-slow: export RESNET_BENCH_TEST_DATA := $(DATA)
 endif
 
 export MLFLOW_DISABLE_TELEMETRY := true
-# Where compiled modules are not kept, as in many containers, each start compiles torch and the rest anew: it takes twice as long.
+# Where compiled modules are not kept, as in many containers, each start compiles torch again and takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
