@@ -154,6 +154,8 @@ def load_benchmarks(options: RunOptions) -> list[Benchmark]:
         UserError: A benchmark or suite does not exist or is invalid, a seed is out of range or given twice, or two
             benchmarks have one name.
     """
+    if not options.seeds:
+        raise UserError("there is no seed to train; take one or more")
     for seed in options.seeds:
         if not 0 <= seed < SEED_LIMIT:
             raise UserError(f"seed {seed} is out of range; take one from 0 to 2**63 - 1")
