@@ -98,7 +98,18 @@ def test_a_verb_whose_input_is_closed(verb: str, project: Path, monkeypatch: pyt
         assert "nothing was deleted; without a terminal, say so with --yes" in result.err
 
 
-FROM_ELSEWHERE = ("benchmark", "dataset", "fingerprints", "metrics", "params", "recipe", "run", "studies", "study", "tags")
+OF_FILES_AND_OTHERS = (
+    "benchmark",
+    "dataset",
+    "fingerprints",
+    "metrics",
+    "params",
+    "recipe",
+    "run",
+    "studies",
+    "study",
+    "tags",
+)
 """Fields whose content is that of a file, a store or another verb."""
 
 
@@ -114,5 +125,5 @@ def test_every_field_of_a_document_is_on_the_page(verb: str, project: Path) -> N
     listed = set(re.findall(r"\w+", row))
     for name, value in document.items():
         first = value[0] if isinstance(value, list) and value else value
-        below = first if isinstance(first, dict) and name not in FROM_ELSEWHERE else {}
+        below = first if isinstance(first, dict) and name not in OF_FILES_AND_OTHERS else {}
         assert {name, *below} - listed == set()
