@@ -60,7 +60,7 @@ class PillowImages(TorchDataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self._pixels[index])), self._targets[index]
 
 
-class SourceLoader(DataLoader[tuple[Tensor, Tensor]]):
+class SourceLoader(DataLoader[tuple[Tensor, int]]):
     """PyTorch's loader without its advice, printed for each pass, to use no more processes than cores."""
 
     def check_worker_number_rationality(self) -> None:
