@@ -107,15 +107,18 @@ def was_resumed_elsewhere(folder: RunFolder, store: Store) -> bool:
     """Whether a machine that does not share a folder has fetched its run and trained on, so that it is out of date."""
     if folder.run_id is None:
         return False
-    entries = (found.record for found in read(folder.path / JOURNAL, final=True) if isinstance(found, Entry))
-    known = sum(record["kind"] == "status" and record["status"] == "RUNNING" for record in entries)
     try:
         client = store.client()
         resumed = str(client.get_run(folder.run_id).data.tags.get(tag("resumed"), ""))
-        return resumed.isdigit() and int(resumed) > known and bool(_places(client, folder.run_id))
+        if not resumed.isdigit() or not _places(client, folder.run_id):
+            return False
     except Exception as error:  # whatever the database driver, the server's client and its artifact store raise
         _log.debug("%s was not asked for run %s: %s", store.redacted_uri, folder.run_id, store.describe_error(error))
         return False
+    # A journal may be long: it is read last.
+    entries = (found.record for found in read(folder.path / JOURNAL, final=True) if isinstance(found, Entry))
+    known = sum(record["kind"] == "status" and record["status"] == "RUNNING" for record in entries)
+    return int(resumed) > known
 
 
 def fetch_position(folder: RunFolder, facts: RunFacts, store: Store) -> bool:
