@@ -117,8 +117,8 @@ def was_resumed_elsewhere(folder: RunFolder, store: Store) -> bool:
         return False
     # A journal may be long: it is read last.
     entries = (found.record for found in read(folder.path / JOURNAL, final=True) if isinstance(found, Entry))
-    known = sum(record["kind"] == "status" and record["status"] == "RUNNING" for record in entries)
-    return bool(int(resumed) > known)
+    known: int = sum(record["kind"] == "status" and record["status"] == "RUNNING" for record in entries)
+    return int(resumed) > known
 
 
 def fetch_position(folder: RunFolder, facts: RunFacts, store: Store) -> bool:
