@@ -79,9 +79,12 @@ class RayCluster:
         supervisor = chosen.remote(self._options, works, launch.labels, parcels, environment)
         try:
             ray.get(supervisor.start.remote(), timeout=START_SECONDS)
-        except ray.exceptions.RayError as error:
+        except BaseException as error:
+            # Nobody would know of its tasks, also where a person has stopped waiting.
             with contextlib.suppress(ray.exceptions.RayError, ValueError):
                 ray.kill(supervisor)
+            if not isinstance(error, ray.exceptions.RayError):
+                raise
             raise UserError(
                 f"the Ray cluster does not start the launch ({_last_line(error)}); "
                 "every node needs the same version of resnet-bench"

@@ -38,9 +38,9 @@ class Supervisor:
             environment: Variables that the tasks get.
         """
         self._folder = Path(tempfile.mkdtemp(prefix="resnet-bench-"))
-        places = _RayPlaces(options, works, labels, parcels, environment)
+        self._places = _RayPlaces(options, works, labels, parcels, environment)
         self._supervision = Supervision(
-            places, len(works), self._folder, attempts=options.attempts, at_a_time=options.max_jobs
+            self._places, len(works), self._folder, attempts=options.attempts, at_a_time=options.max_jobs
         )
         self._running: asyncio.Task[None] | None = None
 
@@ -74,6 +74,7 @@ class Supervisor:
         import ray
 
         await self._supervision.run()
+        self._places.release_images()
         await asyncio.sleep(KEEP_SECONDS)
         await self.clear()
         ray.kill(ray.get_runtime_context().current_actor)
@@ -101,14 +102,15 @@ class _RayPlaces:
             # Which attempt it is decides who may tell, so that only the supervision starts one.
             "max_retries": 0,
         }
-        self._asked = {key: value for key, value in asked.items() if value is not None}
-        self._do = ray.remote(do_task)
+        # With what is asked for and not as options of a call: Ray then ends the process of a task that had a GPU, which
+        # would keep memory of it, and would go on using it where the next task is given another one.
+        self._do = ray.remote(**{key: value for key, value in asked.items() if value is not None})(do_task)
         # The actor's own, because the command that has put the images there may end. Each node fetches them once.
         self._common = (ray.get_runtime_context().current_actor, environment, options)
         self._parcels: Any = ray.put(list(parcels))
 
     def start(self, number: int, attempt: int, told: Sequence[bytes]) -> Awaitable[Any]:
-        started: Awaitable[Any] = self._do.options(name=self._labels[number], **self._asked).remote(
+        started: Awaitable[Any] = self._do.options(name=self._labels[number]).remote(
             number, attempt, self._works[number], told, self._parcels, *self._common
         )
         return started
@@ -138,6 +140,10 @@ class _RayPlaces:
                 return AttemptEnd(f"it could not be started on its node: {describe_error(error.cause)}")
             case _:
                 return AttemptEnd(describe_error(error))
+
+    def release_images(self) -> None:
+        """Let the cluster have their memory back; no task is started any more."""
+        self._parcels = None
 
     def living_nodes(self) -> set[str]:
         import ray
