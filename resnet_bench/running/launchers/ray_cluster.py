@@ -200,6 +200,8 @@ def _connect(address: str) -> Any:
     if ray.is_initialized():
         return ray
     where = "no Ray cluster was found" if address == "auto" else f"no Ray cluster answers at {address}"
+    # Where a document may be printed, Ray tells of lost nodes; the events tell of what was lost with them.
+    importlib.import_module("ray._private.worker")._worker_logs_enabled = False  # type: ignore[attr-defined]
     try:
         with _signals_kept():
             ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)

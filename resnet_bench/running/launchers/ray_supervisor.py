@@ -15,6 +15,8 @@ from resnet_bench.running.launchers.supervision import AttemptEnd, Supervision
 
 KEEP_SECONDS = 24 * 3600.0
 """How long it waits for somebody to fetch what the tasks have told, when all of them have ended."""
+KEEP_CANCELLED_SECONDS = 600.0
+"""Likewise where tasks were cancelled: who has interrupted a command twice does not ask."""
 
 
 class Supervisor:
@@ -43,6 +45,7 @@ class Supervisor:
             self._places, len(works), self._folder, attempts=options.attempts, at_a_time=options.max_jobs
         )
         self._running: asyncio.Task[None] | None = None
+        self._keep_seconds = KEEP_SECONDS
 
     async def start(self) -> None:
         """Start the tasks, and return."""
@@ -64,6 +67,7 @@ class Supervisor:
 
     async def cancel(self, numbers: Iterable[int]) -> None:
         """Have tasks stop, with a checkpoint each."""
+        self._keep_seconds = KEEP_CANCELLED_SECONDS
         self._supervision.cancel(numbers)
 
     async def clear(self) -> None:
@@ -75,7 +79,7 @@ class Supervisor:
 
         await self._supervision.run()
         self._places.release_images()
-        await asyncio.sleep(KEEP_SECONDS)
+        await asyncio.sleep(self._keep_seconds)
         await self.clear()
         ray.kill(ray.get_runtime_context().current_actor)
 
