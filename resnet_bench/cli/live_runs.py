@@ -198,7 +198,7 @@ class RunDisplay:
                 self._remove()
 
     def _tell_resumption(self, step: int) -> None:
-        """Say which step a run goes on from, and what was lost where it was further."""
+        """Say where a run resumes, and what was lost where it was further."""
         again = max(0, self._step - step)
         if step:
             self._line(f"resumed after step {step}" + (f"; trains {plural(again, 'step')} again" if again else ""))

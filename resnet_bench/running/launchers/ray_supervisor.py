@@ -98,7 +98,7 @@ class _RayPlaces:
         import ray
 
         self._works, self._labels = works, labels
-        asked = {
+        asked: dict[str, Any] = {
             "num_cpus": options.cpus,
             "num_gpus": options.gpus or 0,
             "memory": None if options.memory_gb is None else int(options.memory_gb * 2**30),
@@ -107,7 +107,7 @@ class _RayPlaces:
             "max_retries": 0,
         }
         # With what is asked for and not as options of a call: Ray then ends the process of a task that had a GPU, which
-        # would keep memory of it, and would go on using it where the next task is given another one.
+        # would keep its memory, and would use it still where the next task is given another one.
         self._do = ray.remote(**{key: value for key, value in asked.items() if value is not None})(do_task)
         # The actor's own, because the command that has put the images there may end. Each node fetches them once.
         self._common = (ray.get_runtime_context().current_actor, environment, options)
