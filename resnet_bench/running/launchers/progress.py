@@ -23,7 +23,7 @@ class TaskProgress:
         state: ``waiting``, ``running``, ``made room``, ``lost``, ``finished``, ``failed``, ``interrupted``, or what the
             scheduler says, in lower case.
         node: Where it runs.
-        epoch: The last epoch that was begun.
+        epoch: The last epoch that was begun, or, where it was resumed just now, finished.
         epochs: Epochs in all; 0 before they are known.
         accuracy: The last one, a fraction.
         attempt: How often the job was started before.
@@ -92,7 +92,7 @@ def _read(row: TaskProgress, reader: EventReader, newest: int) -> None:
                     row.epoch = row.epochs = event.outcome.epochs
                     row.accuracy = event.outcome.accuracy
             case Started():
-                row.epochs = event.epochs
+                row.epoch, row.epochs = event.step // event.steps_per_epoch, event.epochs
             case Steps():
                 row.epoch = event.epoch
             case Evaluated(split="test"):
