@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.text import plural
 from resnet_bench.cli.options import Json, OnlyBenchmarks, Since, Sources, help_text, new_app, source_uri
 from resnet_bench.cli.screen import FAILED, console, echo, new_table, print_json, print_table, reading_aloud
 from resnet_bench.recipe.limits import LIMITS_FILE, check_names, load_limits
@@ -161,6 +162,6 @@ def _print_images(found: "ImageComparison") -> None:
         images.add_row(each.image or f"image {each.index} of the test images", each.label, each.a, each.b)
     print_table(images)
     if len(found.differing) > SHOWN_IMAGES:
-        echo(f"… {len(found.differing) - SHOWN_IMAGES:,} more images; --json has all")
+        echo(f"… and {plural(len(found.differing) - SHOWN_IMAGES, 'more image', 'more images')}; --json has all")
     if found.differing[0].image is None:
         echo("Images are counted in the order of their content; these runs did not keep what their source calls them.")

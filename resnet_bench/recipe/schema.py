@@ -19,6 +19,7 @@ from resnet_bench.base.names import NAME_PATTERN, nearest, shown, unknown_name
 
 OPTION_PATTERN = r"^[a-z][a-z0-9_]*$"
 ADDRESS_PATTERN = r"^https://\S+$"
+SHA256_PATTERN = r"^[0-9a-f]{64}$"
 PRINTED_NUMBER = r"^\d{1,3}(\.\d+)?$"
 
 NOT_GIVEN = "none"
@@ -213,6 +214,7 @@ _PATTERNS = {
     NAME_PATTERN: "a name is lower-case letters, digits and hyphens, such as resnet9-dropout",
     OPTION_PATTERN: "the name of an option is lower-case letters, digits and underscores",
     ADDRESS_PATTERN: "an address starts with https://",
+    SHA256_PATTERN: "a SHA-256 is 64 hexadecimal digits",
     PRINTED_NUMBER: 'must be the number as it is printed, such as "82.87"',
 }
 

@@ -32,7 +32,7 @@ from resnet_bench.base.names import MAX_NAME_LENGTH, NAME_PATTERN
 from resnet_bench.judging.record import MAX_SEEDS, RecordVerdict, claim_of, judge_record, whole_training_seconds
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.claims import Claim
-from resnet_bench.recipe.schema import Schema, parse_json
+from resnet_bench.recipe.schema import SHA256_PATTERN, Schema, parse_json
 from resnet_bench.recipe.writing import to_toml
 
 RECORD, MANIFEST, LABELS = "record.json", "manifest.json", "labels.u8"
@@ -57,7 +57,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 Word = Annotated[str, Field(max_length=300)]
 Values = Annotated[dict[Annotated[str, Field(max_length=60)], bool | int | float | Word | None], Field(max_length=60)]
 """Plain values by name, such as the fields of an execution."""
-SHA256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+SHA256 = Annotated[str, Field(pattern=SHA256_PATTERN)]
 
 
 # --- the format -----------------------------------------------------------------------------------
