@@ -39,7 +39,7 @@ TOLD: list[Event] = [
     EpochEnded(1, 4, 2.0, 2.0, 0.2, 1.0, 1.0, 32.0, None, snapshot=dict),
     Finished(2, 8, 2.0, 0.2, {"test/accuracy": 0.25}, None, snapshot=dict),
     Closed(UploadReport(sent=5, left=1, problem="the server is away"), joules=3.5),
-    Suspended("interrupted by SIGUSR2"),
+    Suspended("its node was lost", is_lost=True),
     JobFinished("it broke", device_problem="gone"),
 ]
 
