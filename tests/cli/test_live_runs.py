@@ -3,6 +3,7 @@
 import io
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from resnet_bench.cli.closing import closing_table, find_verdicts
 from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay, lasting
+from resnet_bench.cli.run_all import RunsSummary
 from resnet_bench.cli.screen import print_table
 from resnet_bench.recipe.benchmark import Benchmark, Source
 from resnet_bench.recipe.claims import Claim
@@ -153,6 +155,14 @@ def test_a_resumed_run_says_where() -> None:
         "lost (its node was lost); resumes when it gets a place again",
         "starts again from its first step",
     ]
+
+
+def test_a_run_whose_folder_is_on_another_machine_may_be_resumed(tmp_path: Path) -> None:
+    def interrupted(folder: Path) -> RunsSummary:
+        return RunsSummary([(job(), Outcome(folder=str(folder), interrupted=True))])
+
+    assert interrupted(tmp_path / "elsewhere").is_resumable
+    assert not interrupted(tmp_path).is_resumable
 
 
 class Pipe(io.StringIO):
