@@ -73,9 +73,7 @@ def fits_pool(channels: int, outputs: int, padding: int, dtype: torch.dtype) -> 
     return dtype == torch.bfloat16 and fits(channels, outputs, padding, dtype)
 
 
-def convolve(
-    images: Tensor, weight: Tensor, bias: Tensor | None, padding: int, *, large_tiles: bool = False
-) -> Tensor:
+def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int, *, large_tiles: bool = False) -> Tensor:
     """Compute the convolution.
 
     Args:
@@ -83,8 +81,8 @@ def convolve(
         weight: Shape `[O, C, 3, 3]`, float32.
         bias: Shape `[O]`, float32.
         padding: Rows and columns of zeros around the images.
-        large_tiles: Compute a convolution that :func:`fits_large_tiles` by them. An image's 4×4 outputs have none that is
-            a finite number where one of the pixels that they come from is none.
+        large_tiles: Compute a convolution that :func:`fits_large_tiles` by them. Where one of the pixels that 4×4
+            outputs come from is not a finite number, none of these is one.
 
     Returns:
         Shape `[N, O, H + 2 * padding - 2, W + 2 * padding - 2]`, of the images' type, in channels-last order.

@@ -112,7 +112,7 @@ def test_numbers_are_rounded_about_as_torch_rounds_them(size, padding) -> None:
 
 @st.composite
 def cases_for_large_tiles(draw):
-    """Maps of all sizes around whole tiles, in either memory order, of sizes and with outliers as gradients have them."""
+    """Maps of all sizes around whole tiles, in either memory order; gradients are tiny or huge, and have outliers."""
     height, width = draw(st.integers(1, 13)), draw(st.integers(1, 13))
     padding = draw(st.integers(0 if min(height, width) >= 3 else 1, 2))
     # The products of more than 128 channels are summed in parts.
