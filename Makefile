@@ -24,6 +24,8 @@ test test-slow: export RESNET_BENCH_TEST_DATA := $(DATA)
 endif
 
 export MLFLOW_DISABLE_TELEMETRY := true
+# Where compiled modules are not kept, as in many containers, each start compiles torch again and takes twice as long.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup docs docs-serve bench smoke full ui study report perf dashboard test test-slow lint audit lock clean

@@ -83,6 +83,23 @@ def database_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call
 
 
 @pytest.fixture(scope="session", autouse=True)
+def quick_commits() -> Iterator[None]:
+    """Leave it to the system when databases reach the disk: each commit waits for milliseconds, for a power failure."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def write_without_waiting(connection: Any, _: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            # What is wrong with a database is for the code that is tested to find.
+            with suppress(sqlite3.Error):
+                connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", write_without_waiting)
+    yield
+    event.remove(Engine, "connect", write_without_waiting)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def known_migrations() -> Iterator[None]:
     """Ask once for the latest migration: Optuna imports every one it has each time that a storage is opened."""
     from alembic.script import ScriptDirectory

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-VARIABLES = ("RESNET_BENCH_DATA", "RESNET_BENCH_TEST_DATA")
+VARIABLES = ("RESNET_BENCH_DATA", "RESNET_BENCH_TEST_DATA", "PYTHONDONTWRITEBYTECODE")
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
@@ -66,6 +66,10 @@ def test_tests_find_images_in_a_folder_of_any_name(calls, target: str) -> None:
 @pytest.mark.parametrize("target", ["bench", "test", "perf"])
 def test_without_a_folder_no_variable_is_set(calls, target: str) -> None:
     assert not calls(target)[0][0].startswith("RESNET_BENCH")
+
+
+def test_compiled_modules_are_kept(calls) -> None:
+    assert calls("test", PYTHONDONTWRITEBYTECODE="1")[0][0] == "pytest"
 
 
 @pytest.mark.parametrize("word", ["FORCE=1", "AGAIN=1"])

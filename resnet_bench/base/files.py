@@ -10,11 +10,12 @@ import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-
-import platformdirs
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING
 
 from resnet_bench.base.errors import UserError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 UNFINISHED = ".unfinished"
 """How the name of a file ends that is still being written."""
@@ -182,7 +183,7 @@ def sync_folder(folder: Path) -> None:
             raise
 
 
-def acquire_lock(path: Path, *, timeout: float = 0) -> FileLock | None:
+def acquire_lock(path: Path, *, timeout: float = 0) -> "FileLock | None":
     """Acquire an exclusive lock, which the end of the process releases.
 
     Args:
@@ -195,6 +196,9 @@ def acquire_lock(path: Path, *, timeout: float = 0) -> FileLock | None:
     Raises:
         OSError: The file cannot be made.
     """
+    # As every import in a function here, so that a verb that only lists files starts quickly.
+    from filelock import FileLock, Timeout
+
     lock = FileLock(path, thread_local=False)
     try:
         lock.acquire(timeout=timeout)
@@ -212,6 +216,8 @@ def cache_folder() -> Path:
     A user without a home, or with one where the folder cannot be made, as of a container's user without a name, gets a
     private folder in ``TMPDIR``. A relative ``XDG_CACHE_HOME`` is ignored, as its specification asks.
     """
+    import platformdirs
+
     ensure_home()
     folder = platformdirs.user_cache_path(_APP, appauthor=False)
     if not folder.is_absolute():

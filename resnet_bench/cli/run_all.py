@@ -28,7 +28,6 @@ from resnet_bench.running.plan import RunOptions, RunPlan, Survey, Surveyed, ope
 from resnet_bench.running.run_cache import run_cache
 from resnet_bench.running.sharing import choose_sharing
 from resnet_bench.running.stopping import stop_on_signals
-from resnet_bench.tracking.leases import name_silent_runs
 from resnet_bench.tracking.stale_runs import close_stale_runs
 from resnet_bench.tracking.store import Store, where_to_see
 
@@ -125,7 +124,6 @@ def run_all(
     if plan.cluster is not None:
         _announce_elsewhere(plan, plan.cluster, context.store, echo)
         context.store.prepare()
-        name_silent_runs(context.store, echo)
         if detach:
             _detach(plan, plan.cluster, context, echo)
             return RunsSummary()
@@ -150,7 +148,6 @@ def run_all(
 
     context.store.prepare()
     close_stale_runs(context.store)
-    name_silent_runs(context.store, echo)
     return _run_to_the_end(plan, survey, references, options, context, console)
 
 

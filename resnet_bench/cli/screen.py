@@ -51,9 +51,9 @@ def _width() -> int | None:
     return shutil.get_terminal_size().columns if given else None
 
 
-# Nothing that stands in square brackets is markup: a path may, and an error of any library.
-console = Console(width=_width(), markup=False, highlight=False)
-errors = Console(stderr=True, markup=False, highlight=False)
+# Nothing in square brackets is markup, nor between colons a picture: it may be of a path or of any library's error.
+console = Console(width=_width(), markup=False, emoji=False, highlight=False)
+errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 
 def exit_with_problems(problems: Mapping[str, str], *, as_json: bool) -> None:

@@ -1,1 +1,1 @@
-"""Images: sources, cache, loaders."""
+"""Images: sources, cache, loaders. What a dataset is stands in ``recipe/datasets.py`` and ``datasets/NAME.toml``."""

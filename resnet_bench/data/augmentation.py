@@ -1,6 +1,6 @@
 """What a recipe's augmentation does to images: the random choices of an epoch, padded copies, and image sizes.
 
-:mod:`resnet_bench.data.loader` applies them to a batch.
+:mod:`resnet_bench.data.crops_and_flips` cuts a batch's images with them, :mod:`resnet_bench.data.loader` does the rest.
 """
 
 import itertools

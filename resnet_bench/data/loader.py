@@ -13,11 +13,11 @@ from resnet_bench.data.augmentation import (
     makes_copies,
     size_at,
 )
+from resnet_bench.data.crops_and_flips import Windows
 from resnet_bench.data.dataset import Split
 from resnet_bench.data.normalization import CHANNELS, Normalizer
 from resnet_bench.data.random_streams import RandomStream
 from resnet_bench.data.resize import resize
-from resnet_bench.data.windows import Windows
 from resnet_bench.recipe.settings import Augmentation
 
 _BYTES_AT_ONCE = 64 * 2**20

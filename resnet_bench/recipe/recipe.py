@@ -36,7 +36,8 @@ class Recipe(Schema):
     """Everything that decides the result of a training run."""
 
     data: Data
-    augmentation: Augmentation = Augmentation()
+    # Nothing is validated before there is a recipe: it would cost every start.
+    augmentation: Augmentation = Augmentation.model_construct()
     model: ModelConfig
     optimizer: Optimizer
     schedule: Schedule

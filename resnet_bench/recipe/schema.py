@@ -59,7 +59,7 @@ MaybeNotGiven = BeforeValidator(_absent)
 class Schema(BaseModel):
     """A frozen model that rejects unknown keys and converts nothing but whole numbers to floats."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
 
 
 Model = TypeVar("Model", bound=BaseModel)

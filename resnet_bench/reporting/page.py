@@ -19,7 +19,7 @@ from resnet_bench.reporting.sections.section import Grid, Section, View
 
 ROOT = Path(__file__).parent
 TEMPLATES = ROOT / "templates"
-SECTIONS = ROOT / "sections"
+SECTION_FOLDER = ROOT / "sections"
 FILTERS = (
     text.duration,
     text.plural,
@@ -90,7 +90,7 @@ def render_page(report: Report) -> str:
 
 def render_markdown(report: Report) -> str:
     """Return the same report for a terminal, a pull request or a README."""
-    templates = {path.name for path in SECTIONS.glob("*.md.j2")}
+    templates = {path.name for path in SECTION_FOLDER.glob("*.md.j2")}
     return _markdown("report", report=report, templates=templates)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from resnet_bench.tracking.vocabulary import LARGEST_MEASUREMENT, PREFIX, current_metric, restored
+from resnet_bench.tracking.vocabulary import LARGEST_MEASUREMENT, PREFIX, current_metric, recipe_params, restored
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -166,7 +166,7 @@ class RunRow:
     execution: Mapping[str, Any] = _column(OBJECT, repr_=False)
     environment: Mapping[str, Any] = _column(OBJECT, repr_=False)
     recipe: Mapping[str, str] = _column(
-        OBJECT, lambda stored: json.dumps(stored.run.data.params, sort_keys=True), repr_=False
+        OBJECT, lambda stored: json.dumps(recipe_params(stored.run.data.params), sort_keys=True), repr_=False
     )
     """Dotted recipe keys and their values as text: the params in MLflow."""
     tags: Mapping[str, str] = _column(OBJECT, _other_tags, repr_=False)

@@ -1,4 +1,7 @@
-"""Runs that need not be trained again: the tracking store remembers what finished, and as what."""
+"""Runs that need not be trained again: the tracking store remembers what finished, and as what.
+
+What has to be equal is decided by :class:`resnet_bench.tracking.facts.RunFacts`.
+"""
 
 import functools
 import logging

@@ -21,7 +21,7 @@ from resnet_bench.running.run_folder import RunFolder, RunInUse
 from resnet_bench.tracking.cursor import CURSOR, JOURNAL, Cursor
 from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.journal import Entry, Journal, metrics_record, read
-from resnet_bench.tracking.leases import attempt_of, wait_for_decision
+from resnet_bench.tracking.leases import attempt_of, claim_attempt, wait_for_decision
 from resnet_bench.tracking.run_files import CHECKPOINTS
 from resnet_bench.tracking.stale_runs import close_stale_runs
 from resnet_bench.tracking.store import Store
@@ -107,15 +107,18 @@ def was_resumed_elsewhere(folder: RunFolder, store: Store) -> bool:
     """Whether a machine that does not share a folder has fetched its run and trained on, so that it is out of date."""
     if folder.run_id is None:
         return False
-    entries = (found.record for found in read(folder.path / JOURNAL, final=True) if isinstance(found, Entry))
-    known = sum(record["kind"] == "status" and record["status"] == "RUNNING" for record in entries)
     try:
         client = store.client()
         resumed = str(client.get_run(folder.run_id).data.tags.get(tag("resumed"), ""))
-        return resumed.isdigit() and int(resumed) > known and bool(_places(client, folder.run_id))
+        if not resumed.isdigit() or not _places(client, folder.run_id):
+            return False
     except Exception as error:  # whatever the database driver, the server's client and its artifact store raise
         _log.debug("%s was not asked for run %s: %s", store.redacted_uri, folder.run_id, store.describe_error(error))
         return False
+    # A journal may be long: it is read last.
+    entries = (found.record for found in read(folder.path / JOURNAL, final=True) if isinstance(found, Entry))
+    known = sum(record["kind"] == "status" and record["status"] == "RUNNING" for record in entries)
+    return int(resumed) > known
 
 
 def fetch_position(folder: RunFolder, facts: RunFacts, store: Store) -> bool:
@@ -177,7 +180,13 @@ def _fetch(folder: RunFolder, run: "Run", client: "MlflowClient", facts: RunFact
     # Its process, should it come back, finds that it has lost its run.
     attempt = attempt_of(client.get_run(run_id).data.tags) + 1
     if store.is_server:
-        client.set_tag(run_id, tag("attempt"), str(attempt))
+        if not claim_attempt(client, run_id, attempt):
+            raise RunInUse(
+                f"another machine has just fetched {facts.benchmark.name} seed {facts.seed} from the artifact store "
+                f"(run {run_id}); wait for it, then give the same command again"
+            )
+        # Who comes next finds a run that is held, or lost.
+        client.update_run(run_id, status="RUNNING")
     _restore_journal(folder, run, client, facts, attempt)
     folder.update(run_id=run_id)
     _log.warning("%s resumes after step %d, from the artifact store", run.info.run_name or run_id, step)

@@ -14,7 +14,7 @@ from resnet_bench.judging.verdict import may_judge
 from resnet_bench.recipe.benchmark import Benchmark, ProfileName
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.tracking.environment import code_fingerprint, code_version, environment, package_version
-from resnet_bench.tracking.vocabulary import EXPERIMENT, PREFIX, current_execution
+from resnet_bench.tracking.vocabulary import EXPERIMENT, PREFIX, current_execution, recipe_params
 
 ASKED = ("benchmark", "profile", "seed", "role", "study")
 """Tags that two runs of one experiment share, whatever they were run on."""
@@ -118,8 +118,8 @@ class RunFacts:
 
     def _phrase(self, name: str, then: str, now: str, params: Mapping[str, str]) -> str:
         if name == "recipe":
-            ours = self.params()
-            keys = sorted(key for key in {*ours, *params} if ours.get(key) != params.get(key)) if params else []
+            ours, theirs = self.params(), recipe_params(params)
+            keys = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)) if theirs else []
             return f"recipe differs ({', '.join(keys) or 'its data profile'})"
         if name == "code":
             return "code changed"

@@ -5,8 +5,8 @@ anyway. A watcher notes on its own clock when it last saw the beat change, so th
 takes the run over after a minute without change, by raising the attempt. A process that has had no beat acknowledged
 for 40 s sends nothing until it has read the attempt: one that was only cut off finds that it has lost its run.
 
-MLflow's API has no compare-and-set. One batch of a process that was stopped between its check and its call may still
-arrive; replayed, it is the same rows.
+MLflow does not make a write depend on a tag. One batch of a process that was stopped between its check and its call may
+still arrive; replayed, it is the same rows.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ import logging
 import math
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +24,10 @@ from typing import TYPE_CHECKING, Literal
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.files import cache_folder, write_atomically
 from resnet_bench.base.text import plural
-from resnet_bench.tracking.mlflow_client import pages
+from resnet_bench.tracking.mlflow_client import pages, patient
 from resnet_bench.tracking.stale_runs import StaleRun
 from resnet_bench.tracking.store import Store
-from resnet_bench.tracking.vocabulary import EXPERIMENTS, tag
+from resnet_bench.tracking.vocabulary import ATTEMPT_PARAM, EXPERIMENTS, tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,6 +46,8 @@ Holding = Literal["held", "lost", "ended", "unknown"]
 """Of a run: its beat changes; it does not; it is not running; it has no beat."""
 
 _NAMED = 5
+_PAGE = 200
+"""Runs that a server reads at a time: more would keep its worker from others for seconds."""
 _log = logging.getLogger(__name__)
 
 
@@ -131,13 +134,16 @@ class LeaseWatch:
 
     def is_lost(self, run_id: str, tags: Mapping[str, str]) -> bool:
         """Note a run's beat; tell whether it has not changed for too long."""
+        return self.is_silent(run_id, f"{tags.get(tag('attempt'))} {tags.get(tag('beat'))}")
+
+    def is_silent(self, name: str, found: str) -> bool:
+        """Note a text that somebody is to change; tell whether it has not changed for too long."""
         now = self.clock()
-        found = f"{tags.get(tag('attempt'))} {tags.get(tag('beat'))}"
-        before, changed = self._seen.get(run_id, ("", now))
+        before, changed = self._seen.get(name, ("", now))
         # The clock begins again where the machine does.
         if found != before or changed > now:
             changed = now
-        self._seen[run_id] = (found, changed)
+        self._seen[name] = (found, changed)
         return now - changed > LOST_SECONDS
 
     def forget(self) -> None:
@@ -153,11 +159,14 @@ class LeaseWatch:
             seen = {}
         return cls(clock, seen)
 
-    def save(self, path: Path, running: Iterable[str]) -> None:
-        """Keep what was seen of the runs that still run, for the next process of this machine."""
-        seen = {run_id: self._seen[run_id] for run_id in running if run_id in self._seen}
+    def retain(self, names: Iterable[str]) -> None:
+        """Drop what was seen of all others, such as runs that have ended."""
+        self._seen = {name: self._seen[name] for name in names if name in self._seen}
+
+    def save(self, path: Path) -> None:
+        """Keep what was seen for the next process of this machine."""
         try:
-            write_atomically(path, json.dumps(seen).encode())
+            write_atomically(path, json.dumps(self._seen).encode())
         except OSError as error:
             _log.debug("%s: %s", path, error)
 
@@ -166,6 +175,26 @@ def attempt_of(tags: Mapping[str, str]) -> int:
     """Return the attempt that a run's tags name; runs of earlier versions have had one."""
     found = tags.get(tag("attempt"), "")
     return int(found) if found.isdigit() else 1
+
+
+def claim_attempt(client: "MlflowClient", run_id: str, attempt: int) -> bool:
+    """Be the one process that continues a run as this attempt; False where another is.
+
+    MLflow takes a param once and refuses another value: of several that claim at the same instant, one has it.
+
+    Raises:
+        Exception: Whatever the store's client raises; nothing is decided then.
+    """
+    claimed = True
+    try:
+        client.log_param(run_id, f"{ATTEMPT_PARAM}{attempt}", f"{socket.gethostname()} {uuid.uuid4().hex}")
+    except Exception as error:
+        claimed = False
+        if getattr(error, "error_code", None) != "INVALID_PARAMETER_VALUE":
+            raise
+    # Should the one that has it have died before it came to this, the next attempt is free.
+    client.set_tag(run_id, tag("attempt"), str(attempt))
+    return claimed
 
 
 def wait_for_decision(
@@ -191,38 +220,46 @@ def wait_for_decision(
                 return "held"
             first = beat
             if watch.is_lost(run_id, run.data.tags):
-                return "lost" if _fence(client, run) else "held"
+                return _fence(client, run)
             sleep(LOOK_SECONDS)
     except Exception as error:  # whatever the database driver or the server's client raises
         _log.warning("run %s was not watched: %s", run_id, store.describe_error(error))
         return "held"
 
 
-def _fence(client: "MlflowClient", run: "Run") -> bool:
-    """Raise a run's attempt; take that back, and return False, where its process shows a beat after all."""
+def _fence(client: "MlflowClient", run: "Run") -> Holding:
+    """Raise the attempt of a silent run; take that back where its process shows a beat after all."""
     run_id, attempt = run.info.run_id, attempt_of(run.data.tags)
     client.set_tag(run_id, tag("attempt"), str(attempt + 1))
-    if client.get_run(run_id).data.tags.get(tag("beat")) == run.data.tags.get(tag("beat")):
-        return True
+    now = client.get_run(run_id)
+    if now.info.status != "RUNNING":
+        # Another watcher was quicker, or its process has come to its end.
+        return "ended"
+    if now.data.tags.get(tag("beat")) == run.data.tags.get(tag("beat")):
+        return "lost"
     client.set_tag(run_id, tag("attempt"), str(attempt))
-    return False
+    return "held"
 
 
 def close_lost_runs(store: Store, watch: LeaseWatch, experiments: Iterable[str] = EXPERIMENTS) -> list[StaleRun]:
     """Look once at the beats of all running runs; mark those as killed that are lost, and fence their processes.
 
-    A store that does not answer closes nothing, and the watch begins again.
+    A store that does not answer, or as slowly as would keep beats from it, closes nothing, and the watch begins again.
     """
     lost = []
     try:
-        client = store.client()
-        for run in _running(client, experiments):
-            tags, run_id = run.data.tags, run.info.run_id
-            if tag("beat") not in tags or not watch.is_lost(run_id, tags):
+        client, began = store.client(), watch.clock()
+        with patient():
+            running = [run for run in _running(client, experiments) if tag("beat") in run.data.tags]
+        if watch.clock() - began > BEAT_SECONDS:
+            watch.forget()
+        silent = [run for run in running if watch.is_lost(run.info.run_id, run.data.tags)]
+        watch.retain(run.info.run_id for run in running)
+        for run in silent:
+            if _fence(client, run) != "lost":
                 continue
-            reason = f"{tags.get(tag('host'), 'its host')} has shown no sign of life for {LOST_SECONDS:.0f} s"
-            if not _fence(client, run):
-                continue
+            run_id = run.info.run_id
+            reason = f"{run.data.tags.get(tag('host'), 'its host')} has shown no sign of life for {LOST_SECONDS:.0f} s"
             client.set_tag(run_id, tag("reason"), reason)
             client.set_terminated(run_id, "KILLED")
             lost.append(StaleRun(run_id, run.info.run_name or run_id, reason))
@@ -255,7 +292,8 @@ def name_silent_runs(store: Store, say: Callable[[str], None], clock: Callable[[
         _log.debug("%s was not searched for silent runs: %s", store.redacted_uri, store.describe_error(error))
         return
     silent = [run.info.run_name or run.info.run_id for run in running if watch.is_lost(run.info.run_id, run.data.tags)]
-    watch.save(path, [run.info.run_id for run in running])
+    watch.retain(run.info.run_id for run in running)
+    watch.save(path)
     if silent:
         listed = ", ".join(silent[:_NAMED]) + (", …" if len(silent) > _NAMED else "")
         say(
@@ -267,4 +305,4 @@ def name_silent_runs(store: Store, say: Callable[[str], None], clock: Callable[[
 def _running(client: "MlflowClient", experiments: Iterable[str]) -> "Iterable[Run]":
     found = [client.get_experiment_by_name(name) for name in experiments]
     ids = [experiment.experiment_id for experiment in found if experiment is not None]
-    return pages(client.search_runs, ids, "attributes.status = 'RUNNING'") if ids else ()
+    return pages(client.search_runs, ids, "attributes.status = 'RUNNING'", max_results=_PAGE) if ids else ()

@@ -5,6 +5,7 @@ import functools
 import importlib
 import logging
 import os
+import threading
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,6 +29,10 @@ SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+
+_lock = threading.Lock()
+_patient: list[bool] = []
+"""An entry per thread that is patient; the first says whether the time was ours to change."""
 
 
 @functools.cache
@@ -63,17 +68,21 @@ def quiet() -> Iterator[None]:
 def patient() -> Iterator[None]:
     """Give a server a minute to answer meanwhile, unless the user has set a time.
 
-    One that is busy answers late; to give up and send again makes it busier. Only for a thread that nobody waits for.
+    One that is busy answers late; to give up and send again makes it busier. Only for threads that nobody waits for.
     """
     name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-    ours = os.environ.get(name) == SETTINGS[name]
-    if ours:
-        os.environ[name] = "60"
+    with _lock:
+        _patient.append(os.environ.get(name) == SETTINGS[name])
+        if _patient[-1]:
+            os.environ[name] = "60"
     try:
         yield
     finally:
-        if ours:
-            os.environ[name] = SETTINGS[name]
+        with _lock:
+            ours = _patient[0]
+            _patient.pop()
+            if ours and not _patient:
+                os.environ[name] = SETTINGS[name]
 
 
 def without_proxy_for_loopback() -> dict[str, str]:

@@ -11,6 +11,7 @@ import shlex
 import sqlite3
 import subprocess  # our own interpreter  # nosec B404
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from resnet_bench.tracking.vocabulary import EXPERIMENTS
 
 BUSY_SECONDS = 3
 LOCK_TIMEOUT_SECONDS = 180
+ABANDONED_SECONDS = 5
+"""How long nobody has written to a database that was never finished, before it is made again."""
 ARTIFACTS = "mlartifacts"
 """The folder beside a database that holds the artifacts of its runs."""
 
@@ -49,7 +52,7 @@ class SqliteFile:
         revision: The version of MLflow's tables.
         deleted: Our experiments that were deleted in MLflow, by name, with their ids.
         moved: The artifact folder that the file names and the one beside it, where that one is meant.
-        is_bare: Whether not one experiment is in it, as while it is being made.
+        is_bare: Whether its tables hold nothing at all: it is being made, or its maker was killed.
     """
 
     path: Path
@@ -63,7 +66,7 @@ class SqliteFile:
     @property
     def has_nothing(self) -> bool:
         """Whether there is nothing to read: another process may be making the tables, through older versions."""
-        return self.kind in ("missing", "empty") or (self.kind == "older" and self.is_bare)
+        return self.kind in ("missing", "empty") or self.is_bare
 
 
 def inspect(path: Path) -> SqliteFile:
@@ -193,6 +196,14 @@ def update(path: Path) -> None:
     """
     # Looked at again, because another process may have done it while this one waited for the lock.
     found = inspect(path)
+    # Our processes make a database under the lock, but a server of MLflow's may be at it.
+    while found.is_bare and time.time() - path.stat().st_mtime < ABANDONED_SECONDS:
+        time.sleep(0.2)
+        found = inspect(path)
+    if found.is_bare:
+        _log.warning("%s: making this database was interrupted; it is made again", path)
+        _empty(path)
+        return
     if found.kind == "older":
         backup = path.with_name(f"{path.name}.{found.revision}.backup")
         _log.warning("%s was made by an older MLflow; upgrading it, the old one is kept as %s", path, backup)
@@ -200,6 +211,16 @@ def update(path: Path) -> None:
     if found.moved is not None:
         _log.warning("%s was moved or copied; its artifacts are taken from %s", path, found.moved[1])
     bring_up_to_date(found, path)
+
+
+def _empty(path: Path) -> None:
+    """Take the tables out, which hold nothing: MLflow cannot continue with some of them."""
+    with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        # The file keeps its place: this process or another may have it open.
+        for table in _tables(database):
+            database.execute(f'DROP TABLE "{table}"')
+        database.execute("COMMIT")
 
 
 def copy(path: Path, target: Path) -> None:
@@ -267,17 +288,16 @@ def _inspect(path: Path, database: sqlite3.Connection) -> SqliteFile:
     tables = _tables(database)
     if not tables:
         return SqliteFile(path, "empty")
+    is_bare = not any(_has_rows(database, table) for table in tables - {"alembic_version"})
     if not {"experiments", "runs"} <= tables:
         # Its maker may have been killed after the first of MLflow's tables.
-        if tables <= _MLFLOW_TABLES:
-            return SqliteFile(path, "empty")
+        if is_bare and tables <= _MLFLOW_TABLES:
+            return SqliteFile(path, "empty", is_bare=True)
         whose = "Optuna" if {"studies", "trials"} <= tables else "another application"
         return SqliteFile(path, "foreign", f"{path} is a database of {whose}, not of MLflow")
     revision = _revision(database) if "alembic_version" in tables else None
-    is_bare = database.execute("SELECT 1 FROM experiments LIMIT 1").fetchone() is None
     if revision is None and is_bare:
-        # Its maker is still at it, or was killed.
-        return SqliteFile(path, "empty")
+        return SqliteFile(path, "empty", is_bare=True)
     known, wanted = installed_revisions()
     if revision is None or revision == wanted:
         kind: Kind = "current"
@@ -295,6 +315,11 @@ def _inspect(path: Path, database: sqlite3.Connection) -> SqliteFile:
 def _tables(database: sqlite3.Connection) -> set[str]:
     rows = database.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
     return {str(name) for (name,) in rows}
+
+
+def _has_rows(database: sqlite3.Connection, table: str) -> bool:
+    rows = database.execute(f'SELECT 1 FROM "{table}" LIMIT 1')  # noqa: S608 - a name from the file itself  # nosec B608
+    return rows.fetchone() is not None
 
 
 def _revision(database: sqlite3.Connection) -> str | None:

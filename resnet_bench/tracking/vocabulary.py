@@ -88,6 +88,12 @@ TAGS: Mapping[str, str] = {
 }
 """Our tags without their prefix, and what each says."""
 
+POSTS = (f"{PREFIX}watch.0", f"{PREFIX}watch.1")
+"""Tags of a server's experiment: the hosts that watch it for lost runs. There are two, so that one may be lost."""
+
+ATTEMPT_PARAM = f"{PREFIX}attempt."
+"""How params begin that say who continued a run as which attempt; all other params are recipe keys."""
+
 NOTE = "mlflow.note.content"
 PARENT = "mlflow.parentRunId"
 
@@ -101,6 +107,11 @@ def tag(name: str) -> str:
     if name not in TAGS:
         raise KeyError(name)
     return f"{PREFIX}{name}"
+
+
+def recipe_params(params: Mapping[str, str]) -> dict[str, str]:
+    """Return those of a run's params that are recipe keys."""
+    return {key: value for key, value in params.items() if not key.startswith(ATTEMPT_PARAM)}
 
 
 def stored_tags(tags: Mapping[str, str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from resnet_bench.running.launchers.places import find_places
 from resnet_bench.running.stopping import Stopped
 from resnet_bench.tracking.sharing_rule import check_local
 from resnet_bench.tracking.uploader import flush_all
+from resnet_bench.tracking.watching import watching
 from resnet_bench.tuning.artifacts import write_artifacts
 from resnet_bench.tuning.events import (
     Retrained,
@@ -130,7 +131,8 @@ def work_on_study(
         watch = Watch(queue.stored)
         yield StudyOpened(name, sync.url, queue.stored.counts().wanted, watch.earlier)
         try:
-            yield from StudyWorker(name, storage, sync.run_id).events(context)
+            with watching(context.store):
+                yield from StudyWorker(name, storage, sync.run_id).events(context)
         except (GeneratorExit, KeyboardInterrupt, Stopped) as error:
             if queue.stored.counts().running == 0:
                 # Nobody else is working on it.

@@ -124,6 +124,11 @@ def test_quick_verbs_import_nothing_slow() -> None:
     assert_import_nothing_slow("--help", "--version", "list", "show resnet9-onecycle-adam", "study list")
 
 
+def test_list_imports_no_locks_no_cache_and_no_pictures() -> None:
+    (imported,) = type_in_one_process("list")
+    assert imported.isdisjoint({"filelock", "platformdirs", "rich._emoji_codes"})
+
+
 def test_help_imports_no_verb_and_no_schema() -> None:
     (imported,) = type_in_one_process("--help")
     ours = {name for name in imported if name.startswith("resnet_bench.")}

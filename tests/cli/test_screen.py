@@ -160,15 +160,17 @@ def test_zero_columns_on_a_terminal_are_as_many_as_it_has() -> None:
 # --- text -----------------------------------------------------------------------------------------
 
 
-def test_brackets_in_paths_and_problems_are_printed(invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    folder = tmp_path / "[bold]mine[red] [x]"
+def test_brackets_and_colons_in_paths_and_problems_are_printed(
+    invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "[bold]mine[red] :bug: [x]"
     folder.mkdir()
     (folder / "benchmarks").mkdir()
     (folder / "benchmarks" / "broken.toml").write_text("[recipe")
     monkeypatch.chdir(folder)
-    assert "[bold]mine[red] [x]/benchmarks/broken.toml" in invoke("list").err
+    assert "[bold]mine[red] :bug: [x]/benchmarks/broken.toml" in invoke("list").err
     for command in ("data status", "doctor"):
-        assert "[bold]mine[red] [x]" in invoke(command).out
+        assert "[bold]mine[red] :bug: [x]" in invoke(command).out
     copied = invoke("copy resnet9-onecycle-adam 'a [b] c/mine.toml'")
     assert copied.out == "wrote a [b] c/mine.toml; edit it, then: resnet-bench validate 'a [b] c/mine.toml'\n"
     valid = invoke("validate 'a [b] c/mine.toml'")

@@ -9,7 +9,7 @@ import torch
 from resnet_bench.data.dataset import Dataset, Split, dataset_status, load_dataset
 from resnet_bench.recipe.datasets import DATASETS
 
-pytestmark = pytest.mark.real_data
+pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 
 
 def channel_statistics(split: Split) -> tuple[list[float], list[float]]:
@@ -38,7 +38,6 @@ def test_cifar10_is_the_published_one(real_cifar10: Dataset) -> None:
     check(real_cifar10, (0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784))
 
 
-@pytest.mark.slow
 def test_cifar100_is_the_published_one(real_data_folder: Path, tmp_path: Path) -> None:
     dataset = load_dataset("cifar100", real_data_folder, cache_folder=tmp_path)
     check(dataset, (0.50707516, 0.48654887, 0.44091784), (0.26733429, 0.25643846, 0.27615047))

@@ -58,7 +58,8 @@ def test_jobs_on_the_cpu_ask_for_no_gpu_unless_told(folder: Path) -> None:
     [
         ("slurm", "partiton = 'gpu'", "unknown key 'partiton'; did you mean 'partition'?"),
         ("slurm", "time = '2 hours'", "time: must be a time such as 2h, 90m or 1d 12h, got '2 hours'"),
-        ("slurm", "time = 2", "time: should be greater than or equal to 5, got 2"),
+        ("slurm", "time = '2m'", "time: must be a time from 5m to 365d, got '2m'"),
+        ("slurm", "time = 2", "time: must be a time from 5m to 365d, got 2"),
         ("slurm", "partition = 'a b'", "partition: must be one word, got 'a b'"),
         ("slurm", "setup = ['a\\nb']".replace("'a\\nb'", '"a\\nb"'), "must be one line of shell"),
         ("slurm", "launcher = 'slrm'", "unknown launcher 'slrm'; did you mean 'slurm'?"),

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.running.prepare import prepare
 from resnet_bench.running.run import run
+from resnet_bench.tracking.store import Store
 from resnet_bench.training.events import EpochEnded, Steps
 from tests.training.conftest import tiny_recipe
 from tests.weights import weights_at_the_end
@@ -136,6 +138,35 @@ def test_positions_are_sent_at_most_every_ten_minutes_and_where_they_are_wanted(
         sending = replace(context, run_dir=tmp_path / str(wanted), upload_checkpoints=wanted)
         # Only the end of a run that is stopped is no matter of time.
         assert stored_positions(store, stopped_in_its_second_epoch(job_for(seed=74), sending)) == expected
+
+
+@pytest.mark.slow
+def test_of_two_machines_that_fetch_a_run_at_the_same_instant_one_gets_it(
+    store, job_for, context, tmp_path, monkeypatch
+) -> None:
+    undisturbed = list(run(prepare(job_for(seed=78), context), context))
+    monkeypatch.setattr(Store, "is_server", True)
+    lost, north, south = (
+        replace(context, run_dir=tmp_path / name, upload_checkpoints=True) for name in ("lost", "north", "south")
+    )
+    run_id = stopped_in_its_second_epoch(job_for(seed=78), lost)
+    log_param, events = MlflowClient.log_param, []
+
+    def be_second(client, *arguments):
+        monkeypatch.setattr(MlflowClient, "log_param", log_param)
+        events.append(run(prepare(job_for(seed=78, resume=True), north), north))
+        events.append(next(events[0]))
+        log_param(client, *arguments)
+
+    monkeypatch.setattr(MlflowClient, "log_param", be_second)
+    with pytest.raises(UserError, match=rf"another machine has just fetched tiny seed 78 .*\(run {run_id}\)"):
+        next(run(prepare(job_for(seed=78, resume=True), south), south))
+    assert list(south.run_dir.glob("*/")) == []
+    generator, *events = events
+    events += generator
+    assert (events[0].run_id, events[0].step) == (run_id, EPOCH + 1)
+    # What a server is sent is thinned, but for values per epoch.
+    assert_same_run(store, events, undisturbed)
 
 
 def test_a_run_that_is_trained_elsewhere_is_not_begun_again(store, job_for, context, tmp_path) -> None:

@@ -25,6 +25,8 @@ from resnet_bench.running.run import run
 from resnet_bench.tracking.run_files import TAKEN_OVER
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.uploader import has_unsent
+from resnet_bench.tracking.vocabulary import POSTS
+from resnet_bench.tracking.watching import watching
 from tests.reliability import tiny
 from tests.running.conftest import PLAIN, tiny_job
 from tests.tracking.conftest import Server, free_port
@@ -153,6 +155,33 @@ def cable(server: Server) -> Iterator[Cable]:
     found.cut()
 
 
+@contextlib.contextmanager
+def first_machine(folder: Path, seed: int, context: Context) -> Iterator[subprocess.Popen[str]]:
+    """Another machine, which has trained for an epoch; it continues when there is a file ``go`` in the folder."""
+    work = folder / "work.pickle"
+    work.write_bytes(pickle.dumps((SHORT, tiny_job(seed=seed), context)))
+    with subprocess.Popen(
+        [sys.executable, "-c", FIRST, str(work), str(folder / "go")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "one epoch is done\n"
+            yield process
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+
+
+def run_of(store: Store, seed: int) -> str:
+    """The id of the run of a seed, which is the only one."""
+    client = store.client()
+    (begun,) = client.search_runs([store.experiment_id(client, "resnet-bench")], f"tags.`resnet_bench.seed` = '{seed}'")
+    return str(begun.info.run_id)
+
+
 def until(condition: Callable[[], Any], what: str) -> Any:
     deadline = time.monotonic() + SECONDS_FOR_ANYTHING
     while not (found := condition()):
@@ -199,50 +228,34 @@ def test_a_machine_that_returns_cannot_write_into_a_run_that_another_has_taken_o
         run_dir=here.run_dir if shared else tmp_path / "elsewhere",
         upload_checkpoints=not shared,
     )
-    work, go = tmp_path / "work.pickle", tmp_path / "go"
-    work.write_bytes(pickle.dumps((SHORT, tiny_job(seed=seed), there)))
-    with subprocess.Popen(
-        [sys.executable, "-c", FIRST, str(work), str(go)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "one epoch is done\n"
-            client = here.store.client()
-            (begun,) = client.search_runs(
-                [here.store.experiment_id(client, "resnet-bench")], f"tags.`resnet_bench.seed` = '{seed}'"
-            )
-            run_id = begun.info.run_id
+    with first_machine(tmp_path, seed, there) as process:
+        client, run_id = here.store.client(), run_of(here.store, seed)
 
-            def has_arrived() -> bool:
-                tags = client.get_run(run_id).data.tags
-                positions = [found.path for found in client.list_artifacts(run_id, "checkpoints")]
-                return "resnet_bench.beat" in tags and (shared or bool(positions)) and is_all_sent(there.run_dir)
+        def has_arrived() -> bool:
+            tags = client.get_run(run_id).data.tags
+            positions = [found.path for found in client.list_artifacts(run_id, "checkpoints")]
+            return "resnet_bench.beat" in tags and (shared or bool(positions)) and is_all_sent(there.run_dir)
 
-            until(has_arrived, "what was measured to arrive")
-            if how == "paused":
-                process.send_signal(signal.SIGSTOP)
-            else:
-                cable.cut()
-            events = list(run(prepare(tiny_job(seed=seed, resume=True), here), here))
-            opened = events[0]
-            assert isinstance(opened, Opened)
-            assert (opened.run_id, opened.step > 0) == (run_id, True)
-            finished = everything_of(here.store, run_id)
-            cable.answers = 0
-            if how == "paused":
-                process.send_signal(signal.SIGCONT)
-            else:
-                cable.mend()
-            until(lambda: cable.answers, "the first machine to hear of it")
-            go.touch()
-            last_words = process.stdout.read()
-            assert process.wait(SECONDS_FOR_ANYTHING) == 0, last_words
-        finally:
+        until(has_arrived, "what was measured to arrive")
+        if how == "paused":
+            process.send_signal(signal.SIGSTOP)
+        else:
+            cable.cut()
+        events = list(run(prepare(tiny_job(seed=seed, resume=True), here), here))
+        opened = events[0]
+        assert isinstance(opened, Opened)
+        assert (opened.run_id, opened.step > 0) == (run_id, True)
+        finished = everything_of(here.store, run_id)
+        cable.answers = 0
+        if how == "paused":
             process.send_signal(signal.SIGCONT)
-            process.kill()
+        else:
+            cable.mend()
+        until(lambda: cable.answers, "the first machine to hear of it")
+        (tmp_path / "go").touch()
+        assert process.stdout is not None
+        last_words = process.stdout.read()
+        assert process.wait(SECONDS_FOR_ANYTHING) == 0, last_words
     assert "was taken over by attempt" in last_words
     assert everything_of(here.store, run_id) == finished
     assert finished["status"] == "FINISHED"
@@ -257,3 +270,26 @@ def test_a_machine_that_returns_cannot_write_into_a_run_that_another_has_taken_o
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     if shared:
         assert len(list(here.run_dir.glob(f"*/{TAKEN_OVER}"))) == 1
+
+
+def test_a_run_that_lost_its_machine_is_closed_by_whatever_host_trains(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in SHORT.items():
+        monkeypatch.setattr(name, value)
+    here = Context(Store.resolve(server.uri), tmp_path / "runs", ImageLocation(tmp_path, generated=(64, 32)), PLAIN)
+    with first_machine(tmp_path, 70, here) as process:
+        client, run_id = here.store.client(), run_of(here.store, 70)
+        until(lambda: "resnet_bench.beat" in client.get_run(run_id).data.tags, "a sign of life")
+        with watching(here.store):
+            process.kill()
+            until(lambda: client.get_run(run_id).info.status == "KILLED", "the run to be closed")
+        experiment = client.get_experiment_by_name("resnet-bench")
+        assert [experiment.tags.get(post, "") for post in POSTS] == ["", ""], "the post is free again"
+    lost = client.get_run(run_id).data.tags
+    assert lost["resnet_bench.attempt"] == "2", "should it come back, it has lost its run"
+    assert lost["resnet_bench.reason"].startswith("south has shown no sign of life")
+    opened = next(events := run(prepare(tiny_job(seed=70, resume=True), here), here))
+    assert isinstance(opened, Opened)
+    assert (opened.run_id, opened.step > 0) == (run_id, True)
+    events.close()

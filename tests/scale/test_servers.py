@@ -4,61 +4,42 @@ import json
 import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow.entities import ViewType
 
+from resnet_bench.running.events import JobFinished
+from resnet_bench.running.launchers.launcher import Place, find_launcher
+from resnet_bench.running.launchers.options import SlurmOptions
 from resnet_bench.tracking.leases import LeaseWatch, close_lost_runs
 from resnet_bench.tracking.store import Store
+from resnet_bench.tuning.elsewhere import run_study_elsewhere
+from resnet_bench.tuning.events import StudyFinished
 from resnet_bench.tuning.plan import load_study_file, plan_study
 from resnet_bench.tuning.storage import StudyStorage
 from resnet_bench.tuning.trial_queue import TrialQueue
 from resnet_bench.tuning.turns import take_turn
 from tests import golden
+from tests.running.slurm_daemons import SlurmDaemons, why_not
 from tests.scale.daemons import Servers, mlflow_server, postgres
+from tests.scale.scripted import HELD, ScriptedShare, held
 from tests.tuning.conftest import TinyStudy, tiny_study, write_tiny
 from tools import write_rates
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).parents[2]
 TRIALS = 60
 SECONDS_FOR_ANYTHING = 300.0
-
-WORKER = """
-import itertools, pickle, socket, sys, time
-from pathlib import Path
-
-host, work, trials, stuck = sys.argv[1:]
-socket.gethostname = lambda: host
-
-import pytest
-from resnet_bench.running import run
-from resnet_bench.tuning.run import work_on_study
-from tests.tuning.conftest import script_training, skip_plots
-
-patch = pytest.MonkeyPatch()
-script_training(patch)
-skip_plots(patch)
-train, begun = run.train, itertools.count(1)
-
-def train_some(*arguments, **named):
-    number = next(begun)
-    for event in train(*arguments, **named):
-        yield event
-        if number > int(trials):
-            Path(stuck).touch()
-            time.sleep(3600)
-
-patch.setattr("resnet_bench.running.run.train", train_some)
-for _ in work_on_study(*pickle.loads(Path(work).read_bytes())):
-    pass
-"""
 
 
 @pytest.fixture(scope="module")
@@ -168,28 +149,48 @@ def test_run_report_resume_and_push_on_mlflow_postgresql_and_s3(
     assert len(written) == 3
 
 
-def test_a_study_of_two_hosts_of_which_one_is_killed(
-    servers: Servers, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_a_study_of_two_launchers_of_which_one_loses_a_host(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = make_study(servers, tmp_path, TRIALS, "two-hosts")
+    study = make_study(servers, tmp_path, TRIALS, "two-launchers")
     study.context.store.prepare()
-    work = tmp_path / "work.pickle"
-    work.write_bytes(pickle.dumps((study.name, study.plan, study.storage, study.context)))
-    stuck = [tmp_path / f"stuck-{number}" for number in range(2)]
-    # Each of one host's workers finishes two trials, and is in the middle of the next when it is killed.
-    killed = [start(WORKER, "south", str(work), "2", str(file)) for file in stuck]
-    until(lambda: all(file.exists() for file in stuck), "both workers of one host to be at work", *killed)
-    kept = [start(WORKER, "north", str(work), "1000000", str(tmp_path / "never")) for _ in range(2)]
-    until(lambda: study.stored.counts().finished >= TRIALS // 4, "the other host to be at work", *kept, *killed)
-    assert study.stored.counts().running >= 2
-    for process in killed:
-        process.kill()
-    for process in kept:
-        _, errors = process.communicate(timeout=SECONDS_FOR_ANYTHING)
-        assert process.returncode == 0, errors
+    run_dir = study.context.run_dir
+    monkeypatch.setattr("resnet_bench.tuning.elsewhere.StudyShare", ScriptedShare)
+    monkeypatch.setattr("resnet_bench.running.launchers.slurm.ASK_SECONDS", 1.0)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    # Each node has room for one of them.
+    options = SlurmOptions(time=30, gpus_per_node=0, cpus_per_gpu=3)
+    given = (study.name, study.plan, study.storage)
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, SlurmDaemons(Path(folder)).up() as cluster:
+        for name in ("PATH", "SLURM_CONF"):
+            monkeypatch.setenv(name, cluster.environment[name])
+        with ThreadPoolExecutor(1) as pool:
+            told = pool.submit(lambda: list(run_study_elsewhere(*given, study.context, options, workers=HELD)))
+            until(
+                lambda: told.done() or all(held(run_dir, each).exists() for each in range(HELD)), "work on both nodes"
+            )
+            assert not told.done(), told.result()
+            # The other launcher: two processes of this host.
+            shares = [ScriptedShare(*given, 2 * HELD, HELD + number) for number in range(2)]
+            ends = []
+            for _, event in find_launcher("processes", [Place(), Place()]).run(shares, study.context):
+                if isinstance(event, JobFinished):
+                    ends.append(event)
+                if not (run_dir / "go").exists() and study.stored.counts().finished >= TRIALS // 4:
+                    assert study.stored.counts().running >= HELD
+                    cluster.kill("n1")
+                    (run_dir / "go").touch()
+            assert ends == [JobFinished()] * 2
+            assert isinstance(told.result(SECONDS_FOR_ANYTHING)[-1], StudyFinished)
     counts = study.stored.counts()
     assert (counts.finished, counts.running, counts.waiting) == (TRIALS, 0, 0)
-    assert counts.interrupted >= 2
+    assert counts.interrupted >= 1
+    assert {trial.user_attrs["worker"]["host"] for trial in study.stored.finished()} == {
+        "n1",
+        "n2",
+        socket.gethostname(),
+    }
     assert sorted(trial.user_attrs["slot"] for trial in study.stored.finished()) == list(range(TRIALS))
     study.assert_stores_agree()
     runs = [study.parent, *study.children("trial"), *study.children("retrain")]

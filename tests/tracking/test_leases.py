@@ -28,6 +28,7 @@ from resnet_bench.tracking.run_files import CHECKPOINTS, TAKEN_OVER
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.tracking.uploader import flush_all
+from resnet_bench.tracking.watching import Watcher
 
 from .test_tracker import record_all, whole_run
 
@@ -50,8 +51,10 @@ class Tags:
 
     def __init__(self) -> None:
         self.tags: dict[str, str] = {}
+        self.posts: dict[str, str] = {}
         self.status = "RUNNING"
         self.on_set: Callable[[], None] | None = None
+        self.on_search: Callable[[], None] = lambda: None
         self.away = False
 
     # --- what MLflow's client is asked for ---
@@ -71,11 +74,18 @@ class Tags:
         self.status = status
 
     def get_experiment_by_name(self, _: str) -> Any:
-        return type("Experiment", (), {"experiment_id": "1"})
+        if self.away:
+            raise OSError("the store is away")
+        return type("Experiment", (), {"experiment_id": "1", "tags": dict(self.posts)})
+
+    def set_experiment_tag(self, _: str, key: str, value: str) -> None:
+        self.posts[key] = value
 
     def search_runs(self, *_: Any, **__: Any) -> Any:
         page = type("Page", (list,), {"token": None})
-        return page([self.get_run("r")] if self.status == "RUNNING" else [])
+        found = page([self.get_run("r")] if self.status == "RUNNING" else [])
+        self.on_search()
+        return found
 
     # --- what a store is asked for ---
 
@@ -161,6 +171,96 @@ def test_time_in_which_the_store_was_away_does_not_count() -> None:
     assert close_lost_runs(store, watch) == []  # type: ignore[arg-type]
     clock.now += LOST_SECONDS + 1
     assert len(close_lost_runs(store, watch)) == 1  # type: ignore[arg-type]
+
+
+def test_a_server_that_is_slower_than_beats_closes_nothing() -> None:
+    clock, store = Clock(), Tags()
+    watch = LeaseWatch(clock)
+    store.tags[BEAT] = "1"
+
+    def take_long() -> None:
+        clock.now += BEAT_SECONDS + 1
+
+    store.on_search = take_long
+    for _ in range(6):
+        assert close_lost_runs(store, watch) == []  # type: ignore[arg-type]
+    store.on_search = lambda: None
+    clock.now += LOST_SECONDS + 1
+    assert len(close_lost_runs(store, watch)) == 1  # type: ignore[arg-type]
+
+
+def test_of_two_that_close_a_lost_run_at_once_neither_gives_it_back_to_its_process() -> None:
+    clock, store = Clock(), Tags()
+    first, second = LeaseWatch(clock), LeaseWatch(clock)
+    store.tags[BEAT] = "1"
+    for watch in (first, second):
+        assert close_lost_runs(store, watch) == []  # type: ignore[arg-type]
+    clock.now += LOST_SECONDS + 1
+
+    def be_quicker() -> None:
+        store.on_search = lambda: None
+        assert len(close_lost_runs(store, second)) == 1  # type: ignore[arg-type]
+
+    store.on_search = be_quicker
+    assert close_lost_runs(store, first) == []  # type: ignore[arg-type]
+    assert (store.status, store.tags[ATTEMPT]) == ("KILLED", "2")
+
+
+# --- who watches ---------------------------------------------------------------------------------------
+
+
+def watcher(store: Tags, clock: Clock, host: str) -> Watcher:
+    return Watcher(store, host, LeaseWatch(clock), LeaseWatch(clock))  # type: ignore[arg-type]
+
+
+def test_two_hosts_watch_and_another_takes_the_post_of_one_that_is_lost() -> None:
+    clock, store = Clock(), Tags()
+    store.status = "FINISHED"
+    north, south, south_too, west = (watcher(store, clock, host) for host in ("north", "south", "south", "west"))
+    for each in (north, south, south_too, west):
+        each.turn()
+    assert [found.split()[0] for found in store.posts.values()] == ["north", "south"]
+    # Those who only wait for a free post ask seldom.
+    assert [each.pause for each in (north, south, south_too, west)] == [BEAT_SECONDS] * 2 + [LOST_SECONDS] * 2
+    for _ in range(5):
+        clock.now += LOST_SECONDS / 4
+        north.turn()
+    # The power of south is cut, with both of its processes.
+    west.turn()
+    assert (north.pause, west.pause) == (BEAT_SECONDS, BEAT_SECONDS)
+    assert [found.split()[0] for found in store.posts.values()] == ["north", "west"]
+    south.turn()
+    assert south.pause == LOST_SECONDS, "its post is another's now"
+    north.leave()
+    south.turn()
+    assert [found.split()[0] for found in store.posts.values()] == ["south", "west"]
+
+
+def test_who_watches_closes_a_lost_run_within_a_minute_and_a_half() -> None:
+    clock, store = Clock(), Tags()
+    store.tags[BEAT] = "1"
+    west = watcher(store, clock, "west")
+    began, closed = clock.now, west.turn()
+    while not closed:
+        clock.now += west.pause
+        closed = west.turn()
+    assert [run.run_id for run in closed] == ["r"]
+    assert clock.now - began <= 90 - BEAT_SECONDS, "its process has died just after a beat"
+    assert (store.status, store.tags[ATTEMPT]) == ("KILLED", "2")
+
+
+def test_a_server_that_was_away_is_watched_from_the_beginning() -> None:
+    clock, store = Clock(), Tags()
+    store.tags[BEAT] = "1"
+    west = watcher(store, clock, "west")
+    west.turn()
+    clock.now += LOST_SECONDS - 1
+    store.away = True
+    assert west.turn() == []
+    store.away = False
+    clock.now += LOST_SECONDS - 1
+    assert west.turn() == []
+    assert store.status == "RUNNING"
 
 
 @pytest.mark.parametrize(

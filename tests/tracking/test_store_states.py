@@ -1,6 +1,7 @@
 """Stores in every state: what is said of them, what pasted advice does, and that reading changes nothing."""
 
 import json
+import os
 import shlex
 import shutil
 import sqlite3
@@ -428,21 +429,45 @@ def test_a_store_whose_writer_was_killed_in_the_middle_of_a_change_serves_withou
     store.prepare()
 
 
-@pytest.mark.parametrize("stage", ["first tables", "an older version"])
-def test_a_store_that_another_process_is_making_is_read_as_one_without_runs_and_not_made_again(
-    stage: str, tmp_path: Path
-) -> None:
-    store = Store.resolve(None, tmp_path)
-    store.prepare()
+@pytest.fixture(params=["first tables", "an older version"])
+def half_made(request: pytest.FixtureRequest, empty_database: Path, tmp_path: Path) -> Store:
+    """A store whose maker is at it still, or was killed."""
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
-        for table in ("experiment_tags", "experiments"):
-            database.execute(f"DELETE FROM {table}")
-        if stage == "first tables":
+        for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            if table != "alembic_version":
+                database.execute(f"DELETE FROM {table}")
+        if request.param == "first tables":
             database.execute("DROP TABLE alembic_version")
         else:
             database.execute("UPDATE alembic_version SET version_num = '90e64c465722'")
+    return Store.resolve(None, tmp_path)
+
+
+def test_a_store_that_another_process_is_making_is_read_as_one_without_runs_and_not_made_again(
+    half_made: Store, tmp_path: Path
+) -> None:
     before = (tmp_path / "mlflow.db").read_bytes()
-    assert not store.exists
+    assert not half_made.exists
     with pytest.raises(UserError, match="holds no runs yet"):
-        store.reader()
+        half_made.reader()
     assert (tmp_path / "mlflow.db").read_bytes() == before
+
+
+def test_a_store_whose_maker_was_killed_is_made_again(
+    half_made: Store, tmp_path: Path, describe: Describe, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.utime(tmp_path / "mlflow.db", (0, 0))
+    half_made.prepare()
+    run_id = tracked(half_made, describe, tmp_path / "runs" / "small")
+    assert half_made.reader().get_run(run_id).info.status == "FINISHED"
+    assert "was interrupted; it is made again" in caplog.text
+    assert not list(tmp_path.glob("*.backup"))
+
+
+def test_a_database_of_others_with_a_table_named_as_one_of_mlflow_s_is_left_alone(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("CREATE TABLE tags (name TEXT)")
+        database.execute("INSERT INTO tags VALUES ('mine')")
+    with pytest.raises(UserError, match="another application"):
+        Store.resolve(None, tmp_path).prepare()

@@ -88,7 +88,10 @@ def test_a_damaged_database_is_one_sentence(tmp_path: Path) -> None:
             connect()
 
 
-def test_a_proxy_that_is_away_or_not_installed_is_one_sentence() -> None:
+def test_a_proxy_that_is_away_or_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy_class = optuna.storages.GrpcStorageProxy
+    wait = proxy_class.wait_server_ready
+    monkeypatch.setattr(proxy_class, "wait_server_ready", lambda proxy, timeout: wait(proxy, timeout / 50))
     with pytest.raises(UserError, match=r"grpc://127.0.0.1:1 cannot be opened|needs the packages grpcio"):
         StudyStorage("grpc://127.0.0.1:1").open()
 

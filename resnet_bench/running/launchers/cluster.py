@@ -14,12 +14,13 @@ from resnet_bench.running.job import Job, Task
 from resnet_bench.running.launchers.launch import Handle, Launch
 from resnet_bench.running.launchers.options import LauncherOptions, check_installed
 from resnet_bench.running.stopping import Stop
+from resnet_bench.tracking.watching import watching
 
 CLUSTERS = {
     "slurm": "resnet_bench.running.launchers.slurm:Slurm",
     "ray": "resnet_bench.running.launchers.ray_cluster:RayCluster",
 }
-"""Schedulers by name, as ``module:class``, so that one that is not used is not imported."""
+"""Schedulers by name, as ``module:class``, each imported only if it is used; ``options.ENGINES`` has their options."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class OnCluster:
         open_tasks = dict(enumerate(each))
         begun: set[int] = set()
         try:
-            with contextlib.closing(self._follow(launch, context.stop)) as events:
+            with watching(context.store), contextlib.closing(self._follow(launch, context.stop)) as events:
                 for number, event in events:
                     if number not in begun and not isinstance(event, JobStarted):
                         yield each[number], JobStarted()

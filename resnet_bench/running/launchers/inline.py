@@ -12,6 +12,7 @@ from resnet_bench.running.job import Task
 from resnet_bench.running.launchers.child import to_its_end
 from resnet_bench.running.launchers.launcher import Place
 from resnet_bench.running.launchers.processes import Processes
+from resnet_bench.tracking.watching import watching
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +34,8 @@ class Inline:
         """Run tasks one at a time."""
         left = iter(tasks)
         here = replace(context, options=self._place.narrowed(context.options))
-        problem = yield from self._in_turn(left, here)
+        with watching(context.store):
+            problem = yield from self._in_turn(left, here)
         following = next(left, None) if problem else None
         if following is None:
             return

@@ -14,7 +14,7 @@ LAUNCHERS = {
     "inline": "resnet_bench.running.launchers.inline:Inline",
     "processes": "resnet_bench.running.launchers.processes:Processes",
 }
-"""Launchers by name, as ``module:class``, so that one that is not used is not imported."""
+"""This machine's launchers by name, as ``module:class``; those of a cluster are in ``cluster.CLUSTERS``."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ LOCAL = {
 SMOKE_RUNS_PER_JOB = 4
 """Runs of a smoke profile are short: starting a job would take as long as training."""
 
+MIN_MINUTES, MAX_MINUTES = 5, 525_600
 TIME = re.compile(r"(?:(\d+)d)? ?(?:(\d+)h)? ?(?:(\d+)m(?:in)?)?")
 _WORD = re.compile(r"[A-Za-z0-9_.,:@|&*+\[\]()=/-]+")
 ADDRESS = re.compile(r"auto|[A-Za-z0-9._-]+:\d{1,5}")
@@ -33,13 +34,17 @@ ADDRESS = re.compile(r"auto|[A-Za-z0-9._-]+:\d{1,5}")
 
 def minutes(value: Any) -> Any:
     """Turn a time such as ``2h``, ``1d 12h`` or ``90m`` into minutes; whole numbers are minutes already."""
-    if not isinstance(value, str):
-        return value
-    match = TIME.fullmatch(value.strip())
-    if match is None or not any(match.groups()):
-        raise ValueError(f"must be a time such as 2h, 90m or 1d 12h, got {shown(value)}")
-    days, hours, rest = (int(part or 0) for part in match.groups())
-    return 60 * (24 * days + hours) + rest
+    if isinstance(value, str):
+        match = TIME.fullmatch(value.strip())
+        if match is None or not any(match.groups()):
+            raise ValueError(f"must be a time such as 2h, 90m or 1d 12h, got {shown(value)}")
+        days, hours, rest = (int(part or 0) for part in match.groups())
+        found = 60 * (24 * days + hours) + rest
+    else:
+        found = value
+    if isinstance(found, int) and not MIN_MINUTES <= found <= MAX_MINUTES:
+        raise ValueError(f"must be a time from {MIN_MINUTES}m to {MAX_MINUTES // 1440}d, got {shown(value)}")
+    return found
 
 
 def _word(value: str) -> str:
@@ -66,7 +71,7 @@ def _absolute(value: str) -> str:
     return value
 
 
-Minutes = Annotated[int, Field(ge=5, le=525_600), BeforeValidator(minutes)]
+Minutes = Annotated[int, Field(ge=MIN_MINUTES, le=MAX_MINUTES), BeforeValidator(minutes)]
 SlurmWord = Annotated[str, AfterValidator(_word)]
 Line = Annotated[str, AfterValidator(_line)]
 RayAddress = Annotated[str, AfterValidator(_address)]

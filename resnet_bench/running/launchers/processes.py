@@ -15,6 +15,7 @@ from resnet_bench.running.job import Task
 from resnet_bench.running.launchers import child as children
 from resnet_bench.running.launchers.launcher import Place
 from resnet_bench.tracking.stale_runs import close_stale_runs
+from resnet_bench.tracking.watching import watching
 
 POLL_SECONDS = 0.2
 
@@ -31,7 +32,7 @@ class Processes:
 
     def run(self, tasks: Iterable[Task], context: Context) -> Generator[tuple[Task, Event], None, None]:
         """Run tasks; one that fails, or whose process dies, costs itself alone."""
-        with _Children(self._places, context) as started:
+        with watching(context.store), _Children(self._places, context) as started:
             yield from started.run(iter(tasks))
 
 
