@@ -117,7 +117,7 @@ def change(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
             ...
         resnet_bench.base.errors.UserError: change: unknown recipe key 'optimizer.rate'...
     """
-    return override(recipe, changes, where="change")
+    return override(_recipe(recipe), changes, where="change")
 
 
 def images(
@@ -146,8 +146,10 @@ def images(
         >>> rb.images(rb.benchmark("cifar100-resnet").recipe, generated=(64, 32)).name
         'cifar100'
     """
-    location = ImageLocation(Path(folder), download=download, generated=generated)
-    return load_dataset(dataset.data.facts, location) if isinstance(dataset, Recipe) else load_images(dataset, location)
+    location = ImageLocation(Path(folder), download=download, generated=_counts(generated))
+    if isinstance(dataset, str):
+        return load_images(dataset, location)
+    return load_dataset(_recipe(dataset).data.facts, location)
 
 
 def train(
@@ -191,7 +193,7 @@ def train(
         1 True
         2 True
     """
-    if images.name != recipe.data.dataset:
+    if images.name != _recipe(recipe).data.dataset:
         raise UserError(f"the recipe trains on {recipe.data.dataset}; these images are of {images.name}")
     options = _execution(device, precision, execution, threads, deterministic=deterministic)
     yield from training(recipe, resolve(recipe, options), seed, images)
@@ -253,7 +255,7 @@ def run(
         (True, 2)
     """
     options = RunOptions(
-        names=[names] if isinstance(names, str) else names,
+        names=_names(names),
         seeds=range(seeds) if isinstance(seeds, int) else seeds,
         profile=profile,
         changes=changes or {},
@@ -264,7 +266,9 @@ def run(
     context = Context(
         store=_store(tracking),
         run_dir=Path(run_dir),
-        images=ImageLocation(Path(data), allow_generated=profile != "full", download=download, generated=generated),
+        images=ImageLocation(
+            Path(data), allow_generated=profile != "full", download=download, generated=_counts(generated)
+        ),
         options=_execution(device, precision, execution, threads, deterministic=deterministic),
     )
     plan, _ = open_plan(options, context)
@@ -310,7 +314,9 @@ def study(name: str, storage: str | None = None, tracking: str | None = None) ->
     return StoredStudy.read(name, found.read())
 
 
-def results(*sources: str | Path, benchmarks: Sequence[str] | None = None, since: str | None = None) -> pd.DataFrame:
+def results(
+    *sources: str | Path, benchmarks: str | Sequence[str] | None = None, since: str | None = None
+) -> pd.DataFrame:
     """Read tracked runs as a table with one row per run, oldest first.
 
     Args:
@@ -327,11 +333,13 @@ def results(*sources: str | Path, benchmarks: Sequence[str] | None = None, since
 
     Examples:
         >>> import resnet_bench as rb
-        >>> table = rb.results("reports/reference", benchmarks=["speedrun-90"])
+        >>> table = rb.results("reports/reference", benchmarks="speedrun-90")
         >>> print(f"{table.accuracy_tta.mean():.1f}% over {len(table)} seeds")
         90.2% over 10 seeds
     """
-    tables = reading.read(_sources(sources), benchmarks=benchmarks, since=since)
+    tables = reading.read(
+        _sources(sources), benchmarks=_names(benchmarks) if benchmarks is not None else None, since=since
+    )
     loaded, _ = runs.load(tables)
     rows = [
         {
@@ -347,7 +355,7 @@ def results(*sources: str | Path, benchmarks: Sequence[str] | None = None, since
     return pd.DataFrame(rows).astype({**dict.fromkeys(numbers, "float64"), "seed": "UInt64", "epochs": "Int64"})
 
 
-def judge(*sources: str | Path, benchmarks: Sequence[str] | None = None) -> list[ClaimRow]:
+def judge(*sources: str | Path, benchmarks: str | Sequence[str] | None = None) -> list[ClaimRow]:
     """Judge what runs say about the claims of their sources, by the rules of a report.
 
     Args:
@@ -363,11 +371,11 @@ def judge(*sources: str | Path, benchmarks: Sequence[str] | None = None) -> list
 
     Examples:
         >>> import resnet_bench as rb
-        >>> for row in rb.judge("reports/reference", benchmarks=["speedrun-90"]):
+        >>> for row in rb.judge("reports/reference", benchmarks="speedrun-90"):
         ...     print(row.benchmark, row.claim_text, row.verdict.word, row.verdict.n)
         speedrun-90 ≥ 90% (TTA) reproduced 10
     """
-    found = read_claims(_sources(sources), benchmarks)
+    found = read_claims(_sources(sources), _names(benchmarks) if benchmarks is not None else None)
     return [*found.rows, *found.apart]
 
 
@@ -422,6 +430,27 @@ def export(
         ['README.md', 'config.json', 'model.safetensors', 'recipe.toml']
     """
     return export_run(find_trained(str(run), _store(tracking)), format, Path(folder))
+
+
+def _recipe(given: object) -> Recipe:
+    """Refuse what is easily taken for a recipe: a benchmark, or its name."""
+    if isinstance(given, Recipe):
+        return given
+    raise UserError(f"a recipe is needed, and this is a {type(given).__name__}; write rb.benchmark(NAME).recipe")
+
+
+def _names(given: str | Sequence[str]) -> Sequence[str]:
+    """Take a name for a list of it: a text is also a sequence, of its letters."""
+    names = [given] if isinstance(given, str) else list(given)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise UserError("name one benchmark or more, as rb.benchmarks() has them; a recipe is trained by rb.train")
+    return names
+
+
+def _counts(given: tuple[int, int] | None) -> tuple[int, int] | None:
+    if given is None or (isinstance(given, Sequence) and len(given) == 2 and min(given) > 0):
+        return given
+    raise UserError(f"generated = {given!r}: give how many training and test images, such as (64, 32)")
 
 
 def _path(given: str | Path | None) -> Path | None:

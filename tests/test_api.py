@@ -114,6 +114,31 @@ def test_bad_input_is_one_sentence(project: Path, tmp_path: Path) -> None:
         rb.study("learning-rate", f"sqlite:///{tmp_path / 'other.db'}")
     with pytest.raises(rb.UserError, match="a seed is given twice"):
         rb.run("he-resnet20", seeds=[1, 1])
+    with pytest.raises(rb.UserError, match="there is no seed to train"):
+        rb.run("he-resnet20", seeds=0)
+
+
+def test_what_is_easily_taken_for_another_thing_is_named(project: Path) -> None:
+    benchmark, images = rb.benchmark("he-resnet20"), rb.images(generated=(8, 8))
+    for given in (benchmark, "he-resnet20"):
+        with pytest.raises(rb.UserError, match=r"a recipe is needed.*write rb\.benchmark\(NAME\)\.recipe"):
+            rb.change(given, {})  # type: ignore[arg-type]
+        with pytest.raises(rb.UserError, match="a recipe is needed"):
+            next(rb.train(given, images))  # type: ignore[arg-type]
+    for names in (benchmark.recipe, []):
+        with pytest.raises(rb.UserError, match="name one benchmark or more"):
+            rb.run(names)  # type: ignore[arg-type]
+    for counts in (64, (0, 8), (1, 2, 3)):
+        with pytest.raises(rb.UserError, match="how many training and test images"):
+            rb.images(generated=counts)  # type: ignore[arg-type]
+    # A name alone is a list of one.
+    assert set(rb.results("report", benchmarks="golden-adam").benchmark) == {"golden-adam"}
+    assert {row.benchmark for row in rb.judge("report", benchmarks="golden-adam")} == {"golden-adam"}
+
+
+def test_images_are_printed_in_a_line() -> None:
+    assert repr(rb.images(generated=(8, 4)).test) == "Split(4 images of 3 x 32 x 32)"
+    assert len(repr(rb.images(generated=(8, 4)))) < 500
 
 
 @pytest.mark.slow

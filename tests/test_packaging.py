@@ -1,5 +1,6 @@
 """What is built from the repository: the sdist, the wheel and what it is like when installed, the container files."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -64,6 +65,18 @@ def test_an_installed_wheel_works_in_an_empty_folder(installed: Path, tmp_path: 
     assert "mine.toml: valid, recipe " in typed("validate mine.toml")
     assert "report of " in typed("report --from " + str(installed / "resnet_bench" / "shipped" / "reference"))
     assert (tmp_path / "reports" / "latest" / "index.html").is_file()
+
+
+@pytest.mark.slow
+def test_the_metadata_of_a_wheel_is_what_a_package_index_shows(installed: Path) -> None:
+    (distribution,) = importlib.metadata.distributions(name="resnet-bench", path=[str(installed)])
+    shown, project = distribution.metadata, PROJECT["project"]
+    urls = dict(line.split(", ") for line in shown.get_all("Project-URL") or ())
+    assert urls == project["urls"]
+    assert all(len(label) <= 32 and url.startswith("https://") for label, url in urls.items())
+    assert shown["Summary"] == project["description"]
+    assert shown["License-Expression"] == project["license"]
+    assert shown["Description-Content-Type"] == "text/markdown"
 
 
 @pytest.mark.slow

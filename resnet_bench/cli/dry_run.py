@@ -1,17 +1,14 @@
 """What ``run --dry-run`` prints after the plan."""
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 from rich.table import Table
 
-from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import DASH, duration
 from resnet_bench.cli.screen import new_table
 from resnet_bench.running.context import Context
 from resnet_bench.running.dry_run import DryRun, Tried
-from resnet_bench.running.events import JobFinished
 from resnet_bench.running.plan import RunPlan
 
 
@@ -29,15 +26,7 @@ def print_dry_run(plan: RunPlan, context: Context, echo: Callable[[str | Table],
     first = {job.benchmark.name: job for job in reversed(plan.jobs)}
     names = dict.fromkeys(job.benchmark.name for job in plan.jobs)
     task = DryRun(tuple(first[name] for name in names), Path.cwd())
-    found = []
-    with contextlib.closing(plan.launcher.run([task], context)) as events:
-        for _, event in events:
-            if isinstance(event, Tried):
-                found.append(event)
-            elif isinstance(event, JobFinished) and event.failure is not None:
-                raise UserError(event.failure)
-            elif isinstance(event, JobFinished) and event.interrupted:
-                raise KeyboardInterrupt
+    found = [event for event in plan.ask(task, context) if isinstance(event, Tried)]
     numbers = ("steps", "parameters", "MACs per image", "memory", "one step", "training", "checkpoint", "weights")
     table = new_table("benchmark", *numbers, right=numbers)
     for tried in found:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import duration, listed, plural
 from resnet_bench.cli.closing import print_closing
 from resnet_bench.cli.dry_run import print_dry_run
@@ -129,13 +128,18 @@ def run_all(
             return RunsSummary()
         references = known_references(names)
         return _run_to_the_end(plan, {}, references, options, context, console)
-    with measuring_aloud(console):
-        survey = _survey(plan, context)
-        if options.seeds_per_device is None and (sharing := choose_sharing(survey, context)) is not None:
-            echo(sharing.reason)
-            if sharing.seeds > 1:
-                plan = plan.shared(sharing.seeds, context.options)
-                survey = _survey(plan, context)
+    try:
+        with measuring_aloud(console):
+            survey = _survey(plan, context)
+            if options.seeds_per_device is None and (sharing := choose_sharing(survey, context)) is not None:
+                echo(sharing.reason)
+                if sharing.seeds > 1:
+                    plan = plan.shared(sharing.seeds, context.options)
+                    survey = _survey(plan, context)
+    except KeyboardInterrupt:
+        if not context.stop.is_out_of_time:
+            raise
+        return RunsSummary(interrupted=True, out_of_time=True)
     seconds = _announce(plan, survey, datasets, context.store, console)
     references = known_references(names)
     for found in references.values():
@@ -193,21 +197,9 @@ def _run_to_the_end(
 
 
 def _survey(plan: RunPlan, context: Context) -> dict[str, Surveyed]:
-    """What each job means where it would run, by its label.
-
-    Raises:
-        UserError: It could not be found out.
-    """
-    found = {}
-    with contextlib.closing(plan.launcher.run([Survey(plan.jobs)], context)) as events:
-        for _, event in events:
-            if isinstance(event, Surveyed):
-                found[event.job.label] = event
-            elif isinstance(event, JobFinished) and event.failure is not None:
-                raise UserError(event.failure)
-            elif isinstance(event, JobFinished) and event.interrupted:
-                raise KeyboardInterrupt
-    return found
+    """What each job means where it would run, by its label."""
+    asked = plan.ask(Survey(plan.jobs), context)
+    return {event.job.label: event for event in asked if isinstance(event, Surveyed)}
 
 
 def _announce(

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -51,6 +51,9 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        return f"Split({len(self)} images of {' x '.join(map(str, self.images.shape[1:]))})"
+
     def take(self, indices: npt.NDArray[np.int64]) -> "Split":
         """Copy the images and labels at some indices, in the order given."""
         chosen = torch.from_numpy(indices)
@@ -85,7 +88,7 @@ class Dataset:
     source: str
     location: str
     fingerprint: str
-    origin: DataSource | None = None
+    origin: DataSource | None = field(default=None, repr=False)
 
     @property
     def generated(self) -> bool:

@@ -4,7 +4,6 @@ Pillow images go through torchvision's transforms one at a time, in as many load
 model is fp32, contiguous and eager; the optimizer is torch's default; and `.item()` syncs every step.
 """
 
-import warnings
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -61,6 +60,13 @@ class PillowImages(TorchDataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self._pixels[index])), self._targets[index]
 
 
+class SourceLoader(DataLoader[tuple[Tensor, int]]):
+    """PyTorch's loader without its advice, printed for each pass, to use no more processes than cores."""
+
+    def check_worker_number_rationality(self) -> None:
+        """Accept every number of processes: it is the source's choice."""
+
+
 class BaselineLoop:
     """A source's training loop, step by step, within ``execution.applied()``.
 
@@ -77,17 +83,14 @@ class BaselineLoop:
         if workers:
             # They hand tensors over through sockets.
             ensure_sockets()
-        with warnings.catch_warnings():
-            # More processes than cores are the source's choice.
-            warnings.filterwarnings("ignore", message="This DataLoader will create")
-            self.loader = DataLoader(
-                PillowImages(split, recipe),
-                recipe.training.batch_size,
-                shuffle=True,
-                num_workers=workers,
-                pin_memory=self._device.type == "cuda",
-                drop_last=True,
-            )
+        self.loader = SourceLoader(
+            PillowImages(split, recipe),
+            recipe.training.batch_size,
+            shuffle=True,
+            num_workers=workers,
+            pin_memory=self._device.type == "cuda",
+            drop_last=True,
+        )
         self.network = build_network(recipe).to(self._device)
         self.optimizer = build_optimizer(recipe.optimizer, self.network, fused=False)
         self._schedule = build_schedule(recipe, self.optimizer)

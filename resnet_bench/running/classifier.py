@@ -45,8 +45,11 @@ class Classifier(nn.Module):
             images: RGB, `[N, 3, H, W]` of the dataset's size: uint8, or floats from 0 to 1.
 
         Raises:
-            ValueError: Floats lie outside of that range, so that they are normalized already or meant as bytes.
+            ValueError: They have another shape, or floats lie outside of that range: normalized already,
+                or meant as bytes.
         """
+        if images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"the images must be RGB, [N, 3, H, W]; these are {list(images.shape)}")
         if images.dtype == torch.uint8:
             if self._size is not None:
                 images = weigh_pixels(images, self.get_buffer("resize_weights"), self.get_buffer("resize_halves"))

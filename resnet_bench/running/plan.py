@@ -146,6 +146,24 @@ class RunPlan:
             if stopped:
                 return
 
+    def ask(self, task: Task, context: Context) -> list[Event]:
+        """Return the events of a task that trains nothing, run where the jobs would be.
+
+        Raises:
+            UserError: It failed.
+            KeyboardInterrupt: It was interrupted, or no time was left for it.
+        """
+        found: list[Event] = []
+        with contextlib.closing(self.launcher.run([task], context)) as events:
+            for _, event in events:
+                if not isinstance(event, JobFinished):
+                    found.append(event)
+                elif event.failure is not None:
+                    raise UserError(event.failure)
+                elif not event.interrupted:
+                    return found
+        raise KeyboardInterrupt
+
 
 def load_benchmarks(options: RunOptions) -> list[Benchmark]:
     """Load the benchmarks of a command.
@@ -154,6 +172,8 @@ def load_benchmarks(options: RunOptions) -> list[Benchmark]:
         UserError: A benchmark or suite does not exist or is invalid, a seed is out of range or given twice, or two
             benchmarks have one name.
     """
+    if not options.seeds:
+        raise UserError("there is no seed to train; take one or more")
     for seed in options.seeds:
         if not 0 <= seed < SEED_LIMIT:
             raise UserError(f"seed {seed} is out of range; take one from 0 to 2**63 - 1")

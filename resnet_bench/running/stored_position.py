@@ -117,7 +117,7 @@ def was_resumed_elsewhere(folder: RunFolder, store: Store) -> bool:
         return False
     # A journal may be long: it is read last.
     entries = (found.record for found in read(folder.path / JOURNAL, final=True) if isinstance(found, Entry))
-    known = sum(record["kind"] == "status" and record["status"] == "RUNNING" for record in entries)
+    known: int = sum(record["kind"] == "status" and record["status"] == "RUNNING" for record in entries)
     return int(resumed) > known
 
 

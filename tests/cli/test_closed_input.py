@@ -1,5 +1,7 @@
 """Every verb where standard input is closed, as services and batch jobs have it: nothing asks, and nothing breaks."""
 
+import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,3 +96,34 @@ def test_a_verb_whose_input_is_closed(verb: str, project: Path, monkeypatch: pyt
     assert bool(result.out) == (code == 0)
     if verb in NOTHING_DELETED:
         assert "nothing was deleted; without a terminal, say so with --yes" in result.err
+
+
+OF_FILES_AND_OTHERS = (
+    "benchmark",
+    "dataset",
+    "fingerprints",
+    "metrics",
+    "params",
+    "recipe",
+    "run",
+    "studies",
+    "study",
+    "tags",
+)
+"""Fields whose content is that of a file, a store or another verb."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", [verb for verb, (_, code) in TYPED.items() if code == 0 and verb != "schema"])
+def test_every_field_of_a_document_is_on_the_page(verb: str, project: Path) -> None:
+    words, _ = TYPED[verb]
+    (run,) = [id_ for name, id_ in golden.run_ids(project, "run").items() if name == "he-resnet20 seed 0"]
+    document = json.loads(golden.typed(f"{verb} {words.format(run=run)} --json").out)
+    assert (document.pop("schema"), document.pop("kind")) == (1, verb)
+    page = (golden.ROOT / "docs" / "json.md").read_text()
+    (row,) = re.findall(rf"^\| `{verb}` \| (.*) \|$", page, re.MULTILINE)
+    listed = set(re.findall(r"\w+", row))
+    for name, value in document.items():
+        first = value[0] if isinstance(value, list) and value else value
+        below = first if isinstance(first, dict) and name not in OF_FILES_AND_OTHERS else {}
+        assert {name, *below} - listed == set()

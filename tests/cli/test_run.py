@@ -519,6 +519,18 @@ def test_a_run_whose_time_is_used_up_is_resumed_by_its_last_sentence(
     )
 
 
+def test_time_that_is_used_up_before_the_first_run_ends_with_the_command(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    monkeypatch.setattr("sys.argv", ["resnet-bench", "run", tiny.BENCHMARK, "--max-minutes", "1e-9"])
+    options = shlex.split("--profile smoke --max-minutes 1e-9 --device cpu --threads 1 --execution plain --offline")
+    result = CliRunner().invoke(app, ["run", tiny.BENCHMARK, *options])
+    assert result.exit_code == 124, result.output
+    last = result.output.rstrip().splitlines()[-1]
+    assert last == f"--max-minutes is used up; resume with: resnet-bench run {tiny.BENCHMARK} --max-minutes 1e-9"
+
+
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
 def test_max_minutes_is_a_positive_number(minutes: str) -> None:
     result = CliRunner().invoke(app, ["run", tiny.BENCHMARK, f"--max-minutes={minutes}"])

@@ -3,8 +3,10 @@
 import itertools
 import json
 import math
+import warnings
 
 import pytest
+from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from resnet_bench.base.errors import UserError
@@ -132,6 +134,17 @@ def test_its_step_is_that_of_the_plain_loop(benchmark, images) -> None:
     ours = list(itertools.chain.from_iterable(event.losses for event in events))
     assert loop.losses == pytest.approx(ours[1:], rel=1e-4)
     assert loop.learning_rates == [0.01, 0.01]
+
+
+def test_more_loader_processes_than_cores_are_not_warned_of(benchmark, images) -> None:
+    """PyTorch asks by this method when a loader is made and for each pass; the processes are not started."""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        loop = BaselineLoop(benchmark.recipe, PLAIN, images.train, workers=1000)
+        loop.loader.check_worker_number_rationality()
+        assert warned == []
+        DataLoader.check_worker_number_rationality(loop.loader)
+    assert len(warned) == 1
 
 
 def test_too_few_images_are_one_sentence(benchmark) -> None:

@@ -39,6 +39,9 @@ def test_classifier_takes_floats_from_zero_to_one(images: Dataset) -> None:
     torch.testing.assert_close(classifier(pixels.float() / 255), classifier(pixels))
     with pytest.raises(ValueError, match="uint8, or floats from 0 to 1"):
         classifier(pixels.float())
+    for others in (pixels[0], pixels[:, :1], pixels.permute(0, 2, 3, 1)):
+        with pytest.raises(ValueError, match=r"must be RGB, \[N, 3, H, W\]; these are \["):
+            classifier(others)
     resized = built(tiny_recipe(augmentation={"resize": 40}))
     # Bytes are rounded after they are resized.
     torch.testing.assert_close(resized(pixels.float() / 255), resized(pixels), atol=0.5, rtol=0)
