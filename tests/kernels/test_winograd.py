@@ -143,7 +143,7 @@ def test_large_tiles_are_near_to_float64(case, threads) -> None:
         found = ours(case, large_tiles=True)
     finally:
         torch.set_num_threads(before)
-    for result, expected, largest in zip(found, by_torch(case, torch.float64), (0.012, 0.012, 0.02), strict=True):
+    for result, expected, largest in zip(found, by_torch(case, torch.float64), (0.02, 0.02, 0.04), strict=True):
         assert result.shape == expected.shape
         assert (result.double() - expected).norm() < largest * expected.norm()
 
