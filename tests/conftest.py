@@ -83,20 +83,22 @@ def database_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Call
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_commits() -> Iterator[None]:
-    """Leave it to the system when databases reach the disk: each commit waits for milliseconds, for a power failure."""
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Leave it to the system when what is written reaches the disk: only a power failure could tell."""
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
 
-    def write_without_waiting(connection: Any, _: object) -> None:
+    def commit_without_waiting(connection: Any, _: object) -> None:
         if isinstance(connection, sqlite3.Connection):
             # What is wrong with a database is for the code that is tested to find.
             with suppress(sqlite3.Error):
                 connection.execute("PRAGMA synchronous = OFF")
 
-    event.listen(Engine, "connect", write_without_waiting)
-    yield
-    event.remove(Engine, "connect", write_without_waiting)
+    event.listen(Engine, "connect", commit_without_waiting)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+    event.remove(Engine, "connect", commit_without_waiting)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID
 from rich.table import Table
 from rich.text import Text
 
-from resnet_bench.base.text import duration
+from resnet_bench.base.text import duration, plural
 from resnet_bench.cli.screen import SECONDS_BETWEEN_LINES
 from resnet_bench.measure.estimate import Costs, TimeLeft
 from resnet_bench.recipe.recipe import Recipe
@@ -153,7 +153,7 @@ class RunDisplay:
         self._time_left = time_left
         self._console = console
         self._progress = progress
-        self._epochs = 0
+        self._epochs = self._step = 0
         self._images_per_second = 0.0
         self._loss = self._accuracy = float("nan")
         self._last_line = time.monotonic()
@@ -168,12 +168,12 @@ class RunDisplay:
         if self._time_left is not None:
             self._time_left.take(event)
         match event:
-            case Opened() if event.step:
-                self._line(f"resumed after step {event.step}")
+            case Opened():
+                self._tell_resumption(event.step)
             case Started():
                 self._epochs = event.epochs
             case Steps():
-                self._loss = event.losses[-1]
+                self._loss, self._step = event.losses[-1], event.last_step
                 rate = event.images / event.seconds if event.seconds else 0.0
                 self._images_per_second = (
                     0.8 * self._images_per_second + 0.2 * rate if self._images_per_second else rate
@@ -189,13 +189,21 @@ class RunDisplay:
                 )
                 self._accuracy = float("nan")
             case Suspended():
-                self._line(f"made room ({event.reason}); resumes when it gets a place again")
+                self._line(f"{event.state} ({event.reason}); resumes when it gets a place again")
             case Finished():
                 self._show("logging the outcome", force=True)
             case JobFinished():
                 if event.failure is not None:
                     self._line(f"failed: {event.failure}")
                 self._remove()
+
+    def _tell_resumption(self, step: int) -> None:
+        """Say where a run resumes, and what was lost where it was further."""
+        again = max(0, self._step - step)
+        if step:
+            self._line(f"resumed after step {step}" + (f"; trains {plural(again, 'step')} again" if again else ""))
+        elif again:
+            self._line("starts again from its first step")
 
     def _remove(self) -> None:
         """Take the bar off the screen."""

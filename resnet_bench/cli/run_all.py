@@ -68,7 +68,8 @@ class RunsSummary:
     def is_resumable(self) -> bool:
         """Whether an interrupted run has left a checkpoint."""
         folders = [Path(outcome.folder) for _, outcome in self.results if outcome.interrupted and outcome.folder]
-        return any((folder / "checkpoints" / "last.pt").is_file() for folder in folders)
+        # A folder that is not here is on the node that trained, and the position in the artifact store.
+        return any((folder / "checkpoints" / "last.pt").is_file() or not folder.is_dir() for folder in folders)
 
 
 def _run_document(job: Job, outcome: Outcome) -> dict[str, Any]:

@@ -220,7 +220,7 @@ class Store:
                     reason = self.hide(servers.explain(self.uri, error))
                     if not self.is_server or servers.asks_for_login(error):
                         raise UserError(f"{self.redacted_uri} cannot be used: {reason}") from None
-                    log_once(f"{self.redacted_uri} does not answer ({reason}); runs are kept on disk until it is back")
+                    log_once(f"{self.redacted_uri}: {reason}; runs are kept on disk until it is back")
                     return
 
     def experiment_id(self, client: "MlflowClient", name: str, searched: Collection[str] = ()) -> str:

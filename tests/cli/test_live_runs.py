@@ -3,6 +3,7 @@
 import io
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +11,13 @@ from rich.console import Console
 
 from resnet_bench.cli.closing import closing_table, find_verdicts
 from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay, lasting
+from resnet_bench.cli.run_all import RunsSummary
 from resnet_bench.cli.screen import print_table
 from resnet_bench.recipe.benchmark import Benchmark, Source
 from resnet_bench.recipe.claims import Claim
 from resnet_bench.running.events import JobFinished, JobStarted, Opened, update
 from resnet_bench.running.job import Job
+from resnet_bench.running.launchers.event_log import Suspended
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.training.events import EpochEnded, Evaluated, Started, Steps
 from tests.training.conftest import tiny_recipe
@@ -139,8 +142,27 @@ def test_tasks_one_after_another_have_a_bar_each() -> None:
 def test_a_resumed_run_says_where() -> None:
     output = io.StringIO()
     with RunsDisplay(Console(file=output, width=200), 1).shown() as display:
-        begin(display, "tiny seed 3").take(Opened(None, "", None, step=40))
-    assert output.getvalue().splitlines()[-1] == "[1/1] tiny seed 3  resumed after step 40"
+        shown = display.begin("tiny seed 3")
+        lost = Suspended("its node was lost", is_lost=True)
+        steps = Steps(1, 41, [2.5] * 9, [0.1] * 9, images=40, correct=4, seconds=0.5, snapshot=dict)
+        first, resumed = Opened(None, "", None), Opened(None, "", None, step=40)
+        for event in (first, resumed, steps, lost, resumed, lost, first):
+            shown.take(event)
+    assert [line.partition("  ")[2] for line in output.getvalue().splitlines()[1:]] == [
+        "resumed after step 40",
+        "lost (its node was lost); resumes when it gets a place again",
+        "resumed after step 40; trains 9 steps again",
+        "lost (its node was lost); resumes when it gets a place again",
+        "starts again from its first step",
+    ]
+
+
+def test_a_run_whose_folder_is_on_another_machine_may_be_resumed(tmp_path: Path) -> None:
+    def interrupted(folder: Path) -> RunsSummary:
+        return RunsSummary([(job(), Outcome(folder=str(folder), interrupted=True))])
+
+    assert interrupted(tmp_path / "elsewhere").is_resumable
+    assert not interrupted(tmp_path).is_resumable
 
 
 class Pipe(io.StringIO):

@@ -426,6 +426,7 @@ def test_an_interrupted_run_says_how_to_resume_and_does(type_command: Any, proje
 @pytest.mark.slow
 def test_a_run_without_a_checkpoint_is_not_told_to_resume(run_all: RunAll, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(prepared: Prepared, context: Context) -> Any:
+        context.run_dir.mkdir(exist_ok=True)
         yield Opened(None, "", context.run_dir)
         raise KeyboardInterrupt
 

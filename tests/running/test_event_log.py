@@ -4,6 +4,7 @@ import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +20,9 @@ from resnet_bench.running.launchers.event_log import (
     newest_attempts,
     write_to,
 )
-from resnet_bench.running.launchers.launch import Launch, path_of
+from resnet_bench.running.launchers.launch import Handle, Launch, path_of
 from resnet_bench.running.launchers.options import SlurmOptions
+from resnet_bench.running.launchers.progress import look
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.tracking.delivery import UploadReport
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, Steps
@@ -37,7 +39,7 @@ TOLD: list[Event] = [
     EpochEnded(1, 4, 2.0, 2.0, 0.2, 1.0, 1.0, 32.0, None, snapshot=dict),
     Finished(2, 8, 2.0, 0.2, {"test/accuracy": 0.25}, None, snapshot=dict),
     Closed(UploadReport(sent=5, left=1, problem="the server is away"), joules=3.5),
-    Suspended("interrupted by SIGUSR2"),
+    Suspended("its node was lost", is_lost=True),
     JobFinished("it broke", device_problem="gone"),
 ]
 
@@ -102,6 +104,25 @@ def test_the_word_of_an_older_attempt_counts_no_more(tmp_path: Path) -> None:
     assert reader.new(newest_attempts(tmp_path)[0]) == [JobStarted(), TOLD[1]]
     assert attempts_before(tmp_path, 0, 1) == [[JobStarted(), JobFinished("its node was cut off")]]
     assert attempts_before(tmp_path, 1, 1) == []
+
+
+def test_a_task_that_was_started_again_is_shown_at_the_epoch_that_it_has_resumed_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No scheduler answers here.
+    monkeypatch.setenv("PATH", "")
+    launch = Launch.create(tmp_path, SlurmOptions(), [SimpleNamespace(label="a run")], None).submitted(
+        [Handle("7_0", (0,))]
+    )
+    began = [JobStarted(), TOLD[1], TOLD[2]]
+    for event in [*began, Steps(2, 5, [1.0], [0.1], images=16, correct=4, seconds=0.5, snapshot=dict), Suspended("x")]:
+        write_to(path_of(launch.events, 0, 0)).take(event)
+    for event in [JobStarted(), TOLD[1], Started(10, 20, 4, 9, 32, step=22, snapshot=dict)]:
+        write_to(path_of(launch.events, 0, 1)).take(event)
+    (row,), problem = look(launch)
+    assert (row.state, row.attempt, row.epoch, row.epochs) == ("running", 1, 5, 9)
+    assert problem is not None
+    assert problem.startswith(f"{launch.name}: squeue does not answer")
 
 
 def test_work_that_is_not_what_was_submitted_is_refused(tmp_path: Path) -> None:

@@ -33,6 +33,18 @@ from tests.reliability import tiny
 from tests.running.conftest import tiny_context, tiny_job
 from tests.weights import weights_at_the_end, weights_in_store
 
+NETWORK = {"name": "speedrun", "options": {"width1": 8, "width2": 12, "width3": 12}}
+"""How a run ends depends on no network in particular: a small one takes half as long."""
+
+
+def small_job(*, recipe=None, **changes):
+    return tiny_job(recipe={"model": NETWORK, **(recipe or {})}, **changes)
+
+
+@pytest.fixture
+def job_for():
+    return small_job
+
 
 def started(job, context):
     return run(prepare(job, context), context)
@@ -75,7 +87,7 @@ def undisturbed(store, tmp_path_factory):
     """The events of a tiny run that nothing has stopped."""
     with pytest.MonkeyPatch.context() as patch:
         tiny.speed_up(patch)
-        return list(started(tiny_job(), tiny_context(store, tmp_path_factory.mktemp("undisturbed"))))
+        return list(started(small_job(), tiny_context(store, tmp_path_factory.mktemp("undisturbed"))))
 
 
 def test_a_run_lands_in_mlflow_whole(store, job_for, context, runs_folder, whole_outcome) -> None:

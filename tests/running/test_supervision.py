@@ -10,7 +10,7 @@ import pytest
 
 from resnet_bench.running.events import Event, JobFinished, JobStarted
 from resnet_bench.running.launchers import supervision as module
-from resnet_bench.running.launchers.event_log import decode, encode
+from resnet_bench.running.launchers.event_log import Suspended, attempts_before, decode, encode
 from resnet_bench.running.launchers.options import RayOptions
 from resnet_bench.running.launchers.ray_cluster import missing
 from resnet_bench.running.launchers.supervision import AttemptEnd, Supervision
@@ -43,6 +43,7 @@ class FakePlaces:
         self.cancelled: list[bool] = []
         self.at_a_time = self.most = 0
         self.alive = {"n1"}
+        self.misses = 0
         self._running: list[asyncio.Task[None]] = []
 
     def start(self, number: int, attempt: int, told: Sequence[bytes]) -> Awaitable[Any]:
@@ -71,6 +72,9 @@ class FakePlaces:
         return AttemptEnd(str(error), is_lost=isinstance(error, Lost), is_cancelled=isinstance(error, Cancelled))
 
     def living_nodes(self) -> set[str]:
+        self.misses -= 1
+        if self.misses >= 0:
+            raise ConnectionError("the scheduler does not answer")
         return self.alive
 
 
@@ -129,6 +133,8 @@ def test_a_lost_task_is_started_again_with_what_it_has_told(tmp_path: Path) -> N
     assert supervise(tmp_path, places) == [JobFinished()]
     assert [(number, attempt) for number, attempt, _ in places.started] == [(0, 0), (0, 1)]
     assert [decode(text) for text in places.started[1][2]] == [JobStarted()]
+    (again,) = attempts_before(tmp_path, 0, 2)[1:]
+    assert again == [Suspended("its node was lost", is_lost=True), JobStarted(), JobFinished()]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +170,9 @@ def test_a_node_that_falls_silent_is_given_up_and_heard_no_more(
         heard.append(places.supervision.tell(number, 0, NODE, [line(JobFinished("from a node that was cut off"))]))
         heard.append(places.supervision.tell(number, 1, ("n2", "host 2"), [line(JobFinished())]))
 
-    assert supervise(tmp_path, FakePlaces(fall_silent, go_elsewhere)) == [JobFinished()]
+    places = FakePlaces(fall_silent, go_elsewhere)
+    places.misses = 2
+    assert supervise(tmp_path, places) == [JobFinished()]
     assert heard == ["taken over by another attempt", None]
 
 

@@ -552,7 +552,9 @@ def test_steps_and_images_add_up_for_any_batch_size(images: Dataset, batch_size:
             tiny_recipe(training={"batch_size": batch_size})
         return
     last_batch = "drop" if drop else "keep"
-    recipe = tiny_recipe(training={"epochs": 1, "batch_size": batch_size, "last_batch": last_batch})
+    network = {"name": "speedrun", "options": {"width1": 8, "width2": 12, "width3": 12}}
+    training = {"epochs": 1, "batch_size": batch_size, "last_batch": last_batch}
+    recipe = tiny_recipe(model=network, training=training)
     events = [event for event in train(recipe, PLAIN, 0, images) if isinstance(event, Steps)]
     assert len(events) == recipe.steps_per_epoch
     assert sum(event.images for event in events) == (40 - 40 % batch_size if drop else 40)

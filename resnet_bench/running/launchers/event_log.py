@@ -28,13 +28,20 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Suspended(TaskEvent):
-    """The job was asked to make room: its run is checkpointed, and resumed where the scheduler starts it again.
+    """The job has lost its place: its run is resumed where it is started again.
 
     Attributes:
         reason: Why, in a few words.
+        is_lost: Whether its process or node was lost; else it was asked to make room, and has written a checkpoint.
     """
 
     reason: str
+    is_lost: bool = False
+
+    @property
+    def state(self) -> str:
+        """What has become of the job, for a person."""
+        return "lost" if self.is_lost else "made room"
 
 
 _EVENTS: dict[str, type[Any]] = {

@@ -20,14 +20,14 @@ class TaskProgress:
     Attributes:
         task: What it is, for a person.
         job: The scheduler's id.
-        state: ``waiting``, ``running``, ``made room``, ``finished``, ``failed``, ``interrupted``, or what the
+        state: ``waiting``, ``running``, ``made room``, ``lost``, ``finished``, ``failed``, ``interrupted``, or what the
             scheduler says, in lower case.
         node: Where it runs.
-        epoch: The last epoch that was begun.
+        epoch: The last epoch that was begun, or, where it was resumed just now, finished.
         epochs: Epochs in all; 0 before they are known.
         accuracy: The last one, a fraction.
         attempt: How often the job was started before.
-        reason: Why it failed or made room.
+        reason: Why it failed, made room or was lost.
         open: Whether it may still do something.
     """
 
@@ -92,7 +92,7 @@ def _read(row: TaskProgress, reader: EventReader, newest: int) -> None:
                     row.epoch = row.epochs = event.outcome.epochs
                     row.accuracy = event.outcome.accuracy
             case Started():
-                row.epochs = event.epochs
+                row.epoch, row.epochs = event.step // event.steps_per_epoch, event.epochs
             case Steps():
                 row.epoch = event.epoch
             case Evaluated(split="test"):
@@ -100,7 +100,7 @@ def _read(row: TaskProgress, reader: EventReader, newest: int) -> None:
             case EpochEnded():
                 row.epoch = event.epoch
             case Suspended():
-                row.state, row.reason = "made room", event.reason
+                row.state, row.reason = event.state, event.reason
             case JobFinished():
                 row.state = "failed" if event.failure else "interrupted" if event.interrupted else "finished"
                 row.reason, row.open = event.failure, False

@@ -79,9 +79,12 @@ class RayCluster:
         supervisor = chosen.remote(self._options, works, launch.labels, parcels, environment)
         try:
             ray.get(supervisor.start.remote(), timeout=START_SECONDS)
-        except ray.exceptions.RayError as error:
+        except BaseException as error:
+            # Nobody would know of its tasks, also where a person has stopped waiting.
             with contextlib.suppress(ray.exceptions.RayError, ValueError):
                 ray.kill(supervisor)
+            if not isinstance(error, ray.exceptions.RayError):
+                raise
             raise UserError(
                 f"the Ray cluster does not start the launch ({_last_line(error)}); "
                 "every node needs the same version of resnet-bench"
@@ -197,6 +200,8 @@ def _connect(address: str) -> Any:
     if ray.is_initialized():
         return ray
     where = "no Ray cluster was found" if address == "auto" else f"no Ray cluster answers at {address}"
+    # Where a document may be printed, Ray tells of lost nodes; the events tell of what was lost with them.
+    importlib.import_module("ray._private.worker")._worker_logs_enabled = False  # type: ignore[attr-defined]
     try:
         with _signals_kept():
             ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)

@@ -55,7 +55,8 @@ def do_task(
 
     from resnet_bench.running.stopping import stop_on_signals
 
-    with stop_on_signals() as stop:
+    # The supervisor hears at once where the attempt is: of a node that falls silent before, Ray may say nothing.
+    with stop_on_signals() as stop, Teller(supervisor, number, attempt, stop) as teller:
         from resnet_bench.data.shipping import unpack
         from resnet_bench.running.events import Opened
         from resnet_bench.running.launchers.event_log import EventWriter, decode
@@ -72,17 +73,16 @@ def do_task(
         if left is None:
             return
         run_folder = None
-        with Teller(supervisor, number, attempt, stop) as teller:
-            if not options.shared:
-                _close_left_behind(before, context)
-            writer = EventWriter(teller.put)
-            with contextlib.closing(events_here([left], context)) as events:
-                for _, event in events:
-                    writer.take(event)
-                    if isinstance(event, Opened):
-                        run_folder = event.folder
-        if not options.shared and run_folder is not None:
-            _remove_delivered(run_folder)
+        if not options.shared:
+            _close_left_behind(before, context)
+        writer = EventWriter(teller.put)
+        with contextlib.closing(events_here([left], context)) as events:
+            for _, event in events:
+                writer.take(event)
+                if isinstance(event, Opened):
+                    run_folder = event.folder
+    if not options.shared and run_folder is not None:
+        _remove_delivered(run_folder)
 
 
 class Teller:

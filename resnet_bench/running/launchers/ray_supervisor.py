@@ -15,6 +15,8 @@ from resnet_bench.running.launchers.supervision import AttemptEnd, Supervision
 
 KEEP_SECONDS = 24 * 3600.0
 """How long it waits for somebody to fetch what the tasks have told, when all of them have ended."""
+KEEP_CANCELLED_SECONDS = 600.0
+"""Likewise where tasks were cancelled: who has interrupted a command twice does not ask."""
 
 
 class Supervisor:
@@ -38,11 +40,12 @@ class Supervisor:
             environment: Variables that the tasks get.
         """
         self._folder = Path(tempfile.mkdtemp(prefix="resnet-bench-"))
-        places = _RayPlaces(options, works, labels, parcels, environment)
+        self._places = _RayPlaces(options, works, labels, parcels, environment)
         self._supervision = Supervision(
-            places, len(works), self._folder, attempts=options.attempts, at_a_time=options.max_jobs
+            self._places, len(works), self._folder, attempts=options.attempts, at_a_time=options.max_jobs
         )
         self._running: asyncio.Task[None] | None = None
+        self._keep_seconds = KEEP_SECONDS
 
     async def start(self) -> None:
         """Start the tasks, and return."""
@@ -64,6 +67,7 @@ class Supervisor:
 
     async def cancel(self, numbers: Iterable[int]) -> None:
         """Have tasks stop, with a checkpoint each."""
+        self._keep_seconds = KEEP_CANCELLED_SECONDS
         self._supervision.cancel(numbers)
 
     async def clear(self) -> None:
@@ -74,7 +78,8 @@ class Supervisor:
         import ray
 
         await self._supervision.run()
-        await asyncio.sleep(KEEP_SECONDS)
+        self._places.release_images()
+        await asyncio.sleep(self._keep_seconds)
         await self.clear()
         ray.kill(ray.get_runtime_context().current_actor)
 
@@ -93,7 +98,7 @@ class _RayPlaces:
         import ray
 
         self._works, self._labels = works, labels
-        asked = {
+        asked: dict[str, Any] = {
             "num_cpus": options.cpus,
             "num_gpus": options.gpus or 0,
             "memory": None if options.memory_gb is None else int(options.memory_gb * 2**30),
@@ -101,14 +106,15 @@ class _RayPlaces:
             # Which attempt it is decides who may tell, so that only the supervision starts one.
             "max_retries": 0,
         }
-        self._asked = {key: value for key, value in asked.items() if value is not None}
-        self._do = ray.remote(do_task)
+        # With what is asked for and not as options of a call: Ray then ends the process of a task that had a GPU, which
+        # would keep its memory, and would use it still where the next task is given another one.
+        self._do = ray.remote(**{key: value for key, value in asked.items() if value is not None})(do_task)
         # The actor's own, because the command that has put the images there may end. Each node fetches them once.
         self._common = (ray.get_runtime_context().current_actor, environment, options)
         self._parcels: Any = ray.put(list(parcels))
 
     def start(self, number: int, attempt: int, told: Sequence[bytes]) -> Awaitable[Any]:
-        started: Awaitable[Any] = self._do.options(name=self._labels[number], **self._asked).remote(
+        started: Awaitable[Any] = self._do.options(name=self._labels[number]).remote(
             number, attempt, self._works[number], told, self._parcels, *self._common
         )
         return started
@@ -138,6 +144,10 @@ class _RayPlaces:
                 return AttemptEnd(f"it could not be started on its node: {describe_error(error.cause)}")
             case _:
                 return AttemptEnd(describe_error(error))
+
+    def release_images(self) -> None:
+        """Let the cluster have their memory back; no task is started any more."""
+        self._parcels = None
 
     def living_nodes(self) -> set[str]:
         import ray

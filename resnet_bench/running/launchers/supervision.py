@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,9 @@ PIECE = 4 << 20
 """Bytes of events that are handed out at a time."""
 
 
+_log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class AttemptEnd:
     """Why a task ended without saying how.
@@ -30,6 +34,10 @@ class AttemptEnd:
     reason: str
     is_lost: bool = False
     is_cancelled: bool = False
+
+
+MADE_ROOM = AttemptEnd("it made room for others", is_lost=True)
+"""Of an attempt that ended as it was asked to, and has said so."""
 
 
 class Places(Protocol):
@@ -170,6 +178,9 @@ class Supervision:
                 else:
                     # What the lost attempt may still say is not heard from here on.
                     task.attempt += 1
+                    if verdict is not MADE_ROOM:
+                        lost = {"event": "Suspended", "reason": verdict.reason, "is_lost": True}
+                        self._keep(task, [json.dumps(lost)])
             if not task.is_over:
                 self._end(task, interrupted=True)
 
@@ -194,13 +205,17 @@ class Supervision:
             return AttemptEnd(f"its node {task.host} fell silent", is_lost=True)
         problem = ended.result()
         if problem is None:
-            return AttemptEnd("it made room for others", is_lost=True)
+            return MADE_ROOM
         return self._places.judge(problem)
 
     async def _watch_nodes(self) -> None:
         while True:
             await asyncio.sleep(NODES_SECONDS)
-            nodes = await asyncio.to_thread(self._places.living_nodes)
+            try:
+                nodes = await asyncio.to_thread(self._places.living_nodes)
+            except Exception as error:  # whatever the scheduler raises where it does not answer for a while
+                _log.warning("the nodes were not looked at: %s", error)
+                continue
             for task in self._tasks:
                 if task.node and task.node not in nodes and not task.is_over:
                     task.lost.set()
