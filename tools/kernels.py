@@ -125,14 +125,18 @@ def passes_of(
     out_size = geometry.output_size(size)
     gradient = torch.randn(count, outputs, out_size, out_size).to(dtype).to(memory_format=order)
     weight = torch.randn(outputs, channels, 3, 3)
-    fits = stride == 1 and winograd.fits(channels, outputs, 1, dtype)
+    unfit = {
+        name
+        for name, fits in (("winograd", winograd.fits), ("winograd4", winograd.fits_large_tiles))
+        if stride != 1 or not fits(channels, outputs, 1, dtype)
+    }
     passes = {
         "forward": {name: partial(run, images, weight, None, geometry) for name, run in FORWARD.items()},
         "grad_input": {name: partial(run, images, gradient, weight, geometry) for name, run in GRAD_INPUT.items()},
         "grad_weight": {name: partial(run, images, gradient, weight, geometry) for name, run in GRAD_WEIGHT.items()},
     }
     return {
-        name: {algorithm: run for algorithm, run in runs.items() if algorithm != "winograd" or fits}
+        name: {algorithm: run for algorithm, run in runs.items() if algorithm not in unfit}
         for name, runs in passes.items()
     }
 
@@ -173,8 +177,8 @@ def time_convolutions(
     repeats: int, dtype: torch.dtype = torch.bfloat16, clock: Callable[[], float] = time.perf_counter
 ) -> None:
     """Print a line per shape and pass."""
-    algorithms = ("default", "gemm", "winograd")
-    print("images channels outputs map stride pass        default     gemm winograd  (ms)")
+    algorithms = ("default", "gemm", "winograd", "winograd4")
+    print("images channels outputs map stride pass        default     gemm winograd winograd4 (ms)")
     for shape in FP32_CONVOLUTIONS if dtype == torch.float32 else CONVOLUTIONS:
         for name, runs in passes_of(*shape, dtype).items():
             medians = interleaved(runs, repeats, clock)

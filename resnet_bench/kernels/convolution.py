@@ -8,6 +8,7 @@ and the processor, so it has to be measured.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -159,9 +160,9 @@ class ConvAlgorithms(NamedTuple):
     """The algorithm of each pass of a convolution: ``default`` is torch's kernel.
 
     Attributes:
-        forward: ``default`` or ``winograd``.
-        grad_input: ``default`` or ``winograd``.
-        grad_weight: ``default``, ``gemm`` or ``winograd``.
+        forward: ``default``, ``winograd`` or ``winograd4``, which is Winograd in tiles of 4×4 pixels.
+        grad_input: The same.
+        grad_weight: The same, or ``gemm``.
     """
 
     forward: str = "default"
@@ -175,9 +176,12 @@ def forward_default(images: Tensor, weight: Tensor, bias: Tensor | None, geometr
     return torch.conv2d(images, weight.to(images.dtype), in_bias, geometry.stride, geometry.padding)
 
 
-def forward_winograd(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """Compute a convolution that :func:`winograd.fits`."""
-    return winograd.convolve(images, weight.float(), None if bias is None else bias.float(), geometry.padding)
+def forward_winograd(
+    images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, *, large_tiles: bool = False
+) -> Tensor:
+    """Compute a convolution that :func:`winograd.fits`, or :func:`winograd.fits_large_tiles`."""
+    in_bias = None if bias is None else bias.float()
+    return winograd.convolve(images, weight.float(), in_bias, geometry.padding, large_tiles=large_tiles)
 
 
 def grad_input_default(images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -185,10 +189,12 @@ def grad_input_default(images: Tensor, gradient: Tensor, weight: Tensor, geometr
     return _convolution_backward(gradient, images, weight, geometry, (True, False))[0]
 
 
-def grad_input_winograd(images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """Compute the input gradient of a convolution that :func:`winograd.fits`."""
+def grad_input_winograd(
+    images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry, *, large_tiles: bool = False
+) -> Tensor:
+    """Compute the input gradient of such a convolution."""
     size = (images.shape[-2], images.shape[-1])
-    return winograd.grad_input(gradient, weight.float(), geometry.padding, size)
+    return winograd.grad_input(gradient, weight.float(), geometry.padding, size, large_tiles=large_tiles)
 
 
 def grad_weight_winograd(
@@ -196,23 +202,28 @@ def grad_weight_winograd(
     gradient: Tensor,
     weight: Tensor,  # noqa: ARG001 - all algorithms have one signature
     geometry: Geometry,
+    *,
+    large_tiles: bool = False,
 ) -> Tensor:
-    """Compute the weight gradient of a convolution that :func:`winograd.fits`."""
-    return winograd.grad_weight(images, gradient, geometry.padding)
+    """Compute the weight gradient of such a convolution."""
+    return winograd.grad_weight(images, gradient, geometry.padding, large_tiles=large_tiles)
 
 
 FORWARD: Mapping[str, Callable[[Tensor, Tensor, Tensor | None, Geometry], Tensor]] = {
     "default": forward_default,
     "winograd": forward_winograd,
+    "winograd4": partial(forward_winograd, large_tiles=True),
 }
 GRAD_INPUT: Mapping[str, Callable[[Tensor, Tensor, Tensor, Geometry], Tensor]] = {
     "default": grad_input_default,
     "winograd": grad_input_winograd,
+    "winograd4": partial(grad_input_winograd, large_tiles=True),
 }
 GRAD_WEIGHT: Mapping[str, Callable[[Tensor, Tensor, Tensor, Geometry], Tensor]] = {
     "default": grad_weight_default,
     "gemm": grad_weight_gemm,
     "winograd": grad_weight_winograd,
+    "winograd4": partial(grad_weight_winograd, large_tiles=True),
 }
 
 

@@ -219,11 +219,11 @@ def candidates(shape: Shape) -> Mapping[str, Sequence[str]]:
         return algorithms
     if 1 < shape.out_size**2 <= MAX_GEMM_PIXELS:
         algorithms["grad_weight"].append("gemm")
-    if _is_of_winograds_kind(shape) and winograd.fits(
-        shape.channels, shape.outputs, shape.geometry.padding, shape.dtype
-    ):
-        for of_pass in algorithms.values():
-            of_pass.append("winograd")
+    if _is_of_winograds_kind(shape):
+        for name, fits in (("winograd", winograd.fits), ("winograd4", winograd.fits_large_tiles)):
+            if fits(shape.channels, shape.outputs, shape.geometry.padding, shape.dtype):
+                for of_pass in algorithms.values():
+                    of_pass.append(name)
     return algorithms
 
 

@@ -125,11 +125,12 @@ def test_which_convolutions_are_products_of_whole_maps(size, geometry, expected)
 @pytest.mark.parametrize("forward", list(FORWARD))
 def test_a_layer_behind_may_work_in_place(forward: str, dtype: torch.dtype) -> None:
     """As the ReLU of VGG-16 without BatchNorm does."""
-    if forward == "winograd" and (problem := winograd.problem(dtype)):
-        pytest.skip(problem)
+    fits = winograd.fits_large_tiles if (forward, dtype) == ("winograd4", torch.bfloat16) else winograd.fits
+    if forward != "default" and not fits(32, 32, 1, dtype):
+        pytest.skip("no such kernels here")
     generator = torch.Generator().manual_seed(3)
-    images = torch.randn(2, 16, 8, 8, generator=generator).to(dtype)
-    weight = torch.randn(16, 16, 3, 3, generator=generator).requires_grad_()
+    images = torch.randn(2, 32, 8, 8, generator=generator).to(dtype)
+    weight = torch.randn(32, 32, 3, 3, generator=generator).requires_grad_()
     geometry = Geometry(kernel=3, stride=1, padding=1)
     gradients = []
     for inplace in (False, True):

@@ -178,8 +178,9 @@ def test_a_pass_that_is_not_needed_is_not_measured(tmp_path, monkeypatch) -> Non
 
 
 @needs_winograd
-def test_a_network_with_fewer_products_is_as_near_to_plain_as_bf16(tmp_path, monkeypatch) -> None:
-    choosing(monkeypatch, winograd=0.1)
+@pytest.mark.parametrize("algorithm", ["winograd", "winograd4"])
+def test_a_network_with_fewer_products_is_as_near_to_plain_as_bf16(tmp_path, monkeypatch, algorithm) -> None:
+    choosing(monkeypatch, **{algorithm: 0.1})
     torch.manual_seed(0)
     network = build("resnet9", num_classes=10)
     images, labels = torch.randn(32, 3, 32, 32), torch.randint(0, 10, (32,))

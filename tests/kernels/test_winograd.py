@@ -1,4 +1,4 @@
-"""Convolutions with fewer products, against torch's own in float64."""
+"""Convolutions of bfloat16 with fewer products, against torch's own in float64."""
 
 from typing import NamedTuple
 
@@ -13,6 +13,9 @@ from resnet_bench.kernels import native, winograd
 
 PROBLEM = winograd.problem(torch.bfloat16)
 pytestmark = pytest.mark.skipif(PROBLEM is not None, reason=f"{PROBLEM}")
+needs_large_tiles = pytest.mark.skipif(
+    PROBLEM is None and not winograd.fits_large_tiles(32, 32, 1, torch.bfloat16), reason="no tiles of 4x4 here"
+)
 
 
 class Case(NamedTuple):
@@ -34,17 +37,17 @@ def by_torch(case: Case, dtype: torch.dtype) -> list[Tensor]:
     return [outputs.detach(), *torch.autograd.grad(outputs, inputs, case.gradient.to(dtype))]
 
 
-def ours(case: Case) -> list[Tensor]:
+def ours(case: Case, *, large_tiles: bool = False) -> list[Tensor]:
     images, weight, bias, padding, pooled, gradient = case
     places = None
     if pooled:
         outputs, places = winograd.convolve_and_pool(images, weight, bias, padding)
     else:
-        outputs = winograd.convolve(images, weight, bias, padding)
+        outputs = winograd.convolve(images, weight, bias, padding, large_tiles=large_tiles)
     return [
         outputs,
-        winograd.grad_input(gradient, weight, padding, images.shape[-2:], places),
-        winograd.grad_weight(images, gradient, padding, places),
+        winograd.grad_input(gradient, weight, padding, images.shape[-2:], places, large_tiles=large_tiles),
+        winograd.grad_weight(images, gradient, padding, places, large_tiles=large_tiles),
     ]
 
 
@@ -90,11 +93,11 @@ def test_whole_numbers_are_convolved_exactly(case, threads) -> None:
         assert torch.equal(result, expected.to(result.dtype))
 
 
-def random_case(size: int, padding: int, *, pooled: bool) -> Case:
+def random_case(size: int, padding: int, *, pooled: bool, outputs: int = 48) -> Case:
     out_size = (size + 2 * padding - 2) // (2 if pooled else 1)
-    weight = torch.randn(48, 64, 3, 3, generator=torch.Generator().manual_seed(3)) / 24
-    images, gradient = random_maps(8, 64, size, size, seed=1), random_maps(8, 48, out_size, out_size, seed=2)
-    return Case(images, weight, torch.linspace(-1, 1, 48), padding, pooled, gradient)
+    weight = torch.randn(outputs, 64, 3, 3, generator=torch.Generator().manual_seed(3)) / 24
+    images, gradient = random_maps(8, 64, size, size, seed=1), random_maps(8, outputs, out_size, out_size, seed=2)
+    return Case(images, weight, torch.linspace(-1, 1, outputs), padding, pooled, gradient)
 
 
 @pytest.mark.parametrize(("size", "padding"), [(8, 1), (7, 1), (9, 0)])
@@ -105,6 +108,93 @@ def test_numbers_are_rounded_about_as_torch_rounds_them(size, padding) -> None:
         error, of_theirs = ((numbers.double() - expected).norm() / expected.norm() for numbers in (result, theirs))
         assert 0 < error < 2.5 * of_theirs
         assert error < 0.006
+
+
+@st.composite
+def cases_for_large_tiles(draw):
+    """Maps of all sizes around whole tiles, in either memory order; gradients are tiny or huge, and have outliers."""
+    height, width = draw(st.integers(1, 13)), draw(st.integers(1, 13))
+    padding = draw(st.integers(0 if min(height, width) >= 3 else 1, 2))
+    # The products of more than 128 channels are summed in parts.
+    channels, outputs = (32 * draw(st.sampled_from([1, 2, 3, 5, 9])) for _ in range(2))
+    count, size = draw(st.integers(1, 4)), 10.0 ** draw(st.integers(-12, 6))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    images, gradient = numbers(count, channels, height, width), numbers(count, outputs, height + 2 * padding - 2, 1)
+    gradient = gradient * numbers(count, outputs, 1, width + 2 * padding - 2) * size
+    images[:, 0] *= draw(st.sampled_from([0, 1, 10]))
+    images, gradient = images.bfloat16(), gradient.bfloat16()
+    if draw(st.booleans()):
+        images, gradient = (maps.contiguous(memory_format=torch.channels_last) for maps in (images, gradient))
+    bias = numbers(outputs) if draw(st.booleans()) else None
+    return Case(images, numbers(outputs, channels, 3, 3), bias, padding, pooled=False, gradient=gradient)
+
+
+@needs_large_tiles
+@given(cases_for_large_tiles(), st.integers(1, 3))
+@settings(max_examples=25, deadline=None)
+def test_large_tiles_are_near_to_float64(case, threads) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = ours(case, large_tiles=True)
+    finally:
+        torch.set_num_threads(before)
+    for result, expected, largest in zip(found, by_torch(case, torch.float64), (0.02, 0.02, 0.04), strict=True):
+        assert result.shape == expected.shape
+        assert (result.double() - expected).norm() < largest * expected.norm()
+
+
+@needs_large_tiles
+@pytest.mark.parametrize("channels", [64, 512])
+def test_large_tiles_round_convolutions_less_than_small_ones(channels) -> None:
+    weight = torch.randn(64, channels, 3, 3, generator=torch.Generator().manual_seed(3)) / 24
+    maps = random_maps(8, channels, 8, 8, seed=1).relu(), random_maps(8, 64, 8, 8, seed=2)
+    case = Case(maps[0], weight, None, 1, pooled=False, gradient=maps[1])
+    exact = by_torch(case, torch.float64)
+    errors = [
+        [(result.double() - expected).norm() / expected.norm() for result, expected in zip(results, exact, strict=True)]
+        for results in (ours(case, large_tiles=True), ours(case))
+    ]
+    (output, of_images, of_weight), (of_small, of_images_of_small, _) = errors
+    assert output < of_small
+    assert of_images < of_images_of_small
+    assert 0 < of_weight < 0.015
+
+
+@needs_large_tiles
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_large_tiles_pass_on_what_is_not_a_number(bad) -> None:
+    images, weight = random_maps(2, 32, 8, 8, seed=1), torch.randn(32, 32, 3, 3)
+    images[1, 3, 1, 1] = bad
+    outputs = winograd.convolve(images, weight, None, 1, large_tiles=True)
+    assert outputs[0].isfinite().all()
+    assert outputs[1, :, 4:, 4:].isfinite().all()
+    assert not outputs[1, :, :3, :3].isfinite().any()
+    weight[5, 2, 1, 1] = bad
+    of_weight = winograd.convolve(images[:1], weight, None, 1, large_tiles=True)
+    assert not of_weight[:, 5].isfinite().any()
+    assert of_weight[:, 6:].isfinite().all()
+    assert not winograd.grad_weight(images, images, 1, large_tiles=True)[:, 3].isfinite().any()
+
+
+@needs_large_tiles
+def test_what_large_tiles_bear_at_most_is_exact_in_sign_and_size() -> None:
+    """Every product has one sign, so that a sum is as large as it can be: it does not overflow."""
+    for channels in (32, 128, 160):
+        images, weight = torch.ones(1, channels, 8, 8).bfloat16(), torch.ones(32, channels, 3, 3)
+        outputs = winograd.convolve(images, weight, None, 1, large_tiles=True)
+        exact = F.conv2d(images.double(), weight.double(), padding=1)
+        assert (outputs.double() - exact).abs().max() < 0.005 * exact.max()
+        # The pixels with the largest frequencies.
+        signs = torch.tensor([1.0, -1.0, -1.0, 1.0, 1.0, -1.0])
+        images = (signs[:, None] * signs).bfloat16().expand(1, channels, 6, 6)
+        outputs = winograd.convolve(images, weight, None, 0, large_tiles=True)
+        exact = F.conv2d(images.double(), weight.double())
+        assert (outputs.double() - exact).abs().max() < 0.01 * 9 * channels
 
 
 def test_a_pool_takes_what_is_largest_before_it_is_rounded() -> None:
@@ -137,10 +227,12 @@ def test_what_is_no_number_stays_none() -> None:
     assert not winograd.grad_input(gradient, weight, 1, (6, 6))[:, 5].isfinite().any()
 
 
-@pytest.mark.parametrize("pooled", [False, True])
-def test_the_same_bits_come_again(pooled) -> None:
-    case = random_case(9, 1, pooled=pooled)
-    for first, second in zip(ours(case), ours(case), strict=True):
+@pytest.mark.parametrize(
+    ("pooled", "large"), [(False, False), (True, False), pytest.param(False, True, marks=needs_large_tiles)]
+)
+def test_the_same_bits_come_again(pooled, large) -> None:
+    case = random_case(9, 1, pooled=pooled, outputs=32)
+    for first, second in zip(ours(case, large_tiles=large), ours(case, large_tiles=large), strict=True):
         assert torch.equal(first, second)
 
 
@@ -151,5 +243,8 @@ def test_which_convolutions_fit(monkeypatch) -> None:
     assert not winograd.fits(3, 48, 1, bf16)
     assert not winograd.fits(24, 10, 1, bf16)
     assert not winograd.fits(24, 48, 3, bf16)
+    assert not winograd.fits_large_tiles(32, 48, 1, bf16)
+    assert not winograd.fits_large_tiles(32, 64, 1, torch.float32)
     monkeypatch.setattr(native, "problem", lambda *_: "there is no compiler")
     assert not winograd.fits(24, 48, 1, bf16)
+    assert not winograd.fits_large_tiles(32, 64, 1, bf16)
