@@ -197,8 +197,11 @@ def update(path: Path) -> None:
     # Looked at again, because another process may have done it while this one waited for the lock.
     found = inspect(path)
     # Our processes make a database under the lock, but a server of MLflow's may be at it.
-    while found.is_bare and time.time() - path.stat().st_mtime < ABANDONED_SECONDS:
+    changed, since = path.stat().st_mtime_ns if found.is_bare else 0, time.monotonic()
+    while found.is_bare and time.monotonic() - since < ABANDONED_SECONDS:
         time.sleep(0.2)
+        if (now := path.stat().st_mtime_ns) != changed:
+            changed, since = now, time.monotonic()
         found = inspect(path)
     if found.is_bare:
         _log.warning("%s: making this database was interrupted; it is made again", path)

@@ -1,7 +1,6 @@
 """Stores in every state: what is said of them, what pasted advice does, and that reading changes nothing."""
 
 import json
-import os
 import shlex
 import shutil
 import sqlite3
@@ -455,9 +454,13 @@ def test_a_store_that_another_process_is_making_is_read_as_one_without_runs_and_
 
 
 def test_a_store_whose_maker_was_killed_is_made_again(
-    half_made: Store, tmp_path: Path, describe: Describe, caplog: pytest.LogCaptureFixture
+    half_made: Store,
+    tmp_path: Path,
+    describe: Describe,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    os.utime(tmp_path / "mlflow.db", (0, 0))
+    monkeypatch.setattr("resnet_bench.tracking.sqlite_files.ABANDONED_SECONDS", 0)
     half_made.prepare()
     run_id = tracked(half_made, describe, tmp_path / "runs" / "small")
     assert half_made.reader().get_run(run_id).info.status == "FINISHED"
