@@ -33,6 +33,15 @@ def duration(seconds: float | None) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
+def file_size(size: int) -> str:
+    """Format a number of bytes as ``980 bytes``, ``26 KB``, ``3.7 MB`` or ``1.2 GB``."""
+    if size < 1000:
+        return plural(size, "byte")
+    if size < 999_500:
+        return f"{size / 1e3:.0f} KB"
+    return f"{size / 1e6:.1f} MB" if size < 999_950_000 else f"{size / 1e9:,.1f} GB"
+
+
 def plural(count: int, noun: str, nouns: str | None = None) -> str:
     """Format a count with its noun: ``1 seed``, ``1,000 seeds``, ``2 studies``."""
     return f"{count:,} {noun if count == 1 else nouns or f'{noun}s'}"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from resnet_bench.base.text import DASH, duration
+from resnet_bench.base.text import DASH, duration, file_size
 from resnet_bench.cli.screen import new_table
 from resnet_bench.running.context import Context
 from resnet_bench.running.dry_run import DryRun, Tried
@@ -35,11 +35,11 @@ def print_dry_run(plan: RunPlan, context: Context, echo: Callable[[str | Table],
             f"{tried.steps:,}",
             f"{tried.parameters:,}",
             f"{tried.macs / 1e6:,.1f} M",
-            DASH if tried.memory_bytes is None else _megabytes(tried.memory_bytes),
+            DASH if tried.memory_bytes is None else file_size(tried.memory_bytes),
             duration(tried.step_seconds),
             duration(tried.train_seconds),
-            _megabytes(tried.checkpoint_bytes),
-            _megabytes(tried.weights_bytes),
+            file_size(tried.checkpoint_bytes),
+            file_size(tried.weights_bytes),
         )
     echo(table)
     echo("")
@@ -48,7 +48,3 @@ def print_dry_run(plan: RunPlan, context: Context, echo: Callable[[str | Table],
     for tried in found:
         echo(f"{tried.job.benchmark.name}, its images as the network sees them: {tried.images}")
     echo("nothing was trained or tracked; leave out --dry-run to train")
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"

@@ -8,7 +8,7 @@ import typer
 from rich.prompt import Confirm
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.text import DASH, duration, percent, plural
+from resnet_bench.base.text import DASH, duration, file_size, percent, plural
 from resnet_bench.cli.options import (
     DEFAULT_RUNS,
     DoNotAsk,
@@ -77,10 +77,10 @@ def list_runs(
             status,
             DASH if run.test_accuracy is None else percent(run.test_accuracy),
             _when(run.started),
-            _megabytes(_bytes(run)),
+            file_size(_bytes(run)),
         )
     print_table(table)
-    echo(f"{plural(len(found), 'run')}, {_megabytes(sum(map(_bytes, found)))} on this disk")
+    echo(f"{plural(len(found), 'run')}, {file_size(sum(map(_bytes, found)))} on this disk")
 
 
 @app.command(
@@ -114,8 +114,8 @@ def show(name: RunName, tracking: TrackingURI = None, run_dir: RunDir = DEFAULT_
         "precision": tags.get("precision", DASH),
         "images": tags.get("dataset", DASH) + (", generated" if tags.get("generated") == "true" else ""),
         "page": store.run_url(run.run_id, run.experiment_id),
-        "folder": DASH if run.folder is None else f"{run.folder} ({_megabytes(run.folder_bytes)})",
-        "artifacts": "elsewhere" if run.artifact_bytes is None else _megabytes(run.artifact_bytes),
+        "folder": DASH if run.folder is None else f"{run.folder} ({file_size(run.folder_bytes)})",
+        "artifacts": "elsewhere" if run.artifact_bytes is None else file_size(run.artifact_bytes),
     }
     for key, value in rows.items():
         echo(f"  {key:<10} {value}")
@@ -151,7 +151,7 @@ def delete(
         return
     for run in found:
         echo(f"deleted {run.name}; restore it with: {store.command(f'runs restore --run-id {run.run_id}')}")
-    echo(f"{_megabytes(sum(freed.values()))} freed; resnet-bench runs prune removes their artifacts")
+    echo(f"{file_size(sum(freed.values()))} freed; resnet-bench runs prune removes their artifacts")
 
 
 @app.command(
@@ -202,7 +202,7 @@ def prune(
             problems=failed,
         )
     elif wanted:
-        echo(f"{_megabytes(freed)} freed")
+        echo(f"{file_size(freed)} freed")
     for problem in failed:
         print_error(problem)
     if failed:
@@ -212,14 +212,14 @@ def prune(
 def _print_plan(plan: "PrunePlan") -> None:
     table = new_table("what", "name", "why", "size", right=["size"])
     for leftover in plan.leftovers:
-        table.add_row(leftover.kind, leftover.name, leftover.why, _megabytes(leftover.bytes))
+        table.add_row(leftover.kind, leftover.name, leftover.why, file_size(leftover.bytes))
     if plan.leftovers:
         print_table(table)
     for kept in plan.kept:
-        echo(f"{kept.name} stays: {kept.why} ({_megabytes(kept.bytes)})")
+        echo(f"{kept.name} stays: {kept.why} ({file_size(kept.bytes)})")
     for text in plan.notes:
         note(text)
-    echo(f"{_megabytes(plan.bytes)} to free" if plan.leftovers else "nothing to remove")
+    echo(f"{file_size(plan.bytes)} to free" if plan.leftovers else "nothing to remove")
 
 
 def _document(run: "KeptRun", store: Store) -> dict[str, Any]:
@@ -228,10 +228,6 @@ def _document(run: "KeptRun", store: Store) -> dict[str, Any]:
 
 def _bytes(run: "KeptRun") -> int:
     return run.folder_bytes + (run.artifact_bytes or 0)
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
 
 
 def _when(started: int) -> str:

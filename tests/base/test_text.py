@@ -33,6 +33,12 @@ def test_percent_has_two_digits_and_a_dash_for_what_is_no_number() -> None:
     assert text.percent(None) == text.percent(math.inf) == "–"
 
 
+def test_file_size_has_a_unit_that_shows_something() -> None:
+    sizes = (0, 999, 1000, 999_499, 999_500, 3_676_045, 999_949_999, 1_230_000_000)
+    shown = ["0 bytes", "999 bytes", "1 KB", "999 KB", "1.0 MB", "3.7 MB", "999.9 MB", "1.2 GB"]
+    assert [text.file_size(size) for size in sizes] == shown
+
+
 def test_plural_follows_the_count() -> None:
     assert [text.plural(count, "seed") for count in (0, 1, 1000)] == ["0 seeds", "1 seed", "1,000 seeds"]
     assert text.plural(2, "study", "studies") == "2 studies"
