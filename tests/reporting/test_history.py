@@ -186,8 +186,8 @@ def share_of_alarms(repetitions: int) -> float:
         for number in range(6):
             made = point(f"c{number}", 20 * number, [numbers.gauss(90, 0.3) for _ in range(3)])
             for run in made:
-                rates = dict.fromkeys((1, 2, 3), 1000 * (1 + numbers.gauss(0, 0.1)))
-                runs.append(replace(run, metrics={**run.metrics, "time/images_per_second": rates}))
+                per_epoch = dict.fromkeys((1, 2, 3), 1000 * (1 + numbers.gauss(0, 0.1)))
+                runs.append(replace(run, metrics={**run.metrics, "time/images_per_second": per_epoch}))
         measured = [part for each in only(runs).points for part in (each.accuracy, rates(each))]
         return any(part.change is not None and part.change.step for part in measured)
 
