@@ -177,13 +177,14 @@ def grad_weight(
         of_gradient: tuple[Tensor | int | None, ...] = (gradient, outputs)
     else:
         of_gradient = (gradient, _in_order(places), outputs, *_whole_size(gradient, places))
-    source = _source_of_large_tiles(images.dtype) if large_tiles else _SOURCES[images.dtype]
+    source = _source(images.dtype, large_tiles=large_tiles)
     native.call(native.library(source), "gradient_of_filters", *of_maps, *of_gradient, found)
     return found
 
 
-def _source_of_large_tiles(dtype: torch.dtype) -> Path:
-    return _SOURCES[dtype] if dtype == torch.float32 else _SOURCE_OF_LARGE_TILES
+def _source(dtype: torch.dtype, *, large_tiles: bool) -> Path:
+    """The C file; the one for float32 has no other than large tiles."""
+    return _SOURCE_OF_LARGE_TILES if large_tiles and dtype == torch.bfloat16 else _SOURCES[dtype]
 
 
 def _convolve_in_large_tiles(
@@ -193,7 +194,7 @@ def _convolve_in_large_tiles(
     maps = maps.contiguous(memory_format=torch.channels_last)
     count, channels, height, width = maps.shape
     native.call(
-        native.library(_source_of_large_tiles(maps.dtype)),
+        native.library(_source(maps.dtype, large_tiles=True)),
         "convolve",
         *(maps, count, height, width, channels, padding),
         *(weight.contiguous(), results.shape[1], turned, bias, results),
