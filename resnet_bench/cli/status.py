@@ -1,6 +1,7 @@
 """The verb ``resnet-bench status``."""
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,8 +34,11 @@ def status(
 ) -> None:
     if watch and as_json:
         raise UserError("--watch is for a person's screen; with --json, look again when you need to know")
+    watched: set[str] = set()
     while True:
-        rows, notes = _look(run_dir, everything=everything)
+        rows, notes = _look(run_dir, everything=everything, also=watched)
+        # The last table shows how each job has ended.
+        watched |= {row["launch"] for row in rows}
         if watch and console.is_terminal:
             console.clear()
         if as_json:
@@ -48,15 +52,15 @@ def status(
         time.sleep(WATCH_SECONDS)
 
 
-def _look(run_dir: Path, *, everything: bool) -> tuple[list[dict[str, Any]], list[str]]:
-    """A row per task, and what could not be found out."""
+def _look(run_dir: Path, *, everything: bool, also: Collection[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """A row per task, also of some launches that have ended, and what could not be found out."""
     # The events import torch.
     from resnet_bench.running.launchers.progress import look
 
     rows, notes = [], []
     for launch in find_launches(run_dir):
         found, problem = look(launch)
-        if everything or any(row.open for row in found):
+        if everything or launch.name in also or any(row.open for row in found):
             rows += [{"launch": launch.name, **vars(row)} for row in found]
             notes += [problem] if problem else []
     return rows, notes

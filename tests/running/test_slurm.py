@@ -231,5 +231,17 @@ def test_what_slurm_refuses_is_one_sentence_and_a_detached_launch_is_seen_and_ca
     seen = typed("status", "--json")
     assert seen.returncode == 0
     assert '"task": "he-resnet20 seed 1"' in seen.stdout
-    assert "cancelled 2 jobs" in typed("cancel").stdout
+    watch = [*command, "status", "--watch"]
+    with (tmp_path / "watch.out").open("w") as file:
+        watching = subprocess.Popen(watch, cwd=tmp_path, stdout=file, env={**os.environ, "COLUMNS": "200"})
+    try:
+        wait_until(lambda: "seed 1" in (tmp_path / "watch.out").read_text(), "the first table", PATIENCE)
+        assert "cancelled 2 jobs" in typed("cancel").stdout
+        assert watching.wait(PATIENCE) == 0
+    finally:
+        watching.kill()
+        watching.wait()
+    last = (tmp_path / "watch.out").read_text().rpartition("accuracy")[2]
+    # Slurm may forget at once what never ran.
+    assert len(re.findall(r"he-resnet20 seed [01] .* (?:cancelled|gone) ", last)) == 2, last
     cluster.ask("scontrol", "update", "nodename=n1,n2", "state=resume")
