@@ -131,11 +131,6 @@ def _breaches(recipe: Recipe, claim: Claim) -> Iterator[str]:
         yield "data.test_images leaves test images out; all 10,000 count"
     if not evaluation.test_at_end and "test" not in evaluation.splits:
         yield "the test set is never evaluated; write evaluation.test_at_end = true"
-    if claim.is_tta and evaluation.test_time_augmentation is None:
-        yield (
-            'metric = "accuracy_tta" is never measured; write [recipe.evaluation] test_time_augmentation = '
-            '{ mirror = true }, or metric = "accuracy"'
-        )
     if recipe.model.options.get("pretrained"):
         yield "model.options.pretrained brings weights that were trained elsewhere"
 

@@ -78,7 +78,6 @@ def test_too_few_seeds_are_not_judged() -> None:
         ({"claims": [{"at_least": 90.0, "selection": "best"}]}, "takes the last epoch"),
         ({"claims": [{"at_least": 90.0}], "recipe": {"evaluation": {"mode": "batch_statistics"}}}, "statistics of the"),
         ({"recipe": {"data": {"test_images": 100}}}, "leaves test images out"),
-        ({"recipe": {"evaluation": {"test_time_augmentation": "none"}}}, '"accuracy_tta" is never measured'),
         (
             {
                 "claims": [{"at_least": 90.0}],
