@@ -100,7 +100,7 @@ def main(words: list[str] | None = None) -> None:
     given = parser.parse_args(words)
     for each in trainings(given.benchmarks, given.executions, given.seeds):
         (given.store / each.execution).mkdir(parents=True, exist_ok=True)
-        subprocess.run(each.command(given.store, given.data), check=True)  # noqa: S603 - our own command line
+        subprocess.run(each.command(given.store, given.data), check=True)  # noqa: S603 - a command line of ours
         publish(given.store, each.execution, given.out)
 
 

@@ -1,6 +1,6 @@
 """Whether an execution changes what a recipe reaches: seeds by stock PyTorch in fp32 beside seeds by other executions.
 
-The sources trained with torch's own operations in fp32; we train with kernels of our own and, where the processor has
+The sources trained with torch's own operations in fp32; we train with our kernels and, where the processor has
 it, in bf16. The tables of this question come with the package, and every report says what they show.
 """
 
