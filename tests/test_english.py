@@ -29,7 +29,7 @@ ALLOWED = {
 
 def text_files() -> list[Path]:
     listed = subprocess.run(
-        ["git", "-C", str(REPOSITORY), "ls-files", "*.py", "*.md", "*.toml", "*.j2", "*.c", "Makefile"],
+        ["git", "-C", str(REPOSITORY), "ls-files", "*.py", "*.md", "*.toml", "*.j2", "*.c", "*.h", "Makefile"],
         capture_output=True,
         text=True,
         check=False,

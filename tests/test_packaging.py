@@ -87,6 +87,8 @@ def test_a_wheel_of_the_sdist_holds_what_one_of_the_checkout_holds(installed: Pa
     with zipfile.ZipFile(wheel) as expected, zipfile.ZipFile(ours) as found:
         names = set(expected.namelist())
         assert set(found.namelist()) == names
+    kernels = {path.name for path in (REPOSITORY / "resnet_bench" / "kernels").glob("*.[ch]")}
+    assert kernels == {Path(name).name for name in names if name.endswith((".c", ".h"))}
     for kind in ("benchmarks", "studies", "datasets"):
         shipped = {Path(name).name for name in names if name.startswith(f"resnet_bench/shipped/{kind}/")}
         assert shipped == {path.name for path in (REPOSITORY / kind).glob("*.toml")}

@@ -71,7 +71,7 @@ def kernels_digest() -> str:
     """A digest of all that there is to choose from."""
     digest = hashlib.sha256()
     for path in sorted((Path(__file__).parent.parent / "kernels").iterdir()):
-        if path.suffix in (".py", ".c"):
+        if path.suffix in (".py", ".c", ".h"):
             digest.update(path.read_bytes())
     return digest.hexdigest()
 

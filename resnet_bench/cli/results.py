@@ -31,13 +31,15 @@ def results(
     as_json: Json = False,
 ) -> None:
     # Pandas is imported when the verb is called, so that help and completion are quick.
+    from resnet_bench.reporting.executions import read_executions
     from resnet_bench.reporting.reference import reference_results
     from resnet_bench.reporting.wording import mean_with_interval
 
     found = reference_results(folder, benchmarks)
     rows = [each.asdict() for each in found]
+    checks = read_executions(None if folder is None else folder / "executions", benchmarks)
     if as_json or style == "json":
-        print_json("results", results=rows)
+        print_json("results", results=rows, executions=[check.asdict() for check in checks])
     elif style == "csv":
         if rows:
             writer = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
@@ -53,3 +55,5 @@ def results(
         for each in found:
             where = f"{duration(each.row.seconds)} on {each.row.device}, {each.precision}"
             echo(f"{each.benchmark}: {each.row.verdict.reason} ({where})")
+        for check in checks:
+            echo(f"{check.benchmark}: {check.sentence}")

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import logging
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -33,7 +34,7 @@ def library(source: Path, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
     """Load a C file as a library of this process, compiled unless that was done before; tried once per process.
 
     Args:
-        source: The C file; it includes nothing but the C library.
+        source: The C file; it includes only the C library and, by quoted names, headers beside it.
         defines: Names that the preprocessor is to know.
 
     Raises:
@@ -122,8 +123,15 @@ def _key(source: Path, command: Sequence[str]) -> str:
     processor = Path("/proc/cpuinfo")
     flags = [line for line in _lines(processor) if line.startswith(("model name", "flags", "Features"))]
     version = _run([*command[:1], "--version"])
-    parts = [source.read_text(encoding="utf-8"), *command, version, *sorted(set(flags))]
+    parts = [*_texts(source), *command, version, *sorted(set(flags))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _texts(source: Path) -> list[str]:
+    """Of a C file and of the headers that it includes from its folder."""
+    text = source.read_text(encoding="utf-8")
+    included = re.findall(r'^#include "(.+)"$', text, re.MULTILINE)
+    return [text, *(part for name in included for part in _texts(source.with_name(name)))]
 
 
 def _lines(path: Path) -> list[str]:

@@ -19,21 +19,22 @@
 
 #include <immintrin.h>
 #include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-enum result { DONE, OUT_OF_MEMORY };
-
-#define INLINE static inline __attribute__((always_inline))
 
 #define LANES 16
-#define FREQUENCIES 16
+#define COLUMNS 4
+#define OUT 2
+
+typedef uint16_t value;
+/* Two values, whose products with two others are added at once. */
+typedef uint32_t pair;
+typedef pair factor;
+
+#include "winograd.h"
+
 /* Tiles whose frequencies are at hand at once: as many as leave room for filters in a core's second cache. */
 #define TILES 48
 #define TILES_OF_MANY_CHANNELS 24
 #define MANY_CHANNELS 256
-/* Bytes that are behind each frequency, too, so that not all of them want the same place in a core's first cache. */
-#define CACHE_LINE 64
 /* Pixels between a tile and those that are asked for. */
 #define AHEAD 4
 /* Pairs of tiles that a gradient of filters is summed over before it is written. */
@@ -41,18 +42,6 @@ enum result { DONE, OUT_OF_MEMORY };
 
 /* Bytes that such sums may take, of all threads. */
 #define SUMS (256 << 20)
-
-typedef uint16_t value;
-/* Two values, whose products with two others are added at once. */
-typedef uint32_t pair;
-
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
-
-/* Channels, and those that fill up the last vector of them. */
-INLINE int64_t filled(int64_t channels) { return parts_of(channels, LANES) * LANES; }
-
-static void *memory(int64_t bytes) { return aligned_alloc(CACHE_LINE, parts_of(bytes, CACHE_LINE) * CACHE_LINE); }
 
 /* --- values -------------------------------------------------------------------------------------- */
 
@@ -159,18 +148,6 @@ INLINE void taps_of_frequencies(const __m512 x[FREQUENCIES], __m512 w[9]) {
 
 /* --- matrix products ----------------------------------------------------------------------------- */
 
-/* What is multiplied: `sums[r][c]`, or what is added to it, is the sum over k of `rows[r][k] * columns[k][c]`. */
-struct product {
-    const pair *rows;
-    int64_t of_row, of_step;
-    const pair *columns;
-    int64_t of_line;
-    int64_t pairs;
-    float *sums;
-    int64_t of_sum;
-    int add;
-};
-
 /* A part of it that the registers hold: some rows, and some columns of as many lanes. */
 INLINE void multiply_block(const struct product *p, int64_t row, int64_t column, const int rows, const int columns) {
     __m512 sums[8][4];
@@ -179,7 +156,7 @@ INLINE void multiply_block(const struct product *p, int64_t row, int64_t column,
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns; c++)
             sums[r][c] = p->add ? _mm512_loadu_ps(at + r * p->of_sum + c * LANES) : _mm512_setzero_ps();
-    for (int64_t k = 0; k < p->pairs; k++) {
+    for (int64_t k = 0; k < p->steps; k++) {
         __m512bh factors[4];
         for (int c = 0; c < columns; c++)
             factors[c] = (__m512bh)_mm512_loadu_si512(right + k * p->of_line + c * LANES);
@@ -216,37 +193,7 @@ static void multiply(const struct product *p, int64_t rows, int64_t column, int6
     }
 }
 
-/* Columns are multiplied in strips of up to four times the lanes, as equal as can be. */
-INLINE int64_t strips_of(int64_t columns) { return parts_of(columns, 4 * LANES); }
-INLINE int64_t strip_begin(int64_t columns, int64_t strip) {
-    return parts_of(columns, LANES) * strip / strips_of(columns) * LANES;
-}
-
 /* --- tiles --------------------------------------------------------------------------------------- */
-
-/* Where there are `places`, `values` are the largest of each 2x2 pixels of the maps, in [images, height / 2, width / 2,
- * channels], and a map is zero but there. The places of pixels among four are 0, 1 above and 2, 3 below. */
-struct maps {
-    const value *values;
-    const uint8_t *places;
-    int64_t height, width, channels;
-};
-
-/* Tiles of a map's output, counted row by row, image by image. */
-struct tiling {
-    int64_t images, rows, columns;
-};
-
-INLINE int64_t tiles_of(const struct tiling *tiling) { return tiling->images * tiling->rows * tiling->columns; }
-
-struct tile {
-    int64_t image, row, column;
-};
-
-INLINE struct tile tile_at(const struct tiling *tiling, int64_t index) {
-    const int64_t columns = tiling->columns, rows = tiling->rows;
-    return (struct tile){index / (rows * columns), index / columns % rows * 2, index % columns * 2};
-}
 
 INLINE void advance(const struct tiling *tiling, struct tile *tile) {
     tile->column += 2;
@@ -305,13 +252,6 @@ INLINE void ask_ahead(
 }
 
 /* --- filters ------------------------------------------------------------------------------------- */
-
-struct filters {
-    const float *weights;
-    int64_t outputs, channels;
-    /* Whether channels and outputs change places, and rows and columns run backwards: for the gradient of the maps. */
-    int turned;
-};
 
 /* Filters from 16 channels to one output; those to an output that only fills up are zero. */
 INLINE void taps_at(const struct filters *filters, int64_t output, int64_t channel, __m512 taps[9]) {
@@ -507,8 +447,8 @@ int convolve(
     const int64_t room = channels > MANY_CHANNELS ? TILES_OF_MANY_CHANNELS : TILES;
     const int64_t of_frequency = room * channels + CACHE_LINE / (int64_t)sizeof(value);
     const struct convolution own = {
-        {maps, places, height, width, channels}, {images, parts_of(out_height, 2), parts_of(out_width, 2)}, padding,
-        transformed, bias, {results, out_places, out_height, out_width, outputs}, nothing, room, of_frequency,
+        {maps, height, width, channels, places}, tiling_of(images, out_height, out_width), padding,
+        transformed, bias, {results, out_height, out_width, outputs, out_places}, nothing, room, of_frequency,
     };
     const int64_t tiles = tiles_of(&own.tiling);
     int result = transformed && nothing ? DONE : OUT_OF_MEMORY;
@@ -533,24 +473,7 @@ int convolve(
 
 /* --- the gradient of the filters ----------------------------------------------------------------- */
 
-struct gradient {
-    struct maps maps, gradients;
-    struct tiling tiling;
-    int64_t padding;
-    /* Channels of the maps and of the gradients, and those that fill up the last vector of each. */
-    int64_t room, gradients_room;
-    /* Pairs of a frequency of the maps, and of one of the gradients. */
-    int64_t of_frequency, of_gradients_frequency;
-    const value *nothing;
-    /* What tiles are summed up in, a part of the tiles each: [part][frequency][output][channel]. */
-    int64_t parts, of_part;
-    float *sums;
-};
-
-/* Frequencies of tiles, two by two: [frequency][pair of tiles][channel]. */
-struct pairs {
-    pair *of_maps, *of_gradients;
-};
+#include "winograd_bf16.h"
 
 /* Some channels of two tiles of the maps. */
 INLINE void transform_pixels(
@@ -621,43 +544,6 @@ static void add_pairs(const struct gradient *own, int64_t first, int64_t count, 
     }
 }
 
-static int add_part(const struct gradient *own, int64_t part) {
-    const int64_t all = parts_of(tiles_of(&own->tiling), 2);
-    const int64_t begin = all * part / own->parts, end = all * (part + 1) / own->parts;
-    const struct pairs pairs = {
-        memory(FREQUENCIES * own->of_frequency * sizeof(pair)),
-        memory(FREQUENCIES * own->of_gradients_frequency * sizeof(pair)),
-    };
-    const int result = pairs.of_maps && pairs.of_gradients ? DONE : OUT_OF_MEMORY;
-    if (result == DONE) {
-        float *sums = own->sums + part * own->of_part;
-        memset(sums, 0, own->of_part * sizeof(float));
-        for (int64_t first = begin; first < end; first += PAIRS)
-            add_pairs(own, first, smaller(PAIRS, end - first), &pairs, sums);
-    }
-    free(pairs.of_maps);
-    free(pairs.of_gradients);
-    return result;
-}
-
-/* The taps' gradients of one output's filters. */
-INLINE void write_taps(const struct gradient *own, int64_t output, float *to) {
-    const int64_t channels = own->maps.channels, outputs = own->gradients.channels;
-    for (int64_t c = 0; c < channels; c += LANES) {
-        __m512 x[FREQUENCIES], taps[9];
-        float numbers[9][LANES];
-        for (int f = 0; f < FREQUENCIES; f++) {
-            const float *sums = own->sums + (f * outputs + output) * own->room + c;
-            x[f] = _mm512_loadu_ps(sums);
-            for (int64_t part = 1; part < own->parts; part++) x[f] += _mm512_loadu_ps(sums + part * own->of_part);
-        }
-        taps_of_frequencies(x, taps);
-        for (int tap = 0; tap < 9; tap++) _mm512_storeu_ps(numbers[tap], taps[tap]);
-        for (int64_t lane = 0; lane < smaller(LANES, channels - c); lane++)
-            for (int tap = 0; tap < 9; tap++) to[(c + lane) * 9 + tap] = numbers[tap][lane];
-    }
-}
-
 /* The gradient of a convolution's filters. It is summed up in as many parts as there are threads.
  *
  * maps        [images, height, width, channels]; channels are a multiple of 8
@@ -683,27 +569,7 @@ int gradient_of_filters(
     float *results,
     int threads
 ) {
-    const int64_t room = filled(channels), gradients_room = filled(outputs), of_part = FREQUENCIES * outputs * room;
-    const int64_t affordable = SUMS / (of_part * (int64_t)sizeof(float)), parts = smaller(threads, affordable + 1);
-    value *nothing = calloc(outputs > channels ? outputs : channels, sizeof(value));
-    const struct gradient own = {
-        {maps, NULL, height, width, channels},
-        {gradients, places, out_height, out_width, outputs},
-        {images, parts_of(out_height, 2), parts_of(out_width, 2)},
-        padding, room, gradients_room,
-        PAIRS * room + CACHE_LINE / (int64_t)sizeof(pair), PAIRS * gradients_room + CACHE_LINE / (int64_t)sizeof(pair),
-        nothing, parts, of_part, memory(parts * of_part * sizeof(float)),
-    };
-    int result = own.sums && nothing ? DONE : OUT_OF_MEMORY;
-    if (result == DONE) {
-#pragma omp parallel for num_threads(parts) schedule(static) reduction(| : result)
-        for (int64_t part = 0; part < parts; part++) result |= add_part(&own, part);
-    }
-    if (result == DONE) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t output = 0; output < outputs; output++) write_taps(&own, output, results + output * channels * 9);
-    }
-    free(own.sums);
-    free(nothing);
-    return result;
+    const struct maps of_maps = {maps, height, width, channels};
+    const struct maps of_gradients = {gradients, out_height, out_width, outputs, places};
+    return sum_up(&of_maps, &of_gradients, images, padding, results, threads);
 }

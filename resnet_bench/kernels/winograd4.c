@@ -21,21 +21,19 @@
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-enum result { DONE, OUT_OF_MEMORY };
-
-#define INLINE static inline __attribute__((always_inline))
 
 #define LANES 16
-#define FREQUENCIES 36
-/* Pixels of a tile's output and of its input, in a row. */
-#define OUT 4
-#define IN 6
-/* Rows and vectors of columns of a block of a matrix product, which fills the registers. */
-#define ROWS 6
 #define COLUMNS 4
+
+typedef uint16_t value;
+/* Two factors, whose products with two others are added at once. */
+typedef uint32_t pair;
+typedef pair factor;
+
+/* What makes the filters' frequencies all about as large. */
+#define OF_B (1.0f / 3)
+
+#include "winograd_4x4.h"
 
 /* Tiles whose frequencies are at hand at once. */
 #define TILES 24
@@ -45,17 +43,6 @@ enum result { DONE, OUT_OF_MEMORY };
 #define WHOLE_PAIRS 64
 /* Bytes that such sums may take, of all threads. */
 #define SUMS (512 << 20)
-#define CACHE_LINE 64
-
-typedef uint16_t value;
-/* Two factors, whose products with two others are added at once. */
-typedef uint32_t pair;
-
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-INLINE int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
-
-static void *memory(int64_t bytes) { return aligned_alloc(CACHE_LINE, parts_of(bytes, CACHE_LINE) * CACHE_LINE); }
 
 INLINE __m512 load(const value *from) {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
@@ -66,39 +53,7 @@ INLINE void store(value *to, __m512 numbers) { _mm256_storeu_si256((__m256i *)to
 
 /* --- transforms ---------------------------------------------------------------------------------- */
 
-/* The points' absolute values, their squares and cubes. */
-#define A 0.70710678118654752f
-#define B 1.41421356237309505f
-#define A2 0.5f
-#define B2 2.0f
-#define A3 (A2 * A)
-#define B3 (B2 * B)
-/* What the filters' frequencies at these points are scaled by, such that all are about as large, and what their outputs
- * are scaled by for it. */
-#define OF_A (-2.0f / 3)
-#define OF_B (1.0f / 3)
-#define BACK_B 0.5f
-
-/* Each transforms a line; `from` and `to` are the distances between its numbers. */
-
-INLINE void pixels_of_line(const __m512 *x, __m512 *y, const int from, const int to) {
-    const __m512 x0 = x[0], x1 = x[from], x2 = x[2 * from], x3 = x[3 * from], x4 = x[4 * from], x5 = x[5 * from];
-    const __m512 even_a = x4 - B2 * x2, odd_a = x3 - B2 * x1, even_b = x4 - A2 * x2, odd_b = x3 - A2 * x1;
-    y[0] = x0 + x4 - (A2 + B2) * x2;
-    y[to] = even_a + A * odd_a, y[2 * to] = even_a - A * odd_a;
-    y[3 * to] = even_b + B * odd_b, y[4 * to] = even_b - B * odd_b;
-    y[5 * to] = x1 + x5 - (A2 + B2) * x3;
-}
-
-INLINE void gradients_of_line(const __m512 *x, __m512 *y, const int from, const int to) {
-    const __m512 x0 = x[0], x1 = x[from], x2 = x[2 * from], x3 = x[3 * from];
-    const __m512 even_a = x0 + A2 * x2, odd_a = x1 + A2 * x3, even_b = x0 + B2 * x2, odd_b = x1 + B2 * x3;
-    y[0] = x0;
-    y[to] = even_a + A * odd_a, y[2 * to] = even_a - A * odd_a;
-    y[3 * to] = even_b + B * odd_b, y[4 * to] = even_b - B * odd_b;
-    y[5 * to] = x3;
-}
-
+/* Behind those of winograd_4x4.h. */
 INLINE void frequencies_of_line(const __m512 *x, __m512 *y, const int from, const int to) {
     const __m512 x0 = x[0], x1 = x[from], x2 = x[2 * from], x3 = x[3 * from], x4 = x[4 * from], x5 = x[5 * from];
     const __m512 even_a = x1 + x2, odd_a = x1 - x2, even_b = x3 + x4, odd_b = x3 - x4;
@@ -108,37 +63,7 @@ INLINE void frequencies_of_line(const __m512 *x, __m512 *y, const int from, cons
     y[3 * to] = x5 + A3 * odd_a + (BACK_B * B3) * odd_b;
 }
 
-INLINE void taps_of_line(const __m512 *x, __m512 *y, const int from, const int to) {
-    const __m512 x0 = x[0], x1 = x[from], x2 = x[2 * from];
-    const __m512 even_a = OF_A * (x0 + A2 * x2), odd_a = (OF_A * A) * x1;
-    const __m512 even_b = OF_B * (x0 + B2 * x2), odd_b = (OF_B * B) * x1;
-    y[0] = x0;
-    y[to] = even_a + odd_a, y[2 * to] = even_a - odd_a;
-    y[3 * to] = even_b + odd_b, y[4 * to] = even_b - odd_b;
-    y[5 * to] = x2;
-}
-
-INLINE void gradient_frequencies_of_line(const __m512 *x, __m512 *y, const int from, const int to) {
-    const __m512 x0 = x[0], x1 = x[from], x2 = x[2 * from], x3 = x[3 * from], x4 = x[4 * from], x5 = x[5 * from];
-    const __m512 even_a = OF_A * (x1 + x2), even_b = (OF_B * BACK_B) * (x3 + x4);
-    y[0] = x0 + even_a + even_b;
-    y[to] = (OF_A * A) * (x1 - x2) + (OF_B * BACK_B * B) * (x3 - x4);
-    y[2 * to] = x5 + A2 * even_a + B2 * even_b;
-}
-
-/* A transform of a square of numbers by that of its lines, columns first. */
-#define DEFINE_TRANSFORM(name, of_line, in, out)                                                                   \
-    INLINE void name(const __m512 *x, __m512 *y) {                                                              \
-        __m512 half[(out) * (in)];                                                                              \
-        for (int i = 0; i < (in); i++) of_line(x + i, half + i, in, in);                                        \
-        for (int i = 0; i < (out); i++) of_line(half + (in) * i, y + (out) * i, 1, 1);                          \
-    }
-
-DEFINE_TRANSFORM(frequencies_of_pixels, pixels_of_line, IN, IN)
-DEFINE_TRANSFORM(frequencies_of_gradients, gradients_of_line, OUT, IN)
 DEFINE_TRANSFORM(pixels_of_frequencies, frequencies_of_line, IN, OUT)
-DEFINE_TRANSFORM(frequencies_of_taps, taps_of_line, 3, IN)
-DEFINE_TRANSFORM(taps_of_frequencies, gradient_frequencies_of_line, IN, 3)
 
 /* --- whole numbers ------------------------------------------------------------------------------- */
 
@@ -162,19 +87,6 @@ INLINE __m512i whole_pairs(__m512 first, __m512 second, __m512 scale) {
 
 enum factors { WHOLE, BFLOAT16 };
 
-/* What is multiplied: `sums[r][c]`, or what is added to it, is the sum over k of `rows[r][k] * columns[k][c]`, a pair of
- * products each. */
-struct product {
-    const pair *rows;
-    int64_t of_row, of_step;
-    const pair *columns;
-    int64_t of_line;
-    int64_t pairs;
-    float *sums;
-    int64_t of_sum;
-    int add;
-};
-
 INLINE __m512i multiply_and_add(__m512i sums, __m512i left, __m512i right, const enum factors factors) {
     if (factors == WHOLE) return _mm512_dpwssd_epi32(sums, left, right);
     return _mm512_castps_si512(_mm512_dpbf16_ps(_mm512_castsi512_ps(sums), (__m512bh)left, (__m512bh)right));
@@ -189,7 +101,7 @@ INLINE void multiply_block(
     const pair *left = p->rows + row * of_row, *right = p->columns;
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns; c++) sums[r][c] = _mm512_setzero_si512();
-    for (int64_t k = 0; k < p->pairs; k++, left += of_step, right += of_line) {
+    for (int64_t k = 0; k < p->steps; k++, left += of_step, right += of_line) {
         __m512i line[COLUMNS];
         for (int c = 0; c < columns; c++) line[c] = _mm512_loadu_si512(right + c * LANES);
         for (int r = 0; r < rows; r++) {
@@ -207,79 +119,18 @@ INLINE void multiply_block(
         }
 }
 
-INLINE void multiply_rows(const struct product *p, int64_t rows, const int columns, const enum factors factors) {
-    int64_t row = 0;
-    for (; row + ROWS <= rows; row += ROWS) multiply_block(p, row, ROWS, columns, factors);
-    for (; row + 2 <= rows; row += 2) multiply_block(p, row, 2, columns, factors);
-    if (row < rows) multiply_block(p, row, 1, columns, factors);
+INLINE void multiply_whole_block(const struct product *p, int64_t row, const int rows, const int columns) {
+    multiply_block(p, row, rows, columns, WHOLE);
 }
 
-/* Up to as many columns as a block has. Not inline, or the compiler is short of registers. */
-#define DEFINE_MULTIPLY(name, factors)                                                                             \
-    static __attribute__((noinline)) void name(const struct product *p, int64_t rows, int64_t columns) {        \
-        switch (columns / LANES) {                                                                              \
-        case 1:                                                                                                 \
-            multiply_rows(p, rows, 1, factors);                                                                 \
-            break;                                                                                              \
-        case 2:                                                                                                 \
-            multiply_rows(p, rows, 2, factors);                                                                 \
-            break;                                                                                              \
-        case 3:                                                                                                 \
-            multiply_rows(p, rows, 3, factors);                                                                 \
-            break;                                                                                              \
-        case 4:                                                                                                 \
-            multiply_rows(p, rows, 4, factors);                                                                 \
-            break;                                                                                              \
-        }                                                                                                       \
-    }
-
-DEFINE_MULTIPLY(multiply_whole, WHOLE)
-DEFINE_MULTIPLY(multiply_bfloat16, BFLOAT16)
-
-/* Columns are multiplied in strips of up to as many as a block has, as equal as can be. */
-INLINE int64_t strips_of(int64_t columns) { return parts_of(columns, COLUMNS * LANES); }
-INLINE int64_t strip_begin(int64_t columns, int64_t strip) {
-    return columns / LANES * strip / strips_of(columns) * LANES;
+INLINE void multiply_bfloat16_block(const struct product *p, int64_t row, const int rows, const int columns) {
+    multiply_block(p, row, rows, columns, BFLOAT16);
 }
+
+DEFINE_MULTIPLY(multiply_whole, multiply_whole_block)
+DEFINE_MULTIPLY(multiply_bfloat16, multiply_bfloat16_block)
 
 /* --- tiles --------------------------------------------------------------------------------------- */
-
-struct maps {
-    const value *values;
-    int64_t height, width, channels;
-};
-
-/* Tiles of a map's output, counted row by row, image by image. */
-struct tiling {
-    int64_t images, rows, columns;
-};
-
-INLINE int64_t tiles_of(const struct tiling *tiling) { return tiling->images * tiling->rows * tiling->columns; }
-
-/* Where a tile's output begins. */
-struct tile {
-    int64_t image, row, column;
-};
-
-INLINE struct tile tile_at(const struct tiling *tiling, int64_t index) {
-    const int64_t columns = tiling->columns, rows = tiling->rows;
-    return (struct tile){index / (rows * columns), index / columns % rows * OUT, index % columns * OUT};
-}
-
-/* Where a square's pixels are; `nothing`, which is zeros, is where the map has none. */
-INLINE void find_pixels(
-    const struct maps *maps, int64_t image, int64_t row, int64_t column, const int size, const value *nothing,
-    const value **pixels
-) {
-    for (int y = 0; y < size; y++) {
-        const int row_inside = (uint64_t)(row + y) < (uint64_t)maps->height;
-        const value *line = maps->values + ((image * maps->height + row + y) * maps->width + column) * maps->channels;
-        for (int x = 0; x < size; x++) {
-            const int inside = row_inside & ((uint64_t)(column + x) < (uint64_t)maps->width);
-            pixels[size * y + x] = inside ? line + x * maps->channels : nothing;
-        }
-    }
-}
 
 /* Asks for the pixels of the tile behind this one, which the processor does not see coming among so many lines. */
 INLINE void ask_ahead(const struct maps *maps, int64_t image, int64_t row, int64_t column, const int rows) {
@@ -292,35 +143,16 @@ INLINE void ask_ahead(const struct maps *maps, int64_t image, int64_t row, int64
 
 /* --- filters ------------------------------------------------------------------------------------- */
 
-struct filters {
-    const float *weights;
-    int64_t outputs, channels;
-    /* Whether channels and outputs change places, and rows and columns run backwards: for the gradient of the maps. */
-    int turned;
-};
-
-/* Filters from one channel to a vector of outputs. */
-INLINE void taps_at(const struct filters *filters, int64_t output, int64_t channel, __m512 taps[9]) {
-    const int64_t of_output = filters->turned ? 9 : 9 * filters->channels;
-    const int64_t of_channel = filters->turned ? 9 * filters->outputs : 9;
-    const float *from = filters->weights + output * of_output + channel * of_channel;
-    float numbers[9][LANES];
-    for (int lane = 0; lane < LANES; lane++, from += of_output)
-        for (int tap = 0; tap < 9; tap++) numbers[filters->turned ? 8 - tap : tap][lane] = from[tap];
-    for (int tap = 0; tap < 9; tap++) taps[tap] = _mm512_loadu_ps(numbers[tap]);
-}
-
 /* Filters' frequencies, strip by strip of the outputs: [strip][frequency][pair of channels][output of the strip]; and for
  * each output what they are to be multiplied by. */
 static void transform_filters(const struct filters *filters, pair *transformed, float *back, float *scratch, int threads) {
     const int64_t outputs = filters->outputs, channels = filters->channels, pairs = channels / 2;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t output = 0; output < outputs; output += LANES) {
-        int64_t strip = 0;
-        while (strip_begin(outputs, strip + 1) <= output) strip++;
-        const int64_t begin = strip_begin(outputs, strip), width = strip_begin(outputs, strip + 1) - begin;
+        const int64_t strip = strip_with(outputs, output), begin = strip_begin(outputs, strip);
+        const int64_t width = strip_begin(outputs, strip + 1) - begin;
         pair *to = transformed + begin * FREQUENCIES * pairs + output - begin;
-        __m512 *taps = (__m512 *)(scratch + output * channels * 9);
+        vector *taps = (vector *)(scratch + output * channels * 9);
         __m512 sums[FREQUENCIES] = {0}, largest = {0}, largest_sum = {0}, check = {0};
         for (int64_t c = 0; c < channels; c++) {
             __m512 x[FREQUENCIES];
@@ -500,7 +332,7 @@ int convolve(
     float *back = memory(outputs * sizeof(float)), *scratch = memory(outputs * channels * 9 * sizeof(float));
     value *nothing = calloc(channels, sizeof(value));
     const struct convolution own = {
-        {maps, height, width, channels}, {images, parts_of(out_height, OUT), parts_of(out_width, OUT)}, padding,
+        {maps, height, width, channels}, tiling_of(images, out_height, out_width), padding,
         transformed, back, bias, {results, out_height, out_width, outputs}, nothing,
         TILES * channels / 2 + CACHE_LINE / (int64_t)sizeof(pair),
     };
@@ -533,22 +365,7 @@ int convolve(
 
 /* --- the gradient of the filters ----------------------------------------------------------------- */
 
-struct gradient {
-    struct maps maps, gradients;
-    struct tiling tiling;
-    int64_t padding;
-    /* Pairs of a frequency of the maps, and of one of the gradients. */
-    int64_t of_frequency, of_gradients_frequency;
-    const value *nothing;
-    /* What tiles are summed up in, a part of the tiles each: [part][frequency][output][channel]. */
-    int64_t parts, of_part;
-    float *sums;
-};
-
-/* Frequencies of tiles, two by two: [frequency][pair of tiles][channel]. */
-struct pairs {
-    pair *of_maps, *of_gradients;
-};
+#include "winograd_bf16.h"
 
 /* Of each lane a pair of bfloat16. */
 INLINE void store_pairs(pair *to, __m512 first, __m512 second) {
@@ -606,43 +423,6 @@ static void add_pairs(const struct gradient *own, int64_t first, int64_t count, 
         }
 }
 
-static int add_part(const struct gradient *own, int64_t part) {
-    const int64_t all = parts_of(tiles_of(&own->tiling), 2);
-    const int64_t begin = all * part / own->parts, end = all * (part + 1) / own->parts;
-    const struct pairs pairs = {
-        memory(FREQUENCIES * own->of_frequency * sizeof(pair)),
-        memory(FREQUENCIES * own->of_gradients_frequency * sizeof(pair)),
-    };
-    const int result = pairs.of_maps && pairs.of_gradients ? DONE : OUT_OF_MEMORY;
-    if (result == DONE) {
-        float *sums = own->sums + part * own->of_part;
-        memset(sums, 0, own->of_part * sizeof(float));
-        for (int64_t first = begin; first < end; first += PAIRS)
-            add_pairs(own, first, smaller(PAIRS, end - first), &pairs, sums);
-    }
-    free(pairs.of_maps);
-    free(pairs.of_gradients);
-    return result;
-}
-
-/* The taps' gradients of one output's filters. */
-INLINE void write_taps(const struct gradient *own, int64_t output, float *to) {
-    const int64_t channels = own->maps.channels, outputs = own->gradients.channels;
-    for (int64_t c = 0; c < channels; c += LANES) {
-        __m512 x[FREQUENCIES], taps[9];
-        float numbers[9][LANES];
-        for (int f = 0; f < FREQUENCIES; f++) {
-            const float *sums = own->sums + (f * outputs + output) * channels + c;
-            x[f] = _mm512_loadu_ps(sums);
-            for (int64_t part = 1; part < own->parts; part++) x[f] += _mm512_loadu_ps(sums + part * own->of_part);
-        }
-        taps_of_frequencies(x, taps);
-        for (int tap = 0; tap < 9; tap++) _mm512_storeu_ps(numbers[tap], taps[tap]);
-        for (int lane = 0; lane < LANES; lane++)
-            for (int tap = 0; tap < 9; tap++) to[(c + lane) * 9 + tap] = numbers[tap][lane];
-    }
-}
-
 /* The gradient of a convolution's filters. It is summed up in as many parts as there are threads.
  *
  * maps       [images, height, width, channels]
@@ -664,28 +444,7 @@ int gradient_of_filters(
     float *results,
     int threads
 ) {
-    const int64_t out_height = height + 2 * padding - 2, out_width = width + 2 * padding - 2;
-    const int64_t of_part = FREQUENCIES * outputs * channels;
-    const int64_t affordable = SUMS / (of_part * (int64_t)sizeof(float)), parts = smaller(threads, affordable + 1);
-    value *nothing = calloc(larger(outputs, channels), sizeof(value));
-    const struct gradient own = {
-        {maps, height, width, channels},
-        {gradients, out_height, out_width, outputs},
-        {images, parts_of(out_height, OUT), parts_of(out_width, OUT)},
-        padding,
-        PAIRS * channels + CACHE_LINE / (int64_t)sizeof(pair), PAIRS * outputs + CACHE_LINE / (int64_t)sizeof(pair),
-        nothing, parts, of_part, memory(parts * of_part * sizeof(float)),
-    };
-    int result = own.sums && nothing ? DONE : OUT_OF_MEMORY;
-    if (result == DONE) {
-#pragma omp parallel for num_threads(parts) schedule(static) reduction(| : result)
-        for (int64_t part = 0; part < parts; part++) result |= add_part(&own, part);
-    }
-    if (result == DONE) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t output = 0; output < outputs; output++) write_taps(&own, output, results + output * channels * 9);
-    }
-    free(own.sums);
-    free(nothing);
-    return result;
+    const struct maps of_maps = {maps, height, width, channels};
+    const struct maps of_gradients = {gradients, height + 2 * padding - 2, width + 2 * padding - 2, outputs};
+    return sum_up(&of_maps, &of_gradients, images, padding, results, threads);
 }

@@ -5,23 +5,13 @@
  * channels. The gradient of the filters is a matrix product at each frequency too, over tiles. After A. Lavin and
  * S. Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308), F(4x4, 3x3).
  *
- * The polynomials behind it are evaluated at 0, at plus and minus the roots of 1/2 and of 2, and at infinity. Lavin's
- * own 0, 1, 2 and infinity round worse: the roots' powers differ less.
- *
  * Maps are in channels-last order, [images, height, width, channels]; filters and their gradient are [outputs, channels,
  * 3, 3]. Channels and outputs are multiples of 16. Every thread count gives the same bits.
  *
  * Vectors are those of the compiler, as wide as the processor's, so that this is one source for all of them.
  */
 
-#include <stdint.h>
-#include <stdlib.h>
-
-enum result { DONE, OUT_OF_MEMORY };
-
-#define INLINE static inline __attribute__((always_inline))
-
-/* Lanes of a vector, and a block of a matrix product that fills the registers: its columns, in vectors, and its rows. */
+/* Lanes of a vector, and the columns of a block of a matrix product that fills the registers, in vectors. */
 #if defined(__AVX512F__)
 #define LANES 16
 #define COLUMNS 4
@@ -35,12 +25,13 @@ enum result { DONE, OUT_OF_MEMORY };
 #define LANES 4
 #define COLUMNS 2
 #endif
-#define ROWS 6
 
-#define FREQUENCIES 36
-/* Pixels of a tile's output and of its input, in a row. */
-#define OUT 4
-#define IN 6
+typedef float value, factor;
+
+/* What makes the filters' frequencies as large as exact ones. */
+#define OF_B (1.0f / 6)
+
+#include "winograd_4x4.h"
 
 /* Bytes of frequencies that a thread has at hand at once: as many tiles as these hold, but neither fewer nor more than so
  * many. The sums of the filters' gradient are read and written for each such block, which therefore is larger. */
@@ -50,58 +41,18 @@ enum result { DONE, OUT_OF_MEMORY };
 #define MOST_TILES 192
 /* Strips of outputs that are multiplied before they are transformed, 64 outputs. */
 #define STRIPS (64 / (COLUMNS * LANES))
-#define CACHE_LINE 64
 
-typedef float vector __attribute__((vector_size(LANES * sizeof(float))));
 typedef float unaligned __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
 
 INLINE vector load(const float *from) { return *(const unaligned *)from; }
 INLINE void store(float *to, vector numbers) { *(unaligned *)to = numbers; }
-
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-INLINE int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
-
-static float *memory(int64_t numbers) {
-    return aligned_alloc(CACHE_LINE, parts_of(numbers * sizeof(float), CACHE_LINE) * CACHE_LINE);
-}
 
 /* Numbers between rows, and between frequencies, such that they do not all want the same place in a core's first cache. */
 INLINE int64_t spread(int64_t numbers) { return numbers + CACHE_LINE / (int64_t)sizeof(float); }
 
 /* --- transforms ---------------------------------------------------------------------------------- */
 
-/* The points' absolute values, their squares and cubes. */
-#define A 0.70710678118654752f
-#define B 1.41421356237309505f
-#define A2 0.5f
-#define B2 2.0f
-#define A3 (A2 * A)
-#define B3 (B2 * B)
-/* What the filters' frequencies at these points are scaled by. */
-#define OF_A (-2.0f / 3)
-#define OF_B (1.0f / 6)
-
-/* Each transforms a line; `step` is the distance between its numbers. */
-
-INLINE void pixels_of_line(const vector *x, vector *y, const int from, const int to) {
-    const vector x0 = x[0], x1 = x[from], x2 = x[2 * from], x3 = x[3 * from], x4 = x[4 * from], x5 = x[5 * from];
-    const vector even_a = x4 - B2 * x2, odd_a = x3 - B2 * x1, even_b = x4 - A2 * x2, odd_b = x3 - A2 * x1;
-    y[0] = x0 + x4 - (A2 + B2) * x2;
-    y[to] = even_a + A * odd_a, y[2 * to] = even_a - A * odd_a;
-    y[3 * to] = even_b + B * odd_b, y[4 * to] = even_b - B * odd_b;
-    y[5 * to] = x1 + x5 - (A2 + B2) * x3;
-}
-
-INLINE void gradients_of_line(const vector *x, vector *y, const int from, const int to) {
-    const vector x0 = x[0], x1 = x[from], x2 = x[2 * from], x3 = x[3 * from];
-    const vector even_a = x0 + A2 * x2, odd_a = x1 + A2 * x3, even_b = x0 + B2 * x2, odd_b = x1 + B2 * x3;
-    y[0] = x0;
-    y[to] = even_a + A * odd_a, y[2 * to] = even_a - A * odd_a;
-    y[3 * to] = even_b + B * odd_b, y[4 * to] = even_b - B * odd_b;
-    y[5 * to] = x3;
-}
-
+/* Behind those of winograd_4x4.h. */
 INLINE void frequencies_of_line(const vector *x, vector *y, const int from, const int to) {
     const vector x0 = x[0], x1 = x[from], x2 = x[2 * from], x3 = x[3 * from], x4 = x[4 * from], x5 = x[5 * from];
     const vector even_a = x1 + x2, odd_a = A * (x1 - x2), even_b = x3 + x4, odd_b = B * (x3 - x4);
@@ -111,51 +62,9 @@ INLINE void frequencies_of_line(const vector *x, vector *y, const int from, cons
     y[3 * to] = x5 + A2 * odd_a + B2 * odd_b;
 }
 
-INLINE void taps_of_line(const vector *x, vector *y, const int from, const int to) {
-    const vector x0 = x[0], x1 = x[from], x2 = x[2 * from];
-    const vector even_a = OF_A * (x0 + A2 * x2), odd_a = (OF_A * A) * x1;
-    const vector even_b = OF_B * (x0 + B2 * x2), odd_b = (OF_B * B) * x1;
-    y[0] = x0;
-    y[to] = even_a + odd_a, y[2 * to] = even_a - odd_a;
-    y[3 * to] = even_b + odd_b, y[4 * to] = even_b - odd_b;
-    y[5 * to] = x2;
-}
-
-INLINE void gradient_frequencies_of_line(const vector *x, vector *y, const int from, const int to) {
-    const vector x0 = x[0], x1 = x[from], x2 = x[2 * from], x3 = x[3 * from], x4 = x[4 * from], x5 = x[5 * from];
-    const vector even_a = OF_A * (x1 + x2), even_b = OF_B * (x3 + x4);
-    y[0] = x0 + even_a + even_b;
-    y[to] = (OF_A * A) * (x1 - x2) + (OF_B * B) * (x3 - x4);
-    y[2 * to] = x5 + A2 * even_a + B2 * even_b;
-}
-
-/* A transform of a square of numbers by that of its lines, columns first. */
-#define DEFINE_TRANSFORM(name, of_line, in, out)                                                                   \
-    INLINE void name(const vector *x, vector *y) {                                                              \
-        vector half[(out) * (in)];                                                                              \
-        for (int i = 0; i < (in); i++) of_line(x + i, half + i, in, in);                                        \
-        for (int i = 0; i < (out); i++) of_line(half + (in) * i, y + (out) * i, 1, 1);                          \
-    }
-
-DEFINE_TRANSFORM(frequencies_of_pixels, pixels_of_line, IN, IN)
-DEFINE_TRANSFORM(frequencies_of_gradients, gradients_of_line, OUT, IN)
 DEFINE_TRANSFORM(pixels_of_frequencies, frequencies_of_line, IN, OUT)
-DEFINE_TRANSFORM(frequencies_of_taps, taps_of_line, 3, IN)
-DEFINE_TRANSFORM(taps_of_frequencies, gradient_frequencies_of_line, IN, 3)
 
 /* --- matrix products ----------------------------------------------------------------------------- */
-
-/* What is multiplied: `sums[r][c]`, or what is added to it, is the sum over k of `rows[r][k] * columns[k][c]`. */
-struct product {
-    const float *rows;
-    int64_t of_row, of_step;
-    const float *columns;
-    int64_t of_line;
-    int64_t steps;
-    float *sums;
-    int64_t of_sum;
-    int add;
-};
 
 /* A part of it that the registers hold: some rows, and some vectors of columns. */
 INLINE void multiply_block(const struct product *p, int64_t row, const int rows, const int columns) {
@@ -174,81 +83,14 @@ INLINE void multiply_block(const struct product *p, int64_t row, const int rows,
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns; c++) {
             float *to = at + r * p->of_sum + c * LANES;
-            store(to, p->add ? load(to) + sums[r][c] : sums[r][c]);
+            if (p->add) sums[r][c] += load(to);
+            store(to, sums[r][c]);
         }
 }
 
-INLINE void multiply_rows(const struct product *p, int64_t rows, const int columns) {
-    int64_t row = 0;
-    for (; row + ROWS <= rows; row += ROWS) multiply_block(p, row, ROWS, columns);
-    for (; row + 2 <= rows; row += 2) multiply_block(p, row, 2, columns);
-    if (row < rows) multiply_block(p, row, 1, columns);
-}
-
-/* Up to as many columns as a block has. */
-static void multiply(const struct product *p, int64_t rows, int64_t columns) {
-    switch (columns / LANES) {
-    case 1:
-        multiply_rows(p, rows, 1);
-        break;
-    case 2:
-        multiply_rows(p, rows, 2);
-        break;
-#if COLUMNS == 4
-    case 3:
-        multiply_rows(p, rows, 3);
-        break;
-    case 4:
-        multiply_rows(p, rows, 4);
-        break;
-#endif
-    }
-}
-
-/* Columns are multiplied in strips of up to as many as a block has, as equal as can be. */
-INLINE int64_t strips_of(int64_t columns) { return parts_of(columns, COLUMNS * LANES); }
-INLINE int64_t strip_begin(int64_t columns, int64_t strip) {
-    return columns / LANES * strip / strips_of(columns) * LANES;
-}
+DEFINE_MULTIPLY(multiply, multiply_block)
 
 /* --- tiles --------------------------------------------------------------------------------------- */
-
-struct maps {
-    const float *values;
-    int64_t height, width, channels;
-};
-
-/* Tiles of a map's output, counted row by row, image by image. */
-struct tiling {
-    int64_t images, rows, columns;
-};
-
-INLINE int64_t tiles_of(const struct tiling *tiling) { return tiling->images * tiling->rows * tiling->columns; }
-
-/* Where a tile's output begins. */
-struct tile {
-    int64_t image, row, column;
-};
-
-INLINE struct tile tile_at(const struct tiling *tiling, int64_t index) {
-    const int64_t columns = tiling->columns, rows = tiling->rows;
-    return (struct tile){index / (rows * columns), index / columns % rows * OUT, index % columns * OUT};
-}
-
-/* Where a square's pixels are; `nothing`, which is zeros, is where the map has none. */
-INLINE void find_pixels(
-    const struct maps *maps, int64_t image, int64_t row, int64_t column, const int size, const float *nothing,
-    const float **pixels
-) {
-    for (int y = 0; y < size; y++) {
-        const int row_inside = (uint64_t)(row + y) < (uint64_t)maps->height;
-        const float *line = maps->values + ((image * maps->height + row + y) * maps->width + column) * maps->channels;
-        for (int x = 0; x < size; x++) {
-            const int inside = row_inside & ((uint64_t)(column + x) < (uint64_t)maps->width);
-            pixels[size * y + x] = inside ? line + x * maps->channels : nothing;
-        }
-    }
-}
 
 /* Frequencies of tiles, [frequency][tile][channel]. */
 struct frequencies {
@@ -258,7 +100,7 @@ struct frequencies {
 
 INLINE struct frequencies allocate_frequencies(int64_t tiles, int64_t channels) {
     const int64_t of_tile = spread(channels), of_frequency = spread(tiles * of_tile);
-    return (struct frequencies){memory(FREQUENCIES * of_frequency), of_frequency, of_tile};
+    return (struct frequencies){memory(FREQUENCIES * of_frequency * sizeof(float)), of_frequency, of_tile};
 }
 
 INLINE void transform_tile(
@@ -300,22 +142,6 @@ INLINE int64_t tiles_at_hand(int64_t tiles, int64_t channels, int64_t least, int
 
 /* --- filters ------------------------------------------------------------------------------------- */
 
-struct filters {
-    const float *weights;
-    int64_t outputs, channels;
-    /* Whether channels and outputs change places, and rows and columns run backwards: for the gradient of the maps. */
-    int turned;
-};
-
-/* Filters from one channel to a vector of outputs. */
-INLINE void taps_at(const struct filters *filters, int64_t output, int64_t channel, vector taps[9]) {
-    const int64_t of_output = filters->turned ? 9 : 9 * filters->channels;
-    const int64_t of_channel = filters->turned ? 9 * filters->outputs : 9;
-    const float *from = filters->weights + output * of_output + channel * of_channel;
-    for (int lane = 0; lane < LANES; lane++, from += of_output)
-        for (int tap = 0; tap < 9; tap++) taps[filters->turned ? 8 - tap : tap][lane] = from[tap];
-}
-
 /* Filters' frequencies, in groups of strips of the outputs: [group][frequency][strip][channel][output of the strip]. */
 INLINE float *strip_of_filters(const float *transformed, int64_t channels, int64_t outputs, int64_t strip, int f) {
     const int64_t group = strip / STRIPS, of_frequency = spread(channels * STRIPS * COLUMNS * LANES);
@@ -324,16 +150,16 @@ INLINE float *strip_of_filters(const float *transformed, int64_t channels, int64
 }
 
 INLINE float *allocate_filters(int64_t channels, int64_t outputs) {
-    return memory(parts_of(strips_of(outputs), STRIPS) * FREQUENCIES * spread(channels * STRIPS * COLUMNS * LANES));
+    const int64_t of_frequency = spread(channels * STRIPS * COLUMNS * LANES);
+    return memory(parts_of(strips_of(outputs), STRIPS) * FREQUENCIES * of_frequency * sizeof(float));
 }
 
 static void transform_filters(const struct filters *filters, float *transformed, int threads) {
     const int64_t outputs = filters->outputs, channels = filters->channels;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t output = 0; output < outputs; output += LANES) {
-        int64_t strip = 0;
-        while (strip_begin(outputs, strip + 1) <= output) strip++;
-        const int64_t begin = strip_begin(outputs, strip), width = strip_begin(outputs, strip + 1) - begin;
+        const int64_t strip = strip_with(outputs, output), begin = strip_begin(outputs, strip);
+        const int64_t width = strip_begin(outputs, strip + 1) - begin;
         float *first = strip_of_filters(transformed, channels, outputs, strip, 0) + output - begin;
         const int64_t of_frequency = strip_of_filters(transformed, channels, outputs, strip, 1) + output - begin - first;
         for (int64_t c = 0; c < channels; c++) {
@@ -435,7 +261,7 @@ int convolve(
     const int64_t out_height = height + 2 * padding - 2, out_width = width + 2 * padding - 2;
     float *transformed = allocate_filters(channels, outputs), *nothing = calloc(channels, sizeof(float));
     const struct convolution own = {
-        {maps, height, width, channels}, {images, parts_of(out_height, OUT), parts_of(out_width, OUT)}, padding,
+        {maps, height, width, channels}, tiling_of(images, out_height, out_width), padding,
         transformed, bias, results, out_height, out_width, outputs, nothing,
     };
     const int64_t tiles = tiles_of(&own.tiling), room = tiles_at_hand(tiles, channels, LEAST_TILES, threads);
@@ -495,10 +321,10 @@ int gradient_of_filters(
 ) {
     const struct maps of_maps = {maps, height, width, channels};
     const struct maps of_gradients = {gradients, height + 2 * padding - 2, width + 2 * padding - 2, outputs};
-    const struct tiling tiling = {images, parts_of(of_gradients.height, OUT), parts_of(of_gradients.width, OUT)};
+    const struct tiling tiling = tiling_of(images, of_gradients.height, of_gradients.width);
     const int64_t tiles = tiles_of(&tiling), room = tiles_at_hand(tiles, channels + outputs, LEAST_TILES_OF_SUMS, 1);
     const int64_t strips = strips_of(channels), of_frequency = spread(outputs * channels);
-    float *nothing = calloc(larger(outputs, channels), sizeof(float)), *sums = memory(FREQUENCIES * of_frequency);
+    float *nothing = calloc(larger(outputs, channels), sizeof(float)), *sums = memory(FREQUENCIES * of_frequency * sizeof(float));
     const struct frequencies left = allocate_frequencies(room, outputs), right = allocate_frequencies(room, channels);
     const int result = nothing && sums && left.values && right.values ? DONE : OUT_OF_MEMORY;
     if (result == DONE) {

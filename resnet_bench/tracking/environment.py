@@ -16,7 +16,7 @@ _GIT_TIMEOUT_SECONDS = 10
 _NOT_KNOWN = 1
 """What git ends with where it does not know a file."""
 _NO_ANSWER = -1
-_SOURCES = (".py", ".c")
+_SOURCES = (".py", ".c", ".h")
 DECIDING_CODE = ("data/", "execution/", "kernels/", "models/", "training/", "recipe/settings.py", "recipe/recipe.py")
 """Rooms and modules whose code decides what a recipe gives; the others plan, track and show runs."""
 
@@ -85,7 +85,7 @@ def code_fingerprint() -> str:
     """
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
-    for file in sorted([*root.rglob("*.py"), *root.rglob("*.c")]):
+    for file in sorted(path for path in root.rglob("*") if path.suffix in _SOURCES):
         name = file.relative_to(root).as_posix()
         if name.startswith(DECIDING_CODE):
             content = file.read_bytes()

@@ -291,7 +291,9 @@ def _inspect(path: Path, database: sqlite3.Connection) -> SqliteFile:
     tables = _tables(database)
     if not tables:
         return SqliteFile(path, "empty")
-    is_bare = not any(_has_rows(database, table) for table in tables - {"alembic_version"})
+    # A database that is used has experiments: then one query tells.
+    likely_first = sorted(tables - {"alembic_version"}, key=lambda table: (table != "experiments", table))
+    is_bare = not any(_has_rows(database, table) for table in likely_first)
     if not {"experiments", "runs"} <= tables:
         # Its maker may have been killed after the first of MLflow's tables.
         if is_bare and tables <= _MLFLOW_TABLES:

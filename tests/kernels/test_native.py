@@ -64,6 +64,16 @@ def test_other_text_and_other_names_are_compiled_for_themselves(source, compiled
 
 
 @needs_compiler
+def test_library_compiles_again_when_an_included_header_changes(source, compiled, tmp_path) -> None:
+    (tmp_path / "outer.h").write_text('#include "inner.h"\n')
+    source.write_text('#include "outer.h"\nint seven(void) { return SEVEN + EXTRA; }\n')
+    for number in (7, 7, 17):
+        (tmp_path / "inner.h").write_text(f"#define SEVEN {number}\n")
+        assert seven(source) == number
+    assert compiled() == 2
+
+
+@needs_compiler
 def test_a_damaged_file_is_made_again(source, compiled, empty_cache, tmp_path, monkeypatch) -> None:
     assert seven(source) == 7
     (kept,) = empty_cache.iterdir()

@@ -25,3 +25,15 @@ def test_a_report_without_any_times_has_its_accuracies(
     assert "90.00" in row
     assert [cell.strip() for cell in row.split("|")[-3:-1]] == ["–", "–"]
     assert "some seeds shared a device" in written.page.read_text("utf-8")
+
+
+def test_times_are_of_the_device_that_has_some(
+    fresh_uri: str, benchmarks: dict[str, Benchmark], benchmarks_folder: Path, tmp_path: Path
+) -> None:
+    shared = {"resnet_bench.seeds_per_device": "3"}
+    beside = [FakeRun(benchmarks["ranged"], seed=seed, tags=shared, device="Busy CPU") for seed in (0, 1, 2)]
+    log_all(fresh_uri, *beside, FakeRun(benchmarks["ranged"], seed=3, device="Quiet CPU"))
+    written = report.write(fresh_uri, tmp_path / "report", benchmarks_folder=benchmarks_folder)
+    row = next(row for row in written.claims.rows if row.benchmark == "ranged")
+    assert row.device == "Quiet CPU"
+    assert row.seconds is not None

@@ -1,5 +1,5 @@
 /* Definitions of functions that are called by their names with whatever arguments, and whose results alone matter.
- * They bear names of their own in C, so that the headers' declarations of the same functions do not contradict them. */
+ * Their names in C differ, so that the headers' declarations of the same functions do not contradict them. */
 
 #define ANSWERS(name, ...)                          \
     int idle_##name(void) __asm__(#name);           \

@@ -58,6 +58,7 @@ def checkout(copy_of_the_package: Path) -> Path:
         ("resnet_bench/training/loop.py", "True"),
         ("resnet_bench/training/unknown_to_git.py", "True"),
         ("resnet_bench/kernels/unknown_to_git.c", "True"),
+        ("resnet_bench/kernels/winograd.h", "True"),
         ("benchmarks/shipped.toml", "True"),
         ("resnet_bench/reporting/report.py", "False"),
         ("resnet_bench/training/notes.txt", "False"),

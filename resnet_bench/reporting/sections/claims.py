@@ -1,9 +1,10 @@
 """Show each claim beside our runs, and what is missing to judge the others."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from resnet_bench.base.text import DASH, plural
 from resnet_bench.reporting.claims import ClaimRow, Missing
+from resnet_bench.reporting.executions import ExecutionCheck, execution_name, read_executions
 from resnet_bench.reporting.figures.claims import forest, selection_effect
 from resnet_bench.reporting.figures.style import present
 from resnet_bench.reporting.reference import ReferenceResult, known_references
@@ -26,6 +27,7 @@ def build(results: Results) -> View:
     claims = results.claims
     shown = [row.benchmark for row in (*claims.rows, *claims.apart)]
     references = known_references([*shown, *(each.benchmark.name for each in claims.missing)])
+    checks = read_executions(benchmarks=shown)
     plots = present(forest(claims.rows, results.tuned), selection_effect(claims.rows, results.tuned))
     return View(
         {
@@ -35,6 +37,7 @@ def build(results: Results) -> View:
             "missing": _missing(claims.missing, references) if claims.missing else None,
             "numbers": _numbers,
             "reference": lambda row: _reference(references.get(row.benchmark)),
+            "notes": lambda row: (*row.notes, *_of_executions(row.group, checks)),
             "facts": _facts,
             "runs": lambda group: runs_grid(group.all_runs, with_store=results.several_stores),
             "badge": apart_badge,
@@ -53,6 +56,12 @@ def _reference(found: ReferenceResult | None) -> str:
         return DASH
     verdict = found.row.verdict
     return f"{mean_with_interval(verdict)} ({plural(verdict.n, 'seed')}), {verdict.word}"
+
+
+def _of_executions(group: RunGroup, checks: Sequence[ExecutionCheck]) -> list[str]:
+    """Return what was found of the executions that a group was trained with, whatever the length of the schedule."""
+    used = {execution_name(run.execution) for run in group.runs}
+    return [check.sentence for check in checks if check.benchmark == group.name and check.execution in used]
 
 
 def _missing(missing: tuple[Missing, ...], references: Mapping[str, ReferenceResult]) -> Grid:
