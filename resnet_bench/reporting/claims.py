@@ -97,9 +97,7 @@ class ClaimRow:
     @property
     def device(self) -> str:
         """The device that most seeds with a time ran on; times and throughput are from it."""
-        devices = self.group.devices
-        timed = (name for name, runs in devices.items() if any(run.train_seconds for run in runs))
-        return next(timed, next(iter(devices)))
+        return next(iter(self.group.devices))
 
     @cached_property
     def seconds(self) -> float | None:

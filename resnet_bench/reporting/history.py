@@ -11,7 +11,7 @@ from resnet_bench.base.text import DASH
 from resnet_bench.judging import intervals
 from resnet_bench.judging.intervals import SIGNIFICANCE, TIMING_THRESHOLD, Interval, mean_interval
 from resnet_bench.judging.power import smallest_difference
-from resnet_bench.reporting.runs import Run, group
+from resnet_bench.reporting.runs import Run, claimed_metric, group
 from resnet_bench.reporting.wording import moment, number, signed
 
 
@@ -97,9 +97,6 @@ def histories(runs: Iterable[Run]) -> list[History]:
     """
     by_benchmark: dict[str, list[History]] = defaultdict(list)
     for members in group(runs):
-        metric = "accuracy"
-        if members.definition is not None and members.definition.claims and members.definition.claims[0].is_tta:
-            metric = "accuracy_tta"
         places: dict[tuple[str, str], list[Run]] = defaultdict(list)
         for run in members.all_runs:
             places[run.device, run.precision].append(run)
@@ -116,7 +113,7 @@ def histories(runs: Iterable[Run]) -> list[History]:
                 precision=precision,
                 split=members.split,
                 machines=tuple(marks.values()),
-                points=_points(there, members.split, metric, marks),
+                points=_points(there, members.split, claimed_metric(members), marks),
             )
             by_benchmark[found.benchmark].append(found)
     return [history for _, found in sorted(by_benchmark.items()) for history in _with_steps(found)]

@@ -11,7 +11,7 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.judging.intervals import Interval, standard_deviation, standard_deviation_interval
 from resnet_bench.judging.power import seeds_needed, smallest_effect
 from resnet_bench.reporting.reading import Source, read
-from resnet_bench.reporting.runs import Run, RunGroup, group, load
+from resnet_bench.reporting.runs import Run, RunGroup, claimed_metric, group, load
 from resnet_bench.tracking.vocabulary import ENERGY
 
 POWERS = (0.8, 0.95)
@@ -31,9 +31,7 @@ class NoiseFloor:
     @cached_property
     def accuracies(self) -> list[float]:
         """Last accuracy of each seed, in percent, as the benchmark's first claim measures it."""
-        definition = self.group.definition
-        is_tta = definition is not None and bool(definition.claims) and definition.claims[0].is_tta
-        return self.group.values(self.group.split, "accuracy_tta" if is_tta else "accuracy")
+        return self.group.values(self.group.split, claimed_metric(self.group))
 
     @cached_property
     def sd(self) -> float:
@@ -47,7 +45,7 @@ class NoiseFloor:
 
     @property
     def device(self) -> str:
-        """The device that most seeds ran on; times and energy are of it alone."""
+        """The device that most seeds with a time ran on; times and energy are of it alone."""
         return next(iter(self.group.devices))
 
     @property

@@ -210,13 +210,18 @@ class RunGroup:
 
     @cached_property
     def devices(self) -> dict[str, list[Run]]:
-        """Every finished run by the device it ran on, the one with most seeds first.
+        """Every finished run by the device it ran on: most seeds with a time first, and of as many, most seeds.
 
         Machines whose processors share a name are told apart: their times have nothing to do with one another.
         """
         names = {run.device for run in self.all_runs}
         marks = {name: kind_marks([run.machine for run in self.all_runs if run.device == name]) for name in names}
-        return _by_place(self.all_runs, lambda run: joined_mark(run.device, marks[run.device][run.machine]))
+        found = _by_place(self.all_runs, lambda run: joined_mark(run.device, marks[run.device][run.machine]))
+
+        def timed_seeds(device: str) -> int:
+            return len({run.seed for run in found[device] if run.train_seconds is not None})
+
+        return {device: found[device] for device in sorted(found, key=timed_seeds, reverse=True)}
 
     @cached_property
     def changed(self) -> tuple[str, ...]:
@@ -302,6 +307,12 @@ def group(runs: Iterable[Run]) -> list[RunGroup]:
         if run.finished:
             together[key].append(run)
     return [_group(members, planned[key]) for key, members in sorted(together.items())]
+
+
+def claimed_metric(group: RunGroup) -> str:
+    """Return what the benchmark's first claim is about: ``accuracy``, or ``accuracy_tta``."""
+    claims = group.definition.claims if group.definition is not None else ()
+    return claims[0].metric if claims else "accuracy"
 
 
 def group_labels(groups: Sequence[RunGroup]) -> dict[RunGroup, str]:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.reporting import report
+from resnet_bench.reporting.figures.curves import curves
+from resnet_bench.reporting.noise_floor import NoiseFloor
 from tests.reporting.synthetic import FakeRun, log_all
 
 
@@ -37,3 +39,5 @@ def test_times_are_of_the_device_that_has_some(
     row = next(row for row in written.claims.rows if row.benchmark == "ranged")
     assert row.device == "Quiet CPU"
     assert row.seconds is not None
+    assert NoiseFloor(row.group).seconds == row.seconds
+    assert f"accuracy-time-{row.group.key}" in {plot.id for plot in curves(row.group)}
