@@ -37,7 +37,7 @@ def results(
 
     found = reference_results(folder, benchmarks)
     rows = [each.asdict() for each in found]
-    checks = read_executions(None if folder is None else folder / "executions", benchmarks)
+    checks = read_executions(folder, benchmarks)
     if as_json or style == "json":
         print_json("results", results=rows, executions=[check.asdict() for check in checks])
     elif style == "csv":

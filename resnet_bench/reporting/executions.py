@@ -7,15 +7,15 @@ it, in bf16. The tables of this question come with the package, and every report
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from resnet_bench.base.text import plural
-from resnet_bench.judging.intervals import Difference, Interval, outcome, standard_deviation, welch
+from resnet_bench.judging.intervals import Difference, outcome, standard_deviation, welch
 from resnet_bench.recipe.toml_files import reference_folder
 from resnet_bench.reporting import reading, runs
-from resnet_bench.reporting.runs import Run, RunGroup
-from resnet_bench.reporting.wording import signed
-from resnet_bench.tracking.vocabulary import current_metric
+from resnet_bench.reporting.runs import Run, RunGroup, claimed_metric
+from resnet_bench.reporting.wording import signed, signed_interval
 
 STOCK = "plain, fp32"
 """The execution that the others are compared with."""
@@ -46,53 +46,44 @@ class ExecutionCheck:
     @property
     def schedule(self) -> str:
         """What was made shorter, such as ``training.epochs = 4``; empty where the recipe was trained in full."""
-        recipe = self._described.latest.recipe
-        return ", ".join(f"{key} = {recipe.get(key)}" for key in self._described.changed)
+        recipe = self.stock.latest.recipe
+        return ", ".join(f"{key} = {recipe.get(key)}" for key in self.stock.changed)
 
-    @property
+    @cached_property
     def accuracies(self) -> tuple[list[float], list[float]]:
         """Last accuracy of each seed in percent, by the claim's metric: of ``stock``, then of ``other``."""
-        described = self._described
-        claims = described.definition.claims if described.definition else ()
-        metric = current_metric(claims[0].metric) if claims else "accuracy"
-        return self.stock.values(described.split, metric), self.other.values(described.split, metric)
+        split, metric = self.stock.split, claimed_metric(self.stock)
+        return self.stock.values(split, metric), self.other.values(split, metric)
 
-    @property
-    def _described(self) -> RunGroup:
-        # One store keeps the benchmark of one run per recipe, whichever execution that has.
-        return self.stock if self.stock.definition else self.other
-
-    @property
+    @cached_property
     def difference(self) -> Difference:
         """Mean of ``other`` minus that of ``stock``, in percentage points."""
         return welch(*self.accuracies)
 
     @property
     def word(self) -> str:
-        """Return ``alike``, ``not alike`` or ``open``: where the 90% CI lies, within the margin, outside or across."""
-        difference = self.difference
-        if outcome(difference, None, MARGIN) == "same":
+        """``alike``, ``not alike`` or ``open``: where the 90% CI lies, within the margin, outside or across."""
+        if outcome(self.difference, None, MARGIN) == "same":
             return "alike"
-        ends = difference.equivalence_interval
+        ends = self.difference.equivalence_interval
         apart = ends is not None and (ends.low > MARGIN or ends.high < -MARGIN)
         return "not alike" if apart else "open"
 
     @property
     def sentence(self) -> str:
         """What the seeds say, for a report: the difference, its interval and how many seeds there are."""
-        ours, difference = self.accuracies, self.difference
-        ends = difference.equivalence_interval
-        within = f" (90% CI {_signed_interval(ends)})" if ends else ""
+        stock, other = self.accuracies
+        ends = self.difference.equivalence_interval
+        within = f" (90% CI {signed_interval(ends)})" if ends else ""
         schedule = f", in a short schedule ({self.schedule})" if self.schedule else ""
-        counts = f"{len(ours[1])} and {plural(len(ours[0]), 'seed')}"
+        counts = f"{len(other)} and {plural(len(stock), 'seed')}"
         said = {
             "alike": f"ends within {MARGIN:g} pp of",
             "not alike": f"ends more than {MARGIN:g} pp from",
             "open": "is not yet shown to end as",
         }[self.word]
-        return (
-            f"{self.execution} {said} stock PyTorch in fp32{schedule}: {signed(difference.value)} pp{within}, {counts}"
-        )
+        gap = f"{signed(self.difference.value)} pp{within}"
+        return f"{self.execution} {said} stock PyTorch in fp32{schedule}: {gap}, {counts}"
 
     def asdict(self) -> dict[str, object]:
         """Return everything as plain values; accuracies in percent, differences in percentage points."""
@@ -119,19 +110,20 @@ def read_executions(folder: Path | None = None, benchmarks: Sequence[str] | None
     """Read seeds that were trained by several executions, and pair each with those by stock PyTorch.
 
     Args:
-        folder: A folder of folders with the tables of a report; that of the package where not given.
+        folder: Reference results, whose folder ``executions`` has one with the tables of a report for each execution;
+            those of the package where not given.
         benchmarks: Only these.
 
     Returns:
         One for each recipe and execution, in the order of the benchmarks' names; empty where there are no such tables.
     """
-    folder = folder or reference_folder() / "executions"
+    folder = (folder or reference_folder()) / "executions"
     if not any(folder.glob("*/runs.parquet")):
         return []
     by_execution: dict[str, list[Run]] = {}
     for run in runs.load(reading.read([folder]))[0]:
         by_execution.setdefault(execution_name(run.execution), []).append(run)
-    groups = {name: _by_recipe(members) for name, members in by_execution.items()}
+    groups = {name: {group.key: group for group in runs.group(members)} for name, members in by_execution.items()}
     stock = groups.pop(STOCK, {})
     checks = [
         ExecutionCheck(name, stock[key], group)
@@ -147,13 +139,3 @@ def execution_name(execution: Mapping[str, object]) -> str:
     """Return what decides the rounding of a run in two words, such as ``fast, bf16``."""
     ours = any(execution.get(switch) for switch in ("fast_paths", "fused_layers"))
     return f"{'fast' if ours else 'plain'}, {execution.get('precision', 'unknown')}"
-
-
-def _by_recipe(members: Sequence[Run]) -> dict[tuple[str, str, str], RunGroup]:
-    return {
-        (group.name, group.latest.fingerprint, group.latest.data_fingerprint): group for group in runs.group(members)
-    }
-
-
-def _signed_interval(ends: Interval) -> str:
-    return f"{signed(ends.low)} to {signed(ends.high)}"

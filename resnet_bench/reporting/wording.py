@@ -42,6 +42,11 @@ def interval(ends: Interval | None, digits: int = 2) -> str:
     return f"{number(ends.low, digits)} to {number(ends.high, digits)}"
 
 
+def signed_interval(ends: Interval, digits: int = 2) -> str:
+    """Return both ends of an interval of a difference, with their signs."""
+    return f"{signed(ends.low, digits)} to {signed(ends.high, digits)}"
+
+
 def mean_with_interval(verdict: Verdict) -> str:
     """Return a mean with half the width of its 95% CI, such as ``82.61 ± 0.35``."""
     if verdict.mean is None:

@@ -1,6 +1,7 @@
 """Seeds by several executions: whether they end alike, and what the report and ``results`` say of it."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from resnet_bench.reporting import report
 from resnet_bench.reporting.executions import execution_name, read_executions
 from tests.reporting import synthetic
 from tests.reporting.synthetic import FakeRun
+from tools.executions import publish
 
 AROUND = (-0.2, -0.1, 0.0, 0.1, 0.2)
 """How far the seeds of one side lie from its mean, in percentage points."""
@@ -27,18 +29,22 @@ def execution(precision: str, *, ours: bool) -> dict[str, str]:
 
 @pytest.fixture
 def tables(
-    benchmarks: dict[str, Benchmark], fresh_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    benchmarks: dict[str, Benchmark], empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Sequence[float], Sequence[float]], Path]:
-    """Writes a folder with the tables of two executions, given the accuracies of each."""
+    """Writes a folder of reference results with the tables of two executions, given the accuracies of each."""
 
     def write(stock: Sequence[float], fast: Sequence[float]) -> Path:
         monkeypatch.chdir(tmp_path)
         short = FakeRun(benchmarks["nine-onecycle"], overrides={"training.epochs": "3"})
-        sides = ((stock, execution("fp32", ours=False)), (fast, execution("bf16", ours=True)))
-        made = [replace(short, seed=s, final=f, tags=tags) for finals, tags in sides for s, f in enumerate(finals)]
-        synthetic.log_all(fresh_uri, *made)
-        found = report.write(fresh_uri, tmp_path / "executions" / "all")
-        return found.page.parent.parent
+        sides = {
+            "plain-fp32": (stock, execution("fp32", ours=False)),
+            "fast-bf16": (fast, execution("bf16", ours=True)),
+        }
+        for name, (finals, tags) in sides.items():
+            uri = synthetic.database(empty_database, tmp_path / "store" / name)
+            synthetic.log_all(uri, *(replace(short, seed=s, final=f, tags=tags) for s, f in enumerate(finals)))
+            publish(tmp_path / "store", name, tmp_path / "reference" / "executions")
+        return tmp_path / "reference"
 
     return write
 
@@ -70,10 +76,8 @@ def test_the_word_follows_the_interval_of_the_difference(
 def test_results_print_what_the_executions_show(tables: Callable[[Sequence[float], Sequence[float]], Path]) -> None:
     folder = tables(around(80.0), around(80.1))
     # The reference itself: the same runs, which no claim is judged by.
-    arguments = ["results", "--from", str(folder.parent)]
-    (folder.parent / "device").mkdir()
-    for name in ("runs.parquet", "metrics.parquet"):
-        (folder.parent / "device" / name).write_bytes((folder / "all" / name).read_bytes())
+    arguments = ["results", "--from", str(folder)]
+    shutil.copytree(folder / "executions" / "fast-bf16", folder / "device")
     said = CliRunner().invoke(app, arguments)
     assert "fast, bf16 ends within 0.5 pp of stock PyTorch in fp32" in said.stdout
     document = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
@@ -84,8 +88,8 @@ def test_a_report_says_it_beside_runs_of_that_execution(
     tables: Callable[[Sequence[float], Sequence[float]], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tables(around(80.0), around(80.1))
-    monkeypatch.setattr("resnet_bench.reporting.executions.reference_folder", lambda: folder.parent)
-    written = report.write(str(folder / "all"), folder / "report")
+    monkeypatch.setattr("resnet_bench.reporting.executions.reference_folder", lambda: folder)
+    written = report.write(str(folder / "executions" / "fast-bf16"), folder / "report")
     for made in (written.page, written.markdown):
         assert made.read_text("utf-8").count("ends within 0.5 pp of stock PyTorch in fp32") == 1
 

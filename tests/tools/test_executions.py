@@ -20,11 +20,11 @@ def test_a_second_call_trains_only_what_is_missing(tmp_path: Path, monkeypatch: 
     tiny.write_images(data)
     changes = ("training.epochs=1", "training.batch_size=8", "data.train_images=32", "data.test_images=20")
     monkeypatch.setattr(executions, "SCHEDULES", {"he-resnet20": changes})
-    given = ["--data", str(data), "--store", str(tmp_path / "store"), "--out", str(tmp_path / "out")]
+    given = ["--data", str(data), "--store", str(tmp_path / "store"), "--out", str(tmp_path / "executions")]
     given += ["--benchmarks", "he-resnet20", "--executions", "plain-fp32", "fast-fp32"]
     monkeypatch.chdir(tmp_path)
     executions.main([*given, "--seeds", "1"])
     executions.main([*given, "--seeds", "2"])
-    [check] = read_executions(tmp_path / "out")
+    [check] = read_executions(tmp_path)
     assert check.execution == "fast, fp32"
     assert [sorted(run.seed for run in side.all_runs) for side in (check.stock, check.other)] == [[0, 1], [0, 1]]

@@ -3,13 +3,12 @@
 from typing import Any
 
 from resnet_bench.base.text import plural, setting
-from resnet_bench.judging.intervals import Interval
 from resnet_bench.judging.power import smallest_difference
 from resnet_bench.reporting.figures.style import Plot
 from resnet_bench.reporting.sections.section import Grid, Results, Section, View, grid
 from resnet_bench.reporting.studies import StudyReport, accuracies, named
 from resnet_bench.reporting.study_plots import plots
-from resnet_bench.reporting.wording import mean_of, number, signed
+from resnet_bench.reporting.wording import mean_of, number, signed, signed_interval
 
 
 def build(results: Results) -> View:
@@ -80,7 +79,7 @@ def _outcome(study: StudyReport) -> str:
     if study.difference is None:
         return "not compared"
     ends = study.difference.interval
-    return f"{signed(study.difference.value)} pp" + (f", 95% CI {_signed_ends(ends)}" if ends is not None else "")
+    return f"{signed(study.difference.value)} pp" + (f", 95% CI {signed_interval(ends)}" if ends is not None else "")
 
 
 def _sentence(study: StudyReport) -> str:
@@ -89,7 +88,7 @@ def _sentence(study: StudyReport) -> str:
     if study.difference is None:
         return "The source's and the best hyperparameters have not been retrained, so the tuning gain is unknown."
     ends = study.difference.interval
-    certainty = f" (95% CI {_signed_ends(ends)})" if ends is not None else "; too few seeds for an interval"
+    certainty = f" (95% CI {signed_interval(ends)})" if ends is not None else "; too few seeds for an interval"
     return f"Tuning gain on the test set: {signed(study.difference.value)} pp{certainty}.{_detectable(study)}"
 
 
@@ -100,7 +99,3 @@ def _detectable(study: StudyReport) -> str:
         return ""
     seen = smallest_difference(accuracies(study.source), accuracies(study.tuned))
     return "" if seen is None else f" That is unclear: gains below {seen:.2f} pp are seen with less than 80% power."
-
-
-def _signed_ends(ends: Interval) -> str:
-    return f"{signed(ends.low)} to {signed(ends.high)}"
