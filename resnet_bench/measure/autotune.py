@@ -77,14 +77,15 @@ def autotune(
     return dataclasses.replace(execution, **{**chosen, "precision": Precision(chosen["precision"])})
 
 
+def work_key(recipe: Recipe) -> str:
+    """Return what the time of a step of a recipe depends on, as part of a key of the tuning cache."""
+    batch = f"batch {recipe.training.batch_size} at {recipe.image_size} px"
+    return f"{recipe.model.model_dump_json(exclude_none=True)} {batch} {recipe.optimizer.name}"
+
+
 def _key(recipe: Recipe, execution: Execution, *, precision: bool, threads: bool) -> str:
-    parts = [
-        # Not the words under which the fields of an execution had other names.
-        "fastest mode of",
-        recipe.model.model_dump_json(exclude_none=True),
-        f"batch {recipe.training.batch_size} at {recipe.image_size} px",
-        recipe.optimizer.name,
-    ]
+    # Not the words under which the fields of an execution had other names.
+    parts = ["fastest mode of", work_key(recipe)]
     parts += [] if precision else [execution.precision]
     parts += [] if threads else [f"{execution.threads} threads"]
     parts += ["deterministic"] * execution.deterministic
