@@ -15,10 +15,10 @@ _log = logging.getLogger(__name__)
 _log.setLevel(logging.INFO)
 
 MAX_STEP_FLOPS = 200e9
-"""Upper limit of a measured step, so that measuring takes seconds; batches are cut to fit."""
+"""Upper limit of a measured step, about a second, so that measuring takes seconds; batches are cut to fit."""
 
-SHORTEST_RUN_STEPS = 200
-"""Shorter runs would end before the measurement had paid off."""
+SHORTEST_RUN_FLOPS = 150 * MAX_STEP_FLOPS
+"""Shorter runs, such as those of smoke profiles, would end before the measurement had paid off."""
 
 TIMINGS = 3
 HOPELESS = 1.5
@@ -50,12 +50,12 @@ def autotune(
         threads: Whether the number of threads may be changed, likewise.
         progress: Called with a line of text as it measures.
     """
-    steps = recipe.steps_per_epoch * recipe.training.epochs
+    images = recipe.data.num_train * recipe.training.epochs * recipe.relative_pixels
     if (
         execution.mode != ExecutionMode.AUTO
         or execution.device_type != "cpu"
         or execution.compile
-        or steps < SHORTEST_RUN_STEPS
+        or images * _flops_per_image(recipe) < SHORTEST_RUN_FLOPS
     ):
         return execution
     memory = execution.memory()
@@ -126,5 +126,9 @@ def _fastest(recipe: Recipe, candidates: Sequence[Execution], progress: Callable
 
 def affordable_batch(recipe: Recipe) -> int:
     """Return how many images a timed step may have to take about a second."""
-    flops_per_image = 6 * recipe_macs(recipe)
-    return max(2, min(recipe.training.batch_size, int(MAX_STEP_FLOPS / flops_per_image)))
+    return max(2, min(recipe.training.batch_size, int(MAX_STEP_FLOPS / _flops_per_image(recipe))))
+
+
+def _flops_per_image(recipe: Recipe) -> float:
+    """Of a training step; the backward pass takes twice as many as the forward pass."""
+    return 6.0 * recipe_macs(recipe)
