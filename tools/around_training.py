@@ -80,18 +80,19 @@ def time_command(arguments: Sequence[str]) -> Seconds:
 def time_start(names: Sequence[str], options: Sequence[str]) -> Seconds:
     """Time a command that trains benchmarks, up to the first step of the first."""
     began = time.time()
-    (started,) = _marks("Started", ["run", *names, *RUN, *options])
+    (started,) = marks("Started", ["run", *names, *RUN, *options])
     return Seconds(started.cpu, started.wall - began)
 
 
 def time_end(name: str, options: Sequence[str]) -> Seconds:
     """Time what comes after the last event of a short run's training."""
     changes = [word for change in SHORT for word in ("--set", change)]
-    finished, end = _marks("Finished", ["run", name, *RUN, "--profile", "smoke", *changes, *options])
+    finished, end = marks("Finished", ["run", name, *RUN, "--profile", "smoke", *changes, *options])
     return Seconds(end.cpu - finished.cpu, end.wall - finished.wall)
 
 
-def _marks(event: str, command: list[str]) -> list[Seconds]:
+def marks(event: str, command: list[str]) -> list[Seconds]:
+    """Run a command; return its CPU time and the clock at an event of training, and at the end unless it ends there."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(  # noqa: S603 - our own
             [sys.executable, "-c", MARKING, event, *command], cwd=folder, capture_output=True, text=True, check=False

@@ -33,7 +33,7 @@ def test_five_parts_have_a_limit(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         typed.append((event, command[1]))
         return [Seconds(1.0, 0.0)] * (2 if event == "Finished" else 1)
 
-    monkeypatch.setattr(around_training, "_marks", marks)
+    monkeypatch.setattr(around_training, "marks", marks)
     monkeypatch.setattr(around_training, "time_command", lambda words: typed.append(words) or Seconds(0.1, 0.1))
     monkeypatch.setattr("sys.argv", ["around_training.py", "--repeats", "1"])
     around_training.main()
