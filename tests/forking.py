@@ -2,9 +2,14 @@
 
 import gc
 import multiprocessing
+import os
+import sys
 import threading
 import time
+import traceback
+from collections.abc import Callable
 from multiprocessing.context import ForkContext
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -30,3 +35,23 @@ def fork_context() -> ForkContext:
     """Return a context whose processes are forks of this one, which hold what a test has replaced."""
     settle()
     return multiprocessing.get_context("fork")
+
+
+def start(work: Callable[[], None], output: Path) -> int:
+    """Fork a process that does the work and exits with 0, or leaves a traceback in its output and exits with 1."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        with output.open("a") as stream:
+            os.dup2(stream.fileno(), 1)
+            os.dup2(stream.fileno(), 2)
+        work()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        # Not through the parent's exit handlers.
+        os._exit(status)

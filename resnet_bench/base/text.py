@@ -56,9 +56,9 @@ def setting(value: object, digits: int = 4) -> str:
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
-def listed(items: Sequence[str], limit: int | None = None, *, last: str = "and") -> str:
+def listed(items: Sequence[str], limit: int | None = None) -> str:
     """Join items as in ``a, b and c``; behind the limit only their number is given: ``a, b and 3 more``."""
     if limit is not None and len(items) > limit:
-        return f"{', '.join(items[:limit])} {last} {len(items) - limit} more"
+        return f"{', '.join(items[:limit])} and {len(items) - limit} more"
     *others, final = items or ("",)
-    return f"{', '.join(others)} {last} {final}" if others else final
+    return f"{', '.join(others)} and {final}" if others else final

@@ -69,14 +69,14 @@ def echo(text: str, style: str | None = None) -> None:
     console.print(text, style=style, soft_wrap=True)
 
 
-def paragraph(text: str, indent: str = "  ") -> None:
+def paragraph(text: str) -> None:
     """Print text wrapped between words, each line indented."""
     echo(
         textwrap.fill(
             text,
             width=console.width,
-            initial_indent=indent,
-            subsequent_indent=indent,
+            initial_indent="  ",
+            subsequent_indent="  ",
             break_long_words=False,
             break_on_hyphens=False,
         )

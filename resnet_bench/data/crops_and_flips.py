@@ -62,12 +62,15 @@ class Windows:
         """Turn the choices of an epoch into indices of windows, on the images' device."""
         # A window of the flipped image is as far from its right border as its original is from the left one.
         left = torch.where(draws.flip == 1, 2 * self._padding - draws.left, draws.left)
+        draws = replace(draws, left=left)
         if self._home.type == "cpu":
-            return replace(draws, left=left)
-        choices = [self._sent(torch.stack([draws.order, draws.top, left, draws.flip]))]
-        if draws.factor is not None and draws.addend is not None:
-            choices.append(self._sent(torch.stack([draws.factor, draws.addend])))
-        return Draws(*(choice for several in choices for choice in several.unbind()))
+            return draws
+        given = {name: choice for name, choice in vars(draws).items() if choice is not None}
+        # Those of one type are sent together.
+        for dtype in {choice.dtype for choice in given.values()}:
+            names = [name for name, choice in given.items() if choice.dtype == dtype]
+            given |= zip(names, self._sent(torch.stack([given[name] for name in names])).unbind(), strict=True)
+        return Draws(**given)
 
     def gather(self, placed: Draws | None, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Images from position `start` to before `stop` of an epoch, uint8 in their original size, and their labels.

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 _IMAGE_COLUMNS = ("img", "image")
-_LABEL_COLUMNS = {"cifar100": "fine_label"}
 _PATTERNS = ("{split}-*.parquet", "{split}.parquet", "{split}/*.parquet")
 """Shards of the hub, one file as pandas writes it, and the hub's converted branch."""
 _ROWS_AT_ONCE = 1000
@@ -39,11 +38,6 @@ class ParquetSource:
     facts: DatasetFacts
     location: Path
     kind = "parquet"
-
-    @property
-    def label_column(self) -> str:
-        """Name of the label column in the hub's files."""
-        return _label_column(self.facts)
 
     def files(self) -> list[Path]:
         """List every file that is read."""
@@ -109,7 +103,7 @@ def find_parquet(facts: DatasetFacts, folder: Path) -> ParquetSource | None:
             if not (files := source.files()):
                 continue
             # The name of a folder of unknown origin says nothing, but the label column tells the datasets apart.
-            if root == folder / facts.name or source.label_column in open_parquet(files[0]).schema_arrow.names:
+            if root == folder / facts.name or facts.label_column in open_parquet(files[0]).schema_arrow.names:
                 return source
     return None
 
@@ -122,7 +116,7 @@ def read_rows(shard: Path, facts: DatasetFacts) -> Iterator[tuple[bytes, int, st
     """
     from pyarrow import ArrowException
 
-    label_column = _label_column(facts)
+    label_column = facts.label_column
     with open_parquet(shard) as file:
         image_column = _image_column(file, shard, facts)
         row = 0
@@ -148,7 +142,7 @@ def read_rows(shard: Path, facts: DatasetFacts) -> Iterator[tuple[bytes, int, st
 def _image_column(file: "ParquetFile", path: Path, facts: DatasetFacts) -> str:
     from pyarrow.types import is_struct
 
-    label_column = _label_column(facts)
+    label_column = facts.label_column
     schema = file.schema_arrow
     for name in (*_IMAGE_COLUMNS, label_column):
         if schema.names.count(name) > 1:
@@ -163,10 +157,6 @@ def _image_column(file: "ParquetFile", path: Path, facts: DatasetFacts) -> str:
         f"{path} has the columns {', '.join(schema.names)}, and {facts.name} needs img (or image) with the "
         f"field bytes, and {label_column}"
     )
-
-
-def _label_column(facts: DatasetFacts) -> str:
-    return _LABEL_COLUMNS.get(facts.name, "label")
 
 
 def _snapshots(facts: DatasetFacts, folder: Path) -> list[Path]:

@@ -27,6 +27,8 @@ class DatasetFacts:
         fit: How an image is brought to the size: ``crop`` resizes the shorter side and cuts the center out, ``resize``
             resizes both sides, and ``exact`` refuses images of another size.
         path: The folder of a recipe that names one; None where files are found by name.
+        hub: Name and configuration of the dataset on the Hugging Face Hub, if it is there.
+        label_column: The column of its Parquet files that has the labels.
     """
 
     name: str
@@ -39,6 +41,8 @@ class DatasetFacts:
     fingerprint: str | None
     fit: Fit = "exact"
     path: str | None = None
+    hub: tuple[str, str] | None = None
+    label_column: str = "label"
 
     @property
     def built_in(self) -> bool:
@@ -60,6 +64,7 @@ _CIFAR10 = DatasetFacts(
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.2470, 0.2435, 0.2616),
     fingerprint="be76494ec31bfdca8315e571fa33c4d02fc36260bd6ae1f331e9a250770d3e81",
+    hub=("uoft-cs/cifar10", "plain_text"),
 )
 
 _CIFAR100_CLASS_NAMES = """
@@ -81,7 +86,16 @@ _CIFAR100 = DatasetFacts(
     mean=(0.5071, 0.4865, 0.4409),
     std=(0.2673, 0.2564, 0.2762),
     fingerprint="57e3d7f66cdb62305cadb6ff3696821c52e1bad1f36d9a9f4802a5c41f130e48",
+    hub=("uoft-cs/cifar100", "cifar100"),
+    label_column="fine_label",
 )
 
 DATASETS: Mapping[str, DatasetFacts] = MappingProxyType({facts.name: facts for facts in (_CIFAR10, _CIFAR100)})
 """The datasets that are built in; `resnet_bench.recipe.dataset_files` finds all others."""
+
+TEST_LABELS: dict[str, str] = {
+    "cifar10": "3c23516efa5ec10a5e1127d82ed8f93ac84f6a3c7a721bc81c7c1aeed64736d5",
+    "cifar100": "7e4c9f78d3f12986c0b1fc6f08cefff8610c56467c72970842046a9fb4dedde3",
+}
+"""SHA-256 of the test labels that records are checked with, in canonical order, one byte each: nobody can bring
+easier ones."""

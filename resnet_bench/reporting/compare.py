@@ -97,18 +97,6 @@ class ResultComparison:
         return [row for row in self.rows if row.regression]
 
 
-def compare(
-    a: Source,
-    b: Source,
-    *,
-    sources: Sequence[Source] | None = None,
-    benchmarks: Sequence[str] | None = None,
-    since: str | datetime | None = None,
-) -> ResultComparison:
-    """Read two sets of results and compare them; see :func:`read_sides` and :func:`compare_runs`."""
-    return compare_runs(*read_sides(a, b, sources=sources, benchmarks=benchmarks, since=since))
-
-
 def read_sides(
     a: Source,
     b: Source,

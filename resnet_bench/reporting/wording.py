@@ -42,9 +42,9 @@ def interval(ends: Interval | None, digits: int = 2) -> str:
     return f"{number(ends.low, digits)} to {number(ends.high, digits)}"
 
 
-def signed_interval(ends: Interval, digits: int = 2) -> str:
+def signed_interval(ends: Interval) -> str:
     """Return both ends of an interval of a difference, with their signs."""
-    return f"{signed(ends.low, digits)} to {signed(ends.high, digits)}"
+    return f"{signed(ends.low)} to {signed(ends.high)}"
 
 
 def mean_with_interval(verdict: Verdict) -> str:

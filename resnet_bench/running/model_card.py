@@ -10,12 +10,6 @@ from collections.abc import Iterator, Mapping
 from resnet_bench.base.text import listed, percent, plural
 from resnet_bench.running.trained import TrainedRun
 
-HUB_DATASETS: Mapping[str, tuple[str, str]] = {
-    "cifar10": ("uoft-cs/cifar10", "plain_text"),
-    "cifar100": ("uoft-cs/cifar100", "cifar100"),
-}
-"""Datasets and configurations of the Hub by our names."""
-
 ACCURACY_NAMES: Mapping[str, str] = {
     "accuracy_standard": "standard: eval mode, per image",
     "accuracy": "by the source's protocol",
@@ -72,23 +66,23 @@ def eval_results(trained: TrainedRun) -> str | None:
     """
     data = trained.benchmark.recipe.data
     is_whole = trained.tag("profile") == "full" and data.num_test == data.facts.test_size
-    if not is_whole or not _is_published(trained) or "accuracy_standard" not in trained.accuracies:
+    hub = _hub(trained)
+    if not is_whole or hub is None or "accuracy_standard" not in trained.accuracies:
         return None
-    hub_name, _ = HUB_DATASETS[data.dataset]
     notes = [f"{ACCURACY_NAMES['accuracy_standard']}, seed {trained.tag('seed')}, last epoch"]
     if "accuracy_tta" in trained.accuracies:
         notes.append(f"{percent(trained.accuracies['accuracy_tta'])} with test-time augmentation")
     return (
-        f"- dataset:\n    id: {hub_name}\n    task_id: default\n"
+        f"- dataset:\n    id: {hub[0]}\n    task_id: default\n"
         f"  value: {_number(trained.accuracies['accuracy_standard'])}\n"
         f"  notes: {json.dumps('; '.join(notes))}\n"
     )
 
 
-def _is_published(trained: TrainedRun) -> bool:
-    """Whether the images are those of a dataset of the Hub."""
-    data = trained.benchmark.recipe.data
-    return data.dataset in HUB_DATASETS and trained.tag("data_fingerprint") == data.facts.fingerprint
+def _hub(trained: TrainedRun) -> tuple[str, str] | None:
+    """Name and configuration of the images on the Hub, where they are those that were trained on."""
+    facts = trained.benchmark.recipe.data.facts
+    return facts.hub if trained.tag("data_fingerprint") == facts.fingerprint else None
 
 
 def _metadata(trained: TrainedRun) -> Iterator[str]:
@@ -97,8 +91,8 @@ def _metadata(trained: TrainedRun) -> Iterator[str]:
     yield "library_name: pytorch"
     yield "pipeline_tag: image-classification"
     yield f"tags: [resnet-bench, {json.dumps(trained.benchmark.recipe.model.name)}]"
-    if _is_published(trained):
-        hub_name, configuration = HUB_DATASETS[data.dataset]
+    if hub := _hub(trained):
+        hub_name, configuration = hub
         yield f"datasets: [{hub_name}]"
         dataset = f"{{type: {hub_name}, name: {data.dataset}, config: {configuration}, split: test}}"
     else:

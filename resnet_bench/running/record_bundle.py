@@ -38,12 +38,6 @@ from resnet_bench.recipe.writing import to_toml
 RECORD, MANIFEST, LABELS = "record.json", "manifest.json", "labels.u8"
 _RECORDS = "records"
 
-TEST_LABELS: dict[str, str] = {
-    "cifar10": "3c23516efa5ec10a5e1127d82ed8f93ac84f6a3c7a721bc81c7c1aeed64736d5",
-    "cifar100": "7e4c9f78d3f12986c0b1fc6f08cefff8610c56467c72970842046a9fb4dedde3",
-}
-"""SHA-256 of the published test labels in canonical order, one byte each: nobody can bring easier ones."""
-
 MAX_RECORD_BYTES = 16 * 2**20
 MAX_ENTRIES = MAX_SEEDS + 16
 """Files and folders of a bundle."""

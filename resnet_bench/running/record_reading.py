@@ -11,7 +11,7 @@ import numpy as np
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import plural
 from resnet_bench.recipe.benchmark import Benchmark
-from resnet_bench.recipe.datasets import DATASETS
+from resnet_bench.recipe.datasets import DATASETS, TEST_LABELS
 from resnet_bench.recipe.files import load_benchmark_file
 from resnet_bench.recipe.schema import parse_json
 from resnet_bench.recipe.toml_files import MAX_FILE_BYTES
@@ -20,7 +20,6 @@ from resnet_bench.running.record_bundle import (
     MANIFEST,
     MAX_RECORD_BYTES,
     RECORD,
-    TEST_LABELS,
     Attempt,
     Classes,
     Manifest,

@@ -241,7 +241,7 @@ def _fence(client: "MlflowClient", run: "Run") -> Holding:
     return "held"
 
 
-def close_lost_runs(store: Store, watch: LeaseWatch, experiments: Iterable[str] = EXPERIMENTS) -> list[StaleRun]:
+def close_lost_runs(store: Store, watch: LeaseWatch) -> list[StaleRun]:
     """Look once at the beats of all running runs; mark those as killed that are lost, and fence their processes.
 
     A store that does not answer, or as slowly as would keep beats from it, closes nothing, and the watch begins again.
@@ -250,7 +250,7 @@ def close_lost_runs(store: Store, watch: LeaseWatch, experiments: Iterable[str] 
     try:
         client, began = store.client(), watch.clock()
         with patient():
-            running = [run for run in _running(client, experiments) if tag("beat") in run.data.tags]
+            running = [run for run in _running(client) if tag("beat") in run.data.tags]
         if watch.clock() - began > BEAT_SECONDS:
             watch.forget()
         silent = [run for run in running if watch.is_lost(run.info.run_id, run.data.tags)]
@@ -287,7 +287,7 @@ def name_silent_runs(store: Store, say: Callable[[str], None], clock: Callable[[
     path = cache_folder() / f"beats-{name}.json"
     watch = LeaseWatch.load(path, clock)
     try:
-        running = [run for run in _running(store.reader(), EXPERIMENTS) if tag("beat") in run.data.tags]
+        running = [run for run in _running(store.reader()) if tag("beat") in run.data.tags]
     except Exception as error:  # whatever the server's client raises
         _log.debug("%s was not searched for silent runs: %s", store.redacted_uri, store.describe_error(error))
         return
@@ -302,7 +302,7 @@ def name_silent_runs(store: Store, say: Callable[[str], None], clock: Callable[[
         )
 
 
-def _running(client: "MlflowClient", experiments: Iterable[str]) -> "Iterable[Run]":
-    found = [client.get_experiment_by_name(name) for name in experiments]
+def _running(client: "MlflowClient") -> "Iterable[Run]":
+    found = [client.get_experiment_by_name(name) for name in EXPERIMENTS]
     ids = [experiment.experiment_id for experiment in found if experiment is not None]
     return pages(client.search_runs, ids, "attributes.status = 'RUNNING'", max_results=_PAGE) if ids else ()

@@ -2,7 +2,6 @@
 
 import copy
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,9 +23,7 @@ PROGRAM = "data/model.pt2"
 """The file of an MLflow model that torch reads without MLflow."""
 
 
-def save_model(
-    network: "nn.Module", example: "npt.NDArray[np.uint8]", folder: Path, *, requirements: Sequence[str] | None = None
-) -> None:
+def save_model(network: "nn.Module", example: "npt.NDArray[np.uint8]", folder: Path) -> None:
     """Save a network as an MLflow model with a signature, in a format that holds none of our code.
 
     ``mlflow.pytorch.load_model`` gives it back, without this package and for batches of any size.
@@ -36,7 +33,6 @@ def save_model(
         example: Images as they are stored, uint8 [2, 3, height, width]; the signature says what they are. From a
             batch of one the export would learn that batches are of one.
         folder: Where to; a model that is there already is replaced.
-        requirements: Packages that the model needs; by default torch and numpy at their versions here.
     """
     mlflow_client.load()
     import mlflow.pytorch
@@ -57,9 +53,7 @@ def save_model(
             signature=infer_signature(example, output),
             input_example=example,
             # Without a list MLflow runs the model in another process to find out, which takes 15 s.
-            pip_requirements=list(
-                requirements or (f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={numpy.__version__}")
-            ),
+            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={numpy.__version__}"],
         )
 
 

@@ -1,7 +1,7 @@
 """Runs whose process is gone: found by host, process id and start of the process, and marked as killed."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ class StaleRun:
     reason: str
 
 
-def close_stale_runs(store: Store, experiments: Iterable[str] = EXPERIMENTS) -> list[StaleRun]:
+def close_stale_runs(store: Store) -> list[StaleRun]:
     """Mark the runs as killed whose process on this machine is gone.
 
     Where it cannot be known from here (another machine, another container) a run is left alone. A store that
@@ -34,7 +34,7 @@ def close_stale_runs(store: Store, experiments: Iterable[str] = EXPERIMENTS) -> 
     dead = []
     try:
         client = store.client()
-        found = [client.get_experiment_by_name(name) for name in experiments]
+        found = [client.get_experiment_by_name(name) for name in EXPERIMENTS]
         ids = [experiment.experiment_id for experiment in found if experiment is not None]
         running = client.search_runs(ids, "attributes.status = 'RUNNING'", max_results=_MAX_RUNS) if ids else []
         for run in running:

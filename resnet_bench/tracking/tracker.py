@@ -4,7 +4,7 @@ import logging
 import threading
 import uuid
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -161,12 +161,10 @@ class Tracker:
         path.write_text(text, encoding="utf-8")
         self.artifact(path, Path(name).parent.as_posix().removeprefix("."))
 
-    def log_model(
-        self, network: "nn.Module", example: "npt.NDArray[np.uint8]", *, requirements: Sequence[str] | None = None
-    ) -> None:
+    def log_model(self, network: "nn.Module", example: "npt.NDArray[np.uint8]") -> None:
         """Queue the network to be logged as an MLflow model, under ``model``; see :func:`save_model`."""
         folder = self._folder / MODEL
-        save_model(network, example, folder, requirements=requirements)
+        save_model(network, example, folder)
         self.artifact(folder)
 
     def close(

@@ -1,7 +1,7 @@
 """Every name that is stored in MLflow, once, for those who write it and those who read it.
 
 What a name says today is written. Stores of version 0.1.0 have other names for some of it; readers pass what they
-found through :func:`current_metrics` and :func:`current_tags`.
+found through :func:`current_metrics`.
 """
 
 import math
@@ -253,8 +253,6 @@ OLD_METRICS: Mapping[str, str] = {"energy/joules": ENERGY}
 """Metrics of stores of version 0.1.0, and what they are called now."""
 OLD_PEAK_FLOPS = "device/peak_flops"
 """The metric that was the tag `peak_flops` in version 0.1.0."""
-OLD_TAGS: Mapping[str, str] = {f"{PREFIX}captures": tag("cuda_graphs")}
-"""Tags of stores of version 0.1.0, and what they are called now."""
 OLD_EXECUTION_FIELDS: Mapping[str, str] = {"level": "mode", "graphs": "cuda_graphs", "fused": "fused_layers"}
 """Fields of the tag `execution` in stores of version 0.1.0, and what they are called now."""
 
@@ -276,11 +274,6 @@ def current_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
         metrics: The last value of each metric, as the store has it.
     """
     return _unrounded(_renamed({key: current_metric(key) for key in metrics}, metrics))
-
-
-def current_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Return what a run holds under today's names of its tags."""
-    return _renamed({key: OLD_TAGS.get(key, key) for key in tags}, tags)
 
 
 def current_execution(fields: Mapping[str, Any]) -> dict[str, Any]:

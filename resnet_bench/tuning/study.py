@@ -281,11 +281,6 @@ class Study(Schema):
             raise UserError(f"study {self.name} has no [profiles.{profile}] table; add one or run --profile full")
         return self.profiles[profile]
 
-    @property
-    def prunes(self) -> bool:
-        """Whether a trial may be stopped early."""
-        return self.pruner.name != "none"
-
 
 def same_value(left: Any, right: Any) -> bool:
     """Tell whether two values are equal; ``True`` and ``1`` are not, ``1`` and ``1.0`` are."""

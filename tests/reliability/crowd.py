@@ -10,10 +10,10 @@ import argparse
 import json
 import os
 import sqlite3
-import sys
 import tempfile
 from collections import Counter
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,26 +39,6 @@ def work(project: Path, seed: int) -> None:
     assert not [outcome.not_uploaded for _, outcome in summary.results if outcome.not_uploaded]
 
 
-def start(project: Path, seed: int) -> int:
-    """Fork a process that does the work."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        with (project / f"errors-{seed}.txt").open("w") as errors:
-            os.dup2(errors.fileno(), 2)
-        work(project, seed)
-        status = 0
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
-
-
 def run_crowd(folder: Path, processes: int) -> dict[str, Any]:
     """Let them loose on a fresh project, and look at what is there afterwards."""
     patch = pytest.MonkeyPatch()
@@ -69,7 +49,9 @@ def run_crowd(folder: Path, processes: int) -> dict[str, Any]:
     kills.work(warm)
     forking.settle()
 
-    children = [start(project, seed) for seed in range(processes)]
+    children = [
+        forking.start(partial(work, project, seed), project / f"errors-{seed}.txt") for seed in range(processes)
+    ]
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     complaints = "".join((project / f"errors-{seed}.txt").read_text() for seed in range(processes))
 

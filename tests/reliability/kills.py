@@ -24,7 +24,6 @@ import sqlite3
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,6 +105,18 @@ def work(project: Path) -> None:
         report.write([f"sqlite:///{project / 'mlflow.db'}"], project / "report")
 
 
+def prepare(folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Make a template for projects, and do the work once in this process, which loads everything."""
+    tiny.speed_up(patch)
+    template = folder / "template"
+    tiny.write_images(template / "data")
+    shutil.copytree(template / "data", folder / "warm" / "data")
+    work(folder / "warm")
+    make_empty_database(template)
+    forking.settle()
+    return template
+
+
 def new_project(folder: Path, template: Path) -> Path:
     """A project with images, not decoded yet, and an empty database, which takes seconds to make."""
     shutil.copytree(template, folder)
@@ -117,22 +128,7 @@ def new_project(folder: Path, template: Path) -> Path:
 
 def start_child(project: Path) -> int:
     """Fork a process that does the work and exits with 0, or leaves a traceback and exits with 1."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        with (project / "output.txt").open("a") as output:
-            os.dup2(output.fileno(), 1)
-            os.dup2(output.fileno(), 2)
-        work(project)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        # Not through the parent's exit handlers.
-        os._exit(status)
+    return forking.start(lambda: work(project), project / "output.txt")
 
 
 def has_ended(child: int) -> int | None:
@@ -277,16 +273,7 @@ def run_harness(folder: Path, *, kills: int, seconds: float, seed: int) -> dict[
         A summary: kills that landed and in which phases, suites compared, differences found.
     """
     patch = pytest.MonkeyPatch()
-    tiny.speed_up(patch)
-    template = folder / "template"
-    tiny.write_images(template / "data")
-    # Warm up: the work is done here once, which also makes the database.
-    (folder / "warm").mkdir()
-    shutil.copytree(template / "data", folder / "warm" / "data")
-    work(folder / "warm")
-    make_empty_database(template)
-    forking.settle()
-
+    template = prepare(folder, patch)
     phases = Phases()
     mark_phases(phases, patch)
     undisturbed = new_project(folder / "undisturbed", template)

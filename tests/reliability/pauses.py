@@ -8,7 +8,6 @@ It forks, so that it runs as a separate program, whose process has one thread.
 import functools
 import itertools
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -24,8 +23,7 @@ from resnet_bench.tracking.stale_runs import close_stale_runs
 from resnet_bench.tracking.store import Store
 from resnet_bench.training import checkpoint
 from resnet_bench.training.steps import EagerStep
-from tests import forking
-from tests.reliability import kills, tiny
+from tests.reliability import kills
 
 PHASES: dict[str, tuple[Any, str]] = {"step": (EagerStep, "step"), "checkpoint": (checkpoint, "save")}
 PAUSE_SECONDS = 1.0
@@ -51,14 +49,7 @@ def pause_in(phase: str, folder: Path) -> None:
         AssertionError: It was replaced or closed, or what it leaves differs from an undisturbed one.
     """
     patch = pytest.MonkeyPatch()
-    tiny.speed_up(patch)
-    template = folder / "template"
-    tiny.write_images(template / "data")
-    (folder / "warm").mkdir()
-    shutil.copytree(template / "data", folder / "warm" / "data")
-    kills.work(folder / "warm")
-    kills.make_empty_database(template)
-    forking.settle()
+    template = kills.prepare(folder, patch)
     undisturbed = kills.new_project(folder / "undisturbed", template)
     kills.finish(undisturbed)
     expected = kills.left_behind(undisturbed)

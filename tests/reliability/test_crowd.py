@@ -1,28 +1,17 @@
 """Many suites at once in one folder: nothing is lost, nothing is doubled, no one is locked out."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.reliability.tiny import run_alone
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 8])
 def test_suites_at_once_in_one_folder(processes: int) -> None:
     """The database, the experiments and the data cache do not exist yet, so that all of them race for each."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.reliability.crowd", "--processes", str(processes)],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_alone("crowd", "--processes", str(processes))
     assert done.stdout, done.stderr[-3000:]
     found = json.loads(done.stdout)
     assert found["exit codes"] == [0] * processes, found["complaints"]

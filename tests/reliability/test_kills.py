@@ -2,26 +2,16 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.reliability.tiny import run_alone
 
 
 def harness(kills: int, seconds: float) -> dict[str, Any]:
     """Kill so many times, in a process that has one thread, and say what differed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.reliability.kills", "--kills", str(kills), "--seconds", str(seconds)],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_alone("kills", "--kills", str(kills), "--seconds", str(seconds))
     assert done.stdout, done.stderr[-3000:]
     summary: dict[str, Any] = json.loads(done.stdout)
     assert done.returncode == (1 if summary["differences"] or summary["landed"] < kills else 0)

@@ -5,13 +5,10 @@ replaced must not write is tested in tests/tuning/test_workers.py.
 """
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.reliability.tiny import run_alone
 
 
 @pytest.mark.slow
@@ -19,13 +16,5 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize("phase", ["step", "checkpoint"])
 def test_a_paused_trainer_is_neither_replaced_nor_closed_and_finishes_as_if_nothing_was(phase: str) -> None:
     """In a separate process, which has one thread and may fork."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.reliability.pauses", phase],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+    done = run_alone("pauses", phase)
     assert done.returncode == 0, done.stderr[-3000:]

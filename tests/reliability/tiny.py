@@ -1,5 +1,8 @@
 """A whole suite that is done within a second or two: images in class folders, training, tracking and report."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,3 +104,16 @@ def speed_up(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(f"resnet_bench.{module}.recipe_macs", lambda recipe: 1)
     patch.setattr("resnet_bench.running.pictures.write_confusion_matrix_png", draw_nothing)
     patch.setattr("resnet_bench.tracking.tracker.save_model", save_weights)
+
+
+def run_alone(module: str, *words: str) -> "subprocess.CompletedProcess[str]":
+    """Run a module of this folder in a process that has one thread, and so may fork."""
+    return subprocess.run(
+        [sys.executable, "-m", f"tests.reliability.{module}", *words],
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"},
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )

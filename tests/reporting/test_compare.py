@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -21,6 +22,10 @@ from resnet_bench.reporting.tables import Tables
 from tests.reporting.test_runs import EMPTY
 
 GOOD = [90.1, 90.4, 90.2, 90.5, 90.3, 90.6]
+
+
+def compare(a: Any, b: Any, **chosen: Any) -> ResultComparison:
+    return comparing.compare_runs(*comparing.read_sides(a, b, **chosen))
 
 
 def side(
@@ -263,44 +268,44 @@ def test_a_loss_that_is_not_finite_has_no_mean() -> None:
 
 
 def test_two_commits_of_one_store(store_uri: str) -> None:
-    found = comparing.compare("aaaa", "AAAAAAAA", sources=[store_uri])
+    found = compare("aaaa", "AAAAAAAA", sources=[store_uri])
     assert {row.word for row in found.rows if row.metric == "test accuracy"} == {"identical"}
     with pytest.raises(UserError, match="abcd1234: there is no finished run"):
-        comparing.compare("aaaa", "abcd1234", sources=[store_uri])
+        compare("aaaa", "abcd1234", sources=[store_uri])
 
 
 def test_two_tags_of_one_store(store_uri: str) -> None:
-    found = comparing.compare("device=Test GPU", "resnet_bench.device=Test CPU, 2 threads", sources=[store_uri])
+    found = compare("device=Test GPU", "resnet_bench.device=Test CPU, 2 threads", sources=[store_uri])
     assert ("device", "Test GPU", "Test CPU, 2 threads") in found.environment
     row = primary(found, "epoch time", "nine-onecycle")
     assert row.word == "not tested"
     assert row.difference > 100
-    assert comparing.compare("profile=full", "generated=false", sources=[store_uri]).rows
+    assert compare("profile=full", "generated=false", sources=[store_uri]).rows
 
 
 def test_a_store_against_its_own_report(store_uri: str, store_tables: Tables, tmp_path: Path) -> None:
     for name, content in report.table_files(store_tables).items():
         (tmp_path / name).write_bytes(content)
-    found = comparing.compare(store_uri, str(tmp_path))
+    found = compare(store_uri, str(tmp_path))
     assert found.environment == ()
     assert {row.word for row in found.rows if row.metric == "test accuracy"} == {"identical"}
     assert found.regressions == []
 
 
 def test_only_some_benchmarks(store_uri: str) -> None:
-    found = comparing.compare("profile=full", "profile=full", sources=[store_uri], benchmarks=["ranged"])
+    found = compare("profile=full", "profile=full", sources=[store_uri], benchmarks=["ranged"])
     assert {row.benchmark for row in found.rows} == {"ranged"}
 
 
 @pytest.mark.parametrize("spec", ["what?", "", "xyz", "ab"])
 def test_a_side_that_is_nothing_known(spec: str) -> None:
     with pytest.raises(UserError, match="is not a store, folder, tag or commit"):
-        comparing.compare(spec, "aaaa")
+        compare(spec, "aaaa")
 
 
 def test_a_tag_that_no_run_has(store_uri: str) -> None:
     with pytest.raises(UserError, match="team=blue: there is no finished run"):
-        comparing.compare("team=blue", "aaaa", sources=[store_uri])
+        compare("team=blue", "aaaa", sources=[store_uri])
 
 
 def share_of_alarms(benchmarks: int, seeds: int, repetitions: int) -> float:

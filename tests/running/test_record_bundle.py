@@ -18,12 +18,12 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.cli.app import app
 from resnet_bench.execution.execution import Execution
 from resnet_bench.recipe.changes import merge
+from resnet_bench.recipe.datasets import TEST_LABELS
 from resnet_bench.recipe.writing import to_toml
 from resnet_bench.running.record_bundle import (
     LABELS,
     MANIFEST,
     RECORD,
-    TEST_LABELS,
     Attempt,
     BaselineTiming,
     RecordBundle,

@@ -16,13 +16,12 @@ from resnet_bench.cli.app import app
 from resnet_bench.data.dataset import Dataset, ImageLocation, generate_dataset
 from resnet_bench.execution.execution import Execution
 from resnet_bench.execution.options import ExecutionOptions
-from resnet_bench.recipe.datasets import DATASETS
+from resnet_bench.recipe.datasets import DATASETS, TEST_LABELS
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import Closed, Opened
 from resnet_bench.running.prepare import Prepared, resolve
 from resnet_bench.running.record_bundle import (
     RECORD,
-    TEST_LABELS,
     Attempt,
     RecordBundle,
     clock_seconds,

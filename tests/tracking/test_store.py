@@ -192,28 +192,11 @@ def test_eight_processes_make_one_fresh_database_at_once(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_database_of_an_older_mlflow_is_upgraded_and_kept(empty_database: Path, tmp_path: Path) -> None:
-    import alembic.command
-    import sqlalchemy
-    from mlflow.store.db.utils import _get_alembic_config
-    from mlflow.store.tracking.dbmodels.initial_models import Base
-
-    path = tmp_path / "mlflow.db"
-    uri = f"sqlite:///{path}"
-    Base.metadata.create_all(sqlalchemy.create_engine(uri))
-    # The revision of MLflow 2.10.
-    alembic.command.upgrade(_get_alembic_config(uri), "acf3f17fdcc7")
-    with sqlite3.connect(path) as database:
-        database.execute(
-            "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage) "
-            "VALUES (7, 'of old', 'file:///tmp/of-old', 'active')"
-        )
-    database.close()
-
-    store = Store.resolve(None, tmp_path)
+def test_a_database_of_an_older_mlflow_is_upgraded_and_kept(older: Path) -> None:
+    store = Store.resolve(None, older.parent)
     store.prepare()
     assert store.client().get_experiment_by_name("of old").experiment_id == "7"
-    (backup,) = tmp_path.glob("*.backup")
+    (backup,) = older.parent.glob("*.backup")
     assert "acf3f17fdcc7" in backup.name
 
 

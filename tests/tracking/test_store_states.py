@@ -41,32 +41,6 @@ def tracked(store: Store, describe: Describe, folder: Path) -> str:
     return tracker.run_id
 
 
-@pytest.fixture
-def older(tmp_path: Path) -> Path:
-    """A database as MLflow 2.10 made it, with an experiment."""
-    import alembic.command
-    import sqlalchemy
-    from mlflow.store.db.utils import _get_alembic_config
-    from mlflow.store.tracking.dbmodels.initial_models import Base
-
-    # SQLAlchemy warns of MLflow's tables when they are first used, which only the product keeps quiet.
-    Store.resolve(None, tmp_path / "first").prepare()
-    path = tmp_path / "old" / "mlflow.db"
-    path.parent.mkdir()
-    uri = f"sqlite:///{path}"
-    engine = sqlalchemy.create_engine(uri)
-    Base.metadata.create_all(engine)
-    engine.dispose()
-    alembic.command.upgrade(_get_alembic_config(uri), "acf3f17fdcc7")
-    with sqlite3.connect(path) as database:
-        database.execute(
-            "INSERT INTO experiments (experiment_id, name, artifact_location, lifecycle_stage) "
-            "VALUES (7, 'of old', 'file:///tmp/of-old', 'active')"
-        )
-    database.close()
-    return path
-
-
 # --- reading changes nothing ---------------------------------------------------------------------------
 
 

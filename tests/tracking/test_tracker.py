@@ -117,6 +117,16 @@ class Away:
         self._patch.__exit__(None, None, None)
 
 
+@pytest.fixture
+def undelivered(store: Store, describe: Describe, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finished run, none of which is in the store, which is back."""
+    away = Away(monkeypatch)
+    tracker = Tracker.open(store, describe(), folder)
+    record_all(tracker, whole_run())
+    tracker.close("finished", timeout=0)
+    away.back()
+
+
 # --- what lands in MLflow ------------------------------------------------------------------------
 
 
@@ -409,15 +419,10 @@ def test_a_store_that_hangs_holds_neither_the_loop_nor_the_end_up(
     assert histories(store, tracker.run_id) == expected_histories()
 
 
+@pytest.mark.usefixtures("undelivered")
 def test_being_interrupted_anywhere_doubles_nothing(
-    store: Store, describe: Describe, folder: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    away = Away(monkeypatch)
-    tracker = Tracker.open(store, describe(), folder)
-    record_all(tracker, whole_run())
-    tracker.close("finished", timeout=0)
-    away.back()
-
     class Interrupted(Exception):
         pass
 
@@ -458,36 +463,34 @@ def test_a_damaged_cursor_only_costs_time(store: Store, describe: Describe, fold
 def test_artifacts_that_cannot_be_kept_hold_up_neither_metrics_nor_status(
     store: Store, describe: Describe, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    away = Away(monkeypatch)
     tracker = Tracker.open(store, describe(), folder)
+    tracker.text("recipe.toml", "[recipe]\n")
+    record_all(tracker, whole_run())
+    tracker.close("finished", timeout=0)
+    away.back()
 
     def refuse(*_: object) -> None:
         raise PermissionError("the bucket is locked")
 
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "log_artifact", refuse)
-        tracker.text("recipe.toml", "[recipe]\n")
-        record_all(tracker, whole_run())
-        report = tracker.close("finished", timeout=2)
+        report = flush(store, folder)
     assert report.left == 1
     assert "the bucket is locked" in report.sentence
-    assert histories(store, tracker.run_id) == expected_histories()
-    assert store.client().get_run(tracker.run_id).info.status == "FINISHED"
+    run_id = Cursor.load(folder).run_id
+    assert histories(store, run_id) == expected_histories()
+    assert store.client().get_run(run_id).info.status == "FINISHED"
 
     assert flush_all(store, folder.parent, say=lambda _: None)
-    assert [file.path for file in store.client().list_artifacts(tracker.run_id)] == ["recipe.toml"]
+    assert [file.path for file in store.client().list_artifacts(run_id)] == ["recipe.toml"]
 
 
 # --- when the journal or the disk is damaged -----------------------------------------------------
 
 
-def test_a_damaged_record_is_reported_and_the_others_arrive(
-    store: Store, describe: Describe, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    away = Away(monkeypatch)
-    tracker = Tracker.open(store, describe(), folder)
-    record_all(tracker, whole_run())
-    tracker.close("finished", timeout=0)
-    away.back()
+@pytest.mark.usefixtures("undelivered")
+def test_a_damaged_record_is_reported_and_the_others_arrive(store: Store, folder: Path) -> None:
     content = (folder / JOURNAL).read_bytes()
     position = content.index(b'"first_step":5')
     (folder / JOURNAL).write_bytes(content[:position] + b"#" + content[position + 1 :])

@@ -42,7 +42,6 @@ def test_a_run_that_both_versions_logged_has_the_newer_value() -> None:
     both = {"test/accuracy_standard": 0.9, "test/accuracy_plain": 0.1}
     assert names.current_metrics(both) == {"test/accuracy_standard": 0.9}
     assert names.current_metrics(dict(reversed(both.items()))) == {"test/accuracy_standard": 0.9}
-    assert names.current_tags({"resnet_bench.captures": "3", "x": "y"}) == {"resnet_bench.cuda_graphs": "3", "x": "y"}
 
 
 def test_last_values_are_short_in_columns_and_exact_to_readers(
