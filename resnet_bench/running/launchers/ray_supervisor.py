@@ -5,6 +5,7 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +22,35 @@ ANSWER_SECONDS = 10.0
 """What a node gets to answer."""
 
 
+@dataclass(frozen=True)
+class Submission:
+    """Tasks, and what they need.
+
+    Attributes:
+        options: Those of the launcher.
+        works: A task and its context each, pickled.
+        labels: What each task is, for a person.
+        parcels: Datasets and their images, for nodes that do not see any.
+        environment: Variables that the tasks get.
+    """
+
+    options: RayOptions
+    works: Sequence[bytes]
+    labels: Sequence[str]
+    parcels: Sequence[Any]
+    environment: Mapping[str, str]
+
+
 class Supervisor:
     """An asynchronous actor, which runs on the cluster's head: what the head forgets, nobody could ask for."""
 
-    def __init__(
-        self,
-        options: RayOptions,
-        works: Sequence[bytes],
-        labels: Sequence[str],
-        parcels: Sequence[Any],
-        environment: Mapping[str, str],
-    ) -> None:
-        """Own tasks.
-
-        Args:
-            options: Those of the launcher.
-            works: A task and its context each, pickled.
-            labels: What each task is, for a person.
-            parcels: Datasets and their images, for nodes that do not see any.
-            environment: Variables that the tasks get.
-        """
+    def __init__(self, submission: Submission) -> None:
+        """Own tasks."""
+        options = submission.options
         self._folder = Path(tempfile.mkdtemp(prefix="resnet-bench-"))
-        self._places = _RayPlaces(options, works, labels, parcels, environment)
+        self._places = _RayPlaces(submission)
         self._supervision = Supervision(
-            self._places, len(works), self._folder, attempts=options.attempts, at_a_time=options.max_jobs
+            self._places, len(submission.works), self._folder, attempts=options.attempts, at_a_time=options.max_jobs
         )
         self._running: asyncio.Task[None] | None = None
         self._keep_seconds = KEEP_SECONDS
@@ -89,21 +95,15 @@ class Supervisor:
 class _RayPlaces:
     """See :class:`resnet_bench.running.launchers.supervision.Places`."""
 
-    def __init__(
-        self,
-        options: RayOptions,
-        works: Sequence[bytes],
-        labels: Sequence[str],
-        parcels: Sequence[Any],
-        environment: Mapping[str, str],
-    ) -> None:
+    def __init__(self, submission: Submission) -> None:
         import grpc  # type: ignore[import-untyped]
         import ray
 
         self._grpc = grpc
         self._channels: dict[str, Any] = {}
         self._known: set[str] = set()
-        self._works, self._labels = works, labels
+        self._works, self._labels = submission.works, submission.labels
+        options = submission.options
         asked: dict[str, Any] = {
             "num_cpus": options.cpus,
             "num_gpus": options.gpus or 0,
@@ -116,8 +116,8 @@ class _RayPlaces:
         # would keep its memory, and would use it still where the next task is given another one.
         self._do = ray.remote(**{key: value for key, value in asked.items() if value is not None})(do_task)
         # The actor's own, because the command that has put the images there may end. Each node fetches them once.
-        self._common = (ray.get_runtime_context().current_actor, environment, options)
-        self._parcels: Any = ray.put(list(parcels))
+        self._common = (ray.get_runtime_context().current_actor, submission.environment, options)
+        self._parcels: Any = ray.put(list(submission.parcels))
 
     def start(self, number: int, attempt: int, told: Sequence[bytes], avoid: Collection[str]) -> Awaitable[Any]:
         options: dict[str, Any] = {"name": self._labels[number]}
