@@ -57,10 +57,13 @@ class Daemons:
         """What runs on a node."""
         return psutil.Process(self.processes[name].pid).children(recursive=True)
 
-    def begin(self, name: str, *command: str) -> Path:
-        """Start a daemon; return the file of what it prints."""
-        log = self.folder / f"{name}.out"
-        with log.open("wb") as output:
+    def log(self, name: str) -> Path:
+        """The file of what a daemon prints."""
+        return self.folder / f"{name}.out"
+
+    def begin(self, name: str, *command: str) -> None:
+        """Start a daemon."""
+        with self.log(name).open("wb") as output:
             self.processes[name] = subprocess.Popen(
                 command,
                 env=self.environment,
@@ -69,7 +72,6 @@ class Daemons:
                 stderr=output,
                 start_new_session=True,
             )
-        return log
 
 
 def as_a_node(name: str, *command: str, more: str = "") -> list[str]:

@@ -28,8 +28,8 @@ SECONDS_TO_START = 240.0
 
 STARTED = "Ray runtime started"
 """What a daemon prints when the head knows it."""
-TRIES = 5
-"""Ray gives a node half a minute to start, which a busy machine may exceed."""
+TRIES = 10
+"""A node gives up when its helpers have not started within 15 s, which a busy machine may exceed."""
 
 
 def why_not() -> str | None:
@@ -117,18 +117,22 @@ class RayDaemons(Daemons):
             return
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
         command = self.inside(*before, *ray, "--object-store-memory=100000000", *options)
+        log = self.log(name)
         for _ in range(TRIES):
-            log = self.begin(name, *command)
-            process = self.processes[name]
-            wait_until(
-                lambda process=process, log=log: process.poll() is not None or STARTED in log.read_text(),
-                f"{name} starts",
-                SECONDS_TO_START,
-            )
-            if self.processes[name].poll() is None:
+            self.begin(name, *command)
+            wait_until(lambda: self._has_ended(name) or STARTED in log.read_text(), f"{name} starts", SECONDS_TO_START)
+            if not self._has_ended(name):
                 return
             self.kill(name)
         raise AssertionError(f"{name} did not start: {log.read_text()[-2000:]}")
+
+    def _has_ended(self, name: str) -> bool:
+        """Whether a daemon has failed; the command that has started it notices late."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return self.processes[name].poll() is not None or any(
+                each.name() == "raylet" and each.status() == psutil.STATUS_ZOMBIE for each in self.running_on(name)
+            )
+        return False
 
     def _ip(self, *words: str) -> str:
         done = subprocess.run(["ip", *words], env=self.environment, capture_output=True, text=True, check=False)
