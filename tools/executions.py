@@ -12,7 +12,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from resnet_bench.base.files import write_together
@@ -79,9 +79,7 @@ def publish(store: Path, execution: str, out: Path) -> None:
     if (folder / "runs.parquet").is_file():
         sources.append(folder)
     read = reading.read(sources)
-    runs = read.runs[read.runs["status"] == "FINISHED"]
-    metrics = read.metrics[read.metrics["run_id"].isin(runs["run_id"])]
-    files = table_files(replace(read, runs=runs, metrics=metrics))
+    files = table_files(read.keep(read.runs[read.runs["status"] == "FINISHED"]))
     folder.mkdir(parents=True, exist_ok=True)
     write_together(folder, {name: files[name] for name in KEPT})
 

@@ -100,14 +100,14 @@ BLOCKS: tuple[tuple[int, int, int, str, Callable[[], nn.Module]], ...] = (
     (128, 64, 8, "resnet18 /2", lambda: resnet_projected.BasicBlock(64, 128, stride=2, project=True)),
     (16, 64, 56, "resnet34", lambda: resnet34_biased.ResidualBlock(64, 64)),
     (16, 64, 56, "resnet34 /2", lambda: resnet34_biased.ResidualBlock(64, 128, 2)),
-    (256, 32, 32, "cifar100", lambda: cifar100_resnet.BasicBlock(32, 32)),
-    (256, 32, 32, "cifar100 /2", lambda: cifar100_resnet.BasicBlock(32, 64, 2)),
+    (256, 32, 32, "cifar100", lambda: cifar100_resnet.BlockWithoutReLU(32, 32)),
+    (256, 32, 32, "cifar100 /2", lambda: cifar100_resnet.BlockWithoutReLU(32, 64, 2)),
     (128, 64, 8, "resnet18 bare", lambda: bare(resnet_projected.BasicBlock(64, 64, stride=1, project=False))),
     (128, 128, 4, "resnet18 /2 bare", lambda: bare(resnet_projected.BasicBlock(128, 128, stride=2, project=True))),
     (16, 64, 56, "resnet34 bare", lambda: bare(resnet34_biased.ResidualBlock(64, 64))),
     (16, 128, 28, "resnet34 /2 bare", lambda: bare(resnet34_biased.ResidualBlock(128, 128, 2))),
-    (256, 32, 32, "cifar100 bare", lambda: bare(cifar100_resnet.BasicBlock(32, 32))),
-    (256, 64, 16, "cifar100 /2 bare", lambda: bare(cifar100_resnet.BasicBlock(64, 64, 2))),
+    (256, 32, 32, "cifar100 bare", lambda: bare(cifar100_resnet.BlockWithoutReLU(32, 32))),
+    (256, 64, 16, "cifar100 /2 bare", lambda: bare(cifar100_resnet.BlockWithoutReLU(64, 64, 2))),
 )
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import hashlib
 import logging
 import os
 import shutil
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 UNFINISHED = ".unfinished"
 """How the name of a file ends that is still being written."""
 
+SOURCE_SUFFIXES = (".py", ".c", ".h")
+"""What the suite's code is written in."""
+
 _APP = "resnet-bench"
 _SCRATCH = ".resnet-bench-unfinished-"
 _CACHE_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# resnet-bench can make everything in this folder again.\n"
@@ -36,6 +40,17 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise UserError(f"{path}: there is no user {Path(path).parts[0]}; write the whole path") from None
+
+
+def source_digest(folder: Path, deciding: tuple[str, ...] = ("",)) -> str:
+    """Return the SHA-256 of the source files below a folder whose relative path begins with one of these."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.suffix in SOURCE_SUFFIXES):
+        name = file.relative_to(folder).as_posix()
+        if name.startswith(deciding):
+            content = file.read_bytes()
+            digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
 
 
 # --- writing -------------------------------------------------------------------------------------------

@@ -60,20 +60,11 @@ def machine_tuning_cache(machine: str) -> TuningCache:
     They are kept in the user's cache folder, one file for a machine and the kernels as they are: a faster one may have
     been the slower one before.
     """
-    name = hashlib.sha256(f"{machine}, {kernels_digest()}".encode()).hexdigest()[:12]
+    kernels = files.source_digest(Path(__file__).parent.parent / "kernels")
+    name = hashlib.sha256(f"{machine}, {kernels}".encode()).hexdigest()[:12]
     memory = TuningCache(files.cache_folder() / f"execution-{name}.json")
     memory.put("machine", machine)
     return memory
-
-
-@functools.cache
-def kernels_digest() -> str:
-    """A digest of all that there is to choose from."""
-    digest = hashlib.sha256()
-    for path in sorted((Path(__file__).parent.parent / "kernels").iterdir()):
-        if path.suffix in (".py", ".c", ".h"):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _read(path: Path) -> dict[str, Any]:

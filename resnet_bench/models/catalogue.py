@@ -8,13 +8,14 @@ from torch import nn
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.names import nearest
-from resnet_bench.models import resnet_he, resnet_projected
-from resnet_bench.models.cifar100_resnet import cifar100_resnet
-from resnet_bench.models.resnet9 import resnet9
-from resnet_bench.models.resnet18_3x3 import resnet18_3x3
-from resnet_bench.models.resnet34_biased import resnet34_biased
+from resnet_bench.models.cifar100_resnet import Cifar100ResNet
+from resnet_bench.models.resnet9 import ResNet9
+from resnet_bench.models.resnet18_3x3 import ResNet18With3x3Stem
+from resnet_bench.models.resnet34_biased import BiasedResNet34
+from resnet_bench.models.resnet_he import HeNetwork
+from resnet_bench.models.resnet_projected import LAYERS, ProjectedResNet
 from resnet_bench.models.speedrun import ACTIVATIONS, speedrun
-from resnet_bench.models.vgg import vgg16_cifar
+from resnet_bench.models.vgg import VGG16
 from resnet_bench.models.whitening import whitened
 from resnet_bench.recipe.settings import Whitening
 
@@ -54,15 +55,11 @@ DROPOUT = Option("a number from 0 up to, but not including, 1", _is_rate)
 SWITCH = Option("true or false", lambda value: isinstance(value, bool))
 
 NETWORKS: Mapping[str, ModelEntry] = {
-    "resnet9": ModelEntry(resnet9, {"dropout": DROPOUT}),
-    "resnet34_biased": ModelEntry(resnet34_biased),
-    "cifar100_resnet": ModelEntry(cifar100_resnet, {"dropout": DROPOUT}),
-    "resnet18": ModelEntry(resnet_projected.resnet18),
-    "resnet34": ModelEntry(resnet_projected.resnet34),
-    "resnet50": ModelEntry(resnet_projected.resnet50),
-    "resnet101": ModelEntry(resnet_projected.resnet101),
-    "resnet152": ModelEntry(resnet_projected.resnet152),
-    "resnet18_3x3": ModelEntry(resnet18_3x3),
+    "resnet9": ModelEntry(ResNet9, {"dropout": DROPOUT}),
+    "resnet34_biased": ModelEntry(BiasedResNet34),
+    "cifar100_resnet": ModelEntry(Cifar100ResNet, {"dropout": DROPOUT}),
+    **{f"resnet{depth}": ModelEntry(partial(ProjectedResNet, *layers)) for depth, layers in LAYERS.items()},
+    "resnet18_3x3": ModelEntry(ResNet18With3x3Stem),
     "speedrun": ModelEntry(
         speedrun,
         {
@@ -73,16 +70,9 @@ NETWORKS: Mapping[str, ModelEntry] = {
             "activation": ACTIVATION,
         },
     ),
-    "he_resnet20": ModelEntry(resnet_he.he_resnet20),
-    "he_resnet32": ModelEntry(resnet_he.he_resnet32),
-    "he_resnet44": ModelEntry(resnet_he.he_resnet44),
-    "he_resnet56": ModelEntry(resnet_he.he_resnet56),
-    "he_resnet110": ModelEntry(resnet_he.he_resnet110),
-    "plain20": ModelEntry(resnet_he.plain20),
-    "plain32": ModelEntry(resnet_he.plain32),
-    "plain44": ModelEntry(resnet_he.plain44),
-    "plain56": ModelEntry(resnet_he.plain56),
-    "vgg16_cifar": ModelEntry(vgg16_cifar, {"batch_norm": SWITCH}),
+    **{f"he_resnet{depth}": ModelEntry(partial(HeNetwork, depth, residual=True)) for depth in (20, 32, 44, 56, 110)},
+    **{f"plain{depth}": ModelEntry(partial(HeNetwork, depth, residual=False)) for depth in (20, 32, 44, 56)},
+    "vgg16_cifar": ModelEntry(VGG16, {"batch_norm": SWITCH}),
 }
 
 

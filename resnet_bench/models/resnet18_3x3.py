@@ -7,16 +7,17 @@ the first stage sees 32x32 maps where the ImageNet stem leaves 8x8. It costs fif
 
 from torch import Tensor, nn
 
+from resnet_bench.models.blocks import conv3x3
 from resnet_bench.models.resnet_projected import BasicBlock
 
 
 class ResNet18With3x3Stem(nn.Module):
     """The cited network; the comments give the shape of the map after each line."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False),  # 64 x 32 x 32
+            conv3x3(3, 64),  # 64 x 32 x 32
             nn.BatchNorm2d(64),
             nn.ReLU(inplace=True),
         )
@@ -43,12 +44,3 @@ def _stage(in_channels: int, width: int, *, stride: int) -> nn.Sequential:
         BasicBlock(in_channels, width, stride=stride, project=stride != 1),
         BasicBlock(width, width, stride=1, project=False),
     )
-
-
-def resnet18_3x3(num_classes: int = 10) -> ResNet18With3x3Stem:
-    """ResNet-18 with a 3x3 stem for 32-pixel images: 11,173,962 parameters with 10 classes.
-
-    Args:
-        num_classes: Outputs of the last layer.
-    """
-    return ResNet18With3x3Stem(num_classes)

@@ -8,6 +8,7 @@ output in training; the weight decay still moves them.
 from torch import Tensor, nn
 
 from resnet_bench.kernels.fusion import Branches, Residual
+from resnet_bench.models.blocks import stage
 
 
 class ResidualBlock(Residual):
@@ -44,7 +45,7 @@ class ResidualBlock(Residual):
 class BiasedResNet34(nn.Module):
     """The network of the tutorial; the comments give the shape of the map after each line."""
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
         self.conv1 = nn.Sequential(
             nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3),
@@ -52,10 +53,10 @@ class BiasedResNet34(nn.Module):
             nn.ReLU(inplace=True),
         )  # 64 x 112 x 112
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)  # 64 x 56 x 56
-        self.layer0 = _stage(64, 64, blocks=3, stride=1)
-        self.layer1 = _stage(64, 128, blocks=4, stride=2)  # 128 x 28 x 28
-        self.layer2 = _stage(128, 256, blocks=6, stride=2)  # 256 x 14 x 14
-        self.layer3 = _stage(256, 512, blocks=3, stride=2)  # 512 x 7 x 7
+        self.layer0 = stage(ResidualBlock, 64, 64, blocks=3, stride=1)
+        self.layer1 = stage(ResidualBlock, 64, 128, blocks=4, stride=2)  # 128 x 28 x 28
+        self.layer2 = stage(ResidualBlock, 128, 256, blocks=6, stride=2)  # 256 x 14 x 14
+        self.layer3 = stage(ResidualBlock, 256, 512, blocks=3, stride=2)  # 512 x 7 x 7
         self.avgpool = nn.AvgPool2d(7, stride=1)  # 512 x 1 x 1
         self.fc = nn.Linear(512, num_classes)
 
@@ -68,18 +69,3 @@ class BiasedResNet34(nn.Module):
         x = self.layer3(x)
         logits: Tensor = self.fc(self.avgpool(x).flatten(1))
         return logits
-
-
-def _stage(in_channels: int, out_channels: int, *, blocks: int, stride: int) -> nn.Sequential:
-    first = ResidualBlock(in_channels, out_channels, stride)
-    rest = [ResidualBlock(out_channels, out_channels) for _ in range(blocks - 1)]
-    return nn.Sequential(first, *rest)
-
-
-def resnet34_biased(num_classes: int = 10) -> BiasedResNet34:
-    """ResNet-34 with biased convolutions for 224-pixel images: 21,298,314 parameters with 10 classes.
-
-    Args:
-        num_classes: Outputs of the last layer.
-    """
-    return BiasedResNet34(num_classes)

@@ -21,9 +21,15 @@ def conv_block(in_channels: int, out_channels: int, *, pool: bool = False) -> nn
 
 
 class ResNet9(nn.Module):
-    """The network of the article; the comments give the shape of the map after each line."""
+    """The network of the article; the comments give the shape of the map after each line.
 
-    def __init__(self, num_classes: int, dropout: float) -> None:
+    Args:
+        num_classes: Outputs of the last layer.
+        dropout: Probability of zeroing each of the 512 features before the last layer. The article has none;
+            its author's later variant uses 0.2.
+    """
+
+    def __init__(self, num_classes: int = 10, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.conv1 = conv_block(3, 64)  # 64 x 32 x 32
         self.conv2 = conv_block(64, 128, pool=True)  # 128 x 16 x 16
@@ -49,14 +55,3 @@ class ResNet9(nn.Module):
         x = self.res2(x) + x
         logits: Tensor = self.classifier(x)
         return logits
-
-
-def resnet9(num_classes: int = 10, *, dropout: float = 0.0) -> ResNet9:
-    """ResNet-9 for 32-pixel images: 6,575,370 parameters with 10 classes.
-
-    Args:
-        num_classes: Outputs of the last layer.
-        dropout: Probability of zeroing each of the 512 features before the last layer. The article has none;
-            its author's later variant uses 0.2.
-    """
-    return ResNet9(num_classes, dropout)

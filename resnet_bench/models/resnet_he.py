@@ -6,10 +6,13 @@ a residual network and its plain counterpart, the same layers without the shortc
 and work: what differs in a comparison of the two is the shortcut alone.
 """
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnet_bench.kernels.fusion import Branches, Residual
+from resnet_bench.models.blocks import conv3x3, initialize_by_fan_in, stage, two_convolutions
 
 
 class SubsampleAndPad(nn.Module):
@@ -36,13 +39,7 @@ class Block(Residual):
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int, residual: bool) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-        )
+        self.layers = two_convolutions(in_channels, out_channels, stride)
         self.shortcut: nn.Module | None = None
         if residual:
             same_shape = stride == 1 and in_channels == out_channels
@@ -61,18 +58,18 @@ class HeNetwork(nn.Module):
         super().__init__()
         if depth % 6 != 2:
             raise ValueError(f"the depth is 6n + 2 for a whole n, not {depth}")
-        blocks = depth // 6
+        blocks, block = depth // 6, partial(Block, residual=residual)
         self.stem = nn.Sequential(
-            nn.Conv2d(3, 16, kernel_size=3, padding=1, bias=False),  # 16 x 32 x 32
+            conv3x3(3, 16),  # 16 x 32 x 32
             nn.BatchNorm2d(16),
             nn.ReLU(inplace=True),
         )
-        self.stage1 = _stage(16, 16, blocks=blocks, stride=1, residual=residual)
-        self.stage2 = _stage(16, 32, blocks=blocks, stride=2, residual=residual)  # 32 x 16 x 16
-        self.stage3 = _stage(32, 64, blocks=blocks, stride=2, residual=residual)  # 64 x 8 x 8
+        self.stage1 = stage(block, 16, 16, blocks=blocks, stride=1)
+        self.stage2 = stage(block, 16, 32, blocks=blocks, stride=2)  # 32 x 16 x 16
+        self.stage3 = stage(block, 32, 64, blocks=blocks, stride=2)  # 64 x 8 x 8
         self.pool = nn.AvgPool2d(8)  # 64 x 1 x 1
         self.linear = nn.Linear(64, num_classes)
-        _initialize(self)
+        initialize_by_fan_in(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[N, num_classes]` of normalized images `[N, 3, 32, 32]`."""
@@ -82,63 +79,3 @@ class HeNetwork(nn.Module):
         x = self.stage3(x)
         logits: Tensor = self.linear(self.pool(x).flatten(1))
         return logits
-
-
-def _stage(in_channels: int, out_channels: int, *, blocks: int, stride: int, residual: bool) -> nn.Sequential:
-    first = Block(in_channels, out_channels, stride=stride, residual=residual)
-    rest = [Block(out_channels, out_channels, stride=1, residual=residual) for _ in range(blocks - 1)]
-    return nn.Sequential(first, *rest)
-
-
-def _initialize(network: nn.Module) -> None:
-    """The initialization of He et al., "Delving Deep into Rectifiers": variance 2 / fan-in, biases 0."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-
-def he_resnet20(num_classes: int = 10) -> HeNetwork:
-    """ResNet-20 for 32-pixel images: 269,722 parameters with 10 classes; test error in the paper 8.75%."""
-    return HeNetwork(20, num_classes, residual=True)
-
-
-def he_resnet32(num_classes: int = 10) -> HeNetwork:
-    """ResNet-32 for 32-pixel images; test error in the paper 7.51%."""
-    return HeNetwork(32, num_classes, residual=True)
-
-
-def he_resnet44(num_classes: int = 10) -> HeNetwork:
-    """ResNet-44 for 32-pixel images; test error in the paper 7.17%."""
-    return HeNetwork(44, num_classes, residual=True)
-
-
-def he_resnet56(num_classes: int = 10) -> HeNetwork:
-    """ResNet-56 for 32-pixel images: 853,018 parameters with 10 classes; test error in the paper 6.97%."""
-    return HeNetwork(56, num_classes, residual=True)
-
-
-def he_resnet110(num_classes: int = 10) -> HeNetwork:
-    """ResNet-110 for 32-pixel images: 1,727,962 parameters with 10 classes; test error in the paper 6.43%."""
-    return HeNetwork(110, num_classes, residual=True)
-
-
-def plain20(num_classes: int = 10) -> HeNetwork:
-    """`he_resnet20` without its shortcuts."""
-    return HeNetwork(20, num_classes, residual=False)
-
-
-def plain32(num_classes: int = 10) -> HeNetwork:
-    """`he_resnet32` without its shortcuts."""
-    return HeNetwork(32, num_classes, residual=False)
-
-
-def plain44(num_classes: int = 10) -> HeNetwork:
-    """`he_resnet44` without its shortcuts."""
-    return HeNetwork(44, num_classes, residual=False)
-
-
-def plain56(num_classes: int = 10) -> HeNetwork:
-    """`he_resnet56` without its shortcuts; the deepest plain network that the paper's figure 6 shows."""
-    return HeNetwork(56, num_classes, residual=False)

@@ -9,9 +9,12 @@ projections are what its remaining lines and the paper leave possible. The bottl
 article defines and never applies, is left out.
 """
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from resnet_bench.kernels.fusion import Branches, Residual
+from resnet_bench.models.blocks import initialize_by_fan_out, two_convolutions
 
 
 class BasicBlock(Residual):
@@ -21,13 +24,7 @@ class BasicBlock(Residual):
 
     def __init__(self, in_channels: int, width: int, *, stride: int, project: bool) -> None:
         super().__init__()
-        self.residual = nn.Sequential(
-            nn.Conv2d(in_channels, width, kernel_size=3, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-        )
+        self.residual = two_convolutions(in_channels, width, stride)
         self.shortcut = projection(in_channels, width, stride) if project else nn.Identity()
         self.relu = nn.ReLU(inplace=True)
 
@@ -95,7 +92,7 @@ class ProjectedResNet(nn.Module):
         self.stage3 = _stage(block, 128 * expansion, 256, blocks=blocks[2], stride=2)  # 256 x 2 x 2
         self.stage4 = _stage(block, 256 * expansion, 512, blocks=blocks[3], stride=2)  # 512 x 1 x 1
         self.linear = nn.Linear(512 * expansion, num_classes)
-        _initialize(self)
+        initialize_by_fan_out(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[N, num_classes]` of normalized images `[N, 3, 32, 32]`."""
@@ -116,54 +113,11 @@ def _stage(
     return nn.Sequential(first, *rest)
 
 
-def _initialize(network: nn.Module) -> None:
-    """Kaiming-normal convolutions by fan-out; the article's BatchNorm of 1 and 0 is torch's own already."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def resnet18(num_classes: int = 10) -> ProjectedResNet:
-    """ResNet-18 of the article for 32-pixel images: 11,185,866 parameters with 10 classes.
-
-    Args:
-        num_classes: Outputs of the last layer.
-    """
-    return ProjectedResNet(BasicBlock, (2, 2, 2, 2), num_classes)
-
-
-def resnet34(num_classes: int = 10) -> ProjectedResNet:
-    """ResNet-34 of the article for 32-pixel images: 21,294,026 parameters with 10 classes.
-
-    Args:
-        num_classes: Outputs of the last layer.
-    """
-    return ProjectedResNet(BasicBlock, (3, 4, 6, 3), num_classes)
-
-
-def resnet50(num_classes: int = 10) -> ProjectedResNet:
-    """ResNet-50 of the article for 32-pixel images: 23,528,522 parameters with 10 classes.
-
-    Args:
-        num_classes: Outputs of the last layer. The article forgets to set it, here and in the two deeper
-            networks, and so has 1000.
-    """
-    return ProjectedResNet(Bottleneck, (3, 4, 6, 3), num_classes)
-
-
-def resnet101(num_classes: int = 10) -> ProjectedResNet:
-    """ResNet-101 of the article for 32-pixel images: 42,520,650 parameters with 10 classes.
-
-    Args:
-        num_classes: Outputs of the last layer; 1000 in the article, see `resnet50`.
-    """
-    return ProjectedResNet(Bottleneck, (3, 4, 23, 3), num_classes)
-
-
-def resnet152(num_classes: int = 10) -> ProjectedResNet:
-    """ResNet-152 of the article for 32-pixel images: 58,164,298 parameters with 10 classes.
-
-    Args:
-        num_classes: Outputs of the last layer; 1000 in the article, see `resnet50`.
-    """
-    return ProjectedResNet(Bottleneck, (3, 8, 36, 3), num_classes)
+LAYERS: Mapping[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
+}
+"""Blocks of each stage, by depth. The article forgets to set the classes of the last three, and so has 1000."""

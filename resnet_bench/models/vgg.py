@@ -8,14 +8,21 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from resnet_bench.models.blocks import initialize_by_fan_in
+
 GROUPS: Sequence[Sequence[int]] = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Channels of the convolutions in each group; a 2x2 max pool follows each group."""
 
 
 class VGG16(nn.Module):
-    """Thirteen 3x3 convolutions in five groups, and three linear layers."""
+    """Thirteen 3x3 convolutions in five groups, and three linear layers.
 
-    def __init__(self, num_classes: int, *, batch_norm: bool) -> None:
+    Args:
+        num_classes: Outputs of the last layer.
+        batch_norm: Put BatchNorm behind each convolution, which then has no bias; the paper is older than it.
+    """
+
+    def __init__(self, num_classes: int = 10, *, batch_norm: bool = True) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
@@ -37,23 +44,9 @@ class VGG16(nn.Module):
             nn.Dropout(0.5),
             nn.Linear(512, num_classes),
         )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialize_by_fan_in(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[N, num_classes]` of normalized images `[N, 3, 32, 32]`."""
         logits: Tensor = self.classifier(self.features(images).flatten(1))
         return logits
-
-
-def vgg16_cifar(num_classes: int = 10, *, batch_norm: bool = True) -> VGG16:
-    """VGG-16 for 32-pixel images: 15,249,354 parameters with 10 classes and BatchNorm.
-
-    Args:
-        num_classes: Outputs of the last layer.
-        batch_norm: Put BatchNorm behind each convolution, which then has no bias; the paper is older than it.
-    """
-    return VGG16(num_classes, batch_norm=batch_norm)

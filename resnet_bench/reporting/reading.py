@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -172,15 +171,7 @@ def _filtered(tables: Tables, benchmarks: Sequence[str] | None, study: str | Non
         runs = runs[runs["benchmark"].isin(list(benchmarks))]
     if start is not None:
         runs = runs[runs["started"] >= pd.Timestamp(start)]
-    kept = set(runs["run_id"])
-    return replace(
-        tables,
-        runs=runs.reset_index(drop=True),
-        **{
-            name: (frame := getattr(tables, name))[frame["run_id"].isin(kept)].reset_index(drop=True)
-            for name in ("metrics", *OF_PREDICTIONS)
-        },
-    )
+    return tables.keep(runs)
 
 
 def _nothing_found(

@@ -31,7 +31,6 @@ from resnet_bench.reporting.figures.style import (
     mark_whole_numbers,
     new_figure,
     present,
-    specification,
 )
 
 MIN_TRIALS_FOR_IMPORTANCE = 4
@@ -155,7 +154,7 @@ def _history(study: PlottedStudy) -> Plot:
         figure.add_hline(y=study.source_value, line={"color": MUTED, "width": 1, "dash": "dash"})
         note = " The dashed line is what the source hyperparameters reach."
     caption = f"One mark per completed trial; the line is the best so far.{note}"
-    return _plot(study, "optimization_history", "History", caption, figure)
+    return Plot.of(figure, f"optimization_history-{study.id}", "History", caption)
 
 
 def _importances(study: PlottedStudy) -> Plot | None:
@@ -175,12 +174,11 @@ def _importances(study: PlottedStudy) -> Plot | None:
             showlegend=False,
         )
     )
-    height = 110 + 44 * len(ranked)
-    finish(figure, height, x="importance, all together 100%", named=True)
+    finish(figure, 110 + 44 * len(ranked), x="importance, all together 100%", named=True)
     figure.update_xaxes(tickformat=".0%")
     figure.update_yaxes(autorange="reversed", type="category")
     caption = f"By Optuna's default evaluator, from {plural(len(study.complete), 'completed trial')}."
-    return _plot(study, "param_importances", "Importances", caption, figure, height=height)
+    return Plot.of(figure, f"param_importances-{study.id}", "Importances", caption)
 
 
 def _intermediate(study: PlottedStudy) -> Plot | None:
@@ -217,7 +215,9 @@ def _intermediate(study: PlottedStudy) -> Plot | None:
     mark_whole_numbers(figure)
     caption = "One line per trial; × is where one was pruned."
     # Beside the history or the importances it fills a row; as the third it has its own.
-    return _plot(study, "intermediate_values", "Intermediate values", caption, figure, wide=bool(study.importances))
+    return Plot.of(
+        figure, f"intermediate_values-{study.id}", "Intermediate values", caption, wide=bool(study.importances)
+    )
 
 
 def _slices(study: PlottedStudy) -> Plot | None:
@@ -250,7 +250,7 @@ def _slices(study: PlottedStudy) -> Plot | None:
             axis |= {"type": "log"} | ({"dtick": math.ceil(_decades(values) / 4)} if _decades(values) > 1.5 else {})
         figure.update_xaxes(**axis, col=column)
     caption = f"Validation accuracy against {listed(study.keys)}, one mark per completed trial."
-    return _plot(study, "slice", "Slices", caption, figure, wide=True)
+    return Plot.of(figure, f"slice-{study.id}", "Slices", caption, wide=True)
 
 
 def _parallel(study: PlottedStudy) -> Plot | None:
@@ -297,7 +297,7 @@ def _parallel(study: PlottedStudy) -> Plot | None:
         f"One line per completed trial through its validation accuracy and {listed(study.keys)}; "
         "logarithmic where searched so."
     )
-    return _plot(study, "parallel_coordinate", "Parallel coordinates", caption, figure, wide=True)
+    return Plot.of(figure, f"parallel_coordinate-{study.id}", "Parallel coordinates", caption, wide=True)
 
 
 def _objectives(study: PlottedStudy) -> Plot | None:
@@ -317,20 +317,7 @@ def _objectives(study: PlottedStudy) -> Plot | None:
     )
     add_front(figure, [(seconds, value) for seconds, value, _ in points])
     finish(figure, HEIGHT, x="training time, seconds", y=ACCURACY)
-    return _plot(study, "pareto_front", "Both objectives", "One mark per completed trial.", figure)
-
-
-def _plot(
-    study: PlottedStudy,
-    kind: str,
-    title: str,
-    caption: str,
-    figure: go.Figure,
-    *,
-    height: int = HEIGHT,
-    wide: bool = False,
-) -> Plot:
-    return Plot(f"{kind}-{study.id}", title, caption, specification(figure), height, wide)
+    return Plot.of(figure, f"pareto_front-{study.id}", "Both objectives", "One mark per completed trial.")
 
 
 # --- scales --------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ and a folder that holds them can be read in place of an MLflow store.
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -276,6 +276,12 @@ class Tables:
     """Where they were read from, without passwords."""
     problems: tuple[str, ...] = ()
     """What could not be read, one sentence each."""
+
+    def keep(self, runs: pd.DataFrame) -> "Tables":
+        """Return the tables of these of their runs alone."""
+        frames = {name: getattr(self, name) for name in ("metrics", *OF_PREDICTIONS)}
+        kept = {name: frame[frame["run_id"].isin(runs["run_id"])] for name, frame in frames.items()}
+        return replace(self, **{name: frame.reset_index(drop=True) for name, frame in {"runs": runs, **kept}.items()})
 
 
 def tidy(rows: Sequence[Mapping[str, Any]], dtypes: Mapping[str, str]) -> pd.DataFrame:

@@ -1,7 +1,6 @@
 """What a run ran with: versions, machine, and the state of the code."""
 
 import functools
-import hashlib
 import os
 import platform
 import subprocess  # fixed commands  # nosec B404
@@ -9,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from resnet_bench.base.files import SOURCE_SUFFIXES, source_digest
 from resnet_bench.base.machine import processor
 
 PACKAGE = "resnet-bench"
@@ -16,7 +16,6 @@ _GIT_TIMEOUT_SECONDS = 10
 _NOT_KNOWN = 1
 """What git ends with where it does not know a file."""
 _NO_ANSWER = -1
-_SOURCES = (".py", ".c", ".h")
 DECIDING_CODE = ("data/", "execution/", "kernels/", "models/", "training/", "recipe/settings.py", "recipe/recipe.py")
 """Rooms and modules whose code decides what a recipe gives; the others plan, track and show runs."""
 
@@ -73,7 +72,7 @@ def code_version() -> tuple[str, bool | None]:
     recipes = _git(package, "status", "--porcelain", "--untracked-files=no", "--", ":/benchmarks")
     if any(answer.returncode != 0 for answer in (known, commit, code, recipes)):
         return "unknown", None
-    changed = [line for line in code.stdout.splitlines() if line.strip('"').endswith(_SOURCES)]
+    changed = [line for line in code.stdout.splitlines() if line.strip('"').endswith(SOURCE_SUFFIXES)]
     return commit.stdout.strip(), bool(changed or recipes.stdout.strip())
 
 
@@ -83,14 +82,7 @@ def code_fingerprint() -> str:
 
     A commit says less: one that touches only a report changes no result, and changes that are not committed do.
     """
-    root = Path(__file__).resolve().parent.parent
-    digest = hashlib.sha256()
-    for file in sorted(path for path in root.rglob("*") if path.suffix in _SOURCES):
-        name = file.relative_to(root).as_posix()
-        if name.startswith(DECIDING_CODE):
-            content = file.read_bytes()
-            digest.update(f"{name} {len(content)}\n".encode() + content)
-    return digest.hexdigest()[:16]
+    return source_digest(Path(__file__).resolve().parent.parent, DECIDING_CODE)[:16]
 
 
 def _git(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -69,13 +69,8 @@ def run_study(
         UserError: The study does not fit the one of its name in the storage, a store does not work, or the source
             hyperparameters cannot be trained.
     """
-    context = replace(context, run_dir=context.run_dir / "studies" / name)
-    dataset = context.open_images(plan.base.data.facts, progress)
-    context.store.prepare()
+    queue, sync, context = _open(name, plan, storage, context, workers, progress)
     with storage.errors_in_words():
-        queue = TrialQueue.begin(name, plan, storage.open(), dataset, workers=workers)
-        execution = context.options.resolve()
-        sync = MlflowSync.open(context.store, queue.stored, dataset, execution, is_maker=queue.is_maker)
         status, reason = "FAILED", None
         try:
             _tidy_up(queue, sync, context)
@@ -120,13 +115,8 @@ def work_on_study(
         UserError: As in :func:`run_study`; or a store is a file on a network file system.
     """
     check_local(tracking=context.store.uri, storage=storage.url, what=f"study {name}")
-    context = replace(context, run_dir=context.run_dir / "studies" / name)
-    dataset = context.open_images(plan.base.data.facts, progress)
-    context.store.prepare()
+    queue, sync, context = _open(name, plan, storage, context, workers, progress)
     with storage.errors_in_words():
-        queue = TrialQueue.begin(name, plan, storage.open(), dataset, workers=workers)
-        execution = context.options.resolve()
-        sync = MlflowSync.open(context.store, queue.stored, dataset, execution, is_maker=queue.is_maker)
         _tidy_up(queue, sync, context)
         watch = Watch(queue.stored)
         yield StudyOpened(name, sync.url, queue.stored.counts().wanted, watch.earlier)
@@ -141,6 +131,24 @@ def work_on_study(
         result = _conclude_once(queue, sync, context)
     if result is not None:
         yield StudyFinished(result)
+
+
+def _open(
+    name: str,
+    plan: Plan,
+    storage: StudyStorage,
+    context: Context,
+    workers: int,
+    progress: Callable[[str], None] | None,
+) -> tuple[TrialQueue, MlflowSync, Context]:
+    """Lay a study out, or open it, with its run in MLflow and its folder of runs."""
+    dataset = context.open_images(plan.base.data.facts, progress)
+    context.store.prepare()
+    with storage.errors_in_words():
+        queue = TrialQueue.begin(name, plan, storage.open(), dataset, workers=workers)
+        execution = context.options.resolve()
+        sync = MlflowSync.open(context.store, queue.stored, dataset, execution, is_maker=queue.is_maker)
+    return queue, sync, replace(context, run_dir=context.run_dir / "studies" / name)
 
 
 def _work(queue: TrialQueue, sync: MlflowSync, context: Context, workers: int) -> Generator[StudyEvent, None, None]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from resnet_bench.base import tuning_cache
+from resnet_bench.base import files
 from resnet_bench.base.tuning_cache import TuningCache, machine_tuning_cache
 
 
@@ -43,7 +43,7 @@ def test_machines_are_kept_apart(tmp_path, monkeypatch) -> None:
         assert machine_tuning_cache("one CPU").get("shape") == "product"
         assert machine_tuning_cache("one CPU").get("machine") == "one CPU"
         machine_tuning_cache.cache_clear()
-        monkeypatch.setattr(tuning_cache, "kernels_digest", lambda: "of another version")
+        monkeypatch.setattr(files, "source_digest", lambda _: "of another version")
         assert machine_tuning_cache("one CPU").get("shape") is None
     finally:
         machine_tuning_cache.cache_clear()

@@ -139,7 +139,7 @@ BLOCKS = {
     "projected": lambda stride: resnet_projected.BasicBlock(32, 32, stride=stride, project=stride != 1),
     "bottleneck": lambda stride: resnet_projected.Bottleneck(32, 8, stride=stride, project=stride != 1),
     "biased": lambda stride: resnet34_biased.ResidualBlock(32, 32, stride),
-    "cifar100": lambda stride: cifar100_resnet.BasicBlock(32, 32, stride),
+    "cifar100": lambda stride: cifar100_resnet.BlockWithoutReLU(32, 32, stride),
     "he": lambda stride: resnet_he.Block(32, 32, stride=stride, residual=True),
 }
 

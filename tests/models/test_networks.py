@@ -94,7 +94,7 @@ def test_a_block_whose_branch_is_zero_is_the_identity_and_relu(block: nn.Module,
 
 
 def test_a_block_of_the_cifar100_resnet_whose_branch_is_zero_is_the_identity_alone() -> None:
-    block = cifar100_resnet.BasicBlock(8, 8)
+    block = cifar100_resnet.BlockWithoutReLU(8, 8)
     nn.init.zeros_(block.bn2.weight)
     x = torch.randn(2, 8, 6, 6)
     assert (x < 0).any()
@@ -133,7 +133,7 @@ def test_a_projection_is_a_1x1_convolution_and_batch_norm(block: nn.Module) -> N
 
 
 def test_the_projection_of_the_cifar100_resnet_is_3x3() -> None:
-    block = cifar100_resnet.BasicBlock(8, 16, stride=2).eval()
+    block = cifar100_resnet.BlockWithoutReLU(8, 16, stride=2).eval()
     convolution, batch_norm = block.downsample
     assert convolution.kernel_size == (3, 3)
     nn.init.zeros_(block.bn2.weight)

@@ -15,7 +15,6 @@ from resnet_bench.reporting.claims import ClaimRow
 from resnet_bench.reporting.figures.style import (
     INK,
     MUTED,
-    ROW_HEIGHT,
     SHADE,
     STYLES,
     SURFACE,
@@ -23,12 +22,10 @@ from resnet_bench.reporting.figures.style import (
     add_line,
     add_marks,
     escaped,
-    finish,
+    finish_rows,
     label_row,
     mark,
     new_figure,
-    rows_axis,
-    specification,
     zero_line,
 )
 
@@ -70,18 +67,15 @@ def forest(rows: Sequence[ClaimRow], tuned: Mapping[str, Sequence[float]]) -> Pl
             _forest_tuned(figure, row, claim, -place, tuned_values)
     _forest_legend(figure, with_tuned=any(values for *_, values in lines))
     zero_line(figure)
-    height = 110 + ROW_HEIGHT * len(lines)
-    finish(figure, height, x="ours − claim, pp", x_range=(-edge, edge))
-    rows_axis(figure, len(lines))
-    return Plot(
+    finish_rows(figure, len(lines), x="ours − claim, pp", x_range=(-edge, edge))
+    return Plot.of(
+        figure,
         "forest",
         "Our accuracy minus the claim",
         "One dot per seed. The thick bar is the 90% CI of our mean: the claim is reproduced if the bar lies in the "
         "shaded band (the claim, its rounding and the allowed margin). The thin bar is the 95% prediction interval "
         "for as many further runs of ours as the claim rests on. The open bracket is the claim with its rounding; "
         "a range is measured from its middle. Rows without bars have too few seeds.",
-        specification(figure),
-        height,
         wide=True,
     )
 
@@ -128,17 +122,14 @@ def selection_effect(rows: Sequence[ClaimRow], tuned: Mapping[str, Sequence[floa
                 customdata=custom,
                 hover=f"%{{customdata[0]}}<br>{name}: %{{customdata[1]:.2f}}%<extra></extra>",
             )
-    height = 110 + ROW_HEIGHT * len(shown)
-    finish(figure, height, x="pp above our mean at the last epoch")
-    rows_axis(figure, len(shown))
-    return Plot(
+    finish_rows(figure, len(shown), x="pp above our mean at the last epoch")
+    return Plot.of(
+        figure,
         "selection-effect",
         "Selection effect",
         "The same runs by ever more favorable statistics: the mean of the last epoch, the mean of each seed's best "
         "epoch, the best epoch of the best seed; then the claim and, where there is a study, its tuned "
         "hyperparameters on new seeds.",
-        specification(figure),
-        height,
         wide=True,
     )
 

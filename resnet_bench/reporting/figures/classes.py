@@ -17,7 +17,6 @@ from resnet_bench.reporting.figures.style import (
     finish,
     mark,
     new_figure,
-    specification,
 )
 from resnet_bench.reporting.runs import RunGroup
 
@@ -61,16 +60,14 @@ def per_class(group: RunGroup, confusion: pd.DataFrame) -> Plot | None:
         name="mean",
         hover="%{y}: %{x:.1f}%<extra>mean</extra>",
     )
-    height = 110 + 19 * len(ranked)
-    finish(figure, height, x="accuracy of the class, %", named=True)
+    finish(figure, 110 + 19 * len(ranked), x="accuracy of the class, %", named=True)
     figure.update_yaxes(autorange="reversed", type="category", showgrid=True)
     note = f" The {half} hardest and easiest; {left_out} between them are left out." if left_out > 0 else ""
-    return Plot(
+    return Plot.of(
+        figure,
         f"classes-{group.key}",
         "Accuracy by class",
         f"In eval mode, hardest first.{note}",
-        specification(figure),
-        height,
     )
 
 
@@ -103,17 +100,15 @@ def confusion_matrix(group: RunGroup, confusion: pd.DataFrame) -> Plot | None:
             hovertemplate="%{y} predicted as %{x}: %{z:.1f}%<extra></extra>",
         )
     )
-    height = 440
-    finish(figure, height, x="predicted", y="true class", named=True)
+    finish(figure, 440, x="predicted", y="true class", named=True)
     figure.update_yaxes(autorange="reversed", showgrid=False, type="category", showticklabels=size <= MAX_LABELED)
     figure.update_xaxes(showgrid=False, type="category", tickangle=-45, showticklabels=size <= MAX_LABELED)
-    return Plot(
+    return Plot.of(
+        figure,
         f"confusion-{group.key}",
         "Confusion matrix",
         "Percent of the images of a true class (row) that were predicted as another (column), all seeds together; "
         "the diagonal, which would drown the rest, has no color.",
-        specification(figure),
-        height,
     )
 
 

@@ -8,18 +8,16 @@ from typing import Any
 from resnet_bench.judging.intervals import standard_deviation
 from resnet_bench.reporting.claims import evaluation_interval, times_to_accuracy
 from resnet_bench.reporting.figures.style import (
-    ROW_HEIGHT,
     Plot,
     add_front,
     add_line,
     add_marks,
     escaped,
     finish,
+    finish_rows,
     label_row,
     mark,
     new_figure,
-    rows_axis,
-    specification,
     styled,
     zero_line,
 )
@@ -79,14 +77,13 @@ def pareto(labels: Labels, dataset: str) -> Plot | None:
     add_front(figure, points)
     finish(figure, 400, x="training time", y="accuracy, %")
     figure.update_xaxes(time_axis(every_time))
-    return Plot(
+    return Plot.of(
+        figure,
         f"pareto-{dataset}",
         f"Accuracy against training time, {dataset}",
         "A filled mark is a benchmark on a device (mean accuracy of the last epoch, median training time); "
         "open marks are its seeds, where there are several. No benchmark beats those on the dashed front in both."
         + _without_tta(labels, dataset),
-        specification(figure),
-        400,
         wide=True,
     )
 
@@ -128,14 +125,13 @@ def time_to_accuracy(labels: Labels, dataset: str) -> Plot | None:
     figure.update_yaxes(time_axis([seconds for trace in figure.data for seconds in trace.y]))
     # A line alone has no entry in the legend otherwise, and so no name.
     figure.update_layout(showlegend=True)
-    return Plot(
+    return Plot.of(
+        figure,
         f"time-to-{dataset}",
         f"Time to a chosen accuracy, {dataset}",
         "Training time until the mean of a run's last three evaluations reaches the accuracy, median over the seeds; "
         f"a line ends where half of them or more miss it. Evaluated every {every}; evaluation is not in the time."
         + _without_tta(labels, dataset),
-        specification(figure),
-        360,
         wide=True,
     )
 
@@ -160,13 +156,11 @@ def strip(labels: Labels, dataset: str) -> Plot | None:
         )
         spread = f"SD {standard_deviation(values):.2f}, n = {len(values)}" if len(values) > 1 else "n = 1"
         label_row(figure, -place, escaped(labels[group]), f"{mean:.2f}%, {spread}")
-    height = 70 + ROW_HEIGHT * len(shown)
-    finish(figure, height, x="pp from the mean of the seeds, last epoch")
-    rows_axis(figure, len(shown))
+    finish_rows(figure, len(shown), x="pp from the mean of the seeds, last epoch", with_legend=False)
     zero_line(figure)
     caption = "One mark per seed; each benchmark's are measured from their own mean, so that spreads compare."
     caption += _without_tta(labels, dataset)
-    return Plot(f"strip-{dataset}", f"Seeds, {dataset}", caption, specification(figure), height)
+    return Plot.of(figure, f"strip-{dataset}", f"Seeds, {dataset}", caption)
 
 
 def throughput(labels: Labels) -> Plot | None:
@@ -239,15 +233,13 @@ def _by_device_and_run(
         middle = statistics.median(values)
         shown = f"{middle:,.0f}" if middle >= 100 else f"{middle:.3g}"
         label_row(figure, -place, escaped(labels[group]), f"median {shown}")
-    height = 110 + ROW_HEIGHT * len(rows)
-    finish(figure, height, x=unit)
-    rows_axis(figure, len(rows))
+    finish_rows(figure, len(rows), x=unit)
     lowest, highest = min(min(values) for *_, values in rows), max(max(values) for *_, values in rows)
     if log and highest > 10 * lowest > 0:
         figure.update_xaxes(type="log")
     else:
         figure.update_xaxes(rangemode="tozero")
-    return Plot(name, title, "One mark per run; marks and colors are devices.", specification(figure), height)
+    return Plot.of(figure, name, title, "One mark per run; marks and colors are devices.")
 
 
 def _of_dataset(labels: Labels, dataset: str) -> list[RunGroup]:

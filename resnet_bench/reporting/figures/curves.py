@@ -23,7 +23,6 @@ from resnet_bench.reporting.figures.style import (
     mark_whole_numbers,
     new_figure,
     present,
-    specification,
 )
 from resnet_bench.reporting.runs import Run, RunGroup
 
@@ -59,15 +58,14 @@ def _accuracy_by_epoch(group: RunGroup) -> Plot | None:
     band = ": a thin line each, their mean, and the band from the lowest to the highest of them"
     finish(figure, HEIGHT, x="epoch", y="accuracy, %")
     mark_whole_numbers(figure)
-    return Plot(
+    return Plot.of(
+        figure,
         f"accuracy-epoch-{group.key}",
         "Accuracy by epoch",
         seeds
         + (band if len(group.runs) > 1 else "")
         + (f" ({' and '.join(described)})" if described else "")
         + "; published values over it where the source prints them.",
-        specification(figure),
-        HEIGHT,
     )
 
 
@@ -243,12 +241,11 @@ def _accuracy_by_time(group: RunGroup) -> Plot | None:
                 name=f"claim {escaped(claim.text)} on the source's machine",
             )
     finish(figure, HEIGHT, x=f"training time, {unit_name}", y=f"{split} accuracy, %")
-    return Plot(
+    return Plot.of(
+        figure,
         f"accuracy-time-{group.key}",
         "Accuracy by training time",
         f"On {device or 'an unnamed device'}; without evaluation, set-up and compilation.",
-        specification(figure),
-        HEIGHT,
     )
 
 
@@ -271,14 +268,13 @@ def _loss(group: RunGroup, *, against: str) -> Plot | None:
     if times is None:
         mark_whole_numbers(figure)
     left_out = any(key in run.not_finite for run in runs for key in keys)
-    return Plot(
+    return Plot.of(
+        figure,
         f"loss-{against}-{group.key}",
         f"Loss by {'epoch' if times is None else 'training time'}",
         "Training loss as the source reports it, and the loss of the evaluated splits; mean over the seeds"
         + (", with the band from the lowest to the highest." if times is None else ".")
         + (" Losses that are not finite are left out." if left_out else ""),
-        specification(figure),
-        HEIGHT,
     )
 
 
@@ -305,12 +301,11 @@ def _learning_rate(group: RunGroup) -> Plot | None:
     )
     finish(figure, HEIGHT, x="step", y="learning rate")
     figure.update_yaxes(rangemode="tozero")
-    return Plot(
+    return Plot.of(
+        figure,
         f"rate-{group.key}",
         "Learning rate by step",
         "The same for every seed of the recipe.",
-        specification(figure),
-        HEIGHT,
         wide=True,
     )
 

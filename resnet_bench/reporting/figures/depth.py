@@ -14,7 +14,6 @@ from resnet_bench.reporting.figures.style import (
     finish,
     mark,
     new_figure,
-    specification,
     styled,
 )
 from resnet_bench.reporting.runs import RunGroup
@@ -76,13 +75,12 @@ def error_against_depth(groups: Iterable[RunGroup], dataset: str) -> Plot | None
             hover="%{x} layers: %{y:.2f}%<extra>published</extra>",
         )
     finish(figure, HEIGHT, x="layers with weights", y="error, %")
-    return Plot(
+    return Plot.of(
+        figure,
         f"depth-{dataset}",
         f"Error against depth, {dataset}",
         "Means over seeds at the last epoch: solid lines are test errors, dotted ones training errors, which are "
         "running means over augmented images. Crosses are the errors that the sources state.",
-        specification(figure),
-        HEIGHT,
         wide=True,
     )
 

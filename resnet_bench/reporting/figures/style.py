@@ -65,6 +65,13 @@ class Plot:
     height: int
     wide: bool = False
 
+    @classmethod
+    def of(cls, figure: go.Figure, id: str, title: str, caption: str, *, wide: bool = False) -> "Plot":  # noqa: A002
+        """Return a finished figure with its words."""
+        spec: dict[str, Any] = json.loads(figure.to_json())
+        spec["layout"].pop("template", None)
+        return cls(id, title, caption, spec, figure.layout.height, wide)
+
 
 def present(*plots: Plot | None) -> tuple[Plot, ...]:
     """Return the plots that there are."""
@@ -248,8 +255,11 @@ def mark_whole_numbers(figure: go.Figure) -> None:
         figure.update_xaxes(dtick=1)
 
 
-def rows_axis(figure: go.Figure, rows: int) -> None:
-    """Make the vertical axis one of rows at 0, −1, −2 …, each with room for its label."""
+def finish_rows(
+    figure: go.Figure, rows: int, *, x: str, x_range: tuple[float, float] | None = None, with_legend: bool = True
+) -> None:
+    """Finish a plot of rows at 0, −1, −2 …, each with room for its label; see :func:`finish`."""
+    finish(figure, (110 if with_legend else 70) + ROW_HEIGHT * rows, x=x, x_range=x_range)
     figure.update_yaxes(visible=False, range=[0.45 - rows, 0.75])
 
 
@@ -275,13 +285,6 @@ def label_row(figure: go.Figure, y: float, left: str, right: str, color: str = M
 
 
 # --- the specification ---------------------------------------------------------------------------
-
-
-def specification(figure: go.Figure) -> dict[str, Any]:
-    """Return ``data`` and ``layout`` as plain values."""
-    spec: dict[str, Any] = json.loads(figure.to_json())
-    spec["layout"].pop("template", None)
-    return spec
 
 
 def light(spec: Mapping[str, Any]) -> dict[str, Any]:
