@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from resnet_bench.kernels import winograd
+from resnet_bench.kernels import weights, winograd
 
 MAX_DENSE_PIXELS = 4
 """Above 2×2 pixels a small-map GEMM multiplies more than the convolution does."""
@@ -74,7 +74,7 @@ def dense_convolution(images: Tensor, weight: Tensor, bias: Tensor | None, geome
     return flat.view(count, out_size, out_size, out_channels).permute(0, 3, 1, 2)
 
 
-def _taps(size: int, geometry: Geometry) -> list[list[tuple[int, int] | None]]:
+def _taps(size: int, geometry: Geometry) -> weights.Taps:
     """Return the kernel's tap between each pixel of the output and each of the input, if there is one."""
     out_size, (kernel, stride, padding) = geometry.output_size(size), geometry
     table: list[list[tuple[int, int] | None]] = []
@@ -95,6 +95,8 @@ class _DenseWeight(torch.autograd.Function):
         ctx.save_for_backward(weight)
         taps = _taps(size, geometry)
         channels_out, channels_in = weight.shape[:2]
+        if weights.fits(weight, dtype):
+            return weights.dense_matrix(weight, taps, dtype).view(len(taps) * channels_out, -1)
         matrix = weight.new_zeros((len(taps), channels_out, size * size, channels_in), dtype=dtype)
         for out_pixel, row in enumerate(taps):
             for pixel, tap in enumerate(row):
@@ -108,6 +110,8 @@ class _DenseWeight(torch.autograd.Function):
         (weight,) = ctx.saved_tensors
         taps = _taps(ctx.size, ctx.geometry)
         by_pixel = gradient.view(len(taps), weight.shape[0], ctx.size**2, weight.shape[1])
+        if weights.fits(weight, gradient.dtype) and gradient.is_contiguous():
+            return weights.grad_weight_of_dense(by_pixel, taps, weight), None, None, None
         sums: dict[tuple[int, int], Tensor] = {}
         for out_pixel, row in enumerate(taps):
             for pixel, tap in enumerate(row):
@@ -160,9 +164,10 @@ class ConvAlgorithms(NamedTuple):
     """The algorithm of each pass of a convolution: ``default`` is torch's kernel.
 
     Attributes:
-        forward: ``default``, ``winograd`` or ``winograd4``, which is Winograd in tiles of 4×4 pixels.
+        forward: ``default``, ``winograd`` or ``winograd4``, which is Winograd in tiles of 4×4 pixels; of one tap
+            without padding, ``default`` or ``gemm``.
         grad_input: The same.
-        grad_weight: The same, or ``gemm``.
+        grad_weight: The same, or ``gemm`` for any number of taps.
     """
 
     forward: str = "default"
@@ -176,6 +181,20 @@ def forward_default(images: Tensor, weight: Tensor, bias: Tensor | None, geometr
     return torch.conv2d(images, weight.to(images.dtype), in_bias, geometry.stride, geometry.padding)
 
 
+def forward_gemm(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Compute a convolution of one tap without padding as one GEMM of the pixels that it touches."""
+    touched = images.permute(0, 2, 3, 1)[:, :: geometry.stride, :: geometry.stride]
+    (count, rows, columns, channels), outputs = touched.shape, len(weight)
+    # Not a view of a tensor in that order: autograd would refuse an in-place layer behind it.
+    shape = (count, outputs, rows, columns)
+    found = torch.empty(shape, dtype=images.dtype, memory_format=torch.channels_last)
+    flat = found.permute(0, 2, 3, 1).view(-1, outputs)
+    torch.mm(touched.reshape(-1, channels), weight.flatten(1).to(images.dtype).mT, out=flat)
+    if bias is not None:
+        flat += bias.to(flat.dtype)
+    return found
+
+
 def forward_winograd(
     images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, *, large_tiles: bool = False
 ) -> Tensor:
@@ -187,6 +206,15 @@ def forward_winograd(
 def grad_input_default(images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """Compute the input gradient by torch's default kernel."""
     return _convolution_backward(gradient, images, weight, geometry, (True, False))[0]
+
+
+def grad_input_gemm(images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Compute the input gradient of such a convolution; pixels that it does not touch get zero."""
+    found = gradient.permute(0, 2, 3, 1) @ weight.flatten(1).to(gradient.dtype)
+    if geometry.stride > 1:
+        touched, found = found, gradient.new_zeros(len(images), *images.shape[2:], images.shape[1])
+        found[:, :: geometry.stride, :: geometry.stride] = touched
+    return found.permute(0, 3, 1, 2)
 
 
 def grad_input_winograd(
@@ -211,11 +239,13 @@ def grad_weight_winograd(
 
 FORWARD: Mapping[str, Callable[[Tensor, Tensor, Tensor | None, Geometry], Tensor]] = {
     "default": forward_default,
+    "gemm": forward_gemm,
     "winograd": forward_winograd,
     "winograd4": partial(forward_winograd, large_tiles=True),
 }
 GRAD_INPUT: Mapping[str, Callable[[Tensor, Tensor, Tensor, Geometry], Tensor]] = {
     "default": grad_input_default,
+    "gemm": grad_input_gemm,
     "winograd": grad_input_winograd,
     "winograd4": partial(grad_input_winograd, large_tiles=True),
 }
@@ -323,7 +353,7 @@ def _gradients(
     return (
         of_images() if wants_images else None,
         torch.empty_like(weight).copy_(of_weight()) if wants_weight else None,
-        gradient.sum((0, 2, 3), dtype=ctx.bias_type) if wants_bias else None,
+        weights.grad_bias(gradient, ctx.bias_type) if wants_bias else None,
     )
 
 

@@ -215,7 +215,12 @@ def _needed(images: Tensor, weight: Tensor) -> tuple[str, ...]:
 def candidates(shape: Shape) -> Mapping[str, Sequence[str]]:
     """List the algorithms of each pass, the default first."""
     algorithms: dict[str, list[str]] = {name: ["default"] for name in ConvAlgorithms._fields}
-    if shape.geometry.kernel == 1 or shape.out_size < 1:
+    if shape.out_size < 1:
+        return algorithms
+    if shape.geometry.kernel == 1:
+        if shape.geometry.padding == 0:
+            for of_pass in algorithms.values():
+                of_pass.append("gemm")
         return algorithms
     if 1 < shape.out_size**2 <= MAX_GEMM_PIXELS:
         algorithms["grad_weight"].append("gemm")

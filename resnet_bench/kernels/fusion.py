@@ -19,15 +19,15 @@ def fuse(network: nn.Module) -> None:
     """Have a network compute layers that follow each other as one operation where it can.
 
     In a sequence these are a convolution and a pool, and BatchNorm with the activation behind it and a pool before or
-    behind it. In a block that is :class:`Residual` they are its layers in the same way, and the BatchNorm that ends its
-    main branch with that of its shortcut, the addition and the activation.
+    behind it. Layers that a :class:`Fusible` module runs in turn are fused in the same way, and in a :class:`Residual`
+    block the BatchNorm that ends its main branch with that of its shortcut, the addition and the activation.
 
     Layers, parameters, names and state dicts stay as they are, and so does what the network does in eval mode.
     """
     for module in network.modules():
         if type(module) is nn.Sequential:
             module.__class__ = FusedSequential
-        elif isinstance(module, Residual):
+        elif isinstance(module, Fusible):
             module.fused = True
 
 
@@ -50,10 +50,22 @@ class Branches(NamedTuple):
     """None leaves the sum as it is."""
 
 
-class Residual(nn.Module):
-    """A block of a residual network. It says what its branches are, so that :func:`fuse` can compute their sum."""
+class Fusible(nn.Module):
+    """A module that says which of its layers follow each other, so that :func:`fuse` can fuse them."""
 
     fused = False
+
+    def in_turn(self, layers: Iterable[nn.Module], x: Tensor) -> Tensor:
+        """Run layers one after the other; the layers' own shapes."""
+        if self.fused:
+            return _run(layers, x)
+        for layer in layers:
+            x = layer(x)
+        return x
+
+
+class Residual(Fusible):
+    """A block of a residual network. It says what its branches are, so that :func:`fuse` can compute their sum."""
 
     def branches(self) -> Branches:
         """The block's layers."""
@@ -64,9 +76,7 @@ class Residual(nn.Module):
         branches = self.branches()
         if self.fused:
             return _sum_of(branches, x)
-        outputs = x
-        for layer in branches.main:
-            outputs = layer(outputs)
+        outputs = self.in_turn(branches.main, x)
         if branches.shortcut is not None:
             outputs = outputs + branches.shortcut(x)
         return outputs if branches.activation is None else branches.activation(outputs)

@@ -7,6 +7,9 @@
  * parts that do not depend on the number of threads, and their sums are added in one order: so the bits do not either.
  */
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -60,10 +63,14 @@ INLINE floats load(const value *from) {
 
 /* To the nearest, ties to even, as torch rounds. */
 INLINE void store(value *to, floats numbers) {
+#ifdef __AVX512BF16__
+    const __m256bh written = _mm512_cvtneps_pbh((__m512)numbers);
+#else
     words bits = (words)numbers;
     words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     ints nan = numbers != numbers;
     values written = __builtin_convertvector((words)((nan & 0x7fc0) | (~nan & (ints)rounded)), values);
+#endif
     memcpy(to, &written, sizeof written);
 }
 #else
@@ -166,6 +173,15 @@ INLINE void settle(struct sums *sums) {
 
 INLINE int64_t end_of_rows(int64_t row, int64_t last) { return row + ROWS_TOGETHER < last ? row + ROWS_TOGETHER : last; }
 
+/* Blocks of some rows and of channels that are computed at once: from each one's first `row` and channel `c` on. */
+#define FOR_BLOCKS(row, c, first, last, channels)                           \
+    for (int64_t row = first; row < last; row += ROWS_TOGETHER)             \
+        for (int64_t c = 0; c < channels; c += LANES)
+
+/* The places `at` of a block's values. */
+#define FOR_VALUES(at, row, c, last, channels)                              \
+    for (int64_t at = row * channels + c, behind = end_of_rows(row, last) * channels; at < behind; at += channels)
+
 INLINE void count_rows(struct sums *sums, int64_t rows) {
     sums->rows += rows;
     if (sums->rows >= ROWS_IN_FLOAT) settle(sums);
@@ -180,10 +196,10 @@ struct parts {
     float *vectors;
 };
 
-static int begin(struct parts *parts, int64_t rows, int64_t channels, int64_t vectors) {
+static int begin(struct parts *parts, int64_t rows, int64_t channels) {
     const int64_t count = rows / ROWS_IN_PART;
     parts->count = count < 1 ? 1 : count > MOST_PARTS ? MOST_PARTS : count;
-    parts->vectors = malloc(vectors * channels * sizeof(float));
+    parts->vectors = malloc(4 * channels * sizeof(float));
     parts->recent = calloc(parts->count * 2 * channels, sizeof(float));
     parts->total = calloc(parts->count * 2 * channels, sizeof(double));
     for (int64_t part = 0; part < parts->count; part++)
@@ -208,21 +224,24 @@ static void end(struct parts *parts) {
     free(parts->total);
 }
 
+INLINE void add_to(struct sums *sums, int64_t c, floats first, floats second) {
+    float *recent = sums->recent + c, *other = recent + sums->channels;
+    put(recent, numbers(recent) + first);
+    put(other, numbers(other) + second);
+}
+
 /* Adds the distances of values from `reference`, and their squares. */
 INLINE void add_moments(struct sums *sums, const value *rows, int64_t count, const float *reference) {
     const int64_t channels = sums->channels;
-    for (int64_t row = 0; row < count; row += ROWS_TOGETHER) {
-        const int64_t end = end_of_rows(row, count);
-        for (int64_t c = 0; c < channels; c += LANES) {
-            floats first = {0}, second = {0};
-            for (int64_t at = row * channels + c; at < end * channels; at += channels) {
-                floats distance = load(rows + at) - numbers(reference + c);
-                first += distance;
-                second += distance * distance;
-            }
-            put(sums->recent + c, numbers(sums->recent + c) + first);
-            put(sums->recent + channels + c, numbers(sums->recent + channels + c) + second);
+    FOR_BLOCKS(row, c, 0, count, channels) {
+        floats first = {0}, second = {0};
+        const floats center = numbers(reference + c);
+        FOR_VALUES(at, row, c, count, channels) {
+            floats distance = load(rows + at) - center;
+            first += distance;
+            second += distance * distance;
         }
+        add_to(sums, c, first, second);
     }
     count_rows(sums, count);
 }
@@ -240,7 +259,7 @@ struct layer {
     float *offset, *pull;
 };
 
-/* The layer, in the vectors that `begin` made; of its gradients it is told only where there are four. */
+/* The layer, in the vectors that `begin` made. */
 static struct layer layer_of(
     const struct parts *parts,
     int64_t images,
@@ -291,6 +310,18 @@ static double values_of(const struct layer *layer) {
     return (double)layer->images * layer->height * layer->width;
 }
 
+/* What belongs to some channels, read once for a block: the compiler cannot know that nothing written changes it. */
+struct constants {
+    floats mean, scale, shift, offset, pull;
+};
+
+INLINE struct constants constants_at(const struct layer *layer, int64_t c) {
+    return (struct constants){
+        numbers(layer->mean + c), numbers(layer->scale + c), numbers(layer->shift + c),
+        numbers(layer->offset + c), numbers(layer->pull + c),
+    };
+}
+
 static void set_scale(
     const struct layer *layer, const float *variance, const float *weight, const float *bias, float eps
 ) {
@@ -310,9 +341,12 @@ INLINE void take_larger(floats *best, ints *place, floats other, int32_t at) {
 }
 
 /* What comes before the activation. */
-INLINE floats scaled(const struct layer *layer, floats x, int64_t c) {
-    return x * numbers(layer->scale + c) + numbers(layer->shift + c);
-}
+INLINE floats scaled(const struct constants *own, floats x) { return x * own->scale + own->shift; }
+
+/* The places `at` of a band's pooled values, and the first channel `c` of each. */
+#define FOR_WINDOWS(at, c, layer)                                                       \
+    for (int64_t column = 0; column < layer->width / 2; column++)                       \
+        for (int64_t c = 0, at = column * layer->channels; c < layer->channels; c += LANES, at += LANES)
 
 /* The largest of each window of 2x2, and which it was; of values as they are or, if `activate`, normalised and activated. */
 INLINE void pool_band(
@@ -326,29 +360,30 @@ INLINE void pool_band(
     const int64_t channels = layer->channels, below = layer->width * channels;
     /* ReLU keeps the order, so that the largest alone needs it. */
     const enum activation each = activation == RELU ? IDENTITY : activation, last = activation == RELU ? RELU : IDENTITY;
-    for (int64_t column = 0; column < layer->width / 2; column++)
-        for (int64_t c = 0; c < channels; c += LANES) {
-            const value *corner = band + 2 * column * channels + c;
-            floats window[] = {
-                load(corner), load(corner + channels), load(corner + below), load(corner + below + channels)
-            };
-            if (activate)
-                for (int i = 0; i < 4; i++) window[i] = activated(scaled(layer, window[i], c), each);
-            floats best = window[0];
-            ints place = {0};
-            for (int i = 1; i < 4; i++) take_larger(&best, &place, window[i], i);
-            store(pooled + column * channels + c, activated(best, last));
-            store_places(places + column * channels + c, place);
-        }
+    FOR_WINDOWS(at, c, layer) {
+        const struct constants own = activate ? constants_at(layer, c) : (struct constants){0};
+        const value *corner = band + 2 * at - c;
+        floats window[] = {
+            load(corner), load(corner + channels), load(corner + below), load(corner + below + channels)
+        };
+        if (activate)
+            for (int i = 0; i < 4; i++) window[i] = activated(scaled(&own, window[i]), each);
+        floats best = window[0];
+        ints place = {0};
+        for (int i = 1; i < 4; i++) take_larger(&best, &place, window[i], i);
+        store(pooled + at, activated(best, last));
+        store_places(places + at, place);
+    }
 }
 
-INLINE void activate_band(const struct layer *layer, const value *band, value *outputs, enum activation activation) {
+INLINE void activate_rows(
+    const struct layer *layer, const value *maps, value *outputs, int64_t first, int64_t last, enum activation activation
+) {
     const int64_t channels = layer->channels;
-    for (int64_t column = 0; column < columns_of(layer); column++)
-        for (int64_t c = 0; c < channels; c += LANES) {
-            const int64_t at = column * channels + c;
-            store(outputs + at, activated(scaled(layer, load(band + at), c), activation));
-        }
+    FOR_BLOCKS(row, c, first, last, channels) {
+        const struct constants own = constants_at(layer, c);
+        FOR_VALUES(at, row, c, last, channels) store(outputs + at, activated(scaled(&own, load(maps + at)), activation));
+    }
 }
 
 /* Moments of what is normalised: of the maps, or of their maxima, which are made on the way. */
@@ -391,12 +426,14 @@ INLINE void normalize_as(
     int64_t last,
     enum activation activation
 ) {
+    const int64_t columns = columns_of(layer);
+    if (layer->pool != POOL_BEHIND) {
+        activate_rows(layer, maps, outputs, first * columns, last * columns, activation);
+        return;
+    }
     for (int64_t index = first; index < last; index++) {
         const struct band band = band_at(layer, index);
-        if (layer->pool == POOL_BEHIND)
-            pool_band(layer, maps + band.whole, outputs + band.pooled, places + band.pooled, 1, activation);
-        else
-            activate_band(layer, maps + band.pooled, outputs + band.pooled, activation);
+        pool_band(layer, maps + band.whole, outputs + band.pooled, places + band.pooled, 1, activation);
     }
 }
 
@@ -477,7 +514,7 @@ int forward(
     int threads
 ) {
     struct parts parts;
-    if (begin(&parts, images * height * width, channels, 3) != DONE) {
+    if (begin(&parts, images * height * width, channels) != DONE) {
         end(&parts);
         return OUT_OF_MEMORY;
     }
@@ -501,32 +538,42 @@ INLINE floats at_place(ints place, const floats *window) {
     return found;
 }
 
-/* Sums, over a band, of gradients before the activation and of their products with distances from the mean. */
+/* Sums of gradients before the activation and of their products with distances from the mean: of rows that follow each
+ * other, or of a band whose maps are pooled behind. */
 INLINE void add_gradients(
     const struct layer *layer,
-    const value *band,
+    const value *maps,
     const value *gradients,
     const uint8_t *places,
     struct sums *sums,
+    int64_t first,
+    int64_t last,
     int of_largest,
     enum activation activation
 ) {
     const int64_t channels = layer->channels, below = layer->width * channels;
-    float *plain = sums->recent, *moment = sums->recent + channels;
-    for (int64_t column = 0; column < columns_of(layer); column++)
+    for (int64_t row = first; row < last; row = end_of_rows(row, last)) {
         for (int64_t c = 0; c < channels; c += LANES) {
-            const int64_t at = column * channels + c;
-            const value *corner = band + (of_largest ? 2 : 1) * column * channels + c;
-            floats x = load(corner);
-            if (of_largest) {
-                floats window[] = {x, load(corner + channels), load(corner + below), load(corner + below + channels)};
-                x = at_place(load_places(places + at), window);
+            const struct constants own = constants_at(layer, c);
+            floats plain = {0}, moment = {0};
+            FOR_VALUES(at, row, c, last, channels) {
+                floats x;
+                if (of_largest) {
+                    const value *corner = maps + 2 * at - c;
+                    floats window[] = {
+                        load(corner), load(corner + channels), load(corner + below), load(corner + below + channels)
+                    };
+                    x = at_place(load_places(places + at), window);
+                } else
+                    x = load(maps + at);
+                floats gradient = pulled_back(load(gradients + at), scaled(&own, x), activation);
+                plain += gradient;
+                moment += gradient * (x - own.mean);
             }
-            floats gradient = pulled_back(load(gradients + at), scaled(layer, x, c), activation);
-            put(plain + c, numbers(plain + c) + gradient);
-            put(moment + c, numbers(moment + c) + gradient * (x - numbers(layer->mean + c)));
+            add_to(sums, c, plain, moment);
         }
-    count_rows(sums, columns_of(layer));
+        count_rows(sums, end_of_rows(row, last) - row);
+    }
 }
 
 INLINE void add_all_gradients_as(
@@ -539,14 +586,16 @@ INLINE void add_all_gradients_as(
     int64_t last,
     enum activation activation
 ) {
+    const int64_t columns = columns_of(layer);
+    if (layer->pool != POOL_BEHIND) {
+        add_gradients(layer, maps, gradients, NULL, sums, first * columns, last * columns, 0, activation);
+        return;
+    }
     for (int64_t index = first; index < last; index++) {
         const struct band band = band_at(layer, index);
-        if (layer->pool == POOL_BEHIND)
-            add_gradients(
-                layer, maps + band.whole, gradients + band.pooled, places + band.pooled, sums, 1, activation
-            );
-        else
-            add_gradients(layer, maps + band.pooled, gradients + band.pooled, NULL, sums, 0, activation);
+        add_gradients(
+            layer, maps + band.whole, gradients + band.pooled, places + band.pooled, sums, 0, columns, 1, activation
+        );
     }
 }
 
@@ -563,8 +612,8 @@ static void add_all_gradients(
 }
 
 /* A value's gradient from that before the activation. */
-INLINE floats through_moments(const struct layer *layer, floats gradient, floats x, int64_t c) {
-    return numbers(layer->scale + c) * gradient - (numbers(layer->offset + c) + numbers(layer->pull + c) * x);
+INLINE floats through_moments(const struct constants *own, floats gradient, floats x) {
+    return own->scale * gradient - (own->offset + own->pull * x);
 }
 
 /* Gradients of values that no window holds: of a pool that comes first nothing, otherwise what they do to the moments. */
@@ -574,24 +623,30 @@ INLINE void left_out(const struct layer *layer, const value *in, value *out, int
         memset(out, 0, pixels * channels * sizeof *out);
         return;
     }
-    for (int64_t pixel = 0; pixel < pixels; pixel++)
-        for (int64_t c = 0; c < channels; c += LANES) {
-            const int64_t at = pixel * channels + c;
-            store(out + at, through_moments(layer, (floats){0}, load(in + at), c));
-        }
+    FOR_BLOCKS(pixel, c, 0, pixels, channels) {
+        const struct constants own = constants_at(layer, c);
+        FOR_VALUES(at, pixel, c, pixels, channels) store(out + at, through_moments(&own, (floats){0}, load(in + at)));
+    }
 }
 
-INLINE void gradient_of_band(
-    const struct layer *layer, const value *maps, const value *gradients, value *outputs, enum activation activation
+INLINE void gradient_of_rows(
+    const struct layer *layer,
+    const value *maps,
+    const value *gradients,
+    value *outputs,
+    int64_t first,
+    int64_t last,
+    enum activation activation
 ) {
     const int64_t channels = layer->channels;
-    for (int64_t column = 0; column < layer->width; column++)
-        for (int64_t c = 0; c < channels; c += LANES) {
-            const int64_t at = column * channels + c;
+    FOR_BLOCKS(row, c, first, last, channels) {
+        const struct constants own = constants_at(layer, c);
+        FOR_VALUES(at, row, c, last, channels) {
             floats x = load(maps + at);
-            floats gradient = pulled_back(load(gradients + at), scaled(layer, x, c), activation);
-            store(outputs + at, through_moments(layer, gradient, x, c));
+            floats gradient = pulled_back(load(gradients + at), scaled(&own, x), activation);
+            store(outputs + at, through_moments(&own, gradient, x));
         }
+    }
 }
 
 INLINE void gradient_of_windows(
@@ -604,27 +659,26 @@ INLINE void gradient_of_windows(
 ) {
     const int64_t channels = layer->channels, below = layer->width * channels;
     const int64_t corners[] = {0, channels, below, below + channels};
-    for (int64_t column = 0; column < layer->width / 2; column++)
-        for (int64_t c = 0; c < channels; c += LANES) {
-            const int64_t at = column * channels + c;
-            const ints place = load_places(places + at);
-            value *corner = out + 2 * column * channels + c;
-            if (layer->pool == POOL_BEFORE) {
-                floats x = load(in + at);
-                floats gradient = pulled_back(load(gradients + at), scaled(layer, x, c), activation);
-                floats whole = through_moments(layer, gradient, x, c);
-                for (int i = 0; i < 4; i++) store(corner + corners[i], (floats)((place == i) & (ints)whole));
-            } else {
-                floats window[4];
-                for (int i = 0; i < 4; i++) window[i] = load(in + 2 * column * channels + c + corners[i]);
-                floats x = at_place(place, window);
-                floats gradient = pulled_back(load(gradients + at), scaled(layer, x, c), activation);
-                for (int i = 0; i < 4; i++) {
-                    floats own = (floats)((place == i) & (ints)gradient);
-                    store(corner + corners[i], through_moments(layer, own, window[i], c));
-                }
+    FOR_WINDOWS(at, c, layer) {
+        const struct constants own = constants_at(layer, c);
+        const ints place = load_places(places + at);
+        value *corner = out + 2 * at - c;
+        if (layer->pool == POOL_BEFORE) {
+            floats x = load(in + at);
+            floats gradient = pulled_back(load(gradients + at), scaled(&own, x), activation);
+            floats whole = through_moments(&own, gradient, x);
+            for (int i = 0; i < 4; i++) store(corner + corners[i], (floats)((place == i) & (ints)whole));
+        } else {
+            floats window[4];
+            for (int i = 0; i < 4; i++) window[i] = load(in + 2 * at - c + corners[i]);
+            floats x = at_place(place, window);
+            floats gradient = pulled_back(load(gradients + at), scaled(&own, x), activation);
+            for (int i = 0; i < 4; i++) {
+                floats part = (floats)((place == i) & (ints)gradient);
+                store(corner + corners[i], through_moments(&own, part, window[i]));
             }
         }
+    }
 }
 
 INLINE void propagate_as(
@@ -637,24 +691,23 @@ INLINE void propagate_as(
     int64_t last,
     enum activation activation
 ) {
-    const int64_t row = layer->width * layer->channels;
+    const int64_t width = layer->width, row = width * layer->channels;
+    if (layer->pool == NO_POOL) {
+        gradient_of_rows(layer, maps, gradients, outputs, first * width, last * width, activation);
+        return;
+    }
     for (int64_t index = first; index < last; index++) {
         const struct band band = band_at(layer, index);
-        const value *gradient = gradients + band.pooled;
         value *out = outputs + band.whole;
-        if (layer->pool == NO_POOL) {
-            gradient_of_band(layer, maps + band.whole, gradient, out, activation);
-            continue;
-        }
         /* Of a pool that comes first, `maps` are its maxima. */
         const value *in = maps + (layer->pool == POOL_BEFORE ? band.pooled : band.whole);
-        gradient_of_windows(layer, in, gradient, places + band.pooled, out, activation);
-        if (layer->width % 2)
+        gradient_of_windows(layer, in, gradients + band.pooled, places + band.pooled, out, activation);
+        if (width % 2)
             for (int64_t line = 1; line <= 2; line++) {
                 const int64_t last_pixel = line * row - layer->channels;
                 left_out(layer, in + last_pixel, out + last_pixel, 1);
             }
-        if (band.last_of_odd) left_out(layer, in + 2 * row, out + 2 * row, layer->width);
+        if (band.last_of_odd) left_out(layer, in + 2 * row, out + 2 * row, width);
     }
 }
 
@@ -724,7 +777,7 @@ int backward(
     int threads
 ) {
     struct parts parts;
-    if (begin(&parts, images * height * width, channels, 4) != DONE) {
+    if (begin(&parts, images * height * width, channels) != DONE) {
         end(&parts);
         return OUT_OF_MEMORY;
     }
@@ -749,17 +802,15 @@ int backward(
 
 /* What comes before the activation: a normalised value, and that of the shortcut, which may be normalised, too. */
 INLINE floats summed(
-    const struct layer *layer, const struct layer *shortcut, floats x, floats other, int64_t c, int normalized
+    const struct constants *own, const struct constants *of_shortcut, floats x, floats other, int normalized
 ) {
-    return scaled(layer, x, c) + (normalized ? scaled(shortcut, other, c) : other);
+    return scaled(own, x) + (normalized ? scaled(of_shortcut, other) : other);
 }
 
-/* The places `at` of all values in some rows, a vector at a time, and the first channel `c` of each: what belongs to a
- * channel is read once for several rows. */
-#define FOR_VALUES(at, c, first, last, channels)                    \
-    for (int64_t row = first; row < last; row += ROWS_TOGETHER)     \
-        for (int64_t c = 0; c < channels; c += LANES)               \
-            for (int64_t at = row * channels + c; at < end_of_rows(row, last) * channels; at += channels)
+/* Those of the shortcut, if it has any. */
+INLINE struct constants other_constants_at(const struct layer *shortcut, int64_t c, int normalized) {
+    return normalized ? constants_at(shortcut, c) : (struct constants){0};
+}
 
 INLINE void add_as(
     const struct layer *layer,
@@ -773,9 +824,12 @@ INLINE void add_as(
     enum activation activation
 ) {
     const int64_t channels = layer->channels;
-    FOR_VALUES(at, c, first, last, channels) {
-        floats sum = summed(layer, shortcut, load(maps + at), load(others + at), c, normalized);
-        store(outputs + at, activated(sum, activation));
+    FOR_BLOCKS(row, c, first, last, channels) {
+        const struct constants own = constants_at(layer, c), of_shortcut = other_constants_at(shortcut, c, normalized);
+        FOR_VALUES(at, row, c, last, channels) {
+            floats sum = summed(&own, &of_shortcut, load(maps + at), load(others + at), normalized);
+            store(outputs + at, activated(sum, activation));
+        }
     }
 }
 
@@ -833,7 +887,7 @@ int forward_sum(
 ) {
     const int64_t rows = images * height * width;
     struct parts parts, other_parts;
-    const int made = begin(&parts, rows, channels, 3), other_made = begin(&other_parts, rows, channels, 3);
+    const int made = begin(&parts, rows, channels), other_made = begin(&other_parts, rows, channels);
     const int result = made == DONE && other_made == DONE ? DONE : OUT_OF_MEMORY;
     if (result == DONE) {
         const struct layer layer = layer_of(&parts, images, height, width, channels, NO_POOL, activation, mean);
@@ -873,28 +927,27 @@ INLINE void add_sum_gradients_as(
     enum activation activation
 ) {
     const int64_t channels = layer->channels;
-    for (int64_t row = first; row < last; row += ROWS_TOGETHER) {
-        const int64_t end = end_of_rows(row, last);
+    for (int64_t row = first; row < last; row = end_of_rows(row, last)) {
         for (int64_t c = 0; c < channels; c += LANES) {
+            const struct constants own = constants_at(layer, c), of_shortcut = other_constants_at(shortcut, c, normalized);
             floats plain = {0}, moment = {0}, other_moment = {0};
-            for (int64_t at = row * channels + c; at < end * channels; at += channels) {
+            FOR_VALUES(at, row, c, last, channels) {
                 floats x = load(maps + at), other = load(others + at);
-                floats sum = summed(layer, shortcut, x, other, c, normalized);
+                floats sum = summed(&own, &of_shortcut, x, other, normalized);
                 floats gradient = pulled_back(load(gradients + at), sum, activation);
                 plain += gradient;
-                moment += gradient * (x - numbers(layer->mean + c));
+                moment += gradient * (x - own.mean);
                 if (normalized)
-                    other_moment += gradient * (other - numbers(shortcut->mean + c));
+                    other_moment += gradient * (other - of_shortcut.mean);
                 else if (activation != IDENTITY)
                     store(other_gradients + at, gradient);
             }
-            float *recent = sums->recent + c, *other_recent = other_sums->recent + channels + c;
-            put(recent, numbers(recent) + plain);
-            put(recent + channels, numbers(recent + channels) + moment);
-            if (normalized) put(other_recent, numbers(other_recent) + other_moment);
+            add_to(sums, c, plain, moment);
+            if (normalized) add_to(other_sums, c, plain, other_moment);
         }
-        count_rows(sums, end - row);
-        if (normalized) count_rows(other_sums, end - row);
+        const int64_t rows = end_of_rows(row, last) - row;
+        count_rows(sums, rows);
+        if (normalized) count_rows(other_sums, rows);
     }
 }
 
@@ -931,16 +984,19 @@ INLINE void propagate_sum_as(
     enum activation activation
 ) {
     const int64_t channels = layer->channels;
-    FOR_VALUES(at, c, first, last, channels) {
-        floats x = load(maps + at), gradient;
-        if (normalized) {
-            floats other = load(others + at);
-            floats sum = summed(layer, shortcut, x, other, c, normalized);
-            gradient = pulled_back(load(gradients + at), sum, activation);
-            store(other_gradients + at, through_moments(shortcut, gradient, other, c));
-        } else
-            gradient = load(other_gradients + at);
-        store(map_gradients + at, through_moments(layer, gradient, x, c));
+    FOR_BLOCKS(row, c, first, last, channels) {
+        const struct constants own = constants_at(layer, c), of_shortcut = other_constants_at(shortcut, c, normalized);
+        FOR_VALUES(at, row, c, last, channels) {
+            floats x = load(maps + at), gradient;
+            if (normalized) {
+                floats other = load(others + at);
+                floats sum = summed(&own, &of_shortcut, x, other, normalized);
+                gradient = pulled_back(load(gradients + at), sum, activation);
+                store(other_gradients + at, through_moments(&of_shortcut, gradient, other));
+            } else
+                gradient = load(other_gradients + at);
+            store(map_gradients + at, through_moments(&own, gradient, x));
+        }
     }
 }
 
@@ -1002,7 +1058,7 @@ int backward_sum(
 ) {
     const int64_t rows = images * height * width;
     struct parts parts, other_parts;
-    const int made = begin(&parts, rows, channels, 4), other_made = begin(&other_parts, rows, channels, 4);
+    const int made = begin(&parts, rows, channels), other_made = begin(&other_parts, rows, channels);
     const int result = made == DONE && other_made == DONE ? DONE : OUT_OF_MEMORY;
     if (result == DONE) {
         const struct layer layer = layer_of(&parts, images, height, width, channels, NO_POOL, activation, mean);
@@ -1022,7 +1078,7 @@ int backward_sum(
         take_gradients(&layer, sums, sums + channels, variance, eps, weight_gradient, bias_gradient);
         if (shortcut)
             take_gradients(
-                shortcut, sums, other_sums + channels, other_variance, other_eps,
+                shortcut, other_sums, other_sums + channels, other_variance, other_eps,
                 other_weight_gradient, other_bias_gradient
             );
 #pragma omp parallel for num_threads(threads) schedule(static)

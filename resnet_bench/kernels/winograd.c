@@ -64,9 +64,9 @@ INLINE __m512 load(const value *from, __mmask16 lanes) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
-INLINE void store(value *to, __m512 numbers, __mmask16 lanes) {
-    _mm256_mask_storeu_epi16(to, lanes, (__m256i)_mm512_cvtneps_pbh(numbers));
-}
+INLINE __m256i values(__m512 numbers) { return (__m256i)_mm512_cvtneps_pbh(numbers); }
+
+INLINE void store(value *to, __m512 numbers, __mmask16 lanes) { _mm256_mask_storeu_epi16(to, lanes, values(numbers)); }
 
 /* Of each lane a pair. */
 INLINE void store_pairs(pair *to, __m256i first, __m256i second) {
@@ -253,37 +253,22 @@ INLINE void ask_ahead(
 
 /* --- filters ------------------------------------------------------------------------------------- */
 
-/* Filters from 16 channels to one output; those to an output that only fills up are zero. */
-INLINE void taps_at(const struct filters *filters, int64_t output, int64_t channel, __m512 taps[9]) {
-    const int64_t of_output = filters->turned ? 9 : 9 * filters->channels;
-    const int64_t of_channel = filters->turned ? 9 * filters->outputs : 9;
-    const int64_t lanes = output < filters->outputs ? smaller(LANES, filters->channels - channel) : 0;
-    float numbers[9][LANES] = {{0}};
-    for (int64_t lane = 0; lane < lanes; lane++) {
-        const float *filter = filters->weights + output * of_output + (channel + lane) * of_channel;
-        for (int tap = 0; tap < 9; tap++) numbers[filters->turned ? 8 - tap : tap][lane] = filter[tap];
-    }
-    for (int tap = 0; tap < 9; tap++) taps[tap] = _mm512_loadu_ps(numbers[tap]);
-}
-
 /* Filters' frequencies, strip by strip of the outputs: [strip][frequency][pair of channels][output of the strip]. */
 static void transform_filters(const struct filters *filters, pair *transformed, int threads) {
     const int64_t outputs = filters->outputs, pairs = filters->channels / 2;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t strip = 0; strip < strips_of(outputs); strip++) {
-        const int64_t begin = strip_begin(outputs, strip), width = strip_begin(outputs, strip + 1) - begin;
-        for (int64_t c = 0; c < filters->channels; c += LANES)
-            for (int64_t output = 0; output < width; output++) {
-                __m512 taps[9], x[FREQUENCIES];
-                taps_at(filters, begin + output, c, taps);
-                frequencies_of_taps(taps, x);
-                for (int f = 0; f < FREQUENCIES; f++) {
-                    pair rounded[LANES / 2];
-                    store((value *)rounded, x[f], ALL_LANES);
-                    pair *to = transformed + (begin * FREQUENCIES + f * width) * pairs + output;
-                    for (int64_t i = 0; i < LANES / 2 && c / 2 + i < pairs; i++) to[(c / 2 + i) * width] = rounded[i];
-                }
+    for (int64_t output = 0; output < outputs; output += LANES) {
+        const int64_t strip = strip_with(outputs, output), begin = strip_begin(outputs, strip);
+        const int64_t width = strip_begin(outputs, strip + 1) - begin;
+        pair *to = transformed + begin * FREQUENCIES * pairs + output - begin;
+        for (int64_t c = 0; c < pairs; c++) {
+            __m512 taps[9], x[2][FREQUENCIES];
+            for (int i = 0; i < 2; i++) {
+                taps_at(filters, output, 2 * c + i, (vector *)taps);
+                frequencies_of_taps(taps, x[i]);
             }
+            for (int f = 0; f < FREQUENCIES; f++) store_pairs(to + (f * pairs + c) * width, values(x[0][f]), values(x[1][f]));
+        }
     }
 }
 
@@ -484,7 +469,7 @@ INLINE void transform_pixels(
         __m512 x[FREQUENCIES];
         for (int f = 0; f < FREQUENCIES; f++) x[f] = load_pixel(&pixels[i], f, c, lanes, 0);
         frequencies_of_pixels(x);
-        for (int f = 0; f < FREQUENCIES; f++) rounded[i][f] = (__m256i)_mm512_cvtneps_pbh(x[f]);
+        for (int f = 0; f < FREQUENCIES; f++) rounded[i][f] = values(x[f]);
     }
     for (int f = 0; f < FREQUENCIES; f++) store_pairs(transformed + f * of_frequency + c, rounded[0][f], rounded[1][f]);
 }
@@ -498,7 +483,7 @@ INLINE void transform_gradients(
         __m512 y[4], x[FREQUENCIES];
         for (int j = 0; j < 4; j++) y[j] = load_pixel(&pixels[i], j, c, lanes, pooled);
         frequencies_of_gradients(y, x);
-        for (int f = 0; f < FREQUENCIES; f++) rounded[i][f] = (__m256i)_mm512_cvtneps_pbh(x[f]);
+        for (int f = 0; f < FREQUENCIES; f++) rounded[i][f] = values(x[f]);
     }
     for (int f = 0; f < FREQUENCIES; f++) store_pairs(transformed + f * of_frequency + c, rounded[0][f], rounded[1][f]);
 }
@@ -523,8 +508,9 @@ INLINE void transform_pair(
     FOR_CHANNELS(own->gradients.channels, transform_gradients, corners, pooled, of_gradients, own->of_gradients_frequency);
 }
 
-/* Adds what some pairs of tiles give. */
-static void add_pairs(const struct gradient *own, int64_t first, int64_t count, const struct pairs *pairs, float *sums) {
+static void add_pairs(
+    const struct gradient *own, int64_t first, int64_t count, const struct pairs *pairs, float *sums, int add
+) {
     const int64_t outputs = own->gradients.channels, room = own->room;
     for (int64_t i = 0; i < count; i++)
         if (own->gradients.places)
@@ -537,7 +523,7 @@ static void add_pairs(const struct gradient *own, int64_t first, int64_t count, 
             const struct product product = {
                 pairs->of_gradients + f * own->of_gradients_frequency, 1, own->gradients_room,
                 pairs->of_maps + f * own->of_frequency, room,
-                count, sums + f * outputs * room, room, 1,
+                count, sums + f * outputs * room, room, add,
             };
             multiply(&product, outputs, begin, width);
         }

@@ -5,6 +5,9 @@
  * what is multiplied.
  */
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -48,6 +51,13 @@ INLINE int64_t strip_begin(int64_t columns, int64_t strip) {
     return parts_of(columns, LANES) * strip / strips_of(columns) * LANES;
 }
 
+/* The strip that a column is in. */
+INLINE int64_t strip_with(int64_t columns, int64_t column) {
+    int64_t strip = 0;
+    while (strip_begin(columns, strip + 1) <= column) strip++;
+    return strip;
+}
+
 /* --- tiles --------------------------------------------------------------------------------------- */
 
 /* Where there are `places`, `values` are the largest of each 2x2 pixels of the maps, in [images, height / 2, width / 2,
@@ -87,3 +97,75 @@ struct filters {
     /* Whether channels and outputs change places, and rows and columns run backwards: for the gradient of the maps. */
     int turned;
 };
+
+#ifdef __AVX512F__
+/* A row's 128 bits of the same place in each of four vectors. */
+INLINE __m512 quarters(__m512 a, __m512 b, __m512 c, __m512 d, const int place) {
+    const __m512 first = place < 2 ? _mm512_shuffle_f32x4(a, b, 0x44) : _mm512_shuffle_f32x4(a, b, 0xee);
+    const __m512 second = place < 2 ? _mm512_shuffle_f32x4(c, d, 0x44) : _mm512_shuffle_f32x4(c, d, 0xee);
+    return place % 2 ? _mm512_shuffle_f32x4(first, second, 0xdd) : _mm512_shuffle_f32x4(first, second, 0x88);
+}
+
+/* Makes columns of the first `rows` rows, of which `columns` are used. */
+INLINE void transpose(const __m512 *row, const int rows, __m512 *column, const int columns) {
+    __m512 twos[LANES], fours[LANES];
+    for (int i = 0; i < LANES; i += 2) {
+        const __m512 zero = _mm512_setzero_ps(), a = i < rows ? row[i] : zero, b = i + 1 < rows ? row[i + 1] : zero;
+        twos[i] = _mm512_unpacklo_ps(a, b), twos[i + 1] = _mm512_unpackhi_ps(a, b);
+    }
+    for (int i = 0; i < LANES; i += 4)
+        for (int half = 0; half < 2; half++) {
+            const __m512d a = _mm512_castps_pd(twos[i + half]), b = _mm512_castps_pd(twos[i + half + 2]);
+            fours[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+            fours[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        }
+    for (int i = 0; i < columns; i++)
+        column[i] = quarters(fours[i % 4], fours[4 + i % 4], fours[8 + i % 4], fours[12 + i % 4], i / 4);
+}
+#endif
+
+/* Nine taps of each of some lanes: the lanes' are `of_lane` numbers apart, a lane's own stand in a row. */
+
+INLINE void load_taps(const float *from, int64_t of_lane, int64_t lanes, vector taps[9]) {
+#ifdef __AVX512F__
+    __m512 rows[LANES], columns[9];
+    for (int lane = 0; lane < LANES; lane++)
+        rows[lane] = _mm512_maskz_loadu_ps(lane < lanes ? 0x1ff : 0, from + lane * of_lane);
+    transpose(rows, LANES, columns, 9);
+    memcpy(taps, columns, sizeof columns);
+#else
+    float numbers[9][LANES] = {0};
+    for (int lane = 0; lane < lanes; lane++)
+        for (int tap = 0; tap < 9; tap++) numbers[tap][lane] = from[lane * of_lane + tap];
+    memcpy(taps, numbers, sizeof numbers);
+#endif
+}
+
+INLINE void store_taps(const vector taps[9], float *to, int64_t of_lane, int64_t lanes) {
+#ifdef __AVX512F__
+    __m512 columns[9], rows[LANES];
+    memcpy(columns, taps, sizeof columns);
+    transpose(columns, 9, rows, LANES);
+    for (int lane = 0; lane < LANES; lane++)
+        if (lane < lanes) _mm512_mask_storeu_ps(to + lane * of_lane, 0x1ff, rows[lane]);
+#else
+    for (int lane = 0; lane < lanes; lane++)
+        for (int tap = 0; tap < 9; tap++) to[lane * of_lane + tap] = taps[tap][lane];
+#endif
+}
+
+#define CHANNELS_AHEAD 4
+
+/* Filters from one channel to a vector of outputs. */
+INLINE void taps_at(const struct filters *filters, int64_t output, int64_t channel, vector taps[9]) {
+    const int64_t of_output = filters->turned ? 9 : 9 * filters->channels;
+    const int64_t of_channel = filters->turned ? 9 * filters->outputs : 9;
+    const float *from = filters->weights + output * of_output + channel * of_channel;
+    /* The processor does not see the channels of turned filters coming, which are far apart. */
+    if (filters->turned)
+        for (int64_t i = 0; i < 9 * LANES; i += CACHE_LINE / (int64_t)sizeof(float))
+            __builtin_prefetch(from + CHANNELS_AHEAD * of_channel + i);
+    vector found[9];
+    load_taps(from, of_output, smaller(LANES, filters->outputs - output), found);
+    for (int tap = 0; tap < 9; tap++) taps[tap] = found[filters->turned ? 8 - tap : tap];
+}

@@ -153,17 +153,21 @@ static void transform_filters(const struct filters *filters, pair *transformed, 
         const int64_t width = strip_begin(outputs, strip + 1) - begin;
         pair *to = transformed + begin * FREQUENCIES * pairs + output - begin;
         vector *taps = (vector *)(scratch + output * channels * 9);
-        __m512 sums[FREQUENCIES] = {0}, largest = {0}, largest_sum = {0}, check = {0};
-        for (int64_t c = 0; c < channels; c++) {
-            __m512 x[FREQUENCIES];
-            taps_at(filters, output, c, taps + 9 * c);
-            frequencies_of_taps(taps + 9 * c, x);
+        __m512 largest = {0}, largest_sum = {0}, check = {0};
+        for (int64_t first = 0; first < channels; first += 2 * WHOLE_PAIRS) {
+            __m512 sums[FREQUENCIES] = {0};
+            for (int64_t c = first; c < smaller(first + 2 * WHOLE_PAIRS, channels); c++) {
+                __m512 x[FREQUENCIES];
+                taps_at(filters, output, c, taps + 9 * c);
+                frequencies_of_taps(taps + 9 * c, x);
+                for (int f = 0; f < FREQUENCIES; f++) {
+                    sums[f] += _mm512_abs_ps(x[f]);
+                    largest = _mm512_max_ps(largest, _mm512_abs_ps(x[f]));
+                }
+            }
             for (int f = 0; f < FREQUENCIES; f++) {
-                const __m512 before = c % (2 * WHOLE_PAIRS) ? sums[f] : _mm512_setzero_ps();
-                sums[f] = before + _mm512_abs_ps(x[f]);
-                largest = _mm512_max_ps(largest, _mm512_abs_ps(x[f]));
                 largest_sum = _mm512_max_ps(largest_sum, sums[f]);
-                check += 0.0f * x[f];
+                check += 0.0f * sums[f];
             }
         }
         /* Rounding adds up to a half to each factor. */
@@ -407,8 +411,9 @@ static __attribute__((noinline)) void transform_pair(const struct gradient *own,
     }
 }
 
-/* Adds what some pairs of tiles give. */
-static void add_pairs(const struct gradient *own, int64_t first, int64_t count, const struct pairs *pairs, float *sums) {
+static void add_pairs(
+    const struct gradient *own, int64_t first, int64_t count, const struct pairs *pairs, float *sums, int add
+) {
     const int64_t outputs = own->gradients.channels, channels = own->maps.channels;
     for (int64_t i = 0; i < count; i++) transform_pair(own, 2 * (first + i), i, pairs);
     for (int f = 0; f < FREQUENCIES; f++)
@@ -417,7 +422,7 @@ static void add_pairs(const struct gradient *own, int64_t first, int64_t count, 
             const struct product product = {
                 pairs->of_gradients + f * own->of_gradients_frequency, 1, outputs,
                 pairs->of_maps + f * own->of_frequency + begin, channels,
-                count, sums + f * outputs * channels + begin, channels, 1,
+                count, sums + f * outputs * channels + begin, channels, add,
             };
             multiply_bfloat16(&product, outputs, strip_begin(channels, strip + 1) - begin);
         }

@@ -112,23 +112,3 @@ INLINE void find_pixels(
         }
     }
 }
-
-/* --- filters ------------------------------------------------------------------------------------- */
-
-/* The strip that a column is in. */
-INLINE int64_t strip_with(int64_t columns, int64_t column) {
-    int64_t strip = 0;
-    while (strip_begin(columns, strip + 1) <= column) strip++;
-    return strip;
-}
-
-/* Filters from one channel to a vector of outputs. */
-INLINE void taps_at(const struct filters *filters, int64_t output, int64_t channel, vector taps[9]) {
-    const int64_t of_output = filters->turned ? 9 : 9 * filters->channels;
-    const int64_t of_channel = filters->turned ? 9 * filters->outputs : 9;
-    const float *from = filters->weights + output * of_output + channel * of_channel;
-    float numbers[9][LANES];
-    for (int lane = 0; lane < LANES; lane++, from += of_output)
-        for (int tap = 0; tap < 9; tap++) numbers[filters->turned ? 8 - tap : tap][lane] = from[tap];
-    memcpy(taps, numbers, sizeof numbers);
-}

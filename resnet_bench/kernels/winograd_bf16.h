@@ -23,8 +23,10 @@ struct pairs {
     pair *of_maps, *of_gradients;
 };
 
-/* Adds what some pairs of tiles give. */
-static void add_pairs(const struct gradient *own, int64_t first, int64_t count, const struct pairs *pairs, float *sums);
+/* Sums up what some pairs of tiles give, or adds it to sums. */
+static void add_pairs(
+    const struct gradient *own, int64_t first, int64_t count, const struct pairs *pairs, float *sums, int add
+);
 
 static int add_part(const struct gradient *own, int64_t part) {
     const int64_t all = parts_of(tiles_of(&own->tiling), 2);
@@ -36,9 +38,9 @@ static int add_part(const struct gradient *own, int64_t part) {
     const int result = pairs.of_maps && pairs.of_gradients ? DONE : OUT_OF_MEMORY;
     if (result == DONE) {
         float *sums = own->sums + part * own->of_part;
-        memset(sums, 0, own->of_part * sizeof(float));
+        if (begin == end) memset(sums, 0, own->of_part * sizeof(float));
         for (int64_t first = begin; first < end; first += PAIRS)
-            add_pairs(own, first, smaller(PAIRS, end - first), &pairs, sums);
+            add_pairs(own, first, smaller(PAIRS, end - first), &pairs, sums, first > begin);
     }
     free(pairs.of_maps);
     free(pairs.of_gradients);
@@ -50,16 +52,13 @@ INLINE void write_taps(const struct gradient *own, int64_t output, float *to) {
     const int64_t channels = own->maps.channels, outputs = own->gradients.channels;
     for (int64_t c = 0; c < channels; c += LANES) {
         __m512 x[FREQUENCIES], taps[9];
-        float numbers[9][LANES];
         for (int f = 0; f < FREQUENCIES; f++) {
             const float *sums = own->sums + (f * outputs + output) * own->room + c;
             x[f] = _mm512_loadu_ps(sums);
             for (int64_t part = 1; part < own->parts; part++) x[f] += _mm512_loadu_ps(sums + part * own->of_part);
         }
         taps_of_frequencies(x, taps);
-        for (int tap = 0; tap < 9; tap++) _mm512_storeu_ps(numbers[tap], taps[tap]);
-        for (int64_t lane = 0; lane < smaller(LANES, channels - c); lane++)
-            for (int tap = 0; tap < 9; tap++) to[(c + lane) * 9 + tap] = numbers[tap][lane];
+        store_taps((const vector *)taps, to + 9 * c, 9, smaller(LANES, channels - c));
     }
 }
 

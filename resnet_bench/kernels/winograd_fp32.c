@@ -293,8 +293,7 @@ INLINE void write_taps(const float *sums, int64_t of_frequency, int64_t channels
         vector x[FREQUENCIES], taps[9];
         for (int f = 0; f < FREQUENCIES; f++) x[f] = load(sums + f * of_frequency + c);
         taps_of_frequencies(x, taps);
-        for (int lane = 0; lane < LANES; lane++)
-            for (int tap = 0; tap < 9; tap++) to[(c + lane) * 9 + tap] = taps[tap][lane];
+        store_taps(taps, to + 9 * c, 9, LANES);
     }
 }
 

@@ -7,7 +7,7 @@ included; a projection is a 3x3 convolution; and the last map is max-pooled inst
 
 from torch import Tensor, nn
 
-from resnet_bench.kernels.fusion import Branches, Residual
+from resnet_bench.kernels.fusion import Branches, Fusible, Residual
 from resnet_bench.models.blocks import conv3x3, initialize_by_fan_out, stage
 
 
@@ -41,7 +41,7 @@ class BlockWithoutReLU(Residual):
         )
 
 
-class Cifar100ResNet(nn.Module):
+class Cifar100ResNet(Fusible):
     """The network of the article; the comments give the shape of the map after each line.
 
     Args:
@@ -66,7 +66,7 @@ class Cifar100ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[N, num_classes]` of normalized images `[N, 3, 32, 32]`."""
-        x = self.dropout(self.relu(self.bn(self.conv1(images))))
+        x = self.dropout(self.in_turn([self.conv1, self.bn, self.relu], images))
         x = self.conv2_x(x)
         x = self.conv3_x(x)
         x = self.conv4_x(x)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from resnet_bench.kernels import winograd
@@ -70,6 +70,16 @@ def test_the_weights_gradient_is_a_product_with_patches(case) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+@given(convolutions(largest_map=7).filter(lambda c: (c[3].kernel, c[3].padding) == (1, 0)))
+@settings(max_examples=40, suppress_health_check=[HealthCheck.filter_too_much])
+def test_a_convolution_of_one_tap_is_a_product_in_each_pass(case) -> None:
+    def way(*operands):
+        return convolution(*operands, ConvAlgorithms("gemm", "gemm", "gemm"))
+
+    for ours, theirs in zip(outputs_and_gradients(way, *case), outputs_and_gradients(by_torch, *case), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
 def test_on_one_pixel_only_the_centre_tap_has_a_gradient() -> None:
     images, weight = torch.randn(2, 3, 1, 1), torch.randn(4, 3, 3, 3, requires_grad=True)
     dense_convolution(images, weight, None, Geometry(3, 1, 1)).sum().backward()
@@ -126,12 +136,12 @@ def test_which_convolutions_are_products_of_whole_maps(size, geometry, expected)
 def test_a_layer_behind_may_work_in_place(forward: str, dtype: torch.dtype) -> None:
     """As the ReLU of VGG-16 without BatchNorm does."""
     fits = winograd.fits_large_tiles if (forward, dtype) == ("winograd4", torch.bfloat16) else winograd.fits
-    if forward != "default" and not fits(32, 32, 1, dtype):
+    if forward in ("winograd", "winograd4") and not fits(32, 32, 1, dtype):
         pytest.skip("no such kernels here")
+    geometry = Geometry(kernel=1, stride=1, padding=0) if forward == "gemm" else Geometry(kernel=3, stride=1, padding=1)
     generator = torch.Generator().manual_seed(3)
     images = torch.randn(2, 32, 8, 8, generator=generator).to(dtype)
-    weight = torch.randn(32, 32, 3, 3, generator=generator).requires_grad_()
-    geometry = Geometry(kernel=3, stride=1, padding=1)
+    weight = torch.randn(32, 32, geometry.kernel, geometry.kernel, generator=generator).requires_grad_()
     gradients = []
     for inplace in (False, True):
         outputs = convolution(images, weight, None, geometry, ConvAlgorithms(forward=forward))

@@ -21,6 +21,8 @@ needs_winograd = pytest.mark.skipif(
     winograd.problem(torch.bfloat16) is not None, reason=f"{winograd.problem(torch.bfloat16)}"
 )
 
+PASSES = ("forward", "grad_input", "grad_weight")
+
 
 def choosing(monkeypatch, **seconds: float) -> list[tuple[str, int]]:
     """Have the measurement give these seconds, and 1 for the library; returns what it is asked for."""
@@ -52,7 +54,8 @@ def test_a_network_gives_the_same_with_and_without(tmp_path, monkeypatch, gemm) 
             outputs = network(images)
         outputs.logsumexp(1).sum().backward()
         found.append([outputs.detach(), *(parameter.grad.clone() for parameter in network.parameters())])
-    assert set(asked) == {("grad_weight", 8), ("grad_weight", 4)}
+    projections = {(name, size) for name in PASSES for size in (8, 4, 2)}
+    assert set(asked) == {("grad_weight", 8), ("grad_weight", 4), *projections}
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
     assert list(network.state_dict()) == keys

@@ -6,7 +6,7 @@ from torch import nn
 
 from resnet_bench.execution.execution import Execution
 from resnet_bench.kernels import normalization
-from resnet_bench.kernels.fusion import fuse
+from resnet_bench.kernels.fusion import Residual, fuse
 from resnet_bench.kernels.normalization import Activation, Pool
 from resnet_bench.models import cifar100_resnet, resnet34_biased, resnet_he, resnet_projected
 from resnet_bench.models.catalogue import build
@@ -69,6 +69,15 @@ def test_what_is_one_operation(layers, groups, asked) -> None:
     expected = nn.Sequential(*layers)(maps)
     torch.testing.assert_close(of(*layers)(maps), expected, rtol=1e-5, atol=1e-5)
     assert asked == groups
+
+
+def test_layers_that_a_network_runs_in_turn_are_one_operation(asked) -> None:
+    """The stem of the CIFAR-100 model is not a sequence."""
+    network = build("cifar100_resnet", num_classes=10)
+    fuse(network)
+    network(torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last))
+    assert asked[0] == (Pool.NONE, Activation.RELU)
+    assert len(asked) == 1 + sum(isinstance(module, Residual) for module in network.modules())
 
 
 @pytest.mark.parametrize("watched", [0, 1, 2])
