@@ -132,7 +132,7 @@ def run_all(
     try:
         with measuring_aloud(console):
             survey = _survey(plan, context)
-            if options.seeds_per_device is None and (sharing := choose_sharing(survey, context)) is not None:
+            if options.seeds_per_device is None and (sharing := choose_sharing(survey, context, echo)):
                 echo(sharing.reason)
                 if sharing.seeds > 1:
                     plan = plan.shared(sharing.seeds, context.options)

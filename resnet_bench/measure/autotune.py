@@ -15,10 +15,10 @@ _log = logging.getLogger(__name__)
 _log.setLevel(logging.INFO)
 
 MAX_STEP_FLOPS = 200e9
-"""Upper limit of a measured step, so that measuring takes seconds; batches are cut to fit."""
+"""Upper limit of a measured step, about a second, so that measuring takes seconds; batches are cut to fit."""
 
-SHORTEST_RUN_STEPS = 200
-"""Shorter runs would end before the measurement had paid off."""
+SHORTEST_RUN_FLOPS = 150 * MAX_STEP_FLOPS
+"""Shorter runs, such as those of smoke profiles, would end before the measurement had paid off."""
 
 TIMINGS = 3
 HOPELESS = 1.5
@@ -50,12 +50,12 @@ def autotune(
         threads: Whether the number of threads may be changed, likewise.
         progress: Called with a line of text as it measures.
     """
-    steps = recipe.steps_per_epoch * recipe.training.epochs
+    images = recipe.data.num_train * recipe.training.epochs * recipe.relative_pixels
     if (
         execution.mode != ExecutionMode.AUTO
         or execution.device_type != "cpu"
         or execution.compile
-        or steps < SHORTEST_RUN_STEPS
+        or images * _flops_per_image(recipe) < SHORTEST_RUN_FLOPS
     ):
         return execution
     memory = execution.memory()
@@ -77,14 +77,15 @@ def autotune(
     return dataclasses.replace(execution, **{**chosen, "precision": Precision(chosen["precision"])})
 
 
+def work_key(recipe: Recipe) -> str:
+    """Return what the time of a step of a recipe depends on, as part of a key of the tuning cache."""
+    batch = f"batch {recipe.training.batch_size} at {recipe.image_size} px"
+    return f"{recipe.model.model_dump_json(exclude_none=True)} {batch} {recipe.optimizer.name}"
+
+
 def _key(recipe: Recipe, execution: Execution, *, precision: bool, threads: bool) -> str:
-    parts = [
-        # Not the words under which the fields of an execution had other names.
-        "fastest mode of",
-        recipe.model.model_dump_json(exclude_none=True),
-        f"batch {recipe.training.batch_size} at {recipe.image_size} px",
-        recipe.optimizer.name,
-    ]
+    # Not the words under which the fields of an execution had other names.
+    parts = ["fastest mode of", work_key(recipe)]
     parts += [] if precision else [execution.precision]
     parts += [] if threads else [f"{execution.threads} threads"]
     parts += ["deterministic"] * execution.deterministic
@@ -125,5 +126,9 @@ def _fastest(recipe: Recipe, candidates: Sequence[Execution], progress: Callable
 
 def affordable_batch(recipe: Recipe) -> int:
     """Return how many images a timed step may have to take about a second."""
-    flops_per_image = 6 * recipe_macs(recipe)
-    return max(2, min(recipe.training.batch_size, int(MAX_STEP_FLOPS / flops_per_image)))
+    return max(2, min(recipe.training.batch_size, int(MAX_STEP_FLOPS / _flops_per_image(recipe))))
+
+
+def _flops_per_image(recipe: Recipe) -> float:
+    """Of a training step; the backward pass takes twice as many as the forward pass."""
+    return 6.0 * recipe_macs(recipe)

@@ -71,7 +71,7 @@ def _short(recipe: Recipe, execution: Execution, size: int) -> Recipe:
     batch_size, test_images = recipe.training.batch_size, recipe.evaluation.batch_size
     if execution.device_type == "cpu":
         affordable = max(2, int(MAX_STEP_FLOPS / (6 * recipe_macs(recipe) * (size / recipe.image_size) ** 2)))
-        batch_size, test_images = min(batch_size, affordable), min(test_images, 3 * affordable)
+        batch_size, test_images = min(batch_size, affordable), min(test_images, affordable)
     short = cut_short(recipe, STEPS, epochs=2, image_size=size)
     changes: dict[str, Any] = {
         "data": {"train_images": STEPS * batch_size, "test_images": min(test_images, recipe.data.num_test)},

@@ -48,13 +48,25 @@ def network_outline(recipe: Recipe) -> nn.Module:
             return build_network(recipe, pretrained=False).to("meta")
 
 
-def recipe_macs(recipe: Recipe) -> int:
+_MACS: dict[tuple[str, int, int], int] = {}
+"""What was counted before, by network, outputs and image size: a plan of five benchmarks would count fifty times."""
+
+
+def recipe_macs(recipe: Recipe, image_size: int | None = None) -> int:
     """The multiply-accumulates of one forward pass of one image, as :func:`count_macs` counts them.
+
+    Args:
+        recipe: What the network is, and how many classes it tells apart.
+        image_size: Side of the image in pixels; that of the images which the network evaluates by default.
 
     Raises:
         UserError: There is no such network, or it does not take what the recipe says of it.
     """
-    return count_macs(network_outline(recipe), (3, recipe.image_size, recipe.image_size))
+    size = image_size or recipe.image_size
+    key = recipe.model.model_dump_json(), recipe.num_outputs, size
+    if key not in _MACS:
+        _MACS[key] = count_macs(network_outline(recipe), (3, size, size))
+    return _MACS[key]
 
 
 def frozen_parameters(recipe: Recipe, network: nn.Module) -> list[tuple[Freeze, list[nn.Parameter]]]:
@@ -98,9 +110,8 @@ def check_benchmark(benchmark: Benchmark) -> None:
 
 def _check_model(recipe: Recipe) -> None:
     validate(recipe.model.name, recipe.model.options)
-    model = network_outline(recipe)
-    frozen_parameters(recipe, model)
+    frozen_parameters(recipe, network_outline(recipe))
     # torchvision's classifiers pool to one pixel, so they take images of any size.
     if not recipe.model.name.startswith(TORCHVISION):
         for size in {recipe.image_size, *recipe.image_sizes}:
-            count_macs(model, (3, size, size))
+            recipe_macs(recipe, size)

@@ -16,8 +16,8 @@ from resnet_bench.data.dataset import Dataset, Split
 from resnet_bench.data.of_recipe import splits_of, train_loader, whitening_images
 from resnet_bench.execution.devices import peak_memory, reset_peak_memory
 from resnet_bench.execution.execution import Execution
-from resnet_bench.models.of_recipe import build_network, frozen_parameters
-from resnet_bench.models.size import count_macs, count_parameters
+from resnet_bench.models.of_recipe import build_network, frozen_parameters, recipe_macs
+from resnet_bench.models.size import count_parameters
 from resnet_bench.models.whitening import Whitened
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.recipe.settings import SplitName
@@ -185,10 +185,9 @@ class Session:
 
     def started(self) -> Started:
         """The first event; the set-up time ends here."""
-        size = self.recipe.image_size
         return Started(
             parameters=count_parameters(self.network),
-            macs=count_macs(self.network, (3, size, size)),
+            macs=recipe_macs(self.recipe),
             steps_per_epoch=self.recipe.steps_per_epoch,
             epochs=self.recipe.training.epochs,
             train_images=self.recipe.data.num_train,

@@ -97,7 +97,7 @@ def speed_up(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("resnet_bench.running.plan.measure_costs", lambda recipe, execution: Costs.by_pixels(recipe))
     patch.setattr("resnet_bench.running.plan.estimate_seconds", lambda recipe, costs: 1.0)
     patch.setattr("resnet_bench.running.plan.check_benchmark", lambda benchmark: None)
-    for module in ("models.of_recipe", "training.session"):
-        patch.setattr(f"resnet_bench.{module}.count_macs", lambda network, shape: 1)
+    for module in ("measure.autotune", "training.session"):
+        patch.setattr(f"resnet_bench.{module}.recipe_macs", lambda recipe: 1)
     patch.setattr("resnet_bench.running.pictures.write_confusion_matrix_png", draw_nothing)
     patch.setattr("resnet_bench.tracking.tracker.save_model", save_weights)

@@ -1,19 +1,23 @@
 """How many seeds share a CPU: what is faster, measured where it can pay."""
 
 from collections.abc import Generator, Iterable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from resnet_bench.base.tuning_cache import TuningCache
 from resnet_bench.execution.execution import Execution
 from resnet_bench.execution.options import ExecutionOptions
-from resnet_bench.measure.estimate import Costs, training_seconds
+from resnet_bench.measure.estimate import Costs
+from resnet_bench.recipe.changes import override
 from resnet_bench.running import sharing
 from resnet_bench.running.events import JobFinished
-from resnet_bench.running.launchers.launcher import Place
+from resnet_bench.running.launchers.launcher import Place, find_launcher
 from resnet_bench.running.plan import RunOptions, Surveyed, load_benchmarks, plan_runs
-from resnet_bench.running.sharing import Timed, Timing, choose_sharing
+from resnet_bench.running.sharing import AROUND_BYTES, Timed, Timing, choose_sharing
 from tests.reliability import tiny
 from tests.training.conftest import tiny_recipe
 
@@ -22,7 +26,8 @@ ALONE = Costs({32: 1e-3}, 0.0)
 
 
 @pytest.fixture(autouse=True)
-def four_idle_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def four_idle_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Execution, "memory", lambda _: TuningCache(tmp_path / "choices.json"))
     monkeypatch.setattr("resnet_bench.execution.options.default_threads", lambda: 4)
     monkeypatch.setattr("resnet_bench.execution.execution.choose_threads", lambda typed, *, fixed: typed or 4)
     monkeypatch.setattr("resnet_bench.execution.execution.has_bf16", lambda: False)
@@ -35,28 +40,34 @@ def survey_of(seeds: int, costs: Costs | None = ALONE, profile: Any = "full") ->
     return {job.label: Surveyed(job, execution, "a CPU", costs, None, None) for job in plan.jobs}
 
 
-class Parallel:
-    """A launcher whose tasks all take as long as is said, next to one another."""
+class Launched:
+    """A launcher whose tasks take as long as is said: one alone a second, each of several beside one another."""
 
-    def __init__(self, seconds: list[float]) -> None:
-        self.seconds, self.places = seconds, []
+    def __init__(self, beside: list[float], memory: int = 10**9) -> None:
+        self.beside, self.memory = beside, memory
+        self.places: list[list[Place]] = []
+        self.threads: list[int] = []
 
-    def at(self, name: str, places: Iterable[Place]) -> "Parallel":
+    def at(self, name: str, places: Iterable[Place]) -> "Launched":
         assert name == "processes"
-        self.places = list(places)
+        self.places.append(list(places))
         return self
 
     def run(self, tasks: Iterable[Any], context: Any) -> Generator[tuple[Any, Any], None, None]:
-        for task, seconds in zip(tasks, self.seconds, strict=False):
-            yield task, Timed(seconds)
+        seconds = self.beside if len(self.places[-1]) > 1 else [1.0]
+        for task, each in zip(tasks, seconds, strict=False):
+            self.threads.append(task.execution.threads)
+            yield task, Timed(each, self.memory)
             yield task, JobFinished()
 
 
-def chosen(monkeypatch: pytest.MonkeyPatch, folder: Path, survey: Any, seconds: list[float], **options: Any) -> Any:
-    launcher = Parallel(seconds)
-    monkeypatch.setattr(sharing, "find_launcher", launcher.at)
+def chosen(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, survey: Any, launched: Launched, free: int = 10**12, **options: Any
+) -> Any:
+    monkeypatch.setattr(sharing, "find_launcher", launched.at)
+    monkeypatch.setattr(sharing.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
     context = tiny.context(folder, **{"threads": None, "deterministic": False, **options})
-    return choose_sharing(survey, context), launcher.places
+    return choose_sharing(survey, context, lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -78,19 +89,54 @@ def chosen(monkeypatch: pytest.MonkeyPatch, folder: Path, survey: Any, seconds: 
 def test_seeds_share_the_cpu_where_that_is_faster(
     seeds, places, slower, taken, line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """``slower``: how many times as long a seed takes beside the others."""
-    survey = survey_of(seeds)
-    alone = training_seconds(next(iter(survey.values())).job.recipe, ALONE)
-    found, used = chosen(monkeypatch, tmp_path, survey, [slower * alone] * 4)
+    """``slower``: how many times as long a step takes beside the others."""
+    launched = Launched([slower] * 4)
+    found = chosen(monkeypatch, tmp_path, survey_of(seeds), launched)
     assert found.seeds == taken
     assert line in found.reason
-    assert used == places
+    assert launched.places == [[Place()], places]
+    assert launched.threads == [4] + [place.threads for place in places]
+
+
+def test_what_was_measured_is_kept_per_recipe_and_number_of_seeds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first = chosen(monkeypatch, tmp_path, survey_of(4), Launched([2.0] * 4))
+    again = Launched([9.0] * 4)
+    assert chosen(monkeypatch, tmp_path, survey_of(4), again) == first
+    assert again.places == []
+    assert chosen(monkeypatch, tmp_path, survey_of(3), again).seeds == 1
+    assert [len(places) for places in again.places] == [1, 3]
+    wider = {
+        label: replace(each, job=replace(each.job, recipe=override(each.job.recipe, {"training.batch_size": 100})))
+        for label, each in survey_of(4).items()
+    }
+    assert chosen(monkeypatch, tmp_path, wider, again).seeds == 1
+
+
+@pytest.mark.parametrize(
+    ("free", "seeds", "line"),
+    [
+        (3.5, 3, "3 seeds in parallel, 1 thread each: 1.50×"),
+        (1.5, 1, "one seed after another: each takes 1.0 GB, and 2.3 GB are free"),
+    ],
+)
+def test_no_more_seeds_share_a_cpu_than_its_memory_bears(
+    free, seeds, line, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """``free``: how many runs fit into what is left beside a reserve."""
+    needed = int(free * (10**9 + AROUND_BYTES) / (1 - sharing.SPARE))
+    found = chosen(monkeypatch, tmp_path, survey_of(4), Launched([2.0] * 4), needed)
+    assert found.seeds == seeds
+    assert line in found.reason
 
 
 def test_a_timing_that_fails_leaves_one_seed_after_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found, _ = chosen(monkeypatch, tmp_path, survey_of(4), [1.0, 1.0, 1.0])
+    found = chosen(monkeypatch, tmp_path, survey_of(4), Launched([1.0, 1.0, 1.0]))
     assert found.seeds == 1
     assert "could not be timed" in found.reason
+    # It is tried again the next time.
+    assert chosen(monkeypatch, tmp_path, survey_of(4), Launched([1.0] * 4)).seeds == 4
 
 
 @pytest.mark.parametrize(
@@ -107,28 +153,26 @@ def test_a_timing_that_fails_leaves_one_seed_after_another(monkeypatch: pytest.M
 def test_nothing_is_timed_where_it_cannot_pay_or_was_chosen(
     survey, options, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    found, used = chosen(monkeypatch, tmp_path, survey_of(**survey), [1.0] * 4, **options)
-    assert found is None
-    assert used == []
+    launched = Launched([1.0] * 4)
+    assert chosen(monkeypatch, tmp_path, survey_of(**survey), launched, **options) is None
+    assert launched.places == []
 
 
 def test_a_busy_machine_gets_no_further_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     survey = survey_of(4)
     monkeypatch.setattr("resnet_bench.execution.execution.choose_threads", lambda typed, *, fixed: 1)
-    assert chosen(monkeypatch, tmp_path, survey, [1.0] * 4) == (None, [])
+    assert chosen(monkeypatch, tmp_path, survey, Launched([1.0] * 4)) is None
 
 
-def test_timing_takes_the_threads_of_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    timed = []
-
-    def measure_costs(recipe: Any, execution: Execution) -> Costs:
-        timed.append(execution.threads)
-        return Costs({32: 0.5}, 0.0)
-
-    monkeypatch.setattr(sharing, "measure_costs", measure_costs)
-    (found,) = Timing(tiny_recipe(), 0).events(tiny.context(tmp_path, threads=3))
-    # Two epochs of 40 images.
-    assert (found.seconds, timed) == (40.0, [3])
+@pytest.mark.slow
+def test_processes_time_steps_and_their_memory(tmp_path: Path) -> None:
+    tasks = [Timing(tiny_recipe(), Execution.resolve("cpu", threads=1), number) for number in range(2)]
+    events = find_launcher("processes", [Place(threads=1)] * 2).run(tasks, tiny.context(tmp_path))
+    timed = [event for _, event in events if isinstance(event, Timed)]
+    assert len(timed) == 2
+    assert all(event.seconds > 0 for event in timed)
+    # Torch alone takes more; a system that does not tell says 0.
+    assert all(event.memory_bytes == 0 or event.memory_bytes > 5e7 for event in timed)
 
 
 def test_a_plan_is_shared_by_several_seeds() -> None:
