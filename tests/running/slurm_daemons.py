@@ -1,18 +1,16 @@
 """A Slurm cluster of real daemons on this machine: two nodes that can be preempted, cancelled and killed.
 
-Each node is the first process of a process and host name space, so that killing it is what a power cut is: all of its
-jobs are gone at once. Needs root, and Debian's slurm-wlm, munge and util-linux.
+Needs root, and Debian's slurm-wlm, munge and util-linux.
 """
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 from tests.running.clusters import wait_until
+from tests.running.daemons import Daemons, as_a_node, missing_programs, why_no_name_spaces
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "unshare")
 NODES = ("n1", "n2")
@@ -57,47 +55,26 @@ PartitionName=gpu Nodes=n1,n2 Default=YES PriorityTier=1 PreemptMode=REQUEUE Gra
 PartitionName=urgent Nodes=n1,n2 PriorityTier=10 PreemptMode=OFF MaxTime=1-0
 """
 
-AS_A_NODE = """\
-hostname "$0"
-hosts=$(mktemp) && chmod 644 "$hosts" && { cat /etc/hosts; echo "127.0.0.1 $0"; } >"$hosts"
-mount --bind "$hosts" /etc/hosts && rm -f "$hosts"
-exec "$@"
-"""
-
 
 def why_not() -> str | None:
     """Why no cluster can be set up here; None where it can."""
     if os.name != "posix" or not hasattr(os, "geteuid") or os.geteuid() != 0:
         return "setting up Slurm needs root"
-    missing = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
-    if missing:
+    if missing := missing_programs(PROGRAMS):
         return f"Slurm is not installed ({', '.join(missing)} missing): apt-get install slurm-wlm munge"
-    tried = subprocess.run(
-        ["unshare", "--uts", "--pid", "--fork", "--mount-proc", "true"], capture_output=True, text=True
-    )
-    return None if tried.returncode == 0 else f"no name spaces can be made here ({tried.stderr.strip()})"
+    return why_no_name_spaces("true")
 
 
-class SlurmDaemons:
-    """The daemons, and what tests do to them."""
+class SlurmDaemons(Daemons):
+    """The daemons, and what tests ask them."""
 
     def __init__(self, folder: Path) -> None:
         """Keep everything in a folder whose path is short: a socket is in it."""
-        self.folder = folder
-        self.environment = {**os.environ, "PATH": _path(), "SLURM_CONF": str(folder / "slurm.conf")}
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        super().__init__(folder)
+        self.environment["SLURM_CONF"] = str(folder / "slurm.conf")
 
-    @contextlib.contextmanager
-    def up(self) -> Iterator["SlurmDaemons"]:
-        """Start the daemons, and end them and all jobs."""
-        try:
-            self._start()
-            yield self
-        finally:
-            for name in reversed(list(self._processes)):
-                self.kill(name)
-
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the daemons, and wait until both nodes are up."""
         for name in ("controller", *NODES):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as held:
@@ -110,29 +87,22 @@ class SlurmDaemons:
         key.write_bytes(os.urandom(1024))
         key.chmod(0o600)
         munge = {name: str(self.folder / f"munge.{name}") for name in ("socket", "pid", "seed", "log")}
-        self._begin(
+        self.begin(
             "munged",
             *("munged", "--foreground", "--force", "--key-file", str(key), "--socket", munge["socket"]),
             *("--pid-file", munge["pid"], "--seed-file", munge["seed"], "--log-file", munge["log"]),
         )
         wait_until(Path(munge["socket"]).exists, "munged listens")
-        self._begin("slurmctld", "slurmctld", "-D")
+        self.begin("slurmctld", "slurmctld", "-D")
         wait_until(lambda: "UP" in self.ask("scontrol", "ping"), "slurmctld answers")
         for node in NODES:
             self.start_node(node)
 
     def start_node(self, node: str) -> None:
         """Give a node its power back."""
-        apart = ("unshare", "--uts", "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc")
-        self._begin(node, *apart, "bash", "-c", AS_A_NODE, node, "slurmd", "-D", "-N", node)
+        self.begin(node, *as_a_node(node, "slurmd", "-D", "-N", node))
         asked = ("sinfo", "--noheader", "--Node", "--partition", "gpu", "--nodes", node, "--format", "%T")
         wait_until(lambda: self.ask(*asked).strip() in ("idle", "mixed"), f"{node} is up")
-
-    def kill(self, name: str) -> None:
-        """End a daemon; of a node, all that runs on it."""
-        process = self._processes.pop(name)
-        process.kill()
-        process.wait()
 
     def ask(self, *command: str) -> str:
         """What one of Slurm's commands prints."""
@@ -146,18 +116,3 @@ class SlurmDaemons:
     def state_of(self, job: str) -> str:
         """The state of a job; empty where it is forgotten."""
         return self.ask("squeue", "-h", "--states=all", "-o", "%T", "-j", job).strip()
-
-    def _begin(self, name: str, *command: str) -> None:
-        with (self.folder / f"{name}.out").open("ab") as output:
-            self._processes[name] = subprocess.Popen(
-                command,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-
-
-def _path() -> str:
-    return f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"

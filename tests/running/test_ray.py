@@ -2,11 +2,13 @@
 
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,30 @@ import pytest
 from resnet_bench.data.dataset import ImageLocation
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import Event, JobFinished, JobStarted, Opened
-from resnet_bench.running.job import Job, Task
-from resnet_bench.running.launchers.event_log import decode
-from resnet_bench.running.launchers.launcher import Place, find_launcher
+from resnet_bench.running.job import Job
+from resnet_bench.running.launchers.event_log import Suspended, decode
 from resnet_bench.running.launchers.options import RayOptions
 from resnet_bench.running.stopping import Stop
+from resnet_bench.tracking.run_files import CHECKPOINTS
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.ui import ui_command
+from resnet_bench.tracking.vocabulary import tag
 from tests.reliability import tiny
-from tests.running.clusters import Held, first_json, history, runs_in, same, wait_until
+from tests.running.clusters import (
+    Hasty,
+    HastyOptions,
+    Held,
+    assert_undisturbed,
+    first_json,
+    history,
+    make_context,
+    run_command,
+    wait_until,
+)
 from tests.running.conftest import PLAIN
-from tests.running.ray_daemons import ADDRESS, RayDaemons, why_not
-from tests.weights import weights_in_store
+from tests.running.ray_daemons import ADDRESS, NODES, RayDaemons, why_not
+from tests.scale.daemons import postgres
+from tests.scale.scripted import HELD, held, make_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
@@ -34,7 +48,7 @@ PATIENCE = 600.0
 PORT = 5000
 """Of MLflow's server, in the name space."""
 
-DRIVER = """
+RUNS = """
 import pickle, sys
 from pathlib import Path
 
@@ -47,6 +61,20 @@ with told.open("w") as file:
     for task, event in OnCluster(options).run(tasks, context):
         file.write(f"{task.label}\\t{encode(event)}\\n")
         file.flush()
+"""
+
+STUDY = """
+import pickle, sys
+from pathlib import Path
+
+from resnet_bench.tuning import elsewhere
+from tests.scale import scripted
+
+work, told = map(Path, sys.argv[1:])
+elsewhere.StudyShare = scripted.EarlyHeldShare
+arguments = pickle.loads(work.read_bytes())
+*_, last = elsewhere.run_study_elsewhere(*arguments, workers=scripted.HELD)
+told.write_text(type(last).__name__)
 """
 
 
@@ -63,18 +91,16 @@ def all_nodes(cluster: RayDaemons) -> None:
 
 
 class Watched:
-    """Follows runs on the cluster in a process inside its name space, as a command does."""
+    """Follows tasks on the cluster in a process inside its name space, as a command does."""
 
-    def __init__(
-        self, cluster: RayDaemons, tasks: list[Task], options: RayOptions, context: Context, folder: Path
-    ) -> None:
-        work, self._told, script = folder / "work.pickle", folder / "told", folder / "driver.py"
-        work.write_bytes(pickle.dumps((tasks, options, context)))
-        script.write_text(DRIVER)
+    def __init__(self, cluster: RayDaemons, folder: Path, text: str, *work: Any) -> None:
+        pickled, self._told, script = folder / "work.pickle", folder / "told", folder / "driver.py"
+        pickled.write_bytes(pickle.dumps(work))
+        script.write_text(text)
         self._told.touch()
-        command = cluster.inside(sys.executable, str(script), str(work), str(self._told))
+        command = cluster.inside(sys.executable, str(script), str(pickled), str(self._told))
         self._process = subprocess.Popen(
-            command, env=cluster.environment, cwd=folder, stderr=subprocess.PIPE, text=True
+            command, env=cluster.environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
     def told(self) -> dict[str, list[Event]]:
@@ -86,20 +112,21 @@ class Watched:
                 found[label].append(event)
         return found
 
-    def end(self) -> dict[str, list[Event]]:
-        """Wait until all has ended."""
-        _, errors = self._process.communicate(timeout=PATIENCE)
+    def end(self, seconds: float = PATIENCE) -> str:
+        """Wait until all has ended; return what it has said last."""
+        printed, errors = self._process.communicate(timeout=seconds)
         assert self._process.returncode == 0, errors
-        return self.told()
+        assert printed == "", "Ray has written where a document may be"
+        return self._told.read_text()
 
     def wait_for(self, path: Path) -> str:
-        """Wait for a file that a run writes; return what is in it."""
+        """Wait for a file that a task writes; return what is in it."""
 
         def is_there() -> bool:
             assert self._process.poll() is None, self._process.communicate()[1]
             return path.exists()
 
-        wait_until(is_there, f"{path.name}: {self.told()}", PATIENCE)
+        wait_until(is_there, f"{path.name}: {self._told.read_text()}", PATIENCE)
         return path.read_text()
 
     def kill(self) -> None:
@@ -108,52 +135,18 @@ class Watched:
             self._process.communicate()
 
 
-def test_runs_that_lose_their_node_end_once_and_with_the_same_bits(
-    cluster: RayDaemons, tmp_path: Path, job_for: Any
-) -> None:
-    jobs: list[Job] = [job_for(seed=seed, force=False) for seed in range(6)]
-
-    def context(name: str) -> Context:
-        (tmp_path / name).mkdir()
-        store = Store.resolve(f"sqlite:///{tmp_path / name / 'mlflow.db'}")
-        store.prepare()
-        return Context(store, tmp_path / name / "runs", ImageLocation(tmp_path, generated=(64, 32)), PLAIN, Stop())
-
-    there = context("disturbed")
-    options = RayOptions(address=ADDRESS, gpus=0, cpus=1, shared=True)
-    watched = Watched(cluster, [Held(jobs[0], tmp_path), *jobs[1:]], options, there, tmp_path)
-    try:
-        cluster.kill(watched.wait_for(tmp_path / "held-0"))
-        told = watched.end()
-    finally:
-        watched.kill()
-    for job in jobs:
-        ends = [event for event in told[job.label] if isinstance(event, JobFinished)]
-        assert ends == [JobFinished()], told[job.label]
-    first, *later = [event for event in told[jobs[0].label] if isinstance(event, Opened)]
-    assert [(event.run_id, event.step > 0) for event in later] == [(first.run_id, True)]
-    assert sum(isinstance(event, JobStarted) for event in told[jobs[0].label]) == 2
-
-    here = context("undisturbed")
-    local = find_launcher("inline", [Place()])
-    assert all(event.failure is None for _, event in local.run(jobs, here) if isinstance(event, JobFinished))
-    disturbed, undisturbed = runs_in(there.store), runs_in(here.store)
-    assert {status for _, status in disturbed.values()} == {"FINISHED"}
-    assert disturbed.keys() == undisturbed.keys()
-    assert len(disturbed) == 6
-    for name, (run_id, _) in disturbed.items():
-        assert same(weights_in_store(there.store, run_id), weights_in_store(here.store, undisturbed[name][0]))
-        for key in ("train/loss", "test/accuracy"):
-            assert history(there.store, run_id, key) == history(here.store, undisturbed[name][0], key), (name, key)
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = Store.resolve(None, tmp_path_factory.mktemp("server"))
+    store.prepare()
+    return store
 
 
-@pytest.fixture
-def server(cluster: RayDaemons, tmp_path: Path) -> Iterator[str]:
-    """An MLflow server in the name space: several hosts share no file."""
-    database = Store.resolve(None, tmp_path)
-    database.prepare()
+@pytest.fixture(scope="module")
+def server(cluster: RayDaemons, database: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An MLflow server on the database, in the name space: several hosts share no file."""
     command, environment = ui_command(database, port=PORT)
-    with (tmp_path / "server.log").open("wb") as log:
+    with (tmp_path_factory.mktemp("log") / "server.log").open("wb") as log:
         process = subprocess.Popen(
             cluster.inside(*command), env={**environment, "PATH": cluster.environment["PATH"]}, stdout=log, stderr=log
         )
@@ -193,12 +186,9 @@ def test_nodes_that_see_no_folder_get_the_images_from_ray_and_jobs_are_seen_and_
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    changes = [f"--set={key}={value}" for key, value in tiny.CHANGES.items()]
-    run = ["run", tiny.BENCHMARK, "--profile", "smoke", *changes, "--execution", "plain", "--threads", "1"]
-    run += ["--device", "cpu", "--deterministic", "--data", "data"]
-    run += ["--tracking", server]
+    run = [*run_command(), "--tracking", server]
     (project / "launchers" / "ray.toml").write_text(
-        f'address = "{ADDRESS}"\ncpus = 1\nnode_dir = "{cluster.hidden}/runs"\n'
+        f'address = "{ADDRESS}"\ncpus = 2\nnode_dir = "{cluster.hidden}/runs"\n'
     )
 
     printed = typed(*run, "--seeds", "3", "--launcher", "ray")
@@ -220,3 +210,129 @@ def test_nodes_that_see_no_folder_get_the_images_from_ray_and_jobs_are_seen_and_
         return [task["state"] for task in seen["tasks"]][-2:] == ["interrupted", "interrupted"]
 
     wait_until(are_over, "both have ended")
+
+
+def test_runs_that_lose_their_node_end_once_and_with_the_same_bits(
+    cluster: RayDaemons, tmp_path: Path, job_for: Any
+) -> None:
+    jobs: list[Job] = [job_for(seed=seed, force=False) for seed in range(6)]
+
+    there = make_context(tmp_path / "disturbed")
+    options = RayOptions(address=ADDRESS, gpus=0, cpus=2, shared=True)
+    watched = Watched(cluster, tmp_path, RUNS, [Held(jobs[0], tmp_path), *jobs[1:]], options, there)
+    try:
+        cluster.kill(watched.wait_for(tmp_path / "held-0"))
+        watched.end()
+        told = watched.told()
+    finally:
+        watched.kill()
+    for job in jobs:
+        ends = [event for event in told[job.label] if isinstance(event, JobFinished)]
+        assert ends == [JobFinished()], told[job.label]
+    first, *later = [event for event in told[jobs[0].label] if isinstance(event, Opened)]
+    assert [(event.run_id, event.step > 0) for event in later] == [(first.run_id, True)]
+    assert sum(isinstance(event, JobStarted) for event in told[jobs[0].label]) == 2
+
+    assert_undisturbed(there, jobs, make_context(tmp_path / "undisturbed"))
+
+
+def test_a_study_whose_workers_are_tasks_ends_with_exactly_its_trials(
+    cluster: RayDaemons, tmp_path: Path, database: Store, server: str
+) -> None:
+    trials = 6
+    with postgres() as servers:
+        # Its port is outside of the name space; a socket in a folder is on both sides.
+        where, port = servers.environment["SERVER"], servers.environment["PG_PORT"]
+        url = f"{servers.optuna.partition('@')[0]}@/optuna?host={where}&port={port}"
+        study = make_study(tmp_path, database, url, trials, "on-ray")
+        there = replace(study.context, store=Store.resolve(server))
+        # Each node has room for one worker.
+        options = RayOptions(address=ADDRESS, gpus=0, cpus=2, shared=True)
+        watched = Watched(cluster, tmp_path, STUDY, study.name, study.plan, study.storage, there, options)
+        try:
+            for number in range(HELD):
+                watched.wait_for(held(there.run_dir, number))
+            (there.run_dir / "go").touch()
+            assert watched.end() == "StudyFinished"
+        finally:
+            watched.kill()
+        counts = study.stored.counts()
+        assert (counts.finished, counts.running, counts.waiting) == (trials, 0, 0)
+        assert {trial.user_attrs["worker"]["host"] for trial in study.stored.finished()} == {*NODES}
+        study.assert_stores_agree()
+        runs = [study.parent, *study.children("trial"), *study.children("retrain")]
+        assert "RUNNING" not in {run.info.status for run in runs}
+        assert study.parent.info.status == "FINISHED"
+        assert len(study.children("retrain")) == 2
+
+
+def test_runs_resume_elsewhere_when_one_node_is_killed_and_one_falls_silent(
+    cluster: RayDaemons, tmp_path: Path, job_for: Any, database: Store, server: str
+) -> None:
+    jobs: list[Job] = [job_for(seed=seed, force=False) for seed in range(3)]
+    there = Context(
+        Store.resolve(server), tmp_path / "runs", ImageLocation(tmp_path, generated=(64, 32)), PLAIN, Stop()
+    )
+    options = HastyOptions(address=ADDRESS, gpus=1, cpus=1, node_dir=f"{cluster.hidden}/runs")
+    watched = Watched(cluster, tmp_path, RUNS, [Hasty(job, tmp_path) for job in jobs], options, there)
+    try:
+        hosts = [watched.wait_for(tmp_path / f"held-{job.seed}") for job in jobs]
+        # One of three is alone on its node, and leaves room there.
+        silent, killed = sorted(NODES, key=hosts.count)
+        wait_until(lambda: all(has_position(database, each) for each in ids(watched)), "all have arrived", PATIENCE)
+        # Nothing overtakes a position on its way to the store.
+        before = beats(database, ids(watched))
+        wait_until(lambda: not beats(database, ids(watched)) & before, "each has shown a beat", PATIENCE)
+        cluster.send(silent, signal.SIGSTOP)
+        # What is started again finds room on the node that does not answer alone, for which Ray waits seven minutes.
+        cluster.kill(killed)
+        cluster.start_nodes()
+        watched.end()
+        told, finished = watched.told(), values(database, ids(watched))
+        assert cluster.does_work(silent)
+        cluster.send(silent, signal.SIGCONT)
+        wait_until(lambda: not cluster.does_work(silent), "the old process has heard of it", PATIENCE)
+        assert values(database, ids(watched)) == finished
+    finally:
+        watched.kill()
+        cluster.kill(silent)
+    for job, host in zip(jobs, hosts, strict=True):
+        reasons = [event.reason for event in told[job.label] if isinstance(event, Suspended)]
+        # Of a node that is killed, Ray may hear of the process first.
+        expected = (
+            [f"its node {silent} fell silent"] if host == silent else ["its node was lost", "its process was killed"]
+        )
+        assert len(reasons) == 1, told[job.label]
+        assert reasons[0] in expected
+        first, *later = [event for event in told[job.label] if isinstance(event, Opened)]
+        assert [(event.run_id, event.step > 0) for event in later] == [(first.run_id, True)]
+        assert [event for event in told[job.label] if isinstance(event, JobFinished)] == [JobFinished()]
+    assert {database.client().get_run(each).info.status for each in ids(watched)} == {"FINISHED"}
+    for (run_id, key), points in finished.items():
+        assert len(points) == len({step for step, _ in points}), f"{run_id}: {key} has a value twice"
+    places = [(tmp_path / f"places-{job.seed}").read_text().splitlines()[-1].split() for job in jobs]
+    assert {host for host, _, _ in places} == {killed}
+    assert len({process for _, process, _ in places}) == 3, "a process had a GPU and was used again"
+    assert {gpu for _, _, gpu in places} <= {"0", "1"}, "each sees the GPU that it has"
+
+
+def ids(watched: Watched) -> list[str]:
+    """The runs that were opened."""
+    return sorted({str(each.run_id) for told in watched.told().values() for each in told if isinstance(each, Opened)})
+
+
+def has_position(store: Store, run_id: str) -> bool:
+    client = store.client()
+    return any(client.list_artifacts(run_id, place.path) for place in client.list_artifacts(run_id, CHECKPOINTS))
+
+
+def beats(store: Store, run_ids: list[str]) -> set[tuple[str, str | None]]:
+    return {(run_id, store.client().get_run(run_id).data.tags.get(tag("beat"))) for run_id in run_ids}
+
+
+def values(store: Store, run_ids: list[str]) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    """Each value of each metric of runs."""
+    client = store.client()
+    return {
+        (run_id, key): history(store, run_id, key) for run_id in run_ids for key in client.get_run(run_id).data.metrics
+    }

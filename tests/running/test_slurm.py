@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from resnet_bench.data.dataset import ImageLocation
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import Event, JobFinished, JobStarted, Opened
 from resnet_bench.running.job import Task
@@ -23,14 +22,11 @@ from resnet_bench.running.launchers.event_log import Suspended
 from resnet_bench.running.launchers.launch import find_launches
 from resnet_bench.running.launchers.launcher import Place, find_launcher
 from resnet_bench.running.launchers.options import SlurmOptions
-from resnet_bench.running.stopping import Stop
 from resnet_bench.tracking.store import Store
 from tests.reliability import tiny
-from tests.running.clusters import Held, history, runs_in, same, wait_until
-from tests.running.conftest import PLAIN
+from tests.running.clusters import Held, assert_undisturbed, make_context, run_command, runs_in, wait_until
 from tests.running.slurm_daemons import SlurmDaemons, why_not
 from tests.tracking.conftest import Server, free_port
-from tests.weights import weights_in_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
@@ -69,23 +65,8 @@ def on_the_cluster(cluster: SlurmDaemons, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_six_runs_end_in_the_closing_table_of_a_local_command(tmp_path: Path, server: Server) -> None:
     tiny.write_images(tmp_path / "data")
-    changes = [f"--set={key}={value}" for key, value in tiny.CHANGES.items()]
-    command = [sys.executable, "-m", "resnet_bench", "run", tiny.BENCHMARK, "--profile", "smoke", "--seeds", "6"]
-    command += [*changes, "--device", "cpu", "--execution", "plain", "--threads", "1", "--deterministic"]
-    command += [
-        "--data",
-        "data",
-        "--tracking",
-        server.uri,
-        "--launcher",
-        "slurm",
-        "--runs-per-job",
-        "3",
-        "--gpus-per-node",
-        "1",
-        "--time",
-        "30m",
-    ]
+    command = [sys.executable, "-m", "resnet_bench", *run_command(), "--seeds", "6", "--tracking", server.uri]
+    command += ["--launcher", "slurm", "--runs-per-job", "3", "--gpus-per-node", "1", "--time", "30m"]
     environment = {**os.environ, "COLUMNS": "200"}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
@@ -143,13 +124,7 @@ def test_runs_that_are_preempted_cancelled_or_lose_their_node_end_once_and_with_
 ) -> None:
     jobs = [job_for(seed=seed, force=False) for seed in range(3)]
 
-    def context(name: str) -> Context:
-        (tmp_path / name).mkdir()
-        store = Store.resolve(f"sqlite:///{tmp_path / name / 'mlflow.db'}")
-        store.prepare()
-        return Context(store, tmp_path / name / "runs", ImageLocation(tmp_path, generated=(64, 32)), PLAIN, Stop())
-
-    there = context("disturbed")
+    there = make_context(tmp_path / "disturbed")
     watched = Watched([Held(job, tmp_path) for job in jobs], there)
     for job in jobs:
         wait_until((tmp_path / f"held-{job.seed}").exists, f"{job.label} has trained an epoch", PATIENCE)
@@ -183,19 +158,10 @@ def test_runs_that_are_preempted_cancelled_or_lose_their_node_end_once_and_with_
         assert all(event.step > 0 and event.run_id == first.run_id for event in later)
         assert sum(isinstance(event, JobStarted) for event in watched.told[jobs[seed].label]) >= 2
 
-    here = context("undisturbed")
-    local = find_launcher("inline", [Place()])
-    assert all(event.failure is None for _, event in local.run(jobs, here) if isinstance(event, JobFinished))
     # What was cancelled is resumed by hand.
-    resumed = [*local.run([replace(jobs[cancelled], resume=True)], there)]
+    resumed = [*find_launcher("inline", [Place()]).run([replace(jobs[cancelled], resume=True)], there)]
     assert [event for _, event in resumed if isinstance(event, JobFinished)] == [JobFinished()]
-    disturbed, undisturbed = runs_in(there.store), runs_in(here.store)
-    assert {status for _, status in disturbed.values()} == {"FINISHED"}
-    assert disturbed.keys() == undisturbed.keys()
-    for name, (run_id, _) in disturbed.items():
-        assert same(weights_in_store(there.store, run_id), weights_in_store(here.store, undisturbed[name][0]))
-        for key in ("train/loss", "test/accuracy"):
-            assert history(there.store, run_id, key) == history(here.store, undisturbed[name][0], key), (name, key)
+    assert_undisturbed(there, jobs, make_context(tmp_path / "undisturbed"))
 
 
 def test_what_slurm_refuses_is_one_sentence_and_a_detached_launch_is_seen_and_cancelled(

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,13 @@ class FakePlaces:
         self.cancelled: list[bool] = []
         self.at_a_time = self.most = 0
         self.alive = {"n1"}
+        self.silent: set[str] = set()
+        self.avoided: list[set[str]] = []
         self.misses = 0
         self._running: list[asyncio.Task[None]] = []
 
-    def start(self, number: int, attempt: int, told: Sequence[bytes]) -> Awaitable[Any]:
+    def start(self, number: int, attempt: int, told: Sequence[bytes], avoid: Collection[str]) -> Awaitable[Any]:
+        self.avoided.append(set(avoid))
         self.started.append((number, attempt, list(told)))
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._running.append(asyncio.create_task(self._run(number, attempt, ended)))
@@ -66,16 +69,17 @@ class FakePlaces:
 
     def cancel(self, started: Any, *, force: bool) -> None:
         self.cancelled.append(force)
-        started.set_exception(Cancelled())
+        if not started.done():
+            started.set_exception(Cancelled())
 
     def judge(self, error: BaseException) -> AttemptEnd:
         return AttemptEnd(str(error), is_lost=isinstance(error, Lost), is_cancelled=isinstance(error, Cancelled))
 
-    def living_nodes(self) -> set[str]:
+    def nodes(self) -> dict[str, bool]:
         self.misses -= 1
         if self.misses >= 0:
             raise ConnectionError("the scheduler does not answer")
-        return self.alive
+        return {node: node not in self.silent for node in self.alive}
 
 
 async def finish(places: FakePlaces, number: int) -> None:
@@ -174,6 +178,60 @@ def test_a_node_that_falls_silent_is_given_up_and_heard_no_more(
     places.misses = 2
     assert supervise(tmp_path, places) == [JobFinished()]
     assert heard == ["taken over by another attempt", None]
+
+
+def test_a_node_that_does_not_answer_is_given_up_when_its_task_is_silent_too_and_is_avoided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "NODES_SECONDS", 0.01)
+    monkeypatch.setattr(module, "SILENT_SECONDS", 2 * SECONDS)
+
+    async def talk_then_freeze(places: FakePlaces, number: int) -> None:
+        assert places.supervision.tell(number, 0, NODE, [line(JobStarted())]) is None
+        places.silent = {"n1"}
+        places.misses = 0
+        while places.misses > -5:
+            await asyncio.sleep(0.01)
+        assert places.supervision.tell(number, 0, NODE, []) is None
+        monkeypatch.setattr(module, "SILENT_SECONDS", 0)
+        await asyncio.sleep(SECONDS)
+
+    places = FakePlaces(talk_then_freeze, finish)
+    places.alive = {"n1", "n2"}
+    assert supervise(tmp_path, places) == [JobFinished()]
+    assert attempts_before(tmp_path, 0, 2)[1][0] == Suspended("its node host 1 fell silent", is_lost=True)
+    assert places.avoided == [set(), {"n1"}]
+
+
+def test_what_waits_is_placed_again_when_a_node_falls_silent_or_answers_again_and_that_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "NODES_SECONDS", 0.01)
+
+    async def wait_for(places: FakePlaces, silent: set[str], alive: set[str]) -> None:
+        await asyncio.sleep(0.05)
+        places.silent, places.alive = silent, alive
+        await asyncio.sleep(SECONDS)
+
+    async def is_sent_to_one_that_falls_silent(places: FakePlaces, number: int) -> None:
+        await wait_for(places, {"n1"}, {"n1", "n2"})
+
+    async def finds_no_room(places: FakePlaces, number: int) -> None:
+        await wait_for(places, set(), {"n1", "n2"})
+
+    async def outlives_another_node(places: FakePlaces, number: int) -> None:
+        places.silent, places.alive = set(), {"n2"}
+        await asyncio.sleep(0.05)
+        await finish(places, number)
+
+    places = FakePlaces(
+        is_sent_to_one_that_falls_silent, finds_no_room, is_sent_to_one_that_falls_silent, outlives_another_node
+    )
+    places.alive = {"n1", "n2"}
+    assert supervise(tmp_path, places, attempts=1) == [JobFinished()]
+    assert places.avoided == [set(), {"n1"}, set(), {"n1"}]
+    assert places.cancelled == [False] * 3
+    assert attempts_before(tmp_path, 0, 4) == [[JobStarted(), JobFinished()]], "what waited has told nothing"
 
 
 def test_no_more_tasks_are_started_at_a_time_than_asked(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from resnet_bench.tracking.uploader import has_unsent
 from resnet_bench.tracking.vocabulary import POSTS
 from resnet_bench.tracking.watching import watching
 from tests.reliability import tiny
+from tests.running.clusters import SHORT
 from tests.running.conftest import PLAIN, tiny_job
 from tests.tracking.conftest import Server, free_port
 from tests.weights import weights_at_the_end
@@ -36,17 +37,6 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 SECONDS_FOR_ANYTHING = 300.0
-SHORT = {
-    "resnet_bench.tracking.leases.BEAT_SECONDS": 0.5,
-    "resnet_bench.tracking.leases.HOLD_SECONDS": 3.0,
-    "resnet_bench.tracking.leases.LOST_SECONDS": 6.0,
-    "resnet_bench.tracking.leases.LOOK_SECONDS": 0.5,
-    "resnet_bench.tracking.tracker.UPLOAD_SECONDS": 0.1,
-    "resnet_bench.tracking.uploader.MAX_BACKOFF_SECONDS": 0.5,
-    "resnet_bench.running.stored_position.UPLOAD_SECONDS": 0.0,
-}
-"""A lease of a minute takes minutes to test."""
-
 FIRST = """
 import pickle, socket, sys, time
 from pathlib import Path

@@ -24,15 +24,13 @@ from resnet_bench.tracking.leases import LeaseWatch, close_lost_runs
 from resnet_bench.tracking.store import Store
 from resnet_bench.tuning.elsewhere import run_study_elsewhere
 from resnet_bench.tuning.events import StudyFinished
-from resnet_bench.tuning.plan import load_study_file, plan_study
-from resnet_bench.tuning.storage import StudyStorage
 from resnet_bench.tuning.trial_queue import TrialQueue
 from resnet_bench.tuning.turns import take_turn
 from tests import golden
 from tests.running.slurm_daemons import SlurmDaemons, why_not
+from tests.scale import rates
 from tests.scale.daemons import Servers, mlflow_server, postgres
-from tests.scale.scripted import HELD, ScriptedShare, held
-from tests.tuning.conftest import TinyStudy, tiny_study, write_tiny
+from tests.scale.scripted import HELD, ScriptedShare, held, make_study
 from tools import write_rates
 
 pytestmark = pytest.mark.slow
@@ -87,22 +85,6 @@ def until(condition: Callable[[], Any], what: str, *processes: subprocess.Popen[
     return found
 
 
-def make_study(servers: Servers, folder: Path, trials: int, name: str) -> TinyStudy:
-    plan = plan_study(
-        load_study_file(
-            write_tiny(
-                folder,
-                budget=f"budget = {{ trials = {trials} }}",
-                retrain="retrain = { seeds = 1 }",
-            )
-        ),
-        "smoke",
-    )
-    store = Store.resolve(servers.mlflow_database, folder)
-    storage = StudyStorage(servers.optuna, heartbeat_seconds=1, grace_seconds=8)
-    return tiny_study(plan, name, folder, store, storage=storage)
-
-
 def test_run_report_resume_and_push_on_mlflow_postgresql_and_s3(
     tracked: Servers, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,12 +116,13 @@ def test_run_report_resume_and_push_on_mlflow_postgresql_and_s3(
     recipe = copy.download_artifacts(copied.info.run_id, "recipe.toml", str(tmp_path))
     assert "[recipe" in Path(recipe).read_text()
     assert close_lost_runs(store, LeaseWatch()) == []
-    words = f"{where} --clients 3 --every 1 --seconds 4 --like {run['run_id']}"
+    words = f"--clients 3 --every 1 --seconds 4 --like {run['run_id']}"
     with pytest.raises(SystemExit):
         # Whether it keeps up is no matter of this test.
-        write_rates.main(words.split())
+        rates.write(tracked, words.split())
     printed = capsys.readouterr().out
     assert re.search(r"^3 clients, \d+ values every 1 s: 3.0 calls/s", printed, re.MULTILINE), printed
+    assert re.search(r"^cores needed in .*: clients \d.*, MLflow \d.*, PostgreSQL \d", printed, re.MULTILINE), printed
     (left,) = store.client().search_experiments(
         filter_string=f"name LIKE '{write_rates.EXPERIMENT}%'", view_type=ViewType.ALL
     )
@@ -153,7 +136,9 @@ def test_run_report_resume_and_push_on_mlflow_postgresql_and_s3(
 def test_a_study_of_two_launchers_of_which_one_loses_a_host(
     servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = make_study(servers, tmp_path, TRIALS, "two-launchers")
+    study = make_study(
+        tmp_path, Store.resolve(servers.mlflow_database, tmp_path), servers.optuna, TRIALS, "two-launchers"
+    )
     study.context.store.prepare()
     run_dir = study.context.run_dir
     monkeypatch.setattr("resnet_bench.tuning.elsewhere.StudyShare", ScriptedShare)
@@ -202,7 +187,7 @@ def test_a_study_of_two_launchers_of_which_one_loses_a_host(
 def test_a_retraining_run_is_one_processs_at_a_time_and_passes_on_when_it_is_silent(
     servers: Servers, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    study = make_study(servers, tmp_path, 2, "turns")
+    study = make_study(tmp_path, Store.resolve(servers.mlflow_database, tmp_path), servers.optuna, 2, "turns")
     queue = TrialQueue.begin(
         study.name, study.plan, study.storage.open(), study.context.open_images(study.plan.base.data.facts)
     )

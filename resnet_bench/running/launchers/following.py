@@ -1,11 +1,13 @@
 """What is known of a launch's tasks that have not ended, from what they have written to its folder."""
 
+import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+from resnet_bench.base.errors import UserError
 from resnet_bench.running.events import Event, JobFinished
 from resnet_bench.running.launchers.event_log import EventReader, Suspended, newest_attempts
-from resnet_bench.running.launchers.launch import Launch
+from resnet_bench.running.launchers.launch import Handle, Launch
 from resnet_bench.running.stopping import Stop
 
 
@@ -22,6 +24,33 @@ class Follower:
         self._launch = launch
         self.open = {number: EventReader(launch.events, number) for handle in launch.handles for number in handle.tasks}
         self.suspended: set[int] = set()
+
+    def follow(
+        self, stop: Stop, cancel: Callable[[Sequence[Handle]], None], *, every: float, patience: float
+    ) -> Iterator[tuple[int, Event]]:
+        """Yield what the tasks tell until each has ended; setting ``stop`` cancels them.
+
+        Args:
+            stop: Asks to end early.
+            cancel: Cancels jobs.
+            every: Seconds between two looks.
+            patience: Seconds that cancelled tasks get for their last word.
+        """
+        give_up_at = None
+        while self.open:
+            yield from self.look(cancelled=bool(stop))
+            if stop and give_up_at is None:
+                with contextlib.suppress(UserError):
+                    cancel([handle for handle in self._launch.handles if self.open.keys() & {*handle.tasks}])
+                give_up_at = time.monotonic() + patience
+            if give_up_at is not None and time.monotonic() > give_up_at:
+                yield from self.give_up(JobFinished(interrupted=True))
+            if self.open:
+                sleep(every, stop if give_up_at is None else Stop())
+
+    def look(self, *, cancelled: bool) -> Iterator[tuple[int, Event]]:
+        """Yield what is known since the last call; a scheduler may have more to say than the tasks."""
+        return self.read(cancelled=cancelled)
 
     def read(self, *, cancelled: bool) -> Iterator[tuple[int, Event]]:
         """Yield what was written since the last call.

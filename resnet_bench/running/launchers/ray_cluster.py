@@ -8,8 +8,7 @@ import pickle  # nothing is loaded here  # nosec B403
 import secrets
 import signal
 import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from filelock import FileLock
@@ -23,10 +22,10 @@ from resnet_bench.running.context import Context
 from resnet_bench.running.events import Event, JobFinished
 from resnet_bench.running.job import ImageTask, Task
 from resnet_bench.running.launchers.cluster import JobState
-from resnet_bench.running.launchers.following import Follower, sleep
+from resnet_bench.running.launchers.following import Follower
 from resnet_bench.running.launchers.launch import Handle, Launch, path_of
 from resnet_bench.running.launchers.options import RayOptions
-from resnet_bench.running.launchers.ray_supervisor import Supervisor
+from resnet_bench.running.launchers.ray_supervisor import Submission, Supervisor
 from resnet_bench.running.launchers.supervision import CANCEL_SECONDS
 from resnet_bench.running.stopping import Stop
 
@@ -76,7 +75,7 @@ class RayCluster:
             resources={HEAD: 0.001},
             max_concurrency=1000,
         )
-        supervisor = chosen.remote(self._options, works, launch.labels, parcels, environment)
+        supervisor = chosen.remote(Submission(self._options, works, launch.labels, parcels, environment))
         try:
             ray.get(supervisor.start.remote(), timeout=START_SECONDS)
         except BaseException as error:
@@ -97,23 +96,8 @@ class RayCluster:
 
     def events(self, launch: Launch, stop: Stop) -> Iterator[tuple[int, Event]]:
         """Yield what tasks tell, as the actor hears it."""
-        follower = Follower(launch)
-        give_up_at = None
-        while follower.open:
-            is_known = True
-            with contextlib.suppress(UserError):
-                is_known = self._fetch(launch)
-            yield from follower.read(cancelled=bool(stop))
-            if not is_known:
-                yield from follower.give_up(JobFinished(_GONE))
-            if stop and give_up_at is None:
-                with contextlib.suppress(UserError):
-                    self.cancel([handle for handle in launch.handles if follower.open.keys() & {*handle.tasks}])
-                give_up_at = time.monotonic() + CANCEL_SECONDS + LATE_SECONDS
-            if give_up_at is not None and time.monotonic() > give_up_at:
-                yield from follower.give_up(JobFinished(interrupted=True))
-            if follower.open:
-                sleep(READ_SECONDS, stop if give_up_at is None else Stop())
+        follower = _RayFollower(launch, self._fetch)
+        return follower.follow(stop, self.cancel, every=READ_SECONDS, patience=CANCEL_SECONDS + LATE_SECONDS)
 
     def states(self, handles: Sequence[Handle]) -> Mapping[str, JobState]:
         """Ask the actor; nothing is known where there is none any more.
@@ -167,6 +151,22 @@ class RayCluster:
                     _answer(supervisor.clear.remote())
                     importlib.import_module("ray").kill(supervisor)
         return True
+
+
+class _RayFollower(Follower):
+    """Also asks the actor, and judges all tasks where there is none any more."""
+
+    def __init__(self, launch: Launch, fetch: Callable[[Launch], bool]) -> None:
+        super().__init__(launch)
+        self._fetch = fetch
+
+    def look(self, *, cancelled: bool) -> Iterator[tuple[int, Event]]:
+        is_known = True
+        with contextlib.suppress(UserError):
+            is_known = self._fetch(self._launch)
+        yield from self.read(cancelled=cancelled)
+        if not is_known:
+            yield from self.give_up(JobFinished(_GONE))
 
 
 class _ActorGone(UserError):

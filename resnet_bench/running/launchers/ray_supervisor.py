@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +18,39 @@ KEEP_SECONDS = 24 * 3600.0
 """How long it waits for somebody to fetch what the tasks have told, when all of them have ended."""
 KEEP_CANCELLED_SECONDS = 600.0
 """Likewise where tasks were cancelled: who has interrupted a command twice does not ask."""
+ANSWER_SECONDS = 10.0
+"""What a node gets to answer."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Tasks, and what they need.
+
+    Attributes:
+        options: Those of the launcher.
+        works: A task and its context each, pickled.
+        labels: What each task is, for a person.
+        parcels: Datasets and their images, for nodes that do not see any.
+        environment: Variables that the tasks get.
+    """
+
+    options: RayOptions
+    works: Sequence[bytes]
+    labels: Sequence[str]
+    parcels: Sequence[Any]
+    environment: Mapping[str, str]
 
 
 class Supervisor:
     """An asynchronous actor, which runs on the cluster's head: what the head forgets, nobody could ask for."""
 
-    def __init__(
-        self,
-        options: RayOptions,
-        works: Sequence[bytes],
-        labels: Sequence[str],
-        parcels: Sequence[Any],
-        environment: Mapping[str, str],
-    ) -> None:
-        """Own tasks.
-
-        Args:
-            options: Those of the launcher.
-            works: A task and its context each, pickled.
-            labels: What each task is, for a person.
-            parcels: Datasets and their images, for nodes that do not see any.
-            environment: Variables that the tasks get.
-        """
+    def __init__(self, submission: Submission) -> None:
+        """Own tasks."""
+        options = submission.options
         self._folder = Path(tempfile.mkdtemp(prefix="resnet-bench-"))
-        self._places = _RayPlaces(options, works, labels, parcels, environment)
+        self._places = _RayPlaces(submission)
         self._supervision = Supervision(
-            self._places, len(works), self._folder, attempts=options.attempts, at_a_time=options.max_jobs
+            self._places, len(submission.works), self._folder, attempts=options.attempts, at_a_time=options.max_jobs
         )
         self._running: asyncio.Task[None] | None = None
         self._keep_seconds = KEEP_SECONDS
@@ -87,17 +95,15 @@ class Supervisor:
 class _RayPlaces:
     """See :class:`resnet_bench.running.launchers.supervision.Places`."""
 
-    def __init__(
-        self,
-        options: RayOptions,
-        works: Sequence[bytes],
-        labels: Sequence[str],
-        parcels: Sequence[Any],
-        environment: Mapping[str, str],
-    ) -> None:
+    def __init__(self, submission: Submission) -> None:
+        import grpc  # type: ignore[import-untyped]
         import ray
 
-        self._works, self._labels = works, labels
+        self._grpc = grpc
+        self._channels: dict[str, Any] = {}
+        self._known: set[str] = set()
+        self._works, self._labels = submission.works, submission.labels
+        options = submission.options
         asked: dict[str, Any] = {
             "num_cpus": options.cpus,
             "num_gpus": options.gpus or 0,
@@ -110,11 +116,19 @@ class _RayPlaces:
         # would keep its memory, and would use it still where the next task is given another one.
         self._do = ray.remote(**{key: value for key, value in asked.items() if value is not None})(do_task)
         # The actor's own, because the command that has put the images there may end. Each node fetches them once.
-        self._common = (ray.get_runtime_context().current_actor, environment, options)
-        self._parcels: Any = ray.put(list(parcels))
+        self._common = (ray.get_runtime_context().current_actor, submission.environment, options)
+        self._parcels: Any = ray.put(list(submission.parcels))
 
-    def start(self, number: int, attempt: int, told: Sequence[bytes]) -> Awaitable[Any]:
-        started: Awaitable[Any] = self._do.options(name=self._labels[number]).remote(
+    def start(self, number: int, attempt: int, told: Sequence[bytes], avoid: Collection[str]) -> Awaitable[Any]:
+        options: dict[str, Any] = {"name": self._labels[number]}
+        if avoid:
+            # Nodes that join later are not excluded. By default, Ray asks a node that has the images where a task is to
+            # go, and would wait for the answer of a silent one for seven minutes.
+            options |= {
+                "label_selector": {"ray.io/node-id": f"!in({','.join(sorted(avoid))})"},
+                "scheduling_strategy": "SPREAD",
+            }
+        started: Awaitable[Any] = self._do.options(**options).remote(
             number, attempt, self._works[number], told, self._parcels, *self._common
         )
         return started
@@ -149,8 +163,24 @@ class _RayPlaces:
         """Let the cluster have their memory back; no task is started any more."""
         self._parcels = None
 
-    def living_nodes(self) -> set[str]:
+    def nodes(self) -> dict[str, bool]:
+        """Ask what Ray's head asks them, too. One that has never answered us may not be open to us: Ray decides."""
         import ray
 
         nodes: Sequence[Mapping[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        return {node["NodeID"] for node in nodes if node["Alive"]}
+        alive = {
+            each["NodeID"]: f"{each['NodeManagerAddress']}:{each['NodeManagerPort']}" for each in nodes if each["Alive"]
+        }
+        for node in self._channels.keys() - alive.keys():
+            self._channels.pop(node).close()
+        calls = {}
+        for node, address in alive.items():
+            if node not in self._channels:
+                options = [("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", 5000)]
+                self._channels[node] = self._grpc.insecure_channel(address, options)
+            ask = self._channels[node].unary_unary("/grpc.health.v1.Health/Check")
+            # Without a message and its parser, these are the bytes: an empty question.
+            calls[node] = ask.future(b"", timeout=ANSWER_SECONDS)
+        answered = {node for node, call in calls.items() if call.exception() is None}
+        self._known |= answered
+        return {node: node in answered or node not in self._known for node in alive}

@@ -14,7 +14,7 @@ from typing import Any
 from resnet_bench.base.errors import UserError
 from resnet_bench.running.events import Event, JobFinished
 from resnet_bench.running.launchers.cluster import JobState
-from resnet_bench.running.launchers.following import Follower, sleep
+from resnet_bench.running.launchers.following import Follower
 from resnet_bench.running.launchers.launch import Handle, Launch
 from resnet_bench.running.launchers.node_job import SlurmWork
 from resnet_bench.running.launchers.options import SlurmOptions
@@ -96,24 +96,7 @@ class Slurm:
 
     def events(self, launch: Launch, stop: Stop) -> Iterator[tuple[int, Event]]:
         """Yield what tasks tell, read from their launch's folder."""
-        follower = _SlurmFollower(launch)
-        ask_at, give_up_at = time.monotonic() + ASK_SECONDS, None
-        while follower.open:
-            yield from follower.read(cancelled=bool(stop))
-            if stop and give_up_at is None:
-                with contextlib.suppress(UserError):
-                    self.cancel([handle for handle in launch.handles if follower.open.keys() & {*handle.tasks}])
-                give_up_at, ask_at = time.monotonic() + CANCEL_SECONDS, 0.0
-            if follower.open and time.monotonic() >= ask_at:
-                ask_at = time.monotonic() + ASK_SECONDS
-                states = _ask(launch.handles)
-                yield from follower.read(cancelled=bool(stop))
-                if states is not None:
-                    yield from follower.judge(states)
-            if give_up_at is not None and time.monotonic() > give_up_at:
-                yield from follower.give_up(JobFinished(interrupted=True))
-            if follower.open:
-                sleep(READ_SECONDS, stop if give_up_at is None else Stop())
+        return _SlurmFollower(launch).follow(stop, self.cancel, every=READ_SECONDS, patience=CANCEL_SECONDS)
 
     def states(self, handles: Sequence[Handle]) -> Mapping[str, JobState]:
         """Ask ``squeue``.
@@ -144,9 +127,18 @@ class _SlurmFollower(Follower):
 
     def __init__(self, launch: Launch) -> None:
         super().__init__(launch)
-        self._launch = launch
+        self._ask_at = time.monotonic() + ASK_SECONDS
         self._job_of = {number: handle.id for handle in launch.handles for number in handle.tasks}
         self._seen_over: Counter[int] = Counter()
+
+    def look(self, *, cancelled: bool) -> Iterator[tuple[int, Event]]:
+        yield from self.read(cancelled=cancelled)
+        if self.open and time.monotonic() >= self._ask_at:
+            self._ask_at = time.monotonic() + ASK_SECONDS
+            states = _ask(self._launch.handles)
+            yield from self.read(cancelled=cancelled)
+            if states is not None:
+                yield from self.judge(states)
 
     def read(self, *, cancelled: bool) -> Iterator[tuple[int, Event]]:
         for number, event in super().read(cancelled=cancelled):

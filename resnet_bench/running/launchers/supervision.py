@@ -3,15 +3,18 @@
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from resnet_bench.running.launchers.launch import path_of
 
 NODES_SECONDS = 5.0
-"""Between two looks at which nodes are alive."""
+"""Between two looks at the nodes."""
+SILENT_SECONDS = 30.0
+"""A task that has said nothing for so long, on a node that does not answer either, is given up."""
 CANCEL_SECONDS = 120.0
 """What a cancelled task gets to write its checkpoint."""
 PIECE = 4 << 20
@@ -38,13 +41,22 @@ class AttemptEnd:
 
 MADE_ROOM = AttemptEnd("it made room for others", is_lost=True)
 """Of an attempt that ended as it was asked to, and has said so."""
+MISPLACED = AttemptEnd("the nodes that answer have changed while it waited for its place", is_lost=True)
+"""Of an attempt that was taken back before it began; it does not count."""
 
 
 class Places(Protocol):
     """Where tasks are started."""
 
-    def start(self, number: int, attempt: int, told: Sequence[bytes]) -> Awaitable[Any]:
-        """Start an attempt at a task, given what those before it have told; ends when the attempt has ended."""
+    def start(self, number: int, attempt: int, told: Sequence[bytes], avoid: Collection[str]) -> Awaitable[Any]:
+        """Start an attempt at a task on another node than these; ends when the attempt has ended.
+
+        Args:
+            number: The task.
+            attempt: How often it was started before.
+            told: What the attempts before this one have told.
+            avoid: Ids of nodes.
+        """
 
     def cancel(self, started: Awaitable[Any], *, force: bool) -> None:
         """Take an attempt back that waits for its place; with force, kill it wherever it is."""
@@ -52,20 +64,27 @@ class Places(Protocol):
     def judge(self, error: BaseException) -> AttemptEnd:
         """Say what an attempt's error means."""
 
-    def living_nodes(self) -> set[str]:
-        """Return the ids of the nodes that are alive; may block."""
+    def nodes(self) -> Mapping[str, bool]:
+        """Return the ids of the nodes that are not given up, and whether each answers; may block."""
 
 
 @dataclass
 class _Watched:
     number: int
     attempt: int = 0
+    times: int = 0
+    """How often it was started, on whatever node."""
     node: str = ""
     host: str = ""
+    heard: float = 0.0
+    """When its attempt has told something last."""
+    avoided: frozenset[str] = frozenset()
+    """The nodes that its attempt was not to go to."""
     started: Awaitable[Any] | None = None
     is_over: bool = False
     is_cancelled: bool = False
-    lost: asyncio.Event = field(default_factory=asyncio.Event)
+    lost: asyncio.Future[AttemptEnd] | None = None
+    """Why its attempt is given up."""
 
 
 class Supervision:
@@ -84,6 +103,7 @@ class Supervision:
         self._places, self._folder, self._attempts = places, folder, attempts
         self._tasks = [_Watched(number) for number in range(count)]
         self._room = asyncio.Semaphore(at_a_time or max(1, count))
+        self._silent: frozenset[str] = frozenset()
         self._killing: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
@@ -111,6 +131,7 @@ class Supervision:
         if attempt != task.attempt or task.is_over:
             return "taken over by another attempt"
         task.node, task.host = node
+        task.heard = time.monotonic()
         self._keep(task, lines)
         return "cancelled" if task.is_cancelled else None
 
@@ -168,17 +189,18 @@ class Supervision:
                 verdict = await self._attempt(task)
                 if task.is_over or task.is_cancelled:
                     break
+                task.times += verdict is not MISPLACED
                 if verdict.is_cancelled:
                     task.is_cancelled = True
                 elif not verdict.is_lost:
                     self._end(task, verdict.reason)
-                elif task.attempt + 1 >= self._attempts:
+                elif task.times >= self._attempts:
                     times = "once" if self._attempts == 1 else f"{self._attempts} times"
                     self._end(task, f"it was started {times}, and ended without a result: at last {verdict.reason}")
                 else:
                     # What the lost attempt may still say is not heard from here on.
                     task.attempt += 1
-                    if verdict is not MADE_ROOM:
+                    if verdict not in (MADE_ROOM, MISPLACED):
                         lost = {"event": "Suspended", "reason": verdict.reason, "is_lost": True}
                         self._keep(task, [json.dumps(lost)])
             if not task.is_over:
@@ -187,22 +209,25 @@ class Supervision:
     async def _attempt(self, task: _Watched) -> AttemptEnd:
         """Returns why the attempt has ended, where it has not said so itself."""
         task.node = task.host = ""
-        task.lost.clear()
+        task.avoided = self._silent
+        lost: asyncio.Future[AttemptEnd] = asyncio.get_running_loop().create_future()
+        task.lost = lost
         told = [path_of(self._folder, task.number, attempt) for attempt in range(task.attempt)]
         try:
             task.started = self._places.start(
-                task.number, task.attempt, [path.read_bytes() for path in told if path.is_file()]
+                task.number, task.attempt, [path.read_bytes() for path in told if path.is_file()], task.avoided
             )
         except Exception as error:  # whatever the scheduler raises, it must not cost the other tasks
             return self._places.judge(error)
         ended = asyncio.ensure_future(_until_ended(task.started))
-        lost = asyncio.ensure_future(task.lost.wait())
-        await asyncio.wait({ended, lost}, return_when=asyncio.FIRST_COMPLETED)
-        lost.cancel()
+        either: set[asyncio.Future[Any]] = {ended, lost}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not ended.done():
             # Nobody hears from a node that fell silent, its scheduler neither.
             ended.cancel()
-            return AttemptEnd(f"its node {task.host} fell silent", is_lost=True)
+            if lost.result() is MISPLACED:
+                self._places.cancel(task.started, force=False)
+            return lost.result()
         problem = ended.result()
         if problem is None:
             return MADE_ROOM
@@ -210,15 +235,27 @@ class Supervision:
 
     async def _watch_nodes(self) -> None:
         while True:
-            await asyncio.sleep(NODES_SECONDS)
             try:
-                nodes = await asyncio.to_thread(self._places.living_nodes)
+                self._give_up(await asyncio.to_thread(self._places.nodes))
             except Exception as error:  # whatever the scheduler raises where it does not answer for a while
                 _log.warning("the nodes were not looked at: %s", error)
+            await asyncio.sleep(NODES_SECONDS)
+
+    def _give_up(self, nodes: Mapping[str, bool]) -> None:
+        """Give up attempts on nodes that are lost, and those that wait where other nodes answer than at their start.
+
+        What waits may be on its way to a node that fell silent, or could go to one that answers again.
+        """
+        self._silent = frozenset(node for node, answers in nodes.items() if not answers)
+        silent_since = time.monotonic() - SILENT_SECONDS
+        for task in self._tasks:
+            if task.is_over or task.lost is None or task.lost.done():
                 continue
-            for task in self._tasks:
-                if task.node and task.node not in nodes and not task.is_over:
-                    task.lost.set()
+            if task.node:
+                if task.node not in nodes or (task.node in self._silent and task.heard < silent_since):
+                    task.lost.set_result(AttemptEnd(f"its node {task.host} fell silent", is_lost=True))
+            elif not self._silent <= task.avoided or any(nodes.get(node, False) for node in task.avoided):
+                task.lost.set_result(MISPLACED)
 
     async def _kill_late(self, tasks: Sequence[_Watched]) -> None:
         await asyncio.sleep(CANCEL_SECONDS)
