@@ -130,9 +130,12 @@ def passes_of(
         for name, fits in (("winograd", winograd.fits), ("winograd4", winograd.fits_large_tiles))
         if stride != 1 or not fits(channels, outputs, 1, dtype)
     }
+    # Forward and for the input gradient a GEMM is for one tap.
     passes = {
-        "forward": {name: partial(run, images, weight, None, geometry) for name, run in FORWARD.items()},
-        "grad_input": {name: partial(run, images, gradient, weight, geometry) for name, run in GRAD_INPUT.items()},
+        "forward": {n: partial(run, images, weight, None, geometry) for n, run in FORWARD.items() if n != "gemm"},
+        "grad_input": {
+            n: partial(run, images, gradient, weight, geometry) for n, run in GRAD_INPUT.items() if n != "gemm"
+        },
         "grad_weight": {name: partial(run, images, gradient, weight, geometry) for name, run in GRAD_WEIGHT.items()},
     }
     return {

@@ -595,7 +595,7 @@ def test_a_shipped_smoke_profile_is_small_and_of_the_same_kind(shipped: Benchmar
 
 def test_the_main_smoke_profiles_take_minutes() -> None:
     """Two cores without bfloat16 do 75 to 150 · 10⁹ multiply-accumulates a second, slow and fast ones."""
-    assert sum(work(load_benchmark(name).recipe_for("smoke")) for name in MAIN) / 150e9 < 200
+    assert sum(work(load_benchmark(name).recipe_for("smoke")) for name in MAIN) / 150e9 < 240
 
 
 def work(recipe: Recipe) -> int:
