@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import time
 
 import psutil  # type: ignore[import-untyped]
 
@@ -48,8 +49,11 @@ def is_busy(threads: int) -> bool:
     """Check whether other work leaves less than half of these threads a core."""
     if not hasattr(os, "getloadavg") or os.getloadavg()[0] < threads / 2:
         return False
-    idle: float = psutil.cpu_times_percent(interval=BUSY_SECONDS).idle
-    return idle / 100 * (os.cpu_count() or 1) < threads / 2
+    # Not psutil's percentages: those of less than a second of processor time, as of two cores here, are too small.
+    idle, started = psutil.cpu_times().idle, time.monotonic()
+    time.sleep(BUSY_SECONDS)
+    idle_cores: float = (psutil.cpu_times().idle - idle) / (time.monotonic() - started)
+    return idle_cores < threads / 2
 
 
 @functools.cache

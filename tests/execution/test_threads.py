@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,9 +14,20 @@ from resnet_bench.execution.execution import Execution
 from resnet_bench.execution.threads import choose_threads, is_busy
 
 
-class Times:
-    def __init__(self, idle: float) -> None:
-        self.idle = idle
+class Machine:
+    """A clock, and the seconds that its cores have been idle."""
+
+    def __init__(self, idle_cores: float) -> None:
+        self._idle_cores, self._now = idle_cores, 100.0
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        self._now += seconds
+
+    def cpu_times(self) -> SimpleNamespace:
+        return SimpleNamespace(idle=self._idle_cores * self._now)
 
 
 @pytest.fixture(autouse=True)
@@ -24,13 +36,14 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     threads.warn_once.cache_clear()
     monkeypatch.setattr(threads, "usable_cores", lambda: 4)
     monkeypatch.setattr(threads, "default_threads", lambda: 4)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    work(monkeypatch, load=0.1, idle=99.0)
+    work(monkeypatch, load=0.1, idle_cores=4.0)
 
 
-def work(monkeypatch: pytest.MonkeyPatch, *, load: float, idle: float) -> None:
+def work(monkeypatch: pytest.MonkeyPatch, *, load: float, idle_cores: float) -> None:
+    machine = Machine(idle_cores)
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
-    monkeypatch.setattr(threads.psutil, "cpu_times_percent", lambda interval: Times(idle))
+    monkeypatch.setattr(threads, "time", machine)
+    monkeypatch.setattr(threads.psutil, "cpu_times", machine.cpu_times)
 
 
 def test_more_threads_than_cores_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -51,7 +64,7 @@ def test_threads_that_the_cores_can_run_are_taken(typed: int, caplog: pytest.Log
 def test_a_busy_machine_gets_one_thread_and_the_user_is_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    work(monkeypatch, load=6.0, idle=10.0)
+    work(monkeypatch, load=6.0, idle_cores=0.4)
     assert choose_threads(None) == 1
     assert [record.message for record in caplog.records] == [
         "this machine is busy: using 1 thread; --threads sets another number"
@@ -61,25 +74,28 @@ def test_a_busy_machine_gets_one_thread_and_the_user_is_told(
 
 
 @pytest.mark.parametrize(
-    ("load", "idle", "busy"),
+    ("load", "idle_cores", "asked", "busy"),
     [
-        (0.5, 0.0, False),
+        (0.5, 0.0, 4, False),
         # A run that has just ended is still in the load average.
-        (4.0, 95.0, False),
-        (4.0, 51.0, False),
-        (4.0, 49.0, True),
-        (9.0, 0.0, True),
+        (4.0, 3.8, 4, False),
+        (4.0, 2.1, 4, False),
+        (4.0, 1.9, 4, True),
+        (9.0, 0.0, 4, True),
+        (1.4, 1.9, 2, False),
+        (1.4, 1.1, 2, False),
+        (1.4, 0.9, 2, True),
     ],
 )
 def test_a_machine_is_busy_if_less_than_half_of_the_threads_get_a_core(
-    load: float, idle: float, busy: bool, monkeypatch: pytest.MonkeyPatch
+    load: float, idle_cores: float, asked: int, busy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work(monkeypatch, load=load, idle=idle)
-    assert is_busy(4) == busy
+    work(monkeypatch, load=load, idle_cores=idle_cores)
+    assert is_busy(asked) == busy
 
 
 def test_deterministic_executions_do_not_depend_on_how_busy_the_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    work(monkeypatch, load=9.0, idle=0.0)
+    work(monkeypatch, load=9.0, idle_cores=0.0)
     assert Execution.resolve("cpu", deterministic=True).threads == 4
     assert Execution.resolve("cpu").threads == 1
 
