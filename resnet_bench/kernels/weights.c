@@ -37,15 +37,14 @@ INLINE float number(value from) { return from; }
 INLINE value rounded(float number) { return number; }
 #endif
 
-/* A convolution of a small map: `taps[out_pixel * pixels + pixel]` is the tap between two pixels, or negative where there
- * is none. */
-struct small {
-    const int64_t *taps;
-    int64_t out_pixels, pixels, outputs, channels, kernel;
+/* The matrix [out_pixels, outputs, pixels, channels] that a convolution of a small map is. The tap between two pixels is
+ * `taps[out_pixel * pixels + pixel]`, negative where there is none. */
+struct matrix {
+    int64_t outputs, pixels, channels;
 };
 
-/* Where an output's row of the matrix [out_pixels, outputs, pixels, channels] has the channels of a pair of pixels. */
-INLINE int64_t place_of(const struct small *own, int64_t pair, int64_t output) {
+/* Where an output's row has the channels of a pair of pixels. */
+INLINE int64_t place_of(const struct matrix *own, int64_t pair, int64_t output) {
     return ((pair / own->pixels * own->outputs + output) * own->pixels + pair % own->pixels) * own->channels;
 }
 
@@ -68,7 +67,7 @@ int spread(
     value *matrix,
     int threads
 ) {
-    const struct small own = {taps, out_pixels, pixels, outputs, channels, kernel};
+    const struct matrix own = {outputs, pixels, channels};
     const int64_t pairs = out_pixels * pixels;
     int result = DONE;
 #pragma omp parallel num_threads(threads) reduction(| : result)
@@ -122,7 +121,7 @@ int collect(
     float *results,
     int threads
 ) {
-    const struct small own = {taps, out_pixels, pixels, outputs, channels, kernel};
+    const struct matrix own = {outputs, pixels, channels};
     const int64_t pairs = out_pixels * pixels;
     int result = DONE;
 #pragma omp parallel num_threads(threads) reduction(| : result)
