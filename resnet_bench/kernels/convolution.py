@@ -303,7 +303,9 @@ class _Convolution(torch.autograd.Function):
         )
 
 
-def pooled_convolution(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+def pooled_convolution(
+    images: Tensor, weight: Tensor, bias: Tensor | None, padding: int, algorithms: ConvAlgorithms
+) -> Tensor:
     """Compute a convolution that :func:`winograd.fits_pool` and a 2×2 max pool behind it as one operation.
 
     Args:
@@ -311,36 +313,51 @@ def pooled_convolution(images: Tensor, weight: Tensor, bias: Tensor | None, padd
         weight: Shape `[O, C, 3, 3]`; its gradient has its dtype and memory order.
         bias: Shape `[O]`.
         padding: Rows and columns of zeros around the images.
+        algorithms: ``winograd4`` for passes in tiles of 4×4 pixels; others are in tiles of 2×2.
 
     Returns:
         Shape `[N, O, T, T]`, T half the size of the convolution's output, rounded down.
     """
-    return cast(Tensor, _PooledConvolution.apply(images, weight, bias, padding))
+    return cast(Tensor, _PooledConvolution.apply(images, weight, bias, padding, algorithms))
 
 
 class _PooledConvolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+    def forward(
+        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, padding: int, algorithms: ConvAlgorithms
+    ) -> Tensor:
         in_bias = None if bias is None else bias.float()
-        largest, places = winograd.convolve_and_pool(images, weight.float(), in_bias, padding)
-        ctx.padding = padding
+        largest, places = winograd.convolve_and_pool(
+            images, weight.float(), in_bias, padding, large_tiles=algorithms.forward == "winograd4"
+        )
+        ctx.padding, ctx.algorithms = padding, algorithms
         ctx.save_for_backward(images, weight, places)
         ctx.bias_type = None if bias is None else bias.dtype
         return largest
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         images, weight, places = ctx.saved_tensors
-        size = (images.shape[-2], images.shape[-1])
+        size, algorithms = (images.shape[-2], images.shape[-1]), ctx.algorithms
         return (
             *_gradients(
                 ctx,
                 gradient,
                 weight,
-                lambda: winograd.grad_input(gradient, weight.float(), ctx.padding, size, places),
-                lambda: winograd.grad_weight(images, gradient, ctx.padding, places),
+                lambda: winograd.grad_input(
+                    gradient,
+                    weight.float(),
+                    ctx.padding,
+                    size,
+                    places,
+                    large_tiles=algorithms.grad_input == "winograd4",
+                ),
+                lambda: winograd.grad_weight(
+                    images, gradient, ctx.padding, places, large_tiles=algorithms.grad_weight == "winograd4"
+                ),
             ),
+            None,
             None,
         )
 

@@ -100,14 +100,17 @@ class FastPaths(TorchFunctionMode):
         memory, needed = self._memory, _needed(images, layer.weight)
 
         measured = shape.measured()
+        as_one = chosen_algorithms(memory, images, layer.weight, shape._replace(pool=True))
 
         def measure() -> dict[str, float]:
-            return time_pooled(measured, needed, chosen_algorithms(memory, images, layer.weight, shape))
+            apart = chosen_algorithms(memory, images, layer.weight, shape)
+            return time_pooled(measured, needed, apart, as_one)
 
         key = f"convolution and pool {measured}, {' '.join(needed)}"
         if _fastest(memory, key, ("apart", "winograd"), measure) == "apart":
             return None
-        return convolution.pooled_convolution(images.to(shape.dtype), layer.weight, layer.bias, shape.geometry.padding)
+        padding = shape.geometry.padding
+        return convolution.pooled_convolution(images.to(shape.dtype), layer.weight, layer.bias, padding, as_one)
 
     def _convolution(
         self,
@@ -163,6 +166,8 @@ class Shape(NamedTuple):
     outputs: int
     geometry: Geometry
     dtype: torch.dtype
+    pool: bool = False
+    """Whether a 2×2 max pool behind the convolution is part of it."""
 
     @property
     def out_size(self) -> int:
@@ -178,6 +183,7 @@ class Shape(NamedTuple):
         return (
             f"{self.images}x{self.channels}x{self.size}x{self.size} to {self.outputs}, kernel {self.geometry.kernel}, "
             f"stride {self.geometry.stride}, padding {self.geometry.padding}, {str(self.dtype).removeprefix('torch.')}"
+            f"{', pool' if self.pool else ''}"
         )
 
 
@@ -213,7 +219,10 @@ def _needed(images: Tensor, weight: Tensor) -> tuple[str, ...]:
 
 
 def candidates(shape: Shape) -> Mapping[str, Sequence[str]]:
-    """List the algorithms of each pass, the default first."""
+    """List the algorithms of each pass, first the one that others have to beat."""
+    if shape.pool:
+        large = winograd.fits_large_tiles(shape.channels, shape.outputs, shape.geometry.padding, shape.dtype)
+        return {name: ["winograd", "winograd4"] if large else ["winograd"] for name in ConvAlgorithms._fields}
     algorithms: dict[str, list[str]] = {name: ["default"] for name in ConvAlgorithms._fields}
     if shape.out_size < 1:
         return algorithms
@@ -253,6 +262,8 @@ def _fastest(
 def time_pass(name: str, algorithms: Sequence[str], shape: Shape) -> dict[str, float]:
     """Time a pass by each algorithm, as :func:`relative_times` does."""
     images, weight = _operands(shape)
+    if shape.pool:
+        return relative_times(algorithms, _pooled_pass(name, images, weight, shape))
     gradient = _ones(shape.images, shape.outputs, shape.out_size, shape.dtype)
 
     def compute(algorithm: str) -> None:
@@ -268,8 +279,27 @@ def time_pass(name: str, algorithms: Sequence[str], shape: Shape) -> dict[str, f
     return relative_times(algorithms, compute)
 
 
+def _pooled_pass(name: str, images: Tensor, weight: Tensor, shape: Shape) -> Callable[[str], None]:
+    """What computes a pass of a convolution with a pool by an algorithm."""
+    padding = shape.geometry.padding
+    gradient, places = winograd.convolve_and_pool(images, weight, None, padding)
+
+    def compute(algorithm: str) -> None:
+        large = algorithm == "winograd4"
+        if name == "forward":
+            winograd.convolve_and_pool(images, weight, None, padding, large_tiles=large)
+        elif name == "grad_input":
+            winograd.grad_input(gradient, weight, padding, (shape.size, shape.size), places, large_tiles=large)
+        else:
+            winograd.grad_weight(images, gradient, padding, places, large_tiles=large)
+
+    return compute
+
+
 @torch.enable_grad()
-def time_pooled(shape: Shape, needed: Sequence[str], algorithms: ConvAlgorithms) -> dict[str, float]:
+def time_pooled(
+    shape: Shape, needed: Sequence[str], algorithms: ConvAlgorithms, as_one: ConvAlgorithms
+) -> dict[str, float]:
     """Time a convolution and a pool with the gradients that are needed, apart and as one, by :func:`relative_times`."""
     images, weight = _operands(shape)
     inputs = [
@@ -280,7 +310,7 @@ def time_pooled(shape: Shape, needed: Sequence[str], algorithms: ConvAlgorithms)
         if algorithm == "apart":
             outputs = F.max_pool2d(convolution.convolution(images, weight, None, shape.geometry, algorithms), 2)
         else:
-            outputs = convolution.pooled_convolution(images, weight, None, shape.geometry.padding)
+            outputs = convolution.pooled_convolution(images, weight, None, shape.geometry.padding, as_one)
         if inputs:
             torch.autograd.grad(outputs, inputs, torch.ones_like(outputs))
 

@@ -45,8 +45,6 @@ typedef pair factor;
 
 /* --- values -------------------------------------------------------------------------------------- */
 
-#define ALL_LANES ((__mmask16)-1)
-
 /* The first lanes, fewer than all. */
 INLINE __mmask16 first_lanes(int64_t count) { return (1 << count) - 1; }
 
@@ -58,21 +56,6 @@ INLINE __mmask16 first_lanes(int64_t count) { return (1 << count) - 1; }
         for (; c + LANES <= (channels); c += LANES) function(__VA_ARGS__, c, ALL_LANES);                        \
         if (c < (channels)) function(__VA_ARGS__, c, first_lanes((channels) - c));                              \
     } while (0)
-
-INLINE __m512 load(const value *from, __mmask16 lanes) {
-    __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, from));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-}
-
-INLINE __m256i values(__m512 numbers) { return (__m256i)_mm512_cvtneps_pbh(numbers); }
-
-INLINE void store(value *to, __m512 numbers, __mmask16 lanes) { _mm256_mask_storeu_epi16(to, lanes, values(numbers)); }
-
-/* Of each lane a pair. */
-INLINE void store_pairs(pair *to, __m256i first, __m256i second) {
-    __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16);
-    _mm512_storeu_si512(to, _mm512_or_si512(_mm512_cvtepu16_epi32(first), high));
-}
 
 /* --- transforms ---------------------------------------------------------------------------------- */
 
@@ -146,6 +129,14 @@ INLINE void taps_of_frequencies(const __m512 x[FREQUENCIES], __m512 w[9]) {
     }
 }
 
+#include "winograd_bf16.h"
+
+/* Of each lane a pair. */
+INLINE void store_pairs(pair *to, __m256i first, __m256i second) {
+    __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16);
+    _mm512_storeu_si512(to, _mm512_or_si512(_mm512_cvtepu16_epi32(first), high));
+}
+
 /* --- matrix products ----------------------------------------------------------------------------- */
 
 /* A part of it that the registers hold: some rows, and some columns of as many lanes. */
@@ -203,41 +194,6 @@ INLINE void advance(const struct tiling *tiling, struct tile *tile) {
     if (tile->row < 2 * tiling->rows) return;
     tile->row = 0;
     tile->image++;
-}
-
-/* A square's pixels. */
-struct pixels {
-    const value *values[FREQUENCIES];
-    const uint8_t *places[FREQUENCIES];
-    /* The place among four of each. */
-    uint8_t own[FREQUENCIES];
-};
-
-/* Where they are; `nothing`, which is zeros, is where the map has none. */
-INLINE void find_pixels(
-    const struct maps *maps, int64_t image, int64_t row, int64_t column, const int size, const int pooled,
-    const value *nothing, struct pixels *pixels
-) {
-    const int64_t height = maps->height >> pooled, width = maps->width >> pooled;
-    for (int y = 0; y < size; y++) {
-        const int row_inside = (uint64_t)(row + y) < (uint64_t)maps->height;
-        const int64_t line = (image * height + ((row + y) >> pooled)) * width;
-        for (int x = 0; x < size; x++) {
-            const int inside = row_inside & ((uint64_t)(column + x) < (uint64_t)maps->width), at = size * y + x;
-            const int64_t pixel = (line + ((column + x) >> pooled)) * maps->channels;
-            pixels->values[at] = inside ? maps->values + pixel : nothing;
-            if (!pooled) continue;
-            pixels->places[at] = inside ? maps->places + pixel : (const uint8_t *)nothing;
-            pixels->own[at] = 2 * ((row + y) & 1) + ((column + x) & 1);
-        }
-    }
-}
-
-INLINE __m512 load_pixel(const struct pixels *pixels, int at, int64_t c, __mmask16 lanes, const int pooled) {
-    if (!pooled) return load(pixels->values[at] + c, lanes);
-    const __m128i places = _mm_maskz_loadu_epi8(lanes, pixels->places[at] + c);
-    const __mmask16 largest = _mm_mask_cmpeq_epi8_mask(lanes, places, _mm_set1_epi8(pixels->own[at]));
-    return load(pixels->values[at] + c, largest);
 }
 
 /* Asks for the pixels of the tiles behind this one, which the processor does not see coming among so many lines. */
@@ -321,23 +277,6 @@ INLINE void write_tile(
             const int64_t pixel = corner + row * outputs->width + column;
             store((value *)outputs->values + pixel * outputs->channels + c, y[2 * row + column], lanes);
         }
-}
-
-/* Writes the largest of each channel; NaN counts as larger than any number. */
-INLINE void write_largest(
-    const struct maps *outputs, const struct tile *tile, const __m512 y[4], int64_t c, __mmask16 lanes
-) {
-    __m512 largest = y[0];
-    __m512i place = _mm512_setzero_si512();
-    for (int i = 1; i < 4; i++) {
-        __mmask16 larger = _mm512_cmp_ps_mask(y[i], largest, _CMP_GT_OQ) | _mm512_cmp_ps_mask(y[i], y[i], _CMP_UNORD_Q);
-        largest = _mm512_mask_mov_ps(largest, larger, y[i]);
-        place = _mm512_mask_mov_epi32(place, larger, _mm512_set1_epi32(i));
-    }
-    const int64_t line = (tile->image * (outputs->height / 2) + tile->row / 2) * (outputs->width / 2);
-    const int64_t at = (line + tile->column / 2) * outputs->channels + c;
-    store((value *)outputs->values + at, largest, lanes);
-    _mm_mask_storeu_epi8((uint8_t *)outputs->places + at, lanes, _mm512_cvtepi32_epi8(place));
 }
 
 /* Computes and writes some channels of a tile. */
@@ -457,8 +396,6 @@ int convolve(
 }
 
 /* --- the gradient of the filters ----------------------------------------------------------------- */
-
-#include "winograd_bf16.h"
 
 /* Some channels of two tiles of the maps. */
 INLINE void transform_pixels(

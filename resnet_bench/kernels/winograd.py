@@ -8,14 +8,15 @@ After A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks" 
   then, nor their gradients. The processor must multiply bfloat16 by AVX-512.
 - ``winograd4.c`` for bfloat16: 36 multiplications instead of 144, of sums of more pixels, for which bfloat16 is too
   coarse. Factors of the convolution and of the input gradient are whole numbers of 16 bits, and errors below those of
-  ``winograd.c``. Those of the weight gradient are bfloat16; its error, 1%, goes no further. The processor must also
-  multiply whole numbers by AVX-512 (VNNI).
+  ``winograd.c``. Those of the weight gradient are bfloat16; its error, 1%, goes no further. A pool can be part of it,
+  too. The processor must also multiply whole numbers by AVX-512 (VNNI).
 - ``winograd_fp32.c`` for float32: 36 multiplications instead of 144, on any processor. Errors are a few times those of
   torch's float32 convolution, 1e-6 of a result's norm.
 
 A machine has them if it has a C compiler.
 """
 
+import ctypes
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -87,16 +88,14 @@ def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int, 
     Returns:
         Shape `[N, O, H + 2 * padding - 2, W + 2 * padding - 2]`, of the images' type, in channels-last order.
     """
-    height, width = _out_size(images, padding)
-    results = _channels_last(images, weight.shape[0], height, width)
-    if images.dtype == torch.float32 or large_tiles:
-        _convolve_in_large_tiles(images, weight, bias, padding, results, turned=False)
-        return results
-    _convolve(images, None, weight, bias, padding, results.permute(0, 2, 3, 1), None, (height, width), turned=False)
+    results = _channels_last(images, weight.shape[0], *_out_size(images, padding))
+    _convolve(images, None, weight, bias, padding, results, None, turned=False, large_tiles=large_tiles)
     return results
 
 
-def convolve_and_pool(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> tuple[Tensor, Tensor]:
+def convolve_and_pool(
+    images: Tensor, weight: Tensor, bias: Tensor | None, padding: int, *, large_tiles: bool = False
+) -> tuple[Tensor, Tensor]:
     """Compute the convolution and a 2×2 max pool behind it; pixels outside of the pool's windows are not computed.
 
     Args:
@@ -104,6 +103,7 @@ def convolve_and_pool(images: Tensor, weight: Tensor, bias: Tensor | None, paddi
         weight: Shape `[O, C, 3, 3]`, float32.
         bias: Shape `[O]`, float32.
         padding: Rows and columns of zeros around the images.
+        large_tiles: As in :func:`convolve`.
 
     Returns:
         The largest of each window, bfloat16, and their places in the windows, uint8 (0 and 1 above, 2 and 3 below),
@@ -112,8 +112,7 @@ def convolve_and_pool(images: Tensor, weight: Tensor, bias: Tensor | None, paddi
     rows, columns = (size // 2 for size in _out_size(images, padding))
     largest = _channels_last(images, weight.shape[0], rows, columns)
     places = torch.empty_like(largest, dtype=torch.uint8)
-    in_order = largest.permute(0, 2, 3, 1), places.permute(0, 2, 3, 1)
-    _convolve(images, None, weight, bias, padding, *in_order, (2 * rows, 2 * columns), turned=False)
+    _convolve(images, None, weight, bias, padding, largest, places, turned=False, large_tiles=large_tiles)
     return largest, places
 
 
@@ -133,18 +132,15 @@ def grad_input(
         weight: Shape `[O, C, 3, 3]`, float32.
         padding: As it was given.
         size: Height and width of the images.
-        places: As :func:`convolve_and_pool` gave them; not for large tiles.
+        places: As :func:`convolve_and_pool` gave them.
         large_tiles: As in :func:`convolve`.
 
     Returns:
         Shape `[N, C, H, W]`, of the gradient's type, in channels-last order.
     """
     results = _channels_last(gradient, weight.shape[1], *size)
-    if gradient.dtype == torch.float32 or large_tiles:
-        _convolve_in_large_tiles(gradient, weight, None, KERNEL - 1 - padding, results, turned=True)
-        return results
-    in_order = results.permute(0, 2, 3, 1)
-    _convolve(gradient, places, weight, None, KERNEL - 1 - padding, in_order, None, size, turned=True)
+    padding = KERNEL - 1 - padding
+    _convolve(gradient, places, weight, None, padding, results, None, turned=True, large_tiles=large_tiles)
     return results
 
 
@@ -163,7 +159,7 @@ def grad_weight(
         images: Shape `[N, C, H, W]`, bfloat16 or float32.
         gradient: Shape and type as :func:`convolve` or :func:`convolve_and_pool` gave it.
         padding: As it was given.
-        places: As :func:`convolve_and_pool` gave them; not for large tiles.
+        places: As :func:`convolve_and_pool` gave them.
         large_tiles: As in :func:`convolve`.
 
     Returns:
@@ -173,32 +169,17 @@ def grad_weight(
     (count, channels, height, width), outputs = images.shape, gradient.shape[1]
     found = torch.empty(outputs, channels, KERNEL, KERNEL)
     of_maps = (images, count, height, width, channels, padding)
-    if images.dtype == torch.float32 or large_tiles:
+    if images.dtype == torch.float32:
         of_gradient: tuple[Tensor | int | None, ...] = (gradient, outputs)
     else:
         of_gradient = (gradient, _in_order(places), outputs, *_whole_size(gradient, places))
-    source = _source(images.dtype, large_tiles=large_tiles)
-    native.call(native.library(source), "gradient_of_filters", *of_maps, *of_gradient, found)
+    native.call(_library(images.dtype, large_tiles=large_tiles), "gradient_of_filters", *of_maps, *of_gradient, found)
     return found
 
 
-def _source(dtype: torch.dtype, *, large_tiles: bool) -> Path:
-    """The C file; the one for float32 has no other than large tiles."""
-    return _SOURCE_OF_LARGE_TILES if large_tiles and dtype == torch.bfloat16 else _SOURCES[dtype]
-
-
-def _convolve_in_large_tiles(
-    maps: Tensor, weight: Tensor, bias: Tensor | None, padding: int, results: Tensor, *, turned: bool
-) -> None:
-    """What the C files for float32 and for large tiles of bfloat16 call `convolve`."""
-    maps = maps.contiguous(memory_format=torch.channels_last)
-    count, channels, height, width = maps.shape
-    native.call(
-        native.library(_source(maps.dtype, large_tiles=True)),
-        "convolve",
-        *(maps, count, height, width, channels, padding),
-        *(weight.contiguous(), results.shape[1], turned, bias, results),
-    )
+def _library(dtype: torch.dtype, *, large_tiles: bool) -> ctypes.CDLL:
+    """Compile and load a C file; the one for float32 has no other than large tiles."""
+    return native.library(_SOURCE_OF_LARGE_TILES if large_tiles and dtype == torch.bfloat16 else _SOURCES[dtype])
 
 
 def _convolve(
@@ -209,20 +190,20 @@ def _convolve(
     padding: int,
     results: Tensor,
     out_places: Tensor | None,
-    out_size: tuple[int, int],
     *,
     turned: bool,
+    large_tiles: bool,
 ) -> None:
-    """What the C file for bfloat16 calls `convolve`, with the size of maps that are pooled before they are."""
+    """What the C files call `convolve`, with the size of maps that are pooled before they are."""
     maps = maps.contiguous(memory_format=torch.channels_last)
-    count, channels, _, _ = maps.shape
-    native.call(
-        native.library(_SOURCES[torch.bfloat16]),
-        "convolve",
-        *(maps, _in_order(places), count, *_whole_size(maps, places), channels, padding),
-        *(weight.contiguous(), results.shape[-1], turned, bias),
-        *(results, out_places, *out_size),
-    )
+    library, count = _library(maps.dtype, large_tiles=large_tiles), len(maps)
+    of_filters = (weight.contiguous(), results.shape[1], turned, bias, results)
+    (height, width), channels = _whole_size(maps, places), maps.shape[1]
+    if maps.dtype == torch.float32:
+        native.call(library, "convolve", maps, count, height, width, channels, padding, *of_filters)
+        return
+    of_maps = (maps, _in_order(places), count, height, width, channels, padding)
+    native.call(library, "convolve", *of_maps, *of_filters, out_places, *_whole_size(results, out_places))
 
 
 def _out_size(images: Tensor, padding: int) -> tuple[int, int]:

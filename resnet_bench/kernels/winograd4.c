@@ -10,8 +10,9 @@
  * The gradient of the filters is summed over tiles, whose scales differ, and no other gradient comes from it: there the
  * factors are bfloat16.
  *
- * Maps are in channels-last order, [images, height, width, channels]; filters and their gradient are float, [outputs,
- * channels, 3, 3]. Channels and outputs are multiples of 32.
+ * A tile's outputs are also four windows of a 2x2 max pool behind the convolution, which can be part of it as in
+ * winograd.c. Maps are in channels-last order, [images, height, width, channels]; filters and their gradient are float,
+ * [outputs, channels, 3, 3]. Channels and outputs are multiples of 32.
  */
 
 #if !defined(__AVX512BF16__) || !defined(__AVX512VNNI__)
@@ -44,13 +45,6 @@ typedef pair factor;
 /* Bytes that such sums may take, of all threads. */
 #define SUMS (512 << 20)
 
-INLINE __m512 load(const value *from) {
-    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-}
-
-INLINE void store(value *to, __m512 numbers) { _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(numbers)); }
-
 /* --- transforms ---------------------------------------------------------------------------------- */
 
 /* Behind those of winograd_4x4.h. */
@@ -64,6 +58,8 @@ INLINE void frequencies_of_line(const __m512 *x, __m512 *y, const int from, cons
 }
 
 DEFINE_TRANSFORM(pixels_of_frequencies, frequencies_of_line, IN, OUT)
+
+#include "winograd_bf16.h"
 
 /* --- whole numbers ------------------------------------------------------------------------------- */
 
@@ -133,7 +129,10 @@ DEFINE_MULTIPLY(multiply_bfloat16, multiply_bfloat16_block)
 /* --- tiles --------------------------------------------------------------------------------------- */
 
 /* Asks for the pixels of the tile behind this one, which the processor does not see coming among so many lines. */
-INLINE void ask_ahead(const struct maps *maps, int64_t image, int64_t row, int64_t column, const int rows) {
+INLINE void ask_ahead(
+    const struct maps *maps, int64_t image, int64_t row, int64_t column, const int rows, const int pooled
+) {
+    if (pooled) return;
     const int64_t of_line = maps->width * maps->channels;
     const value *corner = maps->values + (image * maps->height + row) * of_line + column * maps->channels;
     for (int y = 0; y < rows; y++)
@@ -198,12 +197,10 @@ struct convolution {
     const float *bias;
     struct maps outputs;
     const value *nothing;
-    /* Pairs of a frequency of the tiles at hand. */
-    int64_t of_frequency;
+    /* Pairs of a frequency of the tiles at hand, and numbers between the sums of two tiles: such that they do not all want
+     * the same place in a core's first cache. */
+    int64_t of_frequency, of_tile;
 };
-
-/* Numbers between the sums of two tiles, such that they do not all want the same place in a core's first cache. */
-#define OF_TILE (FREQUENCIES * COLUMNS * LANES + LANES)
 
 /* What a thread works with. */
 struct workplace {
@@ -214,13 +211,19 @@ struct workplace {
     float *sums;
 };
 
-/* The largest pixel of a tile; infinite where one is not a finite number. */
-INLINE float largest_pixel(const value *const pixels[FREQUENCIES], int64_t channels) {
-    __m512i largest = _mm512_setzero_si512();
+/* The largest pixel of a tile, or of the pool's windows that it meets; infinite where one is not a finite number. */
+INLINE float largest_pixel(const struct pixels *pixels, int64_t channels) {
+    /* Several, such that none waits for another. */
+    __m512i in_column[IN] = {0};
     const __m512i without_sign = _mm512_set1_epi16(0x7fff);
     for (int64_t c = 0; c < channels; c += 2 * LANES)
-        for (int i = 0; i < FREQUENCIES; i++)
-            largest = _mm512_max_epu16(largest, _mm512_and_si512(_mm512_loadu_si512(pixels[i] + c), without_sign));
+#pragma GCC unroll 36
+        for (int i = 0; i < FREQUENCIES; i++) {
+            const __m512i both = _mm512_loadu_si512(pixels->values[i] + c);
+            in_column[i % IN] = _mm512_max_epu16(in_column[i % IN], _mm512_and_si512(both, without_sign));
+        }
+    __m512i largest = in_column[0];
+    for (int i = 1; i < IN; i++) largest = _mm512_max_epu16(largest, in_column[i]);
     const __m512i even = _mm512_and_si512(largest, _mm512_set1_epi32(0xffff)), odd = _mm512_srli_epi32(largest, 16);
     const uint32_t bits = _mm512_reduce_max_epu32(_mm512_max_epu32(even, odd)) << 16;
     float found;
@@ -228,56 +231,85 @@ INLINE float largest_pixel(const value *const pixels[FREQUENCIES], int64_t chann
     return found <= 3e38f ? found : INFINITY;
 }
 
-INLINE void transform_tile(const struct convolution *own, const struct tile *tile, const struct workplace *at, int64_t i) {
-    const int64_t channels = own->maps.channels;
-    const value *pixels[FREQUENCIES];
-    find_pixels(&own->maps, tile->image, tile->row - own->padding, tile->column - own->padding, IN, own->nothing, pixels);
-    ask_ahead(&own->maps, tile->image, tile->row - own->padding, tile->column - own->padding + IN, IN);
-    const float largest = largest_pixel(pixels, channels);
+/* A pixel's channels, as many as two vectors have. */
+INLINE __m512i load_both(const struct pixels *pixels, int at, int64_t c, const int pooled) {
+    if (!pooled) return _mm512_loadu_si512(pixels->values[at] + c);
+    const __m256i places = _mm256_loadu_si256((const __m256i *)(pixels->places[at] + c));
+    const __mmask32 largest = _mm256_cmpeq_epi8_mask(places, _mm256_set1_epi8(pixels->own[at]));
+    return _mm512_maskz_loadu_epi16(largest, pixels->values[at] + c);
+}
+
+INLINE void transform_tile(
+    const struct convolution *own, const struct tile *tile, const struct workplace *at, int64_t i, const int pooled
+) {
+    const int64_t channels = own->maps.channels, row = tile->row - own->padding, column = tile->column - own->padding;
+    struct pixels pixels;
+    find_pixels(&own->maps, tile->image, row, column, IN, pooled, own->nothing, &pixels);
+    ask_ahead(&own->maps, tile->image, row, column + IN, IN, pooled);
+    const float largest = largest_pixel(&pixels, channels);
     /* Smaller ones are as good as zero, and have no inverse. */
     const __m512 scale = _mm512_set1_ps(largest < 1e-30f ? 0.0f : LARGEST_PIXEL / (GAIN * largest));
     at->back[i] = largest < 1e-30f ? 0.0f : largest < INFINITY ? largest * (GAIN / LARGEST_PIXEL) : NAN;
     for (int64_t c = 0; c < channels; c += 2 * LANES) {
         __m512 x[2][FREQUENCIES], y[2][FREQUENCIES];
+        /* The compiler unrolls no loop as long as this by itself, and then takes a copy of all before the transform. */
+#pragma GCC unroll 36
         for (int f = 0; f < FREQUENCIES; f++) {
-            const __m512i both = _mm512_loadu_si512(pixels[f] + c);
+            const __m512i both = load_both(&pixels, f, c, pooled);
             x[0][f] = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
             x[1][f] = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(0xffff0000)));
         }
         for (int half = 0; half < 2; half++) frequencies_of_pixels(x[half], y[half]);
         pair *to = at->tiles + (i * channels + c) / 2;
+#pragma GCC unroll 36
         for (int f = 0; f < FREQUENCIES; f++)
             _mm512_storeu_si512(to + f * own->of_frequency, whole_pairs(y[0][f], y[1][f], scale));
     }
 }
 
-/* Transforms what some outputs of a tile are from, and writes them. */
-INLINE void write_tile(
-    const struct convolution *own, const struct tile *tile, const struct workplace *at, int64_t i, int64_t begin,
-    int64_t width
-) {
-    const struct maps *outputs = &own->outputs;
+/* Writes some outputs of a tile. */
+INLINE void write_tile(const struct maps *outputs, const struct tile *tile, const __m512 y[OUT * OUT], int64_t c) {
     const int64_t rows = smaller(OUT, outputs->height - tile->row), columns = smaller(OUT, outputs->width - tile->column);
     value *corner = (value *)outputs->values +
                     ((tile->image * outputs->height + tile->row) * outputs->width + tile->column) * outputs->channels;
+    for (int row = 0; row < OUT; row++)
+        for (int column = 0; column < OUT; column++)
+            if (row < rows && column < columns)
+                store(corner + (row * outputs->width + column) * outputs->channels + c, y[OUT * row + column], ALL_LANES);
+}
+
+/* Writes the largest of each window of the pool. */
+INLINE void write_windows(const struct maps *outputs, const struct tile *tile, const __m512 y[OUT * OUT], int64_t c) {
+    for (int row = 0; row < OUT; row += 2)
+        for (int column = 0; column < OUT; column += 2) {
+            const struct tile window = {tile->image, tile->row + row, tile->column + column};
+            if (window.row >= outputs->height || window.column >= outputs->width) continue;
+            const __m512 *corner = y + OUT * row + column;
+            const __m512 four[4] = {corner[0], corner[1], corner[OUT], corner[OUT + 1]};
+            write_largest(outputs, &window, four, c, ALL_LANES);
+        }
+}
+
+/* Transforms what some outputs of a tile are from, and writes them. */
+INLINE void finish_tile(
+    const struct convolution *own, const struct tile *tile, const struct workplace *at, int64_t i, int64_t begin,
+    int64_t width
+) {
     for (int64_t c = 0; c < width; c += LANES) {
         __m512 x[FREQUENCIES], y[OUT * OUT];
+#pragma GCC unroll 36
         for (int f = 0; f < FREQUENCIES; f++) {
-            const float *sums = at->sums + i * OF_TILE + f * width + c;
+            const float *sums = at->sums + i * own->of_tile + f * width + c;
             x[f] = _mm512_loadu_ps(sums);
-            /* The next tile's, which are in the second cache. */
-            _mm_prefetch((const char *)(sums + OF_TILE), _MM_HINT_T0);
         }
         pixels_of_frequencies(x, y);
         const __m512 back = at->back[i] * _mm512_loadu_ps(own->back + begin + c);
         const __m512 bias = own->bias ? _mm512_loadu_ps(own->bias + begin + c) : _mm512_setzero_ps();
-        for (int row = 0; row < OUT; row++)
-            for (int column = 0; column < OUT; column++)
-                if (row < rows && column < columns)
-                    store(
-                        corner + (row * outputs->width + column) * outputs->channels + begin + c,
-                        y[OUT * row + column] * back + bias
-                    );
+        for (int j = 0; j < OUT * OUT; j++) y[j] = y[j] * back + bias;
+        if (own->outputs.places)
+            write_windows(&own->outputs, tile, y, begin + c);
+        else
+            write_tile(&own->outputs, tile, y, begin + c);
     }
 }
 
@@ -285,7 +317,10 @@ static void convolve_tiles(const struct convolution *own, int64_t first, int64_t
     const int64_t outputs = own->outputs.channels, pairs = own->maps.channels / 2;
     for (int64_t i = 0; i < count; i++) {
         const struct tile tile = tile_at(&own->tiling, first + i);
-        transform_tile(own, &tile, at, i);
+        if (own->maps.places)
+            transform_tile(own, &tile, at, i, 1);
+        else
+            transform_tile(own, &tile, at, i, 0);
     }
     for (int64_t strip = 0; strip < strips_of(outputs); strip++) {
         const int64_t begin = strip_begin(outputs, strip), width = strip_begin(outputs, strip + 1) - begin;
@@ -294,30 +329,27 @@ static void convolve_tiles(const struct convolution *own, int64_t first, int64_t
                 const struct product product = {
                     at->tiles + f * own->of_frequency + k, pairs, 1,
                     own->filters + (begin * FREQUENCIES + f * width) * pairs + k * width, width,
-                    smaller(WHOLE_PAIRS, pairs - k), at->sums + f * width, OF_TILE, k > 0,
+                    smaller(WHOLE_PAIRS, pairs - k), at->sums + f * width, own->of_tile, k > 0,
                 };
                 multiply_whole(&product, count, width);
             }
         for (int64_t i = 0; i < count; i++) {
             const struct tile tile = tile_at(&own->tiling, first + i);
-            write_tile(own, &tile, at, i, begin, width);
+            finish_tile(own, &tile, at, i, begin, width);
         }
     }
 }
 
 /* A convolution, or the gradient of its maps. Every number of threads gives the same bits.
  *
- * maps     [images, height, width, channels]
- * padding  rows and columns of zeros around the maps
- * weights  [outputs, channels, 3, 3]; where `turned`, [channels, outputs, 3, 3], whose rows and columns run backwards
- * bias     [outputs], or NULL
- * results  [images, height + 2 * padding - 2, width + 2 * padding - 2, outputs], written. Where a tile's pixels, or the
- *          filters to an output, have one that is not a finite number, none of theirs is one
+ * Arguments are those of winograd.c. Where a tile's pixels, or the filters to an output, have one that is not a finite
+ * number, none of theirs is one.
  *
  * Returns 0, or 1 without memory.
  */
 int convolve(
     const value *maps,
+    const uint8_t *places,
     int64_t images,
     int64_t height,
     int64_t width,
@@ -328,17 +360,20 @@ int convolve(
     int64_t turned,
     const float *bias,
     value *results,
+    uint8_t *out_places,
+    int64_t out_height,
+    int64_t out_width,
     int threads
 ) {
     const struct filters filters = {weights, outputs, channels, turned};
-    const int64_t out_height = height + 2 * padding - 2, out_width = width + 2 * padding - 2;
     pair *transformed = memory(FREQUENCIES * channels * outputs * sizeof(int16_t));
     float *back = memory(outputs * sizeof(float)), *scratch = memory(outputs * channels * 9 * sizeof(float));
     value *nothing = calloc(channels, sizeof(value));
     const struct convolution own = {
-        {maps, height, width, channels}, tiling_of(images, out_height, out_width), padding,
-        transformed, back, bias, {results, out_height, out_width, outputs}, nothing,
+        {maps, height, width, channels, places}, tiling_of(images, out_height, out_width), padding,
+        transformed, back, bias, {results, out_height, out_width, outputs, out_places}, nothing,
         TILES * channels / 2 + CACHE_LINE / (int64_t)sizeof(pair),
+        FREQUENCIES * smaller(outputs, COLUMNS * LANES) + LANES,
     };
     const int64_t tiles = tiles_of(&own.tiling);
     int result = transformed && back && scratch && nothing ? DONE : OUT_OF_MEMORY;
@@ -349,7 +384,7 @@ int convolve(
             const struct workplace at = {
                 memory(FREQUENCIES * own.of_frequency * sizeof(pair)),
                 memory(TILES * sizeof(float)),
-                memory(TILES * OF_TILE * sizeof(float)),
+                memory(TILES * own.of_tile * sizeof(float)),
             };
             if (!at.tiles || !at.back || !at.sums) result = OUT_OF_MEMORY;
 #pragma omp for schedule(static)
@@ -369,8 +404,6 @@ int convolve(
 
 /* --- the gradient of the filters ----------------------------------------------------------------- */
 
-#include "winograd_bf16.h"
-
 /* Of each lane a pair of bfloat16. */
 INLINE void store_pairs(pair *to, __m512 first, __m512 second) {
     const __m512i order = _mm512_set_epi16(
@@ -379,23 +412,24 @@ INLINE void store_pairs(pair *to, __m512 first, __m512 second) {
     _mm512_storeu_si512(to, _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(second, first)));
 }
 
-static __attribute__((noinline)) void transform_pair(const struct gradient *own, int64_t index, int64_t place, const struct pairs *to) {
-    const value *pixels[2][FREQUENCIES], *corners[2][OUT * OUT];
+INLINE void transform_pair(
+    const struct gradient *own, int64_t index, int64_t place, const struct pairs *to, const int pooled
+) {
+    struct pixels pixels[2], corners[2];
     for (int i = 0; i < 2; i++) {
         const struct tile tile = tile_at(&own->tiling, index + i);
         /* Behind the last tile of an odd number comes one of an image that is not there: nothing is inside. */
         const int64_t row = tile.row + (tile.image < own->tiling.images ? 0 : own->maps.height + own->padding);
-        find_pixels(
-            &own->maps, tile.image, row - own->padding, tile.column - own->padding, IN, own->nothing, pixels[i]
-        );
-        find_pixels(&own->gradients, tile.image, row, tile.column, OUT, own->nothing, corners[i]);
-        ask_ahead(&own->maps, tile.image, row - own->padding, tile.column - own->padding + OUT + IN, IN);
-        ask_ahead(&own->gradients, tile.image, row, tile.column + 2 * OUT, OUT);
+        const int64_t first_row = row - own->padding, first_column = tile.column - own->padding;
+        find_pixels(&own->maps, tile.image, first_row, first_column, IN, 0, own->nothing, &pixels[i]);
+        find_pixels(&own->gradients, tile.image, row, tile.column, OUT, pooled, own->nothing, &corners[i]);
+        ask_ahead(&own->maps, tile.image, first_row, first_column + OUT + IN, IN, 0);
+        ask_ahead(&own->gradients, tile.image, row, tile.column + 2 * OUT, OUT, pooled);
     }
     __m512 x[FREQUENCIES], y[2][FREQUENCIES];
     for (int64_t c = 0; c < own->maps.channels; c += LANES) {
         for (int i = 0; i < 2; i++) {
-            for (int f = 0; f < FREQUENCIES; f++) x[f] = load(pixels[i][f] + c);
+            for (int f = 0; f < FREQUENCIES; f++) x[f] = load_pixel(&pixels[i], f, c, ALL_LANES, 0);
             frequencies_of_pixels(x, y[i]);
         }
         pair *at = to->of_maps + place * own->maps.channels + c;
@@ -403,7 +437,7 @@ static __attribute__((noinline)) void transform_pair(const struct gradient *own,
     }
     for (int64_t c = 0; c < own->gradients.channels; c += LANES) {
         for (int i = 0; i < 2; i++) {
-            for (int j = 0; j < OUT * OUT; j++) x[j] = load(corners[i][j] + c);
+            for (int j = 0; j < OUT * OUT; j++) x[j] = load_pixel(&corners[i], j, c, ALL_LANES, pooled);
             frequencies_of_gradients(x, y[i]);
         }
         pair *at = to->of_gradients + place * own->gradients.channels + c;
@@ -411,11 +445,28 @@ static __attribute__((noinline)) void transform_pair(const struct gradient *own,
     }
 }
 
+/* Not inline, or the compiler is short of registers. */
+static __attribute__((noinline)) void transform_pair_of_whole(
+    const struct gradient *own, int64_t index, int64_t place, const struct pairs *to
+) {
+    transform_pair(own, index, place, to, 0);
+}
+
+static __attribute__((noinline)) void transform_pair_of_pooled(
+    const struct gradient *own, int64_t index, int64_t place, const struct pairs *to
+) {
+    transform_pair(own, index, place, to, 1);
+}
+
 static void add_pairs(
     const struct gradient *own, int64_t first, int64_t count, const struct pairs *pairs, float *sums, int add
 ) {
     const int64_t outputs = own->gradients.channels, channels = own->maps.channels;
-    for (int64_t i = 0; i < count; i++) transform_pair(own, 2 * (first + i), i, pairs);
+    for (int64_t i = 0; i < count; i++)
+        if (own->gradients.places)
+            transform_pair_of_pooled(own, 2 * (first + i), i, pairs);
+        else
+            transform_pair_of_whole(own, 2 * (first + i), i, pairs);
     for (int f = 0; f < FREQUENCIES; f++)
         for (int64_t strip = 0; strip < strips_of(channels); strip++) {
             const int64_t begin = strip_begin(channels, strip);
@@ -430,12 +481,7 @@ static void add_pairs(
 
 /* The gradient of a convolution's filters. It is summed up in as many parts as there are threads.
  *
- * maps       [images, height, width, channels]
- * padding    rows and columns of zeros around the maps
- * gradients  of the outputs, [images, height + 2 * padding - 2, width + 2 * padding - 2, outputs]
- * results    [outputs, channels, 3, 3], written
- *
- * Returns 0, or 1 without memory.
+ * Arguments are those of winograd.c. Returns 0, or 1 without memory.
  */
 int gradient_of_filters(
     const value *maps,
@@ -445,11 +491,14 @@ int gradient_of_filters(
     int64_t channels,
     int64_t padding,
     const value *gradients,
+    const uint8_t *places,
     int64_t outputs,
+    int64_t out_height,
+    int64_t out_width,
     float *results,
     int threads
 ) {
     const struct maps of_maps = {maps, height, width, channels};
-    const struct maps of_gradients = {gradients, height + 2 * padding - 2, width + 2 * padding - 2, outputs};
+    const struct maps of_gradients = {gradients, out_height, out_width, outputs, places};
     return sum_up(&of_maps, &of_gradients, images, padding, results, threads);
 }

@@ -1,4 +1,4 @@
-/* What the Winograd kernels with tiles of 4x4 pixels share: transforms, products of blocks, and where pixels are.
+/* What the Winograd kernels with tiles of 4x4 pixels share: transforms and products of blocks.
  *
  * The polynomials behind the transforms are evaluated at 0, at plus and minus the roots of 1/2 and of 2, and at infinity.
  * Lavin's own 0, 1, 2 and infinity round worse: the roots' powers differ less.
@@ -95,20 +95,3 @@ DEFINE_TRANSFORM(taps_of_frequencies, gradient_frequencies_of_line, IN, 3)
         if (COLUMNS == 4 && vectors == 3) name##_rows(p, rows, 3);                                              \
         if (COLUMNS == 4 && vectors == 4) name##_rows(p, rows, 4);                                              \
     }
-
-/* --- tiles --------------------------------------------------------------------------------------- */
-
-/* Where a square's pixels are; `nothing`, which is zeros, is where the map has none. */
-INLINE void find_pixels(
-    const struct maps *maps, int64_t image, int64_t row, int64_t column, const int size, const value *nothing,
-    const value **pixels
-) {
-    for (int y = 0; y < size; y++) {
-        const int row_inside = (uint64_t)(row + y) < (uint64_t)maps->height;
-        const value *line = maps->values + ((image * maps->height + row + y) * maps->width + column) * maps->channels;
-        for (int x = 0; x < size; x++) {
-            const int inside = row_inside & ((uint64_t)(column + x) < (uint64_t)maps->width);
-            pixels[size * y + x] = inside ? line + x * maps->channels : nothing;
-        }
-    }
-}

@@ -1,8 +1,78 @@
-/* What the Winograd kernels of bfloat16 share: the gradient of the filters, summed up in as many parts as there are threads.
+/* What the Winograd kernels of bfloat16 share: numbers, pixels of maps that a 2x2 max pool may have thinned out, and the
+ * gradient of the filters, summed up in as many parts as there are threads.
  *
  * A file that includes this has included winograd.h, and says before: PAIRS, the pairs of tiles that are multiplied before
- * sums are written; SUMS, the bytes that sums may take, of all threads; and below `add_pairs`.
+ * sums are written; SUMS, the bytes that sums may take, of all threads; and below `taps_of_frequencies` and `add_pairs`.
  */
+
+/* --- numbers ------------------------------------------------------------------------------------- */
+
+#define ALL_LANES ((__mmask16)-1)
+
+INLINE __m512 load(const value *from, __mmask16 lanes) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
+INLINE __m256i values(__m512 numbers) { return (__m256i)_mm512_cvtneps_pbh(numbers); }
+
+INLINE void store(value *to, __m512 numbers, __mmask16 lanes) { _mm256_mask_storeu_epi16(to, lanes, values(numbers)); }
+
+/* --- pixels -------------------------------------------------------------------------------------- */
+
+/* A square's pixels. */
+struct pixels {
+    const value *values[FREQUENCIES];
+    const uint8_t *places[FREQUENCIES];
+    /* The place among four of each. */
+    uint8_t own[FREQUENCIES];
+};
+
+/* Where they are; `nothing`, which is zeros, is where the map has none. */
+INLINE void find_pixels(
+    const struct maps *maps, int64_t image, int64_t row, int64_t column, const int size, const int pooled,
+    const value *nothing, struct pixels *pixels
+) {
+    const int64_t height = maps->height >> pooled, width = maps->width >> pooled;
+    for (int y = 0; y < size; y++) {
+        const int row_inside = (uint64_t)(row + y) < (uint64_t)maps->height;
+        const int64_t line = (image * height + ((row + y) >> pooled)) * width;
+        for (int x = 0; x < size; x++) {
+            const int inside = row_inside & ((uint64_t)(column + x) < (uint64_t)maps->width), at = size * y + x;
+            const int64_t pixel = (line + ((column + x) >> pooled)) * maps->channels;
+            pixels->values[at] = inside ? maps->values + pixel : nothing;
+            if (!pooled) continue;
+            pixels->places[at] = inside ? maps->places + pixel : (const uint8_t *)nothing;
+            pixels->own[at] = 2 * ((row + y) & 1) + ((column + x) & 1);
+        }
+    }
+}
+
+INLINE __m512 load_pixel(const struct pixels *pixels, int at, int64_t c, __mmask16 lanes, const int pooled) {
+    if (!pooled) return load(pixels->values[at] + c, lanes);
+    const __m128i places = _mm_maskz_loadu_epi8(lanes, pixels->places[at] + c);
+    const __mmask16 largest = _mm_mask_cmpeq_epi8_mask(lanes, places, _mm_set1_epi8(pixels->own[at]));
+    return load(pixels->values[at] + c, largest);
+}
+
+/* Writes the largest of each channel; NaN counts as larger than any number. */
+INLINE void write_largest(
+    const struct maps *outputs, const struct tile *tile, const __m512 y[4], int64_t c, __mmask16 lanes
+) {
+    __m512 largest = y[0];
+    __m512i place = _mm512_setzero_si512();
+    for (int i = 1; i < 4; i++) {
+        __mmask16 larger = _mm512_cmp_ps_mask(y[i], largest, _CMP_GT_OQ) | _mm512_cmp_ps_mask(y[i], y[i], _CMP_UNORD_Q);
+        largest = _mm512_mask_mov_ps(largest, larger, y[i]);
+        place = _mm512_mask_mov_epi32(place, larger, _mm512_set1_epi32(i));
+    }
+    const int64_t line = (tile->image * (outputs->height / 2) + tile->row / 2) * (outputs->width / 2);
+    const int64_t at = (line + tile->column / 2) * outputs->channels + c;
+    store((value *)outputs->values + at, largest, lanes);
+    _mm_mask_storeu_epi8((uint8_t *)outputs->places + at, lanes, _mm512_cvtepi32_epi8(place));
+}
+
+/* --- the gradient of the filters ----------------------------------------------------------------- */
 
 struct gradient {
     struct maps maps, gradients;

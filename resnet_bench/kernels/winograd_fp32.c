@@ -103,6 +103,21 @@ INLINE struct frequencies allocate_frequencies(int64_t tiles, int64_t channels) 
     return (struct frequencies){memory(FREQUENCIES * of_frequency * sizeof(float)), of_frequency, of_tile};
 }
 
+/* Where a square's pixels are; `nothing`, which is zeros, is where the map has none. */
+INLINE void find_pixels(
+    const struct maps *maps, int64_t image, int64_t row, int64_t column, const int size, const value *nothing,
+    const value **pixels
+) {
+    for (int y = 0; y < size; y++) {
+        const int row_inside = (uint64_t)(row + y) < (uint64_t)maps->height;
+        const value *line = maps->values + ((image * maps->height + row + y) * maps->width + column) * maps->channels;
+        for (int x = 0; x < size; x++) {
+            const int inside = row_inside & ((uint64_t)(column + x) < (uint64_t)maps->width);
+            pixels[size * y + x] = inside ? line + x * maps->channels : nothing;
+        }
+    }
+}
+
 INLINE void transform_tile(
     const struct maps *maps, const struct tile *tile, int64_t padding, const float *nothing,
     const struct frequencies *to, int64_t place

@@ -32,7 +32,7 @@ def choosing(monkeypatch, **seconds: float) -> list[tuple[str, int]]:
         asked.append((name, shape.size))
         return {way: seconds.get(way, 1.0 if way == "default" else 2.0) for way in ways}
 
-    def measure_pooled(shape, needed, ways):
+    def measure_pooled(shape, needed, ways, as_one):
         asked.append(("pool", shape.size))
         return {"apart": 1.0, "winograd": seconds.get("winograd", 2.0)}
 
@@ -207,10 +207,20 @@ def test_a_network_with_fewer_products_is_as_near_to_plain_as_bf16(tmp_path, mon
 @pytest.mark.parametrize("needed", [("forward",), ("forward", "grad_input", "grad_weight")])
 def test_the_measurement_times_a_pool_apart_and_as_one(needed) -> None:
     shape = Shape(2, 16, 5, 16, Geometry(3, 1, 1), torch.bfloat16)
-    times = fast_paths.time_pooled(shape, needed, ConvAlgorithms())
+    times = fast_paths.time_pooled(shape, needed, ConvAlgorithms(), ConvAlgorithms())
     assert set(times) == {"apart", "winograd"}
     assert times["apart"] == 1
     assert times["winograd"] > 0
+
+
+@needs_winograd
+@pytest.mark.parametrize("name", PASSES)
+def test_the_measurement_times_each_pass_with_a_pool(name) -> None:
+    shape = Shape(2, 32, 5, 32, Geometry(3, 1, 1), torch.bfloat16, pool=True)
+    algorithms = fast_paths.candidates(shape)[name]
+    assert algorithms[0] == "winograd"
+    assert set(fast_paths.time_pass(name, algorithms, shape)) == set(algorithms)
+    assert list(fast_paths.candidates(shape._replace(channels=24))[name]) == ["winograd"]
 
 
 def layers_with_a_pool(convolution: nn.Module) -> nn.Module:
