@@ -12,6 +12,8 @@ from resnet_bench.base.machine import default_threads, usable_cores
 
 BUSY_SECONDS = 0.2
 """How long the processor is watched where the load average is high, which it may be from a run that has just ended."""
+REMEMBERED_SECONDS = 10.0
+"""How long what was seen is remembered: the plan of a suite asks for each of its benchmarks."""
 MOST_PER_CORE = 16
 """More threads per core than this are refused: a step would take minutes, in silence."""
 
@@ -49,11 +51,16 @@ def is_busy(threads: int) -> bool:
     """Check whether other work leaves less than half of these threads a core."""
     if not hasattr(os, "getloadavg") or os.getloadavg()[0] < threads / 2:
         return False
+    return idle_cores(int(time.monotonic() // REMEMBERED_SECONDS)) < threads / 2
+
+
+@functools.lru_cache(maxsize=1)
+def idle_cores(_period: int) -> float:
+    """Watch the processor, once in a period, and return how many cores had nothing to do."""
     # Not psutil's percentages: those of less than a second of processor time, as of two cores here, are too small.
     idle, started = psutil.cpu_times().idle, time.monotonic()
     time.sleep(BUSY_SECONDS)
-    idle_cores: float = (psutil.cpu_times().idle - idle) / (time.monotonic() - started)
-    return idle_cores < threads / 2
+    return float(psutil.cpu_times().idle - idle) / (time.monotonic() - started)
 
 
 @functools.cache

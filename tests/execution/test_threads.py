@@ -34,6 +34,7 @@ class Machine:
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four idle cores."""
     threads.warn_once.cache_clear()
+    threads.idle_cores.cache_clear()
     monkeypatch.setattr(threads, "usable_cores", lambda: 4)
     monkeypatch.setattr(threads, "default_threads", lambda: 4)
     work(monkeypatch, load=0.1, idle_cores=4.0)
@@ -92,6 +93,16 @@ def test_a_machine_is_busy_if_less_than_half_of_the_threads_get_a_core(
 ) -> None:
     work(monkeypatch, load=load, idle_cores=idle_cores)
     assert is_busy(asked) == busy
+
+
+def test_a_suite_watches_the_machine_once_and_later_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    work(monkeypatch, load=6.0, idle_cores=0.4)
+    started = threads.time.monotonic()
+    assert [choose_threads(None) for _ in range(5)] == [1] * 5
+    assert threads.time.monotonic() - started == pytest.approx(threads.BUSY_SECONDS)
+    work(monkeypatch, load=6.0, idle_cores=3.9)
+    threads.time.sleep(threads.REMEMBERED_SECONDS)
+    assert choose_threads(None) == 4
 
 
 def test_deterministic_executions_do_not_depend_on_how_busy_the_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
