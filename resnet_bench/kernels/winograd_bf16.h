@@ -2,7 +2,8 @@
  * gradient of the filters, summed up in as many parts as there are threads.
  *
  * A file that includes this has included winograd.h, and says before: PAIRS, the pairs of tiles that are multiplied before
- * sums are written; SUMS, the bytes that sums may take, of all threads; and below `taps_of_frequencies` and `add_pairs`.
+ * sums are written; SUMS, the bytes that sums may take, of all threads; and `taps_of_frequencies`. Below it says
+ * `add_pairs`.
  */
 
 /* --- numbers ------------------------------------------------------------------------------------- */

@@ -127,8 +127,11 @@ INLINE void transform_tile(
     float *at = to->values + place * to->of_tile;
     for (int64_t c = 0; c < maps->channels; c += LANES) {
         vector x[FREQUENCIES], y[FREQUENCIES];
+        /* The compiler unrolls no loop as long as this by itself, and then takes a copy of all before the transform. */
+#pragma GCC unroll 36
         for (int i = 0; i < FREQUENCIES; i++) x[i] = load(pixels[i] + c);
         frequencies_of_pixels(x, y);
+#pragma GCC unroll 36
         for (int f = 0; f < FREQUENCIES; f++) store(at + f * to->of_frequency + c, y[f]);
     }
 }
@@ -208,6 +211,7 @@ INLINE void write_tile(
     float *corner = own->results + ((tile->image * own->height + tile->row) * own->width + tile->column) * own->outputs;
     for (int64_t c = 0; c < width; c += LANES) {
         vector x[FREQUENCIES], y[OUT * OUT];
+#pragma GCC unroll 36
         for (int f = 0; f < FREQUENCIES; f++) x[f] = load(sums + f * of_frequency + c);
         pixels_of_frequencies(x, y);
         const vector bias = own->bias ? load(own->bias + begin + c) : (vector){0};
