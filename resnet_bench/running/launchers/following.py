@@ -38,11 +38,11 @@ class Follower:
         """
         give_up_at = None
         while self.open:
-            yield from self.look(cancelled=bool(stop))
             if stop and give_up_at is None:
                 with contextlib.suppress(UserError):
                     cancel([handle for handle in self._launch.handles if self.open.keys() & {*handle.tasks}])
                 give_up_at = time.monotonic() + patience
+            yield from self.look(cancelled=give_up_at is not None)
             if give_up_at is not None and time.monotonic() > give_up_at:
                 yield from self.give_up(JobFinished(interrupted=True))
             if self.open:

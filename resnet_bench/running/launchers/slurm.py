@@ -130,9 +130,13 @@ class _SlurmFollower(Follower):
         self._ask_at = time.monotonic() + ASK_SECONDS
         self._job_of = {number: handle.id for handle in launch.handles for number in handle.tasks}
         self._seen_over: Counter[int] = Counter()
+        self._is_cancelled = False
 
     def look(self, *, cancelled: bool) -> Iterator[tuple[int, Event]]:
         yield from self.read(cancelled=cancelled)
+        if cancelled and not self._is_cancelled:
+            # A job that had not started says nothing, and a person waits.
+            self._is_cancelled, self._ask_at = True, time.monotonic()
         if self.open and time.monotonic() >= self._ask_at:
             self._ask_at = time.monotonic() + ASK_SECONDS
             states = _ask(self._launch.handles)
