@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.running.launchers.options import RayOptions, choose_launcher, load_launcher, minutes
+from resnet_bench.recipe.benchmark import ProfileName
+from resnet_bench.running.launchers.cluster import packs
+from resnet_bench.running.launchers.options import RayOptions, SlurmOptions, choose_launcher, load_launcher, minutes
 from tests.golden import typed
+from tests.running.conftest import tiny_job
 
 
 @pytest.fixture
@@ -51,6 +54,26 @@ def test_jobs_on_the_cpu_ask_for_no_gpu_unless_told(folder: Path) -> None:
     on_cpu = choose_launcher("slurm", {}, device="cpu")
     told = choose_launcher("slurm", {"gpus_per_node": 2}, device="cpu")
     assert [getattr(found, "gpus_per_node", None) for found in (on_cpu, told)] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("profile", "options", "sizes"),
+    [
+        ("full", SlurmOptions(gpus_per_node=1), [1] * 10),
+        ("full", SlurmOptions(gpus_per_node=4), [4, 4, 2]),
+        ("full", SlurmOptions(gpus_per_node=0, runs_per_job=5), [5, 5]),
+        ("smoke", SlurmOptions(gpus_per_node=1), [4, 4, 2]),
+        ("smoke", SlurmOptions(gpus_per_node=2), [8, 2]),
+        ("smoke", RayOptions(gpus=1), [1] * 10),
+    ],
+)
+def test_a_job_has_a_run_per_gpu_and_short_runs_share_one(
+    profile: ProfileName, options: SlurmOptions | RayOptions, sizes: list[int]
+) -> None:
+    jobs = [tiny_job(seed=seed, profile=profile) for seed in range(10)]
+    found = packs(jobs, options)
+    assert [len(pack) for pack in found] == sizes
+    assert [number for pack in found for number in pack] == [*range(10)]
 
 
 @pytest.mark.parametrize(
