@@ -44,7 +44,7 @@ def status(
         if as_json:
             print_json("status", tasks=rows, problems=notes)
         else:
-            _print(rows)
+            _print(rows, hidden=not everything and bool(find_launches(run_dir)))
             for problem in notes:
                 note(problem)
         if not watch or not any(row["open"] for row in rows):
@@ -66,9 +66,9 @@ def _look(run_dir: Path, *, everything: bool, also: Collection[str]) -> tuple[li
     return rows, notes
 
 
-def _print(rows: list[dict[str, Any]]) -> None:
+def _print(rows: list[dict[str, Any]], *, hidden: bool) -> None:
     if not rows:
-        echo("no job is waiting or running")
+        echo("no job is waiting or running" + ("; --all shows how those before have ended" if hidden else ""))
         return
     numbers = ("epoch", "accuracy", "attempt")
     table = new_table("launch", "task", "job", "state", "node", *numbers, "why", right=numbers)

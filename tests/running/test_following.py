@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from resnet_bench.running.events import JobFinished
-from resnet_bench.running.launchers.launch import Handle, Launch
+from resnet_bench.running.launchers.event_log import write_to
+from resnet_bench.running.launchers.launch import Handle, Launch, path_of
 from resnet_bench.running.launchers.options import SlurmOptions
 from resnet_bench.running.launchers.slurm import Slurm
 from resnet_bench.running.stopping import Stop
+from tests.golden import typed
 from tests.running.conftest import tiny_job
 
 HOURS = 4 * 3600.0
@@ -30,15 +32,27 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return asked
 
 
+def submitted(folder: Path) -> Launch:
+    launch = Launch.create(folder / "runs", SlurmOptions(gpus_per_node=0), [tiny_job()], None)
+    return launch.submitted([Handle("7_0", (0,))])
+
+
 def test_squeue_is_asked_at_once_when_jobs_are_cancelled(
     asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("resnet_bench.running.launchers.slurm.ASK_SECONDS", HOURS)
     monkeypatch.setattr("resnet_bench.running.launchers.slurm.LOOKS_BEFORE_VERDICT", 1)
     monkeypatch.setattr("resnet_bench.running.launchers.slurm.CANCEL_SECONDS", 30.0)
-    launch = Launch.create(tmp_path / "runs", SlurmOptions(gpus_per_node=0), [tiny_job()], None)
-    launch = launch.submitted([Handle("7_0", (0,))])
     stop = Stop()
     stop.reason = "interrupted by SIGINT"
-    assert [*Slurm(SlurmOptions()).events(launch, stop)] == [(0, JobFinished(interrupted=True))]
+    events = Slurm(SlurmOptions()).events(submitted(tmp_path), stop)
+    assert [*events] == [(0, JobFinished(interrupted=True))]
     assert asked.read_text().split() == ["scancel", "squeue"]
+
+
+def test_status_says_how_launches_that_have_ended_are_shown(tmp_path: Path) -> None:
+    where = f"--run-dir {tmp_path / 'runs'}"
+    assert typed(f"status {where}").out == "no job is waiting or running\n"
+    write_to(path_of(submitted(tmp_path).events, 0, 0)).take(JobFinished("it broke"))
+    assert typed(f"status {where}").out == "no job is waiting or running; --all shows how those before have ended\n"
+    assert "it broke" in typed(f"status {where} --all").out
