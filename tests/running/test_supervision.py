@@ -1,7 +1,9 @@
 """Tasks whose places are lost: started again as often as is allowed, heard by their newest attempt, and ended once."""
 
 import asyncio
+import itertools
 import json
+import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -201,6 +203,27 @@ def test_a_node_that_does_not_answer_is_given_up_when_its_task_is_silent_too_and
     assert supervise(tmp_path, places) == [JobFinished()]
     assert attempts_before(tmp_path, 0, 2)[1][0] == Suspended("its node host 1 fell silent", is_lost=True)
     assert places.avoided == [set(), {"n1"}]
+
+
+def test_a_look_that_took_long_is_followed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NODES_SECONDS", 0.5)
+    looks: list[tuple[float, float]] = []
+
+    class SlowPlaces(FakePlaces):
+        def nodes(self) -> dict[str, bool]:
+            began = time.monotonic()
+            time.sleep(0.5)
+            looks.append((began, time.monotonic()))
+            return super().nodes()
+
+    async def wait_for_looks(places: FakePlaces, number: int) -> None:
+        places.supervision.tell(number, 0, NODE, [line(JobStarted())])
+        while len(looks) < 4:
+            await asyncio.sleep(0.01)
+        await finish(places, number)
+
+    assert supervise(tmp_path, SlowPlaces(wait_for_looks)) == [JobFinished()]
+    assert min(began - ended for (_, ended), (began, _) in itertools.pairwise(looks)) < 0.25
 
 
 def test_what_waits_is_placed_again_when_a_node_falls_silent_or_answers_again_and_that_does_not_count(

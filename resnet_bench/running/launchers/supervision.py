@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from resnet_bench.running.launchers.launch import path_of
 
 NODES_SECONDS = 5.0
-"""Between two looks at the nodes."""
+"""From one look at the nodes to the next; one that takes longer, as where a node is silent, is followed at once."""
 SILENT_SECONDS = 30.0
 """A task that has said nothing for so long, on a node that does not answer either, is given up."""
 CANCEL_SECONDS = 120.0
@@ -235,11 +235,12 @@ class Supervision:
 
     async def _watch_nodes(self) -> None:
         while True:
+            began = time.monotonic()
             try:
                 self._give_up(await asyncio.to_thread(self._places.nodes))
             except Exception as error:  # whatever the scheduler raises where it does not answer for a while
                 _log.warning("the nodes were not looked at: %s", error)
-            await asyncio.sleep(NODES_SECONDS)
+            await asyncio.sleep(max(0.0, began + NODES_SECONDS - time.monotonic()))
 
     def _give_up(self, nodes: Mapping[str, bool]) -> None:
         """Give up attempts on nodes that are lost, and those that wait where other nodes answer than at their start.
