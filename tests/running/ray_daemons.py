@@ -17,6 +17,8 @@ from typing import Self
 
 import psutil
 
+from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.ui import ui_command
 from tests.running.clusters import wait_until
 from tests.running.daemons import PATH, Daemons, as_a_node, missing_programs, why_no_name_spaces
 
@@ -24,6 +26,8 @@ ROOT = Path(__file__).parents[2]
 ADDRESS = "127.0.0.1:6379"
 """Of the head, in the name space."""
 NODES = ("r1", "r2")
+SERVER_PORT = 5000
+"""Of MLflow's server, likewise."""
 SECONDS_TO_START = 240.0
 
 STARTED = "Ray runtime started"
@@ -90,6 +94,26 @@ class RayDaemons(Daemons):
     def inside(self, *command: str) -> list[str]:
         """The command as it runs in the name space."""
         return ["ip", "netns", "exec", self._name, *command]
+
+    @contextlib.contextmanager
+    def serving(self, database: Store, folder: Path) -> Iterator[str]:
+        """Run MLflow's server on a database in the name space: several hosts share no file. Yields its address."""
+        command, environment = ui_command(database, port=SERVER_PORT)
+        with (folder / "server.log").open("wb") as log:
+            environment = {**environment, "PATH": self.environment["PATH"]}
+            process = subprocess.Popen(self.inside(*command), env=environment, stdout=log, stderr=log)
+        # It listens when it is ready; asking for a page would start an interpreter each time.
+        asked = self.inside("bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{SERVER_PORT}")
+
+        def answers() -> bool:
+            return subprocess.run(asked, env=self.environment, capture_output=True, check=False).returncode == 0
+
+        try:
+            wait_until(answers, "the server answers", SECONDS_TO_START)
+            yield f"http://127.0.0.1:{SERVER_PORT}"
+        finally:
+            process.kill()
+            process.wait()
 
     def does_work(self, name: str) -> bool:
         """Whether a process of a node does a task of ours; Ray names it after that."""

@@ -3,6 +3,7 @@
 import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,8 +24,7 @@ from resnet_bench.running.launchers.options import RayOptions
 from resnet_bench.running.stopping import Stop
 from resnet_bench.tracking.run_files import CHECKPOINTS
 from resnet_bench.tracking.store import Store
-from resnet_bench.tracking.ui import ui_command
-from resnet_bench.tracking.vocabulary import tag
+from resnet_bench.tracking.vocabulary import EXPERIMENT, POSTS, tag
 from tests.reliability import tiny
 from tests.running.clusters import (
     Hasty,
@@ -45,8 +45,6 @@ from tests.scale.scripted import HELD, held, make_study
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
 PATIENCE = 600.0
-PORT = 5000
-"""Of MLflow's server, in the name space."""
 
 RUNS = """
 import pickle, sys
@@ -144,29 +142,13 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def server(cluster: RayDaemons, database: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An MLflow server on the database, in the name space: several hosts share no file."""
-    command, environment = ui_command(database, port=PORT)
-    with (tmp_path_factory.mktemp("log") / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            cluster.inside(*command), env={**environment, "PATH": cluster.environment["PATH"]}, stdout=log, stderr=log
-        )
-    address = f"http://127.0.0.1:{PORT}"
-    # It listens when it is ready; asking for a page would start an interpreter each time.
-    asked = cluster.inside("bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{PORT}")
-    try:
-        wait_until(
-            lambda: subprocess.run(asked, env=cluster.environment, capture_output=True, check=False).returncode == 0,
-            "the server answers",
-            PATIENCE,
-        )
+    """An MLflow server on the database, in the name space."""
+    with cluster.serving(database, tmp_path_factory.mktemp("log")) as address:
         yield address
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_nodes_that_see_no_folder_get_the_images_from_ray_and_jobs_are_seen_and_cancelled(
-    cluster: RayDaemons, tmp_path: Path, server: str
+    cluster: RayDaemons, tmp_path: Path, database: Store, server: str
 ) -> None:
     project = cluster.hidden / "project"
     tiny.write_images(project / "data")
@@ -198,11 +180,19 @@ def test_nodes_that_see_no_folder_get_the_images_from_ray_and_jobs_are_seen_and_
     assert not (cluster.hidden / "runs").exists(), "the runs were not on the nodes"
     assert "GENERATED" not in printed
 
+    def posts() -> set[str]:
+        tags = database.client().get_experiment_by_name(EXPERIMENT).tags
+        return {tags.get(post, "") for post in POSTS}
+
+    before = posts()
     detached = typed(*run, "--seeds", "2", "--launcher", "never", "--address", ADDRESS, "--detach")
     assert "no node of the Ray cluster has 1 CPU and 1 unheard_of" in detached
     assert "submitted 2 jobs" in detached
     seen = first_json(typed("status", "--json"))
     assert [task["state"] for task in seen["tasks"]] == ["waiting", "waiting"]
+    # No command is left that could notice a lost run: the actor on the head does.
+    here = f"{socket.gethostname()} "
+    wait_until(lambda: any(each.startswith(here) for each in posts() - before), "somebody watches", PATIENCE)
     assert "cancelled 2 jobs" in typed("cancel")
 
     def are_over() -> bool:

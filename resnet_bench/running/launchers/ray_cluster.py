@@ -75,7 +75,8 @@ class RayCluster:
             resources={HEAD: 0.001},
             max_concurrency=1000,
         )
-        supervisor = chosen.remote(Submission(self._options, works, launch.labels, parcels, environment))
+        submission = Submission(self._options, works, launch.labels, parcels, environment, context.store)
+        supervisor = chosen.remote(submission)
         try:
             ray.get(supervisor.start.remote(), timeout=START_SECONDS)
         except BaseException as error:

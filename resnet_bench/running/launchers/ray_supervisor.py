@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Awaitable, Collection, Iterable, Mapping, Sequence
@@ -13,6 +14,8 @@ from resnet_bench.base.describe_error import describe_error
 from resnet_bench.running.launchers.options import RayOptions
 from resnet_bench.running.launchers.ray_job import do_task
 from resnet_bench.running.launchers.supervision import AttemptEnd, Supervision
+from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.watching import watching
 
 KEEP_SECONDS = 24 * 3600.0
 """How long it waits for somebody to fetch what the tasks have told, when all of them have ended."""
@@ -32,6 +35,7 @@ class Submission:
         labels: What each task is, for a person.
         parcels: Datasets and their images, for nodes that do not see any.
         environment: Variables that the tasks get.
+        store: MLflow's store.
     """
 
     options: RayOptions
@@ -39,6 +43,7 @@ class Submission:
     labels: Sequence[str]
     parcels: Sequence[Any]
     environment: Mapping[str, str]
+    store: Store
 
 
 class Supervisor:
@@ -47,6 +52,9 @@ class Supervisor:
     def __init__(self, submission: Submission) -> None:
         """Own tasks."""
         options = submission.options
+        # They may hold the login of the store.
+        os.environ.update(submission.environment)
+        self._store = submission.store
         self._folder = Path(tempfile.mkdtemp(prefix="resnet-bench-"))
         self._places = _RayPlaces(submission)
         self._supervision = Supervision(
@@ -85,7 +93,9 @@ class Supervisor:
     async def _run(self) -> None:
         import ray
 
-        await self._supervision.run()
+        # Of a launch whose command has ended, nobody else may see that a run was lost before it is to be resumed.
+        with watching(self._store):
+            await self._supervision.run()
         self._places.release_images()
         await asyncio.sleep(self._keep_seconds)
         await self.clear()
