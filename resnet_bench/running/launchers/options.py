@@ -92,7 +92,7 @@ class SlurmOptions(Schema):
     constraint: SlurmWord | None = None
     """Features that a node must have, such as a kind of GPU."""
     time: Minutes = 120
-    """Limit of a job, such as "2h" or "1d 12h". A run that needs more is checkpointed, requeued and resumed."""
+    """Limit of a job: minutes, or such as "2h" and "1d 12h". What needs more is checkpointed, requeued and resumed."""
     gpus_per_node: Annotated[int, Field(ge=0, le=64)] | None = None
     """GPUs of a job; by default 1, and 0 with --device cpu."""
     cpus_per_gpu: Count = 4
