@@ -145,7 +145,8 @@ def through_places(case: Case) -> list[Tensor]:
     rows = windows.unflatten(-1, (2, 2)).permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
     gradient = F.pad(rows, (0, width % 2, 0, height % 2))
     outputs, *_ = by_torch(case, torch.float64)
-    return [outputs, *by_torch(case._replace(pooled=False, gradient=gradient), torch.float64)[1:]]
+    of_whole = Case(*case[:4], pooled=False, gradient=gradient)
+    return [outputs, *by_torch(of_whole, torch.float64)[1:]]
 
 
 @needs_large_tiles

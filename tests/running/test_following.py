@@ -1,5 +1,6 @@
 """What a command learns of its jobs from the scheduler's own commands, which are scripts here."""
 
+import json
 import os
 from pathlib import Path
 
@@ -55,4 +56,5 @@ def test_status_says_how_launches_that_have_ended_are_shown(tmp_path: Path) -> N
     assert typed(f"status {where}").out == "no job is waiting or running\n"
     write_to(path_of(submitted(tmp_path).events, 0, 0)).take(JobFinished("it broke"))
     assert typed(f"status {where}").out == "no job is waiting or running; --all shows how those before have ended\n"
-    assert "it broke" in typed(f"status {where} --all").out
+    (task,) = json.loads(typed(f"status {where} --all --json").out)["tasks"]
+    assert task["reason"] == "it broke"
