@@ -100,17 +100,19 @@ class FastPaths(TorchFunctionMode):
         memory, needed = self._memory, _needed(images, layer.weight)
 
         measured = shape.measured()
-        as_one = chosen_algorithms(memory, images, layer.weight, shape._replace(pool=True))
+
+        def chosen(*, pool: bool) -> ConvAlgorithms:
+            return chosen_algorithms(memory, images, layer.weight, shape._replace(pool=pool))
 
         def measure() -> dict[str, float]:
-            apart = chosen_algorithms(memory, images, layer.weight, shape)
-            return time_pooled(measured, needed, apart, as_one)
+            return time_pooled(measured, needed, chosen(pool=False), chosen(pool=True))
 
         key = f"convolution and pool {measured}, {' '.join(needed)}"
         if _fastest(memory, key, ("apart", "winograd"), measure) == "apart":
             return None
         padding = shape.geometry.padding
-        return convolution.pooled_convolution(images.to(shape.dtype), layer.weight, layer.bias, padding, as_one)
+        algorithms = chosen(pool=True)
+        return convolution.pooled_convolution(images.to(shape.dtype), layer.weight, layer.bias, padding, algorithms)
 
     def _convolution(
         self,
