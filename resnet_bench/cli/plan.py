@@ -65,6 +65,7 @@ def plan(
             seeds=len(floor.accuracies),
             device=floor.device,
             seconds_per_run=floor.seconds,
+            extrapolated_from=floor.cost.extrapolated_from,
             plans=plans,
         )
         return
@@ -86,3 +87,5 @@ def plan(
         "Welch's t test, 5% two-sided, one comparison alone, both recipes with this spread; "
         "hours are of one run after another."
     )
+    if floor.cost.extrapolated_from:
+        echo(f"Hours are extrapolated from {floor.cost.extrapolated_from}.")

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from resnet_bench.base.text import duration
 from resnet_bench.cli.options import Json, OnlyBenchmarks, help_text, new_app
 from resnet_bench.cli.screen import echo, new_table, print_json, print_table
 
@@ -53,7 +52,8 @@ def results(
             table.add_row(each.benchmark, row.claim_text, mean, str(row.verdict.n), row.verdict.word)
         print_table(table)
         for each in found:
-            where = f"{duration(each.row.seconds)} on {each.row.device}, {each.precision}"
-            echo(f"{each.benchmark}: {each.row.verdict.reason} ({where})")
+            cost = each.row.cost
+            where = f"extrapolated from {cost.extrapolated_from}" if cost.extrapolated_from else f"on {cost.device}"
+            echo(f"{each.benchmark}: {each.row.verdict.reason} ({cost.time} {where}, {each.precision})")
         for check in checks:
             echo(f"{check.benchmark}: {check.sentence}")

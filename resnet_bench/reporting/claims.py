@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -18,6 +18,7 @@ from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.recipe.files import scan_benchmarks
 from resnet_bench.reporting import reading
 from resnet_bench.reporting import runs as report_runs
+from resnet_bench.reporting.run_cost import RunCost, run_cost
 from resnet_bench.reporting.runs import Run, RunGroup
 from resnet_bench.tracking.vocabulary import PREFIX, current_metric
 
@@ -32,6 +33,8 @@ class ClaimRow:
     verdict: Verdict
     headline: bool
     """The first claim of the benchmark; the others stand beneath it."""
+    cost: RunCost
+    """What one run takes."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -96,18 +99,8 @@ class ClaimRow:
 
     @property
     def device(self) -> str:
-        """The device that most seeds with a time ran on; times and throughput are from it."""
+        """The device that most seeds with a time ran on, and without times most seeds."""
         return next(iter(self.group.devices))
-
-    @cached_property
-    def seconds(self) -> float | None:
-        """Median training time of a run on that device."""
-        return median(run.train_seconds for run in self.group.devices[self.device])
-
-    @cached_property
-    def images_per_second(self) -> float | None:
-        """Median throughput of a run on that device."""
-        return median(run.images_per_second for run in self.group.devices[self.device])
 
     @property
     def command(self) -> str | None:
@@ -192,7 +185,11 @@ def build(groups: Sequence[RunGroup], registry: Mapping[str, Benchmark], names: 
     def place(group: RunGroup) -> tuple[object, ...]:
         return order.get(group.name, len(order)), group.name, bool(group.changed), -group.latest.started.timestamp()
 
-    rows = [row for group in sorted(groups, key=place) for row in _rows(group, registry.get(group.name))]
+    rows = [
+        row
+        for group in sorted(groups, key=place)
+        for row in _rows(group, registry.get(group.name), run_cost(group, groups))
+    ]
     shown = [benchmark for name, benchmark in registry.items() if names is None or name in names]
     judgeable = {row.benchmark for row in rows if not row.group.apart}
     apart = {row.benchmark for row in rows if row.group.apart}
@@ -260,25 +257,19 @@ def evaluation_interval(runs: Sequence[Run], split: str) -> int | None:
     return int(statistics.median(gaps)) if gaps else None
 
 
-def median(values: Iterable[float | None]) -> float | None:
-    """Return the median of the values that are there; None where there are none."""
-    found = [value for value in values if value is not None]
-    return statistics.median(found) if found else None
-
-
-def _rows(group: RunGroup, current: Benchmark | None) -> list[ClaimRow]:
+def _rows(group: RunGroup, current: Benchmark | None, cost: RunCost) -> list[ClaimRow]:
     definition = group.definition
-    notes = _notes(group, current)
+    notes = _notes(group, current, cost)
     if definition is None or not definition.claims:
         unknown = "the benchmark's record cannot be read, so its claims are unknown"
         described = describe(group.values(group.split))
         if definition is None:
             described = Verdict(**{**vars(described), "reason": unknown})
-        return [ClaimRow(group, None, described, headline=True, notes=notes)]
+        return [ClaimRow(group, None, described, headline=True, cost=cost, notes=notes)]
     # A changed recipe says nothing about the other claims.
     claims = definition.claims[:1] if group.changed else definition.claims
     return [
-        ClaimRow(group, claim, _verdict(group, claim), headline=place == 0, notes=notes)
+        ClaimRow(group, claim, _verdict(group, claim), headline=place == 0, cost=cost, notes=notes)
         for place, claim in enumerate(claims)
     ]
 
@@ -305,7 +296,7 @@ def _judge_runs(group: RunGroup, claim: Claim, runs: Sequence[Run]) -> Verdict:
     )
 
 
-def _notes(group: RunGroup, current: Benchmark | None) -> tuple[str, ...]:
+def _notes(group: RunGroup, current: Benchmark | None, cost: RunCost) -> tuple[str, ...]:
     notes = []
     if len(group.devices) > 1:
         chosen = {run.id for run in group.runs}
@@ -325,6 +316,8 @@ def _notes(group: RunGroup, current: Benchmark | None) -> tuple[str, ...]:
         notes.append(f"validation images are taken in several orders: {listed(orders)}")
     if any(run.shared_device for run in group.runs):
         notes.append("some seeds shared a device, and their times are left out")
+    if cost.extrapolated_from:
+        notes.append(f"time and images/s are extrapolated from {cost.extrapolated_from}")
     commits = {run.code_commit for run in group.runs}
     if len(commits) > 1:
         notes.append(f"{len(commits)} code commits")

@@ -1,7 +1,6 @@
 """What a recipe's own spread says about the next comparison: seeds, hours and joules for an effect, or the reverse."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,8 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.judging.intervals import Interval, standard_deviation, standard_deviation_interval
 from resnet_bench.judging.power import seeds_needed, smallest_effect
 from resnet_bench.reporting.reading import Source, read
-from resnet_bench.reporting.runs import Run, RunGroup, claimed_metric, group, load
+from resnet_bench.reporting.run_cost import RunCost, median, run_cost
+from resnet_bench.reporting.runs import RunGroup, claimed_metric, group, load
 from resnet_bench.tracking.vocabulary import ENERGY
 
 POWERS = (0.8, 0.95)
@@ -24,9 +24,11 @@ class NoiseFloor:
 
     Attributes:
         group: The runs that it is taken from: the full profile on published images.
+        cost: What one of them takes.
     """
 
     group: RunGroup
+    cost: RunCost
 
     @cached_property
     def accuracies(self) -> list[float]:
@@ -49,20 +51,14 @@ class NoiseFloor:
         return next(iter(self.group.devices))
 
     @property
-    def _timed(self) -> list[Run]:
-        return self.group.devices[self.device]
-
-    @cached_property
     def seconds(self) -> float | None:
-        """Training time of one run on :attr:`device`, the median; None where every run shared it."""
-        times = [run.train_seconds for run in self._timed if run.train_seconds is not None]
-        return statistics.median(times) if times else None
+        """Training time of one run; None where every run shared its machine and no shorter ones were timed."""
+        return self.cost.seconds
 
     @cached_property
     def joules(self) -> float | None:
         """Energy of one run, the median; None where no counter could be read."""
-        found = [joules for run in self._timed if (joules := run.number(ENERGY)) is not None]
-        return statistics.median(found) if found else None
+        return median(run.number(ENERGY) for run in self.group.devices[self.device])
 
     def for_effect(self, effect: float, power: float) -> "ComparisonPlan":
         """Plan a comparison that sees an effect.
@@ -139,9 +135,10 @@ def noise_floor(benchmark: str, sources: Sequence[Source]) -> NoiseFloor:
             runs, _ = load(read([source], benchmarks=[benchmark]))
         except UserError:
             continue
-        groups = [found for found in group(runs) if not found.apart and not found.changed]
-        for found in sorted(groups, key=lambda members: len(members.runs), reverse=True)[:1]:
-            floor = NoiseFloor(found)
+        every = group(runs)
+        whole = [found for found in every if not found.apart and not found.changed]
+        for found in sorted(whole, key=lambda members: len(members.runs), reverse=True)[:1]:
+            floor = NoiseFloor(found, run_cost(found, every))
             if len(floor.accuracies) >= MIN_SEEDS:
                 return floor
             most = max(most, len(floor.accuracies))

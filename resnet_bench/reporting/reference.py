@@ -56,7 +56,8 @@ class ReferenceResult:
             "reason": verdict.reason,
             "device": self.row.device,
             "precision": self.precision,
-            "train_seconds": self.row.seconds,
+            "train_seconds": self.row.cost.seconds,
+            "extrapolated_from": self.row.cost.extrapolated_from,
             "fingerprint": self.fingerprint,
             "code_commit": group.latest.code_commit,
         }

@@ -81,8 +81,8 @@ def test_a_benchmark_without_a_judged_run_says_what_is_missing_and_the_command(c
 def test_times_are_of_the_device_with_most_seeds(claims: Claims) -> None:
     nine = row(claims, "nine-onecycle")
     assert nine.device == "Test GPU"
-    assert nine.seconds == pytest.approx(18.0)
-    assert nine.images_per_second == pytest.approx(25_000)
+    assert nine.cost.seconds == pytest.approx(18.0)
+    assert nine.cost.images_per_second == pytest.approx(25_000)
     assert nine.notes == (
         "seeds from several devices: 5 on Test GPU, 1 on Test CPU, 2 threads",
         "seeds that finished more than once: 0; the latest run of each counts",

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 from resnet_bench.base.text import DASH, duration
-from resnet_bench.reporting.claims import median
+from resnet_bench.reporting.run_cost import median
 from resnet_bench.reporting.runs import Run, RunGroup, peak_flops
 from resnet_bench.reporting.sections.section import Cell, Results, Section, View, apart_badge, grid
 from resnet_bench.reporting.wording import energy, flops, number, share, size
