@@ -142,47 +142,76 @@ INLINE void ask_ahead(
 
 /* --- filters ------------------------------------------------------------------------------------- */
 
-/* Filters' frequencies, strip by strip of the outputs: [strip][frequency][pair of channels][output of the strip]; and for
- * each output what they are to be multiplied by. */
-static void transform_filters(const struct filters *filters, pair *transformed, float *back, float *scratch, int threads) {
+/* Numbers between two frequencies of filters: without, all would want the same place in a core's caches. */
+#define APART (CACHE_LINE / (int64_t)sizeof(pair))
+
+/* Where a strip's begin, and how many pairs a frequency of it takes. */
+INLINE int64_t strip_of_filters(int64_t outputs, int64_t pairs, int64_t strip) {
+    return FREQUENCIES * (strip_begin(outputs, strip) * pairs + strip * APART);
+}
+INLINE int64_t of_filters_frequency(int64_t pairs, int64_t width) { return pairs * width + APART; }
+
+/* Filters to a vector of outputs; their taps are kept in `taps` meanwhile. */
+INLINE void transform_filters_to(
+    const struct filters *filters, int64_t output, vector *taps, pair *transformed, float *back
+) {
     const int64_t outputs = filters->outputs, channels = filters->channels, pairs = channels / 2;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t output = 0; output < outputs; output += LANES) {
-        const int64_t strip = strip_with(outputs, output), begin = strip_begin(outputs, strip);
-        const int64_t width = strip_begin(outputs, strip + 1) - begin;
-        pair *to = transformed + begin * FREQUENCIES * pairs + output - begin;
-        vector *taps = (vector *)(scratch + output * channels * 9);
-        __m512 largest = {0}, largest_sum = {0}, check = {0};
-        for (int64_t first = 0; first < channels; first += 2 * WHOLE_PAIRS) {
-            __m512 sums[FREQUENCIES] = {0};
-            for (int64_t c = first; c < smaller(first + 2 * WHOLE_PAIRS, channels); c++) {
-                __m512 x[FREQUENCIES];
-                taps_at(filters, output, c, taps + 9 * c);
-                frequencies_of_taps(taps + 9 * c, x);
-                for (int f = 0; f < FREQUENCIES; f++) {
-                    sums[f] += _mm512_abs_ps(x[f]);
-                    largest = _mm512_max_ps(largest, _mm512_abs_ps(x[f]));
-                }
+    const int64_t strip = strip_with(outputs, output), begin = strip_begin(outputs, strip);
+    const int64_t width = strip_begin(outputs, strip + 1) - begin;
+    const int64_t of_frequency = of_filters_frequency(pairs, width);
+    pair *to = transformed + strip_of_filters(outputs, pairs, strip) + output - begin;
+    __m512 largest = {0}, largest_sum = {0}, check = {0};
+    for (int64_t first = 0; first < channels; first += 2 * WHOLE_PAIRS) {
+        __m512 sums[FREQUENCIES] = {0};
+        for (int64_t c = first; c < smaller(first + 2 * WHOLE_PAIRS, channels); c += 2) {
+            __m512 x[2][FREQUENCIES];
+            for (int i = 0; i < 2; i++) {
+                taps_at(filters, output, c + i, taps + 9 * (c + i));
+                frequencies_of_taps(taps + 9 * (c + i), x[i]);
             }
+#pragma GCC unroll 36
             for (int f = 0; f < FREQUENCIES; f++) {
-                largest_sum = _mm512_max_ps(largest_sum, sums[f]);
-                check += 0.0f * sums[f];
+                const __m512 one = _mm512_abs_ps(x[0][f]), other = _mm512_abs_ps(x[1][f]);
+                sums[f] += one + other;
+                largest = _mm512_max_ps(largest, _mm512_max_ps(one, other));
             }
         }
-        /* Rounding adds up to a half to each factor. */
-        const __m512 bearable = _mm512_set1_ps(LARGEST_SUM / LARGEST_PIXEL - WHOLE_PAIRS);
-        const __m512 up = _mm512_min_ps(LARGEST_FILTER / largest, bearable / largest_sum);
-        /* Filters that are as good as zero have no inverse; one that is not a finite number makes none of the others one. */
-        const __mmask16 zero = _mm512_cmp_ps_mask(largest_sum, _mm512_set1_ps(1e-30f), _CMP_LT_OQ);
-        _mm512_storeu_ps(back + output, _mm512_mask_mov_ps(1.0f / up + check, zero, _mm512_setzero_ps()));
-        const __m512 scale = _mm512_mask_mov_ps(up, zero, _mm512_setzero_ps());
-        for (int64_t c = 0; c < pairs; c++) {
-            __m512 x[2][FREQUENCIES];
-            for (int i = 0; i < 2; i++) frequencies_of_taps(taps + 9 * (2 * c + i), x[i]);
-            for (int f = 0; f < FREQUENCIES; f++)
-                _mm512_storeu_si512(to + (f * pairs + c) * width, whole_pairs(x[0][f], x[1][f], scale));
+        for (int f = 0; f < FREQUENCIES; f++) {
+            largest_sum = _mm512_max_ps(largest_sum, sums[f]);
+            check += 0.0f * sums[f];
         }
     }
+    /* Rounding adds up to a half to each factor. */
+    const __m512 bearable = _mm512_set1_ps(LARGEST_SUM / LARGEST_PIXEL - WHOLE_PAIRS);
+    const __m512 up = _mm512_min_ps(LARGEST_FILTER / largest, bearable / largest_sum);
+    /* Filters that are as good as zero have no inverse; one that is not a finite number makes none of the others one. */
+    const __mmask16 zero = _mm512_cmp_ps_mask(largest_sum, _mm512_set1_ps(1e-30f), _CMP_LT_OQ);
+    _mm512_storeu_ps(back + output, _mm512_mask_mov_ps(1.0f / up + check, zero, _mm512_setzero_ps()));
+    const __m512 scale = _mm512_mask_mov_ps(up, zero, _mm512_setzero_ps());
+    for (int64_t c = 0; c < pairs; c++) {
+        __m512 x[2][FREQUENCIES];
+        for (int i = 0; i < 2; i++) frequencies_of_taps(taps + 9 * (2 * c + i), x[i]);
+#pragma GCC unroll 36
+        for (int f = 0; f < FREQUENCIES; f++)
+            _mm512_storeu_si512(to + f * of_frequency + c * width, whole_pairs(x[0][f], x[1][f], scale));
+    }
+}
+
+/* Filters' frequencies, strip by strip of the outputs: [strip][frequency][pair of channels][output of the strip]; and for
+ * each output what they are to be multiplied by. */
+static int transform_filters(const struct filters *filters, pair *transformed, float *back, int threads) {
+    const int64_t outputs = filters->outputs;
+    int result = DONE;
+#pragma omp parallel num_threads(threads) reduction(| : result)
+    {
+        vector *taps = memory(LANES * filters->channels * 9 * sizeof(float));
+        if (!taps) result = OUT_OF_MEMORY;
+#pragma omp for schedule(static)
+        for (int64_t output = 0; output < outputs; output += LANES)
+            if (taps) transform_filters_to(filters, output, taps, transformed, back);
+        free(taps);
+    }
+    return result;
 }
 
 /* --- the convolution ----------------------------------------------------------------------------- */
@@ -324,11 +353,12 @@ static void convolve_tiles(const struct convolution *own, int64_t first, int64_t
     }
     for (int64_t strip = 0; strip < strips_of(outputs); strip++) {
         const int64_t begin = strip_begin(outputs, strip), width = strip_begin(outputs, strip + 1) - begin;
+        const pair *filters = own->filters + strip_of_filters(outputs, pairs, strip);
         for (int f = 0; f < FREQUENCIES; f++)
             for (int64_t k = 0; k < pairs; k += WHOLE_PAIRS) {
                 const struct product product = {
                     at->tiles + f * own->of_frequency + k, pairs, 1,
-                    own->filters + (begin * FREQUENCIES + f * width) * pairs + k * width, width,
+                    filters + f * of_filters_frequency(pairs, width) + k * width, width,
                     smaller(WHOLE_PAIRS, pairs - k), at->sums + f * width, own->of_tile, k > 0,
                 };
                 multiply_whole(&product, count, width);
@@ -366,8 +396,8 @@ int convolve(
     int threads
 ) {
     const struct filters filters = {weights, outputs, channels, turned};
-    pair *transformed = memory(FREQUENCIES * channels * outputs * sizeof(int16_t));
-    float *back = memory(outputs * sizeof(float)), *scratch = memory(outputs * channels * 9 * sizeof(float));
+    pair *transformed = memory(strip_of_filters(outputs, channels / 2, strips_of(outputs)) * sizeof(pair));
+    float *back = memory(outputs * sizeof(float));
     value *nothing = calloc(channels, sizeof(value));
     const struct convolution own = {
         {maps, height, width, channels, places}, tiling_of(images, out_height, out_width), padding,
@@ -376,9 +406,9 @@ int convolve(
         FREQUENCIES * smaller(outputs, COLUMNS * LANES) + LANES,
     };
     const int64_t tiles = tiles_of(&own.tiling);
-    int result = transformed && back && scratch && nothing ? DONE : OUT_OF_MEMORY;
+    int result = transformed && back && nothing ? DONE : OUT_OF_MEMORY;
+    if (result == DONE) result = transform_filters(&filters, transformed, back, threads);
     if (result == DONE) {
-        transform_filters(&filters, transformed, back, scratch, threads);
 #pragma omp parallel num_threads(threads) reduction(| : result)
         {
             const struct workplace at = {
@@ -397,7 +427,6 @@ int convolve(
     }
     free(transformed);
     free(back);
-    free(scratch);
     free(nothing);
     return result;
 }
