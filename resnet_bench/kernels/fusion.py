@@ -58,7 +58,7 @@ class Fusible(nn.Module):
     def in_turn(self, layers: Iterable[nn.Module], x: Tensor) -> Tensor:
         """Run layers one after the other; the layers' own shapes."""
         if self.fused:
-            return _run(layers, x)
+            return _run(_opened(layers), x)
         for layer in layers:
             x = layer(x)
         return x
@@ -167,8 +167,10 @@ def _leading_group(layers: Sequence[nn.Module]) -> _Group | None:
     if pooled_first:
         return _Group(norm, Pool.BEFORE, activation, length)
     # A pool behind BatchNorm alone would come before the activation that is not known here.
-    if activation is not Activation.IDENTITY and len(rest) > 2 and _is_pool(rest[2]):
-        return _Group(norm, Pool.BEHIND, activation, length + 1)
+    if activation is not Activation.IDENTITY and len(rest) > 2:
+        for pool, overlapping in ((Pool.BEHIND, False), (Pool.OVERLAPPING_BEHIND, True)):
+            if _is_pool(rest[2], overlapping=overlapping):
+                return _Group(norm, pool, activation, length + 1)
     return _Group(norm, Pool.NONE, activation, length)
 
 
@@ -187,13 +189,14 @@ def _normalized(group: _Group, maps: Tensor) -> Tensor | None:
         return normalization.normalize(maps, group.norm, pool=group.pool, activation=group.activation)
 
 
-def _is_pool(layer: nn.Module) -> bool:
-    """Whether it takes the largest of each 2×2 pixels."""
+def _is_pool(layer: nn.Module, *, overlapping: bool = False) -> bool:
+    """Whether it takes the largest of each 2×2 pixels, or of 3×3 around every second pixel of every second row."""
+    size, padding = (3, 1) if overlapping else (2, 0)
     return (
         type(layer) is nn.MaxPool2d
-        and layer.kernel_size in (2, (2, 2))
+        and layer.kernel_size in (size, (size, size))
         and layer.stride in (2, (2, 2))
-        and layer.padding in (0, (0, 0))
+        and layer.padding in (padding, (padding, padding))
         and layer.dilation in (1, (1, 1))
         and not layer.return_indices
         and not layer.ceil_mode

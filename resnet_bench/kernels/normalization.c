@@ -1,6 +1,6 @@
-/* BatchNorm in training, with the activation behind it and a 2x2 max pool before or behind it, in as few passes over
- * memory as there can be: two forward (one where a pool comes first, whose output is small), two backward. Or with the
- * shortcut of a residual block added before the activation, which may be normalised itself.
+/* BatchNorm in training, with the activation behind it and a 2x2 max pool before or behind it, or a 3x3 one of stride 2
+ * behind it, in as few passes over memory as there can be: two forward (one where a pool comes first, whose output is
+ * small), two backward. Or with the shortcut of a residual block added before the activation, which may be normalised itself.
  *
  * Maps are in channels-last order, [images, height, width, channels]. Compiled once for each type of their values, which
  * -DBF16 chooses; whatever is computed is computed in float, and summed up over rows in double. The work is cut into
@@ -15,7 +15,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum pool { NO_POOL, POOL_BEFORE, POOL_BEHIND };
+/* Windows of 2x2, or OVERLAPPING ones: of 3x3 around every second pixel of every second row. */
+enum pool { NO_POOL, POOL_BEFORE, POOL_BEHIND, OVERLAPPING_BEHIND };
 enum activation { IDENTITY, RELU, SILU };
 enum result { DONE, OUT_OF_MEMORY };
 
@@ -277,31 +278,38 @@ static struct layer layer_of(
     };
 }
 
-/* The work is handed out in bands: a row of a map, or two where they are pooled. */
-INLINE int64_t bands_of(const struct layer *layer) {
-    return layer->images * (layer->pool == NO_POOL ? layer->height : layer->height / 2);
+/* What is left of a map's height or width by the pool. */
+INLINE int64_t pooled_size(const struct layer *layer, int64_t size) {
+    return layer->pool == NO_POOL ? size : layer->pool == OVERLAPPING_BEHIND ? (size + 1) / 2 : size / 2;
 }
+
+/* The work is handed out in bands: a row of a map, or two where they are pooled. */
+INLINE int64_t bands_of(const struct layer *layer) { return layer->images * pooled_size(layer, layer->height); }
 
 struct band {
     int64_t whole;  /* where it begins in the whole map */
     int64_t pooled; /* and in the pooled one */
-    int last_of_odd; /* whether the row that the pool leaves out follows */
+    int last_of_odd; /* whether the row that the pool leaves out follows; of overlapping windows, whether there is one row */
+    int is_first, is_last; /* of its map */
 };
 
 INLINE struct band band_at(const struct layer *layer, int64_t index) {
     const int64_t row = layer->width * layer->channels;
-    if (layer->pool == NO_POOL) return (struct band){index * row, index * row, 0};
-    const int64_t bands = layer->height / 2, image = index / bands, band = index % bands;
+    if (layer->pool == NO_POOL) return (struct band){index * row, index * row, 0, 0, 0};
+    const int64_t bands = pooled_size(layer, layer->height), image = index / bands, band = index % bands;
     return (struct band){
         (image * layer->height + 2 * band) * row,
-        index * (layer->width / 2) * layer->channels,
-        layer->height % 2 && band == bands - 1,
+        index * pooled_size(layer, layer->width) * layer->channels,
+        layer->height % 2 && band == bands - 1, band == 0, band == bands - 1,
     };
 }
 
 /* Values of the output in a band. */
-INLINE int64_t columns_of(const struct layer *layer) {
-    return layer->pool == NO_POOL ? layer->width : layer->width / 2;
+INLINE int64_t columns_of(const struct layer *layer) { return pooled_size(layer, layer->width); }
+
+/* Rows of the whole map in a band, with the one that the pool leaves out. */
+INLINE int64_t rows_of(const struct layer *layer, const struct band *band) {
+    return layer->pool == OVERLAPPING_BEHIND ? 2 - band->last_of_odd : 2 + band->last_of_odd;
 }
 
 /* How many values of each channel the moments are of. */
@@ -333,9 +341,11 @@ static void set_scale(
 
 /* --- forward ------------------------------------------------------------------------------------- */
 
+/* As for torch: NaN is passed on, and of equal values the first is taken. */
+INLINE ints is_larger(floats other, floats best) { return (other > best) | (other != other); }
+
 INLINE void take_larger(floats *best, ints *place, floats other, int32_t at) {
-    /* As torch does: NaN is passed on, and of equal values the first is taken. */
-    ints larger = (other > *best) | (other != other);
+    ints larger = is_larger(other, *best);
     *best = choose(larger, other, *best);
     *place = (larger & at) | (~larger & *place);
 }
@@ -376,6 +386,63 @@ INLINE void pool_band(
     }
 }
 
+/* A pixel's channels in three rows: as they are, and normalised and activated. */
+struct pixels {
+    floats plain[3], activated[3];
+};
+
+/* Those of some rows; what is outside of the map is never the largest. */
+INLINE struct pixels pixels_at(
+    const value *middle, int64_t below, const int inside[3], const struct constants *own, enum activation activation
+) {
+    struct pixels found;
+    for (int row = 0; row < 3; row++) {
+        found.plain[row] = inside[row] ? load(middle + (row - 1) * below) : (floats){0};
+        found.activated[row] = inside[row] ? activated(scaled(own, found.plain[row]), activation) : (floats){0} - INFINITY;
+    }
+    return found;
+}
+
+/* The largest of each overlapping window of a band, which of the nine it was, and what it was before it was normalised. */
+INLINE void pool_overlapping_band(
+    const struct layer *layer,
+    const struct band *band,
+    const value *maps,
+    value *pooled,
+    value *largest,
+    uint8_t *places,
+    enum activation activation
+) {
+    const int64_t channels = layer->channels, width = layer->width, below = width * channels;
+    const enum activation each = activation == RELU ? IDENTITY : activation, last = activation == RELU ? RELU : IDENTITY;
+    const int inside[3] = {!band->is_first, 1, !band->last_of_odd}, nowhere[3] = {0};
+    for (int64_t c = 0; c < channels; c += LANES) {
+        const struct constants own = constants_at(layer, c);
+        const value *middle = maps + band->whole + c;
+        struct pixels columns[3];
+        columns[2] = pixels_at(middle, below, nowhere, &own, each);
+        for (int64_t column = 0; column < width; column += 2, middle += 2 * channels) {
+            columns[0] = columns[2];
+            columns[1] = pixels_at(middle, below, inside, &own, each);
+            columns[2] = pixels_at(middle + channels, below, column + 1 < width ? inside : nowhere, &own, each);
+            /* The one in the middle is always there. */
+            floats best = (floats){0} - INFINITY, plain = columns[1].plain[1];
+            ints place = (ints){0} + 4;
+            for (int i = 0; i < 9; i++) {
+                const floats other = columns[i % 3].activated[i / 3];
+                const ints larger = is_larger(other, best);
+                best = choose(larger, other, best);
+                plain = choose(larger, columns[i % 3].plain[i / 3], plain);
+                place = (larger & i) | (~larger & place);
+            }
+            const int64_t at = band->pooled + column / 2 * channels + c;
+            store(pooled + at, activated(best, last));
+            store(largest + at, plain);
+            store_places(places + at, place);
+        }
+    }
+}
+
 INLINE void activate_rows(
     const struct layer *layer, const value *maps, value *outputs, int64_t first, int64_t last, enum activation activation
 ) {
@@ -413,7 +480,7 @@ static void measure(
             pool_band(layer, maps + band.whole, pooled + band.pooled, places + band.pooled, 0, IDENTITY);
             add_moments(sums, pooled + band.pooled, width / 2, reference);
         } else
-            add_moments(sums, maps + band.whole, (2 + band.last_of_odd) * width, reference);
+            add_moments(sums, maps + band.whole, rows_of(layer, &band) * width, reference);
     }
 }
 
@@ -421,27 +488,31 @@ INLINE void normalize_as(
     const struct layer *layer,
     const value *maps,
     value *outputs,
+    value *largest,
     uint8_t *places,
     int64_t first,
     int64_t last,
     enum activation activation
 ) {
     const int64_t columns = columns_of(layer);
-    if (layer->pool != POOL_BEHIND) {
+    if (layer->pool == NO_POOL || layer->pool == POOL_BEFORE) {
         activate_rows(layer, maps, outputs, first * columns, last * columns, activation);
         return;
     }
     for (int64_t index = first; index < last; index++) {
         const struct band band = band_at(layer, index);
-        pool_band(layer, maps + band.whole, outputs + band.pooled, places + band.pooled, 1, activation);
+        if (layer->pool == OVERLAPPING_BEHIND)
+            pool_overlapping_band(layer, &band, maps, outputs, largest, places, activation);
+        else
+            pool_band(layer, maps + band.whole, outputs + band.pooled, places + band.pooled, 1, activation);
     }
 }
 
 /* `maps` is what is normalised: of a pool that comes first, its output. */
 static void normalize(
-    const struct layer *layer, const value *maps, value *outputs, uint8_t *places, int64_t first, int64_t last
+    const struct layer *layer, const value *maps, value *outputs, value *largest, uint8_t *places, int64_t first, int64_t last
 ) {
-    WITH_ACTIVATION(layer->activation, normalize_as, layer, maps, outputs, places, first, last);
+    WITH_ACTIVATION(layer->activation, normalize_as, layer, maps, outputs, largest, places, first, last);
 }
 
 /* Mean and variance of what is normalised, and from them the layer's scale and shift. */
@@ -489,8 +560,9 @@ static void take_moments(
  * pool        before: the maps are pooled first; behind: what is normalised and activated is pooled
  * weight, bias  [channels], or both NULL
  * mean, variance  [channels], written: of what is normalised, the variance over all values
- * pooled      written where the pool comes before: its output [images, height / 2, width / 2, channels]
- * places      written where there is a pool: which of the four values was the largest, shaped as its output
+ * pooled      written where the pool comes before, its output, [images, height / 2, width / 2, channels]; where overlapping
+ *             windows come behind, what the largest of each was before it was normalised, shaped as the output
+ * places      written where there is a pool: which of the four or nine values was the largest, shaped as its output
  * outputs     written
  *
  * Returns 0, or 1 without memory.
@@ -524,7 +596,7 @@ int forward(
     const value *normalized = pool == POOL_BEFORE ? pooled : maps;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t part = 0; part < count; part++)
-        normalize(&layer, normalized, outputs, places, bands * part / count, bands * (part + 1) / count);
+        normalize(&layer, normalized, outputs, pooled, places, bands * part / count, bands * (part + 1) / count);
     end(&parts);
     return DONE;
 }
@@ -588,6 +660,7 @@ INLINE void add_all_gradients_as(
 ) {
     const int64_t columns = columns_of(layer);
     if (layer->pool != POOL_BEHIND) {
+        /* Of overlapping windows, the largest are handed over. */
         add_gradients(layer, maps, gradients, NULL, sums, first * columns, last * columns, 0, activation);
         return;
     }
@@ -681,9 +754,69 @@ INLINE void gradient_of_windows(
     }
 }
 
+/* Overlapping windows' gradients before the activation, and the places of their largest; 9 is none. */
+struct windows {
+    floats gradient;
+    ints place;
+};
+
+INLINE struct windows windows_at(
+    const value *largest, const value *gradients, const uint8_t *places, int64_t at, int inside, const struct constants *own,
+    enum activation activation
+) {
+    if (!inside) return (struct windows){{0}, (ints){0} + 9};
+    return (struct windows){
+        pulled_back(load(gradients + at), scaled(own, load(largest + at)), activation), load_places(places + at)
+    };
+}
+
+INLINE floats given_to(struct windows windows, int place) {
+    return (floats)((windows.place == place) & (ints)windows.gradient);
+}
+
+/* A band's gradients: each pixel's come from up to four windows around it. */
+INLINE void gradient_of_overlapping_windows(
+    const struct layer *layer,
+    const struct band *band,
+    const value *maps,
+    const value *largest,
+    const value *gradients,
+    const uint8_t *places,
+    value *outputs,
+    enum activation activation
+) {
+    const int64_t channels = layer->channels, width = layer->width, below = width * channels;
+    const int64_t columns = columns_of(layer);
+    for (int64_t c = 0; c < channels; c += LANES) {
+        const struct constants own = constants_at(layer, c);
+        int64_t at = band->pooled + c, next = at + columns * channels, pixel = band->whole + c;
+        struct windows here = windows_at(largest, gradients, places, at, 1, &own, activation);
+        struct windows under = windows_at(largest, gradients, places, next, !band->is_last, &own, activation);
+        for (int64_t column = 1; column <= columns; column++, pixel += 2 * channels) {
+            at += channels, next += channels;
+            const int beside = column < columns;
+            const struct windows right = windows_at(largest, gradients, places, at, beside, &own, activation);
+            const struct windows corner =
+                windows_at(largest, gradients, places, next, beside && !band->is_last, &own, activation);
+            const floats given[2][2] = {
+                {given_to(here, 4), given_to(here, 5) + given_to(right, 3)},
+                {given_to(here, 7) + given_to(under, 1),
+                 given_to(here, 8) + given_to(right, 6) + given_to(under, 2) + given_to(corner, 0)},
+            };
+            for (int y = 0; y < 2 - band->last_of_odd; y++)
+                for (int x = 0; x < 2 && 2 * column - 2 + x < width; x++) {
+                    const int64_t to = pixel + y * below + x * channels;
+                    store(outputs + to, through_moments(&own, given[y][x], load(maps + to)));
+                }
+            here = right, under = corner;
+        }
+    }
+}
+
 INLINE void propagate_as(
     const struct layer *layer,
     const value *maps,
+    const value *largest,
     const value *gradients,
     const uint8_t *places,
     value *outputs,
@@ -698,6 +831,10 @@ INLINE void propagate_as(
     }
     for (int64_t index = first; index < last; index++) {
         const struct band band = band_at(layer, index);
+        if (layer->pool == OVERLAPPING_BEHIND) {
+            gradient_of_overlapping_windows(layer, &band, maps, largest, gradients, places, outputs, activation);
+            continue;
+        }
         value *out = outputs + band.whole;
         /* Of a pool that comes first, `maps` are its maxima. */
         const value *in = maps + (layer->pool == POOL_BEFORE ? band.pooled : band.whole);
@@ -714,13 +851,14 @@ INLINE void propagate_as(
 static void propagate(
     const struct layer *layer,
     const value *maps,
+    const value *largest,
     const value *gradients,
     const uint8_t *places,
     value *outputs,
     int64_t first,
     int64_t last
 ) {
-    WITH_ACTIVATION(layer->activation, propagate_as, layer, maps, gradients, places, outputs, first, last);
+    WITH_ACTIVATION(layer->activation, propagate_as, layer, maps, largest, gradients, places, outputs, first, last);
 }
 
 /* Gradients of the parameters, and what those of values are computed with: of sums of gradients before the activation,
@@ -750,6 +888,7 @@ static void take_gradients(
  * maps        what was normalised: where the pool comes before, its output
  * images ... eps, places  as in `forward`; height and width are those of the maps that `forward` was given
  * mean, variance  as `forward` wrote them
+ * largest     of overlapping windows, what `forward` wrote as `pooled`
  * gradients   of the outputs, in their shape
  * map_gradients     written, in the shape of the maps that `forward` was given
  * weight_gradient, bias_gradient  [channels], written
@@ -769,6 +908,7 @@ int backward(
     float eps,
     const float *mean,
     const float *variance,
+    const value *largest,
     const uint8_t *places,
     const value *gradients,
     value *map_gradients,
@@ -783,17 +923,18 @@ int backward(
     }
     const struct layer layer = layer_of(&parts, images, height, width, channels, pool, activation, mean);
     const int64_t bands = bands_of(&layer), count = parts.count;
+    const value *activated_ones = pool == OVERLAPPING_BEHIND ? largest : maps;
     set_scale(&layer, variance, weight, bias, eps);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t part = 0; part < count; part++)
         add_all_gradients(
-            &layer, maps, gradients, places, &parts.sums[part], bands * part / count, bands * (part + 1) / count
+            &layer, activated_ones, gradients, places, &parts.sums[part], bands * part / count, bands * (part + 1) / count
         );
     const double *sums = finish(&parts);
     take_gradients(&layer, sums, sums + channels, variance, eps, weight_gradient, bias_gradient);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t part = 0; part < count; part++)
-        propagate(&layer, maps, gradients, places, map_gradients, bands * part / count, bands * (part + 1) / count);
+        propagate(&layer, maps, largest, gradients, places, map_gradients, bands * part / count, bands * (part + 1) / count);
     end(&parts);
     return DONE;
 }

@@ -27,11 +27,21 @@ LANES = 16
 
 
 class Pool(enum.IntEnum):
-    """Where there is a 2×2 max pool; the numbers are those of the C file."""
+    """Where there is a max pool; the numbers are those of the C file."""
 
     NONE = 0
     BEFORE = 1
+    """Of 2×2 pixels, before the normalization."""
     BEHIND = 2
+    """Of 2×2 pixels, behind the activation."""
+    OVERLAPPING_BEHIND = 3
+    """Of 3×3 pixels with stride 2 and padding 1, behind the activation."""
+
+    def size(self, size: int) -> int:
+        """Return what is left of a map's height or width."""
+        if self is Pool.NONE:
+            return size
+        return (size + 1) // 2 if self is Pool.OVERLAPPING_BEHIND else size // 2
 
 
 class Activation(enum.IntEnum):
@@ -55,14 +65,12 @@ def fits(maps: Tensor, norm: nn.BatchNorm2d, pool: Pool) -> bool:
     if not norm.training or maps.device.type != "cpu" or maps.dim() != 4 or maps.dtype not in _DEFINES:
         return False
     count, channels, height, width = maps.shape
-    if pool is not Pool.NONE:
-        height, width = height // 2, width // 2
     tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     return (
         channels == norm.num_features
         and channels % LANES == 0
         # A single value has no variance, and torch refuses it with a sentence.
-        and count * height * width > 1
+        and count * pool.size(height) * pool.size(width) > 1
         and maps.is_contiguous(memory_format=torch.channels_last)
         and norm.momentum is not None
         and all(tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous()) for tensor in tensors)
@@ -80,7 +88,7 @@ def normalize(maps: Tensor, norm: nn.BatchNorm2d, *, pool: Pool, activation: Act
         activation: What is done to normalized values.
 
     Returns:
-        Shape `[N, C, H, W]`, or `[N, C, H // 2, W // 2]` with a pool, of the maps' type, in channels-last order.
+        Shape `[N, C, pool.size(H), pool.size(W)]`, of the maps' type, in channels-last order.
     """
     outputs, mean, variance = cast(
         tuple[Tensor, Tensor, Tensor], _Normalize.apply(maps, norm.weight, norm.bias, norm.eps, pool, activation)
@@ -158,10 +166,11 @@ class _Normalize(torch.autograd.Function):
         activation: Activation,
     ) -> tuple[Tensor, Tensor, Tensor]:
         count, channels, height, width = maps.shape
-        rows, columns = (height, width) if pool is Pool.NONE else (height // 2, width // 2)
+        rows, columns = pool.size(height), pool.size(width)
         mean, variance = torch.empty(channels), torch.empty(channels)
         outputs = maps.new_empty((count, rows, columns, channels)).permute(0, 3, 1, 2)
-        pooled = torch.empty_like(outputs) if pool is Pool.BEFORE else None
+        # What a pool before the normalization gives, or what each overlapping window's largest was before it.
+        pooled = torch.empty_like(outputs) if pool in (Pool.BEFORE, Pool.OVERLAPPING_BEHIND) else None
         places = torch.empty((count, rows, columns, channels), dtype=torch.uint8) if pool is not Pool.NONE else None
         native.call(
             native.library(_SOURCE, _DEFINES[maps.dtype]),
@@ -172,7 +181,8 @@ class _Normalize(torch.autograd.Function):
             *(weight, bias, eps),
             *(mean, variance, pooled, places, outputs),
         )
-        ctx.save_for_backward(maps if pooled is None else pooled, weight, bias, mean, variance, places)
+        normalized, largest = (pooled, None) if pool is Pool.BEFORE else (maps, pooled)
+        ctx.save_for_backward(normalized, largest, weight, bias, mean, variance, places)
         ctx.shape, ctx.eps, ctx.pool, ctx.activation = maps.shape, eps, pool, activation
         ctx.mark_non_differentiable(mean, variance)
         return outputs, mean, variance
@@ -180,7 +190,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradients: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        maps, weight, bias, mean, variance, places = ctx.saved_tensors
+        maps, largest, weight, bias, mean, variance, places = ctx.saved_tensors
         count, channels, height, width = ctx.shape
         of_maps = maps.new_empty((count, height, width, channels)).permute(0, 3, 1, 2)
         of_weight, of_bias = torch.empty(channels), torch.empty(channels)
@@ -191,7 +201,7 @@ class _Normalize(torch.autograd.Function):
             *(count, height, width, channels),
             *(ctx.pool, ctx.activation),
             *(weight, bias, ctx.eps),
-            *(mean, variance, places),
+            *(mean, variance, largest, places),
             gradients.contiguous(memory_format=torch.channels_last),
             *(of_maps, of_weight, of_bias),
         )

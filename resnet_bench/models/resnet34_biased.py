@@ -7,7 +7,7 @@ output in training; the weight decay still moves them.
 
 from torch import Tensor, nn
 
-from resnet_bench.kernels.fusion import Branches, Residual
+from resnet_bench.kernels.fusion import Branches, Fusible, Residual
 from resnet_bench.models.blocks import stage
 
 
@@ -42,7 +42,7 @@ class ResidualBlock(Residual):
         return Branches([self.conv1, self.conv2], self.downsample, self.relu)
 
 
-class BiasedResNet34(nn.Module):
+class BiasedResNet34(Fusible):
     """The network of the tutorial; the comments give the shape of the map after each line."""
 
     def __init__(self, num_classes: int = 10) -> None:
@@ -62,7 +62,7 @@ class BiasedResNet34(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[N, num_classes]` of normalized images `[N, 3, 224, 224]`."""
-        x = self.maxpool(self.conv1(images))
+        x = self.in_turn([self.conv1, self.maxpool], images)
         x = self.layer0(x)
         x = self.layer1(x)
         x = self.layer2(x)

@@ -1,5 +1,7 @@
 """Layers that are one operation: which are, which are not, and that networks stay what they are."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -55,7 +57,10 @@ NORM, POOL, RELU, SILU = nn.BatchNorm2d(16), nn.MaxPool2d(2), nn.ReLU(), nn.SiLU
         ([NORM, RELU, NORM], [(Pool.NONE, Activation.RELU), (Pool.NONE, Activation.IDENTITY)]),
         ([NORM, POOL], [(Pool.NONE, Activation.IDENTITY)]),
         ([NORM, nn.GELU(), POOL], [(Pool.NONE, Activation.IDENTITY)]),
+        ([NORM, RELU, nn.MaxPool2d(3, stride=2, padding=1)], [(Pool.OVERLAPPING_BEHIND, Activation.RELU)]),
+        ([NORM, nn.MaxPool2d(3, stride=2, padding=1)], [(Pool.NONE, Activation.IDENTITY)]),
         ([NORM, RELU, nn.MaxPool2d(3)], [(Pool.NONE, Activation.RELU)]),
+        ([NORM, RELU, nn.MaxPool2d(3, stride=2)], [(Pool.NONE, Activation.RELU)]),
         ([NORM, RELU, nn.MaxPool2d(2, stride=1)], [(Pool.NONE, Activation.RELU)]),
         ([NORM, RELU, nn.MaxPool2d(2, ceil_mode=True)], [(Pool.NONE, Activation.RELU)]),
         ([nn.InstanceNorm2d(16), RELU], []),
@@ -80,9 +85,19 @@ def test_layers_that_a_network_runs_in_turn_are_one_operation(asked) -> None:
     assert len(asked) == 1 + sum(isinstance(module, Residual) for module in network.modules())
 
 
+@pytest.mark.parametrize(("name", "size"), [("resnet34_biased", 224), ("resnet18", 32)])
+def test_the_stem_of_an_imagenet_network_is_one_operation(name: str, size: int, asked) -> None:
+    """In one a sequence ends before the pool."""
+    network = build(name, num_classes=10)
+    fuse(network)
+    network(torch.randn(2, 3, size, size).contiguous(memory_format=torch.channels_last))
+    assert asked[0] == (Pool.OVERLAPPING_BEHIND, Activation.RELU)
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.MaxPool2d(3, stride=2, padding=1)])
 @pytest.mark.parametrize("watched", [0, 1, 2])
-def test_layers_that_somebody_watches_are_run_by_themselves(watched, asked) -> None:
-    layers = [nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)]
+def test_layers_that_somebody_watches_are_run_by_themselves(watched, pool, asked) -> None:
+    layers = [nn.BatchNorm2d(16), nn.ReLU(), copy.deepcopy(pool)]
     seen = []
     layers[watched].register_forward_hook(lambda layer, inputs, outputs: seen.append(outputs.shape))
     of(*layers)(some_maps())

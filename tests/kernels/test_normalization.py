@@ -23,6 +23,8 @@ def by_torch(maps: Tensor, norm: nn.BatchNorm2d, pool: Pool, activation: Activat
     if pool is Pool.BEFORE:
         maps = F.max_pool2d(maps, 2)
     outputs = ACTIVATE[activation](norm(maps))
+    if pool is Pool.OVERLAPPING_BEHIND:
+        return F.max_pool2d(outputs, 3, stride=2, padding=1)
     return F.max_pool2d(outputs, 2) if pool is Pool.BEHIND else outputs
 
 
