@@ -185,10 +185,13 @@ def build(groups: Sequence[RunGroup], registry: Mapping[str, Benchmark], names: 
     def place(group: RunGroup) -> tuple[object, ...]:
         return order.get(group.name, len(order)), group.name, bool(group.changed), -group.latest.started.timestamp()
 
+    costs = {group: run_cost(group, groups) for group in sorted(groups, key=place)}
+    only_timed = {cost.timed for cost in costs.values()}
     rows = [
         row
-        for group in sorted(groups, key=place)
-        for row in _rows(group, registry.get(group.name), run_cost(group, groups))
+        for group, cost in costs.items()
+        if group not in only_timed
+        for row in _rows(group, registry.get(group.name), cost)
     ]
     shown = [benchmark for name, benchmark in registry.items() if names is None or name in names]
     judgeable = {row.benchmark for row in rows if not row.group.apart}

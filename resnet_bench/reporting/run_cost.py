@@ -23,12 +23,14 @@ class RunCost:
         images_per_second: Training throughput; None likewise.
         extrapolated_from: What was timed in place of whole runs, such as ``2 epochs of 50,000 images on AMD EPYC``;
             empty where whole runs were.
+        timed: Those runs, then.
     """
 
     device: str
     seconds: float | None
     images_per_second: float | None
     extrapolated_from: str = ""
+    timed: RunGroup | None = None
 
     @property
     def time(self) -> str:
@@ -49,7 +51,7 @@ def run_cost(members: RunGroup, others: Iterable[RunGroup]) -> RunCost:
         members: The group.
         others: Every group that shorter runs may be among.
     """
-    own = _measured(members)
+    own = RunCost(*_measured(members))
     if own.seconds is not None or members.apart or members.changed or members.definition is None:
         return own
     recipe = members.definition.recipe
@@ -57,10 +59,11 @@ def run_cost(members: RunGroup, others: Iterable[RunGroup]) -> RunCost:
         return own
     found = [(_images(other.latest, recipe), other) for other in others if _is_shorter(other, members)]
     for _, other in sorted(found, key=lambda pair: pair[0], reverse=True):
-        timed = _measured(other)
-        if timed.images_per_second:
-            seconds = recipe.training.epochs * recipe.num_images("train") / timed.images_per_second
-            return RunCost(timed.device, seconds, timed.images_per_second, _timed_part(other.latest, recipe, timed))
+        device, _, rate = _measured(other)
+        if rate:
+            seconds = recipe.training.epochs * recipe.num_images("train") / rate
+            part = f"{plural(other.latest.epochs or 0, 'epoch')} of {_images_per_epoch(other.latest, recipe):,} images"
+            return RunCost(device, seconds, rate, f"{part} on {device}", other)
     return own
 
 
@@ -70,9 +73,10 @@ def median(values: Iterable[float | None]) -> float | None:
     return statistics.median(found) if found else None
 
 
-def _measured(members: RunGroup) -> RunCost:
+def _measured(members: RunGroup) -> tuple[str, float | None, float | None]:
+    """Return the device that most seeds with a time ran on, and time and throughput there."""
     device, runs = next(iter(members.devices.items()))
-    return RunCost(device, median(run.train_seconds for run in runs), median(run.images_per_second for run in runs))
+    return device, median(run.train_seconds for run in runs), median(run.images_per_second for run in runs)
 
 
 def _is_shorter(other: RunGroup, members: RunGroup) -> bool:
@@ -98,7 +102,3 @@ def _images(run: Run, recipe: Recipe) -> int:
 def _images_per_epoch(run: Run, recipe: Recipe) -> int:
     given = str(run.recipe.get("data.train_images", ""))
     return int(given) if given.isdecimal() else recipe.num_images("train")
-
-
-def _timed_part(run: Run, recipe: Recipe, timed: RunCost) -> str:
-    return f"{plural(run.epochs or 0, 'epoch')} of {_images_per_epoch(run, recipe):,} images on {timed.device}"
