@@ -47,7 +47,7 @@ class NoiseFloor:
 
     @property
     def device(self) -> str:
-        """The device that most seeds with a time ran on; times and energy are of it alone."""
+        """The device that most seeds with a time ran on; energy is of it alone, and time unless it is extrapolated."""
         return next(iter(self.group.devices))
 
     @property

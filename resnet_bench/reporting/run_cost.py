@@ -1,7 +1,7 @@
 """What one run of an experiment takes: measured, or extrapolated where every seed shared its machine."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from resnet_bench.base.text import DASH, duration, plural
@@ -81,17 +81,14 @@ def _measured(members: RunGroup) -> tuple[str, float | None, float | None]:
 
 def _is_shorter(other: RunGroup, members: RunGroup) -> bool:
     """Whether runs are those of a group but for their length."""
-    same = (
+    return (
         other.name == members.name
         and not other.apart
         and other.latest.dataset == members.latest.dataset
         and execution_name(other.latest.execution) == execution_name(members.latest.execution)
+        and bool(other.changed)
+        and all(key.startswith(SHORTENED) for key in other.changed)
     )
-    return same and _are_shortening(other.changed)
-
-
-def _are_shortening(keys: Sequence[str]) -> bool:
-    return bool(keys) and all(key.startswith(SHORTENED) for key in keys)
 
 
 def _images(run: Run, recipe: Recipe) -> int:
