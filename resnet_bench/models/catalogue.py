@@ -15,6 +15,7 @@ from resnet_bench.models.resnet34_biased import BiasedResNet34
 from resnet_bench.models.resnet_he import HeNetwork
 from resnet_bench.models.resnet_projected import LAYERS, ProjectedResNet
 from resnet_bench.models.speedrun import ACTIVATIONS, speedrun
+from resnet_bench.models.speedrun_residual import SpeedrunResidual
 from resnet_bench.models.vgg import VGG16
 from resnet_bench.models.whitening import whitened
 from resnet_bench.recipe.settings import Whitening
@@ -69,6 +70,9 @@ NETWORKS: Mapping[str, ModelEntry] = {
             "convolutions": CONVOLUTIONS,
             "activation": ACTIVATION,
         },
+    ),
+    "speedrun_residual": ModelEntry(
+        SpeedrunResidual, dict.fromkeys(("width1", "width2", "width3", "middle2", "middle3"), WIDTH)
     ),
     **{f"he_resnet{depth}": ModelEntry(partial(HeNetwork, depth, residual=True)) for depth in (20, 32, 44, 56, 110)},
     **{f"plain{depth}": ModelEntry(partial(HeNetwork, depth, residual=False)) for depth in (20, 32, 44, 56)},

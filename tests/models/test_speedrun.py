@@ -62,6 +62,28 @@ def test_the_third_convolution_is_crossed_by_a_shortcut() -> None:
     torch.testing.assert_close(group(maps), group.first(maps).relu())
 
 
+def test_the_residual_network_multiplies_about_as_much_as_the_published_one() -> None:
+    """175 million with a 2x2 kernel in the last group, which is 3x3 here."""
+    network = build("speedrun_residual", num_classes=100, whitening=LAYER)
+    published = 175e6 + (9 - 4) * 256 * 768 * 6**2 - 4 * 256 * 768 * (7**2 - 6**2)
+    left_out = 9 * (24 * 64 * (31**2 - 30**2) + 64 * 256 * (15**2 - 14**2))
+    assert count_macs(network, (3, 32, 32)) + left_out == pytest.approx(published, rel=5e-3)
+
+
+@pytest.mark.parametrize("pixels", [16, 20, 24, 32])
+def test_the_residual_network_takes_images_of_many_sizes(pixels: int) -> None:
+    options = {"width1": 8, "width2": 12, "width3": 16, "middle2": 10, "middle3": 20}
+    network = build("speedrun_residual", num_classes=7, options=options, whitening=LAYER)
+    assert network(torch.randn(3, 3, pixels, pixels)).shape == (3, 7)
+
+
+def test_a_branch_is_added_to_what_it_begins_with() -> None:
+    group = build("speedrun_residual", num_classes=10).group1
+    nn.init.zeros_(group.branch[3].weight)
+    maps = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(group(maps), group.first(maps))
+
+
 @pytest.mark.parametrize("kernel_size", [2, 3])
 def test_whitened_patches_are_uncorrelated_and_of_one_variance(kernel_size: int) -> None:
     generator = torch.Generator().manual_seed(0)
