@@ -54,5 +54,5 @@ def test_plan_refuses_what_it_cannot_answer(tmp_path, monkeypatch, words: list[s
 
 def test_a_benchmark_without_three_seeds_names_the_command(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="resnet-bench run resnet18-step-decay --profile full --seeds 3"):
-        planned("resnet18-step-decay", "--effect", "1")
+    with pytest.raises(UserError, match="resnet-bench run resnet152-step-decay --profile full --seeds 3"):
+        planned("resnet152-step-decay", "--effect", "1")
