@@ -28,7 +28,7 @@ from torch import nn
 
 from resnet_bench.base.tuning_cache import TuningCache
 from resnet_bench.execution.execution import Execution
-from resnet_bench.kernels import winograd
+from resnet_bench.kernels import direct, winograd
 from resnet_bench.kernels.allocator import retain_heap
 from resnet_bench.kernels.convolution import FORWARD, GRAD_INPUT, GRAD_WEIGHT, Geometry
 from resnet_bench.kernels.fast_paths import FastPaths
@@ -40,8 +40,8 @@ from resnet_bench.recipe.files import load_benchmark
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
-# Images, channels, output channels, size of the map, stride: of the speedruns, ResNet-9, ResNet-34 at 224 px and
-# ResNet-18 at 32 px.
+# Images, channels, output channels, size of the map, stride: of the speedruns, ResNet-9, ResNet-34 at 224 px, the
+# CIFAR-100 model and ResNet-18 at 32 px.
 CONVOLUTIONS = (
     (500, 24, 48, 30, 1),
     (500, 48, 48, 15, 1),
@@ -54,6 +54,10 @@ CONVOLUTIONS = (
     (400, 512, 512, 4, 1),
     (16, 64, 64, 56, 1),
     (16, 512, 512, 7, 1),
+    (16, 64, 128, 56, 2),
+    (256, 32, 64, 32, 2),
+    (256, 64, 128, 16, 2),
+    (256, 128, 256, 8, 2),
     (128, 64, 64, 8, 1),
     (128, 128, 256, 4, 2),
     (128, 256, 512, 2, 2),
@@ -130,6 +134,8 @@ def passes_of(
         for name, fits in (("winograd", winograd.fits), ("winograd4", winograd.fits_large_tiles))
         if stride != 1 or not fits(channels, outputs, 1, dtype)
     }
+    if not direct.fits(channels, outputs, geometry, dtype):
+        unfit.add("direct")
     # Forward and for the input gradient a GEMM is for one tap.
     passes = {
         "forward": {n: partial(run, images, weight, None, geometry) for n, run in FORWARD.items() if n != "gemm"},
@@ -180,8 +186,8 @@ def time_convolutions(
     repeats: int, dtype: torch.dtype = torch.bfloat16, clock: Callable[[], float] = time.perf_counter
 ) -> None:
     """Print a line per shape and pass."""
-    algorithms = ("default", "gemm", "winograd", "winograd4")
-    print("images channels outputs map stride pass        default     gemm winograd winograd4 (ms)")
+    algorithms = ("default", "gemm", "winograd", "winograd4", "direct")
+    print("images channels outputs map stride pass        default     gemm winograd winograd4  direct (ms)")
     for shape in FP32_CONVOLUTIONS if dtype == torch.float32 else CONVOLUTIONS:
         for name, runs in passes_of(*shape, dtype).items():
             medians = interleaved(runs, repeats, clock)

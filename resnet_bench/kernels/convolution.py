@@ -3,8 +3,8 @@
 oneDNN's kernels are made for large activations. At most 2×2 pixels make a padded convolution one small-map GEMM with no
 more multiplications than the convolution; only those taps of its kernel are used that touch a pixel: at 1×1 the center
 alone, a ninth of the work. The weight gradient is one GEMM of the output's gradient with the input's patches (im2col).
-And Winograd needs fewer multiplications for 3×3 taps. Which of these is faster than the default depends on the shape
-and the processor, so it has to be measured.
+Winograd needs fewer multiplications for 3×3 taps without a stride; with one, products of the pixels where they lie are
+faster. Which of these is faster than the default depends on the shape and the processor, so it has to be measured.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from resnet_bench.kernels import weights, winograd
+from resnet_bench.kernels import direct, weights, winograd
 
 MAX_DENSE_PIXELS = 4
 """Above 2×2 pixels a small-map GEMM multiplies more than the convolution does."""
@@ -164,8 +164,8 @@ class ConvAlgorithms(NamedTuple):
     """The algorithm of each pass of a convolution: ``default`` is torch's kernel.
 
     Attributes:
-        forward: ``default``, ``winograd`` or ``winograd4``, which is Winograd in tiles of 4×4 pixels; of one tap
-            without padding, ``default`` or ``gemm``.
+        forward: ``default``, ``winograd`` or ``winograd4``, which is Winograd in tiles of 4×4 pixels; with a stride,
+            ``default`` or ``direct``; of one tap without padding, ``default`` or ``gemm``.
         grad_input: The same.
         grad_weight: The same, or ``gemm`` for any number of taps.
     """
@@ -203,6 +203,11 @@ def forward_winograd(
     return winograd.convolve(images, weight.float(), in_bias, geometry.padding, large_tiles=large_tiles)
 
 
+def forward_direct(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Compute a convolution that :func:`direct.fits`."""
+    return direct.convolve(images, weight.float(), None if bias is None else bias.float(), geometry)
+
+
 def grad_input_default(images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """Compute the input gradient by torch's default kernel."""
     return _convolution_backward(gradient, images, weight, geometry, (True, False))[0]
@@ -225,6 +230,11 @@ def grad_input_winograd(
     return winograd.grad_input(gradient, weight.float(), geometry.padding, size, large_tiles=large_tiles)
 
 
+def grad_input_direct(images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Compute the input gradient of such a convolution."""
+    return direct.grad_input(gradient, weight.float(), geometry, (images.shape[-2], images.shape[-1]))
+
+
 def grad_weight_winograd(
     images: Tensor,
     gradient: Tensor,
@@ -237,23 +247,36 @@ def grad_weight_winograd(
     return winograd.grad_weight(images, gradient, geometry.padding, large_tiles=large_tiles)
 
 
+def grad_weight_direct(
+    images: Tensor,
+    gradient: Tensor,
+    weight: Tensor,  # noqa: ARG001 - all algorithms have one signature
+    geometry: Geometry,
+) -> Tensor:
+    """Compute the weight gradient of such a convolution."""
+    return direct.grad_weight(images, gradient, geometry)
+
+
 FORWARD: Mapping[str, Callable[[Tensor, Tensor, Tensor | None, Geometry], Tensor]] = {
     "default": forward_default,
     "gemm": forward_gemm,
     "winograd": forward_winograd,
     "winograd4": partial(forward_winograd, large_tiles=True),
+    "direct": forward_direct,
 }
 GRAD_INPUT: Mapping[str, Callable[[Tensor, Tensor, Tensor, Geometry], Tensor]] = {
     "default": grad_input_default,
     "gemm": grad_input_gemm,
     "winograd": grad_input_winograd,
     "winograd4": partial(grad_input_winograd, large_tiles=True),
+    "direct": grad_input_direct,
 }
 GRAD_WEIGHT: Mapping[str, Callable[[Tensor, Tensor, Tensor, Geometry], Tensor]] = {
     "default": grad_weight_default,
     "gemm": grad_weight_gemm,
     "winograd": grad_weight_winograd,
     "winograd4": partial(grad_weight_winograd, large_tiles=True),
+    "direct": grad_weight_direct,
 }
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from resnet_bench.base.tuning_cache import TuningCache
-from resnet_bench.kernels import convolution, winograd
+from resnet_bench.kernels import convolution, direct, winograd
 from resnet_bench.kernels.convolution import ConvAlgorithms, Geometry
 
 MAX_GEMM_PIXELS = 64
@@ -240,6 +240,9 @@ def candidates(shape: Shape) -> Mapping[str, Sequence[str]]:
             if fits(shape.channels, shape.outputs, shape.geometry.padding, shape.dtype):
                 for of_pass in algorithms.values():
                     of_pass.append(name)
+    if direct.fits(shape.channels, shape.outputs, shape.geometry, shape.dtype):
+        for of_pass in algorithms.values():
+            of_pass.append("direct")
     return algorithms
 
 

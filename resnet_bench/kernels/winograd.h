@@ -1,35 +1,14 @@
-/* What the Winograd kernels share: memory, tiles of maps, filters, and the strips that columns are multiplied in.
+/* What the Winograd kernels share: tiles of maps, and filters.
  *
- * A file that includes this says before: LANES of a vector; COLUMNS, the vectors of columns that a block of a matrix
- * product has; OUT, the pixels of a tile's output in a row; `value`, the type of a map's numbers; and `factor`, that of
- * what is multiplied.
+ * A file that includes this says before what products.h wants, and: OUT, the pixels of a tile's output in a row; `value`,
+ * the type of a map's numbers; and `factor`, that of what is multiplied.
  */
 
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "products.h"
 
-enum result { DONE, OUT_OF_MEMORY };
-
-#define INLINE static inline __attribute__((always_inline))
-#define CACHE_LINE 64
 /* Pixels of a tile's input in a row, and frequencies of a tile. */
 #define IN (OUT + 2)
 #define FREQUENCIES (IN * IN)
-
-typedef float vector __attribute__((vector_size(LANES * sizeof(float)), may_alias));
-
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-INLINE int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
-
-/* Channels, and those that fill up the last vector of them. */
-INLINE int64_t filled(int64_t channels) { return parts_of(channels, LANES) * LANES; }
-
-static void *memory(int64_t bytes) { return aligned_alloc(CACHE_LINE, parts_of(bytes, CACHE_LINE) * CACHE_LINE); }
 
 /* --- matrix products ----------------------------------------------------------------------------- */
 
@@ -44,19 +23,6 @@ struct product {
     int64_t of_sum;
     int add;
 };
-
-/* Columns are multiplied in strips of up to as many as a block has, as equal as can be. */
-INLINE int64_t strips_of(int64_t columns) { return parts_of(columns, COLUMNS * LANES); }
-INLINE int64_t strip_begin(int64_t columns, int64_t strip) {
-    return parts_of(columns, LANES) * strip / strips_of(columns) * LANES;
-}
-
-/* The strip that a column is in. */
-INLINE int64_t strip_with(int64_t columns, int64_t column) {
-    int64_t strip = 0;
-    while (strip_begin(columns, strip + 1) <= column) strip++;
-    return strip;
-}
 
 /* --- tiles --------------------------------------------------------------------------------------- */
 

@@ -39,7 +39,7 @@ typedef pair factor;
 /* Tiles whose frequencies are at hand at once. */
 #define TILES 24
 /* Pairs of tiles that a gradient of filters is summed over before it is written. */
-#define PAIRS 96
+#define PAIRS 128
 /* Pairs of channels whose products are summed as whole numbers. */
 #define WHOLE_PAIRS 64
 /* Bytes that such sums may take, of all threads. */

@@ -2,8 +2,8 @@
 
 Three groups of a pooled convolution and two more, which are a residual branch: cheap on the large maps of the first
 groups and wide on the small ones of the last. After the entries futurebiohackers and NAVIER-STOKED of
-github.com/AIDDA-Institute/CIFAR-100-speedrun, which have a whitening layer before it and a 2x2 kernel in the last group,
-where a 3x3 one costs no more on a CPU.
+github.com/AIDDA-Institute/CIFAR-100-speedrun, which have a whitening layer before it and a 2x2 kernel in the last
+group, where a 3x3 one costs no more on a CPU.
 """
 
 from torch import Tensor, nn

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from resnet_bench.kernels import winograd
+from resnet_bench.kernels import direct, winograd
 from resnet_bench.kernels.convolution import (
     FORWARD,
     ConvAlgorithms,
@@ -135,10 +135,12 @@ def test_which_convolutions_are_products_of_whole_maps(size, geometry, expected)
 @pytest.mark.parametrize("forward", list(FORWARD))
 def test_a_layer_behind_may_work_in_place(forward: str, dtype: torch.dtype) -> None:
     """As the ReLU of VGG-16 without BatchNorm does."""
+    geometry = {"gemm": Geometry(1, 1, 0), "direct": Geometry(3, 2, 1)}.get(forward, Geometry(3, 1, 1))
     fits = winograd.fits_large_tiles if (forward, dtype) == ("winograd4", torch.bfloat16) else winograd.fits
     if forward in ("winograd", "winograd4") and not fits(32, 32, 1, dtype):
         pytest.skip("no such kernels here")
-    geometry = Geometry(kernel=1, stride=1, padding=0) if forward == "gemm" else Geometry(kernel=3, stride=1, padding=1)
+    if forward == "direct" and not direct.fits(32, 32, geometry, dtype):
+        pytest.skip("no such kernels here")
     generator = torch.Generator().manual_seed(3)
     images = torch.randn(2, 32, 8, 8, generator=generator).to(dtype)
     weight = torch.randn(32, 32, geometry.kernel, geometry.kernel, generator=generator).requires_grad_()
