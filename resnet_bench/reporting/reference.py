@@ -1,4 +1,4 @@
-"""What the reference results that come with the package say about each claim."""
+"""What the reference results that come with the package say about each claim, and their studies."""
 
 import statistics
 from collections.abc import Sequence
@@ -7,8 +7,11 @@ from pathlib import Path
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.judging.intervals import Interval, prediction_interval
+from resnet_bench.recipe.files import scan_benchmarks
 from resnet_bench.recipe.toml_files import reference_folder
+from resnet_bench.reporting import reading, runs, studies
 from resnet_bench.reporting.claims import ClaimRow, read_claims
+from resnet_bench.reporting.studies import StudyReport
 from resnet_bench.reporting.wording import mean_with_interval
 
 
@@ -111,3 +114,18 @@ def known_references(benchmarks: Sequence[str]) -> dict[str, ReferenceResult]:
         return {found.benchmark: found for found in reference_results(benchmarks=benchmarks)}
     except UserError:
         return {}
+
+
+def reference_studies(benchmarks: Sequence[str], folder: Path | None = None) -> list[StudyReport]:
+    """Return the reference studies of some benchmarks; empty where there are no tables.
+
+    Args:
+        benchmarks: Their names.
+        folder: A folder of report tables; that of the package where not given.
+    """
+    try:
+        read = reading.read([folder or reference_folder()], benchmarks=benchmarks)
+    except UserError:
+        return []
+    known, _ = scan_benchmarks()
+    return [study for study in studies.find(runs.load(read)[0], known) if not study.apart]

@@ -107,7 +107,7 @@ def build(read: Tables, *, benchmarks: Sequence[str] | None = None, benchmarks_f
     known, broken = scan_benchmarks(benchmarks_folder)
     loaded, left_out = runs.load(read)
     groups = runs.group(loaded)
-    found, untold = studies.usable(studies.find(loaded))
+    found, untold = studies.usable(studies.find(loaded, known))
     problems = [*read.problems, *broken.values(), *left_out, *untold]
     if not groups:
         problems.append("no benchmark run has finished yet, so there is nothing to judge or to compare")

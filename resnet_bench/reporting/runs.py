@@ -383,7 +383,7 @@ def _measure(run: Run) -> None:
     json.dumps(run.environment, sort_keys=True)
     hash(tuple(run.trial_params.values()))
     for value in run.recipe.values():
-        _comparable(value)
+        comparable(value)
 
 
 def _without_times(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -432,13 +432,13 @@ def _changed_keys(run: Run, definition: Benchmark) -> tuple[str, ...]:
     recipe = definition.profiles.get("smoke") if run.profile == "smoke" else definition.recipe
     if recipe is None or recipe.fingerprint == run.fingerprint:
         return ()
-    ours = {key: _comparable(value) for key, value in run.recipe.items()}
-    theirs = {key: _comparable(value) for key, value in recipe.flat().items()}
+    ours = {key: comparable(value) for key, value in run.recipe.items()}
+    theirs = {key: comparable(value) for key, value in recipe.flat().items()}
     keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
     return tuple(keys) or ("its fingerprint",)
 
 
-def _comparable(value: Any) -> Any:
+def comparable(value: Any) -> Any:
     """Return a value in one spelling, whether it comes from a recipe or was logged as text."""
     if isinstance(value, str):
         try:
@@ -446,9 +446,9 @@ def _comparable(value: Any) -> Any:
         except (ValueError, RecursionError):
             return value
     if isinstance(value, list | tuple):
-        return tuple(_comparable(item) for item in value)
+        return tuple(comparable(item) for item in value)
     if isinstance(value, dict):
-        return tuple(sorted((key, _comparable(below)) for key, below in value.items()))
+        return tuple(sorted((key, comparable(below)) for key, below in value.items()))
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 

@@ -14,8 +14,12 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.judging.intervals import Difference, Interval, welch
 from resnet_bench.judging.verdict import apart
-from resnet_bench.reporting.runs import Run
+from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.reporting.runs import Run, comparable
 from resnet_bench.reporting.study_plots import PlottedStudy, PlottedTrial, importances, is_number, quiet
+
+LENGTH = ("training.epochs", "data.train_images", "data.test_images")
+"""Recipe keys that decide how long a run is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +32,8 @@ class StudyReport:
     """Retraining runs with the source hyperparameters and new seeds."""
     tuned: tuple[Run, ...]
     """Retraining runs with the best hyperparameters and new seeds."""
+    definition: Benchmark | None = None
+    """The benchmark that is tuned; None where it is unknown."""
 
     @property
     def name(self) -> str:
@@ -38,6 +44,16 @@ class StudyReport:
     def apart(self) -> bool:
         """Whether it was made to try the software: in the smoke profile or on generated images."""
         return apart(self.parent.profile, generated=self.parent.generated)
+
+    @cached_property
+    def budget(self) -> Mapping[str, str]:
+        """What its runs are shorter by than the benchmark says: recipe keys with their values, both retrained alike."""
+        latest = next(iter((*self.source, *self.tuned, *self.trials)), None)
+        if self.definition is None or latest is None or self.apart:
+            return {}
+        whole = self.definition.recipe.flat()
+        values = {key: (latest.recipe.get(key), whole.get(key)) for key in LENGTH}
+        return {key: str(ours) for key, (ours, theirs) in values.items() if comparable(ours) != comparable(theirs)}
 
     @cached_property
     def counted(self) -> tuple[Run, ...]:
@@ -117,8 +133,13 @@ class StudyReport:
         )
 
 
-def find(runs: Sequence[Run]) -> list[StudyReport]:
-    """Return every study among the runs, with its trials in order and its retraining runs."""
+def find(runs: Sequence[Run], known: Mapping[str, Benchmark] | None = None) -> list[StudyReport]:
+    """Return every study among the runs, with its trials in order and its retraining runs.
+
+    Args:
+        runs: Runs of any kind.
+        known: Benchmarks by name; of others it is not known whether a study's runs are shorter than they say.
+    """
     children: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         children[run.parent_run_id].append(run)
@@ -133,6 +154,7 @@ def find(runs: Sequence[Run]) -> list[StudyReport]:
             ),
             _arm(children[parent.id], "source"),
             _arm(children[parent.id], "tuned"),
+            (known or {}).get(parent.benchmark),
         )
         for parent in runs
         if parent.role == "study"
@@ -161,9 +183,14 @@ def accuracies(arm: Sequence[Run]) -> list[float]:
 
 
 def tuned_accuracies(studies: Sequence[StudyReport]) -> dict[str, list[float]]:
-    """Return test accuracies of tuned hyperparameters on new seeds, by benchmark, from its latest full study."""
+    """Return test accuracies of tuned hyperparameters on new seeds, by benchmark, from its latest full study.
+
+    A study whose runs are shorter than the benchmark says has nothing to set beside its claim.
+    """
     return {
-        study.parent.benchmark: values for study in studies if not study.apart and (values := accuracies(study.tuned))
+        study.parent.benchmark: values
+        for study in studies
+        if not study.apart and not study.budget and (values := accuracies(study.tuned))
     }
 
 

@@ -1,13 +1,16 @@
 """Studies, rebuilt from their runs."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from resnet_bench.base.files import write_together
 from resnet_bench.judging.intervals import welch
 from resnet_bench.judging.power import smallest_difference
-from resnet_bench.reporting import claims, runs, studies
+from resnet_bench.reporting import claims, report, runs, studies
+from resnet_bench.reporting.page import render_markdown
 from resnet_bench.reporting.sections import studies as section
 from resnet_bench.reporting.sections.section import Results
 from resnet_bench.reporting.studies import StudyReport, accuracies, named
@@ -155,6 +158,45 @@ def test_a_smoke_study_tunes_nothing_that_a_claim_is_compared_with(study: StudyR
     smoke = replace(study, parent=replace(study.parent, profile="smoke"))
     assert studies.tuned_accuracies([smoke]) == {}
     assert list(studies.tuned_accuracies([study])) == ["nine-onecycle"]
+
+
+def test_a_study_of_shorter_runs_tunes_nothing_that_a_claim_is_compared_with(
+    study: StudyReport, benchmarks: Any
+) -> None:
+    whole = replace(study, definition=benchmarks["nine-onecycle"])
+    assert whole.budget == {}
+    assert list(studies.tuned_accuracies([whole])) == ["nine-onecycle"]
+    source, tuned = (
+        tuple(replace(run, recipe={**run.recipe, "training.epochs": "2"}) for run in arm)
+        for arm in (study.source, study.tuned)
+    )
+    short = replace(whole, source=source, tuned=tuned)
+    assert short.budget == {"training.epochs": "2"}
+    assert studies.tuned_accuracies([short]) == {}
+    rows = claims.build([], benchmarks)
+    view = section.build(Results(tables=None, runs=(), claims=rows, studies=(short,)))  # type: ignore[arg-type]
+    assert view.values["studies"][0]["budget"] == "training.epochs = 2"
+
+
+def test_reference_studies_stand_beside_ones_own(
+    study: StudyReport, store_tables: Tables, benchmarks_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "reference" / "device"
+    folder.mkdir(parents=True)
+    write_together(folder, report.table_files(store_tables))
+    monkeypatch.setattr("resnet_bench.reporting.reference.reference_folder", lambda: folder.parent)
+    without = store_tables.keep(store_tables.runs[store_tables.runs["role"] == "run"])
+
+    def text(tables: Tables) -> str:
+        return render_markdown(report.build(tables, benchmarks_folder=benchmarks_folder))
+
+    assert study.difference is not None
+    row = f"| {study.name} (of nine-onecycle) | 10 trials |"
+    assert row in text(without)
+    assert "+1.40 pp" in text(without)
+    # Those of the report itself are shown once, with all that is known.
+    assert row not in text(store_tables)
+    assert f"### {study.name}" in text(store_tables)
 
 
 def test_a_gain_that_is_unclear_says_what_could_have_been_seen(study: StudyReport, benchmarks: Any) -> None:

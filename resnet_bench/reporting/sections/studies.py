@@ -1,11 +1,13 @@
-"""Show studies: source hyperparameters and tuned ones, and how the tuning went."""
+"""Show studies: source hyperparameters and tuned ones, and how the tuning went; beside them those of the reference."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from resnet_bench.base.text import plural, setting
 from resnet_bench.judging.power import smallest_difference
 from resnet_bench.reporting.figures.style import Plot
-from resnet_bench.reporting.sections.section import Grid, Results, Section, View, grid
+from resnet_bench.reporting.reference import reference_studies
+from resnet_bench.reporting.sections.section import Cell, Grid, Results, Section, View, grid
 from resnet_bench.reporting.studies import StudyReport, accuracies, named
 from resnet_bench.reporting.study_plots import plots
 from resnet_bench.reporting.wording import mean_of, number, signed, signed_interval
@@ -19,10 +21,48 @@ def build(results: Results) -> View:
         made = plots(study.plotted)
         drawn += made
         studies.append(_study(study) | {"plots": made})
-    return View({"studies": studies}, tuple(drawn))
+    return View({"studies": studies, "reference": _reference(_others(results))}, tuple(drawn))
 
 
 SECTION = Section("studies", "Studies", build)
+
+
+def _others(results: Results) -> list[StudyReport]:
+    """Return the reference studies of the report's benchmarks, but for those that it shows anyway."""
+    claims = results.claims
+    benchmarks = {row.benchmark for row in (*claims.rows, *claims.apart)} | {
+        *(each.benchmark.name for each in claims.missing),
+        *(study.parent.benchmark for study in results.studies),
+    }
+    shown = {study.parent.id for study in results.studies}
+    return [study for study in reference_studies(sorted(benchmarks)) if study.parent.id not in shown]
+
+
+def _reference(found: Sequence[StudyReport]) -> Grid | None:
+    rows: list[list[str | Cell]] = [
+        [
+            Cell(study.name, f"of {study.parent.benchmark}"),
+            Cell(f"{plural(len(study.counted), 'trial')}", _budget(study)),
+            _values(study.source_params),
+            _values(study.best_params),
+            mean_of(accuracies(study.source)),
+            mean_of(accuracies(study.tuned)),
+            Cell(_outcome(study), plural(len(study.tuned or study.source), "seed")),
+        ]
+        for study in found
+    ]
+    titles = "Study|Budget|Source|Best|#Source, test|#Tuned, test|Tuning gain"
+    return grid("Studies of the reference results", titles, rows) if rows else None
+
+
+def _budget(study: StudyReport) -> str:
+    """Return what its runs are shorter by, such as ``training.epochs = 9``."""
+    return ", ".join(f"{key} = {value}" for key, value in study.budget.items())
+
+
+def _values(params: Mapping[str, Any]) -> Cell:
+    values = tuple(f"{key.rpartition('.')[2]} {setting(value)}" for key, value in sorted(params.items()))
+    return Cell(", ".join(values), lines=values)
 
 
 def _study(study: StudyReport) -> dict[str, Any]:
@@ -35,8 +75,9 @@ def _study(study: StudyReport) -> dict[str, Any]:
         "apart": study.apart,
         "benchmark": study.parent.benchmark,
         "sampler": named(study.parent.sampler) or "an unnamed sampler",
-        "pruner": named(study.parent.pruner) or "no",
+        "pruner": named(study.parent.pruner).replace("none", "") or "no",
         "counts": _counts(study),
+        "budget": _budget(study),
         "table": _table(study),
         "outcome": _outcome(study),
         "sentence": _sentence(study),
