@@ -47,7 +47,7 @@ class StudyReport:
 
     @cached_property
     def budget(self) -> Mapping[str, str]:
-        """What its runs are shorter by than the benchmark says: recipe keys with their values, both retrained alike."""
+        """Recipe keys by which its runs are shorter than the benchmark says, with their values; trials are so, too."""
         latest = next(iter((*self.source, *self.tuned, *self.trials)), None)
         if self.definition is None or latest is None or self.apart:
             return {}
@@ -167,7 +167,7 @@ def usable(found: Sequence[StudyReport]) -> tuple[list[StudyReport], list[str]]:
     for study in found:
         try:
             # Whatever is computed from a study's own values is computed here, so that it fails here or nowhere.
-            _ = study.plotted, study.difference, study.source_won
+            _ = study.plotted, study.difference, study.source_won, study.budget
         except Exception as error:  # whatever Optuna makes of a forged or damaged value
             reason = describe_error(error, limit=160)
             problems.append(f"study {study.name} is left out: {type(error).__name__}: {reason}")
