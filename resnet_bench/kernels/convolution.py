@@ -392,9 +392,14 @@ def _gradients(
     wants_images, wants_weight, wants_bias, *_ = ctx.needs_input_grad
     return (
         of_images() if wants_images else None,
-        torch.empty_like(weight).copy_(of_weight()) if wants_weight else None,
+        _like(weight, of_weight()) if wants_weight else None,
         weights.grad_bias(gradient, ctx.bias_type) if wants_bias else None,
     )
+
+
+def _like(weight: Tensor, gradient: Tensor) -> Tensor:
+    alike = gradient.dtype == weight.dtype and gradient.stride() == weight.stride()
+    return gradient if alike else torch.empty_like(weight).copy_(gradient)
 
 
 def _convolution_backward(
