@@ -34,6 +34,9 @@ from resnet_bench.tracking.vocabulary import (
 Series = Mapping[int, float]
 """Values of one metric under the epoch or the optimizer step that they belong to."""
 
+LENGTH = ("training.epochs", "data.train_images", "data.test_images")
+"""Recipe keys that decide how long a run is."""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Run(RunRow):

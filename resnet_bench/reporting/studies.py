@@ -15,11 +15,8 @@ from resnet_bench.base.describe_error import describe_error
 from resnet_bench.judging.intervals import Difference, Interval, welch
 from resnet_bench.judging.verdict import apart
 from resnet_bench.recipe.benchmark import Benchmark
-from resnet_bench.reporting.runs import Run, comparable
+from resnet_bench.reporting.runs import LENGTH, Run, comparable
 from resnet_bench.reporting.study_plots import PlottedStudy, PlottedTrial, importances, is_number, quiet
-
-LENGTH = ("training.epochs", "data.train_images", "data.test_images")
-"""Recipe keys that decide how long a run is."""
 
 
 @dataclass(frozen=True, eq=False)

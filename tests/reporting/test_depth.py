@@ -7,9 +7,11 @@ import pytest
 
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.files import scan_benchmarks
-from resnet_bench.reporting import runs
+from resnet_bench.reporting import claims, runs
 from resnet_bench.reporting.figures.depth import depth_of, error_against_depth
 from resnet_bench.reporting.runs import RunGroup
+from resnet_bench.reporting.sections import depth as section
+from resnet_bench.reporting.sections.section import Results
 from tests.reporting.test_runs import run
 
 ACCURACY = {"he-resnet20": 91.0, "he-resnet56": 93.0, "plain-20": 90.0, "plain-56": 86.0}
@@ -62,3 +64,27 @@ def test_one_depth_is_not_a_comparison(groups: dict[str, RunGroup]) -> None:
 
 def test_the_depth_is_the_number_in_a_networks_name(groups: dict[str, RunGroup]) -> None:
     assert depth_of(groups["he-resnet56"]) == ("he_resnet", 56)
+
+
+def changed(group: RunGroup, **changes: object) -> RunGroup:
+    """The same runs, but for some recipe keys."""
+    assert group.definition is not None
+    recipe = group.definition.recipe.flat() | changes
+    members = [replace(member, fingerprint="f" * 16, recipe=recipe) for member in group.runs]
+    [found] = runs.group(members)
+    return replace(found, definition=group.definition)
+
+
+def test_shorter_runs_have_a_figure_of_their_length(groups: dict[str, RunGroup], known: dict[str, Benchmark]) -> None:
+    length = {"training.epochs": 16, "schedule.milestones": (8, 12)}
+    shorter = [changed(groups[name], **length) for name in ("plain-20", "plain-56")]
+    others = [changed(groups[name], **length, **{"optimizer.lr": 0.01}) for name in ("he-resnet20", "he-resnet56")]
+    rows = claims.build([*groups.values(), *shorter, *others], known)
+    view = section.build(Results(tables=None, runs=(), claims=rows, studies=()))  # type: ignore[arg-type]
+    assert view is not None
+    assert [plot.title for plot in view.plots] == [
+        "Error against depth, cifar10",
+        "Error against depth, cifar10: a shorter schedule of ours, training.epochs = 16",
+    ]
+    assert len({plot.id for plot in view.plots}) == 2
+    assert {name for name, _, _ in lines(view.plots[1].spec)} == {"plain, test", "plain, train"}

@@ -29,12 +29,13 @@ def depth_of(group: RunGroup) -> tuple[str, int] | None:
     return (found[1].strip("_"), int(found[2])) if found else None
 
 
-def error_against_depth(groups: Iterable[RunGroup], dataset: str) -> Plot | None:
+def error_against_depth(groups: Iterable[RunGroup], dataset: str, shorter_by: str = "") -> Plot | None:
     """Draw the test and training error of networks that differ in depth.
 
     Args:
         groups: Runs of the networks, one group per network.
         dataset: Name of the images.
+        shorter_by: What the runs are shorter by than the sources'; errors that these state are not drawn then.
 
     Returns:
         The plot; None where no family has networks of two depths.
@@ -63,7 +64,7 @@ def error_against_depth(groups: Iterable[RunGroup], dataset: str) -> Plot | None
                 )
         for depth, group in members:
             claim = group.definition.test_claim if group.definition is not None else None
-            if claim is not None:
+            if claim is not None and not shorter_by:
                 claimed.append((depth, 100 - reference(claim)))
     if claimed:
         add_marks(
@@ -77,10 +78,10 @@ def error_against_depth(groups: Iterable[RunGroup], dataset: str) -> Plot | None
     finish(figure, HEIGHT, x="layers with weights", y="error, %")
     return Plot.of(
         figure,
-        f"depth-{dataset}",
-        f"Error against depth, {dataset}",
+        "-".join(["depth", dataset, *re.findall(r"\w+", shorter_by)]),
+        f"Error against depth, {dataset}" + (f": a shorter schedule of ours, {shorter_by}" if shorter_by else ""),
         "Means over seeds at the last epoch: solid lines are test errors, dotted ones training errors, which are "
-        "running means over augmented images. Crosses are the errors that the sources state.",
+        "running means over augmented images." + (" Crosses are the errors that the sources state." if claimed else ""),
         wide=True,
     )
 

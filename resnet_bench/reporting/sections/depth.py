@@ -2,25 +2,34 @@
 
 from resnet_bench.reporting.figures.depth import error_against_depth
 from resnet_bench.reporting.figures.style import present
+from resnet_bench.reporting.runs import LENGTH, RunGroup
 from resnet_bench.reporting.sections.section import Results, Section, View
 
 SUITE = "depth"
+FOLLOWING = ("schedule.", "evaluation.")
+"""What recipe keys begin with that may differ in shorter runs: a schedule is scaled to them."""
 
 
 def build(results: Results) -> View | None:
-    """Build the section; None without runs of two depths of one family."""
-    members = [
-        group
-        for group in results.compared
-        if group.definition is not None and SUITE in group.definition.suites and not group.changed
-    ]
-    drawn = present(
-        *(
-            error_against_depth([group for group in members if group.latest.dataset == dataset], dataset)
-            for dataset in results.datasets
-        )
-    )
+    """Build the section; None without runs of two depths of one family.
+
+    Runs that are shorter than the papers' have a figure for each length: no error of theirs is compared with a longer
+    run's.
+    """
+    members: dict[tuple[str, str], list[RunGroup]] = {}
+    for group in results.compared:
+        length = _shorter_by(group)
+        if group.definition is not None and SUITE in group.definition.suites and length is not None:
+            members.setdefault((group.latest.dataset, length), []).append(group)
+    drawn = present(*(error_against_depth(members[each], *each) for each in sorted(members)))
     return View({"plots": drawn, "apart": not results.full}, drawn) if drawn else None
 
 
 SECTION = Section("depth", "Depth", build)
+
+
+def _shorter_by(group: RunGroup) -> str | None:
+    """Return what runs are shorter by, such as ``training.epochs = 16``; None where they differ in more than length."""
+    if not all(key.startswith((*LENGTH, *FOLLOWING)) for key in group.changed):
+        return None
+    return ", ".join(f"{key} = {group.latest.recipe.get(key)}" for key in LENGTH if key in group.changed)
