@@ -64,7 +64,7 @@ def plan(
             sd_interval=[low, high],
             seeds=len(floor.accuracies),
             device=floor.device,
-            seconds_per_run=floor.seconds,
+            seconds_per_run=floor.cost.seconds,
             extrapolated_from=floor.cost.extrapolated_from,
             plans=plans,
         )

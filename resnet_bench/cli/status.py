@@ -1,8 +1,7 @@
 """The verb ``resnet-bench status``."""
 
 import time
-from collections.abc import Collection
-from pathlib import Path
+from collections.abc import Collection, Iterable
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +11,7 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import DASH, percent
 from resnet_bench.cli.options import DEFAULT_RUNS, Json, RunDir, help_text, new_app
 from resnet_bench.cli.screen import console, echo, new_table, note, print_json, print_table
-from resnet_bench.running.launchers.launch import find_launches
+from resnet_bench.running.launchers.launch import Launch, find_launches
 
 app = new_app()
 
@@ -36,7 +35,8 @@ def status(
         raise UserError("--watch is for a person's screen; with --json, look again when you need to know")
     watched: set[str] = set()
     while True:
-        rows, notes = _look(run_dir, everything=everything, also=watched)
+        launches = find_launches(run_dir)
+        rows, notes = _look(launches, everything=everything, also=watched)
         # The last table shows how each job has ended.
         watched |= {row["launch"] for row in rows}
         if watch and console.is_terminal:
@@ -44,7 +44,7 @@ def status(
         if as_json:
             print_json("status", tasks=rows, problems=notes)
         else:
-            _print(rows, hidden=not everything and bool(find_launches(run_dir)))
+            _print(rows, hidden=not everything and bool(launches))
             for problem in notes:
                 note(problem)
         if not watch or not any(row["open"] for row in rows):
@@ -52,13 +52,15 @@ def status(
         time.sleep(WATCH_SECONDS)
 
 
-def _look(run_dir: Path, *, everything: bool, also: Collection[str]) -> tuple[list[dict[str, Any]], list[str]]:
+def _look(
+    launches: Iterable[Launch], *, everything: bool, also: Collection[str]
+) -> tuple[list[dict[str, Any]], list[str]]:
     """A row per task, also of some launches that have ended, and what could not be found out."""
     # The events import torch.
     from resnet_bench.running.launchers.progress import look
 
     rows, notes = [], []
-    for launch in find_launches(run_dir):
+    for launch in launches:
         found, problem = look(launch)
         if everything or launch.name in also or any(row.open for row in found):
             rows += [{"launch": launch.name, **vars(row)} for row in found]

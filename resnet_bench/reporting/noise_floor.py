@@ -50,11 +50,6 @@ class NoiseFloor:
         """The device that most seeds with a time ran on; energy is of it alone, and time unless it is extrapolated."""
         return next(iter(self.group.devices))
 
-    @property
-    def seconds(self) -> float | None:
-        """Training time of one run; None where every run shared its machine and no shorter ones were timed."""
-        return self.cost.seconds
-
     @cached_property
     def joules(self) -> float | None:
         """Energy of one run, the median; None where no counter could be read."""
@@ -79,11 +74,12 @@ class NoiseFloor:
         Raises:
             UserError: How long a run takes is unknown, or the hours do not suffice for two seeds per side.
         """
-        if self.seconds is None:
+        seconds = self.cost.seconds
+        if seconds is None:
             raise UserError(f"{self.group.name}: how long a run takes is unknown; write --seeds in place of --hours")
-        seeds = math.floor(hours * 3600 / (2 * self.seconds))
+        seeds = math.floor(hours * 3600 / (2 * seconds))
         if seeds < 2:
-            needed = 4 * self.seconds / 3600
+            needed = 4 * seconds / 3600
             raise UserError(f"--hours {hours:g}: two seeds per side of {self.group.name} take {needed:.2g} hours")
         return self.for_seeds(seeds, power)
 
@@ -93,7 +89,7 @@ class NoiseFloor:
             power=power,
             effect=effect,
             seeds=seeds,
-            hours=None if runs is None or self.seconds is None else runs * self.seconds / 3600,
+            hours=None if runs is None or self.cost.seconds is None else runs * self.cost.seconds / 3600,
             joules=None if runs is None or self.joules is None else runs * self.joules,
         )
 

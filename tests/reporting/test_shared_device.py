@@ -80,7 +80,7 @@ def test_times_are_extrapolated_from_a_short_run_that_was_alone(
     line = next(line for line in written.markdown.read_text().splitlines() if line.startswith("| ranged "))
     assert line.split("|")[-3].strip().startswith("about ")
     floor = noise_floor("ranged", [fresh_uri])
-    assert floor.seconds == row.cost.seconds
+    assert floor.cost.seconds == row.cost.seconds
     assert floor.cost.extrapolated_from in said
 
 
