@@ -46,8 +46,10 @@ class ExecutionCheck:
     @property
     def schedule(self) -> str:
         """What was made shorter, such as ``training.epochs = 4``; empty where the recipe was trained in full."""
-        recipe = self.stock.latest.recipe
-        return ", ".join(f"{key} = {recipe.get(key)}" for key in self.stock.changed)
+        recipe, changed = self.stock.latest.recipe, self.stock.changed
+        # A schedule is scaled to the epochs, which say it in fewer words.
+        keys = [key for key in changed if not key.startswith("schedule.")] or changed
+        return ", ".join(f"{key} = {recipe.get(key)}" for key in keys)
 
     @cached_property
     def accuracies(self) -> tuple[list[float], list[float]]:
