@@ -116,15 +116,10 @@ def known_references(benchmarks: Sequence[str]) -> dict[str, ReferenceResult]:
         return {}
 
 
-def reference_studies(benchmarks: Sequence[str], folder: Path | None = None) -> list[StudyReport]:
-    """Return the reference studies of some benchmarks; empty where there are no tables.
-
-    Args:
-        benchmarks: Their names.
-        folder: A folder of report tables; that of the package where not given.
-    """
+def reference_studies(benchmarks: Sequence[str]) -> list[StudyReport]:
+    """Return the reference studies of some benchmarks by name; empty where the package's tables are missing."""
     try:
-        read = reading.read([folder or reference_folder()], benchmarks=benchmarks)
+        read = reading.read([reference_folder()], benchmarks=benchmarks)
     except UserError:
         return []
     known, _ = scan_benchmarks()

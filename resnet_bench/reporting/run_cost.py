@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from resnet_bench.base.text import DASH, duration, plural
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.reporting.executions import execution_name
-from resnet_bench.reporting.runs import Run, RunGroup
+from resnet_bench.reporting.runs import LENGTH, Run, RunGroup
 
-SHORTENED = ("training.epochs", "data.train_images", "data.test_images", "schedule.", "optimizer.lr", "evaluation.")
+SHORTENED = (*LENGTH, "schedule.", "optimizer.lr", "evaluation.")
 """Recipe keys, or what they begin with, that may differ in a shorter run: none changes what a training step takes."""
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from resnet_bench.kernels import direct, fast_paths
 from resnet_bench.kernels.convolution import ConvAlgorithms, Geometry, convolution
 from resnet_bench.kernels.fast_paths import Shape
+from tests.kernels.exact import assert_exact
 
 PASSES = ("forward", "grad_input", "grad_weight")
 KERNELS = direct.fits(32, 64, Geometry(3, 2, 1), torch.bfloat16)
@@ -73,14 +74,7 @@ def whole_numbers(draw):
 @given(whole_numbers(), st.integers(1, 3))
 @settings(max_examples=100)
 def test_whole_numbers_are_convolved_exactly(case, threads) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        found = ours(case)
-    finally:
-        torch.set_num_threads(before)
-    for result, expected in zip(found, by_torch(case, torch.float64), strict=True):
-        assert torch.equal(result, expected.to(result.dtype))
+    assert_exact(lambda: ours(case), by_torch(case, torch.float64), threads)
 
 
 @needs_kernels

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from resnet_bench.kernels import native, winograd
+from tests.kernels.exact import assert_exact
 
 PROBLEM = winograd.problem(torch.bfloat16)
 pytestmark = pytest.mark.skipif(PROBLEM is not None, reason=f"{PROBLEM}")
@@ -83,14 +84,7 @@ def whole_numbers(draw):
 @given(whole_numbers(), st.integers(1, 3))
 @settings(max_examples=100)
 def test_whole_numbers_are_convolved_exactly(case, threads) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        found = ours(case)
-    finally:
-        torch.set_num_threads(before)
-    for result, expected in zip(found, by_torch(case, torch.float64), strict=True):
-        assert torch.equal(result, expected.to(result.dtype))
+    assert_exact(lambda: ours(case), by_torch(case, torch.float64), threads)
 
 
 def random_case(size: int, padding: int, *, pooled: bool, outputs: int = 48) -> Case:
