@@ -31,10 +31,10 @@ def results(
 ) -> None:
     # Pandas is imported when the verb is called, so that help and completion are quick.
     from resnet_bench.reporting.executions import read_executions
-    from resnet_bench.reporting.reference import reference_results
+    from resnet_bench.reporting.reference import read_reference
     from resnet_bench.reporting.wording import mean_with_interval
 
-    found = reference_results(folder, benchmarks)
+    found = list(read_reference(folder, benchmarks).results.values())
     rows = [each.asdict() for each in found]
     checks = read_executions(folder, benchmarks)
     if as_json or style == "json":

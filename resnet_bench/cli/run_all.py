@@ -113,7 +113,7 @@ def run_all(
         UserError: Something asked for does not exist or does not fit; nothing was started.
     """
     # Pandas is imported here, when torch has been already.
-    from resnet_bench.reporting.reference import beside_the_reference, known_references
+    from resnet_bench.reporting.reference import beside_the_reference, known_reference
 
     echo = _printer(console)
     plan, datasets = open_plan(options, context, echo)
@@ -127,7 +127,7 @@ def run_all(
         if detach:
             _detach(plan, plan.cluster, context, echo)
             return RunsSummary()
-        references = known_references(names)
+        references = known_reference(names).results
         return _run_to_the_end(plan, {}, references, options, context, console)
     try:
         with measuring_aloud(console):
@@ -142,7 +142,7 @@ def run_all(
             raise
         return RunsSummary(interrupted=True, out_of_time=True)
     seconds = _announce(plan, survey, datasets, context.store, console)
-    references = known_references(names)
+    references = known_reference(names).results
     for found in references.values():
         echo(beside_the_reference(found, [], found.fingerprint))
     if dry_run:

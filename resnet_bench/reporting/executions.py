@@ -15,7 +15,7 @@ from resnet_bench.judging.intervals import Difference, outcome, standard_deviati
 from resnet_bench.recipe.toml_files import reference_folder
 from resnet_bench.reporting import reading, runs
 from resnet_bench.reporting.runs import Run, RunGroup, claimed_metric
-from resnet_bench.reporting.wording import signed, signed_interval
+from resnet_bench.reporting.wording import assignments, signed, signed_interval
 
 STOCK = "plain, fp32"
 """The execution that the others are compared with."""
@@ -49,7 +49,7 @@ class ExecutionCheck:
         recipe, changed = self.stock.latest.recipe, self.stock.changed
         # A schedule is scaled to the epochs, which say it in fewer words.
         keys = [key for key in changed if not key.startswith("schedule.")] or changed
-        return ", ".join(f"{key} = {recipe.get(key)}" for key in keys)
+        return assignments({key: recipe.get(key) for key in keys})
 
     @cached_property
     def accuracies(self) -> tuple[list[float], list[float]]:

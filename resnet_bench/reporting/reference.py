@@ -1,16 +1,16 @@
 """What the reference results that come with the package say about each claim, and their studies."""
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.judging.intervals import Interval, prediction_interval
 from resnet_bench.recipe.files import scan_benchmarks
 from resnet_bench.recipe.toml_files import reference_folder
-from resnet_bench.reporting import reading, runs, studies
-from resnet_bench.reporting.claims import ClaimRow, read_claims
+from resnet_bench.reporting import claims, reading, runs, studies
+from resnet_bench.reporting.claims import ClaimRow
 from resnet_bench.reporting.studies import StudyReport
 from resnet_bench.reporting.wording import mean_with_interval
 
@@ -66,21 +66,44 @@ class ReferenceResult:
         }
 
 
-def reference_results(folder: Path | None = None, benchmarks: Sequence[str] | None = None) -> list[ReferenceResult]:
+@dataclass(frozen=True)
+class Reference:
+    """The reference results of some benchmarks.
+
+    Attributes:
+        results: By benchmark, in the order of ``list``: those that were trained in full on the published images.
+        studies: Studies at the budget that their file gives.
+    """
+
+    results: Mapping[str, ReferenceResult] = field(default_factory=dict)
+    studies: tuple[StudyReport, ...] = ()
+
+
+def read_reference(folder: Path | None = None, benchmarks: Sequence[str] | None = None) -> Reference:
     """Read the reference results.
 
     Args:
         folder: A folder of report tables; that of the package where not given.
         benchmarks: Only these.
 
-    Returns:
-        One for each benchmark that was trained in full on the published images, in the order of ``list``.
-
     Raises:
         UserError: The folder holds no tables of a report.
     """
-    found = read_claims([folder or reference_folder()], benchmarks)
-    return [ReferenceResult(row) for row in found.headlines]
+    registry, _ = scan_benchmarks()
+    loaded, _ = runs.load(reading.read([folder or reference_folder()], benchmarks=benchmarks))
+    rows = claims.build(runs.group(loaded), registry, benchmarks).headlines
+    found = studies.find(loaded, registry)
+    return Reference(
+        {row.benchmark: ReferenceResult(row) for row in rows}, tuple(study for study in found if not study.apart)
+    )
+
+
+def known_reference(benchmarks: Sequence[str]) -> Reference:
+    """Return the package's reference results of some benchmarks by name; none where its tables are missing."""
+    try:
+        return read_reference(benchmarks=benchmarks)
+    except UserError:
+        return Reference()
 
 
 def beside_the_reference(found: ReferenceResult, accuracies: Sequence[float], fingerprint: str) -> str:
@@ -106,21 +129,3 @@ def beside_the_reference(found: ReferenceResult, accuracies: Sequence[float], fi
         f"{said}. {mine:.2f}% of {whose} {'agrees' if agrees else 'does not agree'} with it: "
         f"{expected.low:.2f} to {expected.high:.2f}% is expected."
     )
-
-
-def known_references(benchmarks: Sequence[str]) -> dict[str, ReferenceResult]:
-    """Return the reference results of some benchmarks by name; empty where the package's tables are missing."""
-    try:
-        return {found.benchmark: found for found in reference_results(benchmarks=benchmarks)}
-    except UserError:
-        return {}
-
-
-def reference_studies(benchmarks: Sequence[str]) -> list[StudyReport]:
-    """Return the reference studies of some benchmarks by name; empty where the package's tables are missing."""
-    try:
-        read = reading.read([reference_folder()], benchmarks=benchmarks)
-    except UserError:
-        return []
-    known, _ = scan_benchmarks()
-    return [study for study in studies.find(runs.load(read)[0], known) if not study.apart]

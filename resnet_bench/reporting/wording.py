@@ -56,6 +56,11 @@ def mean_with_interval(verdict: Verdict) -> str:
     return f"{verdict.mean:.2f} ± {verdict.interval.high - verdict.mean:.2f}"
 
 
+def assignments(values: Mapping[str, object]) -> str:
+    """Return recipe keys with their values, such as ``training.epochs = 9``, separated by commas."""
+    return ", ".join(f"{key} = {value}" for key, value in values.items())
+
+
 def size(count: float | None) -> str:
     """Return bytes in powers of two, such as ``1.4 GiB``."""
     return _scaled(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))

@@ -9,12 +9,12 @@ from typer.testing import CliRunner
 
 from resnet_bench.cli.app import app
 from resnet_bench.judging.verdict import MIN_SEEDS
-from resnet_bench.reporting.reference import ReferenceResult, beside_the_reference, reference_results
+from resnet_bench.reporting.reference import ReferenceResult, beside_the_reference, read_reference
 
 
 @pytest.fixture(scope="module")
 def speedrun() -> ReferenceResult:
-    return next(found for found in reference_results() if found.benchmark == "speedrun-90")
+    return read_reference(benchmarks=["speedrun-90"]).results["speedrun-90"]
 
 
 def results(*arguments: str) -> str:
@@ -38,7 +38,7 @@ def test_every_format_says_the_same(speedrun: ReferenceResult) -> None:
 
 
 def test_results_are_of_runs_in_full_on_published_images() -> None:
-    found = reference_results()
+    found = read_reference().results.values()
     assert found
     assert all(not each.row.group.apart and each.row.group.published_images for each in found)
     assert all((each.row.verdict.word == "not judged") == (each.row.verdict.n < MIN_SEEDS) for each in found)

@@ -7,7 +7,7 @@ from resnet_bench.reporting.claims import ClaimRow, Missing
 from resnet_bench.reporting.executions import ExecutionCheck, execution_name, read_executions
 from resnet_bench.reporting.figures.claims import forest, selection_effect
 from resnet_bench.reporting.figures.style import present
-from resnet_bench.reporting.reference import ReferenceResult, known_references
+from resnet_bench.reporting.reference import ReferenceResult
 from resnet_bench.reporting.runs import RunGroup
 from resnet_bench.reporting.sections.section import (
     Cell,
@@ -26,7 +26,7 @@ def build(results: Results) -> View:
     """Build the section; it is never empty, as it names the benchmarks without runs."""
     claims = results.claims
     shown = [row.benchmark for row in (*claims.rows, *claims.apart)]
-    references = known_references([*shown, *(each.benchmark.name for each in claims.missing)])
+    references = results.reference.results
     checks = read_executions(benchmarks=shown)
     plots = present(forest(claims.rows, results.tuned), selection_effect(claims.rows, results.tuned))
     return View(

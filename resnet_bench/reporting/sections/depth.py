@@ -4,6 +4,7 @@ from resnet_bench.reporting.figures.depth import error_against_depth
 from resnet_bench.reporting.figures.style import present
 from resnet_bench.reporting.runs import LENGTH, RunGroup
 from resnet_bench.reporting.sections.section import Results, Section, View
+from resnet_bench.reporting.wording import assignments
 
 SUITE = "depth"
 FOLLOWING = ("schedule.", "evaluation.")
@@ -32,4 +33,4 @@ def _shorter_by(group: RunGroup) -> str | None:
     """Return what runs are shorter by, such as ``training.epochs = 16``; None where they differ in more than length."""
     if not all(key.startswith((*LENGTH, *FOLLOWING)) for key in group.changed):
         return None
-    return ", ".join(f"{key} = {group.latest.recipe.get(key)}" for key in LENGTH if key in group.changed)
+    return assignments({key: group.latest.recipe.get(key) for key in LENGTH if key in group.changed})

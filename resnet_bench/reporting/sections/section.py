@@ -10,6 +10,7 @@ import pandas as pd
 from resnet_bench.base.text import DASH
 from resnet_bench.reporting.claims import Claims
 from resnet_bench.reporting.figures.style import Plot
+from resnet_bench.reporting.reference import Reference, known_reference
 from resnet_bench.reporting.runs import Run, RunGroup, by_run, group_labels, of_group
 from resnet_bench.reporting.studies import StudyReport, tuned_accuracies
 from resnet_bench.reporting.tables import Tables
@@ -49,6 +50,13 @@ class Results:
     def tuned(self) -> Mapping[str, Sequence[float]]:
         """Test accuracies of tuned hyperparameters on new seeds, by benchmark."""
         return tuned_accuracies(self.studies)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The reference results of every benchmark that is shown or named as missing."""
+        rows, missing = (*self.claims.rows, *self.claims.apart), self.claims.missing
+        named = {row.benchmark for row in rows} | {each.benchmark.name for each in missing}
+        return known_reference(sorted(named | {study.parent.benchmark for study in self.studies}))
 
     @property
     def several_stores(self) -> bool:

@@ -6,11 +6,10 @@ from typing import Any
 from resnet_bench.base.text import plural, setting
 from resnet_bench.judging.power import smallest_difference
 from resnet_bench.reporting.figures.style import Plot
-from resnet_bench.reporting.reference import reference_studies
 from resnet_bench.reporting.sections.section import Cell, Grid, Results, Section, View, grid
 from resnet_bench.reporting.studies import StudyReport, accuracies, named
 from resnet_bench.reporting.study_plots import plots
-from resnet_bench.reporting.wording import mean_of, number, signed, signed_interval
+from resnet_bench.reporting.wording import assignments, mean_of, number, signed, signed_interval
 
 
 def build(results: Results) -> View:
@@ -29,20 +28,15 @@ SECTION = Section("studies", "Studies", build)
 
 def _others(results: Results) -> list[StudyReport]:
     """Return the reference studies of the report's benchmarks, but for those that it shows anyway."""
-    claims = results.claims
-    benchmarks = {row.benchmark for row in (*claims.rows, *claims.apart)} | {
-        *(each.benchmark.name for each in claims.missing),
-        *(study.parent.benchmark for study in results.studies),
-    }
     shown = {study.parent.id for study in results.studies}
-    return [study for study in reference_studies(sorted(benchmarks)) if study.parent.id not in shown]
+    return [study for study in results.reference.studies if study.parent.id not in shown]
 
 
 def _reference(found: Sequence[StudyReport]) -> Grid | None:
     rows: list[list[str | Cell]] = [
         [
             Cell(study.name, f"of {study.parent.benchmark}"),
-            Cell(f"{plural(len(study.counted), 'trial')}", _budget(study)),
+            Cell(f"{plural(len(study.counted), 'trial')}", assignments(study.budget)),
             _values(study.source_params),
             _values(study.best_params),
             mean_of(accuracies(study.source)),
@@ -53,11 +47,6 @@ def _reference(found: Sequence[StudyReport]) -> Grid | None:
     ]
     titles = "Study|Budget|Source|Best|#Source, test|#Tuned, test|Tuning gain"
     return grid("Studies of the reference results", titles, rows) if rows else None
-
-
-def _budget(study: StudyReport) -> str:
-    """Return what its runs are shorter by, such as ``training.epochs = 9``."""
-    return ", ".join(f"{key} = {value}" for key, value in study.budget.items())
 
 
 def _values(params: Mapping[str, Any]) -> Cell:
@@ -77,7 +66,7 @@ def _study(study: StudyReport) -> dict[str, Any]:
         "sampler": named(study.parent.sampler) or "an unnamed sampler",
         "pruner": named(study.parent.pruner).replace("none", "") or "no",
         "counts": _counts(study),
-        "budget": _budget(study),
+        "budget": assignments(study.budget),
         "table": _table(study),
         "outcome": _outcome(study),
         "sentence": _sentence(study),
