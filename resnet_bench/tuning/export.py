@@ -134,7 +134,7 @@ def _budget(stored: StoredStudy) -> str:
     if epochs != full.training.epochs:
         parts.append(f"{plural(epochs, 'epoch')} of {full.training.epochs}")
     if base.data.num_train != full.data.num_train:
-        parts.append(f"{base.data.num_train} training images of {full.data.num_train}")
+        parts.append(f"{base.data.num_train:,} training images of {full.data.num_train:,}")
     return ", ".join(parts)
 
 
