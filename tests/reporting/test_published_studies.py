@@ -11,8 +11,12 @@ from resnet_bench.reporting.studies import StudyReport, accuracies
 from resnet_bench.reporting.wording import mean_of, signed, signed_interval
 
 ROOT = Path(__file__).parents[2]
-STUDIES = {study.name: study for study in read_reference().studies}
 TUNED = sorted(path.stem for path in (ROOT / "benchmarks").glob("*-tuned.toml"))
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[str, StudyReport]:
+    return {study.name: study for study in read_reference().studies}
 
 
 def documented_row(study: StudyReport) -> str:
@@ -30,18 +34,20 @@ def documented_row(study: StudyReport) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def test_the_documentation_has_the_figures_of_each_study_and_of_no_other() -> None:
+def test_the_documentation_has_the_figures_of_each_study_and_of_no_other(published: dict[str, StudyReport]) -> None:
     page = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
     _, _, results = page.partition("## What our studies found")
     documented = [line for line in results.splitlines() if line.startswith("| `")]
-    assert documented == [documented_row(STUDIES[name]) for name in sorted(STUDIES)]
+    assert documented == [documented_row(published[name]) for name in sorted(published)]
 
 
 @pytest.mark.parametrize("name", TUNED)
-def test_a_tuned_benchmark_has_the_best_hyperparameters_of_its_study_and_states_its_result(name: str) -> None:
+def test_a_tuned_benchmark_has_the_best_hyperparameters_of_its_study_and_states_its_result(
+    name: str, published: dict[str, StudyReport]
+) -> None:
     benchmark = load_benchmark(name)
     assert benchmark.tuned is not None
-    study, recipe = STUDIES[benchmark.tuned.study], benchmark.recipe.flat()
+    study, recipe = published[benchmark.tuned.study], benchmark.recipe.flat()
     assert {key: recipe[key] for key in study.best_params} == study.best_params
     assert study.parent.benchmark == benchmark.extends
     assert benchmark.tuned.trials == len(study.counted)
