@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from resnet_bench.kernels import normalization
 from resnet_bench.kernels.normalization import Activation, Pool
+from tests.kernels.exact import assert_same_bits
 
 PROBLEM = normalization.problem(torch.float32)
 pytestmark = pytest.mark.skipif(PROBLEM is not None, reason=f"{PROBLEM}")
@@ -126,18 +127,12 @@ def test_silu_of_large_numbers(value: float) -> None:
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:
-    found, before = [], torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            maps, norm = some_maps((37, 16, 9, 9)).requires_grad_(), some_norm(16)
-            outputs = normalization.normalize(maps, norm, pool=Pool.BEFORE, activation=Activation.SILU)
-            found.append([outputs, *gradients_of(outputs, [maps, *norm.parameters()])])
-    finally:
-        torch.set_num_threads(before)
-    for one, two, three in zip(*found, strict=True):
-        assert one.equal(two)
-        assert one.equal(three)
+    def compute() -> list[Tensor]:
+        maps, norm = some_maps((37, 16, 9, 9)).requires_grad_(), some_norm(16)
+        outputs = normalization.normalize(maps, norm, pool=Pool.BEFORE, activation=Activation.SILU)
+        return [outputs, *gradients_of(outputs, [maps, *norm.parameters()])]
+
+    assert_same_bits(compute)
 
 
 def test_gradients_may_lie_in_any_order() -> None:
@@ -239,17 +234,9 @@ def test_sums_of_layers_without_parameters_or_statistics(options: dict[str, obje
 
 @pytest.mark.parametrize("projected", [False, True])
 def test_the_number_of_threads_changes_no_bit_of_a_sum(projected: bool) -> None:
-    shape, before, found = (37, 16, 9, 9), torch.get_num_threads(), []
+    shape = (37, 16, 9, 9)
     arguments = (some_maps(shape), some_maps(shape, 1), some_norms(16, projected=projected), Activation.RELU)
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(sums_of(*arguments, "fused", torch.bfloat16))
-    finally:
-        torch.set_num_threads(before)
-    for one, two, three in zip(*found, strict=True):
-        assert one.equal(two)
-        assert one.equal(three)
+    assert_same_bits(lambda: sums_of(*arguments, "fused", torch.bfloat16))
 
 
 @pytest.mark.parametrize("channel_of_nan", ["maps", "shortcut"])

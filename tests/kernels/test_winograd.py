@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from resnet_bench.kernels import native, winograd
-from tests.kernels.exact import assert_exact
+from tests.kernels.exact import assert_exact, computed_by
 
 PROBLEM = winograd.problem(torch.bfloat16)
 pytestmark = pytest.mark.skipif(PROBLEM is not None, reason=f"{PROBLEM}")
@@ -147,12 +147,7 @@ def through_places(case: Case) -> list[Tensor]:
 @given(cases_for_large_tiles(), st.integers(1, 3))
 @settings(max_examples=25, deadline=None)
 def test_large_tiles_are_near_to_float64(case, threads) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        found = ours(case, large_tiles=True)
-    finally:
-        torch.set_num_threads(before)
+    found = computed_by(threads, lambda: ours(case, large_tiles=True))
     exact = through_places(case) if case.pooled else by_torch(case, torch.float64)
     for result, expected, largest in zip(found, exact, (0.02, 0.02, 0.04), strict=True):
         assert result.shape == expected.shape

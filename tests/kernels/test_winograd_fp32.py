@@ -14,6 +14,7 @@ from resnet_bench.kernels import fast_paths, native, winograd
 from resnet_bench.kernels.convolution import ConvAlgorithms, Geometry, convolution
 from resnet_bench.kernels.fast_paths import FastPaths, Shape
 from resnet_bench.models.catalogue import build
+from tests.kernels.exact import assert_same_bits
 
 PROBLEM = winograd.problem(torch.float32)
 pytestmark = pytest.mark.skipif(PROBLEM is not None, reason=f"{PROBLEM}")
@@ -98,16 +99,8 @@ def test_many_channels_and_many_tiles_are_near_too(size, channels, outputs, imag
 
 
 def test_the_same_bits_come_from_every_number_of_threads() -> None:
-    case, before, found = large_case(9, 32, 48, 60), torch.get_num_threads(), []
-    try:
-        for threads in (1, 1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(results(case, torch.float32, WINOGRAD))
-    finally:
-        torch.set_num_threads(before)
-    for others in found[1:]:
-        for one, other in zip(found[0], others, strict=True):
-            assert torch.equal(one, other)
+    case = large_case(9, 32, 48, 60)
+    assert_same_bits(lambda: results(case, torch.float32, WINOGRAD))
 
 
 def test_what_is_no_number_stays_within_its_tile_and_channel() -> None:
