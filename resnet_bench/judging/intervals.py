@@ -98,7 +98,7 @@ def bootstrap_interval(values: Sequence[float]) -> Interval | None:
     """Return the 95% percentile bootstrap interval of the mean; None for fewer than two values.
 
     It assumes no normal distribution, but with few runs it is too short: nominal 95% intervals of 3, 5 and
-    10 runs cover the true mean in 75%, 83% and 89% of cases. It is shown beside the t interval and decides
+    10 runs cover the true mean in 75%, 83% and 90% of cases. It is shown beside the t interval and decides
     nothing.
     """
     import numpy as np

@@ -69,6 +69,36 @@ def test_95_percent_prediction_interval_covers_a_further_run_in_95_percent() -> 
     assert hits / 4000 == pytest.approx(0.95, abs=0.012)
 
 
+@pytest.mark.parametrize(("seeds", "outside"), [(3, 0.16), (5, 0.32), (10, 0.51)])
+def test_a_claim_of_one_run_lies_outside_the_95_percent_interval_ever_more_often(seeds: int, outside: float) -> None:
+    numbers = random.Random(3)
+    misses = 0
+    for _ in range(6000):
+        interval = intervals.mean_interval([numbers.gauss(90, 0.3) for _ in range(seeds)])
+        assert interval is not None
+        misses += not interval.low <= numbers.gauss(90, 0.3) <= interval.high
+    assert misses / 6000 == pytest.approx(outside, abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seeds", "coverage"), [(3, 0.75), (5, 0.83), (10, 0.90)])
+def test_a_bootstrap_interval_of_few_runs_is_too_short(seeds: int, coverage: float) -> None:
+    numbers = random.Random(4)
+    hits = 0
+    for _ in range(3000):
+        interval = intervals.bootstrap_interval([numbers.gauss(90, 0.3) for _ in range(seeds)])
+        assert interval is not None
+        hits += interval.low <= 90 <= interval.high
+    assert hits / 3000 == pytest.approx(coverage, abs=0.02)
+
+
+@pytest.mark.parametrize(("evaluations", "gain"), [(5, 1.16), (10, 1.54), (20, 1.87)])
+def test_the_best_of_several_evaluations_lies_above_the_mean(evaluations: int, gain: float) -> None:
+    numbers = random.Random(5)
+    best = [max(numbers.gauss(0, 1) for _ in range(evaluations)) for _ in range(10_000)]
+    assert statistics.fmean(best) == pytest.approx(gain, abs=0.03)
+
+
 # --- two sets ------------------------------------------------------------------------------------
 
 
