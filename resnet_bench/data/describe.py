@@ -60,7 +60,7 @@ def describe(
     splits: Mapping[str, SplitFiles]
     if files := _find_files(folder):
         splits, names, classes = files
-        unsized = _facts(classes, 2, 1, DEFAULT_IMAGE_SIZE, fit)
+        unsized = _facts(folder, classes, DEFAULT_IMAGE_SIZE, fit)
         own_size = None if image_size else _common_size(files[0].values(), unsized)
     elif arrays := _find_arrays(folder):
         splits, names = arrays, {name: str(split.path) for name, split in arrays.items()}
@@ -68,7 +68,7 @@ def describe(
     else:
         raise UserError(_nothing_found(folder))
     size = image_size or own_size or DEFAULT_IMAGE_SIZE
-    facts = _facts(classes, 2, 1, size, fit)
+    facts = _facts(folder, classes, size, fit)
     # The test images are read as well: a description of images that cannot be read helps nobody.
     read = {name: split.read(facts, progress) for name, split in splits.items()}
     for split_name, split in read.items():
@@ -175,9 +175,12 @@ def _classes(shards: dict[str, list[Path]]) -> tuple[str, ...]:
     return _numbered(highest + 1)
 
 
-def _facts(classes: tuple[str, ...], train: int, test: int, size: int, fit: Fit) -> DatasetFacts:
-    description = DatasetDescription(classes=classes, image_size=size, fit=fit, train_images=train, test_images=test)
-    return facts_of("the folder", description)
+def _facts(folder: Path, classes: tuple[str, ...], size: int, fit: Fit) -> DatasetFacts:
+    """Say what is known before images are counted, for which the smallest numbers stand."""
+    if len(classes) < 2:
+        raise UserError(f"{folder} has one class, {classes[0]!r}; there must be two to tell apart")
+    table = {"classes": list(classes), "image_size": size, "fit": fit, "train_images": 2, "test_images": 1}
+    return facts_of("the folder", parse(DatasetDescription, table, where=str(folder)))
 
 
 def _common_size(splits: Iterable[FolderSplit | ParquetSplit], facts: DatasetFacts) -> int | None:
@@ -197,7 +200,7 @@ def _common_size(splits: Iterable[FolderSplit | ParquetSplit], facts: DatasetFac
 
 
 def _square(sizes: set[tuple[int, int]]) -> int | None:
-    if len(sizes) > 1:
+    if len(sizes) != 1:
         return None
     width, height = sizes.pop()
     return width if width == height and 8 <= width <= 512 else None

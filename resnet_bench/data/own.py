@@ -131,7 +131,7 @@ class ParquetSplit:
 class MatlabSplit:
     """A ``.mat`` file as SVHN's cropped digits come in: X, uint8 `[H, W, 3, N]`, and y, `[N, 1]`.
 
-    MATLAB counts from 1: of ten classes the label 10 is class 0, the digit 0.
+    MATLAB counts from 1: of ten classes the label 10 is class 0, the digit 0. A file may have 0 instead, not both.
 
     Attributes:
         path: The file.
@@ -169,6 +169,11 @@ class MatlabSplit:
         """Read both arrays."""
         images, labels = self.arrays()
         labels = _checked_labels(labels, facts.num_classes + 1, facts, self.path)
+        if 0 in labels and facts.num_classes in labels:
+            raise UserError(
+                f"{self.path}: y has both 0 and {facts.num_classes}, which are the same of {facts.num_classes} classes; "
+                f"labels count from 1 to the number of classes, as MATLAB does"
+            )
         return SplitArrays(_fitted(images, facts, self.path), labels % facts.num_classes)
 
     @staticmethod

@@ -210,12 +210,19 @@ def write_parquet(path: Path, pixels: Pixels, labels: list[int], names: list[str
         file = io.BytesIO()
         Image.fromarray(image).save(file, format="PNG")
         rows.append({"bytes": file.getvalue(), "path": None})
-    table = pyarrow.table({"image": rows, "label": labels})
+    image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    table = pyarrow.table({"image": pyarrow.array(rows, image), "label": pyarrow.array(labels, pyarrow.int64())})
     if names is not None:
         features = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
         table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
     path.parent.mkdir(parents=True, exist_ok=True)
     pyarrow.parquet.write_table(table, path)
+
+
+def parquet(count: int, names: list[str]) -> None:
+    """Photos of the first class, as many in each split."""
+    for split in ("train", "test"):
+        write_parquet(Path(f"photos/{split}.parquet"), noise(count), count * [0], names)
 
 
 @pytest.mark.parametrize("names", [None, ["cat", "dog"]])
@@ -383,6 +390,21 @@ def test_damaged_matlab_file_is_one_sentence() -> None:
         loaded()
 
 
+@pytest.mark.parametrize("labels", [[0, 1, 2], [2, 0, 0]])
+def test_matlab_labels_that_count_from_0_are_refused(labels: list[int]) -> None:
+    Path("digits").mkdir()
+    for split in ("train", "test"):
+        savemat(f"digits/{split}.mat", {"X": noise(3).transpose(1, 2, 3, 0), "y": np.array(labels, np.uint8)})
+    with pytest.raises(UserError, match=r"train\.mat: y has both 0 and 2, .* labels count from 1"):
+        describe(Path("digits"))
+
+
+def test_a_matlab_file_may_have_0_instead_of_the_number_of_classes() -> None:
+    described(train="x.mat", test="x.mat", train_images=3, test_images=3)
+    savemat("x.mat", {"X": noise(3).transpose(1, 2, 3, 0), "y": np.array([0, 1, 0], np.uint8)})
+    assert sorted(loaded().test.labels.tolist()) == [0, 0, 1]
+
+
 # --- describing ------------------------------------------------------------------------------------
 
 
@@ -433,6 +455,20 @@ def test_images_that_differ_in_size_are_described_at_32_pixels() -> None:
             ],
             "a color channel is the same in all training images",
         ),
+        (
+            lambda: [write_folder(Path("photos") / split, {"daisy": noise(2)}) for split in ("train", "test")],
+            "photos has one class, 'daisy'; there must be two",
+        ),
+        (
+            lambda: [
+                write_folder(Path("photos") / split, {"daisy": noise(2), 101 * "x": noise(2)})
+                for split in ("train", "test")
+            ],
+            "photos: classes",
+        ),
+        (lambda: parquet(2, ["daisy"]), "photos has one class, 'daisy'"),
+        (lambda: parquet(2, ["daisy", "daisy"]), "photos: classes"),
+        (lambda: parquet(0, list(CLASSES)), "has no image of the class 'daisy'"),
     ],
 )
 def test_folder_that_cannot_be_described_is_one_sentence(prepare: Callable[[], object], sentence: str) -> None:
