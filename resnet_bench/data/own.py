@@ -171,7 +171,7 @@ class MatlabSplit:
         labels = _checked_labels(labels, facts.num_classes + 1, facts, self.path)
         if 0 in labels and facts.num_classes in labels:
             raise UserError(
-                f"{self.path}: y has both 0 and {facts.num_classes}, which are the same of {facts.num_classes} classes; "
+                f"{self.path}: y has both 0 and {facts.num_classes}, which are one of {facts.num_classes} classes; "
                 f"labels count from 1 to the number of classes, as MATLAB does"
             )
         return SplitArrays(_fitted(images, facts, self.path), labels % facts.num_classes)
