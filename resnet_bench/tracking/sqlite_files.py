@@ -194,6 +194,16 @@ def update(path: Path) -> None:
     Raises:
         UserError: It cannot be upgraded.
     """
+    try:
+        _update(path)
+    except sqlite3.Error as error:
+        raise UserError(
+            f"{path}: this database cannot be brought up to date ({error}); make space, end what else uses it, "
+            f"and try again"
+        ) from None
+
+
+def _update(path: Path) -> None:
     # Looked at again, because another process may have done it while this one waited for the lock.
     found = inspect(path)
     # Our processes make a database under the lock, but a server of MLflow's may be at it.
@@ -210,7 +220,11 @@ def update(path: Path) -> None:
     if found.kind == "older":
         backup = path.with_name(f"{path.name}.{found.revision}.backup")
         _log.warning("%s was made by an older MLflow; upgrading it, the old one is kept as %s", path, backup)
-        copy(path, backup)
+        # One that is there is of an upgrade that broke off, perhaps half way: the database is no longer what it was.
+        if not backup.exists():
+            unfinished = backup.with_suffix(".unfinished")
+            copy(path, unfinished)
+            unfinished.replace(backup)
     if found.moved is not None:
         _log.warning("%s was moved or copied; its artifacts are taken from %s", path, found.moved[1])
     bring_up_to_date(found, path)

@@ -201,6 +201,25 @@ def test_a_database_of_an_older_mlflow_is_upgraded_and_kept(older: Path) -> None
 
 
 @pytest.mark.slow
+def test_an_upgrade_that_broke_off_keeps_the_copy_that_was_made_before_it(older: Path) -> None:
+    backup = older.with_name(f"{older.name}.acf3f17fdcc7.backup")
+    backup.write_bytes(b"as it was before the first attempt")
+    store = Store.resolve(None, older.parent)
+    store.prepare()
+    assert store.client().get_experiment_by_name("of old").experiment_id == "7"
+    assert backup.read_bytes() == b"as it was before the first attempt"
+
+
+@pytest.mark.slow
+def test_an_upgrade_without_a_place_for_the_copy_is_one_sentence(older: Path) -> None:
+    before = older.read_bytes()
+    older.with_name(f"{older.name}.acf3f17fdcc7.unfinished").mkdir()
+    with pytest.raises(UserError, match=r"mlflow\.db: this database cannot be brought up to date \(unable to open"):
+        Store.resolve(None, older.parent).prepare()
+    assert older.read_bytes() == before
+
+
+@pytest.mark.slow
 def test_a_database_of_a_newer_mlflow_is_refused_and_left_alone(empty_database: Path, tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     shutil.copy(empty_database, path)
