@@ -139,19 +139,19 @@ def delete(
     run_dir: RunDir = DEFAULT_RUNS,
     as_json: Json = False,
 ) -> None:
-    from resnet_bench.running.kept_runs import delete_run, find_run, read_runs
+    from resnet_bench.running.kept_runs import delete_runs, find_run, read_runs
 
     store = Store.resolve(tracking, Path.cwd())
     every = read_runs(store, run_dir)
     found = list(dict.fromkeys(find_run(every, name) for name in names))
     confirm_deletion(f"Delete {', '.join(run.name for run in found)}?", yes=yes, ask=not as_json)
-    freed = {run.run_id: delete_run(store, run) for run in found}
+    freed = delete_runs(store, found)
     if as_json:
-        print_json("runs delete", deleted=[_document(run, store) for run in found], freed_bytes=sum(freed.values()))
+        print_json("runs delete", deleted=[_document(run, store) for run in found], freed_bytes=freed)
         return
     for run in found:
         echo(f"deleted {run.name}; restore it with: {store.command(f'runs restore --run-id {run.run_id}')}")
-    echo(f"{file_size(sum(freed.values()))} freed; resnet-bench runs prune removes their artifacts")
+    echo(f"{file_size(freed)} freed; resnet-bench runs prune removes their artifacts")
 
 
 @app.command(

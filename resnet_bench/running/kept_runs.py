@@ -97,29 +97,30 @@ def find_run(runs: Sequence[KeptRun], name: str) -> KeptRun:
     raise UserError(f"{name}: {len(found)} runs have it; write an id: {', '.join(run.run_id for run in found[:4])}")
 
 
-def delete_run(store: Store, run: KeptRun) -> int:
-    """Delete a run in MLflow, where it can be restored until it is pruned, and remove its folder.
+def delete_runs(store: Store, runs: Sequence[KeptRun]) -> int:
+    """Delete runs in MLflow, where they can be restored until they are pruned, and remove their folders.
 
     Returns:
-        The bytes of the folder.
+        The bytes of the folders.
 
     Raises:
-        UserError: It is running, or it is a study.
+        UserError: One of them is running, in use, or a study; none was deleted.
     """
-    if run.role == "study":
-        raise UserError(f"{run.name} is a study; delete it with: resnet-bench study delete {run.name}")
-    if run.status == "RUNNING":
-        raise UserError(f"{run.name} is running; stop it first")
-    if run.folder is None:
-        _delete(store, run)
-        return 0
-    with _held(run.folder) as is_free:
-        if not is_free:
-            raise UserError(f"{run.folder}: another process uses this run; wait for it to end")
-        # The folder goes second: a run that is still there can be deleted again.
-        _delete(store, run)
-        shutil.rmtree(run.folder, ignore_errors=True)
-    return run.folder_bytes
+    for run in runs:
+        if run.role == "study":
+            raise UserError(f"{run.name} is a study; delete it with: resnet-bench study delete {run.name}")
+        if run.status == "RUNNING":
+            raise UserError(f"{run.name} is running; stop it first")
+    with contextlib.ExitStack() as held:
+        folders = [run.folder for run in runs if run.folder is not None]
+        if in_use := [folder for folder in folders if not held.enter_context(_held(folder))]:
+            raise UserError(f"{in_use[0]}: another process uses this run; wait for it to end")
+        for run in runs:
+            # The folder goes second: a run that is still there can be deleted again.
+            _delete(store, run)
+            if run.folder is not None:
+                shutil.rmtree(run.folder, ignore_errors=True)
+    return sum(run.folder_bytes for run in runs)
 
 
 def _delete(store: Store, run: KeptRun) -> None:

@@ -13,7 +13,7 @@ from resnet_bench.running.kept_runs import (
     KeptRun,
     Leftover,
     PrunePlan,
-    delete_run,
+    delete_runs,
     find_run,
     plan_prune,
     prune,
@@ -111,7 +111,7 @@ def test_prune_frees_what_ended_and_keeps_what_can_be_resumed(store: Store, make
 def test_a_deleted_run_is_restorable_until_it_is_pruned(store: Store, make_run: MakeRun, tmp_path: Path) -> None:
     folder, other = make_run("killed"), make_run(seed=1)
     (run,) = (run for run in read_runs(store, tmp_path / "runs") if run.seed == 0)
-    assert delete_run(store, run) == run.folder_bytes
+    assert delete_runs(store, [run]) == run.folder_bytes
     assert not folder.path.exists()
     assert [run.seed for run in read_runs(store, tmp_path / "runs")] == [1]
     artifacts = tmp_path / "mlartifacts" / "resnet-bench" / run.run_id
@@ -199,17 +199,20 @@ def test_a_checkpoint_beside_its_model_is_one_copy_too_many(store: Store, make_r
     assert sorted(path.name for path in artifacts.rglob("*") if path.is_file()) == ["MLmodel", "best.pt", "recipe.toml"]
 
 
-def test_what_is_running_or_a_study_is_not_deleted(store: Store, make_run: MakeRun, tmp_path: Path) -> None:
+def test_where_one_is_running_or_a_study_nothing_is_deleted(store: Store, make_run: MakeRun, tmp_path: Path) -> None:
     make_run()
-    (run,) = read_runs(store, tmp_path / "runs")
+    make_run(seed=1)
+    (run, other) = read_runs(store, tmp_path / "runs")
     changed: list[tuple[KeptRun, str]] = [
         (replace(run, role="study", name="s"), "resnet-bench study delete s"),
         (replace(run, status="RUNNING"), "is running"),
     ]
     for wrong, sentence in changed:
         with pytest.raises(UserError, match=sentence):
-            delete_run(store, wrong)
-    assert len(read_runs(store, tmp_path / "runs")) == 1
+            delete_runs(store, [other, wrong])
+    assert len(read_runs(store, tmp_path / "runs")) == 2
+    assert other.folder is not None
+    assert other.folder.is_dir()
 
 
 # --- the command -----------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from mlflow.entities import Run
 
 import resnet_bench as rb
-from resnet_bench.running.kept_runs import delete_run, find_run, read_runs
+from resnet_bench.running.kept_runs import delete_runs, find_run, read_runs
 from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.finished_runs import finished_runs
 from resnet_bench.tracking.push import push
@@ -104,7 +104,7 @@ def test_times_of_runs_that_shared_a_device_are_left_out(store: Store, describe:
 
 
 def test_the_summary_follows_deleted_seeds(store: Store, seeds: list[Run], tmp_path: Path) -> None:
-    delete_run(store, find_run(read_runs(store, tmp_path), seeds[2].info.run_id))
+    delete_runs(store, [find_run(read_runs(store, tmp_path), seeds[2].info.run_id)])
     (summary,) = summaries(store)
     assert summary.data.metrics["final/test_accuracy"] == pytest.approx(0.915)
     assert summary.info.run_name == "small, mean of 2 seeds"
