@@ -9,7 +9,16 @@ from rich.table import Table
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import plural
-from resnet_bench.cli.options import Json, OnlyBenchmarks, Since, Sources, help_text, new_app, source_uri
+from resnet_bench.cli.options import (
+    Json,
+    OnlyBenchmarks,
+    Since,
+    Sources,
+    chosen_style,
+    help_text,
+    new_app,
+    source_uri,
+)
 from resnet_bench.cli.screen import FAILED, console, echo, new_table, print_json, print_table, reading_aloud
 from resnet_bench.recipe.limits import LIMITS_FILE, check_names, load_limits
 from resnet_bench.recipe.toml_files import search_folders, toml_files
@@ -71,18 +80,28 @@ def compare(
     from resnet_bench.reporting.limits import CheckedLimits, check_limits
     from resnet_bench.reporting.predictions import compare_images
 
+    style = chosen_style(style, as_json=as_json)
     if images:
-        if limits_file is not None:
-            raise UserError("--limits is about runs of several seeds, and --images about two networks; drop one")
+        of_seeds = {
+            "--benchmark": benchmarks,
+            "--since": since,
+            "--fail-on-regression": fail_on_regression,
+            "--limits": limits_file,
+        }
+        if given := [option for option, value in of_seeds.items() if value]:
+            raise UserError(f"{given[0]} is about runs of several seeds, and --images about two networks; drop one")
+        if style == "markdown":
+            raise UserError("--images prints a table or JSON; leave --format markdown out")
+        if sources and len(sources) > 1:
+            raise UserError("--images compares two runs of one store; give --from once")
         store = Store.resolve(str(sources[0]) if sources else None, Path.cwd())
         between = compare_images(a, b, store)
-        if as_json or style == "json":
+        if style == "json":
             print_json("compare images", **_images_document(between))
         else:
             _print_images(between)
         return
 
-    style = "json" if as_json else style
     if limits_file is None and fail_on_regression and LIMITS_FILE.is_file():
         limits_file = LIMITS_FILE
     limits = None if limits_file is None else load_limits(limits_file)

@@ -4,7 +4,7 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, TypeVar
 
 import typer
 
@@ -16,6 +16,8 @@ from resnet_bench.recipe.dataset_files import known_datasets
 from resnet_bench.recipe.recipe import recipe_keys
 from resnet_bench.recipe.toml_files import search_folders, toml_files
 from resnet_bench.running.launchers.options import known_launchers
+
+Style = TypeVar("Style", bound=str)
 
 DATA_VARIABLE = "RESNET_BENCH_DATA"
 DEFAULT_DATA = Path("data")
@@ -107,6 +109,17 @@ def parse_share(text: str | None) -> tuple[int, int] | None:
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise UserError(f"--shard: must be a share such as 3/16, from 1/16 to 16/16, got {text!r}")
     return int(match[1]), int(match[2])
+
+
+def chosen_style(style: Style, *, as_json: bool) -> Style | Literal["json"]:
+    """Return how to print: ``--json`` is short for ``--format json``.
+
+    Raises:
+        UserError: Both are given and differ.
+    """
+    if as_json and style not in {"table", "json"}:
+        raise UserError(f"--json and --format {style}: give one of them")
+    return "json" if as_json else style
 
 
 def deadline(max_minutes: float | None) -> float | None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from resnet_bench.cli.options import Json, OnlyBenchmarks, help_text, new_app
+from resnet_bench.cli.options import Json, OnlyBenchmarks, chosen_style, help_text, new_app
 from resnet_bench.cli.screen import echo, new_table, print_json, print_table
 
 app = new_app()
@@ -34,10 +34,11 @@ def results(
     from resnet_bench.reporting.reference import read_reference
     from resnet_bench.reporting.wording import mean_with_interval
 
+    style = chosen_style(style, as_json=as_json)
     found = list(read_reference(folder, benchmarks).results.values())
     rows = [each.asdict() for each in found]
     checks = read_executions(folder, benchmarks)
-    if as_json or style == "json":
+    if style == "json":
         print_json("results", results=rows, executions=[check.asdict() for check in checks])
     elif style == "csv":
         if rows:

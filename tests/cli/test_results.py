@@ -37,6 +37,11 @@ def test_every_format_says_the_same(speedrun: ReferenceResult) -> None:
     assert max(map(len, table.splitlines()[:3])) <= 80
 
 
+def test_two_formats_are_refused() -> None:
+    result = CliRunner().invoke(app, ["results", "--json", "--format", "csv"])
+    assert "--json and --format csv: give one of them" in str(result.exception)
+
+
 def test_results_are_of_runs_in_full_on_published_images() -> None:
     found = read_reference().results.values()
     assert found

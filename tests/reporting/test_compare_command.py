@@ -187,7 +187,13 @@ def test_people_read_the_same_numbers(compare, style: str) -> None:
         ("before-report after-report --since yesterday", "'yesterday' is not a date"),
         ("before-report after-report --benchmark rangd", "did you mean 'ranged'?"),
         ("before-report after-report --limits none.toml", "none.toml: cannot be read: No such file"),
+        ("before-report after-report --json --format markdown", "--json and --format markdown: give one of them"),
         ("a b --images --limits none.toml", "--limits is about runs of several seeds"),
+        ("a b --images --fail-on-regression", "--fail-on-regression is about runs of several seeds"),
+        ("a b --images --since 7d", "--since is about runs of several seeds"),
+        ("a b --images --benchmark speedrun-90", "--benchmark is about runs of several seeds"),
+        ("a b --images --format markdown", "leave --format markdown out"),
+        ("a b --images --from a.db --from b.db", "give --from once"),
     ],
 )
 def test_a_mistake_is_one_sentence(compare, arguments: str, sentence: str) -> None:
