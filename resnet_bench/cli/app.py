@@ -196,7 +196,10 @@ def _print_error(text: str) -> None:
     print_error(text)
 
 
-_OF_A_FILE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP)
+_OF_A_FILE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+)
 """Where a file or its disk is as it is, whatever the program wanted of it; other errors may be the program's."""
 _OUTPUT_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO)
 _PLAIN = {

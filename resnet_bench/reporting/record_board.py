@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resnet_bench.base import files
+from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import DASH, duration
 from resnet_bench.reporting.page import Board, board_markdown, board_page
 from resnet_bench.reporting.sections.section import Cell, grid
@@ -70,7 +71,10 @@ def write(board: Board, folder: Path) -> Path:
     Raises:
         UserError: The folder cannot be written.
     """
-    files.write_together(folder, {PAGE: board_page(board).encode(), MARKDOWN: board_markdown(board).encode()})
+    try:
+        files.write_together(folder, {PAGE: board_page(board).encode(), MARKDOWN: board_markdown(board).encode()})
+    except OSError as error:
+        raise UserError(f"{folder}: the board cannot be written there: {error.strerror or error}") from error
     return folder / PAGE
 
 

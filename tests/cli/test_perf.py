@@ -45,3 +45,6 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(in
     found = invoke("perf he-resnet20 --output a-file/speed/perf.json")
     assert (found.code, found.out) == (2, "")
     assert found.err == "error: a-file/speed/perf.json: cannot be written: Not a directory; name another --output\n"
+    found = invoke("perf he-resnet20 --output .")
+    assert (found.code, found.out) == (2, "")
+    assert found.err == "error: .: cannot be written: Is a directory; name another --output\n"

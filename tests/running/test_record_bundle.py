@@ -355,6 +355,10 @@ def test_the_board_lists_what_does_not_verify_last_with_the_reason(original: Pat
     assert document["kind"] == "record board"
     assert [record["folder"] for record in document["records"]] == ["a-slow", "b-fast", "spoilt"]
     assert [refused["folder"] for refused in document["refused"]] == ["c-tampered"]
+    (tmp_path / "file").touch()
+    refused = CliRunner().invoke(app, ["record", "board", str(tmp_path), "--output", str(tmp_path / "file")])
+    assert isinstance(refused.exception, UserError)
+    assert "file: the board cannot be written there" in str(refused.exception)
 
 
 def test_a_folder_name_cannot_put_markup_on_the_board(original: Path, tmp_path: Path) -> None:
