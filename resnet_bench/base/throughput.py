@@ -4,15 +4,6 @@ import statistics
 from collections.abc import Sequence
 
 
-def settled_throughput(by_epoch: Sequence[float]) -> float | None:
-    """Return a run's throughput: :func:`settled` over its epochs.
-
-    Args:
-        by_epoch: Images/s of each epoch, in order.
-    """
-    return settled(by_epoch)
-
-
 def settled(by_epoch: Sequence[float]) -> float | None:
     """Return the median over the epochs after the first, which a device warms up in.
 

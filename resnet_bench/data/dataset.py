@@ -28,7 +28,7 @@ from resnet_bench.data.generated import GENERATED, GeneratedSource
 from resnet_bench.data.own import find_own
 from resnet_bench.data.sources import DataSource, find_sources, how_to_get
 from resnet_bench.recipe.dataset_files import dataset_facts, dataset_files, facts_of, load_dataset_file
-from resnet_bench.recipe.datasets import DATASETS, DatasetFacts
+from resnet_bench.recipe.datasets import DATASETS, DatasetFacts, is_published
 
 _WORTH_CACHING = 10_000
 """Generated images; fewer are generated faster than they are read and verified."""
@@ -98,7 +98,7 @@ class Dataset:
     @property
     def official(self) -> bool:
         """Whether these are exactly the published images of CIFAR, all of them and unaltered."""
-        return self.name in DATASETS and self.fingerprint == DATASETS[self.name].fingerprint
+        return is_published(self.name, self.fingerprint)
 
     @property
     def official_order(self) -> bool:
@@ -138,11 +138,6 @@ class DataStatus:
     cache_folder: str
     fingerprint: str | None
     problem: str | None = None
-
-    @property
-    def official(self) -> bool:
-        """Whether the cached images are exactly the published ones of CIFAR."""
-        return self.name in DATASETS and self.fingerprint == DATASETS[self.name].fingerprint
 
 
 @dataclass(frozen=True)
@@ -360,7 +355,7 @@ def _decoded(source: DataSource, progress: Progress) -> tuple[Content, str]:
     except OSError as error:
         raise UserError(f"{source.location} cannot be read ({error})") from error
     found = fingerprint(source.facts.name, content)
-    published = source.facts.built_in and found == source.facts.fingerprint
+    published = is_published(source.facts.name, found)
     if not isinstance(source, GeneratedSource) and not published and (shared := count_shared_images(content)):
         progress(
             f"{source.location}: {shared:,} of {plural(len(content.test.images), 'test image')} "

@@ -93,6 +93,12 @@ _CIFAR100 = DatasetFacts(
 DATASETS: Mapping[str, DatasetFacts] = MappingProxyType({facts.name: facts for facts in (_CIFAR10, _CIFAR100)})
 """The datasets that are built in; `resnet_bench.recipe.dataset_files` finds all others."""
 
+
+def is_published(dataset: str, fingerprint: str | None) -> bool:
+    """Check by their fingerprint whether images are exactly those of a built-in dataset, all of them and unaltered."""
+    return dataset in DATASETS and fingerprint == DATASETS[dataset].fingerprint
+
+
 TEST_LABELS: dict[str, str] = {
     "cifar10": "3c23516efa5ec10a5e1127d82ed8f93ac84f6a3c7a721bc81c7c1aeed64736d5",
     "cifar100": "7e4c9f78d3f12986c0b1fc6f08cefff8610c56467c72970842046a9fb4dedde3",

@@ -14,11 +14,11 @@ from pydantic import ValidationError
 
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.machine import kind_marks
-from resnet_bench.base.throughput import settled, settled_throughput
+from resnet_bench.base.throughput import settled
 from resnet_bench.judging.planned import parse_seeds
 from resnet_bench.judging.verdict import apart, best_evaluation, last_evaluation
 from resnet_bench.recipe.benchmark import Benchmark
-from resnet_bench.recipe.datasets import DATASETS
+from resnet_bench.recipe.datasets import DATASETS, is_published
 from resnet_bench.recipe.settings import relative_pixels
 from resnet_bench.reporting.tables import GROUP_COLUMNS, RunRow, Tables
 from resnet_bench.tracking.vocabulary import (
@@ -107,7 +107,7 @@ class Run(RunRow):
     @cached_property
     def images_per_second(self) -> float | None:
         """Training throughput, as everywhere else: see :mod:`resnet_bench.base.throughput`."""
-        return settled_throughput(_in_order(self.series("time/images_per_second")))
+        return settled(_in_order(self.series("time/images_per_second")))
 
     @cached_property
     def epoch_seconds(self) -> float | None:
@@ -183,7 +183,7 @@ class RunGroup:
         run = self.latest
         if self.definition is None or run.dataset != self.definition.recipe.data.dataset:
             return False
-        return run.dataset in DATASETS and run.data_fingerprint == DATASETS[run.dataset].fingerprint
+        return is_published(run.dataset, run.data_fingerprint)
 
     @cached_property
     def all_runs(self) -> tuple[Run, ...]:

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import plural
 from resnet_bench.running.run_folder import RunFolder, folders_in, hold
+from resnet_bench.tracking import mlflow_client
 from resnet_bench.tracking.cursor import Cursor, lock_folder, store_of
 from resnet_bench.tracking.run_files import CHECKPOINTS, MODEL, TAKEN_OVER, size_of
 from resnet_bench.tracking.stale_runs import close_stale_runs
@@ -310,13 +311,8 @@ def _runs(client: "MlflowClient") -> Iterator["Run"]:
 
     found = [client.get_experiment_by_name(name) for name in EXPERIMENTS]
     ids = [experiment.experiment_id for experiment in found if experiment is not None]
-    token = None
-    while ids:
-        page = client.search_runs(ids, run_view_type=ViewType.ALL, max_results=_PAGE, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+    if ids:
+        yield from mlflow_client.pages(client.search_runs, ids, run_view_type=ViewType.ALL, max_results=_PAGE)
 
 
 def _kept(run: "Run", folder: RunFolder | None) -> KeptRun:

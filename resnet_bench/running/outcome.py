@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
-from resnet_bench.base.throughput import settled_throughput
+from resnet_bench.base.throughput import settled
 from resnet_bench.judging.planned import parse_seeds
 from resnet_bench.tracking.vocabulary import ENERGY, current_metrics, tag
 
@@ -69,7 +69,7 @@ class Outcome:
     @property
     def images_per_second(self) -> float | None:
         """The run's throughput."""
-        return settled_throughput(self.throughput_by_epoch)
+        return settled(self.throughput_by_epoch)
 
     def accuracies(self, metric: str) -> Mapping[int, float]:
         """Return what a claim of this metric is compared with: fractions by epoch."""

@@ -150,7 +150,7 @@ FINAL_TRAIN_SECONDS = "final/train_seconds"
 FINAL_EVALUATION_SECONDS = "final/evaluation_seconds"
 FINAL_TTA_SECONDS = "final/tta_seconds"
 FINAL_THROUGHPUT = "final/images_per_second"
-"""The run's throughput, as :func:`resnet_bench.base.throughput.settled_throughput` defines it."""
+"""The run's throughput, as :func:`resnet_bench.base.throughput.settled` defines it."""
 ENERGY = "final/train_joules"
 
 EPOCH_METRICS = (

@@ -55,7 +55,7 @@ def test_it_comes_from_the_cache_the_second_time(
     entry = next(
         entry for entry in dataset_status(real_data_folder, cache_folder=real_cache_folder) if entry.name == "cifar10"
     )
-    assert (entry.cache, entry.fingerprint, entry.official) == ("ready", real_cifar10.fingerprint, True)
+    assert (entry.cache, entry.fingerprint) == ("ready", real_cifar10.fingerprint)
     messages: list[str] = []
     again = load_dataset("cifar10", real_data_folder, cache_folder=real_cache_folder, progress=messages.append)
     assert messages == []

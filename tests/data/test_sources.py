@@ -202,7 +202,7 @@ def test_status_says_what_is_there_without_decoding(content: Content, tmp_path: 
     entry = dataset_status(tmp_path)[0]
     folder = str((tmp_path / "cifar10").resolve())
     assert entry.sources == (("parquet", folder), ("image folder", folder))
-    assert (entry.cache, entry.fingerprint, entry.official) == ("missing", None, False)
+    assert (entry.cache, entry.fingerprint) == ("missing", None)
     assert not (tmp_path / ".resnet-bench-cache").exists()
 
 

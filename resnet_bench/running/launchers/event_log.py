@@ -15,7 +15,7 @@ from typing import Any, get_origin
 
 from resnet_bench.running.events import Closed, Event, JobFinished, JobStarted, Opened, TaskEvent
 from resnet_bench.running.launchers.child import portable
-from resnet_bench.running.launchers.launch import path_of
+from resnet_bench.running.launchers.launch import attempts_in, path_of
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.tracking.delivery import UploadReport
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, Steps
@@ -217,10 +217,8 @@ class EventReader:
 def newest_attempts(folder: Path) -> dict[int, int]:
     """Return the newest attempt at each task that was begun."""
     found: dict[int, int] = {}
-    for path in folder.glob("*-*.jsonl"):
-        task, _, attempt = path.stem.partition("-")
-        if task.isdigit() and attempt.isdigit():
-            found[int(task)] = max(int(attempt), found.get(int(task), -1))
+    for _, task, attempt in attempts_in(folder):
+        found[task] = max(attempt, found.get(task, -1))
     return found
 
 

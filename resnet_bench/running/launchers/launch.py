@@ -4,7 +4,7 @@ import hashlib
 import json
 import pickle  # what is loaded was written by the same user, beside the runs  # nosec B403
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,14 @@ class Launch:
 def path_of(events: Path, task: int, attempt: int) -> Path:
     """Name the file of what an attempt at a task tells, in the folder for that."""
     return events / f"{task:05d}-{attempt:03d}.jsonl"
+
+
+def attempts_in(events: Path) -> Iterator[tuple[Path, int, int]]:
+    """Yield each such file with its task and attempt; others in the folder are not ours."""
+    for path in events.glob("*-*.jsonl"):
+        task, _, attempt = path.stem.partition("-")
+        if task.isdigit() and attempt.isdigit():
+            yield path, int(task), int(attempt)
 
 
 def find_launches(run_dir: Path) -> list[Launch]:

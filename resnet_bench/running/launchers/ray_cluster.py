@@ -23,7 +23,7 @@ from resnet_bench.running.events import Event, JobFinished
 from resnet_bench.running.job import ImageTask, Task
 from resnet_bench.running.launchers.cluster import JobState
 from resnet_bench.running.launchers.following import Follower
-from resnet_bench.running.launchers.launch import Handle, Launch, path_of
+from resnet_bench.running.launchers.launch import Handle, Launch, attempts_in, path_of
 from resnet_bench.running.launchers.options import RayOptions
 from resnet_bench.running.launchers.ray_supervisor import Submission, Supervisor
 from resnet_bench.running.launchers.supervision import CANCEL_SECONDS
@@ -265,11 +265,7 @@ def _by_actor(handles: Sequence[Handle]) -> dict[str, list[int]]:
 
 def _positions(launch: Launch) -> dict[tuple[int, int], int]:
     """How many bytes of each task and attempt are here."""
-    found = {}
-    for path in launch.events.glob("*-*.jsonl"):
-        task, _, attempt = path.stem.partition("-")
-        found[int(task), int(attempt)] = path.stat().st_size
-    return found
+    return {(task, attempt): path.stat().st_size for path, task, attempt in attempts_in(launch.events)}
 
 
 def _last_line(error: BaseException) -> str:
