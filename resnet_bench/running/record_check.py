@@ -14,7 +14,7 @@ from resnet_bench.measure.record_clock import time_steps
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.context import Context
-from resnet_bench.running.events import Event, JobFinished, TaskEvent, update
+from resnet_bench.running.events import Event, JobFinished, JobStarted, TaskEvent, update
 from resnet_bench.running.job import Job, Task
 from resnet_bench.running.launchers.launcher import Place, find_launcher
 from resnet_bench.running.outcome import Outcome
@@ -160,12 +160,18 @@ class RecordCheck:
     def _train(
         self, context: Context, bundle: RecordBundle, watch: Callable[[Task, Event], None]
     ) -> Generator[Attempt, None, str | None]:
-        """Returns why seeds were not started, where some were not."""
+        """Returns why seeds were not started, where the device took no more work.
+
+        Raises:
+            Stopped: It was asked to stop before all tasks were done, within one of them or between two.
+        """
         outcome, predictions, unstarted = Outcome(), None, None
         launched = find_launcher("inline", [Place()]).run(self._tasks(bundle), context)
         with contextlib.closing(launched) as events:
             for task, event in events:
                 watch(task, event)
+                if isinstance(event, JobStarted) and isinstance(task, Job):
+                    bundle.update(under_way=task.seed)
                 if isinstance(event, BaselineTimed):
                     timing = BaselineTiming(after_seeds=len(bundle.record.attempts), step_seconds=event.step_seconds)
                     bundle.update(baseline=(*bundle.record.baseline, timing))
@@ -185,6 +191,9 @@ class RecordCheck:
                 outcome, predictions = Outcome(), None
                 if event.device_problem:
                     unstarted = f"not started: {event.device_problem}"
+        # A launcher that is asked to stop between two tasks ends without a word.
+        if unstarted is None and self.tasks_left(bundle) > 0:
+            raise Stopped("killed", context.stop.reason or "stopped")
         return unstarted
 
     def _tasks(self, bundle: RecordBundle) -> Iterator[Task]:
@@ -195,7 +204,6 @@ class RecordCheck:
             timings_due = 1 + (place >= len(self.seeds) // 2 > 0)
             if self.baseline is not None and len(bundle.record.baseline) < timings_due:
                 yield TimeBaseline(self.baseline, self.benchmark.recipe)
-            bundle.update(under_way=seed)
             yield Job(
                 benchmark=self.benchmark,
                 recipe=self.benchmark.recipe,

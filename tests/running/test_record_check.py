@@ -18,7 +18,8 @@ from resnet_bench.execution.execution import Execution
 from resnet_bench.execution.options import ExecutionOptions
 from resnet_bench.recipe.datasets import DATASETS, TEST_LABELS
 from resnet_bench.running.context import Context
-from resnet_bench.running.events import Closed, Opened
+from resnet_bench.running.events import Closed, Event, Opened
+from resnet_bench.running.job import Task
 from resnet_bench.running.prepare import Prepared, resolve
 from resnet_bench.running.record_bundle import (
     RECORD,
@@ -28,7 +29,7 @@ from resnet_bench.running.record_bundle import (
     find_unfinished,
     new_bundle_folder,
 )
-from resnet_bench.running.record_check import RecordCheck
+from resnet_bench.running.record_check import BaselineTimed, RecordCheck
 from resnet_bench.running.record_reading import read_bundle
 from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.tracking.delivery import UploadReport
@@ -202,6 +203,45 @@ def test_resume_never_trains_a_failed_seed_again(seeds: Seeds, context: Context)
     assert resumed.attempts[1].failure == "it broke"
     assert [timing.after_seeds for timing in resumed.record.baseline] == [0, 2, 4]
     assert find_unfinished(context.run_dir, "fast") is None
+
+
+@pytest.mark.parametrize(
+    ("task", "last_event", "left"),
+    [("fast seed 0", Finished, [1]), ("fast seed 1", Finished, []), ("baseline fast", BaselineTimed, [0, 1])],
+)
+def test_a_check_stopped_between_two_tasks_is_not_complete_and_resumes_there(
+    seeds: Seeds, context: Context, task: str, last_event: type[Event], left: list[int]
+) -> None:
+    """Where a task ends, nothing asks whether to stop but what begins the next."""
+
+    def stop(of: Task, event: Event) -> None:
+        if of.label == task and isinstance(event, last_event):
+            context.stop.reason = "interrupted by SIGTERM"
+
+    check = RecordCheck(FAST, range(2), FAST)
+    bundle = check.create(context.run_dir / "records" / "fast-20261128-120000", CPU)
+    with pytest.raises(Stopped, match="interrupted by SIGTERM"):
+        list(check.measure(context, bundle, watch=stop))
+    assert find_unfinished(context.run_dir, "fast") == bundle.path
+
+    seeds.trained = []
+    resumed = check.resume(bundle.path, CPU)
+    assert resumed.record.under_way is None
+    checked(check, replace(context, stop=Stop()), resumed)
+    assert seeds.trained == left
+    assert list(resumed.attempts) == [0, 1]
+    assert [timing.after_seeds for timing in resumed.record.baseline] == [0, 1, 2]
+
+
+def test_a_check_stopped_within_its_last_task_is_complete(seeds: Seeds, context: Context) -> None:
+    def stop(_: Task, event: Event) -> None:
+        if isinstance(event, Finished):
+            context.stop.reason = "interrupted by SIGTERM"
+
+    check = RecordCheck(FAST, range(1))
+    bundle = check.create(context.run_dir / "bundle", CPU)
+    assert [attempt.failure for attempt in check.measure(context, bundle, watch=stop)] == [None]
+    assert bundle.record.result is not None
 
 
 def test_checks_that_begin_within_one_second_have_bundles_of_their_own(tmp_path: Path) -> None:
