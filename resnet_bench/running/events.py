@@ -101,7 +101,11 @@ def update(outcome: Outcome, event: Event) -> None:
             outcome.epochs, outcome.train_seconds = event.epoch, event.train_seconds
             outcome.throughput_by_epoch.append(event.images_per_second)
         case Finished():
+            # A run resumed behind its last evaluation or epoch has no event that tells these but this one.
+            outcome.epochs, outcome.train_seconds = event.epoch, event.train_seconds
             outcome.tta_seconds = event.tta_seconds
+            outcome.accuracy_standard = event.metrics.get("test/accuracy_standard", outcome.accuracy_standard)
+            outcome.accuracy_tta = event.metrics.get("test/accuracy_tta", outcome.accuracy_tta)
         case Closed():
             outcome.not_uploaded = None if event.upload.complete else event.upload.sentence
             outcome.joules = event.joules

@@ -1,5 +1,6 @@
 """One run in this process: training, watched by the tracker and written to checkpoints."""
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Generator
@@ -152,7 +153,8 @@ def _tracked(
             tracker.url,
             folder.path,
             step=resumed_at_step,
-            earlier=checkpoints.outcome if resume_from else None,
+            # A copy, because what is told from here on is added to the original.
+            earlier=copy.deepcopy(checkpoints.outcome) if resume_from else None,
             warm_up_seconds=warm_up_seconds,
             **_found(prepared),
         )

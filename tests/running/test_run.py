@@ -378,18 +378,24 @@ def test_run_refuses_images_of_another_dataset(job_for, context, runs_folder) ->
     assert not runs_folder.exists()
 
 
-def test_a_resumed_run_knows_what_it_told_before(job_for, context) -> None:
-    recipe = {"training": {"epochs": 3}}
+@pytest.mark.parametrize(("last_event", "epoch"), [(EpochEnded, 2), (Evaluated, 3), (EpochEnded, 3)])
+def test_a_resumed_run_knows_what_it_told_before(job_for, context, last_event, epoch) -> None:
+    """Behind the last evaluation, no other follows that would tell its accuracies once more."""
+    recipe = {"training": {"epochs": 3}, "evaluation": {"test_time_augmentation": {"mirror": True}}}
     undisturbed = Outcome()
     for event in started(job_for(recipe=recipe), context):
         update(undisturbed, event)
     generator = started(job_for(recipe=recipe), context)
-    until(generator, lambda event: isinstance(event, EpochEnded) and event.epoch == 2)
+    until(generator, lambda event: isinstance(event, last_event) and event.epoch == epoch)
     generator.close()
     resumed = Outcome()
-    for event in started(job_for(recipe=recipe, resume=True), context):
+    events = list(started(job_for(recipe=recipe, resume=True), context))
+    for event in events:
         update(resumed, event)
-    assert resumed.accuracy_by_epoch == undisturbed.accuracy_by_epoch
+    assert events[0].step > 0
+    for name in ("epochs", "accuracy_by_epoch", "accuracy_standard", "accuracy_tta"):
+        assert getattr(resumed, name) == getattr(undisturbed, name) is not None, name
+    assert resumed.train_seconds == events[-2].train_seconds
     assert len(resumed.throughput_by_epoch) == 3
 
 
