@@ -102,14 +102,15 @@ def stop_on_signals(*, announce: str | None = None, deadline: float | None = Non
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a handler
         nonlocal interrupts
         interrupts += number == signal.SIGINT
-        stop.signal = number
+        is_first, stop.signal = stop.signal is None, number
         if not stop:
             stop.reason = f"interrupted by {signal.Signals(number).name}"
-            if announce:
-                # Not through a stream: the signal may have come while one of its locks is held.
-                with contextlib.suppress(OSError):
-                    os.write(2, f"\n{announce}\n".encode())
-        elif number == signal.SIGINT:
+        if is_first and announce:
+            # Not through a stream: the signal may have come while one of its locks is held.
+            with contextlib.suppress(OSError):
+                os.write(2, f"\n{announce}\n".encode())
+        # The first one is no more than a request, also where the deadline or another signal has asked before.
+        if number == signal.SIGINT and interrupts > 1:
             if interrupts > 2:
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
                 signal.raise_signal(signal.SIGINT)

@@ -15,11 +15,12 @@ PROGRAM = """
 import sys, time
 from resnet_bench.running.stopping import stop_on_signals
 
-with stop_on_signals(announce="stopping, writing a checkpoint") as stop:
+deadline = time.monotonic() if "out of time" in sys.argv else None
+with stop_on_signals(announce="stopping, writing a checkpoint", deadline=deadline) as stop:
     print("ready", flush=True)
     while not stop:
         time.sleep(0.01)
-    if sys.argv[1:] == ["checkpoint"]:
+    if "checkpoint" in sys.argv:
         print(stop.reason, flush=True)
         try:
             with stop.held_back():
@@ -87,6 +88,22 @@ def test_a_second_interrupt_waits_for_the_checkpoint(program: Path) -> None:
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert out == "written\ninterrupted after the checkpoint\n"
+
+
+@pytest.mark.parametrize("asked_before", ["out of time", "SIGTERM"])
+def test_the_first_interrupt_of_what_was_asked_to_stop_before_is_no_second_one(
+    program: Path, asked_before: str
+) -> None:
+    """Where time is up, a command asks its child processes with SIGTERM; Ctrl-C reaches them too."""
+    process = start(program, "checkpoint", asked_before)
+    if asked_before == "SIGTERM":
+        process.send_signal(signal.SIGTERM)
+    reasons = {"out of time": "the time of --max-minutes was used up", "SIGTERM": "interrupted by SIGTERM"}
+    assert [said(process), said(process)] == [reasons[asked_before], "writing"]
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert out == "written\nno interrupt\n"
+    assert err.strip() == "stopping, writing a checkpoint"
 
 
 def test_a_second_interrupt_ends_what_writes_no_checkpoint(program: Path) -> None:
