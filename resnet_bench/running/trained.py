@@ -14,11 +14,12 @@ from resnet_bench.recipe.files import load_benchmark_file
 from resnet_bench.running.classifier import Classifier, classifier_of
 from resnet_bench.running.run_folder import STATE_FILE, read_state
 from resnet_bench.running.safetensors import read_safetensors
+from resnet_bench.tracking.cursor import JOURNAL
 from resnet_bench.tracking.finished_runs import find_run, finished_runs
+from resnet_bench.tracking.journal import last_values, read
 from resnet_bench.tracking.model import PROGRAM, load_weights
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import current_metrics, final_metric, tag
-from resnet_bench.training import checkpoint
 from resnet_bench.training.events import State
 
 RECIPE_FILE = "recipe.toml"
@@ -107,18 +108,16 @@ def find_trained(name: str, store: Store) -> TrainedRun:
 
 def _in_folder(folder: Path, state: Mapping[str, Any]) -> TrainedRun | None:
     """Read a run from its folder alone; None where the store has taken its files over."""
-    recipe, model = folder / "artifacts" / RECIPE_FILE, folder / "model" / PROGRAM
-    last = folder / "checkpoints" / "last.pt"
-    if not (recipe.is_file() and model.is_file() and last.is_file()):
+    recipe, model, journal = folder / "artifacts" / RECIPE_FILE, folder / "model" / PROGRAM, folder / JOURNAL
+    if not (recipe.is_file() and model.is_file() and journal.is_file()):
         return None
-    metrics = checkpoint.load(last)["position"]["metrics"]
     tags = state["tags"]
     return TrainedRun(
         name=folder.name,
         run_id=state["run_id"],
         benchmark=_benchmark(recipe, tags),
         tags=tags,
-        accuracies={name: metrics[key] for name in ACCURACIES if (key := f"test/{name}") in metrics},
+        accuracies=_accuracies(last_values(read(journal, final=True))),
         weights=load_weights(model),
     )
 

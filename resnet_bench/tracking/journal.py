@@ -266,6 +266,13 @@ def last_steps(entries: Iterable[Entry | Damage]) -> dict[str, int]:
     return highest
 
 
+def last_values(entries: Iterable[Entry | Damage]) -> dict[str, float]:
+    """The last value of each metric, as a store shows it."""
+    records = [entry.record for entry in entries if isinstance(entry, Entry)]
+    series = [record["values"] for record in records if record["kind"] == "metrics"]
+    return {key: values[-1] for each in series for key, values in each.items()}
+
+
 def _payload(line: bytes) -> bytes | None:
     header = _HEADER.match(line)
     if header is None:

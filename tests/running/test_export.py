@@ -1,14 +1,15 @@
 """Trained networks out of a store or a folder: loaded, exported, and explained."""
 
+import functools
 import importlib.util
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,19 +21,17 @@ from resnet_bench.data.dataset import Dataset, ImageLocation, generate_dataset
 from resnet_bench.models.of_recipe import build_network
 from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.recipe.files import load_benchmark
-from resnet_bench.recipe.writing import to_toml
 from resnet_bench.running.context import Context
-from resnet_bench.running.events import Opened
+from resnet_bench.running.events import Closed, Opened
 from resnet_bench.running.export import FILES, Format, export_run
 from resnet_bench.running.job import Job
 from resnet_bench.running.prepare import prepare
 from resnet_bench.running.run import run
 from resnet_bench.running.safetensors import read_safetensors, write_safetensors
 from resnet_bench.running.trained import TrainedRun, find_trained, load_classifier
-from resnet_bench.tracking.model import save_model
 from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.tracker import Tracker
 from resnet_bench.tracking.vocabulary import tag
-from resnet_bench.training import checkpoint
 from resnet_bench.training.events import Finished
 from tests.running.conftest import PLAIN
 from tests.training.conftest import tiny_recipe
@@ -231,24 +230,36 @@ def test_the_verb_exports_a_run(finished: tuple[str, Path, Finished], store: Sto
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("splits", [["test"], ["validation"]])
 def test_a_run_that_has_not_reached_its_store_is_read_from_its_folder(
-    finished: tuple[str, Path, Finished], store: Store, tmp_path: Path
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, splits: list[str]
 ) -> None:
-    """Until the store has everything, its files are in the folder."""
-    in_store = find_trained(finished[0], store)
-    folder = tmp_path / "run"
-    (folder / "artifacts").mkdir(parents=True)
-    state = json.loads((finished[1] / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps({**state, "run_id": None}))
+    """Until the store has everything, its files are in the folder; ``validation`` alone has the test at the end."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(Tracker, "close", functools.partialmethod(Tracker.close, timeout=0.0))
+    recipe = tiny_recipe(
+        data={"train_images": 30, "validation": {"images": 10, "seed": 1}}, evaluation={"splits": splits}
+    )
+    benchmark = load_benchmark("he-resnet20").model_copy(update={"recipe": recipe, "profiles": {"smoke": recipe}})
+    job = Job(benchmark=benchmark, recipe=recipe, profile="smoke", seed=0, force=True)
+    away = Store.resolve("http://127.0.0.1:9")
+    context = Context(away, tmp_path / "runs", ImageLocation(tmp_path, generated=(64, 32)), PLAIN)
+    opened, *_, last, closed = run(prepare(job, context), context)
+    assert isinstance(opened, Opened)
+    assert isinstance(last, Finished)
+    assert isinstance(closed, Closed)
+    assert not closed.upload.complete
+    assert opened.folder is not None
+
+    found = find_trained(str(opened.folder), store)
+    assert {f"test/{name}": value for name, value in found.accuracies.items()} == last.metrics
+    assert found.run_id is None
+    assert found.benchmark.recipe == recipe
+    weights = last.snapshot()["network"]
+    assert all(torch.equal(found.weights[name], weights[name]) for name in weights)
+    shutil.rmtree(opened.folder / "model")
     with pytest.raises(UserError, match="this run kept no model"):
-        find_trained(str(folder), store)
-    (folder / "artifacts" / "recipe.toml").write_text(to_toml(in_store.benchmark))
-    save_model(in_store.classifier, np.zeros((2, 3, 32, 32), dtype=np.uint8), folder / "model")
-    checkpoint.save(finished[2].snapshot(), folder / "checkpoints" / "last.pt")
-    found = find_trained(str(folder), store)
-    assert found.accuracies == in_store.accuracies
-    assert found.benchmark == in_store.benchmark
-    assert all(torch.equal(found.weights[name], in_store.weights[name]) for name in in_store.weights)
+        find_trained(str(opened.folder), store)
 
 
 @pytest.mark.slow
