@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -26,6 +27,11 @@ Format = Literal["safetensors", "torch", "onnx"]
 ONNX_FILE = "model.onnx"
 FILES: dict[Format, str] = {"safetensors": SAFETENSORS_FILE, "torch": TORCH_FILE, "onnx": ONNX_FILE}
 ONNX_PACKAGES = ("onnx", "onnxscript")
+CONFIG_FILE = "config.json"
+RESULTS_FOLDER = ".eval_results"
+
+_IDENTITY = ("run_id", "benchmark", "profile", "seed", "recipe", "accuracy")
+"""Keys of a configuration that tell runs apart, also those that never reached a store and have no id."""
 
 
 def check_format(format: Format) -> None:  # noqa: A002 - as the option is called
@@ -43,7 +49,10 @@ def check_format(format: Format) -> None:  # noqa: A002 - as the option is calle
 
 
 def export_run(trained: TrainedRun, format: Format, folder: Path) -> list[Path]:  # noqa: A002
-    """Write a trained network, and what explains it, to a folder. Files that are there already are replaced.
+    """Write a trained network, and what explains it, to a folder.
+
+    Files of the same names are replaced. Where another run was exported to the folder, its other weights and its
+    results are removed: they would be taken for those of this one.
 
     Args:
         trained: The run.
@@ -58,22 +67,40 @@ def export_run(trained: TrainedRun, format: Format, folder: Path) -> list[Path]:
         UserError: A package is missing, or the folder cannot be written.
     """
     check_format(format)
-    files = {
-        "config.json": json.dumps(_config(trained), indent=1, ensure_ascii=False) + "\n",
-        RECIPE_FILE: to_toml(trained.benchmark),
-        "README.md": model_card(trained, format),
-    }
+    config = _config(trained)
+    files = {"README.md": model_card(trained, format)}
     if (results := eval_results(trained)) is not None:
-        files[f".eval_results/{trained.benchmark.recipe.data.dataset}.yaml"] = results
+        files[f"{RESULTS_FOLDER}/{trained.benchmark.recipe.data.dataset}.yaml"] = results
+    # The recipe is removed first and written last: a folder without one is not whole, and nobody loads it.
+    files[RECIPE_FILE] = to_toml(trained.benchmark)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_other_run(folder, config)
+        text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(folder / CONFIG_FILE, text.encode())
         _write_weights(trained, format, folder / FILES[format])
         for name, text in files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             write_atomically(folder / name, text.encode())
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error}); name another --output") from None
-    return [folder / FILES[format], *(folder / name for name in files)]
+    return [folder / name for name in (FILES[format], CONFIG_FILE, *files)]
+
+
+def _remove_other_run(folder: Path, config: Mapping[str, Any]) -> None:
+    """Remove weights and results of another run, or of an export that was killed. A folder of others stays."""
+    try:
+        before = json.loads((folder / CONFIG_FILE).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return
+    if not isinstance(before, dict) or "resnet_bench" not in before:
+        return
+    if (folder / RECIPE_FILE).is_file() and all(before.get(key) == config[key] for key in _IDENTITY):
+        return
+    for name in (RECIPE_FILE, *FILES.values()):
+        (folder / name).unlink(missing_ok=True)
+    if (folder / RESULTS_FOLDER).is_dir():
+        shutil.rmtree(folder / RESULTS_FOLDER)
 
 
 def _config(trained: TrainedRun) -> dict[str, Any]:

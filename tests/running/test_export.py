@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,75 @@ def test_results_that_are_not_of_the_benchmark_feed_no_leaderboard(tmp_path: Pat
     card = (tmp_path / "README.md").read_text()
     assert ("generated images: its numbers say nothing" in card) == ("generated" in tags)
     assert ("uoft-cs/cifar10" in card) == ("data_fingerprint" not in tags)
+
+
+@pytest.mark.slow
+def test_export_into_the_folder_of_another_run_leaves_nothing_of_that(tmp_path: Path) -> None:
+    export_run(trained(), "safetensors", tmp_path)
+    (tmp_path / "notes.txt").write_text("of a person")
+    other = trained(profile="smoke")
+    other = replace(other, run_id="b" * 32, weights=build_network(other.benchmark.recipe).state_dict())
+    export_run(other, "torch", tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"model.pt2", "config.json", "recipe.toml", "README.md", "notes.txt"}
+    pixels = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    found = load_classifier(str(tmp_path), Store.resolve(None, tmp_path))(pixels)
+    assert torch.allclose(found, other.classifier(pixels), atol=1e-4)
+
+
+def different(**changes: Any) -> TrainedRun:
+    """Another run than :func:`trained` gives."""
+    return replace(trained(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_same"),
+    [
+        (trained, trained, True),
+        (trained, lambda: different(run_id="b" * 32), False),
+        (lambda: different(run_id=None), lambda: different(run_id=None), True),
+        (
+            lambda: different(run_id=None),
+            lambda: different(run_id=None, accuracies={"accuracy": 0.5, "accuracy_standard": 0.5}),
+            False,
+        ),
+    ],
+)
+def test_export_keeps_the_other_formats_of_its_run_alone(
+    tmp_path: Path, before: Callable[[], TrainedRun], after: Callable[[], TrainedRun], is_same: bool
+) -> None:
+    """Runs that never reached a store have no id to tell them apart."""
+    export_run(before(), "safetensors", tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"another format")
+    export_run(after(), "safetensors", tmp_path)
+    assert (tmp_path / "model.onnx").exists() == is_same
+    assert (tmp_path / ".eval_results").exists()
+
+
+def test_export_killed_halfway_leaves_nothing_that_loads_or_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    export_run(trained(), "safetensors", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("resnet_bench.running.export.write_safetensors", killed)
+        with pytest.raises(KeyboardInterrupt):
+            export_run(different(run_id="b" * 32), "safetensors", tmp_path)
+    with pytest.raises(UserError):
+        load_classifier(str(tmp_path), Store.resolve(None, tmp_path))
+    (tmp_path / "model.pt2").write_bytes(b"of the run that was killed")
+    export_run(different(run_id="b" * 32), "safetensors", tmp_path)
+    assert not (tmp_path / "model.pt2").exists()
+
+
+@pytest.mark.parametrize("content", [b'{"architectures": ["Bert"]}', b"[]", b"not JSON", b"\xff"])
+def test_export_removes_nothing_where_somebody_else_wrote_the_configuration(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    (tmp_path / "model.onnx").write_bytes(b"of somebody else")
+    export_run(trained(), "safetensors", tmp_path)
+    assert (tmp_path / "model.onnx").exists()
 
 
 def test_export_refuses_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
