@@ -6,22 +6,20 @@ loss there, so there is no host sync within a chunk: the learning rates of all i
 what they measured is read at its end.
 """
 
-import bisect
 import contextlib
 import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from resnet_bench.data.augmentation import FIRST_EPOCH
 from resnet_bench.training.memory import free_what_is_unused, shortage_in
 from resnet_bench.training.optimizers import rates_from
 from resnet_bench.training.schedules import moves_momentum
-from resnet_bench.training.session import Chunk, Clock, Position, Session
+from resnet_bench.training.session import Chunk, Clock, Position, Session, frozen_meanwhile, kinds_of_steps
 from resnet_bench.training.steps import EagerStep, Step
 
 SYNC_EVERY_GRAPHED_STEPS = 500
@@ -240,27 +238,6 @@ def build_step(session: Session) -> Step:
     return EagerStep(session) if graphs is None else GraphedStep(session, graphs)
 
 
-class StepKind(NamedTuple):
-    """What has to be the same for two steps to replay one capture."""
-
-    frozen: int
-    """Freezes applied before."""
-    images: int
-    size: int
-    """Height and width in pixels."""
-
-
-def kinds_of_steps(session: Session) -> list[StepKind]:
-    """List the kinds of steps that a session has still to do, in order of their first."""
-    loader, due = session.train_loader, [step for step, _ in session.freezes]
-    kinds: dict[StepKind, None] = {}
-    for step in range(session.position.step, session.recipe.training.epochs * len(loader)):
-        epoch, batch = divmod(step, len(loader))
-        shape = loader.batch_shape(FIRST_EPOCH + epoch, batch)
-        kinds[StepKind(bisect.bisect_right(due, step), *shape)] = None
-    return list(kinds)
-
-
 def _capture_all(session: Session) -> "StepGraphs | None":
     """Capture every kind of step to come; None where that fails."""
     graphs = StepGraphs(
@@ -279,7 +256,7 @@ def _capture_all(session: Session) -> "StepGraphs | None":
                 images = torch.randn(kind.images, 3, kind.size, kind.size, generator=noise).to(session.device)
                 images = images.contiguous(memory_format=session.execution.memory_format)
                 labels = torch.randint(session.recipe.num_outputs, (kind.images,), generator=noise).to(session.device)
-                with _frozen_meanwhile(session, kind.frozen):
+                with frozen_meanwhile(session, kind.frozen):
                     graphs.capture(gradients, images, labels, stage=kind.frozen)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
@@ -292,19 +269,6 @@ def _capture_all(session: Session) -> "StepGraphs | None":
         "steps of %s are not captured as CUDA graphs, so they may take longer: %s", session.recipe.model.name, reason
     )
     return None
-
-
-@contextlib.contextmanager
-def _frozen_meanwhile(session: Session, count: int) -> Iterator[None]:
-    """Apply the first ``count`` freezes of a session, and undo them."""
-    parameters = [parameter for _, several in session.freezes[:count] for parameter in several]
-    for parameter in parameters:
-        parameter.requires_grad = False
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad = True
 
 
 class StepGraphs:

@@ -1,17 +1,21 @@
 """What one run holds: its network, optimizer, schedule and training images, and its position."""
 
+import bisect
+import contextlib
 import hashlib
 import math
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch._dynamo  # An optimizer imports it, for seconds; here that is part of the set-up time.
 from torch import nn
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.data.augmentation import FIRST_EPOCH
 from resnet_bench.data.dataset import Dataset, Split
 from resnet_bench.data.of_recipe import splits_of, train_loader, whitening_images
 from resnet_bench.execution.devices import peak_memory, reset_peak_memory
@@ -142,7 +146,6 @@ class Session:
         self.frozen = 0
         self.optimizer = build_optimizer(recipe.optimizer, self.network, fused=True)
         self.schedule = build_schedule(recipe, self.optimizer)
-        self.forward = _compile(recipe, execution, self.network) if execution.compile else self.network
         self.train_loader = train_loader(recipe, self.splits["train"], execution, seed)
         self.position = Position()
         self.predictions: Predictions | None = None
@@ -151,6 +154,7 @@ class Session:
         self.event_snapshot = _snapshot_while_alive(self)
         if resume is not None:
             self._restore(resume)
+        self.forward = _compile(self) if execution.compile else self.network
 
     # --- before steps and passes -------------------------------------------------------------------
 
@@ -345,6 +349,43 @@ def _snapshot_while_alive(session: Session) -> Callable[[], State]:
     return snapshot
 
 
+# --- kinds of steps ----------------------------------------------------------------------------------------
+
+
+class StepKind(NamedTuple):
+    """What has to be the same for two steps to run one compiled program, or to replay one capture."""
+
+    frozen: int
+    """Freezes applied before."""
+    images: int
+    size: int
+    """Height and width in pixels."""
+
+
+def kinds_of_steps(session: Session) -> list[StepKind]:
+    """List the kinds of steps that a session has still to do, in order of their first."""
+    loader, due = session.train_loader, [step for step, _ in session.freezes]
+    kinds: dict[StepKind, None] = {}
+    for step in range(session.position.step, session.recipe.training.epochs * len(loader)):
+        epoch, batch = divmod(step, len(loader))
+        shape = loader.batch_shape(FIRST_EPOCH + epoch, batch)
+        kinds[StepKind(bisect.bisect_right(due, step), *shape)] = None
+    return list(kinds)
+
+
+@contextlib.contextmanager
+def frozen_meanwhile(session: Session, count: int) -> Iterator[None]:
+    """Apply the first ``count`` freezes of a session, and undo them."""
+    parameters = [parameter for _, several in session.freezes[:count] for parameter in several]
+    for parameter in parameters:
+        parameter.requires_grad = False
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad = True
+
+
 # --- setting up ----------------------------------------------------------------------------------------
 
 
@@ -366,18 +407,19 @@ def _find_freezes(recipe: Recipe, network: nn.Module) -> list[tuple[int, list[nn
     return sorted(freezes, key=lambda freeze: freeze[0])
 
 
-def _compile(recipe: Recipe, execution: Execution, network: nn.Module) -> nn.Module:
-    """Compile the network and run it on each batch size: compilation is set-up, not training."""
+def _compile(session: Session) -> nn.Module:
+    """Compile the network and run it on each kind of step to come: compilation is set-up, not training."""
+    network, execution = session.network, session.execution
     compiled: nn.Module = torch.compile(network)  # type: ignore[assignment]  # torch types it as a function
-    size = recipe.image_size
-    last = recipe.data.num_train % recipe.training.batch_size
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    for batch in {recipe.training.batch_size, last} - {0}:
-        images = torch.randn(batch, 3, size, size, device=torch.device(execution.device))
+    network.train()
+    for kind in kinds_of_steps(session):
+        images = torch.randn(kind.images, 3, kind.size, kind.size, device=session.device)
         images = images.to(memory_format=execution.memory_format)
-        with execution.autocast():
-            outputs = compiled(images)
-        outputs.float().sum().backward()
+        with frozen_meanwhile(session, kind.frozen):
+            with execution.autocast():
+                outputs = compiled(images)
+            outputs.float().sum().backward()
     network.zero_grad(set_to_none=True)
     network.load_state_dict(before)
     return compiled

@@ -25,7 +25,6 @@ from resnet_bench.training.cuda_graphs import (
     GraphedStep,
     StepGraphs,
     build_step,
-    kinds_of_steps,
     recorder_for,
 )
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, Steps
@@ -33,7 +32,7 @@ from resnet_bench.training.loop import train
 from resnet_bench.training.muon import Muon
 from resnet_bench.training.optimizers import build_optimizer
 from resnet_bench.training.schedules import build_schedule, moves_momentum
-from resnet_bench.training.session import Session
+from resnet_bench.training.session import Session, kinds_of_steps
 from tests.stub_cuda import needs_computing_gpu, needs_gpu
 from tests.training.conftest import PLAIN, tiny_recipe
 

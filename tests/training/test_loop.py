@@ -452,6 +452,42 @@ def test_freezing_nothing_or_everything_is_refused(images: Dataset, pattern: str
         run_to_end(recipe, images)
 
 
+@pytest.mark.parametrize(("last_batch", "images_left"), [("keep", 8), ("drop", 1)])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_every_kind_of_step_to_come_is_compiled_before_the_run_starts(
+    images: Dataset, monkeypatch: pytest.MonkeyPatch, last_batch: str, images_left: int, resumed: bool
+) -> None:
+    """Compiling takes minutes, which would count as training; batches of one image need not even work."""
+    calls: list[tuple[Any, ...]] = []
+
+    class Compiled(torch.nn.Module):
+        def __init__(self, network: torch.nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            if self.network.training:
+                calls.append((tuple(batch.shape), sum(each.requires_grad for each in self.network.parameters())))
+            return self.network(batch)
+
+    monkeypatch.setattr(torch, "compile", Compiled)
+    changes = {"data": {"train_images": 32 + images_left}, "training": {"last_batch": last_batch}}
+    recipe = tiny_recipe(**merge(SPEEDRUN, changes))
+    undisturbed = list(train(recipe, PLAIN, 0, images))
+    resume = None
+    if resumed:
+        earlier = train(recipe, PLAIN, 0, images)
+        resume = copy.deepcopy(next(event for event in earlier if isinstance(event, EpochEnded)).snapshot())
+
+    events = train(recipe, dataclasses.replace(PLAIN, compile=True), 0, images, resume=resume)
+    started = next(events)
+    assert isinstance(started, Started)
+    before, calls = set(calls), []
+    *_, finished = events
+    assert before == set(calls)
+    assert same_bits(finished.snapshot(), undisturbed[-1].snapshot())
+
+
 def test_test_time_augmentation_is_measured_once_and_apart(images: Dataset) -> None:
     events, _ = run_to_end(tiny_recipe(**SPEEDRUN), images)
     evaluated = [event for event in events if isinstance(event, Evaluated)]
