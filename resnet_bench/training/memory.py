@@ -12,9 +12,11 @@ from typing import Literal
 import psutil  # type: ignore[import-untyped]
 import torch
 
+from resnet_bench.base.errors import UserError
 from resnet_bench.execution.execution import Execution
 from resnet_bench.recipe.changes import override
 from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.recipe.settings import ResizeStage
 from resnet_bench.training.errors import OutOfMemory
 
 Part = Literal["training", "evaluation"]
@@ -86,28 +88,40 @@ def out_of_memory(
         The error to raise.
     """
     setting = f"{part}.batch_size"
-    largest = _at_largest_images(recipe)
     # Compiling or capturing steps saves no memory, and takes long for each size.
     eager = replace(execution, compile=False, cuda_graphs=False)
     batch_size = recipe.training.batch_size if part == "training" else recipe.evaluation.batch_size
+
+    def is_allowed(size: int) -> bool:
+        try:
+            override(recipe, {setting: size})
+        except UserError:
+            return False
+        return True
+
+    def attempt_with(size: int) -> None:
+        attempt(_at_largest_images(override(recipe, {setting: size})), eager)
+
     free_what_is_unused()
     with within_free_memory(execution.device):
-        fitting = find_fitting_batch_size(batch_size, lambda size: attempt(override(largest, {setting: size}), eager))
+        fitting = find_fitting_batch_size(batch_size, attempt_with, is_allowed)
     return OutOfMemory(execution.device_name, recipe.model.name, batch_size, fitting, setting=setting)
 
 
 def _at_largest_images(recipe: Recipe) -> Recipe:
-    """The recipe with all training images at the largest of its sizes."""
+    """The recipe with all training images at the largest of its sizes; those that are evaluated keep theirs."""
     sizes = recipe.augmentation.sizes
     if sizes is None:
         return recipe
-    resize = max(size.pixels for size in sizes)
-    augmentation = recipe.augmentation.model_copy(update={"sizes": None, "resize": resize})
+    largest = ResizeStage(pixels=max(size.pixels for size in sizes), epochs=recipe.training.epochs)
+    augmentation = recipe.augmentation.model_copy(update={"sizes": (largest,)})
     return recipe.model_copy(update={"augmentation": augmentation})
 
 
-def find_fitting_batch_size(batch_size: int, attempt: Callable[[int], None]) -> int | None:
-    """Find a batch size that fits, within a quarter of the largest that does.
+def find_fitting_batch_size(
+    batch_size: int, attempt: Callable[[int], None], is_allowed: Callable[[int], bool] = lambda _: True
+) -> int | None:
+    """Find a batch size that fits, within about a quarter of the largest that does.
 
     Halves the batch until it fits, then enlarges it twice. All attempts together process about three times the images
     of the batch that did not fit.
@@ -115,25 +129,33 @@ def find_fitting_batch_size(batch_size: int, attempt: Callable[[int], None]) -> 
     Args:
         batch_size: The size that did not fit.
         attempt: Trains with a batch size, using as much memory as a whole run.
+        is_allowed: Whether a recipe may have a batch size; others are neither tried nor found.
 
     Returns:
-        The size; None where even the smallest batch does not fit.
+        The size, which has been tried; None where even the smallest batch does not fit.
     """
-    too_large, fitting = batch_size, batch_size // 2
+
+    def candidate(size: int) -> int:
+        """The largest size up to this one that may be found; below the smallest batch where there is none."""
+        size = _rounded(size)
+        while size >= SMALLEST_BATCH and not is_allowed(size):
+            size = _rounded(size - 1)
+        return size
+
+    too_large, fitting = batch_size, candidate(batch_size // 2)
     while fitting >= SMALLEST_BATCH and not _fits(fitting, attempt):
-        too_large, fitting = fitting, fitting // 2
+        too_large, fitting = fitting, candidate(fitting // 2)
     if fitting < SMALLEST_BATCH:
         return None
     for _ in range(REFINEMENTS):
-        middle = _rounded((fitting + too_large) // 2)
+        middle = candidate((fitting + too_large) // 2)
         if middle <= fitting:
             break
         if _fits(middle, attempt):
             fitting = middle
         else:
             too_large = middle
-    # Any smaller batch fits too.
-    return _rounded(fitting)
+    return fitting
 
 
 def _rounded(batch_size: int) -> int:

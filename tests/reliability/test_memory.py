@@ -46,14 +46,26 @@ def fits_up_to(limit: int, tried: list[int]) -> Callable[[int], None]:
 
 
 @pytest.mark.usefixtures("quick_to_free")
-@pytest.mark.parametrize("limit", [2, 3, 7, 16, 100, 128, 1000, 4095])
+@pytest.mark.parametrize("limit", [2, 3, 7, 16, 26, 100, 128, 1000, 4095])
 def test_what_is_suggested_fits_and_is_near_the_largest_that_does(limit: int) -> None:
     tried: list[int] = []
     fitting = find_fitting_batch_size(4096, fits_up_to(limit, tried))
     assert fitting is not None
     assert 0.7 * min(limit, 4096 * 7 // 8) - 8 < fitting <= limit
     assert fitting % 8 == 0 or fitting < 16
+    assert fitting in tried
     assert sum(tried) < 3.5 * 4096
+
+
+@pytest.mark.usefixtures("quick_to_free")
+@pytest.mark.parametrize("batch_size", [50, 51, 100])
+def test_what_is_suggested_has_been_tried_and_is_allowed(batch_size: int) -> None:
+    tried: list[int] = []
+    fitting = find_fitting_batch_size(batch_size, fits_up_to(1000, tried), lambda size: size % 3 == 2)
+    assert fitting == tried[-1]
+    assert fitting > batch_size / 2
+    assert all(size % 3 == 2 for size in tried)
+    assert find_fitting_batch_size(batch_size, fits_up_to(1000, tried), lambda _: False) is None
 
 
 @pytest.mark.usefixtures("quick_to_free")
@@ -138,6 +150,55 @@ def test_memory_that_runs_out_in_an_evaluation_names_its_batch_size(
     with pytest.raises(OutOfMemory) as caught:
         list(train(tiny_recipe(), PLAIN, 0, images))
     assert (caught.value.setting, caught.value.batch_size, caught.value.fitting) == ("evaluation.batch_size", 20, 16)
+
+
+@pytest.mark.parametrize(("images_left", "fitting"), [(0, 5), (1, 3)])
+def test_a_batch_that_the_recipe_may_not_have_is_not_suggested(
+    images: Dataset, monkeypatch: pytest.MonkeyPatch, quick_to_free: None, images_left: int, fitting: int
+) -> None:
+    """Of 41 images batches of 8, 5 and 4 leave one, which BatchNorm cannot train on."""
+    step = EagerStep.step
+
+    def short_of_memory(eager: EagerStep, batch: torch.Tensor, labels: torch.Tensor, number: int) -> Any:
+        if len(batch) > 5:
+            raise RuntimeError(CANNOT)
+        return step(eager, batch, labels, number)
+
+    monkeypatch.setattr(EagerStep, "step", short_of_memory)
+    with pytest.raises(OutOfMemory) as caught:
+        list(train(tiny_recipe(data={"train_images": 40 + images_left}), PLAIN, 0, images))
+    assert caught.value.fitting == fitting
+
+
+@pytest.mark.parametrize(
+    ("part", "pixels_that_fit", "fitting"), [("training", 9 * 24**2, 8), ("evaluation", 9 * 32**2, 8)]
+)
+def test_a_batch_is_tried_with_the_largest_images_of_its_part(
+    images: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    quick_to_free: None,
+    part: str,
+    pixels_that_fit: int,
+    fitting: int,
+) -> None:
+    """Where images grow while training, those of the first epochs are smaller, and those of the test set larger."""
+    forward = torch.nn.Conv2d.forward
+
+    def short_of_memory(layer: torch.nn.Conv2d, batch: torch.Tensor) -> torch.Tensor:
+        is_of_part = torch.is_grad_enabled() == (part == "training")
+        if is_of_part and batch.shape[1] == 3 and batch[:, 0].numel() > pixels_that_fit:
+            raise RuntimeError(CANNOT)
+        return forward(layer, batch)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", short_of_memory)
+    sizes = [{"pixels": 16, "epochs": 1}, {"pixels": 24, "epochs": 1}]
+    model = {"name": "speedrun", "options": {"width1": 8, "width2": 12, "width3": 12}}
+    recipe = tiny_recipe(augmentation={"sizes": sizes}, model=model)
+    with pytest.raises(OutOfMemory) as caught:
+        list(train(recipe, PLAIN, 0, images))
+    assert caught.value.setting == f"{part}.batch_size"
+    assert caught.value.fitting == fitting
+    list(train(override(recipe, {f"{part}.batch_size": fitting}), PLAIN, 0, images))
 
 
 def test_evaluations_whose_batches_nobody_chose_take_smaller_ones(
