@@ -5,6 +5,7 @@ folders and caches. Bad input raises :class:`UserError`, in one sentence.
 """
 
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from resnet_bench.running.export import Format, export_run
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.plan import RunOptions, open_plan
 from resnet_bench.running.prepare import resolve
+from resnet_bench.running.stopping import stop_on_signals
 from resnet_bench.running.trained import find_trained, load_classifier
 from resnet_bench.tracking.stale_runs import close_stale_runs
 from resnet_bench.tracking.store import Store
@@ -245,7 +247,8 @@ def run(
 
     Raises:
         UserError: Something asked for does not exist or does not fit; nothing was started.
-        KeyboardInterrupt: The run was interrupted; its position is checkpointed.
+        KeyboardInterrupt: Ctrl-C, SIGTERM or the like asked to stop, which only the main thread hears. The run's
+            position is checkpointed, unless a second Ctrl-C came before the end of its step.
 
     Examples:
         >>> import resnet_bench as rb
@@ -275,10 +278,20 @@ def run(
     context.store.prepare()
     close_stale_runs(context.store)
     outcomes = {job.label: Outcome(sharing=plan.sharing) for job in plan.jobs}
-    interrupted = False
-    for task, event in plan.events(context):
-        update(outcomes[task.label], event)
-        interrupted |= isinstance(event, JobFinished) and event.interrupted
+    left, interrupted, problem = set(outcomes), False, None
+    with stop_on_signals(announce="stopping, writing a checkpoint; again to stop without it") as stop:
+        for task, event in plan.events(replace(context, stop=stop)):
+            update(outcomes[task.label], event)
+            if isinstance(event, JobFinished):
+                left.discard(task.label)
+                interrupted |= event.interrupted
+                problem = event.device_problem or problem
+    if problem is not None:
+        for label in left:
+            outcomes[label].failure = f"not started: {problem}"
+    # It may also have been asked to stop between two runs.
+    elif stop and left:
+        interrupted = True
     if interrupted:
         raise KeyboardInterrupt
     return list(outcomes.values())

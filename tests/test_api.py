@@ -4,17 +4,22 @@ import contextlib
 import doctest
 import json
 import os
+import pkgutil
+import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import resnet_bench as rb
 from resnet_bench import api
+from resnet_bench.running.outcome import Outcome
 from tests import golden
+from tests.reliability import tiny
 
 TRAINS_AND_TRACKS = ("run", "load", "export")
 """Each needs what the one before it leaves; a run takes many seconds."""
@@ -116,6 +121,50 @@ def test_bad_input_is_one_sentence(project: Path, tmp_path: Path) -> None:
         rb.run("he-resnet20", seeds=[1, 1])
     with pytest.raises(rb.UserError, match="there is no seed to train"):
         rb.run("he-resnet20", seeds=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "where", ["resnet_bench.training.steps.EagerStep.step", "resnet_bench.running.run.log_outcome"]
+)
+def test_run_interrupted_in_a_step_or_at_the_end_of_a_run_resumes_there(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.speed_up(monkeypatch)
+    changes = {"data.train_images": 64, "data.test_images": 32, "training.epochs": 2, "training.batch_size": 16}
+
+    def run_two_seeds(**options: Any) -> list[Outcome]:
+        return rb.run(
+            "he-resnet20",
+            seeds=2,
+            profile="smoke",
+            changes=changes,
+            generated=(64, 32),
+            device="cpu",
+            execution="plain",
+            threads=1,
+            tracking=str(tmp_path / "mlflow.db"),
+            run_dir=tmp_path / "runs",
+            **options,
+        )
+
+    interrupted: Any = pkgutil.resolve_name(where)
+
+    def interrupt(*arguments: Any, **options: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return interrupted(*arguments, **options)
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(where, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_two_seeds()
+    assert signal.getsignal(signal.SIGINT) == before
+    is_in_step = where.endswith("step")
+    assert len(list((tmp_path / "runs").glob("*/checkpoints/last.pt"))) == is_in_step
+    outcomes = run_two_seeds(resume=True)
+    assert [outcome.is_finished for outcome in outcomes] == [True, True]
+    assert [outcome.cached for outcome in outcomes] == [not is_in_step, False]
 
 
 def test_what_is_easily_taken_for_another_thing_is_named(project: Path) -> None:

@@ -81,7 +81,7 @@ class RunCache:
             run_id: A run of them.
 
         Returns:
-            None where the store does not answer.
+            The seeds; none where the store does not answer, which is logged.
         """
         try:
             client = self._connected()
@@ -93,7 +93,9 @@ class RunCache:
             seeds = [run.data.tags.get(tag("seed"), "") for run in runs if diverged_metric(run.data.metrics) is None]
         except Exception as error:  # whatever the database driver or the server's client raises
             _log.warning(
-                "%s was not searched for planned seeds: %s", self.store.redacted_uri, self.store.describe_error(error)
+                "%s was not searched for planned seeds, so those of earlier commands count as not finished: %s",
+                self.store.redacted_uri,
+                self.store.describe_error(error),
             )
             return frozenset()
         return frozenset(int(seed) for seed in seeds if seed.isdecimal())

@@ -91,7 +91,8 @@ class EpochEnded:
     epoch: int
     step: int
     loss: float
-    """Training loss as the source reports it: the mean, or the last batch's."""
+    """Training loss as the source reports it: the mean over images, the mean of the batches' means, or the last
+    batch's; ``training.reported_loss`` says which."""
     loss_mean: float
     """Mean training loss over the epoch's images."""
     accuracy: float
