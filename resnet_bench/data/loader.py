@@ -48,7 +48,6 @@ class ResidentLoader:
         seed: The run's seed, from 0 to 2**64 - 1.
         stream: What the loader is for; loaders of different streams choose independently.
         drop_last: Whether a last batch that is not full is left out.
-        dtype: Type of the normalized images.
         memory_format: Memory layout of the normalized images.
         batches_at_once: Batches to prepare together; by default one on a CPU, as many as take 64 MiB elsewhere.
 
@@ -73,7 +72,6 @@ class ResidentLoader:
         seed: int = 0,
         stream: str = "train",
         drop_last: bool = False,
-        dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.contiguous_format,
         batches_at_once: int | None = None,
     ) -> None:
@@ -86,9 +84,9 @@ class ResidentLoader:
         self._augmentation = augmentation or Augmentation()
         self._shuffle = shuffle
         self._stream = RandomStream(seed, stream)
-        self._normalize = Normalizer(mean, std, device=self._device, dtype=dtype, memory_format=memory_format)
+        self._normalize = Normalizer(mean, std, device=self._device, memory_format=memory_format)
         self._windows = Windows(split, self._augmentation, device=self._device, memory_format=memory_format)
-        self._batches_at_once = batches_at_once or self._fitting_batches(dtype)
+        self._batches_at_once = batches_at_once or self._fitting_batches()
         self._prepared: dict[int, Draws | None] = {}
 
     def __len__(self) -> int:
@@ -96,7 +94,7 @@ class ResidentLoader:
         return math.ceil(self._num_used / self.batch_size)
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches of an epoch on the device: normalized images `[B, 3, H, W]` and labels int64 `[B]`.
+        """Yield the batches of an epoch on the device: normalized images float32 `[B, 3, H, W]`, labels int64 `[B]`.
 
         Args:
             epoch: Epoch, counted from 0.
@@ -160,13 +158,13 @@ class ResidentLoader:
                 yield images[first : first + self.batch_size], labels[first : first + self.batch_size]
             batch += together
 
-    def _fitting_batches(self, dtype: torch.dtype) -> int:
+    def _fitting_batches(self) -> int:
         if self._device.type == "cpu":
             return 1
         height, width = self._windows.image_size
         size = self._augmentation.resize
         pixels = size * size if size else height * width
-        return max(1, _BYTES_AT_ONCE // (self.batch_size * CHANNELS * pixels * dtype.itemsize))
+        return max(1, _BYTES_AT_ONCE // (self.batch_size * CHANNELS * pixels * torch.float32.itemsize))
 
     def _placed_draws(self, epoch: int) -> Draws | None:
         """Return the choices of an epoch on the images' device; None if the images are used in place."""

@@ -17,8 +17,7 @@ class Normalizer:
         mean: Mean of each channel, of pixels between 0 and 1.
         std: Standard deviation of each channel, likewise.
         device: Where the images are.
-        dtype: Type of the normalized images.
-        memory_format: Their memory layout.
+        memory_format: Memory layout of the normalized images.
     """
 
     def __init__(
@@ -27,14 +26,12 @@ class Normalizer:
         std: Sequence[float],
         *,
         device: torch.device,
-        dtype: torch.dtype,
         memory_format: torch.memory_format,
     ) -> None:
         means, stds = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
         self._mean, self._std = means.to(device), stds.to(device)
         self._scale, self._shift = (1 / (255 * stds)).to(device), (-means / stds).to(device)
         self._device = device
-        self._dtype = dtype
         self._memory_format = memory_format
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -46,13 +43,13 @@ class Normalizer:
             return self._in_rows(images)
         memory_format = torch.contiguous_format if wants_channels_last else self._memory_format
         pixels = images.contiguous(memory_format=memory_format).float()
-        pixels = pixels.div_(255).sub_(self._mean).div_(self._std).to(self._dtype)
+        pixels = pixels.div_(255).sub_(self._mean).div_(self._std)
         return _in_channels_last(pixels) if wants_channels_last else pixels
 
     def in_one_pass(self, images: Tensor) -> Tensor:
         """The same but for rounding; the floats are written once, where moving them is what takes time."""
         pixels = images.contiguous(memory_format=self._memory_format)
-        return torch.addcmul(self._shift, pixels, self._scale).to(self._dtype)
+        return torch.addcmul(self._shift, pixels, self._scale)
 
     def _in_rows(self, images: Tensor) -> Tensor:
         """The same bits, of images that lie in channels-last order already."""
@@ -60,7 +57,7 @@ class Normalizer:
         # A whole image is a row: rows of a pixel's three numbers would be too short for vector instructions.
         mean, std = (values.flatten().repeat(height * width) for values in (self._mean, self._std))
         pixels = images.permute(0, 2, 3, 1).reshape(count, -1).float()
-        pixels = pixels.div_(255).sub_(mean).div_(std).to(self._dtype)
+        pixels = pixels.div_(255).sub_(mean).div_(std)
         return pixels.view(count, height, width, channels).permute(0, 3, 1, 2)
 
 

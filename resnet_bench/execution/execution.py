@@ -151,11 +151,6 @@ class Execution:
         """Return the fields as plain values."""
         return {**dataclasses.asdict(self), "mode": str(self.mode), "precision": str(self.precision)}
 
-    @property
-    def rounding(self) -> str:
-        """What decides how numbers are rounded: runs that differ in it are not bit-identical."""
-        return " ".join([self.device_type, self.precision, *(name for name in SWITCHES if getattr(self, name))])
-
     def describe(self) -> str:
         """Describe it in one line, such as ``cpu, bf16, channels_last, 2 threads``."""
         parts = [self.device, self.precision]
