@@ -183,13 +183,13 @@ def find_verdicts(
     curves: dict[str, list[dict[int, float]]] = defaultdict(list)
     for job, outcome in results:
         claim = job.benchmark.test_claim
-        if claim is not None and outcome.failure is None and (accuracies := outcome.accuracies(claim.metric)):
+        if claim is not None and outcome.is_finished and (accuracies := outcome.accuracies(claim.metric)):
             curves[job.benchmark.name].append({epoch: 100 * value for epoch, value in accuracies.items()})
     absent = _absent_seeds(results, finished_before)
     verdicts = []
     for job, outcome in results:
         claim, accuracy = job.benchmark.test_claim, outcome.accuracy
-        unjudged = outcome.failure is not None or outcome.interrupted or accuracy is None or math.isnan(accuracy)
+        unjudged = not outcome.is_finished or accuracy is None or math.isnan(accuracy)
         if claim is None or unjudged:
             verdicts.append(("–", ""))
             continue

@@ -283,3 +283,15 @@ def test_seeds_that_were_planned_and_are_missing_hold_the_verdict_back(
     found = find_verdicts(results, (), lambda run_id: in_store if run_id == "run 2" else ())
     assert found[0][0] == word
     assert reason in found[0][1]
+
+
+def test_an_interrupted_run_is_no_seed_of_a_verdict() -> None:
+    results = [
+        (
+            replace(job(seed), profile="full"),
+            Outcome(run_id=f"run {seed}", accuracy_by_epoch={1: 0.8287 + seed / 1000}, interrupted=seed == 2),
+        )
+        for seed in range(3)
+    ]
+    found = find_verdicts(results, (), lambda _: ())
+    assert [word for word, _ in found] == ["not judged", "not judged", "–"]
