@@ -22,7 +22,7 @@ from resnet_bench.recipe.claims import REPRODUCTION_MARGIN
 from resnet_bench.reporting import reading
 from resnet_bench.reporting.anonymize import machine_name
 from resnet_bench.reporting.reading import Source
-from resnet_bench.reporting.runs import Run, RunGroup, group, group_labels, load
+from resnet_bench.reporting.runs import Place, Run, RunGroup, group, group_labels, load, place_names
 from resnet_bench.reporting.tables import RUN_COLUMNS, Tables
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import ENERGY, PREFIX, SPLITS
@@ -70,6 +70,8 @@ class ComparisonRow:
     detectable: float | None = None
     """Where unclear: the smallest difference that these runs would have shown with 80% power, at the level that Holm's
     method leaves them: in percentage points, for times as a ratio minus 1. None where they are too few to show any."""
+    device: str = ""
+    """Of a time or another cost: the device and kind of machine that it is of, where runs on others are left out."""
 
     @property
     def regression(self) -> bool:
@@ -142,12 +144,34 @@ class Side:
     problems: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class SharedPlace:
+    """A place that both sides ran on, and their runs there."""
+
+    place: Place
+    name: str
+    """Its name, with what tells it from other places of these runs."""
+    a: Sequence[Run]
+    b: Sequence[Run]
+
+
+def shared_places(a: Sequence[Run], b: Sequence[Run]) -> list[SharedPlace]:
+    """Return each device and kind of machine that some runs of both sides are of, with these runs."""
+    found = []
+    for place, name in place_names([*a, *b]).items():
+        first, second = ([run for run in side if run.place == place] for side in (a, b))
+        if first and second:
+            found.append(SharedPlace(place, name, first, second))
+    return found
+
+
 def compare_runs(a: Side, b: Side) -> ResultComparison:
     """Compare two sets of results, benchmark by benchmark.
 
     Accuracy is tested by Welch's t test and the time of an epoch by the exact Mann–Whitney test, each adjusted
     by Holm's method over the benchmarks; every other metric is shown and not tested. Runs are never paired by
-    seed.
+    seed. Times and other costs are compared on each device and kind of machine that both sides ran on; only where
+    they share none are those of all runs compared.
     """
     left, right = by_benchmark(a.runs), by_benchmark(b.runs)
     measured: list[_Measured] = []
@@ -283,20 +307,36 @@ class _Measured:
 
 
 def _measure(a: RunGroup, b: RunGroup, note: str) -> list[_Measured]:
-    found = [_accuracy_row(a, b, note), _timing_row(a, b, note)]
+    found = [_accuracy_row(a, b, note)]
+    found += [_timing_row(b, there, note) for there in _places(timed(a), timed(b))]
     split = a.split
+    everywhere = SharedPlace(("", ()), "", a.runs, b.runs)
     others: tuple[tuple[str, str, Callable[[Run], float | None]], ...] = (
         (f"standard {split} accuracy", "%", lambda run: run.last_accuracy(split, "accuracy_standard")),
         (f"best {split} accuracy", "%", lambda run: best_evaluation(run.accuracy(split))),
         (f"{split} loss", "", lambda run: last_evaluation(run.metrics.get(f"{split}/loss", {}))),
         ("train loss", "", lambda run: last_evaluation(run.metrics.get("train/loss", {}))),
+    )
+    found += [_shown_row(b, everywhere, *other) for other in others]
+    costs: tuple[tuple[str, str, Callable[[Run], float | None]], ...] = (
         ("throughput", "images/s", lambda run: run.images_per_second),
         ("training time", "s", lambda run: run.train_seconds),
         ("peak memory", "MiB", lambda run: None if run.peak_memory is None else run.peak_memory / 2**20),
         ("energy", "J", lambda run: run.number(ENERGY)),
     )
-    found += [_shown_row(a, b, *other) for other in others]
+    for metric, unit, measure in costs:
+        sides = ([run for run in side.all_runs if measure(run) is not None] for side in (a, b))
+        found += [_shown_row(b, there, metric, unit, measure) for there in _places(*sides)]
     return [each for each in found if each is not None]
+
+
+def _places(a: Sequence[Run], b: Sequence[Run]) -> list[SharedPlace]:
+    """Return where costs are compared: on each place that both sides ran on or, if there is none, over all runs."""
+    if not a or not b:
+        return []
+    everywhere = SharedPlace(("", ()), "", a, b)
+    shared = shared_places(a, b)
+    return shared if shared and len(place_names([*a, *b])) > 1 else [everywhere]
 
 
 def _accuracy_row(a: RunGroup, b: RunGroup, note: str) -> _Measured | None:
@@ -324,17 +364,15 @@ def _accuracy_row(a: RunGroup, b: RunGroup, note: str) -> _Measured | None:
     return _Measured(row, first, second)
 
 
-def _timing_row(a: RunGroup, b: RunGroup, note: str) -> _Measured | None:
-    sides = [timed(side) for side in (a, b)]
-    first, second = ([run.epoch_seconds or 0.0 for run in side] for side in sides)
-    if not first or not second:
-        return None
+def _timing_row(group: RunGroup, there: SharedPlace, note: str) -> _Measured:
+    first, second = ([run.epoch_seconds or 0.0 for run in side] for side in (there.a, there.b))
     found = intervals.time_ratio(first, second)
     difference = Difference(found.ratio - 1, Interval(found.range.low - 1, found.range.high - 1))
-    untested = untested_times(*sides)
+    untested = untested_times(there.a, there.b)
     tested = not untested
     row = replace(
-        _row(b, EPOCH_TIME, "s", first, second, difference),
+        _row(group, EPOCH_TIME, "s", first, second, difference),
+        device=there.name,
         primary=True,
         a=statistics.median(first),
         b=statistics.median(second),
@@ -346,13 +384,13 @@ def _timing_row(a: RunGroup, b: RunGroup, note: str) -> _Measured | None:
 
 
 def _shown_row(
-    a: RunGroup, b: RunGroup, metric: str, unit: str, measure: Callable[[Run], float | None]
+    group: RunGroup, there: SharedPlace, metric: str, unit: str, measure: Callable[[Run], float | None]
 ) -> _Measured | None:
-    measured = [[value for run in side.runs if (value := measure(run)) is not None] for side in (a, b)]
+    measured = [[value for run in side if (value := measure(run)) is not None] for side in (there.a, there.b)]
     first, second = ([value for value in values if math.isfinite(value)] for values in measured)
     if not first or not second:
         return None
-    row = _row(b, metric, unit, first, second, intervals.welch(first, second))
+    row = replace(_row(group, metric, unit, first, second, intervals.welch(first, second)), device=there.name)
     left_out = sum(map(len, measured)) - len(first) - len(second)
     if left_out:
         row = replace(row, note=f"{plural(left_out, 'run')} left out: not finite")
@@ -464,4 +502,4 @@ def _interleaved(a: Sequence[Run], b: Sequence[Run]) -> bool:
 
 def _order(row: ComparisonRow) -> tuple[object, ...]:
     importance = ("worse", "unclear", "better", "same", "identical", "not tested")
-    return not row.primary, importance.index(row.word), row.benchmark, row.profile, row.metric
+    return not row.primary, importance.index(row.word), row.benchmark, row.profile, row.metric, row.device

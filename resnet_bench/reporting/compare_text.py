@@ -94,7 +94,7 @@ def notes(comparison: ResultComparison) -> list[str]:
     together: dict[str, list[str]] = {}
     for row in comparison.rows:
         if row.note:
-            together.setdefault(row.note, []).append(f"{_name(row)} ({row.metric})")
+            together.setdefault(row.note, []).append(f"{_name(row)} ({_metric(row)})")
     found = [f"{listed(names, MAX_LISTED)}: {note}" for note, names in together.items()]
     if any(_detectable(row) for row in comparison.rows):
         found.append(
@@ -142,7 +142,7 @@ def _preamble(comparison: ResultComparison) -> list[str]:
 
 def _cells(row: ComparisonRow) -> list[str]:
     unit = "" if row.unit in ("", "%") else f" {row.unit}"
-    metric = f"{row.metric}{', %' if row.unit == '%' else ''}"
+    metric = f"{_metric(row)}{', %' if row.unit == '%' else ''}"
     timed = row.metric == EPOCH_TIME
     # Percentage points of accuracy have two digits everywhere.
     digits = (lambda _: 2) if row.unit == "%" else _digits
@@ -199,6 +199,10 @@ def _name(row: ComparisonRow | LimitRow) -> str:
     name = row.label or row.benchmark
     name = name if row.profile == "full" else f"{name}, {row.profile}"
     return f"{name}, generated images" if row.generated else name
+
+
+def _metric(row: ComparisonRow) -> str:
+    return f"{row.metric}, {row.device}" if row.device else row.metric
 
 
 def _digits(value: float) -> int:

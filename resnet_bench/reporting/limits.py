@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from resnet_bench.base.machine import kind_marks
 from resnet_bench.judging import intervals
 from resnet_bench.judging.intervals import Interval
 from resnet_bench.judging.power import smallest_difference, smallest_excess
@@ -17,10 +16,11 @@ from resnet_bench.reporting.compare import (
     by_benchmark,
     identical_seeds,
     matched,
+    shared_places,
     timed,
     untested_times,
 )
-from resnet_bench.reporting.runs import Run, RunGroup, group_labels, joined_mark
+from resnet_bench.reporting.runs import Place, Run, RunGroup, group_labels
 
 LimitWord = Literal["broken", "unclear", "kept"]
 
@@ -91,7 +91,7 @@ def check_limits(limits: Sequence[Limit], a: Side, b: Side) -> CheckedLimits:
     checks = [check for found, _ in each for check in found]
     counts = {timing: sum(check.testable for check in checks if check.timing == timing) for timing in (False, True)}
     rows = [_row(check, intervals.SIGNIFICANCE / max(1, counts[check.timing])) for check in checks]
-    seen: dict[tuple[str, str, bool, str], set[_Place]] = {}
+    seen: dict[tuple[str, str, bool, str], set[Place]] = {}
     for check, row in zip(checks, rows, strict=True):
         seen.setdefault((row.benchmark, row.profile, row.generated, row.metric), set()).add(check.place)
     importance = ("broken", "unclear", "kept")
@@ -102,11 +102,7 @@ def check_limits(limits: Sequence[Limit], a: Side, b: Side) -> CheckedLimits:
     )
 
 
-_Place = tuple[str, tuple[str, ...]]
-"""A device and, for times, a kind of machine."""
-
-
-def _places(side: Side, key: tuple[str, str, bool, str]) -> set[_Place]:
+def _places(side: Side, key: tuple[str, str, bool, str]) -> set[Place]:
     return {
         (run.device, run.machine if key[3] == EPOCH_TIME else ())
         for run in side.runs
@@ -122,7 +118,8 @@ class _Check:
     """One limit, and the numbers of one device that it is checked by."""
 
     limit: Limit
-    place: _Place
+    place: Place
+    """A device and, for times, a kind of machine."""
     device: str
     """Its name, with what tells its machine from others of that name."""
     timing: bool
@@ -148,7 +145,7 @@ def _checks(limit: Limit, a: Side, b: Side) -> tuple[list[_Check], list[str]]:
                 label = labels[second] if len(pairs) > 1 else ""
                 found = {
                     "drop": [] if limit.drop is None else _of_accuracy(limit, device, first, second, note),
-                    "time_factor": [] if limit.time_factor is None else _of_time(limit, device, first, second, note),
+                    "time_factor": [] if limit.time_factor is None else _of_time(limit, first, second, note),
                 }
                 checks += [replace(check, label=label) for of_kind in found.values() for check in of_kind]
                 where = f"{label or first.name}, {second.latest.profile}, on {device or 'an unnamed device'}"
@@ -183,17 +180,13 @@ def _of_accuracy(limit: Limit, device: str, first: RunGroup, second: RunGroup, n
     return [_Check(limit, (device, ()), device, False, (first, second), *values, note, testable)]
 
 
-def _of_time(limit: Limit, device: str, first: RunGroup, second: RunGroup, note: str) -> list[_Check]:
-    sides = timed(first), timed(second)
-    marks = kind_marks([run.machine for side in sides for run in side])
+def _of_time(limit: Limit, first: RunGroup, second: RunGroup, note: str) -> list[_Check]:
     checks = []
-    for kind, mark in marks.items():
-        runs = [[run for run in side if run.machine == kind] for side in sides]
-        if all(runs):
-            untested = untested_times(*runs)
-            before, after = ([run.epoch_seconds or 0.0 for run in side] for side in runs)
-            said, name = _joined(note, untested), joined_mark(device, mark)
-            checks.append(_Check(limit, (device, kind), name, True, (first, second), before, after, said, not untested))
+    for there in shared_places(timed(first), timed(second)):
+        untested = untested_times(there.a, there.b)
+        before, after = ([run.epoch_seconds or 0.0 for run in side] for side in (there.a, there.b))
+        said, sides = _joined(note, untested), (first, second)
+        checks.append(_Check(limit, there.place, there.name, True, sides, before, after, said, not untested))
     return checks
 
 

@@ -34,6 +34,9 @@ from resnet_bench.tracking.vocabulary import (
 Series = Mapping[int, float]
 """Values of one metric under the epoch or the optimizer step that they belong to."""
 
+Place = tuple[str, tuple[str, ...]]
+"""A device's name and the kind of its machine: times of two places have nothing to do with one another."""
+
 LENGTH = ("training.epochs", "data.train_images", "data.test_images")
 """Recipe keys that decide how long a run is."""
 
@@ -51,6 +54,11 @@ class Run(RunRow):
     def finished(self) -> bool:
         """Whether the run was trained to its end."""
         return self.status == "FINISHED"
+
+    @property
+    def place(self) -> Place:
+        """The device and kind of machine that its times are of."""
+        return self.device, self.machine
 
     @property
     def shared_device(self) -> bool:
@@ -217,9 +225,8 @@ class RunGroup:
 
         Machines whose processors share a name are told apart: their times have nothing to do with one another.
         """
-        names = {run.device for run in self.all_runs}
-        marks = {name: kind_marks([run.machine for run in self.all_runs if run.device == name]) for name in names}
-        found = _by_place(self.all_runs, lambda run: joined_mark(run.device, marks[run.device][run.machine]))
+        names = place_names(self.all_runs)
+        found = _by_place(self.all_runs, lambda run: names[run.place])
 
         def timed_seeds(device: str) -> int:
             return len({run.seed for run in found[device] if run.train_seconds is not None})
@@ -408,9 +415,16 @@ def _group(members: Sequence[Run], planned: frozenset[int]) -> RunGroup:
     )
 
 
-def joined_mark(device: str, mark: str) -> str:
-    """Return a device's name with what tells its machine from others of that name."""
-    return f"{device} ({mark})" if mark else device
+def place_names(runs: Sequence[Run]) -> dict[Place, str]:
+    """Return each place that runs are of, with its device's name and what tells its machine from others of it."""
+    kinds: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    for run in runs:
+        kinds[run.device].append(run.machine)
+    return {
+        (device, kind): f"{device} ({mark})" if mark else device
+        for device, found in kinds.items()
+        for kind, mark in kind_marks(found).items()
+    }
 
 
 def _by_place(runs: Sequence[Run], place_of: Callable[[Run], str]) -> dict[str, list[Run]]:

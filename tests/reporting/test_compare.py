@@ -152,6 +152,65 @@ def test_two_machines_need_not_take_turns() -> None:
     assert row.word == "worse"
 
 
+def on_both(name: str, gpu: int, cpu: int, first_minute: int, slower: float = 1.0) -> Side:
+    """A side of runs of 5 s per epoch on a GPU and 300 s on a CPU."""
+    there = side(f"{name}g", finals=GOOD[:gpu], epoch=5.0 * slower, first_minute=first_minute)
+    processor = {"device": "Test CPU", "device_type": "cpu"}
+    here = side(f"{name}c", finals=GOOD[:cpu], epoch=300.0 * slower, first_minute=first_minute, **processor)
+    return Side(name, (*there.runs, *here.runs))
+
+
+def test_times_of_two_devices_are_never_in_one_test() -> None:
+    found = comparing.compare_runs(on_both("A", 6, 1, 0), on_both("B", 1, 6, 1))
+    rows = {row.device: row for row in found.rows if row.metric == "epoch time"}
+    assert {device: (row.word, row.a_runs, row.b_runs) for device, row in rows.items()} == {
+        "GPU": ("not tested", 6, 1),
+        "Test CPU": ("not tested", 1, 6),
+    }
+    assert all(row.difference == pytest.approx(0.0, abs=0.01) for row in rows.values())
+    assert found.regressions == []
+    # Each device is tested by itself, and the text says which it is.
+    slower = comparing.compare_runs(on_both("A", 6, 6, 0), on_both("B", 6, 6, 1, slower=1.2))
+    assert {row.device: row.word for row in slower.rows if row.metric == "epoch time"} == {
+        "GPU": "worse",
+        "Test CPU": "worse",
+    }
+    for text in (rendered(found), compare_text.markdown(found)):
+        assert "epoch time, Test CPU" in text
+    assert {row["device"] for row in json.loads(compare_text.as_json(found))["rows"]} == {"", "GPU", "Test CPU"}
+
+
+def test_runs_on_a_device_of_one_side_only_are_left_out_of_times() -> None:
+    row = primary(comparing.compare_runs(on_both("A", 6, 0, 0), on_both("B", 6, 6, 1)), "epoch time")
+    assert (row.device, row.a_runs, row.b_runs, row.word) == ("GPU", 6, 6, "unclear")
+
+
+def test_shown_costs_are_by_device_too() -> None:
+    def with_costs(side: Side) -> Side:
+        rates = {"GPU": 10_000.0, "Test CPU": 100.0}
+        runs = (
+            replace(
+                run,
+                metrics={
+                    **run.metrics,
+                    "time/images_per_second": dict.fromkeys((1, 2), rates[run.device]),
+                    "time/train_seconds": {2: 1e6 / rates[run.device]},
+                    "memory/peak_bytes": {1: rates[run.device] * 2**20},
+                },
+            )
+            for run in side.runs
+        )
+        return Side(side.name, tuple(runs))
+
+    found = comparing.compare_runs(with_costs(on_both("A", 1, 2, 0)), with_costs(on_both("B", 2, 1, 1)))
+    for metric in ("throughput", "training time", "peak memory"):
+        rows = [row for row in found.rows if row.metric == metric]
+        assert {row.device: (row.a_runs, row.b_runs, row.difference) for row in rows} == {
+            "GPU": (1, 2, 0.0),
+            "Test CPU": (2, 1, 0.0),
+        }
+
+
 def test_regressions_come_first_and_shown_metrics_last() -> None:
     a = Side("A", (*side("A", benchmark="z").runs, *side("A", benchmark="a").runs))
     b = Side(
