@@ -54,7 +54,7 @@ class ExecutionCheck:
     @cached_property
     def accuracies(self) -> tuple[list[float], list[float]]:
         """Last accuracy of each seed in percent, by the claim's metric: of ``stock``, then of ``other``."""
-        split, metric = self.stock.split, claimed_metric(self.stock)
+        split, metric = self.stock.split, claimed_metric(self.stock.definition)
         return self.stock.values(split, metric), self.other.values(split, metric)
 
     @cached_property

@@ -113,7 +113,7 @@ def histories(runs: Iterable[Run]) -> list[History]:
                 precision=precision,
                 split=members.split,
                 machines=tuple(marks.values()),
-                points=_points(there, members.split, claimed_metric(members), marks),
+                points=_points(there, members.split, claimed_metric(members.definition), marks),
             )
             by_benchmark[found.benchmark].append(found)
     return [history for _, found in sorted(by_benchmark.items()) for history in _with_steps(found)]

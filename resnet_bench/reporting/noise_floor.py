@@ -33,7 +33,7 @@ class NoiseFloor:
     @cached_property
     def accuracies(self) -> list[float]:
         """Last accuracy of each seed, in percent, as the benchmark's first claim measures it."""
-        return self.group.values(self.group.split, claimed_metric(self.group))
+        return self.group.values(self.group.split, claimed_metric(self.group.definition))
 
     @cached_property
     def sd(self) -> float:

@@ -19,6 +19,7 @@ from resnet_bench.judging.planned import parse_seeds
 from resnet_bench.judging.verdict import apart, best_evaluation, last_evaluation
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.datasets import DATASETS, is_published
+from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.recipe.settings import relative_pixels
 from resnet_bench.reporting.tables import GROUP_COLUMNS, RunRow, Tables
 from resnet_bench.tracking.vocabulary import (
@@ -319,9 +320,9 @@ def group(runs: Iterable[Run]) -> list[RunGroup]:
     return [_group(members, planned[key]) for key, members in sorted(together.items())]
 
 
-def claimed_metric(group: RunGroup) -> str:
-    """Return what the benchmark's first claim is about: ``accuracy``, or ``accuracy_tta``."""
-    claims = group.definition.claims if group.definition is not None else ()
+def claimed_metric(definition: Benchmark | None) -> str:
+    """Return what a benchmark's first claim is about: ``accuracy``, or ``accuracy_tta``."""
+    claims = definition.claims if definition is not None else ()
     return claims[0].metric if claims else "accuracy"
 
 
@@ -449,10 +450,14 @@ def _changed_keys(run: Run, definition: Benchmark) -> tuple[str, ...]:
     recipe = definition.profiles.get("smoke") if run.profile == "smoke" else definition.recipe
     if recipe is None or recipe.fingerprint == run.fingerprint:
         return ()
+    return differing_keys(run, recipe) or ("its fingerprint",)
+
+
+def differing_keys(run: Run, recipe: Recipe) -> tuple[str, ...]:
+    """Return the recipe keys in which a run differs from a recipe."""
     ours = {key: comparable(value) for key, value in run.recipe.items()}
     theirs = {key: comparable(value) for key, value in recipe.flat().items()}
-    keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-    return tuple(keys) or ("its fingerprint",)
+    return tuple(sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)))
 
 
 def comparable(value: Any) -> Any:

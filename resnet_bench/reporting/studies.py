@@ -15,8 +15,17 @@ from resnet_bench.base.describe_error import describe_error
 from resnet_bench.judging.intervals import Difference, Interval, welch
 from resnet_bench.judging.verdict import apart
 from resnet_bench.recipe.benchmark import Benchmark
-from resnet_bench.reporting.runs import LENGTH, Run, comparable
+from resnet_bench.reporting.runs import LENGTH, Run, claimed_metric, comparable, differing_keys
 from resnet_bench.reporting.study_plots import PlottedStudy, PlottedTrial, importances, is_number, quiet
+
+WATCHED = (
+    "evaluation.before_training",
+    "evaluation.every",
+    "evaluation.splits",
+    "evaluation.test_at_end",
+    "training.train_accuracy",
+)
+"""Recipe keys of what is measured along the way, which retraining runs leave out; no result depends on them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +60,14 @@ class StudyReport:
         whole = self.definition.recipe.flat()
         values = {key: (latest.recipe.get(key), whole.get(key)) for key in LENGTH}
         return {key: str(ours) for key, (ours, theirs) in values.items() if comparable(ours) != comparable(theirs)}
+
+    @cached_property
+    def of_benchmark(self) -> bool:
+        """Whether it retrained the benchmark's recipe, so that its accuracies can stand beside the claim."""
+        if self.definition is None or self.apart or not (self.source or self.tuned):
+            return False
+        run, searched = (self.source[0], set()) if self.source else (self.tuned[0], set(self.best_params))
+        return set(differing_keys(run, self.definition.recipe)) <= {*WATCHED, *searched}
 
     @cached_property
     def counted(self) -> tuple[Run, ...]:
@@ -164,7 +181,7 @@ def usable(found: Sequence[StudyReport]) -> tuple[list[StudyReport], list[str]]:
     for study in found:
         try:
             # Whatever is computed from a study's own values is computed here, so that it fails here or nowhere.
-            _ = study.plotted, study.difference, study.source_won, study.budget
+            _ = study.plotted, study.difference, study.source_won, study.budget, study.of_benchmark
         except Exception as error:  # whatever Optuna makes of a forged or damaged value
             reason = describe_error(error, limit=160)
             problems.append(f"study {study.name} is left out: {type(error).__name__}: {reason}")
@@ -173,21 +190,22 @@ def usable(found: Sequence[StudyReport]) -> tuple[list[StudyReport], list[str]]:
     return studies, problems
 
 
-def accuracies(arm: Sequence[Run]) -> list[float]:
+def accuracies(arm: Sequence[Run], metric: str = "accuracy") -> list[float]:
     """Return the test accuracy of each retraining run that finished."""
-    found = (run.last_accuracy("test") for run in arm if run.finished)
+    found = (run.last_accuracy("test", metric) for run in arm if run.finished)
     return [value for value in found if value is not None]
 
 
 def tuned_accuracies(studies: Sequence[StudyReport]) -> dict[str, list[float]]:
     """Return test accuracies of tuned hyperparameters on new seeds, by benchmark, from its latest full study.
 
-    A study whose runs are shorter than the benchmark says has nothing to set beside its claim.
+    They are measured as the benchmark's first claim is. A study that retrained another recipe than the benchmark's,
+    such as a shorter one, has nothing to set beside its claim.
     """
     return {
         study.parent.benchmark: values
         for study in studies
-        if not study.apart and not study.budget and (values := accuracies(study.tuned))
+        if study.of_benchmark and (values := accuracies(study.tuned, claimed_metric(study.definition)))
     }
 
 

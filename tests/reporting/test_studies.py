@@ -9,6 +9,7 @@ import pytest
 from resnet_bench.base.files import write_together
 from resnet_bench.judging.intervals import welch
 from resnet_bench.judging.power import smallest_difference
+from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.reporting import claims, report, runs, studies
 from resnet_bench.reporting.page import render_markdown
 from resnet_bench.reporting.sections import studies as section
@@ -22,6 +23,12 @@ from resnet_bench.reporting.tables import Tables
 def study(store_tables: Tables) -> StudyReport:
     (found,) = studies.find(runs.load(store_tables)[0])
     return found
+
+
+@pytest.fixture
+def known(study: StudyReport, benchmarks: dict[str, Benchmark]) -> StudyReport:
+    """The same study where the file of its benchmark is known."""
+    return replace(study, definition=benchmarks["nine-onecycle"])
 
 
 def test_a_study_has_its_trials_in_order_and_its_retrained_runs(study: StudyReport) -> None:
@@ -154,23 +161,53 @@ def test_a_study_whose_space_makes_no_sense_is_named_and_the_others_are_reported
     assert problems[0].startswith("study forged is left out: TypeError: ")
 
 
-def test_a_smoke_study_tunes_nothing_that_a_claim_is_compared_with(study: StudyReport) -> None:
-    smoke = replace(study, parent=replace(study.parent, profile="smoke"))
+def test_a_smoke_study_tunes_nothing_that_a_claim_is_compared_with(study: StudyReport, known: StudyReport) -> None:
+    smoke = replace(known, parent=replace(known.parent, profile="smoke"))
     assert studies.tuned_accuracies([smoke]) == {}
-    assert list(studies.tuned_accuracies([study])) == ["nine-onecycle"]
+    assert studies.tuned_accuracies([study]) == {}, "what its benchmark claims is unknown"
+    assert studies.tuned_accuracies([known]) == {"nine-onecycle": accuracies(study.tuned)}
 
 
-def test_a_study_of_shorter_runs_tunes_nothing_that_a_claim_is_compared_with(
-    study: StudyReport, benchmarks: Any
+def test_tuned_accuracies_are_measured_as_the_claim_is(known: StudyReport) -> None:
+    (claim, *others), definition = known.definition.claims, known.definition  # type: ignore[union-attr]
+    with_views = definition.model_copy(
+        update={"claims": (claim.model_copy(update={"metric": "accuracy_tta"}), *others)}
+    )
+    tuned = tuple(replace(run, once={**run.once, "final/test_accuracy_tta": 0.95}) for run in known.tuned)
+    study = replace(known, definition=with_views, tuned=tuned)
+    assert studies.tuned_accuracies([study]) == {"nine-onecycle": pytest.approx([95.0] * 3)}
+    assert studies.tuned_accuracies([replace(study, tuned=known.tuned)]) == {}, "they have no accuracy with TTA"
+
+
+@pytest.mark.parametrize(
+    ("changed", "counts"),
+    [
+        ({"model.options.width1": "32"}, False),
+        ({"evaluation.mode": "batch_statistics"}, False),
+        ({"training.epochs": "2"}, False),
+        ({"evaluation.splits": "[]", "training.train_accuracy": "separate_pass"}, True),
+    ],
+)
+def test_only_a_study_of_the_benchmarks_own_recipe_stands_beside_its_claim(
+    known: StudyReport, changed: dict[str, str], *, counts: bool
 ) -> None:
-    whole = replace(study, definition=benchmarks["nine-onecycle"])
-    assert whole.budget == {}
-    assert list(studies.tuned_accuracies([whole])) == ["nine-onecycle"]
+    source, tuned = (
+        tuple(replace(run, recipe={**run.recipe, **changed}) for run in arm) for arm in (known.source, known.tuned)
+    )
+    study = replace(known, source=source, tuned=tuned)
+    assert bool(studies.tuned_accuracies([study])) == counts
+    # Where only the tuned hyperparameters were retrained, those do not count as a change.
+    only_tuned = tuple(replace(run, recipe={**run.recipe, "optimizer.lr": "0.5"}) for run in tuned)
+    assert bool(studies.tuned_accuracies([replace(study, source=(), tuned=only_tuned)])) == counts
+
+
+def test_a_study_of_shorter_runs_says_how_short_they_are(known: StudyReport, benchmarks: Any) -> None:
+    assert known.budget == {}
     source, tuned = (
         tuple(replace(run, recipe={**run.recipe, "training.epochs": "2"}) for run in arm)
-        for arm in (study.source, study.tuned)
+        for arm in (known.source, known.tuned)
     )
-    short = replace(whole, source=source, tuned=tuned)
+    short = replace(known, source=source, tuned=tuned)
     assert short.budget == {"training.epochs": "2"}
     assert studies.tuned_accuracies([short]) == {}
     rows = claims.build([], benchmarks)
