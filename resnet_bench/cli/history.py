@@ -80,8 +80,8 @@ def _document(found: "History") -> dict[str, Any]:
         }
         for point in found.points
     ]
-    names = ("profile", "generated", "fingerprint", "data_fingerprint", "device", "precision", "split", "machines")
-    return {**{name: getattr(found, name) for name in names}, "points": points}
+    names = ("profile", "generated", "fingerprint", "data_fingerprint", "device", "precision", "split", "metric")
+    return {**{name: getattr(found, name) for name in (*names, "machines")}, "points": points}
 
 
 def _quantity(measured: "PointValues") -> dict[str, Any]:

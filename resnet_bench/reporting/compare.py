@@ -24,6 +24,7 @@ from resnet_bench.reporting.anonymize import machine_name
 from resnet_bench.reporting.reading import Source
 from resnet_bench.reporting.runs import Place, Run, RunGroup, group, group_labels, load, place_names
 from resnet_bench.reporting.tables import RUN_COLUMNS, Tables
+from resnet_bench.reporting.wording import accuracy_name
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import ENERGY, PREFIX, SPLITS
 
@@ -309,9 +310,10 @@ class _Measured:
 def _measure(a: RunGroup, b: RunGroup, note: str) -> list[_Measured]:
     found = [_accuracy_row(a, b, note)]
     found += [_timing_row(b, there, note) for there in _places(timed(a), timed(b))]
-    split = a.split
+    split, metric = headline(a, b)
     everywhere = SharedPlace(("", ()), "", a.runs, b.runs)
     others: tuple[tuple[str, str, Callable[[Run], float | None]], ...] = (
+        *([] if metric == "accuracy" else [(f"{split} accuracy", "%", lambda run: run.last_accuracy(split))]),
         (f"standard {split} accuracy", "%", lambda run: run.last_accuracy(split, "accuracy_standard")),
         (f"best {split} accuracy", "%", lambda run: best_evaluation(run.accuracy(split))),
         (f"{split} loss", "", lambda run: last_evaluation(run.metrics.get(f"{split}/loss", {}))),
@@ -324,9 +326,9 @@ def _measure(a: RunGroup, b: RunGroup, note: str) -> list[_Measured]:
         ("peak memory", "MiB", lambda run: None if run.peak_memory is None else run.peak_memory / 2**20),
         ("energy", "J", lambda run: run.number(ENERGY)),
     )
-    for metric, unit, measure in costs:
+    for cost, unit, measure in costs:
         sides = ([run for run in side.all_runs if measure(run) is not None] for side in (a, b))
-        found += [_shown_row(b, there, metric, unit, measure) for there in _places(*sides)]
+        found += [_shown_row(b, there, cost, unit, measure) for there in _places(*sides)]
     return [each for each in found if each is not None]
 
 
@@ -339,13 +341,20 @@ def _places(a: Sequence[Run], b: Sequence[Run]) -> list[SharedPlace]:
     return shared if shared and len(place_names([*a, *b])) > 1 else [everywhere]
 
 
+def headline(a: RunGroup, b: RunGroup) -> tuple[str, str]:
+    """Return the split and the metric that two groups are compared by: those of the first claim, where both have it."""
+    stated = a if a.definition is not None else b
+    split, metric = stated.split, stated.metric
+    return split, metric if all(side.values(split, metric) for side in (a, b)) else "accuracy"
+
+
 def _accuracy_row(a: RunGroup, b: RunGroup, note: str) -> _Measured | None:
-    split = a.split
-    first, second = a.values(split), b.values(split)
+    split, metric = headline(a, b)
+    first, second = a.values(split, metric), b.values(split, metric)
     if not first or not second:
         return None
     difference = intervals.welch(first, second)
-    row = _row(b, f"{split} accuracy", "%", first, second, difference)
+    row = _row(b, accuracy_name(split, metric), "%", first, second, difference)
     same = [] if note else identical_seeds(a, b)
     notes = [note] if note else []
     if same:

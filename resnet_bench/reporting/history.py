@@ -11,8 +11,8 @@ from resnet_bench.base.text import DASH
 from resnet_bench.judging import intervals
 from resnet_bench.judging.intervals import SIGNIFICANCE, TIMING_THRESHOLD, Interval, mean_interval
 from resnet_bench.judging.power import smallest_difference
-from resnet_bench.reporting.runs import Run, claimed_metric, group
-from resnet_bench.reporting.wording import moment, number, signed
+from resnet_bench.reporting.runs import Run, group
+from resnet_bench.reporting.wording import accuracy_name, moment, number, signed
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ class History:
     device: str
     precision: str
     split: str
+    metric: str
+    """What its accuracies are: ``accuracy``, or ``accuracy_tta`` where the first claim is about that."""
     machines: tuple[str, ...]
     """Kinds of machines of that device's name, by what tells them apart; one empty text where there is one kind."""
     points: tuple[HistoryPoint, ...]
@@ -112,8 +114,9 @@ def histories(runs: Iterable[Run]) -> list[History]:
                 device=device,
                 precision=precision,
                 split=members.split,
+                metric=members.metric,
                 machines=tuple(marks.values()),
-                points=_points(there, members.split, claimed_metric(members.definition), marks),
+                points=_points(there, members.split, members.metric, marks),
             )
             by_benchmark[found.benchmark].append(found)
     return [history for _, found in sorted(by_benchmark.items()) for history in _with_steps(found)]
@@ -231,8 +234,8 @@ def title(history: History) -> str:
     machines = "".join(f"; machine {number}: {machine}" for number, machine in several)
     return (
         f"{history.benchmark}, {history.profile}{images}, recipe {history.fingerprint[:8]}, "
-        f"{history.device or 'unnamed device'}, {history.precision or 'unknown precision'}, {history.split} accuracy"
-        f"{machines}"
+        f"{history.device or 'unnamed device'}, {history.precision or 'unknown precision'}, "
+        f"{accuracy_name(history.split, history.metric)}{machines}"
     )
 
 

@@ -14,6 +14,7 @@ from resnet_bench.reporting.compare import (
     ComparisonRow,
     Side,
     by_benchmark,
+    headline,
     identical_seeds,
     matched,
     shared_places,
@@ -21,6 +22,7 @@ from resnet_bench.reporting.compare import (
     untested_times,
 )
 from resnet_bench.reporting.runs import Place, Run, RunGroup, group_labels
+from resnet_bench.reporting.wording import accuracy_name
 
 LimitWord = Literal["broken", "unclear", "kept"]
 
@@ -168,7 +170,7 @@ def _is_for(limit: Limit, run: Run, device: str) -> bool:
 
 
 def _of_accuracy(limit: Limit, device: str, first: RunGroup, second: RunGroup, note: str) -> list[_Check]:
-    values = first.values(first.split), second.values(first.split)
+    values = [side.values(*headline(first, second)) for side in (first, second)]
     if not all(values):
         return []
     testable = intervals.welch_interval(*values) is not None
@@ -205,7 +207,7 @@ def _row(check: _Check, alpha: float) -> LimitRow:
         change = intervals.time_ratio(check.first, check.second).ratio
         find, smallest = intervals.ratio_interval, smallest_excess
     else:
-        metric, limit = f"{group.split} accuracy", check.limit.drop or 0.0
+        metric, limit = accuracy_name(*headline(group, of_other)), check.limit.drop or 0.0
         change = statistics.fmean(check.second) - statistics.fmean(check.first)
         find, smallest = intervals.welch_interval, smallest_difference
     row = LimitRow(

@@ -246,6 +246,11 @@ class RunGroup:
             return self.definition.claims[0].split
         return "test"
 
+    @property
+    def metric(self) -> str:
+        """What the headline number is: that of the first claim, else ``accuracy``."""
+        return claimed_metric(self.definition)
+
     @cached_property
     def curve_split(self) -> str:
         """The split with an accuracy at more than one epoch, the headline's where it has one."""
@@ -290,7 +295,12 @@ def load(tables: Tables) -> tuple[list[Run], tuple[str, ...]]:
             series[run_id][metric][step] = value
     runs: list[Run] = []
     problems: list[str] = []
-    for row in tables.runs.sort_values(["started", "run_id"]).to_dict("records"):
+    rows = tables.runs.sort_values(["started", "run_id"]).to_dict("records")
+    # Only the latest run of an experiment has its record, and what is picked from the runs may lack that one.
+    records = {_experiment(row): row["benchmark_json"] for row in rows if row["benchmark_json"]}
+    for row in rows:
+        if row["role"] == "run":
+            row["benchmark_json"] = row["benchmark_json"] or records.get(_experiment(row), "")
         run_id = row["run_id"]
         try:
             run = _run(row, series.get(run_id, {}), once.get(run_id, {}))
@@ -313,11 +323,15 @@ def group(runs: Iterable[Run]) -> list[RunGroup]:
     for run in runs:
         if run.role != "run":
             continue
-        key = tuple(str(getattr(run, name)) for name in GROUP_COLUMNS)
+        key = _experiment(vars(run))
         planned[key] |= parse_seeds(run.tags.get(tag("planned_seeds"), ""))
         if run.finished:
             together[key].append(run)
     return [_group(members, planned[key]) for key, members in sorted(together.items())]
+
+
+def _experiment(row: Mapping[Any, Any]) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in GROUP_COLUMNS)
 
 
 def claimed_metric(definition: Benchmark | None) -> str:
@@ -407,7 +421,7 @@ def _group(members: Sequence[Run], planned: frozenset[int]) -> RunGroup:
         latest = {run.seed if run.seed is not None else run.id: run for run in runs}
         counted = latest | counted
     chosen = {run.id for run in counted.values()}
-    texts = [run.benchmark_json for run in members if run.benchmark_json]
+    texts = dict.fromkeys(run.benchmark_json for run in members if run.benchmark_json)
     return RunGroup(
         runs=tuple(sorted(counted.values(), key=lambda run: (run.seed is None, run.seed or 0))),
         repeats=tuple(run for run in members if run.id not in chosen),

@@ -27,6 +27,11 @@ def number(value: float | None, digits: int = 2, unit: str = "") -> str:
     return f"∞{unit}" if math.isinf(value) else f"{value:,.{digits}f}{unit}"
 
 
+def accuracy_name(split: str, metric: str) -> str:
+    """Return what an accuracy is called: ``test accuracy``, or ``test accuracy (TTA)``."""
+    return f"{split} accuracy{' (TTA)' if metric == 'accuracy_tta' else ''}"
+
+
 def signed(value: float | None, digits: int = 2) -> str:
     """Return a difference with its sign, or a dash."""
     if value is None or not math.isfinite(value):

@@ -19,6 +19,7 @@ from resnet_bench.reporting import compare as comparing
 from resnet_bench.reporting import compare_text, report
 from resnet_bench.reporting.compare import ComparisonRow, ResultComparison, Side
 from resnet_bench.reporting.tables import Tables
+from tests.reporting.synthetic import benchmark
 from tests.reporting.test_runs import EMPTY
 
 GOOD = [90.1, 90.4, 90.2, 90.5, 90.3, 90.6]
@@ -54,6 +55,24 @@ def primary(comparison: ResultComparison, metric: str = "test accuracy", benchma
     return row
 
 
+WITH_TTA = benchmark(
+    "b",
+    [{"at_least": 90, "metric": "accuracy_tta"}],
+    evaluation={"batch_size": 800, "test_time_augmentation": {"shift": 2}},
+).model_dump_json()
+"""The record of a benchmark whose claim is one with TTA."""
+
+
+def tta_side(name: str, finals: list[float], with_tta: list[float], **changes: object) -> Side:
+    """A side of runs of that benchmark."""
+    runs = side(name, finals=finals, benchmark_json=WITH_TTA, **changes).runs
+    pairs = zip(runs, with_tta, strict=True)
+    return Side(
+        name,
+        tuple(replace(run, metrics={**run.metrics, "test/accuracy_tta": {2: value / 100}}) for run, value in pairs),
+    )
+
+
 def shifted(by: float) -> list[float]:
     return [round(value + by, 2) for value in GOOD[::-1]]
 
@@ -82,6 +101,17 @@ def test_what_is_no_regression(finals: list[float], word: str) -> None:
     found = comparing.compare_runs(side("A"), side("B", finals=finals))
     assert primary(found).word == word
     assert found.regressions == []
+
+
+def test_the_accuracy_that_is_claimed_is_tested_and_the_plain_one_shown() -> None:
+    found = comparing.compare_runs(tta_side("A", GOOD, GOOD), tta_side("B", shifted(0.05), shifted(-2.0)))
+    assert (primary(found, "test accuracy (TTA)").word, len(found.regressions)) == ("worse", 1)
+    (plain,) = [row for row in found.rows if row.metric == "test accuracy"]
+    assert (plain.primary, plain.word) == (False, "not tested")
+    assert plain.difference == pytest.approx(0.05)
+    # Where one side has no accuracy with TTA, such as runs of a shortened evaluation, the plain ones are tested.
+    without = comparing.compare_runs(tta_side("A", GOOD, GOOD), side("B", finals=shifted(-2.0)))
+    assert primary(without).word == "worse"
 
 
 def test_one_run_a_side_is_said_to_tell_nothing() -> None:

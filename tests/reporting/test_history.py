@@ -12,6 +12,7 @@ from resnet_bench.judging.power import smallest_difference
 from resnet_bench.reporting import history
 from resnet_bench.reporting.history import History, HistoryPoint, PointValues
 from resnet_bench.reporting.runs import Run
+from tests.reporting.test_compare import WITH_TTA
 from tests.reporting.test_runs import EMPTY
 
 BEFORE, AFTER = [90.1, 90.4, 90.2, 90.3], [88.2, 88.5, 88.3, 88.4]
@@ -69,6 +70,16 @@ def test_points_are_commits_and_torch_versions_in_the_order_of_time() -> None:
     assert first.accuracy.interval == pytest.approx(intervals.mean_interval(BEFORE))
     assert rates(first).mean == pytest.approx(1006)
     assert first.accuracy.change is rates(first).change is None
+
+
+def test_the_title_says_which_accuracy_it_is() -> None:
+    runs = point("c1", 0, BEFORE)
+    assert history.title(only(runs)).endswith("test accuracy")
+    with_tta = [
+        replace(run, benchmark_json=WITH_TTA, metrics={**run.metrics, "test/accuracy_tta": {4: 0.95}}) for run in runs
+    ]
+    assert history.title(only(with_tta)).endswith("test accuracy (TTA)")
+    assert only(with_tta).points[0].accuracy.mean == pytest.approx(95)
 
 
 def test_a_step_is_marked_where_it_is_and_nowhere_else() -> None:

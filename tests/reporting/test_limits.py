@@ -12,7 +12,7 @@ from resnet_bench.reporting import compare as comparing
 from resnet_bench.reporting import compare_text
 from resnet_bench.reporting.compare import Side
 from resnet_bench.reporting.limits import CheckedLimits, LimitRow, check_limits
-from tests.reporting.test_compare import GOOD, shifted, side
+from tests.reporting.test_compare import GOOD, shifted, side, tta_side
 
 DROP = Limit(benchmark="b", drop=0.5)
 SLOWER = Limit(benchmark="b", time_factor=1.1)
@@ -50,6 +50,16 @@ def test_a_drop_within_its_limit_is_no_failure_although_it_is_worse_than_noise()
     assert checked.decide(worse)
     assert not check_limits([Limit(benchmark="other", drop=1.0)], a, b).decide(worse)
     assert not check_limits([SLOWER], a, b).decide(worse), "it limits times"
+
+
+def test_a_drop_is_of_the_accuracy_that_is_claimed() -> None:
+    a, b = tta_side("A", GOOD, GOOD), tta_side("B", GOOD, shifted(-2.0))
+    row = only(check_limits([DROP], a, b))
+    assert (row.metric, row.word) == ("test accuracy (TTA)", "broken")
+    kept = tta_side("B", shifted(-2.0), shifted(-0.3))
+    checked = check_limits([Limit(benchmark="b", drop=1.0)], a, kept)
+    (worse,) = comparing.compare_runs(a, kept).regressions
+    assert (only(checked).word, checked.decide(worse)) == ("kept", True)
 
 
 @pytest.mark.parametrize(("factor", "word"), [(1.5, "broken"), (1.02, "kept"), (1.1, "unclear")])

@@ -39,6 +39,14 @@ def test_runs_with_different_recipes_profiles_or_images_are_never_in_one_group(g
     assert len(named(groups, "nine-onecycle")) == 3
 
 
+def test_some_runs_of_an_experiment_know_its_benchmark(store_tables: Tables) -> None:
+    loaded = [run for run in runs.load(store_tables)[0] if run.role == "run" and run.finished]
+    earliest = {members.key: members.all_runs[:1] for members in runs.group(loaded)}
+    for some in earliest.values():
+        (members,) = runs.group(some)
+        assert members.definition is not None
+
+
 def test_only_finished_benchmark_runs_are_grouped(groups: list[RunGroup]) -> None:
     assert all(member.finished and member.role == "run" for group in groups for member in group.all_runs)
 
