@@ -135,15 +135,20 @@ class Claims:
     """Every row; those that may be judged, and those that never are."""
 
     rows: tuple[ClaimRow, ...]
-    """Full profile, real images; one row per claim, headline first."""
+    """Full profile, real images; one row per claim, headline first. Of one benchmark, the recipe of today's file comes
+    first, then published images, then the latest runs."""
     apart: tuple[ClaimRow, ...]
     """Smoke profile or generated images: for trying the software."""
     missing: tuple[Missing, ...]
 
     @property
     def headlines(self) -> list[ClaimRow]:
-        """The rows that stand for their benchmark, as its source describes it."""
-        return [row for row in self.rows if row.headline and not row.group.changed]
+        """The row that stands for each benchmark, as its source describes it; of several recipes the first."""
+        first: dict[str, ClaimRow] = {}
+        for row in self.rows:
+            if row.headline and not row.group.changed:
+                first.setdefault(row.benchmark, row)
+        return list(first.values())
 
 
 def run_command(benchmark: str, seeds: int | None = None) -> str:
@@ -183,7 +188,14 @@ def build(groups: Sequence[RunGroup], registry: Mapping[str, Benchmark], names: 
     order = {name: place for place, name in enumerate(registry)}
 
     def place(group: RunGroup) -> tuple[object, ...]:
-        return order.get(group.name, len(order)), group.name, bool(group.changed), -group.latest.started.timestamp()
+        return (
+            order.get(group.name, len(order)),
+            group.name,
+            bool(group.changed),
+            _is_current(group, registry.get(group.name)) is not True,
+            not group.published_images,
+            -group.latest.started.timestamp(),
+        )
 
     costs = {group: run_cost(group, groups) for group in sorted(groups, key=place)}
     only_timed = {cost.timed for cost in costs.values()}
@@ -330,13 +342,18 @@ def _notes(group: RunGroup, current: Benchmark | None, cost: RunCost) -> tuple[s
         notes.append(f"the images are not the published ones of {dataset}" if dataset in DATASETS else own)
     if any(run.code_dirty for run in group.runs):
         notes.append("some runs were made from uncommitted code")
-    recipe = None if current is None else current.profiles.get("smoke") if group.apart else current.recipe
-    if recipe is not None and not group.changed and recipe.fingerprint != group.latest.fingerprint:
+    if not group.changed and _is_current(group, current) is False:
         notes.append("the benchmark's file has changed since these runs")
     if current is None:
         notes.append("no file of this name in benchmarks/")
     notes += _left_out(group)
     return tuple(notes)
+
+
+def _is_current(group: RunGroup, current: Benchmark | None) -> bool | None:
+    """Return whether the runs are of the recipe that the benchmark's file has today; None where it has none."""
+    recipe = None if current is None else current.profiles.get("smoke") if group.apart else current.recipe
+    return None if recipe is None else recipe.fingerprint == group.latest.fingerprint
 
 
 def _left_out(group: RunGroup) -> list[str]:

@@ -71,7 +71,8 @@ class Reference:
     """The reference results of some benchmarks.
 
     Attributes:
-        results: By benchmark, in the order of ``list``: those that were trained in full on the published images.
+        results: By benchmark, in the order of ``list``: those that were trained in full. Of several recipes, that of
+            today's file counts, else the latest.
         studies: Studies at the budget that their file gives.
     """
 

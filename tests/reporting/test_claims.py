@@ -10,6 +10,7 @@ from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.reporting import claims as claim_rows
 from resnet_bench.reporting.claims import ClaimRow, Claims
 from resnet_bench.reporting.runs import Run, RunGroup, group
+from tests.reporting import synthetic
 from tests.reporting.test_runs import run
 
 
@@ -122,6 +123,47 @@ def test_a_benchmark_file_that_changed_since_is_noted(groups: list[RunGroup], be
     assert "the benchmark's file has changed since these runs" in row(claim_rows.build(groups, changed), "ranged").notes
 
 
+def test_of_two_recipes_of_a_benchmark_todays_stands_for_it() -> None:
+    old, new = (
+        synthetic.benchmark("twice", [{"value": "90"}], optimizer={"name": "adam", "lr": rate, "weight_decay": 1e-4})
+        for rate in (0.01, 0.02)
+    )
+
+    def runs_of(definition: Benchmark, minute: int, accuracy: float) -> list[Run]:
+        recipe = {key: str(value) for key, value in definition.recipe.flat().items()}
+        return [
+            run(
+                minute + seed,
+                benchmark="twice",
+                seed=seed,
+                fingerprint=definition.recipe.fingerprint,
+                recipe=recipe,
+                benchmark_json=definition.model_dump_json(),
+                metrics={"test/accuracy": {8: accuracy / 100}},
+            )
+            for seed in range(3)
+        ]
+
+    groups = group([*runs_of(old, 0, 90.0), *runs_of(new, 10, 91.0)])
+    for registry, fingerprint in (
+        ({"twice": new}, new.recipe.fingerprint),
+        ({"twice": old}, old.recipe.fingerprint),
+        ({}, new.recipe.fingerprint),
+    ):
+        found = claim_rows.build(groups, registry)
+        assert [len(found.rows), *(row.group.changed for row in found.rows)] == [2, (), ()]
+        (headline,) = found.headlines
+        assert headline.group.latest.fingerprint == fingerprint
+        assert found.rows[0] is headline, "the others stand behind it"
+
+
+def test_published_images_stand_for_a_benchmark_before_others(groups: list[RunGroup]) -> None:
+    (ranged,) = [members for members in groups if members.name == "ranged"]
+    later = altered(ranged, data_fingerprint="e" * 64, started=ranged.latest.started + timedelta(days=1))
+    (headline,) = claim_rows.build([later, ranged], {}).headlines
+    assert headline.group is ranged
+
+
 def test_uncommitted_code_and_several_commits_are_noted() -> None:
     (members,) = group([run(1, seed=1, code_commit="a", code_dirty=True), run(2, seed=2, code_commit="b")])
     (found,) = claim_rows.build([members], {}).rows
@@ -156,7 +198,7 @@ def test_energy_to_accuracy_of_a_group() -> None:
     assert claim_rows.joules_to_accuracy(uncounted, 90.0, "GPU") is None, "without a counter there is no estimate"
 
 
-def altered(members: RunGroup, **changes: str) -> RunGroup:
+def altered(members: RunGroup, **changes: object) -> RunGroup:
     return replace(members, runs=tuple(replace(member, **changes) for member in members.runs), repeats=())
 
 

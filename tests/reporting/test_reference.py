@@ -4,8 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from resnet_bench.base.files import write_together
+from resnet_bench.recipe.writing import to_toml
 from resnet_bench.reporting import reading, report
+from resnet_bench.reporting.reference import read_reference
 from resnet_bench.reporting.report import ReportResult
+from tests.reporting import synthetic
+from tests.reporting.synthetic import FakeRun
 
 
 @pytest.fixture
@@ -17,6 +22,28 @@ def reference(written: ReportResult, tmp_path: Path) -> Path:
         for part in kept:
             (folder / name / f"{part}.parquet").write_bytes((written.page.parent / f"{part}.parquet").read_bytes())
     return folder
+
+
+def test_a_benchmark_has_one_result_that_of_todays_recipe(
+    fresh_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = (
+        synthetic.benchmark("twice", [{"value": "90"}], optimizer={"name": "adam", "lr": rate, "weight_decay": 1e-4})
+        for rate in (0.01, 0.02)
+    )
+    runs = [FakeRun(bench, seed=seed, final=final) for bench, final in ((old, 90.0), (new, 90.2)) for seed in range(3)]
+    synthetic.log_all(fresh_uri, *runs)
+    benchmarks = tmp_path / "benchmarks"
+    benchmarks.mkdir()
+    (benchmarks / "twice.toml").write_text(to_toml(new))
+    folder = tmp_path / "reference" / "here"
+    folder.mkdir(parents=True)
+    tables = reading.read([fresh_uri])
+    write_together(folder, report.table_files(tables))
+    monkeypatch.chdir(tmp_path)
+    (result,) = read_reference(folder.parent).results.values()
+    assert result.fingerprint == new.recipe.fingerprint
+    assert report.build(tables, benchmarks_folder=benchmarks).verdict_counts == {"reproduced": 1}
 
 
 @pytest.mark.parametrize("source", ["reports/reference/one", "reports/reference/two", "reports/reference"])
