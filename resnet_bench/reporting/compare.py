@@ -493,14 +493,14 @@ def untested_times(a: Sequence[Run], b: Sequence[Run]) -> str:
     """Return why two sets of timed runs are not tested; empty where they are."""
     if min(len(a), len(b)) < intervals.MIN_TIMING_RUNS:
         return f"fewer than {intervals.MIN_TIMING_RUNS} runs per side: ratio and range, no verdict"
-    if _one_machine(a, b) and not _interleaved(a, b):
+    if _share_a_machine(a, b) and not _interleaved(a, b):
         return "the sides were not interleaved on the machine: ratio and range, no verdict"
     return ""
 
 
-def _one_machine(a: Sequence[Run], b: Sequence[Run]) -> bool:
-    one, other = ({(machine_name(run.host), run.device, run.machine) for run in side} for side in (a, b))
-    return one == other
+def _share_a_machine(a: Sequence[Run], b: Sequence[Run]) -> bool:
+    one, other = ({(machine_name(run.host), *run.place) for run in side} for side in (a, b))
+    return not one.isdisjoint(other)
 
 
 def _interleaved(a: Sequence[Run], b: Sequence[Run]) -> bool:

@@ -182,6 +182,14 @@ def test_two_machines_need_not_take_turns() -> None:
     assert row.word == "worse"
 
 
+def test_one_run_on_another_host_is_no_way_around_taking_turns() -> None:
+    first, *others = side("A").runs
+    a = Side("A", (replace(first, host="other"), *others))
+    row = primary(comparing.compare_runs(a, side("B", epoch=1.2, first_minute=100)), "epoch time")
+    assert row.word == "not tested"
+    assert "were not interleaved" in row.note
+
+
 def on_both(name: str, gpu: int, cpu: int, first_minute: int, slower: float = 1.0) -> Side:
     """A side of runs of 5 s per epoch on a GPU and 300 s on a CPU."""
     there = side(f"{name}g", finals=GOOD[:gpu], epoch=5.0 * slower, first_minute=first_minute)
