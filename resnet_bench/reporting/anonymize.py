@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from resnet_bench.reporting.tables import Tables
+from resnet_bench.reporting.tables import Tables, json_object
 from resnet_bench.tracking.vocabulary import PREFIX
 
 _PROCESS_TAGS = frozenset(f"{PREFIX}{name}" for name in ("pid", "pid_start"))
@@ -58,7 +58,7 @@ def public_name(source: str) -> str:
 
 
 def _public_tags(tags: str, hosts: list[str]) -> str:
-    table = json.loads(tags or "{}")
+    table = json_object(tags)
     kept = {key: _public_text(str(value), hosts) for key, value in table.items() if key not in _PROCESS_TAGS}
     return json.dumps(kept, sort_keys=True)
 

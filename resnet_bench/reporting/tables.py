@@ -83,7 +83,8 @@ def _whole_number(low: int, high: int) -> Callable[[str], int | None]:
     return parse
 
 
-def _json_object(text: Any) -> dict[str, Any]:
+def json_object(text: Any) -> dict[str, Any]:
+    """Return the object in a text of JSON; an empty one where it is none."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -100,7 +101,7 @@ FLAG = Kind("bool", empty=bool, parse=lambda text: text == "true", load=bool)
 NUMBER = Kind("Int64", parse=_whole_number(-(2**63), 2**63 - 1), load=int)
 SEED = Kind("UInt64", parse=_whole_number(0, MAX_SEED), load=int)
 MOMENT = Kind("datetime64[ms, UTC]", parse=_moment, load=lambda moment: moment.to_pydatetime())
-OBJECT = Kind("str", load=_json_object, empty=dict)
+OBJECT = Kind("str", load=json_object, empty=dict)
 
 
 def _column(
@@ -306,6 +307,8 @@ def conformed(frame: pd.DataFrame, dtypes: Mapping[str, str]) -> pd.DataFrame:
             # Version 0.1.0 kept seeds with a sign, and a negative one would wrap around.
             frame[name] = frame[name].where(frame[name] >= 0)
     frame = frame.astype(dict(dtypes))
+    texts = [name for name, dtype in dtypes.items() if dtype == "str"]
+    frame[texts] = frame[texts].fillna("")
     if "metric" in dtypes:
         names = {name: current_metric(name) for name in frame["metric"].unique()}
         frame["metric"] = frame["metric"].map(names).astype("str")

@@ -12,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -174,6 +176,23 @@ def test_damaged_tables_are_refused_in_one_sentence(folder: Path) -> None:
     (folder / "metrics.parquet").unlink()
     with pytest.raises(UserError, match=r"metrics\.parquet"):
         reading.read([folder])
+
+
+UNUSABLE_CELLS = [
+    *((column, None) for column in ("host", "reason", "tags", "store", "study", "device", "recipe", "benchmark_json")),
+    *(("tags", text) for text in ("[]", "x", "7")),
+    ("environment", "[]"),
+]
+
+
+def test_one_cell_that_cannot_be_used_costs_no_report(folder: Path, benchmarks_folder: Path) -> None:
+    table = pd.read_parquet(folder / "runs.parquet").astype("object")
+    for row, (column, cell) in enumerate(UNUSABLE_CELLS):
+        table.loc[row, column] = cell
+    pq.write_table(pa.Table.from_pandas(table, preserve_index=False), folder / "runs.parquet")
+    result = report.write([str(folder)], folder / "out", benchmarks_folder=benchmarks_folder)
+    assert result.runs == len(table)
+    assert result.problems == ()
 
 
 # --- stores that cannot be read ------------------------------------------------------------------
