@@ -107,7 +107,10 @@ class ClaimRow:
         """The command that trains the runs a verdict lacks; None where it lacks none."""
         word = self.verdict.word
         too_few = word == "not judged" and self.verdict.n < MIN_SEEDS
-        missing = self.group.missing_seeds
+        missing, definition = self.group.missing_seeds, self.group.definition
+        if definition is None or definition.name != self.benchmark:
+            # The name is a tag that anybody may have written, and this text is there to be pasted into a shell.
+            return None
         if self.claim is None or not (word == "inconclusive" or self.group.apart or too_few or missing):
             return None
         if self.group.changed and not self.group.apart:

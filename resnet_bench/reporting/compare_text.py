@@ -14,6 +14,7 @@ from resnet_bench.base.text import DASH, listed
 from resnet_bench.reporting import wording
 from resnet_bench.reporting.compare import EPOCH_TIME, MAX_LISTED, ComparisonRow, ResultComparison
 from resnet_bench.reporting.limits import CheckedLimits, LimitRow
+from resnet_bench.reporting.wording import markdown_text as _md
 
 LIMIT_COLUMNS = ("benchmark", "metric", "device", "limit", "change (n)", "simultaneous 95% CI", "")
 COLUMNS = ("benchmark", "metric", "A (n)", "B (n)", "difference", "95% CI", "p (Holm)", "")
@@ -61,7 +62,13 @@ def markdown(comparison: ResultComparison, limits: CheckedLimits | None = None) 
     lines += [f"{_md(line)}  " for line in _preamble(comparison)]
     lines += ["", "| " + " | ".join(COLUMNS[:-1]) + " | |", "|---|---|--:|--:|--:|--:|--:|---|"]
     lines += ["| " + " | ".join(_md(cell) for cell in _cells(row)) + " |" for row in comparison.rows]
-    lines += ["", *(f"- {_md(note)}" for note in notes(comparison)), "", _md(summary(comparison)), ""]
+    lines += [
+        "",
+        *(f"- {_md(note)}" for note in notes(comparison)),
+        "",
+        _md(summary(comparison)),
+        "",
+    ]
     if limits is not None:
         lines += ["## Limits", ""]
         if limits.rows:
@@ -213,8 +220,3 @@ def _significant(value: float) -> str:
     if not math.isfinite(value):
         return DASH
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.4g}"
-
-
-def _md(cell: str) -> str:
-    single = " ".join(cell.split())
-    return re.sub(r"([\\`*_|#])", r"\\\1", single).replace("<", "&lt;").replace(">", "&gt;")

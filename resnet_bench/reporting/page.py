@@ -16,6 +16,7 @@ from resnet_bench.reporting import wording
 from resnet_bench.reporting.claims import Claims
 from resnet_bench.reporting.figures.style import THEME
 from resnet_bench.reporting.sections.section import Grid, Section, View
+from resnet_bench.reporting.wording import markdown_text
 
 ROOT = Path(__file__).parent
 TEMPLATES = ROOT / "templates"
@@ -112,12 +113,6 @@ def _markdown(template: str, **values: object) -> str:
     rendered = environment.get_template(f"templates/{template}.md.j2").render(**values)
     lines = "\n".join(line.rstrip() for line in rendered.splitlines())
     return re.sub(r"\n{3,}", "\n\n", lines).strip() + "\n"
-
-
-def markdown_text(value: object) -> str:
-    """Return a text in which nothing is Markdown or HTML, on one line."""
-    single = " ".join(str(value).split())
-    return re.sub(r"([\\`*_{}\[\]<>|#~])", r"\\\1", single).replace("\\<", "&lt;").replace("\\>", "&gt;")
 
 
 def csp_hash(script: str) -> str:

@@ -1,6 +1,7 @@
 """Write numbers the same way in the terminal, in Markdown and on the page."""
 
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -25,6 +26,12 @@ def number(value: float | None, digits: int = 2, unit: str = "") -> str:
     if value is None or math.isnan(value):
         return DASH
     return f"∞{unit}" if math.isinf(value) else f"{value:,.{digits}f}{unit}"
+
+
+def markdown_text(value: object) -> str:
+    """Return a text in which nothing is Markdown or HTML, on one line."""
+    single = " ".join(str(value).split())
+    return re.sub(r"([\\`*_{}\[\]<>|#~])", r"\\\1", single).replace("\\<", "&lt;").replace("\\>", "&gt;")
 
 
 def accuracy_name(split: str, metric: str) -> str:

@@ -347,6 +347,9 @@ def test_names_mean_nothing_in_markup() -> None:
     nasty = "[bold]x[/bold] <script> | y"
     found = comparing.compare_runs(side("A", benchmark=nasty), side("B", benchmark=nasty, finals=shifted(-2.0)))
     assert "<script>" not in compare_text.markdown(found)
+    linked = compare_text.markdown(comparing.compare_runs(side("![a](http://x)"), side("~~B~~")))
+    assert r"A: !\[a\](http" in linked
+    assert "~~B" not in linked
     assert "[bold]x" in rendered(found)
     rows = [line for line in compare_text.markdown(found).splitlines() if line.startswith("| ")]
     assert all(line.replace(r"\|", "").count("|") == 9 for line in rows)

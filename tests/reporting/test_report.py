@@ -238,6 +238,18 @@ def test_a_library_wrapped_in_another_way_is_embedded_as_it_is() -> None:
     assert pages.unwrapped(other) == other
 
 
+def test_a_tag_that_is_no_benchmarks_name_becomes_no_command(
+    fresh_uri: str, benchmarks: dict[str, Benchmark], benchmarks_folder: Path
+) -> None:
+    name = "x`<img src=x onerror=alert(1)>`"
+    run = FakeRun(benchmarks["too-few"], tags={"resnet_bench.benchmark": name})
+    log_all(fresh_uri, run)
+    made = report.build(reading.read([fresh_uri]), benchmarks_folder=benchmarks_folder)
+    (row,) = made.claims.rows
+    assert (row.benchmark, row.verdict.word, row.command) == (name, "not judged", None)
+    assert "<img" not in pages.render_markdown(made)
+
+
 def test_markdown_text_means_nothing() -> None:
     assert pages.markdown_text("a|b*c_d`e`[x](y)\n<i>") == r"a\|b\*c\_d\`e\`\[x\](y) &lt;i&gt;"
 
