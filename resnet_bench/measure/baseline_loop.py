@@ -20,6 +20,7 @@ from resnet_bench.execution.execution import Execution
 from resnet_bench.models.of_recipe import build_network
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.recipe.settings import Jitter
 from resnet_bench.training.optimizers import build_optimizer, clip_gradients
 from resnet_bench.training.schedules import build_schedule
 
@@ -30,6 +31,17 @@ LOADER_WORKERS: Mapping[str, int] = {"resnet9-onecycle-adam": 3, "cifar100-resne
 def loader_workers(benchmark: Benchmark) -> int:
     """Return the loader processes of a benchmark's source; a variant has those of its parent."""
     return LOADER_WORKERS.get(benchmark.name, LOADER_WORKERS.get(benchmark.extends or "", 0))
+
+
+class RandomJitter:
+    """Brightness and contrast of a normalized image, as a transform: torchvision's own is for images before that."""
+
+    def __init__(self, jitter: Jitter) -> None:
+        self._jitter = jitter
+
+    def __call__(self, image: Tensor) -> Tensor:
+        brightness, contrast = 2 * torch.rand(2) - 1
+        return (image + self._jitter.brightness * brightness) * (1 + self._jitter.contrast * contrast)
 
 
 class PillowImages(TorchDataset[tuple[Tensor, int]]):
@@ -49,6 +61,8 @@ class PillowImages(TorchDataset[tuple[Tensor, int]]):
         if augmentation.flip:
             steps.append(transforms.RandomHorizontalFlip())
         steps += [transforms.ToTensor(), transforms.Normalize(recipe.data.mean, recipe.data.std)]
+        if augmentation.jitter is not None:
+            steps.append(RandomJitter(augmentation.jitter))
         self.transform = transforms.Compose(steps)
         self._pixels = np.ascontiguousarray(split.images.permute(0, 2, 3, 1).numpy())
         self._targets = split.labels.tolist()

@@ -6,7 +6,7 @@ from dataclasses import fields
 from rich import box
 from rich.table import Table
 
-from resnet_bench.base.text import duration
+from resnet_bench.base.text import duration, listed
 from resnet_bench.measure.speed import SpeedComparison, Spread
 from resnet_bench.measure.stages import Stages
 
@@ -59,12 +59,16 @@ def stage_table(comparison: SpeedComparison) -> Table:
 def remarks(comparison: SpeedComparison) -> Sequence[str]:
     """Describe in sentences how the tables were measured."""
     peaks = ", ".join(f"{name} {rate / GIGA:.0f}" for name, rate in comparison.peak_flops.items())
-    return [
+    found = [
         f"source: the baseline loop, torchvision on Pillow images, {comparison.workers} loader processes, torch's "
         "default fp32 (on a GPU with TF32), contiguous, eager",
         f"peak: a large matrix multiplication, in GFLOP/s: {peaks}; a large copy: "
         f"{comparison.peak_bandwidth / GIGA:.1f} GB/s",
     ]
+    if comparison.run_image_sizes != (comparison.image_size,):
+        sizes = listed([str(size) for size in comparison.run_image_sizes])
+        found.append(f"images: {comparison.image_size} pixels in every loop; a run trains on {sizes} pixels")
+    return found
 
 
 def _spread(spread: Spread) -> str:

@@ -88,6 +88,8 @@ class SpeedComparison:
         generated: Whether the images are generated, which does not affect speed.
         peak_flops: By name of the loop, the FLOP/s of a large matrix multiplication in its precision.
         peak_bandwidth: Bytes per second of a large copy, read and written.
+        image_size: Side in pixels of the images that every loop is timed with.
+        run_image_sizes: Sides in pixels of the images that a run trains on, in its order.
         arms: The loops, the baseline's first.
     """
 
@@ -100,6 +102,8 @@ class SpeedComparison:
     generated: bool
     peak_flops: Mapping[str, float]
     peak_bandwidth: float
+    image_size: int
+    run_image_sizes: tuple[int, ...]
     arms: tuple[LoopTiming, ...]
 
     def asdict(self) -> dict[str, Any]:
@@ -120,7 +124,8 @@ def compare(
 ) -> SpeedComparison:
     """Time a benchmark's training steps in the baseline loop and in ours, by some executions.
 
-    Every repeat trains each loop from scratch; warm-up steps do not count.
+    Every repeat trains each loop from scratch; warm-up steps do not count. Where images grow during training, they have
+    their full size here: the baseline loop knows no other, and operations are counted for it.
 
     Args:
         benchmark: The benchmark; its recipe is trained in its published batch size.
@@ -135,7 +140,8 @@ def compare(
     Raises:
         UserError: The dataset has too few images.
     """
-    recipe = benchmark.recipe
+    augmentation = benchmark.recipe.augmentation.model_copy(update={"sizes": None})
+    recipe = benchmark.recipe.model_copy(update={"augmentation": augmentation})
     first = next(iter(executions.values()))
     plain = dataclasses.replace(
         first,
@@ -192,6 +198,8 @@ def compare(
         generated=dataset.generated,
         peak_flops=peaks,
         peak_bandwidth=peak_bandwidth(plain, clock),
+        image_size=recipe.image_size,
+        run_image_sizes=benchmark.recipe.image_sizes,
         arms=arms,
     )
 

@@ -78,6 +78,22 @@ def test_a_comparison_is_shown_and_told(comparison) -> None:
     assert json.loads(json.dumps(comparison.asdict()))["arms"][2]["name"] == "fast"
 
 
+def test_images_that_grow_are_timed_at_their_full_size(benchmark, images, monkeypatch) -> None:
+    """Timed at 16 pixels, our loop would be faster by up to four times the work that it leaves out."""
+    growing = override(benchmark.recipe, {"augmentation.sizes": [{"pixels": 16, "epochs": 1.0}]})
+    trained = []
+
+    def watched(recipe, *args):
+        trained.append(recipe.image_sizes)
+        return train(recipe, *args)
+
+    monkeypatch.setattr("resnet_bench.measure.speed.train", watched)
+    found = compare(benchmark.model_copy(update={"recipe": growing}), images, {"plain": PLAIN}, steps=1, repeats=1)
+    assert trained == [(32,)]
+    assert (found.image_size, found.run_image_sizes) == (32, (16,))
+    assert "images: 32 pixels in every loop; a run trains on 16 pixels" in remarks(found)
+
+
 def test_a_spread_is_median_and_range() -> None:
     assert Spread.of([3, 1, 2, 10]) == Spread(2.5, 1, 10)
 
@@ -108,6 +124,20 @@ def test_its_images_go_through_torchvisions_transforms(images, name, expected) -
     assert label == images.train.labels[3]
     crops = [step for step in steps if isinstance(step, transforms.RandomCrop)]
     assert all((crop.padding, crop.padding_mode, crop.size) == (4, "reflect", (32, 32)) for crop in crops)
+
+
+def test_its_images_are_jittered_as_ours_are(images) -> None:
+    changes = {"augmentation.crop_padding": 0, "augmentation.flip": False}
+    recipe = override(load_benchmark("he-resnet20").recipe, changes)
+    plain = PillowImages(images.train, recipe)[3][0]
+    jittered = PillowImages(images.train, override(recipe, {"augmentation.jitter.contrast": 0.5}))
+    factors = [(jittered[3][0] / plain).flatten() for _ in range(20)]
+    assert all(float(factor.max() - factor.min()) < 1e-3 for factor in factors), "one factor per image"
+    means = [float(factor.mean()) for factor in factors]
+    assert 0.5 <= min(means) < 0.9 < 1.1 < max(means) <= 1.5
+    brighter = PillowImages(images.train, override(recipe, {"augmentation.jitter.brightness": 0.5}))
+    shifts = [float((brighter[3][0] - plain).mean()) for _ in range(20)]
+    assert -0.5 <= min(shifts) < -0.1 < 0.1 < max(shifts) <= 0.5
 
 
 def test_its_step_is_that_of_the_plain_loop(benchmark, images) -> None:
