@@ -1,6 +1,5 @@
 """The verb ``resnet-bench plan``."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,8 +9,6 @@ from resnet_bench.base.text import DASH
 from resnet_bench.cli.options import Json, Sources, complete_benchmark, help_text, new_app
 from resnet_bench.cli.screen import echo, new_table, print_json, print_table, reading_aloud
 from resnet_bench.recipe.files import load_benchmark
-from resnet_bench.recipe.toml_files import reference_folder
-from resnet_bench.tracking.store import Store
 
 app = new_app()
 
@@ -46,7 +43,7 @@ def plan(
         raise UserError("--effect is between 0 and 100 percentage points, --hours above 0")
     load_benchmark(name)
     with reading_aloud():
-        floor = noise_floor(name, sources or [Store.resolve(None, Path.cwd()), reference_folder()])
+        floor = noise_floor(name, sources)
     low, high = floor.sd_interval
     plans = [
         floor.for_effect(effect, power)

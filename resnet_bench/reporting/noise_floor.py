@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.judging.intervals import Interval, standard_deviation, standard_deviation_interval
 from resnet_bench.judging.power import seeds_needed, smallest_effect
-from resnet_bench.reporting.reading import Source, read
+from resnet_bench.recipe.toml_files import reference_folder
+from resnet_bench.reporting.reading import Source, default_store, read
 from resnet_bench.reporting.run_cost import RunCost, median, run_cost
 from resnet_bench.reporting.runs import RunGroup, group, load
 from resnet_bench.tracking.vocabulary import ENERGY
@@ -23,7 +23,7 @@ class NoiseFloor:
     """The spread of a benchmark's seeds and the cost of one run.
 
     Attributes:
-        group: The runs that it is taken from: the full profile on published images.
+        group: The runs that it is taken from: the full profile of the benchmark's own recipe on real images.
         cost: What one of them takes.
     """
 
@@ -113,25 +113,28 @@ class ComparisonPlan:
     joules: float | None
 
 
-def noise_floor(benchmark: str, sources: Sequence[Source]) -> NoiseFloor:
+def noise_floor(benchmark: str, sources: Sequence[Source] | None = None) -> NoiseFloor:
     """Take the noise floor of a benchmark from the first source that has three seeds of it in full.
 
     Args:
         benchmark: The benchmark's name.
-        sources: Stores and folders of report tables, in the order in which they are asked.
+        sources: Stores and folders of report tables, in the order in which they are asked; by default the store that
+            runs are logged to, where it can be read, and the reference results.
 
     Raises:
-        UserError: No source has three finished seeds in the full profile on published images.
+        UserError: A source that was named cannot be read, or none has three finished seeds in the full profile on real
+            images.
     """
-    most = 0
-    for source in sources:
-        if isinstance(source, Path) and not source.is_dir():
-            continue
+    most, unread = 0, ""
+    for source in sources or _default_sources():
         try:
-            runs, _ = load(read([source], benchmarks=[benchmark]))
-        except UserError:
+            runs, _ = load(read([source]))
+        except UserError as error:
+            if sources:
+                raise
+            unread += f"; {error}"
             continue
-        every = group(runs)
+        every = group(run for run in runs if run.benchmark == benchmark)
         whole = [found for found in every if not found.apart and not found.changed]
         for found in sorted(whole, key=lambda members: len(members.runs), reverse=True)[:1]:
             floor = NoiseFloor(found, run_cost(found, every))
@@ -140,5 +143,11 @@ def noise_floor(benchmark: str, sources: Sequence[Source]) -> NoiseFloor:
             most = max(most, len(floor.accuracies))
     raise UserError(
         f"{benchmark}: {most} finished seeds in full, and a spread needs {MIN_SEEDS}; "
-        f"first: resnet-bench run {benchmark} --profile full --seeds {MIN_SEEDS}"
+        f"first: resnet-bench run {benchmark} --profile full --seeds {MIN_SEEDS}{unread}"
     )
+
+
+def _default_sources() -> list[Source]:
+    """Return those that there are: no run may have made a store yet, and reference results may be missing."""
+    store, folder = default_store(), reference_folder()
+    return [*([store] if store.exists else []), *([folder] if folder.is_dir() else [])]

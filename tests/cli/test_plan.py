@@ -52,6 +52,23 @@ def test_plan_refuses_what_it_cannot_answer(tmp_path, monkeypatch, words: list[s
         planned("speedrun-90", *words)
 
 
+@pytest.mark.parametrize("order", [["typo.db"], ["typo.db", "mlflow.db"]])
+def test_a_source_that_was_named_and_cannot_be_read_is_said(tmp_path, monkeypatch, order: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [word for name in order for word in ("--from", name)]
+    with pytest.raises(UserError, match=r"typo\.db does not exist"):
+        planned("speedrun-90", "--effect", "0.3", *words)
+
+
+def test_a_default_store_that_cannot_be_read_hides_no_reference_and_is_said_without_one(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "mlflow.db").write_text("not a database, but long enough to be mistaken for one " * 50)
+    assert "10 seeds on AMD EPYC" in planned("speedrun-90", "--effect", "0.3")
+    with pytest.raises(UserError, match=r"--seeds 3; .*mlflow\.db is not a SQLite database"):
+        planned("resnet152-step-decay", "--effect", "1")
+
+
 def test_a_benchmark_without_three_seeds_names_the_command(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="resnet-bench run resnet152-step-decay --profile full --seeds 3"):
