@@ -484,9 +484,14 @@ def identical_seeds(a: RunGroup, b: RunGroup) -> list[int]:
     return same
 
 
+def is_timed(run: Run) -> bool:
+    """Return whether a run's epochs were timed; those of runs that shared their device were not."""
+    return (run.epoch_seconds or 0.0) > 0
+
+
 def timed(side: RunGroup) -> list[Run]:
-    """Return the runs whose epochs were timed, repeats included; those that shared their device were not."""
-    return [run for run in side.all_runs if (run.epoch_seconds or 0.0) > 0]
+    """Return the runs whose epochs were timed, repeats included."""
+    return [run for run in side.all_runs if is_timed(run)]
 
 
 def untested_times(a: Sequence[Run], b: Sequence[Run]) -> str:

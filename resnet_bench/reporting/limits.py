@@ -16,6 +16,7 @@ from resnet_bench.reporting.compare import (
     by_benchmark,
     headline,
     identical_seeds,
+    is_timed,
     matched,
     shared_places,
     timed,
@@ -105,11 +106,11 @@ def check_limits(limits: Sequence[Limit], a: Side, b: Side) -> CheckedLimits:
 
 
 def _places(side: Side, key: tuple[str, str, bool, str]) -> set[Place]:
-    return {
-        (run.device, run.machine if key[3] == EPOCH_TIME else ())
-        for run in side.runs
-        if (run.benchmark, run.profile, run.generated) == key[:3]
-    }
+    """Return the places that a side has numbers of; runs that shared their device have accuracies and no times."""
+    found = [run for run in side.runs if (run.benchmark, run.profile, run.generated) == key[:3]]
+    if key[3] == EPOCH_TIME:
+        return {run.place for run in found if is_timed(run)}
+    return {(run.device, ()) for run in found}
 
 
 # --- what is checked -----------------------------------------------------------------------------

@@ -132,6 +132,19 @@ def test_times_are_checked_by_kind_of_machine_and_accuracies_by_name() -> None:
     assert times == {f"AMD EPYC ({zen4})": "kept", f"AMD EPYC ({zen5})": "broken"}
 
 
+def test_a_time_limit_that_is_kept_decides_although_runs_elsewhere_have_no_times() -> None:
+    def with_shared(name: str, epoch: float, minute: int) -> Side:
+        here = side(name, epoch=epoch, first_minute=minute)
+        (run,) = side(f"{name}s", finals=[90.3], device="other").runs
+        return Side(name, (*here.runs, replace(run, metrics={"test/accuracy": run.metrics["test/accuracy"]})))
+
+    a, b = with_shared("A", 1.0, 0), with_shared("B", 1.1, 1)
+    (slower,) = comparing.compare_runs(a, b).regressions
+    checked = check_limits([Limit(benchmark="b", time_factor=1.2)], a, b)
+    assert {row.word for row in checked.rows} == {"kept"}
+    assert checked.decide(slower)
+
+
 def test_a_device_of_one_side_only_is_not_checked() -> None:
     a = side("A", device="NVIDIA H200", device_type="cuda")
     checked = check_limits([DROP], a, side("B", finals=shifted(-9), device="other", device_type="cuda"))
