@@ -209,16 +209,14 @@ def build(groups: Sequence[RunGroup], registry: Mapping[str, Benchmark], names: 
         for row in _rows(group, registry.get(group.name), cost)
     ]
     shown = [benchmark for name, benchmark in registry.items() if names is None or name in names]
-    judgeable = {row.benchmark for row in rows if not row.group.apart}
-    apart = {row.benchmark for row in rows if row.group.apart}
+    judgeable = {row.benchmark for row in rows if not row.group.apart and not row.group.changed}
+    why = {row.benchmark: "only smoke runs or generated images so far" for row in rows if row.group.apart}
+    why |= {row.benchmark: "only runs of a changed recipe so far" for row in rows if not row.group.apart}
     return Claims(
         rows=tuple(row for row in rows if not row.group.apart),
         apart=tuple(row for row in rows if row.group.apart and row.headline),
         missing=tuple(
-            Missing(
-                benchmark,
-                "only smoke runs or generated images so far" if benchmark.name in apart else "no finished run yet",
-            )
+            Missing(benchmark, why.get(benchmark.name, "no finished run yet"))
             for benchmark in shown
             if benchmark.name not in judgeable
         ),

@@ -79,6 +79,16 @@ def test_a_benchmark_without_a_judged_run_says_what_is_missing_and_the_command(c
     assert claims.rows[2].command is None, "a changed recipe is not what the benchmark's command runs"
 
 
+def test_a_benchmark_that_was_only_run_with_a_changed_recipe_lacks_a_run(
+    groups: list[RunGroup], benchmarks: dict[str, Benchmark]
+) -> None:
+    only_changed = [members for members in groups if members.name != "nine-onecycle" or members.changed]
+    found = claim_rows.build(only_changed, benchmarks)
+    why = {missing.benchmark.name: (missing.why, missing.command) for missing in found.missing}
+    command = "resnet-bench run nine-onecycle --profile full --seeds 5"
+    assert why["nine-onecycle"] == ("only runs of a changed recipe so far", command)
+
+
 def test_times_are_of_the_device_with_most_seeds(claims: Claims) -> None:
     nine = row(claims, "nine-onecycle")
     assert nine.device == "Test GPU"
