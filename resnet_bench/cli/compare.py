@@ -165,7 +165,9 @@ def _print_images(found: "ImageComparison") -> None:
     table.add_row("A wrong", f"{overall.only_second:,}", f"{overall.both_wrong:,}")
     print_table(table)
     echo(f"B − A: {overall.difference:+.2f} pp; McNemar's exact p {overall.p:.3g}")
-    floor = "no other seed of A's recipe kept predictions" if found.floor is None else f"{found.floor.churn:.1%}"
+    floor = (
+        "no seed of A's recipe beside A and B kept predictions" if found.floor is None else f"{found.floor.churn:.1%}"
+    )
     echo(f"churn {overall.churn:.1%} of the images; between two seeds of A's recipe: {floor}")
     by_class = new_table(
         "class", "images", "only A right", "only B right", right=["images", "only A right", "only B right"]

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import chain, combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from resnet_bench.base.text import plural
 from resnet_bench.judging.networks import compare_networks
 from resnet_bench.reporting.anonymize import public_name
 from resnet_bench.reporting.run_artifacts import RunArtifacts
+from resnet_bench.reporting.runs import one_per_seed
 from resnet_bench.reporting.tables import (
     CHURN_DTYPES,
     CONFUSION_DTYPES,
@@ -58,6 +59,16 @@ MAX_CHURN_RUNS = 10
 """Runs of an experiment whose predictions are compared in pairs."""
 HTTP_THREADS = 8
 _log = logging.getLogger(__name__)
+
+
+_EPOCH = pd.Timestamp(0, tz="UTC")
+
+
+class _FinishedRun(NamedTuple):
+    id: str
+    seed: int | None
+    device: str
+    started: datetime
 
 
 class StoreReader:
@@ -187,12 +198,17 @@ def _latest_of_each_experiment(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _seeds_of_each_experiment(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Return for each experiment the ids of its latest finished runs, one per seed, where there are several."""
-    latest: dict[tuple[Any, ...], dict[Any, str]] = defaultdict(dict)
-    for row in reversed(rows):
+    """Return for each experiment the ids of its runs that count, one per seed and newest first, if it has several."""
+    experiments: dict[tuple[Any, ...], list[_FinishedRun]] = defaultdict(list)
+    for row in rows:
         if row["role"] == "run" and row["status"] == "FINISHED":
-            latest[tuple(row[name] for name in GROUP_COLUMNS)].setdefault(row["seed"], row["run_id"])
-    return [list(seeds.values())[:MAX_CHURN_RUNS] for seeds in latest.values() if len(seeds) > 1]
+            started = _EPOCH if pd.isna(row["started"]) else row["started"]
+            run = _FinishedRun(row["run_id"], row["seed"], row["device"], started)
+            experiments[tuple(row[name] for name in GROUP_COLUMNS)].append(run)
+    counted = [
+        sorted(one_per_seed(runs), key=lambda run: (run.started, run.id), reverse=True) for runs in experiments.values()
+    ]
+    return [[run.id for run in seeds[:MAX_CHURN_RUNS]] for seeds in counted if len(seeds) > 1]
 
 
 def _churn(artifacts: RunArtifacts, run_ids: Sequence[str]) -> list[dict[str, Any]]:

@@ -68,7 +68,8 @@ class ImageComparison:
     overall: NetworkComparison
     classes: dict[int, NetworkComparison]
     floor: NetworkComparison | None
-    """Two other seeds of the first network's recipe, whose churn is the floor; None where the store has none."""
+    """The first network and that of another seed of its recipe, whose churn is the floor; None where the store has no
+    other beside the second network."""
     names: tuple[str, ...] = ()
     """Names of the classes, as the first run kept them."""
 
@@ -116,7 +117,9 @@ def compare_images(first: str, second: str, store: Store) -> ImageComparison:
             second=b,
             overall=compare_networks(a.labels, a.predicted, b.predicted),
             classes=compare_classes(a.labels, a.predicted, b.predicted),
-            floor=_floor(client, runs, a, Path(scratch)),
+            floor=_floor(
+                client, {run_id: tags for run_id, tags in runs.items() if run_id != b.run_id}, a, Path(scratch)
+            ),
             names=_class_names(client, a.run_id, Path(scratch)),
         )
 

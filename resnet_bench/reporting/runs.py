@@ -6,8 +6,9 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import pandas as pd
 from pydantic import ValidationError
@@ -416,14 +417,11 @@ def _without_times(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _group(members: Sequence[Run], planned: frozenset[int]) -> RunGroup:
-    counted: dict[object, Run] = {}
-    for runs in _by_place(members, lambda run: run.device).values():
-        latest = {run.seed if run.seed is not None else run.id: run for run in runs}
-        counted = latest | counted
-    chosen = {run.id for run in counted.values()}
+    counted = one_per_seed(members)
+    chosen = {run.id for run in counted}
     texts = dict.fromkeys(run.benchmark_json for run in members if run.benchmark_json)
     return RunGroup(
-        runs=tuple(sorted(counted.values(), key=lambda run: (run.seed is None, run.seed or 0))),
+        runs=tuple(sorted(counted, key=lambda run: (run.seed is None, run.seed or 0))),
         repeats=tuple(run for run in members if run.id not in chosen),
         definition=next((found for text in reversed(texts) if (found := _definition(text)) is not None), None),
         planned=planned,
@@ -442,8 +440,42 @@ def place_names(runs: Sequence[Run]) -> dict[Place, str]:
     }
 
 
-def _by_place(runs: Sequence[Run], place_of: Callable[[Run], str]) -> dict[str, list[Run]]:
-    places: dict[str, list[Run]] = defaultdict(list)
+class Seeded(Protocol):
+    """What decides which runs of an experiment count."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def seed(self) -> int | None: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def started(self) -> datetime: ...
+
+
+_Seeded = TypeVar("_Seeded", bound=Seeded)
+
+
+def one_per_seed(runs: Sequence[_Seeded]) -> list[_Seeded]:
+    """Return the finished runs of an experiment that count.
+
+    Args:
+        runs: Oldest first.
+
+    Returns:
+        For each seed its latest run on the device with most seeds; other devices add only the seeds that it lacks.
+    """
+    counted: dict[object, _Seeded] = {}
+    for there in _by_place(runs, lambda run: run.device).values():
+        counted = {run.seed if run.seed is not None else run.id: run for run in there} | counted
+    return list(counted.values())
+
+
+def _by_place(runs: Sequence[_Seeded], place_of: Callable[[_Seeded], str]) -> dict[str, list[_Seeded]]:
+    places: dict[str, list[_Seeded]] = defaultdict(list)
     for run in runs:
         places[place_of(run)].append(run)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     five_wrong[5:10] = (five_wrong[5:10] + 1) % 10
     keep(client, folder, "seed 0", ten_wrong)
     keep(client, folder, "seed 1", five_wrong)
+    thirty_wrong = LABELS.copy()
+    thirty_wrong[:30] = (thirty_wrong[:30] + 1) % 10
+    keep(client, folder, "seed 2", thirty_wrong)
     keep(client, folder, "other 2", LABELS, images="other")
     keep(client, folder, "old 3", ten_wrong, images="old", named=False)
     keep(client, folder, "old 4", five_wrong, images="old", named=False)
@@ -64,7 +68,10 @@ def test_every_image_is_counted_and_the_floor_is_another_seed(store: Store) -> N
     overall = found.overall
     assert (overall.both_right, overall.only_first, overall.only_second, overall.both_wrong) == (90, 0, 5, 5)
     assert found.floor is not None
-    assert found.floor.churn == pytest.approx(0.05)
+    assert found.floor.churn == pytest.approx(0.2), (
+        "of seeds 0 and 2: the two that are compared are no floor for themselves"
+    )
+    assert compare_images("old 3", "old 4", store).floor is None
     assert sum(part.only_second for part in found.classes.values()) == 5
 
 
@@ -101,6 +108,7 @@ def test_runs_that_kept_no_names_have_numbers(store: Store, monkeypatch: pytest.
     ran = CliRunner().invoke(app, ["compare", "old 3", "old 4", "--images", "--from", store.uri])
     assert ran.exit_code == 0, ran.output
     assert "image 4 of the test images" in ran.output
+    assert "between two seeds of A's recipe: no seed of A's recipe beside A and B kept predictions" in ran.output
     assert "counted in the order of their content" in ran.output
 
 
@@ -135,6 +143,11 @@ def test_the_report_has_the_churn_between_seeds(
     assert rows[:3] == [["0", "–", "10%", "20%"], ["1", "10%", "–", "10%"], ["2", "20%", "10%", "–"]]
     assert "median 10%" in text
     assert any("predictions.parquet cannot be read" in problem for problem in result.problems)
+    # The device with most seeds counts here too, although another has run a seed since.
+    again = replace(runs[0], device="Another GPU", artifacts={"predictions.parquet": predictions_file([1] * 10)})
+    synthetic.log(MlflowClient(fresh_uri), again, 100)
+    report.write([fresh_uri], tmp_path / "later")
+    assert "median 10%" in (tmp_path / "later" / "report.md").read_text("utf-8")
     # The tables alone give the same, and a folder of an earlier version, without churn, has no such section.
     report.write([tmp_path / "report"], tmp_path / "again")
     assert "median 10%" in (tmp_path / "again" / "report.md").read_text("utf-8")

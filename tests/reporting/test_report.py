@@ -250,6 +250,12 @@ def test_a_tag_that_is_no_benchmarks_name_becomes_no_command(
     assert "<img" not in pages.render_markdown(made)
 
 
+def test_markup_of_the_page_is_not_escaped(written: ReportResult) -> None:
+    page = written.page.read_text("utf-8")
+    assert '<th scope="row" class="second">' in page
+    assert "class=&#34;" not in page
+
+
 def test_markdown_text_means_nothing() -> None:
     assert pages.markdown_text("a|b*c_d`e`[x](y)\n<i>") == r"a\|b\*c\_d\`e\`\[x\](y) &lt;i&gt;"
 

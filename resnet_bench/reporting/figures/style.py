@@ -83,11 +83,6 @@ def escaped(name: object) -> str:
     return str(name).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def rounded(values: Iterable[float | None], digits: int = 4) -> list[float | None]:
-    """Return numbers with no more digits than a plot can show, which keeps the page small."""
-    return [None if value is None else round(value, digits) for value in values]
-
-
 def styled(items: Iterable[T]) -> Iterator[tuple[T, Style]]:
     """Give every item its own style, as far as they reach."""
     return zip(items, cycle(STYLES), strict=False)
