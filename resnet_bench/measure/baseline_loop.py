@@ -40,8 +40,8 @@ class RandomJitter:
         self._jitter = jitter
 
     def __call__(self, image: Tensor) -> Tensor:
-        brightness, contrast = 2 * torch.rand(2) - 1
-        return (image + self._jitter.brightness * brightness) * (1 + self._jitter.contrast * contrast)
+        brightness, contrast = (2 * torch.rand(2) - 1).tolist()
+        return image.add(self._jitter.brightness * brightness).mul(1 + self._jitter.contrast * contrast)
 
 
 class PillowImages(TorchDataset[tuple[Tensor, int]]):

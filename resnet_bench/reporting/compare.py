@@ -22,8 +22,8 @@ from resnet_bench.recipe.claims import REPRODUCTION_MARGIN
 from resnet_bench.reporting import reading
 from resnet_bench.reporting.anonymize import machine_name
 from resnet_bench.reporting.reading import Source
-from resnet_bench.reporting.runs import Place, Run, RunGroup, group, group_labels, load, place_names
-from resnet_bench.reporting.tables import RUN_COLUMNS, Tables
+from resnet_bench.reporting.runs import Run, RunGroup, claimed_metric, group, group_labels, load, place_names
+from resnet_bench.reporting.tables import RUN_COLUMNS, Place, Tables
 from resnet_bench.reporting.wording import accuracy_name
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import ENERGY, PREFIX, SPLITS
@@ -344,7 +344,7 @@ def _places(a: Sequence[Run], b: Sequence[Run]) -> list[SharedPlace]:
 def headline(a: RunGroup, b: RunGroup) -> tuple[str, str]:
     """Return the split and the metric that two groups are compared by: those of the first claim, where both have it."""
     stated = a if a.definition is not None else b
-    split, metric = stated.split, stated.metric
+    split, metric = stated.split, claimed_metric(stated.definition)
     return split, metric if all(side.values(split, metric) for side in (a, b)) else "accuracy"
 
 

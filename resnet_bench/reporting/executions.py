@@ -14,7 +14,7 @@ from resnet_bench.base.text import plural
 from resnet_bench.judging.intervals import Difference, outcome, standard_deviation, welch
 from resnet_bench.recipe.toml_files import reference_folder
 from resnet_bench.reporting import reading, runs
-from resnet_bench.reporting.runs import Run, RunGroup
+from resnet_bench.reporting.runs import Run, RunGroup, claimed_metric
 from resnet_bench.reporting.wording import assignments, signed, signed_interval
 
 STOCK = "plain, fp32"
@@ -54,7 +54,7 @@ class ExecutionCheck:
     @cached_property
     def accuracies(self) -> tuple[list[float], list[float]]:
         """Last accuracy of each seed in percent, by the claim's metric: of ``stock``, then of ``other``."""
-        split, metric = self.stock.split, self.stock.metric
+        split, metric = self.stock.split, claimed_metric(self.stock.definition)
         return self.stock.values(split, metric), self.other.values(split, metric)
 
     @cached_property

@@ -11,7 +11,7 @@ from resnet_bench.base.text import DASH
 from resnet_bench.judging import intervals
 from resnet_bench.judging.intervals import SIGNIFICANCE, TIMING_THRESHOLD, Interval, mean_interval
 from resnet_bench.judging.power import smallest_difference
-from resnet_bench.reporting.runs import Run, group
+from resnet_bench.reporting.runs import Run, claimed_metric, group
 from resnet_bench.reporting.wording import accuracy_name, moment, number, signed
 
 
@@ -114,9 +114,9 @@ def histories(runs: Iterable[Run]) -> list[History]:
                 device=device,
                 precision=precision,
                 split=members.split,
-                metric=members.metric,
+                metric=claimed_metric(members.definition),
                 machines=tuple(marks.values()),
-                points=_points(there, members.split, members.metric, marks),
+                points=_points(there, members.split, claimed_metric(members.definition), marks),
             )
             by_benchmark[found.benchmark].append(found)
     return [history for _, found in sorted(by_benchmark.items()) for history in _with_steps(found)]

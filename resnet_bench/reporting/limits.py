@@ -22,7 +22,8 @@ from resnet_bench.reporting.compare import (
     timed,
     untested_times,
 )
-from resnet_bench.reporting.runs import Place, Run, RunGroup, group_labels
+from resnet_bench.reporting.runs import Run, RunGroup, group_labels
+from resnet_bench.reporting.tables import Place
 from resnet_bench.reporting.wording import accuracy_name
 
 LimitWord = Literal["broken", "unclear", "kept"]
@@ -171,7 +172,8 @@ def _is_for(limit: Limit, run: Run, device: str) -> bool:
 
 
 def _of_accuracy(limit: Limit, device: str, first: RunGroup, second: RunGroup, note: str) -> list[_Check]:
-    values = [side.values(*headline(first, second)) for side in (first, second)]
+    split, metric = headline(first, second)
+    values = first.values(split, metric), second.values(split, metric)
     if not all(values):
         return []
     testable = intervals.welch_interval(*values) is not None

@@ -11,7 +11,7 @@ from resnet_bench.judging.power import seeds_needed, smallest_effect
 from resnet_bench.recipe.toml_files import reference_folder
 from resnet_bench.reporting.reading import Source, default_store, read
 from resnet_bench.reporting.run_cost import RunCost, median, run_cost
-from resnet_bench.reporting.runs import RunGroup, group, load
+from resnet_bench.reporting.runs import RunGroup, claimed_metric, group, load
 from resnet_bench.tracking.vocabulary import ENERGY
 
 POWERS = (0.8, 0.95)
@@ -33,7 +33,7 @@ class NoiseFloor:
     @cached_property
     def accuracies(self) -> list[float]:
         """Last accuracy of each seed, in percent, as the benchmark's first claim measures it."""
-        return self.group.values(self.group.split, self.group.metric)
+        return self.group.values(self.group.split, claimed_metric(self.group.definition))
 
     @cached_property
     def sd(self) -> float:

@@ -22,7 +22,7 @@ from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.datasets import DATASETS, is_published
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.recipe.settings import relative_pixels
-from resnet_bench.reporting.tables import GROUP_COLUMNS, RunRow, Tables
+from resnet_bench.reporting.tables import GROUP_COLUMNS, Place, RunRow, Tables
 from resnet_bench.tracking.vocabulary import (
     OLD_PEAK_FLOPS,
     PREFIX,
@@ -35,9 +35,6 @@ from resnet_bench.tracking.vocabulary import (
 
 Series = Mapping[int, float]
 """Values of one metric under the epoch or the optimizer step that they belong to."""
-
-Place = tuple[str, tuple[str, ...]]
-"""A device's name and the kind of its machine: times of two places have nothing to do with one another."""
 
 LENGTH = ("training.epochs", "data.train_images", "data.test_images")
 """Recipe keys that decide how long a run is."""
@@ -56,11 +53,6 @@ class Run(RunRow):
     def finished(self) -> bool:
         """Whether the run was trained to its end."""
         return self.status == "FINISHED"
-
-    @property
-    def place(self) -> Place:
-        """The device and kind of machine that its times are of."""
-        return self.device, self.machine
 
     @property
     def shared_device(self) -> bool:
@@ -246,11 +238,6 @@ class RunGroup:
         if self.definition is not None and self.definition.claims:
             return self.definition.claims[0].split
         return "test"
-
-    @property
-    def metric(self) -> str:
-        """What the headline number is: that of the first claim, else ``accuracy``."""
-        return claimed_metric(self.definition)
 
     @cached_property
     def curve_split(self) -> str:

@@ -25,6 +25,9 @@ GROUP_COLUMNS = ("benchmark", "profile", "fingerprint", "data_fingerprint", "gen
 """Columns in which runs must agree to be repeats of one experiment: what is trained, and on which images."""
 MAX_SEED = 2**64 - 1
 
+Place = tuple[str, tuple[str, ...]]
+"""A device's name and the kind of its machine: times of two places have nothing to do with one another."""
+
 
 # --- the columns of the table of runs ------------------------------------------------------------
 
@@ -181,6 +184,11 @@ class RunRow:
     def machine(self) -> tuple[str, ...]:
         """The kind of machine that times are of; of a GPU nothing beyond the device's name."""
         return machine_kind(self.environment if self.device_type == "cpu" else {})
+
+    @property
+    def place(self) -> Place:
+        """The device and kind of machine that its times are of."""
+        return self.device, self.machine
 
     @classmethod
     def fields_of(cls, row: Mapping[Any, Any]) -> dict[str, Any]:

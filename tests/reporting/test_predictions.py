@@ -68,9 +68,7 @@ def test_every_image_is_counted_and_the_floor_is_another_seed(store: Store) -> N
     overall = found.overall
     assert (overall.both_right, overall.only_first, overall.only_second, overall.both_wrong) == (90, 0, 5, 5)
     assert found.floor is not None
-    assert found.floor.churn == pytest.approx(0.2), (
-        "of seeds 0 and 2: the two that are compared are no floor for themselves"
-    )
+    assert found.floor.churn == pytest.approx(0.2), "of seeds 0 and 2, and not of the two that are compared"
     assert compare_images("old 3", "old 4", store).floor is None
     assert sum(part.only_second for part in found.classes.values()) == 5
 
@@ -143,7 +141,7 @@ def test_the_report_has_the_churn_between_seeds(
     assert rows[:3] == [["0", "–", "10%", "20%"], ["1", "10%", "–", "10%"], ["2", "20%", "10%", "–"]]
     assert "median 10%" in text
     assert any("predictions.parquet cannot be read" in problem for problem in result.problems)
-    # The device with most seeds counts here too, although another has run a seed since.
+    # The device with most seeds counts here too, although another has run one of them since.
     again = replace(runs[0], device="Another GPU", artifacts={"predictions.parquet": predictions_file([1] * 10)})
     synthetic.log(MlflowClient(fresh_uri), again, 100)
     report.write([fresh_uri], tmp_path / "later")
