@@ -103,12 +103,19 @@ def check_benchmark(benchmark: Benchmark) -> None:
     recipes |= {f"profiles.{name}": recipe for name, recipe in benchmark.profiles.items()}
     for place, recipe in recipes.items():
         try:
-            _check_model(recipe)
+            check_model(recipe)
         except UserError as error:
             raise UserError(f"{benchmark.name}: {place}.model: {error}") from None
 
 
-def _check_model(recipe: Recipe) -> None:
+def check_model(recipe: Recipe) -> None:
+    """Check that a recipe's model exists, takes its options, has the parameters to freeze, and fits the images.
+
+    Nothing is computed or downloaded.
+
+    Raises:
+        UserError: What does not fit.
+    """
     validate(recipe.model.name, recipe.model.options)
     frozen_parameters(recipe, network_outline(recipe))
     # torchvision's classifiers pool to one pixel, so they take images of any size.

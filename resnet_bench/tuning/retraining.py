@@ -57,6 +57,7 @@ def retrain(
 
     Raises:
         Stopped: ``context.stop`` was set; the run is resumed next time.
+        UserError: This place cannot train, such as for lack of images or of disk space; likewise.
     """
     arm, seed = retraining.arm, retraining.seed
     outcome = Outcome()

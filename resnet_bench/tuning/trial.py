@@ -14,6 +14,7 @@ import optuna
 
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
+from resnet_bench.models.of_recipe import check_model
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import Event, Opened
@@ -31,8 +32,10 @@ from resnet_bench.tuning.storage import StudyStorage
 from resnet_bench.tuning.study import Study
 from resnet_bench.tuning.trial_queue import AcquiredTrial, TrialEnd, TrialQueue
 
-HYPERPARAMETER_FAILURES = (TrainingError, UserError, MemoryError, RuntimeError, ValueError)
-"""What hyperparameters can bring about: a batch too large for the memory, a combination that torch refuses."""
+HYPERPARAMETER_FAILURES = (TrainingError, MemoryError, RuntimeError, ValueError)
+"""What hyperparameters can bring about in training: a batch too large for the memory, a combination that torch refuses.
+
+An error that the user can put right is not among them: images, run folders and devices are the place's."""
 
 POLL_SECONDS = 1.0
 """Interval at which a process that waits for another looks whether that has ended, or died."""
@@ -71,6 +74,7 @@ def run_trial(
 
     Raises:
         Stopped: ``context.stop`` was set; the trial is queued to be run again.
+        UserError: This place cannot train, such as for lack of images or of disk space; likewise.
     """
     trial, number = acquired.trial, acquired.trial.number
     yield TrialStarted(number, acquired.params, acquired.is_source)
@@ -116,6 +120,10 @@ def _result(
     plan = queue.stored.plan
     try:
         recipe = trial_recipe(plan.study, plan.base, acquired.params)
+        check_model(recipe)
+    except UserError as error:
+        return _Result("FAIL", reason=describe_error(error))
+    try:
         values = yield from _train_seeds(acquired, recipe, queue, sync, context)
     except Stopped as stopped:
         if stopped.end != "pruned":

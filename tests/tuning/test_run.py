@@ -189,6 +189,58 @@ def test_a_source_that_cannot_be_trained_ends_the_study(
     assert len(scripted_training) == 1
 
 
+# --- faults of the place -----------------------------------------------------------------------------
+
+
+def test_a_folder_that_cannot_be_written_fails_no_trial(
+    tiny_plan: MakePlan, study_of: MakeStudy, scripted_training: list[Recipe]
+) -> None:
+    study = study_of(tiny_plan())
+    study.context.run_dir.touch()
+    with pytest.raises(UserError, match="cannot write the run's files here"):
+        study.events()
+    counts = study.stored.counts()
+    assert (counts.finished, counts.waiting, counts.interrupted) == (0, 3, 1)
+    study.context.run_dir.unlink()
+    assert study.events(StudyFinished)
+    assert study.stored.counts().finished == 3
+
+
+def test_a_retraining_run_that_has_no_folder_is_done_again(
+    tiny_plan: MakePlan, study_of: MakeStudy, scripted_training: list[Recipe]
+) -> None:
+    study = study_of(tiny_plan())
+    study.script(sgd(0.01), sgd(0.03))
+    in_the_way = study.context.run_dir / "studies" / study.name / ".acquire.lock"
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(UserError, match="cannot write the run's files here"):
+        study.events()
+    assert study.stored.counts().finished == 3
+    in_the_way.rmdir()
+    comparison = study.events(StudyFinished)[0].result.comparison
+    assert comparison.failures == ()
+    assert len(comparison.source) == len(comparison.tuned) == 2
+
+
+def test_a_network_that_hyperparameters_make_impossible_fails_its_trial(
+    tiny_plan: MakePlan, study_of: MakeStudy, scripted_training: list[Recipe]
+) -> None:
+    depths = 'model.name = { type = "categorical", choices = ["he_resnet20", "no_such_network"] }'
+    study = study_of(
+        tiny_plan(
+            budget="budget = { trials = 2 }",
+            **{"optimizer.lr": depths, "optimizer.momentum": "", "optimizer.nesterov": ""},
+        )
+    )
+    ended = study.events(TrialEnded)
+    assert {event.params["model.name"]: event.state for event in ended} == {
+        "he_resnet20": "COMPLETE",
+        "no_such_network": "FAIL",
+    }
+    assert "no_such_network" in str(ended[1].reason)
+    assert {recipe.model.name for recipe in scripted_training} == {"he_resnet20"}
+
+
 # --- stopping and resuming ---------------------------------------------------------------------------
 
 
