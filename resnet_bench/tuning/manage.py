@@ -164,7 +164,10 @@ def _runs(client: "MlflowClient", stored: StoredStudy) -> Iterator["Run"]:
 
 def _rename_run(client: "MlflowClient", run: "Run", name: str, new: str) -> None:
     shown = str(run.info.run_name or "")
-    if shown == name or shown.startswith(f"{name} "):
+    if shown.endswith(f" of {name}"):
+        client.update_run(run.info.run_id, name=shown.removesuffix(name) + new)
+    elif shown == name or shown.startswith(f"{name} "):
+        # The study's run; or one of 0.1.0, whose names began with the study's.
         client.update_run(run.info.run_id, name=new + shown.removeprefix(name))
     if run.data.tags.get(tag("study")) == name:
         client.set_tag(run.info.run_id, tag("study"), new)

@@ -52,6 +52,10 @@ def test_a_renamed_study_is_the_same_study(finished: TinyStudy, scripted_trainin
     assert finished.parent.data.tags["mlflow.note.content"].startswith("**Study new-name**")
     children = [*finished.children("trial"), *finished.children("retrain")]
     assert {run.data.tags["resnet_bench.study"] for run in children} == {"new-name"}
+    assert {run.info.run_name for run in finished.children("trial")} == {f"trial {i} of new-name" for i in range(3)}
+    retrained = {run.info.run_name for run in finished.children("retrain")}
+    assert {f"source seed {seed} of new-name" for seed in (1000, 1001)} <= retrained
+    assert all(name.endswith(" of new-name") for name in retrained)
     finished.assert_stores_agree()
     folders = folders_in(run_dir(finished))
     assert {folder.path.parent for folder in folders} == {run_dir(finished) / "studies" / "new-name"}
@@ -59,6 +63,15 @@ def test_a_renamed_study_is_the_same_study(finished: TinyStudy, scripted_trainin
     trained = len(scripted_training)
     finished.events()
     assert len(scripted_training) == trained
+
+
+def test_names_that_runs_of_0_1_0_have_are_renamed_and_those_that_a_person_gave_are_kept(finished: TinyStudy) -> None:
+    client, trials = finished.context.store.client(), finished.children("trial")
+    client.update_run(trials[0].info.run_id, name=f"{finished.name} trial 0")
+    client.update_run(trials[1].info.run_id, name=f"worth a look, of {finished.name}s")
+    rename_study(finished.name, "new-name", finished.storage, finished.context.store, run_dir(finished))
+    names = [client.get_run(run.info.run_id).info.run_name for run in trials[:2]]
+    assert names == ["new-name trial 0", f"worth a look, of {finished.name}s"]
 
 
 def test_a_name_that_is_taken_or_none_is_refused(finished: TinyStudy) -> None:
