@@ -122,7 +122,8 @@ def work_on_study(
         yield StudyOpened(name, sync.url, queue.stored.counts().wanted, watch.earlier)
         try:
             with watching(context.store):
-                yield from StudyWorker(name, storage, sync.run_id).events(context)
+                worker = StudyWorker(name, storage, sync.run_id, deadline=_deadline(queue.stored))
+                yield from worker.events(context)
         except (GeneratorExit, KeyboardInterrupt, Stopped) as error:
             if queue.stored.counts().running == 0:
                 # Nobody else is working on it.
@@ -159,8 +160,7 @@ def _work(queue: TrialQueue, sync: MlflowSync, context: Context, workers: int) -
         UserError: What a worker could not do, where something is left undone.
     """
     stored = queue.stored
-    seconds = stored.definition.budget.wall_seconds
-    deadline = None if seconds is None else time.monotonic() + seconds
+    deadline = _deadline(stored)
     tasks = [StudyWorker(stored.name, stored.storage.address, sync.run_id, i, deadline) for i in range(workers)]
     places = find_places(context.options, per_device=workers, jobs=workers)
     launcher = find_launcher("inline" if workers == 1 else "processes", places)
@@ -181,6 +181,12 @@ def _work(queue: TrialQueue, sync: MlflowSync, context: Context, workers: int) -
     in_time = deadline is None or time.monotonic() < deadline
     if failures and ((stored.counts().waiting and in_time) or retrainings(stored)):
         raise UserError(f"study {stored.name} has work left to do: {failures[0]}; run the same command again to resume")
+
+
+def _deadline(stored: StoredStudy) -> float | None:
+    """Return when the time of a command that starts now is up, on the clock of ``time.monotonic``; None for never."""
+    seconds = stored.definition.budget.wall_seconds
+    return None if seconds is None else time.monotonic() + seconds
 
 
 def _tidy_up(queue: TrialQueue, sync: MlflowSync, context: Context) -> None:

@@ -191,7 +191,7 @@ class Budget(Schema):
     epochs: Count | None = None
     """Epochs per trial; the recipe's by default."""
     wall_seconds: Annotated[float, Field(gt=0)] | None = None
-    """No trial starts after this time; each ``study run`` counts from its own start."""
+    """No trial starts after this time; each ``study run`` and ``study work`` counts from its own start."""
 
 
 class RetrainConfig(Schema):

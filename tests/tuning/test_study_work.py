@@ -51,6 +51,16 @@ def test_workers_lay_a_study_out_share_it_and_one_concludes_it(
     assert study.parent.info.status == "FINISHED"
 
 
+def test_a_wall_time_that_is_up_starts_no_trial(
+    tiny_plan: MakePlan, study_of: MakeStudy, scripted_training: list[Recipe]
+) -> None:
+    study = study_of(tiny_plan(budget="budget = { trials = 3, wall_seconds = 1e-6 }"))
+    with pytest.raises(UserError, match="the time was up"):
+        list(work_on_study(study.name, study.plan, study.storage, study.context))
+    assert not scripted_training
+    assert study.stored.counts().waiting == 3
+
+
 @pytest.mark.slow
 def test_a_conclusion_that_fails_is_made_by_the_next_worker(
     tiny_plan: MakePlan, study_of: MakeStudy, scripted_training: list[Recipe], monkeypatch: pytest.MonkeyPatch
