@@ -16,6 +16,7 @@ from resnet_bench.tracking.stale_runs import close_stale_runs
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.uploader import has_unsent
 from resnet_bench.tracking.vocabulary import NOTE, PARENT, tag
+from resnet_bench.tuning.mlflow_sync import has_runs_in_progress
 from resnet_bench.tuning.storage import StudyStorage
 from resnet_bench.tuning.stored_study import StoredStudy, study_names
 from resnet_bench.tuning.trial_queue import TrialQueue
@@ -120,7 +121,10 @@ def _require_idle(stored: StoredStudy, store: Store) -> "MlflowClient":
     TrialQueue(stored).recover()
     client = store.client()
     parent = _parent(client, stored, store)
-    if stored.trials(TrialState.RUNNING) or (parent is not None and parent.info.status == "RUNNING"):
+    is_running = parent is not None and (
+        parent.info.status == "RUNNING" or has_runs_in_progress(client, parent.info.run_id)
+    )
+    if is_running or stored.trials(TrialState.RUNNING):
         raise UserError(f"study {stored.name}: a process works on it; stop that first")
     return client
 

@@ -20,12 +20,14 @@ from resnet_bench.execution.execution import Execution
 from resnet_bench.running.prepare import facts_of
 from resnet_bench.running.request import RunRequest
 from resnet_bench.tracking.mlflow_client import pages
+from resnet_bench.tracking.stale_runs import close_stale_runs
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.vocabulary import NOTE, PARENT, STUDIES_EXPERIMENT, stored_tags, tag
 from resnet_bench.tuning.stored_study import StoredStudy, is_interrupted, trained_epochs
 from resnet_bench.tuning.study import Pruner, Sampler
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run
     from optuna.trial import FrozenTrial
 
@@ -267,8 +269,15 @@ class MlflowSync:
             self._client.log_artifacts(self.run_id, str(folder))
 
     def close(self, status: str, reason: str | None = None) -> None:
-        """End the parent run as FINISHED, FAILED or KILLED."""
+        """End the parent run as FINISHED, FAILED or KILLED.
+
+        One that is not finished is left to another process that works on the study.
+        """
         with self._unless_unreachable():
+            if status != "FINISHED":
+                close_stale_runs(self._store)
+                if has_runs_in_progress(self._client, self.run_id):
+                    return
             if reason is not None:
                 self._client.set_tag(self.run_id, tag("reason"), reason)
             elif tag("reason") in self._client.get_run(self.run_id).data.tags:
@@ -285,6 +294,18 @@ class MlflowSync:
             yield
         except (MlflowException, OSError) as error:
             _log.warning("%s: %s", self._store.redacted_uri, self._store.describe_error(error))
+
+
+def has_runs_in_progress(client: "MlflowClient", parent: str) -> bool:
+    """Check whether a trial or a retraining run trains; while a study is retrained, Optuna has no trial that runs.
+
+    Args:
+        client: Of the study's store.
+        parent: Id of the study's parent run.
+    """
+    experiment = client.get_run(parent).info.experiment_id
+    query = f"tags.`{PARENT}` = '{parent}' AND attributes.status = 'RUNNING'"
+    return bool(client.search_runs([experiment], query, max_results=1))
 
 
 def _await_run(stored: StoredStudy) -> str | None:

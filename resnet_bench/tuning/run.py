@@ -126,7 +126,6 @@ def work_on_study(
                 yield from worker.events(context)
         except (GeneratorExit, KeyboardInterrupt, Stopped) as error:
             if queue.stored.counts().running == 0:
-                # Nobody else is working on it.
                 sync.close("KILLED", str(error) or "stopped before its end")
             raise
         result = _conclude_once(queue, sync, context)

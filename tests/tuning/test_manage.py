@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from resnet_bench.cli import study as verbs
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.run_folder import folders_in
 from resnet_bench.running.stopping import Stop, Stopped
+from resnet_bench.tuning.events import RetrainingProgressed, StudyFinished
 from resnet_bench.tuning.manage import delete_study, rename_study
+from resnet_bench.tuning.run import run_study, work_on_study
 from resnet_bench.tuning.stored_study import StoredStudy, study_names
 from tests.tuning.conftest import TinyStudy
 
@@ -115,6 +118,32 @@ def test_a_study_at_work_is_left_alone(finished: TinyStudy) -> None:
             assert study_names(finished.storage.read()) == [finished.name]
         deletion.result()
     assert study_names(finished.storage.read()) == []
+
+
+@pytest.mark.parametrize("verb", [run_study, work_on_study])
+def test_a_study_that_is_retrained_is_at_work_whatever_another_process_does(
+    verb: Any, study_of: MakeStudy, tiny_plan: Any, scripted_training: list[Recipe], without_plots: None
+) -> None:
+    study = study_of(tiny_plan())
+    events = study.run()
+    next(event for event in events if isinstance(event, RetrainingProgressed))
+    assert study.stored.counts().running == 0
+    stop = Stop()
+    stop.reason = "interrupted by SIGINT"
+    with pytest.raises(Stopped):
+        list(verb(study.name, study.plan, study.storage, replace(study.context, stop=stop)))
+    assert study.parent.info.status == "RUNNING", "the first process ends it"
+    client = study.context.store.client()
+    # As where the other process was killed.
+    client.set_terminated(study.parent.info.run_id, "KILLED")
+    arguments = (study.storage, study.context.store, run_dir(study))
+    with pytest.raises(UserError, match="a process works on it"):
+        delete_study(study.name, *arguments)
+    with pytest.raises(UserError, match="a process works on it"):
+        rename_study(study.name, "other", *arguments)
+    assert isinstance(list(events)[-1], StudyFinished)
+    assert study.parent.info.status == "FINISHED"
+    assert delete_study(study.name, *arguments).trials == 3
 
 
 # --- the verbs ---------------------------------------------------------------------------------------
