@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
+from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -32,7 +33,7 @@ from resnet_bench.tuning.events import (
 )
 from resnet_bench.tuning.mlflow_sync import MlflowSync
 from resnet_bench.tuning.plan import Plan
-from resnet_bench.tuning.results import StudyResult, study_result
+from resnet_bench.tuning.results import StudyResult, comparison, study_result
 from resnet_bench.tuning.retraining import retrainings
 from resnet_bench.tuning.space import is_drawn
 from resnet_bench.tuning.storage import StudyStorage
@@ -202,17 +203,24 @@ def _conclude_once(queue: TrialQueue, sync: MlflowSync, context: Context) -> Stu
 
     Should that one fail, the next worker that is started finds the study not concluded.
     """
-    wanted = queue.stored.counts().wanted
     with take_turn("conclusion", queue.stored, context.run_dir) as turn:
         if turn is None:
             return None
         result = None
-        if queue.stored.get_attr("concluded") != wanted:
+        if queue.stored.get_attr("concluded") != _evidence(queue.stored):
             _tidy_up(queue, sync, context)
+            evidence = _evidence(queue.stored)
             result = _conclude(queue.stored, sync, context)
-            queue.stored.set_attr("concluded", wanted)
+            queue.stored.set_attr("concluded", evidence)
         sync.close("FINISHED")
     return result
+
+
+def _evidence(stored: StoredStudy) -> list[Any]:
+    """Return what the result rests on: the number of finished trials, and the test accuracies of both arms."""
+    compared = comparison(stored)
+    arms = [] if compared is None else [list(compared.source), list(compared.tuned)]
+    return [stored.counts().finished, arms]
 
 
 def _conclude(stored: StoredStudy, sync: MlflowSync, context: Context) -> StudyResult:
