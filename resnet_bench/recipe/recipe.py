@@ -116,7 +116,7 @@ class Recipe(Schema):
 
     def flat(self) -> dict[str, Any]:
         """Return every given field by its dotted key, such as ``optimizer.lr``."""
-        return dict(_flatten(self.model_dump(exclude_none=True, mode="json")))
+        return dict(flatten(self.model_dump(exclude_none=True, mode="json")))
 
 
 @functools.cache
@@ -235,9 +235,10 @@ def _canonical(value: Any) -> Any:
     return value
 
 
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield the values of a nested table with their dotted keys."""
     for key, value in table.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

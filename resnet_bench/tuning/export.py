@@ -1,5 +1,6 @@
 """Export the tuned recipe: whole, or as a benchmark file that extends the one that was tuned."""
 
+import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,27 @@ from resnet_bench.base.names import MAX_NAME_LENGTH, is_file_name
 from resnet_bench.base.text import percent, plural
 from resnet_bench.models.of_recipe import check_benchmark
 from resnet_bench.recipe.benchmark import Benchmark, Tuned
-from resnet_bench.recipe.changes import override
+from resnet_bench.recipe.changes import override, override_nested
 from resnet_bench.recipe.files import load_benchmark_file
+from resnet_bench.recipe.recipe import Recipe, flatten
 from resnet_bench.recipe.schema import NOT_GIVEN
 from resnet_bench.tuning.results import StudyComparison, StudyResult
 from resnet_bench.tuning.space import Params, differences, tuned_recipe
 from resnet_bench.tuning.stored_study import StoredStudy
 
 _DIGITS = 3
+_BUDGET = (
+    "data.",
+    "training.epochs",
+    "training.train_accuracy",
+    "evaluation.splits",
+    "evaluation.every",
+    "evaluation.before_training",
+    "evaluation.test_at_end",
+)
+"""What a study's recipe says of its budget, and what trials and retraining runs set themselves."""
+_FOLLOWS_EPOCHS = ("schedule.", "augmentation.sizes", "training.freeze")
+"""What is scaled to a profile's epochs when the file is loaded."""
 
 
 def recipe_text(stored: StoredStudy, result: StudyResult) -> str:
@@ -64,9 +78,15 @@ def export(stored: StoredStudy, result: StudyResult, path: Path, benchmarks: Pat
 
 
 def tuned_benchmark_text(stored: StoredStudy, result: StudyResult) -> str:
-    """Format a benchmark file that extends the tuned one: only what differs, and what the study measured."""
+    """Format a benchmark file that extends the tuned one: only what differs, and what the study measured.
+
+    The recipe is the one that was tuned, with the study's changes in it, on the images and for the epochs of the
+    original.
+    """
     original = stored.plan.benchmark
-    changed = differences(original.recipe, result.best_settings)
+    renamed = _renamed_tables(stored.plan.base, result.best_settings)
+    kept = {key: value for key, value in _study_changes(stored).items() if not key.startswith(renamed)}
+    changed = _needed(original.recipe, {**kept, **result.best_settings})
     table: dict[str, Any] = {
         "extends": original.name,
         "source": {"title": f"{original.source.title}, tuned", "kind": "tuned", "notes": _notes(stored, result)},
@@ -76,6 +96,29 @@ def tuned_benchmark_text(stored: StoredStudy, result: StudyResult) -> str:
         table["profiles"] = {"smoke": _nested(smoke)}
     table["tuned"] = tuned_table(stored, result).model_dump(exclude_none=True, mode="json")
     return tomli_w.dumps(table)
+
+
+def _study_changes(stored: StoredStudy) -> dict[str, Any]:
+    """Return what the study's recipe changes of the benchmark's, less its budget, by dotted key.
+
+    Schedules, resize stages and freezing have the lengths that belong to the benchmark's epochs.
+    """
+    full, base = stored.plan.benchmark.recipe, stored.plan.base
+    whole = {"training": {"epochs": full.training.epochs}, "evaluation": {"every": 1}}
+    at_length = override_nested(base, whole, where=f"study {stored.name}: recipe").flat()
+    changes = flatten(stored.definition.recipe)
+    return {key: at_length.get(key, value) for key, value in changes if not key.startswith(_BUDGET)}
+
+
+def _needed(recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that a recipe does not have; of a table with another name all of them."""
+    differing, renamed = differences(recipe, settings), _renamed_tables(recipe, settings)
+    return {key: value for key, value in settings.items() if key in differing or key.startswith(renamed)}
+
+
+def _renamed_tables(recipe: Recipe, settings: dict[str, Any]) -> tuple[str, ...]:
+    """Return the prefixes of the tables, such as ``optimizer.``, that are given another name and lose what they had."""
+    return tuple(key.removesuffix("name") for key in differences(recipe, settings) if key.endswith(".name"))
 
 
 def tuned_table(stored: StoredStudy, result: StudyResult) -> Tuned:
@@ -104,6 +147,9 @@ def _notes(stored: StoredStudy, result: StudyResult) -> str:
     definition = stored.definition
     searched = ", ".join(definition.space)
     notes = [f"Found by the study {stored.name}: {result.counts.finished} trials over {searched}."]
+    changes = differences(stored.plan.benchmark.recipe, _study_changes(stored))
+    if fixed := [f"{key} = {json.dumps(value)}" for key, value in changes.items() if key not in definition.space]:
+        notes.append(f"All its runs, the source's included, have {', '.join(fixed)}, as this recipe has.")
     if reduced := _budget(stored):
         notes.append(f"All its numbers, the source's included, are at a reduced budget: {reduced}.")
     if stored.plan.profile != "full":
@@ -144,11 +190,15 @@ def smoke_repairs(original: Benchmark, changed: Params) -> Params:
     if smoke is None:
         return {}
     in_full, in_smoke = original.recipe.flat(), smoke.flat()
-    inherited = {key: value for key, value in changed.items() if in_smoke.get(key) == in_full.get(key)}
+    own = {
+        key: value
+        for key, value in in_smoke.items()
+        if in_full.get(key) != value and not key.startswith(_FOLLOWS_EPOCHS)
+    }
     try:
-        override(smoke, inherited)
+        override(override(original.recipe, changed), own)
     except UserError:
-        return {key: in_full.get(key, NOT_GIVEN) for key in inherited}
+        return {key: in_full.get(key, NOT_GIVEN) for key in changed if in_smoke.get(key) == in_full.get(key)}
     return {}
 
 

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from resnet_bench.base.errors import UserError
 from resnet_bench.recipe.changes import override
 from resnet_bench.recipe.files import load_benchmark, load_benchmark_file
+from resnet_bench.recipe.settings import AdamW, MultiStep
 from resnet_bench.tuning.artifacts import write_artifacts, write_plots
 from resnet_bench.tuning.export import export, smoke_repairs
+from resnet_bench.tuning.plan import Plan
 from resnet_bench.tuning.results import StudyResult, study_result
 from resnet_bench.tuning.stored_study import StoredStudy
 from tests.tuning.conftest import TinyStudy
@@ -37,7 +40,11 @@ def test_an_exported_benchmark_is_the_original_with_what_was_tuned(done: TinyStu
     assert "generated images" in str(loaded.source.notes)
     assert loaded.claims == ()
     changed = {key: value for key, value in loaded.recipe.flat().items() if original.recipe.flat().get(key) != value}
-    assert changed == {"optimizer.lr": 0.0123, "optimizer.momentum": 0.0}
+    tuned_alone = {"optimizer.lr": 0.0123, "optimizer.momentum": 0.0}
+    assert changed == {"model.name": "he_resnet20", "training.batch_size": 20, **tuned_alone}
+    assert 'included, have model.name = "he_resnet20", training.batch_size = 20' in str(loaded.source.notes)
+    assert loaded.recipe.data == original.recipe.data
+    assert loaded.recipe.training.epochs == original.recipe.training.epochs
     tuned = loaded.tuned
     assert tuned is not None
     assert (tuned.study, tuned.trials, tuned.seeds) == ("tiny", 5, 2)
@@ -49,6 +56,45 @@ def test_an_exported_benchmark_is_the_original_with_what_was_tuned(done: TinyStu
 
     with pytest.raises(UserError, match="exists and is left as it is"):
         export(stored, result, path)
+
+
+OPTIMIZER_ALONE = {"optimizer.momentum": "", "optimizer.nesterov": "", "budget": "budget = { trials = 2 }"}
+
+
+@pytest.mark.usefixtures("scripted_training", "without_plots")
+def test_export_keeps_what_the_studys_recipe_changes_at_the_length_of_the_benchmark(
+    tiny_plan: Callable[..., Plan], study_of: Callable[..., TinyStudy], tmp_path: Path
+) -> None:
+    lines = 'optimizer = { name = "adamw", lr = 0.5 }\nschedule = { name = "multi_step", milestones = [1, 2] }'
+    study = study_of(tiny_plan(optimizer=lines, **OPTIMIZER_ALONE))
+    study.script({"optimizer.lr": 0.1})
+    study.events()
+    stored, result = _look(study)
+    path = tmp_path / "tuned.toml"
+    export(stored, result, path)
+    recipe = load_benchmark_file(path).recipe
+    # The rate is also that of the benchmark, whose optimizer it is not.
+    assert recipe.optimizer == AdamW(name="adamw", lr=0.1)
+    epochs = load_benchmark("resnet18-step-decay").recipe.training.epochs
+    assert recipe.training.epochs == epochs
+    assert recipe.schedule == MultiStep(name="multi_step", milestones=(epochs // 3, 2 * epochs // 3))
+
+
+@pytest.mark.usefixtures("scripted_training", "without_plots")
+def test_export_refuses_a_recipe_that_the_benchmarks_images_do_not_bear(
+    tiny_plan: Callable[..., Plan], study_of: Callable[..., TinyStudy], tmp_path: Path
+) -> None:
+    data = 'data = { dataset = "cifar100", train_images = 60, test_images = 20 }'
+    study = study_of(
+        tiny_plan(data=data, model='model = { name = "he_resnet20", num_classes = 100 }', **OPTIMIZER_ALONE)
+    )
+    study.script({"optimizer.lr": 0.01})
+    study.events()
+    stored, result = _look(study)
+    path = tmp_path / "tuned.toml"
+    with pytest.raises(UserError, match=r"tuned\.toml: .*model\.num_classes = 100 on the 10 classes"):
+        export(stored, result, path)
+    assert not path.exists()
 
 
 def test_export_leaves_no_file_that_cannot_be_loaded(done: TinyStudy, tmp_path: Path) -> None:
