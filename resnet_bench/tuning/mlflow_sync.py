@@ -115,10 +115,13 @@ class MlflowSync:
             UserError: The tracking store does not answer.
         """
         facts = facts_of(_request(stored), execution, dataset)
+        if not is_maker:
+            # Not under the lock, which the maker needs where it is a process of this host.
+            _await_run(stored)
         try:
             with stored.storage.address.lock():
                 client = store.client()
-                known = stored.get_attr("mlflow_run_id") if is_maker else _await_run(stored)
+                known = stored.get_attr("mlflow_run_id")
                 experiment = store.experiment_id(client, STUDIES_EXPERIMENT, searched=list(stored.definition.space))
                 if known is None:
                     run = client.create_run(experiment, tags=facts.tags(), run_name=stored.name)
@@ -308,15 +311,14 @@ def has_runs_in_progress(client: "MlflowClient", parent: str) -> bool:
     return bool(client.search_runs([experiment], query, max_results=1))
 
 
-def _await_run(stored: StoredStudy) -> str | None:
-    """Give the process that made the study, perhaps on another host, time to make its run; None where it has not."""
+def _await_run(stored: StoredStudy) -> None:
+    """Give the process that made the study, perhaps on another host, time to make its run."""
     deadline = time.monotonic() + _RUN_TIMEOUT_SECONDS
-    while (known := stored.get_attr("mlflow_run_id")) is None:
+    while stored.get_attr("mlflow_run_id") is None:
         if stored.storage.address.file is not None or time.monotonic() > deadline:
             # That process died on the way.
-            return None
+            return
         time.sleep(0.2)
-    return str(known)
 
 
 def _epochs_saved(stored: StoredStudy) -> int:

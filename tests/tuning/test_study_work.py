@@ -1,6 +1,7 @@
 """One worker for any scheduler: several share a study, and one concludes it."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,13 +11,18 @@ import pytest
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.machine import this_process
+from resnet_bench.data.dataset import Dataset
+from resnet_bench.execution.options import ExecutionOptions
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.tracking.sharing_rule import check_shared
+from resnet_bench.tracking.store import Store
 from resnet_bench.tuning.events import StudyFinished, TrialEnded
+from resnet_bench.tuning.mlflow_sync import MlflowSync
 from resnet_bench.tuning.plan import Plan
 from resnet_bench.tuning.run import work_on_study
 from resnet_bench.tuning.storage import OpenStorage, StudyStorage
+from resnet_bench.tuning.trial_queue import TrialQueue
 from resnet_bench.tuning.turns import take_turn
 from tests.tuning.conftest import TinyStudy, sgd
 
@@ -121,6 +127,26 @@ def test_the_turn_of_a_killed_process_is_free_where_the_storage_knows_no_heartbe
         proxied.optuna.set_trial_user_attr(held.trial_id, "worker", gone)
         assert free()
         assert not held.is_ours()
+
+
+def test_who_waits_for_a_studys_maker_is_not_in_its_way(
+    tiny_plan: MakePlan, store: Store, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where the lock of a server's studies is.
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    server = OpenStorage(StudyStorage("grpc://127.0.0.1:13000"), optuna.storages.InMemoryStorage())
+    queue = TrialQueue.begin("waited-for", tiny_plan(), server, dataset)
+    execution = ExecutionOptions(device="cpu", autotune=False).resolve()
+
+    def run_id(is_maker: bool) -> str:
+        return MlflowSync.open(store, queue.stored, dataset, execution, is_maker=is_maker).run_id
+
+    with ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(run_id, False)
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=1)
+        made = pool.submit(run_id, True).result(timeout=30)
+        assert waiting.result() == made
 
 
 @pytest.mark.parametrize(
