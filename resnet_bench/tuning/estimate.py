@@ -7,7 +7,8 @@ from resnet_bench.measure.estimate import estimate_seconds
 from resnet_bench.running.context import Context
 from resnet_bench.running.launchers.places import find_places
 from resnet_bench.tuning.plan import Plan
-from resnet_bench.tuning.space import list_points, retraining_recipe, trial_recipe
+from resnet_bench.tuning.slots import count_points
+from resnet_bench.tuning.space import retraining_recipe, trial_recipe
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class StudyEstimate:
 
     def total(self, plan: Plan) -> float:
         """The whole study, if nothing is pruned."""
-        study, points = plan.study, list_points(plan.study)
-        trials = study.budget.trials if points is None else min(study.budget.trials, len(points))
+        study, points = plan.study, count_points(plan)
+        trials = study.budget.trials if points is None else min(study.budget.trials, points)
         return trials * self.trial + 2 * study.retrain.seeds * self.retraining
 
 

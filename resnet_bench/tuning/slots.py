@@ -104,12 +104,7 @@ class Slots:
 
     @cached_property
     def _point_count(self) -> int | None:
-        """How many different trials the study can have; None where there is no end to them."""
-        plan = self._plan
-        if plan.study.sampler.name != "grid":
-            points = space.list_points(plan.study)
-            return None if points is None else len(points)
-        return len({space.identity(params) for params in [plan.source_params, *grid_points(plan.study)]})
+        return count_points(self._plan)
 
     @cached_property
     def _fixed_params(self) -> list[space.Params]:
@@ -120,6 +115,14 @@ class Slots:
             return [source]
         points = grid_points(plan.study)
         return [source, *(point for point in points if space.identity(point) != space.identity(source))]
+
+
+def count_points(plan: Plan) -> int | None:
+    """Count the different trials that a study can have; None where there is no end to them."""
+    if plan.study.sampler.name != "grid":
+        points = space.list_points(plan.study)
+        return None if points is None else len(points)
+    return len({space.identity(params) for params in [plan.source_params, *grid_points(plan.study)]})
 
 
 def params_of(trial: FrozenTrial) -> space.Params:

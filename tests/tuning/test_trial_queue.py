@@ -19,6 +19,7 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.base.machine import this_process
 from resnet_bench.data.dataset import Dataset
 from resnet_bench.tuning import space
+from resnet_bench.tuning.estimate import StudyEstimate
 from resnet_bench.tuning.plan import Plan
 from resnet_bench.tuning.slots import MIN_AHEAD
 from resnet_bench.tuning.storage import StudyStorage, retry
@@ -272,9 +273,11 @@ def test_a_grid_tries_every_point_once_the_sources_first(tiny_plan: MakePlan, be
 
 def test_a_grid_without_the_sources_values_has_one_point_more(tiny_plan: MakePlan, begin: Begin) -> None:
     sampler = 'sampler = { name = "grid", options = { points = 2 } }'
-    tried = _run_to_the_end(queue := begin(tiny_plan(sampler=sampler, budget="budget = { trials = 12 }")))
+    plan = tiny_plan(sampler=sampler, budget="budget = { trials = 12 }")
+    tried = _run_to_the_end(queue := begin(plan))
     assert len({space.identity(params) for params in tried}) == len(tried) == 1 + 2 * 2 * 2
     assert queue.stored.counts().wanted == 9
+    assert StudyEstimate(trial=1.0, retraining=0.0).total(plan) == 9.0, "its time is that of these points"
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
