@@ -15,8 +15,8 @@ from resnet_bench.running.run_folder import folders_in, move_to_study
 from resnet_bench.tracking.stale_runs import close_stale_runs
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.uploader import has_unsent
-from resnet_bench.tracking.vocabulary import NOTE, PARENT, tag
-from resnet_bench.tuning.mlflow_sync import has_runs_in_progress
+from resnet_bench.tracking.vocabulary import NOTE, PARENT, STUDIES_EXPERIMENT, tag
+from resnet_bench.tuning.mlflow_sync import STORE
 from resnet_bench.tuning.storage import StudyStorage
 from resnet_bench.tuning.stored_study import StoredStudy, study_names
 from resnet_bench.tuning.trial_queue import TrialQueue
@@ -120,16 +120,23 @@ def _require_idle(stored: StoredStudy, store: Store) -> "MlflowClient":
     close_stale_runs(store)
     TrialQueue(stored).recover()
     client = store.client()
-    parent = _parent(client, stored, store)
-    is_running = parent is not None and (
-        parent.info.status == "RUNNING" or has_runs_in_progress(client, parent.info.run_id)
-    )
-    if is_running or stored.trials(TrialState.RUNNING):
+    try:
+        runs = list(_runs(client, stored))
+        are_pruned = not runs and _parent(client, stored) is None
+    except Exception as error:  # whatever the database driver or the server's client raises
+        raise UserError(f"{store.redacted_uri} does not answer ({store.describe_error(error)})") from None
+    if are_pruned and stored.get_attr("mlflow_run_id") and (theirs := stored.get_attr(STORE)) != store.redacted_uri:
+        raise UserError(
+            f"{store.redacted_uri} does not have the runs of study {stored.name}; name the store that has them with "
+            f"--tracking{f': {theirs}' if theirs else ''}"
+        )
+    # While a study is retrained, no trial runs.
+    if stored.trials(TrialState.RUNNING) or any(run.info.status == "RUNNING" for run in runs):
         raise UserError(f"study {stored.name}: a process works on it; stop that first")
     return client
 
 
-def _parent(client: "MlflowClient", stored: StoredStudy, store: Store) -> "Run | None":
+def _parent(client: "MlflowClient", stored: StoredStudy) -> "Run | None":
     """The study's own run; None where it never got one, or the run was deleted for good."""
     run_id = stored.get_attr("mlflow_run_id")
     if run_id is None:
@@ -138,27 +145,24 @@ def _parent(client: "MlflowClient", stored: StoredStudy, store: Store) -> "Run |
         return client.get_run(run_id)
     except Exception as error:  # whatever the database driver or the server's client raises
         if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
-            raise UserError(
-                f"{store.redacted_uri} does not have the runs of study {stored.name}; name the store that has them "
-                "with --tracking"
-            ) from None
-        raise UserError(f"{store.redacted_uri} does not answer ({store.describe_error(error)})") from None
+            return None
+        raise
 
 
 def _runs(client: "MlflowClient", stored: StoredStudy) -> Iterator["Run"]:
     """The study's runs that were not deleted, each before those that are nested in it."""
-    run_id = stored.get_attr("mlflow_run_id")
-    if run_id is None:
-        return
-    parent = client.get_run(run_id)
-    if parent.info.lifecycle_stage == "active":
+    run_id, parent = stored.get_attr("mlflow_run_id"), _parent(client, stored)
+    if parent is not None and parent.info.lifecycle_stage == "active":
         yield parent
+    place = parent.info if parent is not None else client.get_experiment_by_name(STUDIES_EXPERIMENT)
+    if run_id is None or place is None:
+        return
     found = [run_id]
     while found:
         outer, token = found.pop(), None
         while True:
             query = f"tags.`{PARENT}` = '{outer}'"
-            page = client.search_runs([parent.info.experiment_id], query, max_results=_PAGE, page_token=token)
+            page = client.search_runs([place.experiment_id], query, max_results=_PAGE, page_token=token)
             found += [run.info.run_id for run in page]
             yield from page
             token = page.token

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _PAGE = 1000
 _RUN_TIMEOUT_SECONDS = 60
+STORE = "tracking"
+"""The study's attribute with the address of the store that has its runs, without secrets."""
 _log = logging.getLogger(__name__)
 
 
@@ -133,6 +135,7 @@ class MlflowSync:
                     client.update_run(known, status="RUNNING")
                     for key, value in {**facts.process_tags(), **_budget_tag(stored)}.items():
                         client.set_tag(known, key, value)
+                stored.set_attr(STORE, store.redacted_uri)
         except UserError:
             raise
         except Exception as error:  # whatever the database driver or the server's client raises

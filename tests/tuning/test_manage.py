@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 from resnet_bench.base.errors import UserError
 from resnet_bench.cli import study as verbs
 from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.running.kept_runs import Leftover, prune
 from resnet_bench.running.run_folder import folders_in
 from resnet_bench.running.stopping import Stop, Stopped
+from resnet_bench.tracking.store import Store
 from resnet_bench.tuning.events import RetrainingProgressed, StudyFinished
 from resnet_bench.tuning.manage import delete_study, rename_study
 from resnet_bench.tuning.run import run_study, work_on_study
@@ -97,6 +99,35 @@ def test_a_deleted_study_is_gone_everywhere_and_its_runs_can_be_restored(finishe
     assert not client.search_runs([parent.info.experiment_id], query)
     client.restore_run(parent.info.run_id)
     assert client.get_run(parent.info.run_id).data.tags["resnet_bench.study"] == finished.name
+
+
+def test_a_study_whose_own_run_was_pruned_is_renamed_and_deleted(finished: TinyStudy, tmp_path: Path) -> None:
+    store, trials = finished.context.store, finished.children("trial")
+    client, parent = store.client(), finished.parent.info.run_id
+    client.delete_run(parent)
+    assert prune(store, Leftover("run", finished.name, "deleted in MLflow", 0, run_id=parent)) is None
+    runs = rename_study(finished.name, "new-name", finished.storage, store, run_dir(finished))
+    assert runs >= len(trials)
+    assert {client.get_run(run.info.run_id).data.tags["resnet_bench.study"] for run in trials} == {"new-name"}
+
+    folder = tmp_path / "other"
+    folder.mkdir()
+    other = Store.resolve(f"sqlite:///{folder / 'mlflow.db'}", folder)
+    other.prepare()
+    with pytest.raises(UserError, match=r"does not have the runs of study new-name; .* --tracking: sqlite:"):
+        delete_study("new-name", finished.storage, other, run_dir(finished))
+
+    client.update_run(trials[0].info.run_id, status="RUNNING")
+    with pytest.raises(UserError, match="a process works on it"):
+        delete_study("new-name", finished.storage, store, run_dir(finished))
+    client.set_terminated(trials[0].info.run_id, "FINISHED")
+    # What is left of a deletion that was interrupted, and of whose runs none is left.
+    children = [*trials, *client.search_runs([trials[0].info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'")]
+    for run in {run.info.run_id: run for run in children}.values():
+        client.delete_run(run.info.run_id)
+        assert prune(store, Leftover("run", finished.name, "deleted in MLflow", 0, run_id=run.info.run_id)) is None
+    assert delete_study("new-name", finished.storage, store, run_dir(finished)).runs == 0
+    assert study_names(finished.storage.read()) == []
 
 
 def test_a_study_at_work_is_left_alone(finished: TinyStudy) -> None:
