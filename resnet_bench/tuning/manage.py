@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.names import MAX_NAME_LENGTH, is_file_name
 from resnet_bench.running.run_folder import folders_in, move_to_study
+from resnet_bench.tracking.mlflow_client import pages
 from resnet_bench.tracking.stale_runs import close_stale_runs
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.uploader import has_unsent
@@ -159,15 +160,10 @@ def _runs(client: "MlflowClient", stored: StoredStudy) -> Iterator["Run"]:
         return
     found = [run_id]
     while found:
-        outer, token = found.pop(), None
-        while True:
-            query = f"tags.`{PARENT}` = '{outer}'"
-            page = client.search_runs([place.experiment_id], query, max_results=_PAGE, page_token=token)
-            found += [run.info.run_id for run in page]
-            yield from page
-            token = page.token
-            if not token:
-                break
+        query = f"tags.`{PARENT}` = '{found.pop()}'"
+        for run in pages(client.search_runs, [place.experiment_id], query, max_results=_PAGE):
+            found.append(run.info.run_id)
+            yield run
 
 
 def _rename_run(client: "MlflowClient", run: "Run", name: str, new: str) -> None:
