@@ -73,6 +73,9 @@ class RunFolder:
                     holding = watch(found.run_id) if watch is not None else "held"
                     if holding == "held" or (holding == "unknown" and found.is_locked):
                         raise found.error from None
+                    if holding == "finished":
+                        # The store has its result, which whoever gets a folder without a run looks for first.
+                        return cls.create(run_dir, facts)
                     lost.add(found.path)
         except OSError as error:
             raise _cannot_write(run_dir, error) from None
@@ -293,7 +296,8 @@ def settle(run_dir: Path, name: str, run_id: str | None, store: Store) -> None:
     """
     path = run_dir / name
     state = read_state(path / STATE_FILE) if name and Path(name).name == name else None
-    if state is None or state["run_id"] not in (run_id, None):
+    # What a process wrote whose run was taken over is the other's to say.
+    if state is None or state["run_id"] not in (run_id, None) or (path / TAKEN_OVER).exists():
         return
     if (folder := hold(path)) is not None:
         try:

@@ -168,6 +168,11 @@ def _fetch(folder: RunFolder, run: "Run", client: "MlflowClient", facts: RunFact
             f"{run.data.tags.get(tag('host'), 'another machine')} is training {facts.benchmark.name} seed "
             f"{facts.seed} already (run {run_id}); wait for it, then give the same command again"
         )
+    if client.get_run(run_id).info.status == "FINISHED":
+        raise RunInUse(
+            f"{run.data.tags.get(tag('host'), 'another machine')} has just finished {facts.benchmark.name} seed "
+            f"{facts.seed} (run {run_id}); give the same command again"
+        )
     with tempfile.TemporaryDirectory(dir=folder.path) as scratch:
         newest = max(_positions(client, run_id, places, Path(scratch)), default=None)
         if newest is None:

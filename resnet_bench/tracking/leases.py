@@ -42,8 +42,8 @@ LOST_SECONDS = 60.0
 LOOK_SECONDS = 5.0
 """Between two looks of somebody who waits for a decision."""
 
-Holding = Literal["held", "lost", "ended", "unknown"]
-"""Of a run: its beat changes; it does not; it is not running; it has no beat."""
+Holding = Literal["held", "lost", "ended", "finished", "unknown"]
+"""Of a run: its beat changes; it does not; it has ended, before its end or at it; it has no beat."""
 
 _NAMED = 5
 _PAGE = 200
@@ -212,7 +212,7 @@ def wait_for_decision(
         while True:
             run = client.get_run(run_id)
             if run.info.status != "RUNNING":
-                return "ended"
+                return _ended(run)
             beat = run.data.tags.get(tag("beat"))
             if beat is None:
                 return "unknown"
@@ -227,6 +227,10 @@ def wait_for_decision(
         return "held"
 
 
+def _ended(run: "Run") -> Holding:
+    return "finished" if run.info.status == "FINISHED" else "ended"
+
+
 def _fence(client: "MlflowClient", run: "Run") -> Holding:
     """Raise the attempt of a silent run; take that back where its process shows a beat after all."""
     run_id, attempt = run.info.run_id, attempt_of(run.data.tags)
@@ -234,7 +238,7 @@ def _fence(client: "MlflowClient", run: "Run") -> Holding:
     now = client.get_run(run_id)
     if now.info.status != "RUNNING":
         # Another watcher was quicker, or its process has come to its end.
-        return "ended"
+        return _ended(now)
     if now.data.tags.get(tag("beat")) == run.data.tags.get(tag("beat")):
         return "lost"
     client.set_tag(run_id, tag("attempt"), str(attempt))

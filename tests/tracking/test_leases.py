@@ -9,7 +9,7 @@ import pytest
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.running.kept_runs import plan_prune, read_runs
-from resnet_bench.running.run_folder import RunFolder, RunInUse
+from resnet_bench.running.run_folder import STATE_FILE, RunFolder, RunInUse, read_state, settle
 from resnet_bench.tracking.cursor import CURSOR, JOURNAL, Cursor
 from resnet_bench.tracking.delivery import Delivery
 from resnet_bench.tracking.facts import RunFacts
@@ -270,6 +270,7 @@ def test_a_server_that_was_away_is_watched_from_the_beginning() -> None:
         ({BEAT: "1"}, "RUNNING", True, "held"),
         ({}, "RUNNING", False, "unknown"),
         ({BEAT: "1"}, "KILLED", False, "ended"),
+        ({BEAT: "1"}, "FINISHED", False, "finished"),
     ],
 )
 def test_who_waits_for_a_decision_gets_one(tags: dict[str, str], status: str, beats: bool, decision: str) -> None:
@@ -387,6 +388,16 @@ def test_the_lease_of_another_hosts_run_decides_whatever_its_lock_says(
     other_host.release()
 
 
+def test_a_run_that_was_finished_while_another_waited_for_it_is_not_taken_over(
+    other_host: RunFolder, describe: Describe, tmp_path: Path
+) -> None:
+    folder = RunFolder.acquire(tmp_path / "runs", describe(), watch=lambda _: "finished")
+    assert folder.run_id is None
+    assert not (other_host.path / TAKEN_OVER).exists()
+    folder.release()
+    other_host.release()
+
+
 def test_a_copy_that_fails_leaves_a_lost_run_as_it_was(
     other_host: RunFolder, describe: Describe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -448,7 +459,7 @@ def test_a_locked_folder_without_a_lease_is_left_alone(
 
 
 def test_what_a_lost_process_wrote_since_is_not_delivered(
-    other_host: RunFolder, describe: Describe, tmp_path: Path
+    other_host: RunFolder, describe: Describe, store: Store, tmp_path: Path
 ) -> None:
     other_host.release()
     (other_host.path / CURSOR).unlink()
@@ -456,6 +467,17 @@ def test_what_a_lost_process_wrote_since_is_not_delivered(
     said: list[str] = []
     assert flush_all(None, tmp_path / "runs", say=said.append)
     assert said[0].startswith("nothing to deliver")
+    # Nor where the other process has finished the run, and its result is cached.
+    run_id = other_host.run_id
+    assert run_id is not None
+    store.client().set_terminated(run_id, "FINISHED")
+    before = store.client().get_metric_history(run_id, "step/loss")
+    settle(tmp_path / "runs", other_host.path.name, run_id, store)
+    assert store.client().get_run(run_id).info.status == "FINISHED"
+    assert store.client().get_metric_history(run_id, "step/loss") == before
+    state = read_state(other_host.path / STATE_FILE)
+    assert state is not None
+    assert state["status"] != "finished"
 
 
 def test_a_process_that_lost_its_run_sends_nothing_more(
