@@ -180,10 +180,12 @@ class _Push:
     def _copied(self, run: "Run", shown: PushedRun, parent: "Run | None", into: str) -> str | None:
         """Copy a run, unless it is there; return the id that it has in the target."""
         origin = _origin(run)
-        if origin != run.info.run_id and (original := self._original(origin)) is not None:
+        copy = self._copies.get(origin)
+        # A copy may come back to where its original is, and a run to where it is itself: a server of the same database.
+        may_be_there = copy is None or origin != run.info.run_id
+        if may_be_there and (original := self._original(origin)) is not None:
             self._report.there += 1
             return original
-        copy = self._copies.get(origin)
         if copy is not None and copy.info.lifecycle_stage != "active":
             self._report.deleted.append(shown)
             return None

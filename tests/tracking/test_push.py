@@ -106,6 +106,16 @@ def test_everything_is_copied_once(store: Store, target: Store, study: dict[str,
     assert_copied(store, target, study)
 
 
+def test_runs_that_are_there_themselves_are_not_copied(store: Store, study: dict[str, str], tmp_path: Path) -> None:
+    """As where the target is a server of the same database, which has another address."""
+    assert store.path is not None
+    same = Store.resolve(f"sqlite:///{tmp_path}/served.db")
+    shutil.copy(store.path, tmp_path / "served.db")
+    report = push(store, same)
+    assert (report.pushed, report.there) == ([], 3)
+    assert {run.info.run_id for run in runs_of(same).values()} == set(study.values())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "call"),
