@@ -17,8 +17,10 @@ from resnet_bench.running.safetensors import read_safetensors
 from resnet_bench.tracking.cursor import JOURNAL
 from resnet_bench.tracking.finished_runs import find_run, finished_runs
 from resnet_bench.tracking.journal import last_values, read
+from resnet_bench.tracking.mlflow_client import pages
 from resnet_bench.tracking.model import PROGRAM, load_weights
 from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.summaries import counted
 from resnet_bench.tracking.vocabulary import current_metrics, final_metric, tag
 from resnet_bench.training.events import State
 
@@ -130,7 +132,8 @@ def _in_store(name: str, store: Store) -> TrainedRun:
         same = " and ".join(
             f"tags.`{tag(key)}` = '{tags.get(tag(key), '')}'" for key in ("fingerprint", "data_fingerprint", "role")
         )
-        repeats = client.search_runs([run.info.experiment_id], f"attributes.status = 'FINISHED' and {same}")
+        alike = pages(client.search_runs, [run.info.experiment_id], f"attributes.status = 'FINISHED' and {same}")
+        repeats = counted(list(alike))
         with TemporaryDirectory(prefix="resnet-bench-model-") as scratch:
             recipe = client.download_artifacts(run_id, RECIPE_FILE, scratch)
             model = client.download_artifacts(run_id, f"model/{PROGRAM}", scratch)
@@ -147,13 +150,11 @@ def _in_store(name: str, store: Store) -> TrainedRun:
         tags=tags,
         accuracies=_accuracies(run.data.metrics),
         weights=weights,
-        repeats=dict(
-            sorted(
-                (int(other.data.tags[tag("seed")]), accuracies["accuracy_standard"])
-                for other in repeats
-                if "accuracy_standard" in (accuracies := _accuracies(other.data.metrics))
-            )
-        ),
+        repeats={
+            int(other.data.tags[tag("seed")]): accuracies["accuracy_standard"]
+            for other in repeats
+            if "accuracy_standard" in (accuracies := _accuracies(other.data.metrics))
+        },
     )
 
 

@@ -286,6 +286,23 @@ def test_the_lines_of_the_model_card_give_the_accuracy_that_was_logged(
 
 
 @pytest.mark.slow
+def test_a_seed_that_was_trained_twice_counts_by_its_latest_run(
+    finished: tuple[str, Path, Finished], store: Store
+) -> None:
+    run_id, _, last = finished
+    client = store.client()
+    original = client.get_run(run_id)
+    again = client.create_run(
+        original.info.experiment_id, tags=original.data.tags, start_time=original.info.start_time + 1
+    ).info.run_id
+    accuracy = last.metrics["test/accuracy_standard"]
+    client.log_metric(again, "final/test_accuracy_standard", accuracy - 0.01)
+    client.set_terminated(again, "FINISHED")
+    assert find_trained(run_id, store).repeats == {77: pytest.approx(accuracy - 0.01, abs=1e-4)}
+    client.delete_run(again)
+
+
+@pytest.mark.slow
 def test_the_verb_exports_a_run(finished: tuple[str, Path, Finished], store: Store, tmp_path: Path) -> None:
     run_id, _, _ = finished
     typed: Callable[..., Any] = CliRunner().invoke
