@@ -97,6 +97,11 @@ def watch(
     store = Store.resolve(tracking)
     if problem := store.check(to_write=False):
         raise UserError(f"{store.redacted_uri} cannot be watched: {problem}")
+    if not store.is_server:
+        raise UserError(
+            f"{store.redacted_uri} is no MLflow server, and runs show signs of life to a server alone; "
+            "name one with --tracking"
+        )
     leases = LeaseWatch()
     with contextlib.suppress(KeyboardInterrupt):
         while until is None or time.monotonic() < until:

@@ -38,7 +38,7 @@ def close_stale_runs(store: Store) -> list[StaleRun]:
         ids = [experiment.experiment_id for experiment in found if experiment is not None]
         running = client.search_runs(ids, "attributes.status = 'RUNNING'", max_results=_MAX_RUNS) if ids else []
         for run in running:
-            if reason := _exit_reason(run.data.tags, one_machine=not store.is_server):
+            if reason := _exit_reason(run.data.tags, one_machine=store.path is not None):
                 _close(client, run.info.run_id, reason)
                 dead.append(StaleRun(run.info.run_id, run.info.run_name or run.info.run_id, reason))
     except Exception as error:  # whatever the database driver or the server's client raises

@@ -12,6 +12,7 @@ import torch
 from resnet_bench.base.errors import UserError
 from resnet_bench.cli import app, machine, options
 from resnet_bench.data import dataset
+from resnet_bench.tracking.store import Store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -273,9 +274,14 @@ def test_an_option_that_a_verb_lacks_is_named_as_it_was_typed(
 
 
 def test_a_watch_that_was_given_some_time_says_by_its_exit_code_that_it_is_used_up(
-    invoke, empty_database: Path, tmp_path: Path
+    invoke, empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(empty_database, tmp_path / "mlflow.db")
+    refused = invoke("tracking watch --max-minutes 0.0001")
+    assert (refused.code, refused.out) == (2, "")
+    said = " ".join(refused.err.split())
+    assert "mlflow.db is no MLflow server, and runs show signs of life to a server alone" in said
+    monkeypatch.setattr(Store, "is_server", True)
     assert invoke("tracking watch --max-minutes 0.0001").code == 124
 
 
