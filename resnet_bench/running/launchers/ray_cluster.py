@@ -145,8 +145,13 @@ class RayCluster:
                 except _ActorGone:
                     return False
                 for (number, attempt), text in told.items():
-                    with path_of(launch.events, number, attempt).open("ab") as file:
-                        file.write(text)
+                    path = path_of(launch.events, number, attempt)
+                    try:
+                        with path.open("ab") as file:
+                            file.write(text)
+                    except OSError as error:
+                        # The actor keeps all of it; the next look continues where this one broke off.
+                        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
             if is_over:
                 with contextlib.suppress(UserError):
                     _answer(supervisor.clear.remote())
