@@ -128,7 +128,8 @@ INLINE floats activated(floats x, enum activation activation) {
 INLINE floats pulled_back(floats gradient, floats x, enum activation activation) {
     switch (activation) {
     case RELU:
-        return (floats)((x > 0.0f) & (ints)gradient);
+        /* As torch's: where x is not a number, the gradient is passed on. */
+        return (floats)(~(x <= 0.0f) & (ints)gradient);
     case SILU: {
         floats passed = sigmoid(x);
         return gradient * passed * (1.0f + x * (1.0f - passed));

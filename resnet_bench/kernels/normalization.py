@@ -168,7 +168,9 @@ class _Normalize(torch.autograd.Function):
         count, channels, height, width = maps.shape
         rows, columns = pool.size(height), pool.size(width)
         mean, variance = torch.empty(channels), torch.empty(channels)
-        outputs = maps.new_empty((count, rows, columns, channels)).permute(0, 3, 1, 2)
+        # Not a view of a tensor in that order: autograd would refuse an in-place layer behind it, such as a ReLU.
+        shape = (count, channels, rows, columns)
+        outputs = torch.empty(shape, dtype=maps.dtype, memory_format=torch.channels_last)
         # What a pool before the normalization gives, or what each overlapping window's largest was before it.
         pooled = torch.empty_like(outputs) if pool in (Pool.BEFORE, Pool.OVERLAPPING_BEHIND) else None
         places = torch.empty((count, rows, columns, channels), dtype=torch.uint8) if pool is not Pool.NONE else None

@@ -117,6 +117,29 @@ def test_nan_is_passed_on(pool: Pool) -> None:
     assert not outputs[:, :3].isnan().any()
 
 
+def test_a_gradient_is_passed_on_where_the_output_is_not_a_number() -> None:
+    maps, shortcut = some_maps((4, 16, 4, 4)), some_maps((4, 16, 4, 4), 1).requires_grad_()
+    with torch.no_grad():
+        shortcut[1, 3, 2, 2] = torch.nan
+    outputs = normalization.normalize_and_add(maps, some_norm(16), shortcut, None, activation=Activation.RELU)
+    (ours,) = torch.autograd.grad(outputs, shortcut, torch.ones_like(outputs))
+    torchs = F.relu(some_norm(16)(maps) + shortcut)
+    (theirs,) = torch.autograd.grad(torchs, shortcut, torch.ones_like(torchs))
+    assert ours[1, 3, 2, 2] == 1
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("pool", list(Pool))
+def test_a_layer_behind_may_change_what_comes_out_in_place(pool: Pool) -> None:
+    found = []
+    for inplace in (False, True):
+        maps = some_maps((4, 16, 6, 6)).requires_grad_()
+        outputs = normalization.normalize(maps, some_norm(16), pool=pool, activation=Activation.IDENTITY)
+        (gradient,) = torch.autograd.grad(F.relu(outputs, inplace=inplace).square().sum(), maps)
+        found.append(gradient)
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("value", [-1e30, -200.0, -90.0, -20.0, 0.0, 20.0, 90.0, 200.0, 1e30])
 def test_silu_of_large_numbers(value: float) -> None:
     norm = some_norm(16, affine=True)
