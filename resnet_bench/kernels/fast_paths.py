@@ -319,7 +319,7 @@ def time_pooled(
         if inputs:
             torch.autograd.grad(outputs, inputs, torch.ones_like(outputs))
 
-    # Otherwise the context would replace the convolution that is timed.
+    # The context would be asked at every call of torch, which takes time.
     with torch._C.DisableTorchFunction():
         return relative_times(("apart", "winograd"), compute)
 

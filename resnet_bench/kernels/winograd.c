@@ -341,7 +341,8 @@ INLINE void convolve_tiles(
  * weights     [outputs, channels, 3, 3]; where `turned`, [channels, outputs, 3, 3], whose rows and columns run backwards
  * outputs     a multiple of 8, too
  * bias        [outputs], or NULL
- * results     [images, out_height, out_width, outputs], written; at most height + 2 * padding - 2 rows
+ * results     [images, out_height, out_width, outputs], written; at most height + 2 * padding - 2 rows, and one more
+ *             where there are places, for a map whose last row no window of the pool has; likewise columns
  * out_places  NULL; or [images, out_height / 2, out_width / 2, outputs], written, as are the results then: of each four
  *             outputs only the largest, and its place; height and width are even
  *

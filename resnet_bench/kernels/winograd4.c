@@ -240,7 +240,8 @@ struct workplace {
     float *sums;
 };
 
-/* The largest pixel of a tile, or of the pool's windows that it meets; infinite where one is not a finite number. */
+/* The largest pixel of a tile, or of the pool's windows that it meets; infinite where one is not a finite number, or so
+ * large that a frequency may not be one. */
 INLINE float largest_pixel(const struct pixels *pixels, int64_t channels) {
     /* Several, such that none waits for another. */
     __m512i in_column[IN] = {0};
@@ -257,7 +258,7 @@ INLINE float largest_pixel(const struct pixels *pixels, int64_t channels) {
     const uint32_t bits = _mm512_reduce_max_epu32(_mm512_max_epu32(even, odd)) << 16;
     float found;
     memcpy(&found, &bits, sizeof found);
-    return found <= 3e38f ? found : INFINITY;
+    return found <= 1e37f ? found : INFINITY;
 }
 
 /* A pixel's channels, as many as two vectors have. */

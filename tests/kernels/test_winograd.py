@@ -172,6 +172,20 @@ def test_large_tiles_round_convolutions_less_than_small_ones(channels) -> None:
 
 
 @needs_large_tiles
+@pytest.mark.parametrize("size", [5e36, 2e37, 3e38])
+def test_large_tiles_take_no_large_number_for_zero(size) -> None:
+    images, weight = torch.full((1, 32, 4, 4), size).bfloat16(), torch.full((32, 32, 3, 3), 1e-3)
+    outputs, exact = (
+        winograd.convolve(images, weight, None, 1, large_tiles=True),
+        torch.conv2d(images.double(), weight.double(), padding=1),
+    )
+    if size < 1e37:
+        torch.testing.assert_close(outputs.double(), exact, rtol=0.02, atol=0)
+    else:
+        assert outputs.isnan().all()
+
+
+@needs_large_tiles
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_large_tiles_pass_on_what_is_not_a_number(bad) -> None:
     images, weight = random_maps(2, 32, 8, 8, seed=1), torch.randn(32, 32, 3, 3)
