@@ -44,7 +44,9 @@ def _apply() -> None:
     if library is None:
         return
     for parameter, value in _policies[-1].items():
-        library.mallopt(parameter, value)
+        # Before 2.35 glibc refuses a larger threshold than its own largest one, and no longer adapts it all the same.
+        if not library.mallopt(parameter, value) and parameter == _M_MMAP_THRESHOLD:
+            library.mallopt(parameter, _RETURN[parameter])
     if _policies[-1] is _RETURN:
         library.malloc_trim(0)
 

@@ -7,7 +7,10 @@ import sys
 import pytest
 import torch
 
+from resnet_bench.kernels import allocator
 from resnet_bench.kernels.allocator import retain_heap
+
+M_MMAP_THRESHOLD = -3  # <malloc.h>
 
 IN_A_PROCESS_OF_ITS_OWN = """
 import psutil
@@ -51,3 +54,30 @@ def test_without_glibc_it_does_nothing(monkeypatch) -> None:
     monkeypatch.setattr("resnet_bench.kernels.allocator.glibc", lambda: None)
     with retain_heap(True):
         assert torch.ones(3).sum() == 3
+
+
+class Glibc:
+    """The C library's answers: before 2.35 it refuses more than 32 MiB for its threshold."""
+
+    def __init__(self, largest: float) -> None:
+        self.largest = largest
+        self.accepted: dict[int, int] = {}
+
+    def mallopt(self, parameter: int, value: int) -> int:
+        if parameter == M_MMAP_THRESHOLD and value > self.largest:
+            return 0
+        self.accepted[parameter] = value
+        return 1
+
+    def malloc_trim(self, _: int) -> int:
+        return 1
+
+
+@pytest.mark.parametrize(("largest", "threshold"), [(2**31, 2**30), (2**25, 2**25)])
+def test_a_threshold_that_is_refused_is_as_large_as_can_be(
+    largest: float, threshold: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = Glibc(largest)
+    monkeypatch.setattr(allocator, "glibc", lambda: library)
+    with retain_heap(True):
+        assert library.accepted[M_MMAP_THRESHOLD] == threshold
