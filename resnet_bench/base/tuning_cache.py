@@ -55,7 +55,7 @@ class TuningCache:
 
 @functools.cache
 def machine_tuning_cache(machine: str) -> TuningCache:
-    """The choices for a machine, named with all that a measurement depends on: processor, threads, versions.
+    """The choices for a machine, named with all that a measurement depends on: processor, threads, versions, compiler.
 
     They are kept in the user's cache folder, one file for a machine and the kernels as they are: a faster one may have
     been the slower one before.

@@ -18,7 +18,7 @@ from resnet_bench.base.text import plural
 from resnet_bench.base.tuning_cache import TuningCache, machine_tuning_cache
 from resnet_bench.execution.choices import ExecutionMode, Precision, PrecisionChoice
 from resnet_bench.execution.threads import choose_threads
-from resnet_bench.kernels import normalization
+from resnet_bench.kernels import native, normalization
 from resnet_bench.kernels.allocator import retain_heap
 from resnet_bench.kernels.fast_paths import FastPaths
 from resnet_bench.kernels.fusion import fuse
@@ -174,7 +174,9 @@ class Execution:
     def memory(self) -> TuningCache:
         """Return what was measured on this machine, with as many threads."""
         machine = kind_text(machine_kind(processor()))
-        return machine_tuning_cache(f"{machine}, {self.threads} threads, torch {torch.__version__}")
+        return machine_tuning_cache(
+            f"{machine}, {self.threads} threads, torch {torch.__version__}, {native.compiler()}"
+        )
 
     def synchronize(self) -> None:
         """Wait until the device has finished all its work."""

@@ -118,12 +118,26 @@ def compiler_command() -> list[str]:
     return [found, *command[1:]]
 
 
+def compiler() -> str:
+    """Return the C compiler's command and version, or why there is none: it decides which kernels there are."""
+    return _compiler(os.environ.get("CC", ""), os.environ.get("PATH", ""))
+
+
+@functools.cache
+def _compiler(*_: str) -> str:
+    """The same, once for each value of what names it."""
+    try:
+        command = compiler_command()
+        return " ".join([*command, _run([command[0], "--version"])])
+    except CompileError as error:
+        return str(error)
+
+
 def _key(source: Path, command: Sequence[str]) -> str:
     """Of everything that decides what is compiled: text, flags, compiler and processor."""
     processor = Path("/proc/cpuinfo")
     flags = [line for line in _lines(processor) if line.startswith(("model name", "flags", "Features"))]
-    version = _run([*command[:1], "--version"])
-    parts = [*_texts(source), *command, version, *sorted(set(flags))]
+    parts = [*_texts(source), *command, compiler(), *sorted(set(flags))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

@@ -1,11 +1,13 @@
 """What an execution resolves to, and that it leaves no trace behind."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.tuning_cache import machine_tuning_cache
 from resnet_bench.execution.execution import SWITCHES, Execution
 from tests.stub_cuda import needs_gpu
 
@@ -107,3 +109,20 @@ def test_every_switch_is_a_field_that_descriptions_name() -> None:
     for name in SWITCHES:
         switched = dataclasses.replace(execution, **{name: True})
         assert switched.describe() != execution.describe()
+
+
+def test_what_was_measured_is_of_the_compiler_that_made_the_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without one there are no kernels of ours to choose, and a newer one may make faster ones."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    machine_tuning_cache.cache_clear()
+    execution = Execution.resolve("cpu", threads=1)
+    execution.memory().put("forward", "winograd")
+    assert execution.memory().get("forward") == "winograd"
+    compiler = tmp_path / "newer"
+    compiler.write_text("#!/bin/sh\necho 99.1\n")
+    compiler.chmod(0o700)
+    for command in (str(compiler), "none-such"):
+        monkeypatch.setenv("CC", command)
+        assert execution.memory().get("forward") is None
