@@ -196,7 +196,7 @@ QUANTITIES = {
     "handles": "open file handles",
     "threads": "threads",
     "database_megabytes": "MLflow's database, MB",
-    "processor_seconds": "processor seconds a run",
+    "cpu_seconds": "CPU seconds a run",
     "seconds": "seconds a run",
 }
 
