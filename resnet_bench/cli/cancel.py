@@ -7,8 +7,8 @@ import typer
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.names import unknown_name
 from resnet_bench.base.text import plural
-from resnet_bench.cli.options import DEFAULT_RUNS, Json, RunDir, help_text, new_app
-from resnet_bench.cli.screen import echo, print_json
+from resnet_bench.cli.options import DEFAULT_RUNS, Json, RunDir, check_run_dir, help_text, new_app
+from resnet_bench.cli.screen import FAILED, echo, note, print_json
 from resnet_bench.running.launchers.launch import find_launches
 
 app = new_app()
@@ -28,6 +28,7 @@ def cancel(
     run_dir: RunDir = DEFAULT_RUNS,
     as_json: Json = False,
 ) -> None:
+    check_run_dir(run_dir)
     launches = {launch.name: launch for launch in find_launches(run_dir)}
     for name in names or ():
         if name not in launches:
@@ -38,14 +39,24 @@ def cancel(
     from resnet_bench.running.launchers.progress import look
 
     cancelled: dict[str, list[str]] = {}
+    problems: list[str] = []
     for launch in [launches[name] for name in names or launches]:
         jobs = {row.job for row in look(launch)[0] if row.open}
         handles = [handle for handle in launch.handles if handle.id in jobs]
-        if handles:
+        if not handles:
+            continue
+        try:
             find_cluster(launch.options).cancel(handles)
-            cancelled[launch.name] = [handle.id for handle in handles]
-            echo(f"{launch.name}: cancelled {plural(len(handles), 'job')}")
-    if not cancelled:
+        except UserError as error:
+            # A cluster that is gone keeps no other launch from being cancelled.
+            problems.append(f"{launch.name}: not cancelled: {error}")
+            note(problems[-1])
+            continue
+        cancelled[launch.name] = [handle.id for handle in handles]
+        echo(f"{launch.name}: cancelled {plural(len(handles), 'job')}")
+    if not cancelled and not problems:
         echo("no job is waiting or running")
     if as_json:
-        print_json("cancel", cancelled=cancelled)
+        print_json("cancel", cancelled=cancelled, problems=problems)
+    if problems:
+        raise typer.Exit(FAILED)

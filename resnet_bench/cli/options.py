@@ -97,6 +97,16 @@ def data_folder(given: Path | None) -> Path:
     raise UserError(f"{where}: {folder} {what}; name the folder that holds CIFAR")
 
 
+def check_run_dir(folder: Path) -> None:
+    """Refuse a folder of runs that was mistyped: nothing in it would look like nothing to do.
+
+    Raises:
+        UserError: There is no such folder; the default one may be missing, before the first run.
+    """
+    if folder != DEFAULT_RUNS and not folder.is_dir():
+        raise UserError(f"--run-dir {folder}: there is no such folder")
+
+
 def parse_share(text: str | None) -> tuple[int, int] | None:
     """Read ``3/16``: the third of sixteen shares.
 

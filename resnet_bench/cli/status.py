@@ -9,7 +9,7 @@ from rich.text import Text
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import DASH, percent
-from resnet_bench.cli.options import DEFAULT_RUNS, Json, RunDir, help_text, new_app
+from resnet_bench.cli.options import DEFAULT_RUNS, Json, RunDir, check_run_dir, help_text, new_app
 from resnet_bench.cli.screen import console, echo, new_table, note, print_json, print_table
 from resnet_bench.running.launchers.launch import Launch, find_launches
 
@@ -33,6 +33,7 @@ def status(
 ) -> None:
     if watch and as_json:
         raise UserError("--watch is for a person's screen; with --json, look again when you need to know")
+    check_run_dir(run_dir)
     watched: set[str] = set()
     while True:
         launches = find_launches(run_dir)

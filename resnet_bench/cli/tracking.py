@@ -14,6 +14,7 @@ from resnet_bench.cli.options import (
     MaxMinutes,
     RunDir,
     TrackingURI,
+    check_run_dir,
     deadline,
     help_text,
     new_app,
@@ -32,6 +33,7 @@ app = new_app("Look after the tracking store.")
     )
 )
 def flush(tracking: TrackingURI = None, run_dir: RunDir = DEFAULT_RUNS, as_json: Json = False) -> None:
+    check_run_dir(run_dir)
     named = Store.resolve(tracking, Path.cwd()) if tracking else None
     said: list[str] = []
 

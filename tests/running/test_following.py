@@ -20,12 +20,15 @@ HOURS = 4 * 3600.0
 
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Each command of Slurm that was given, in a file; ``squeue`` knows of a job that waits until it is cancelled."""
+    """Each command of Slurm that was given, in a file; ``squeue`` knows of a job that waits until it is cancelled, and
+    of one that cannot be."""
     commands, asked = tmp_path / "bin", tmp_path / "asked"
     commands.mkdir()
     for name, does in {
-        "scancel": "",
-        "squeue": f"grep -q scancel {asked} && echo '7_0|CANCELLED|' || echo '7_0|PENDING|'",
+        "scancel": f"case $* in *8_0*) echo no such cluster >&2; exit 1;; esac; touch {asked}-and-cancelled",
+        "squeue": f"""
+            echo '8_0|PENDING|'
+            test -e {asked}-and-cancelled && echo '7_0|CANCELLED|' || echo '7_0|PENDING|'""",
     }.items():
         (commands / name).write_text(f"#!/bin/sh\necho {name} >> {asked}\n{does}\n")
         (commands / name).chmod(0o755)
@@ -33,9 +36,9 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return asked
 
 
-def submitted(folder: Path) -> Launch:
+def submitted(folder: Path, job: str = "7_0") -> Launch:
     launch = Launch.create(folder / "runs", SlurmOptions(gpus_per_node=0), [tiny_job()], None)
-    return launch.submitted([Handle("7_0", (0,))])
+    return launch.submitted([Handle(job, (0,))])
 
 
 def test_squeue_is_asked_at_once_when_jobs_are_cancelled(
@@ -53,8 +56,28 @@ def test_squeue_is_asked_at_once_when_jobs_are_cancelled(
 
 def test_status_says_how_launches_that_have_ended_are_shown(tmp_path: Path) -> None:
     where = f"--run-dir {tmp_path / 'runs'}"
+    (tmp_path / "runs").mkdir()
     assert typed(f"status {where}").out == "no job is waiting or running\n"
     write_to(path_of(submitted(tmp_path).events, 0, 0)).take(JobFinished("it broke"))
     assert typed(f"status {where}").out == "no job is waiting or running; --all shows how those before have ended\n"
     (task,) = json.loads(typed(f"status {where} --all --json").out)["tasks"]
     assert task["reason"] == "it broke"
+
+
+def test_a_cluster_that_is_gone_keeps_no_other_launch_from_being_cancelled(asked: Path, tmp_path: Path) -> None:
+    gone, live = submitted(tmp_path, "8_0"), submitted(tmp_path)
+    found = typed(f"cancel --run-dir {tmp_path / 'runs'} --json")
+    document = json.loads(found.out)
+    assert found.code == 1
+    assert document["cancelled"] == {live.name: ["7_0"]}
+    assert len(document["problems"]) == 1
+    assert document["problems"][0].startswith(f"{gone.name}: not cancelled: ")
+    assert "no such cluster" in document["problems"][0]
+    assert asked.read_text().split().count("scancel") == 2
+
+
+@pytest.mark.parametrize("verb", ["cancel", "status", "tracking flush"])
+def test_a_mistyped_folder_of_runs_is_refused(verb: str) -> None:
+    found = typed(f"{verb} --run-dir rnus")
+    assert (found.code, found.out) == (2, "")
+    assert found.err == "error: --run-dir rnus: there is no such folder\n"
