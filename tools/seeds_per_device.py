@@ -20,7 +20,7 @@ from typing import Any
 from resnet_bench.data.dataset import Dataset, ImageLocation, load_images
 from resnet_bench.execution.choices import ExecutionMode
 from resnet_bench.execution.execution import Execution
-from resnet_bench.recipe.changes import cut_short
+from resnet_bench.recipe.changes import cut_short, override
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.launchers import child as processes
@@ -36,40 +36,66 @@ class Worker:
     connection: Connection
 
 
-def serve(connection: Connection, images: ImageLocation, recipe: Recipe, seed: int, warm_up: int) -> None:
+@dataclass(frozen=True)
+class Turn:
+    """What a worker trains in its turn.
+
+    Attributes:
+        recipe: The recipe, cut short.
+        warm_up: The step behind which images count.
+        end: The last step.
+    """
+
+    recipe: Recipe
+    warm_up: int
+    end: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, *, warm_up: int | None, steps: int) -> "Turn":
+        """Cut a recipe short to some steps and those of a warm-up; None warms up for a whole epoch.
+
+        Where CUDA graphs replay hundreds of steps, these are told at once, and a part of an epoch is not seen.
+        """
+        short = cut_short(recipe, steps + (warm_up or 0))
+        if warm_up is not None:
+            return cls(short, warm_up, short.steps_per_epoch)
+        if short.training.epochs == 1:
+            short = override(short, {"training.epochs": 2})
+        return cls(short, short.steps_per_epoch, 2 * short.steps_per_epoch)
+
+
+def serve(connection: Connection, images: ImageLocation, turn: Turn, seed: int) -> None:
     """In a worker: train whenever an execution comes."""
     processes.stop_without_parent()
-    dataset = load_images(recipe.data.dataset, images)
+    dataset = load_images(turn.recipe.data.dataset, images)
     with contextlib.suppress(EOFError, OSError):
         while (execution := connection.recv()) is not None:
-            connection.send(train_in_step(connection, recipe, execution, seed, dataset, warm_up))
+            connection.send(train_in_step(connection, turn, execution, seed, dataset))
 
 
-def train_in_step(
-    connection: Connection, recipe: Recipe, execution: Execution, seed: int, dataset: Dataset, warm_up: int
-) -> int:
-    """Train an epoch, waiting for the others behind the warm-up; returns the images behind it."""
+def train_in_step(connection: Connection, turn: Turn, execution: Execution, seed: int, dataset: Dataset) -> int:
+    """Train a turn, waiting for the others behind the warm-up; returns the images behind it."""
     counted, is_warm = 0, False
-    with contextlib.closing(train(recipe, execution, seed, dataset)) as events:
+    with contextlib.closing(train(turn.recipe, execution, seed, dataset)) as events:
         for event in events:
             if not isinstance(event, Steps):
                 continue
             if is_warm:
                 counted += event.images
-            elif event.last_step >= warm_up:
+            elif event.last_step >= turn.warm_up:
                 is_warm = True
                 connection.send("warm")
                 connection.recv()
-            if event.last_step == recipe.steps_per_epoch:
+            if event.last_step >= turn.end:
                 break
     return counted
 
 
-def start(images: ImageLocation, recipe: Recipe, seed: int, warm_up: int) -> Worker:
+def start(images: ImageLocation, turn: Turn, seed: int) -> Worker:
     """Start a worker."""
     context = processes.context()
     ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs, images, recipe, seed, warm_up), daemon=True)
+    process = context.Process(target=serve, args=(theirs, images, turn, seed), daemon=True)
     processes.start(process)
     theirs.close()
     return Worker(process, ours)
@@ -90,12 +116,12 @@ def total_images_per_second(workers: list[Worker], execution: Execution) -> floa
 
 
 def measure(
-    recipe: Recipe, execution: Execution, max_parallel: list[int], *, warm_up: int, steps: int, repeats: int
+    recipe: Recipe, execution: Execution, max_parallel: list[int], *, warm_up: int | None, steps: int, repeats: int
 ) -> list[dict[str, Any]]:
     """The rates of each number of processes, all of them taking turns, and their ratios to the first number's."""
-    short = cut_short(recipe, warm_up + steps)
-    images = ImageLocation(Path(), generated=(short.data.available_images, 2))
-    workers = [start(images, short, seed, warm_up) for seed in range(max(max_parallel))]
+    turn = Turn.of(recipe, warm_up=warm_up, steps=steps)
+    images = ImageLocation(Path(), generated=(turn.recipe.data.available_images, 2))
+    workers = [start(images, turn, seed) for seed in range(max(max_parallel))]
     rates: dict[int, list[float]] = {number: [] for number in max_parallel}
     try:
         for _ in range(repeats):
@@ -139,8 +165,7 @@ def main() -> None:
         recipe,
         execution,
         arguments.max_parallel,
-        # On a GPU steps are told fifty at a time.
-        warm_up=2 if on_cpu else 100,
+        warm_up=2 if on_cpu else None,
         steps=arguments.steps or (20 if on_cpu else 500),
         repeats=arguments.repeats,
     )
