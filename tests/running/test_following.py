@@ -54,6 +54,38 @@ def test_squeue_is_asked_at_once_when_jobs_are_cancelled(
     assert asked.read_text().split() == ["scancel", "squeue"]
 
 
+def test_jobs_that_cannot_be_cancelled_are_tried_again_and_named(
+    asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("resnet_bench.running.launchers.slurm.READ_SECONDS", 0.05)
+    monkeypatch.setattr("resnet_bench.running.launchers.slurm.CANCEL_SECONDS", 2.0)
+    stop = Stop()
+    stop.reason = "interrupted by SIGINT"
+    launch = submitted(tmp_path, "8_0")
+    assert [*Slurm(SlurmOptions()).events(launch, stop)] == [(0, JobFinished(interrupted=True))]
+    assert asked.read_text().split().count("scancel") > 1
+    said = "1 job could not be cancelled (scancel: no such cluster); try it again: resnet-bench cancel"
+    assert f"{said} {launch.name}" in caplog.text
+
+
+def test_the_jobs_of_all_arrays_together_are_no_more_than_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("submitit")
+    commands, scripts = tmp_path / "bin", tmp_path / "scripts"
+    commands.mkdir()
+    for name, does in {"sbatch": f'cat "$1" >> {scripts}; echo Submitted batch job 7', "srun": ""}.items():
+        (commands / name).write_text(f"#!/bin/sh\n{does}\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr("resnet_bench.running.launchers.slurm.ARRAY_SIZE", 2)
+    options = SlurmOptions(gpus_per_node=0, max_jobs=6)
+    launch = Launch.create(tmp_path / "runs", options, 6 * [tiny_job()], None)
+    assert len(Slurm(options).submit(launch, [(number,) for number in range(6)])) == 6
+    arrays = [line for line in scripts.read_text().splitlines() if line.startswith("#SBATCH --array")]
+    assert arrays == 3 * ["#SBATCH --array=0-1%2"]
+
+
 def test_status_says_how_launches_that_have_ended_are_shown(tmp_path: Path) -> None:
     where = f"--run-dir {tmp_path / 'runs'}"
     (tmp_path / "runs").mkdir()

@@ -1,14 +1,17 @@
 """What is known of a launch's tasks that have not ended, from what they have written to its folder."""
 
-import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.text import plural
 from resnet_bench.running.events import Event, JobFinished
 from resnet_bench.running.launchers.event_log import EventReader, Suspended, newest_attempts
 from resnet_bench.running.launchers.launch import Handle, Launch
 from resnet_bench.running.stopping import Stop
+
+_log = logging.getLogger(__name__)
 
 
 class Follower:
@@ -36,14 +39,20 @@ class Follower:
             every: Seconds between two looks.
             patience: Seconds that cancelled tasks get for their last word.
         """
-        give_up_at = None
+        give_up_at, is_cancelled, problem = None, False, ""
         while self.open:
-            if stop and give_up_at is None:
-                with contextlib.suppress(UserError):
-                    cancel([handle for handle in self._launch.handles if self.open.keys() & {*handle.tasks}])
-                give_up_at = time.monotonic() + patience
+            if stop and not is_cancelled:
+                give_up_at = give_up_at or time.monotonic() + patience
+                handles = [handle for handle in self._launch.handles if self.open.keys() & {*handle.tasks}]
+                try:
+                    cancel(handles)
+                    is_cancelled = True
+                except UserError as error:
+                    problem = f"{plural(len(handles), 'job')} could not be cancelled ({error})"
             yield from self.look(cancelled=give_up_at is not None)
             if give_up_at is not None and time.monotonic() > give_up_at:
+                if not is_cancelled:
+                    _log.warning("%s; try it again: resnet-bench cancel %s", problem, self._launch.name)
                 yield from self.give_up(JobFinished(interrupted=True))
             if self.open:
                 sleep(every, stop if give_up_at is None else Stop())

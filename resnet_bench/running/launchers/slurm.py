@@ -77,7 +77,8 @@ class Slurm:
                 max_num_timeout=1_000_000,
                 python=shlex.join(["sh", "-c", _DEAF_TO_USR2, sys.executable]),
             )
-            executor.update_parameters(**_parameters(self._options, launch.name))
+            arrays = -(-len(packs) // ARRAY_SIZE)
+            executor.update_parameters(**_parameters(self._options, launch.name, arrays))
             for first in range(0, len(packs), ARRAY_SIZE):
                 part = packs[first : first + ARRAY_SIZE]
                 # It prints what sbatch says, too.
@@ -177,7 +178,7 @@ class _SlurmFollower(Follower):
                 return JobFinished(f"job {job} ended without a word ({name.lower() if name else 'unknown'}){said}")
 
 
-def _parameters(options: SlurmOptions, name: str) -> dict[str, Any]:
+def _parameters(options: SlurmOptions, name: str, arrays: int) -> dict[str, Any]:
     gpus = options.gpus_per_node or 0
     cpus = options.cpus_per_gpu * max(1, gpus)
     asked = {
@@ -196,7 +197,8 @@ def _parameters(options: SlurmOptions, name: str) -> dict[str, Any]:
         "constraint": options.constraint,
         # A job that were told at its start would be requeued for ever.
         "signal_delay_s": min(options.signal_seconds, 30 * options.time),
-        "array_parallelism": options.max_jobs or ARRAY_SIZE,
+        # Slurm counts each array alone.
+        "array_parallelism": max(1, (options.max_jobs or arrays * ARRAY_SIZE) // arrays),
         "setup": list(options.setup) or None,
         # A lost node costs no run, whatever the cluster's default is.
         "additional_parameters": {"requeue": True},
