@@ -101,7 +101,7 @@ def watch(
         raise UserError(f"{store.redacted_uri} cannot be watched: {problem}")
     if not store.is_server:
         raise UserError(
-            f"{store.redacted_uri} is no MLflow server, and runs show signs of life to a server alone; "
+            f"{store.redacted_uri} is not an MLflow server, and runs show signs of life to a server alone; "
             "name one with --tracking"
         )
     leases = LeaseWatch()

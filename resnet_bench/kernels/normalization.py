@@ -65,12 +65,15 @@ def fits(maps: Tensor, norm: nn.BatchNorm2d, pool: Pool) -> bool:
     if not norm.training or maps.device.type != "cpu" or maps.dim() != 4 or maps.dtype not in _DEFINES:
         return False
     count, channels, height, width = maps.shape
+    rows, columns = pool.size(height), pool.size(width)
+    normalized = count * rows * columns if pool is Pool.BEFORE else count * height * width
     tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     return (
         channels == norm.num_features
         and channels % LANES == 0
         # A single value has no variance, and torch refuses it with a sentence.
-        and count * pool.size(height) * pool.size(width) > 1
+        and normalized > 1
+        and min(rows, columns) > 0
         and maps.is_contiguous(memory_format=torch.channels_last)
         and norm.momentum is not None
         and all(tensor is None or (tensor.dtype == torch.float32 and tensor.is_contiguous()) for tensor in tensors)

@@ -74,7 +74,7 @@ class RunFolder:
                     if holding == "held" or (holding == "unknown" and found.is_locked):
                         raise found.error from None
                     if holding == "finished":
-                        # The store has its result, which whoever gets a folder without a run looks for first.
+                        # Its result is in the store, which is searched before a folder without a run is trained in.
                         return cls.create(run_dir, facts)
                     lost.add(found.path)
         except OSError as error:
