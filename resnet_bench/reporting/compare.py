@@ -311,7 +311,7 @@ def _measure(a: RunGroup, b: RunGroup, note: str) -> list[_Measured]:
     found = [_accuracy_row(a, b, note)]
     found += [_timing_row(b, there, note) for there in _places(timed(a), timed(b))]
     split, metric = headline(a, b)
-    everywhere = SharedPlace(("", ()), "", a.runs, b.runs)
+    everywhere = _everywhere(a.runs, b.runs)
     others: tuple[tuple[str, str, Callable[[Run], float | None]], ...] = (
         *([] if metric == "accuracy" else [(f"{split} accuracy", "%", lambda run: run.last_accuracy(split))]),
         (f"standard {split} accuracy", "%", lambda run: run.last_accuracy(split, "accuracy_standard")),
@@ -336,9 +336,13 @@ def _places(a: Sequence[Run], b: Sequence[Run]) -> list[SharedPlace]:
     """Return where costs are compared: on each place that both sides ran on or, if there is none, over all runs."""
     if not a or not b:
         return []
-    everywhere = SharedPlace(("", ()), "", a, b)
-    shared = shared_places(a, b)
-    return shared if shared and len(place_names([*a, *b])) > 1 else [everywhere]
+    shared = shared_places(a, b) if len({run.place for run in (*a, *b)}) > 1 else []
+    return shared or [_everywhere(a, b)]
+
+
+def _everywhere(a: Sequence[Run], b: Sequence[Run]) -> SharedPlace:
+    """Stand for all places: nothing is left out, so that none is named."""
+    return SharedPlace(("", ()), "", a, b)
 
 
 def headline(a: RunGroup, b: RunGroup) -> tuple[str, str]:

@@ -62,13 +62,7 @@ def markdown(comparison: ResultComparison, limits: CheckedLimits | None = None) 
     lines += [f"{_md(line)}  " for line in _preamble(comparison)]
     lines += ["", "| " + " | ".join(COLUMNS[:-1]) + " | |", "|---|---|--:|--:|--:|--:|--:|---|"]
     lines += ["| " + " | ".join(_md(cell) for cell in _cells(row)) + " |" for row in comparison.rows]
-    lines += [
-        "",
-        *(f"- {_md(note)}" for note in notes(comparison)),
-        "",
-        _md(summary(comparison)),
-        "",
-    ]
+    lines += ["", *(f"- {_md(note)}" for note in notes(comparison)), "", _md(summary(comparison)), ""]
     if limits is not None:
         lines += ["## Limits", ""]
         if limits.rows:

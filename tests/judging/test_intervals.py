@@ -3,6 +3,7 @@
 import math
 import random
 import statistics
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -49,47 +50,38 @@ def test_bootstrap_interval_repeats_and_is_shorter_than_t() -> None:
     assert min(VALUES) <= found.low < statistics.fmean(VALUES) < found.high <= max(VALUES)
 
 
-def test_95_percent_interval_covers_95_percent() -> None:
+def coverage(
+    find: Callable[[list[float]], Interval | None], runs: int, *, times: int, of_a_further_run: bool = False
+) -> float:
+    """The share of simulated studies whose interval covers the true mean of 90, or a further run."""
     numbers = random.Random(1)
     hits = 0
-    for _ in range(4000):
-        interval = intervals.mean_interval([numbers.gauss(90, 0.3) for _ in range(5)])
+    for _ in range(times):
+        interval = find([numbers.gauss(90, 0.3) for _ in range(runs)])
         assert interval is not None
-        hits += interval.low <= 90 <= interval.high
-    assert hits / 4000 == pytest.approx(0.95, abs=0.012)
+        hits += interval.low <= (numbers.gauss(90, 0.3) if of_a_further_run else 90) <= interval.high
+    return hits / times
+
+
+def test_95_percent_interval_covers_95_percent() -> None:
+    assert coverage(intervals.mean_interval, 5, times=4000) == pytest.approx(0.95, abs=0.012)
 
 
 def test_95_percent_prediction_interval_covers_a_further_run_in_95_percent() -> None:
-    numbers = random.Random(2)
-    hits = 0
-    for _ in range(4000):
-        interval = intervals.prediction_interval([numbers.gauss(90, 0.3) for _ in range(4)])
-        assert interval is not None
-        hits += interval.low <= numbers.gauss(90, 0.3) <= interval.high
-    assert hits / 4000 == pytest.approx(0.95, abs=0.012)
+    found = coverage(intervals.prediction_interval, 4, times=4000, of_a_further_run=True)
+    assert found == pytest.approx(0.95, abs=0.012)
 
 
 @pytest.mark.parametrize(("seeds", "outside"), [(3, 0.16), (5, 0.32), (10, 0.51)])
 def test_a_claim_of_one_run_lies_outside_the_95_percent_interval_ever_more_often(seeds: int, outside: float) -> None:
-    numbers = random.Random(3)
-    misses = 0
-    for _ in range(6000):
-        interval = intervals.mean_interval([numbers.gauss(90, 0.3) for _ in range(seeds)])
-        assert interval is not None
-        misses += not interval.low <= numbers.gauss(90, 0.3) <= interval.high
-    assert misses / 6000 == pytest.approx(outside, abs=0.02)
+    covered = coverage(intervals.mean_interval, seeds, times=6000, of_a_further_run=True)
+    assert 1 - covered == pytest.approx(outside, abs=0.02)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seeds", "coverage"), [(3, 0.75), (5, 0.83), (10, 0.90)])
-def test_a_bootstrap_interval_of_few_runs_is_too_short(seeds: int, coverage: float) -> None:
-    numbers = random.Random(4)
-    hits = 0
-    for _ in range(3000):
-        interval = intervals.bootstrap_interval([numbers.gauss(90, 0.3) for _ in range(seeds)])
-        assert interval is not None
-        hits += interval.low <= 90 <= interval.high
-    assert hits / 3000 == pytest.approx(coverage, abs=0.02)
+@pytest.mark.parametrize(("seeds", "covered"), [(3, 0.75), (5, 0.83), (10, 0.90)])
+def test_a_bootstrap_interval_of_few_runs_is_too_short(seeds: int, covered: float) -> None:
+    assert coverage(intervals.bootstrap_interval, seeds, times=3000) == pytest.approx(covered, abs=0.02)
 
 
 @pytest.mark.parametrize(("evaluations", "gain"), [(5, 1.16), (10, 1.54), (20, 1.87)])

@@ -169,7 +169,9 @@ def test_a_smoke_study_tunes_nothing_that_a_claim_is_compared_with(study: StudyR
 
 
 def test_tuned_accuracies_are_measured_as_the_claim_is(known: StudyReport) -> None:
-    (claim, *others), definition = known.definition.claims, known.definition  # type: ignore[union-attr]
+    definition = known.definition
+    assert definition is not None
+    claim, *others = definition.claims
     with_views = definition.model_copy(
         update={"claims": (claim.model_copy(update={"metric": "accuracy_tta"}), *others)}
     )
