@@ -18,21 +18,28 @@ from tests.running.conftest import tiny_job
 HOURS = 4 * 3600.0
 
 
+def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripts: dict[str, str]) -> None:
+    """Put commands of a scheduler first on the path."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, script in scripts.items():
+        (commands / name).write_text(f"#!/bin/sh\n{script}\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+
+
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Each command of Slurm that was given, in a file; ``squeue`` knows of a job that waits until it is cancelled, and
     of one that cannot be."""
-    commands, asked = tmp_path / "bin", tmp_path / "asked"
-    commands.mkdir()
-    for name, does in {
+    asked = tmp_path / "asked"
+    does = {
         "scancel": f"case $* in *8_0*) echo no such cluster >&2; exit 1;; esac; touch {asked}-and-cancelled",
         "squeue": f"""
             echo '8_0|PENDING|'
             test -e {asked}-and-cancelled && echo '7_0|CANCELLED|' || echo '7_0|PENDING|'""",
-    }.items():
-        (commands / name).write_text(f"#!/bin/sh\necho {name} >> {asked}\n{does}\n")
-        (commands / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    }
+    scheduler(tmp_path, monkeypatch, {name: f"echo {name} >> {asked}\n{script}" for name, script in does.items()})
     return asked
 
 
@@ -72,12 +79,9 @@ def test_the_jobs_of_all_arrays_together_are_no_more_than_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("submitit")
-    commands, scripts = tmp_path / "bin", tmp_path / "scripts"
-    commands.mkdir()
-    for name, does in {"sbatch": f'cat "$1" >> {scripts}; echo Submitted batch job 7', "srun": ""}.items():
-        (commands / name).write_text(f"#!/bin/sh\n{does}\n")
-        (commands / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")
+    scripts = tmp_path / "scripts"
+    submits = f'cat "$1" >> {scripts}; echo Submitted batch job 7'
+    scheduler(tmp_path, monkeypatch, {"sbatch": submits, "srun": ""})
     monkeypatch.setattr("resnet_bench.running.launchers.slurm.ARRAY_SIZE", 2)
     options = SlurmOptions(gpus_per_node=0, max_jobs=6)
     launch = Launch.create(tmp_path / "runs", options, 6 * [tiny_job()], None)
