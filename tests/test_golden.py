@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
@@ -246,12 +247,23 @@ def _document(line: str) -> dict[str, Any]:
 
 
 def _shape(value: Any, depth: int = 3) -> Any:
-    """The names and types of a document's fields; of a list's items, those of the first."""
+    """The names and types of a document's fields; of a list's items, those of all."""
     if isinstance(value, dict) and depth:
         return {key: _shape(below, depth - 1) for key, below in value.items()}
     if isinstance(value, list) and value:
-        return [_shape(value[0], depth)]
+        return [reduce(_either, (_shape(item, depth) for item in value))]
     return type(value).__name__
+
+
+def _either(left: Any, right: Any) -> Any:
+    if isinstance(left, dict) and isinstance(right, dict):
+        return {key: _either(left.get(key, right.get(key)), right.get(key, left.get(key))) for key in {**left, **right}}
+    if isinstance(left, str) and isinstance(right, str):
+        return " | ".join(sorted({*left.split(" | "), *right.split(" | ")}))
+    if isinstance(left, list) and isinstance(right, list):
+        return [_either(left[0], right[0])]
+    # Of what is empty, or not there, nothing more is known.
+    return left if isinstance(right, str) else right
 
 
 # --- training --------------------------------------------------------------------------------------
