@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -45,6 +46,8 @@ from tests.scale.scripted import HELD, held, make_study
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 
 PATIENCE = 600.0
+NOBODY = "127.0.0.1:6399"
+"""Where no cluster is."""
 
 RUNS = """
 import pickle, sys
@@ -190,6 +193,16 @@ def test_nodes_that_see_no_folder_get_the_images_from_ray_and_jobs_are_seen_and_
     assert "submitted 2 jobs" in detached
     seen = first_json(typed("status", "--json"))
     assert [task["state"] for task in seen["tasks"]] == ["waiting", "waiting"]
+    # A launch on a second cluster, which is gone, is not asked of the first.
+    *_, launch = sorted(project.glob("runs/launches/*"))
+    other = shutil.copytree(launch, launch.with_name("other"))
+    state = (other / "launch.json").read_text()
+    (other / "launch.json").write_text(state.replace(ADDRESS, NOBODY))
+    seen = first_json(typed("status", "--json"))
+    assert len(seen["tasks"]) == 4
+    (problem,) = seen["problems"]
+    assert f"no Ray cluster answers at {NOBODY}" in problem
+    shutil.rmtree(other)
     # No command is left that could notice a lost run: the actor on the head does.
     here = f"{socket.gethostname()} "
     wait_until(lambda: any(each.startswith(here) for each in posts() - before), "somebody watches", PATIENCE)

@@ -7,6 +7,7 @@ import os
 import pickle  # nothing is loaded here  # nosec B403
 import secrets
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -36,6 +37,8 @@ READ_SECONDS = 0.5
 START_SECONDS = 300.0
 """What the cluster gets to start the actor."""
 ANSWER_SECONDS = 60.0
+REACH_SECONDS = 10.0
+"""What the cluster gets to accept a connection."""
 LATE_SECONDS = 30.0
 """Cancelled tasks that have said nothing so long after they were to be killed are given up."""
 HEAD = "node:__internal_head__"
@@ -47,6 +50,8 @@ _GONE = (
     "give the same command again with --resume"
 )
 
+_connected: dict[str, str] = {}
+"""The address that this process has connected Ray to, where it has."""
 _log = logging.getLogger(__name__)
 
 
@@ -196,7 +201,7 @@ def _answer(reference: Any) -> Any:
 
 
 def _connect(address: str) -> Any:
-    """Make this process a client of a cluster, once.
+    """Make this process a client of a cluster; Ray has one at a time.
 
     Raises:
         UserError: There is none at this address.
@@ -204,18 +209,38 @@ def _connect(address: str) -> Any:
     import ray
 
     if ray.is_initialized():
-        return ray
+        if _connected.get("address", address) == address:
+            return ray
+        ray.shutdown()
     where = "no Ray cluster was found" if address == "auto" else f"no Ray cluster answers at {address}"
     # Where a document may be printed, Ray tells of lost nodes; the events tell of what was lost with them.
     importlib.import_module("ray._private.worker")._worker_logs_enabled = False  # type: ignore[attr-defined]
     try:
+        _reach(address)
         with _signals_kept():
             ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         raise UserError(
             f"{where} ({_last_line(error)}); type this on a machine of the cluster, or start one: ray start --head"
         ) from None
+    _connected["address"] = address
     return ray
+
+
+def _reach(address: str) -> None:
+    """Make sure that somebody listens at an address: Ray itself would wait for a quarter of an hour.
+
+    Raises:
+        ConnectionError: Nobody does.
+    """
+    services = importlib.import_module("ray._private.services")
+    place = services.canonicalize_bootstrap_address(address)
+    if place is not None:
+        host, _, port = place.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
+        except OSError as error:
+            raise ConnectionError(error.strerror or str(error)) from None
 
 
 @contextlib.contextmanager
