@@ -99,10 +99,10 @@ def watch(
     store = Store.resolve(tracking)
     if problem := store.check(to_write=False):
         raise UserError(f"{store.redacted_uri} cannot be watched: {problem}")
-    if not store.is_server:
+    if not store.is_shared:
         raise UserError(
-            f"{store.redacted_uri} is not an MLflow server, and runs show signs of life to a server alone; "
-            "name one with --tracking"
+            f"{store.redacted_uri} is a file of one host, where runs show no sign of life; "
+            "name a server with --tracking"
         )
     leases = LeaseWatch()
     with contextlib.suppress(KeyboardInterrupt):

@@ -21,7 +21,6 @@ from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.running.stored_position import (
     PositionUploads,
     fetch_position,
-    remove_positions,
     was_resumed_elsewhere,
 )
 from resnet_bench.tracking.cursor import JOURNAL
@@ -86,7 +85,7 @@ def run(prepared: Prepared, context: Context) -> Generator[Event, None, None]:
 def _folder(prepared: Prepared, context: Context) -> RunFolder:
     if not prepared.request.resume:
         return RunFolder.create(context.run_dir, prepared.facts)
-    if not context.store.is_server:
+    if not context.store.is_shared:
         return RunFolder.acquire(context.run_dir, prepared.facts)
 
     def watch(run_id: str) -> Holding:
@@ -205,9 +204,7 @@ def _tracked(
         # Of a run that is not finished nobody gets the report; another process may deliver what it has taken over.
         if end != "finished" and not report.complete and tracker.uploader.taken_over is None:
             _log.warning("%s: %s", folder.path, report.sentence)
-    remove_delivered(folder.path)
-    if uploads and report.complete:
-        remove_positions(context.store, tracker.run_id)
+    remove_delivered(folder.path, context.store)
     yield Closed(report, meter.joules if meter else None)
 
 

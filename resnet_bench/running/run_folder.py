@@ -308,7 +308,7 @@ def settle(run_dir: Path, name: str, run_id: str | None, store: Store) -> None:
                 with contextlib.suppress(UserError):
                     flush(store, path)
             else:
-                remove_delivered(path)
+                remove_delivered(path, store)
         finally:
             folder.release()
 

@@ -5,7 +5,6 @@ was measured before it: who finds the one there finds the other. Two places take
 becomes of an upload. A run that is finished has its model there, and the positions are removed.
 """
 
-import contextlib
 import logging
 import os
 import shutil
@@ -20,9 +19,9 @@ from resnet_bench.running.run_cache import runs_alike
 from resnet_bench.running.run_folder import RunFolder, RunInUse
 from resnet_bench.tracking.cursor import CURSOR, JOURNAL, Cursor
 from resnet_bench.tracking.facts import RunFacts
-from resnet_bench.tracking.journal import Entry, Journal, metrics_record, read
+from resnet_bench.tracking.journal import Journal, metrics_record
 from resnet_bench.tracking.leases import attempt_of, claim_attempt, wait_for_decision
-from resnet_bench.tracking.run_files import CHECKPOINTS
+from resnet_bench.tracking.run_files import CHECKPOINTS, PLACES, is_out_of_date, positions_in
 from resnet_bench.tracking.stale_runs import close_stale_runs
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 
 UPLOAD_SECONDS = 600.0
 """Between two positions of a run that go to the artifact store: what a lost machine loses at most, with an upload."""
-PLACES = ("0", "1")
-"""Folders below the artifacts' ``checkpoints`` that take turns."""
 _MAX_CANDIDATES = 20
 
 _log = logging.getLogger(__name__)
@@ -91,34 +88,17 @@ class PositionUploads:
         return self._folder.last_checkpoint.parent / place / self._folder.last_checkpoint.name
 
 
-def remove_positions(store: Store, run_id: str | None) -> None:
-    """Remove the positions of a run that is finished; what cannot be removed stays."""
-    if run_id is None:
-        return
-    with contextlib.suppress(Exception):  # whatever the artifact store's client raises
-        client = store.client()
-        places = _places(client, run_id)
-        artifacts = client._tracking_client._get_artifact_repo(run_id)
-        for place in places:
-            artifacts.delete_artifacts(place)  # type: ignore[no-untyped-call]
-
-
 def was_resumed_elsewhere(folder: RunFolder, store: Store) -> bool:
     """Whether a machine that does not share a folder has fetched its run and trained on, so that it is out of date."""
     if folder.run_id is None:
         return False
     try:
         client = store.client()
-        resumed = str(client.get_run(folder.run_id).data.tags.get(tag("resumed"), ""))
-        if not resumed.isdigit() or not _places(client, folder.run_id):
-            return False
+        tags = client.get_run(folder.run_id).data.tags
+        return bool(positions_in(client, folder.run_id)) and is_out_of_date(folder.path, tags)
     except Exception as error:  # whatever the database driver, the server's client and its artifact store raise
         _log.debug("%s was not asked for run %s: %s", store.redacted_uri, folder.run_id, store.describe_error(error))
         return False
-    # A journal may be long: it is read last.
-    entries = (found.record for found in read(folder.path / JOURNAL, final=True) if isinstance(found, Entry))
-    known: int = sum(record["kind"] == "status" and record["status"] == "RUNNING" for record in entries)
-    return int(resumed) > known
 
 
 def fetch_position(folder: RunFolder, facts: RunFacts, store: Store) -> bool:
@@ -161,7 +141,7 @@ def _unfinished_runs(client: "MlflowClient", facts: RunFacts) -> "list[Run]":
 
 def _fetch(folder: RunFolder, run: "Run", client: "MlflowClient", facts: RunFacts, store: Store) -> bool:
     run_id = run.info.run_id
-    if not (places := _places(client, run_id)):
+    if not (places := positions_in(client, run_id)):
         return False
     if _is_held(run, client, store):
         raise RunInUse(
@@ -184,7 +164,7 @@ def _fetch(folder: RunFolder, run: "Run", client: "MlflowClient", facts: RunFact
         file.replace(kept / file.name)
     # Its process, should it come back, finds that it has lost its run.
     attempt = attempt_of(client.get_run(run_id).data.tags) + 1
-    if store.is_server:
+    if store.is_shared:
         if not claim_attempt(client, run_id, attempt):
             raise RunInUse(
                 f"another machine has just fetched {facts.benchmark.name} seed {facts.seed} from the artifact store "
@@ -198,15 +178,11 @@ def _fetch(folder: RunFolder, run: "Run", client: "MlflowClient", facts: RunFact
     return True
 
 
-def _places(client: "MlflowClient", run_id: str) -> list[str]:
-    return [found.path for found in client.list_artifacts(run_id, CHECKPOINTS) if found.path.split("/")[-1] in PLACES]
-
-
 def _is_held(run: "Run", client: "MlflowClient", store: Store) -> bool:
     """Whether a process trains the run, on whatever machine."""
     if run.info.status != "RUNNING":
         return False
-    if store.is_server:
+    if store.is_shared:
         return wait_for_decision(store, run.info.run_id) in ("held", "unknown")
     close_stale_runs(store)
     return bool(client.get_run(run.info.run_id).info.status == "RUNNING")

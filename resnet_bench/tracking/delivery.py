@@ -135,7 +135,7 @@ class Delivery:
         saved = Cursor.load(folder)
         self.cursor = replace(saved, run_id=saved.run_id or run_id)
         # A file is written by one host, which knows its processes.
-        self._lease = (lease or Lease(saved.attempt)) if store.is_server else None
+        self._lease = (lease or Lease(saved.attempt)) if store.is_shared else None
         self._thin = store.is_server and os.environ.get(STEP_VALUES) != "all"
         self.report = UploadReport(refused=len(self.cursor.refused))
 

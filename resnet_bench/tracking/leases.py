@@ -1,9 +1,10 @@
 """Whether a run's process, perhaps on another host, still runs: a beat that it renews and others watch for change.
 
-A run on a server has the tags ``attempt`` and ``beat``. Its process adds to the beat, in batches of metrics that go
-anyway. A watcher notes on its own clock when it last saw the beat change, so that no two clocks are compared, and
-takes the run over after a minute without change, by raising the attempt. A process that has had no beat acknowledged
-for 40 s sends nothing until it has read the attempt: one that was only cut off finds that it has lost its run.
+A run in a store that several hosts share has the tags ``attempt`` and ``beat``. Its process adds to the beat, in
+batches of metrics that go anyway. A watcher notes on its own clock when it last saw the beat change, so that no two
+clocks are compared, and takes the run over after a minute without change, by raising the attempt. A process that has
+had no beat acknowledged for 40 s sends nothing until it has read the attempt: one that was only cut off finds that it
+has lost its run.
 
 MLflow does not make a write depend on a tag. One batch of a process that was stopped between its check and its call may
 still arrive; replayed, it is the same rows.
@@ -13,6 +14,7 @@ import hashlib
 import json
 import logging
 import math
+import shlex
 import socket
 import time
 import uuid
@@ -26,7 +28,7 @@ from resnet_bench.base.files import cache_folder, write_atomically
 from resnet_bench.base.text import plural
 from resnet_bench.tracking.mlflow_client import pages, patient
 from resnet_bench.tracking.stale_runs import StaleRun
-from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.store import Store, login_note, option
 from resnet_bench.tracking.vocabulary import ATTEMPT_PARAM, EXPERIMENTS, tag
 
 if TYPE_CHECKING:
@@ -274,7 +276,7 @@ def close_lost_runs(store: Store, watch: LeaseWatch) -> list[StaleRun]:
 
 
 def name_silent_runs(store: Store, say: Callable[[str], None], clock: Callable[[], float] = elapsed) -> None:
-    """Look once at the beats of a server's runs; say which have not changed since this machine looked at them before.
+    """Look once at the beats of a store's runs; say which have not changed since this machine looked at them before.
 
     Nothing waits and nothing is closed: between two commands the server may have been away, when no beat could reach
     it. What was seen is kept in the user's cache for the next command.
@@ -284,7 +286,7 @@ def name_silent_runs(store: Store, say: Callable[[str], None], clock: Callable[[
         say: Told a sentence with the command that closes lost runs, where some are silent.
         clock: In seconds; of this machine, whatever process reads it.
     """
-    if not store.is_server:
+    if not store.is_shared:
         return
     # A home may be shared by hosts, and their clocks are not compared.
     name = hashlib.sha256(f"{socket.gethostname()} {store.redacted_uri}".encode()).hexdigest()[:16]
@@ -300,9 +302,10 @@ def name_silent_runs(store: Store, say: Callable[[str], None], clock: Callable[[
     watch.save(path)
     if silent:
         listed = ", ".join(silent[:_NAMED]) + (", …" if len(silent) > _NAMED else "")
+        command = shlex.join(["resnet-bench", "tracking", "watch", *option(store)])
         say(
             f"{plural(len(silent), 'run')} showed no sign of life since this machine last looked ({listed}); "
-            f"to close what is lost: resnet-bench tracking watch --tracking {store.redacted_uri}"
+            f"to close what is lost: {command}{login_note(store)}"
         )
 
 

@@ -1,10 +1,18 @@
 """What a run's folder holds of files: until the tracking store has them, or for as long as the run can be resumed."""
 
+import contextlib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resnet_bench.tracking.cursor import JOURNAL, Cursor
-from resnet_bench.tracking.journal import Entry, last_entry
+from resnet_bench.tracking.journal import Damage, Entry, last_entry, read
+from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.vocabulary import tag
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 ARTIFACTS = "artifacts"
 """Files made for the tracking store."""
@@ -12,6 +20,8 @@ MODEL = "model"
 """The trained network as an MLflow model, on its way to the store."""
 CHECKPOINTS = "checkpoints"
 """The position to resume from, and the weights of the best epoch."""
+PLACES = ("0", "1")
+"""Below it, in the folder as in the artifact store: positions that machines without a shared folder resume from."""
 
 TAKEN_OVER = "taken_over"
 """In the folder of a run whose host was lost: another folder has the run now, and this one is left alone."""
@@ -26,18 +36,55 @@ def is_delivered(folder: Path) -> bool:
     return isinstance(last, Entry) and last.end <= cursor.arrived and last.record.get("status") == "FINISHED"
 
 
-def remove_delivered(folder: Path) -> int:
-    """Remove what nobody needs any more of a run that is finished and in the store; return the bytes it took.
+def is_out_of_date(folder: Path, tags: Mapping[str, str]) -> bool:
+    """Whether a process that does not share a run's folder has resumed the run, and has it now.
 
-    The trained weights and all other files are artifacts then, and a finished run is never resumed. What cannot be
-    removed stays.
+    Args:
+        folder: The run's folder; of one whose journal is damaged, nothing can be said against it.
+        tags: What the store has of the run.
+    """
+    resumed, known = tags.get(tag("resumed"), ""), 0
+    if not resumed.isdigit():
+        return False
+    for found in read(folder / JOURNAL, final=True):
+        if isinstance(found, Damage):
+            return False
+        record = found.record
+        if record["kind"] == "status":
+            known += record["status"] == "RUNNING"
+        elif record["kind"] == "tags" and (noted := record["values"].get(tag("resumed"))):
+            # A process that was killed at once has noted no more.
+            known = max(known, int(noted))
+    return int(resumed) > known
+
+
+def positions_in(client: "MlflowClient", run_id: str) -> list[str]:
+    """List the positions of a run in the artifact store, by their paths there."""
+    return [found.path for found in client.list_artifacts(run_id, CHECKPOINTS) if found.path.split("/")[-1] in PLACES]
+
+
+def remove_delivered(folder: Path, store: Store) -> int:
+    """Remove what nobody needs any more of a run that is finished and in the store; return the bytes it took here.
+
+    The trained weights and all other files are artifacts then, and a finished run is never resumed, so that its
+    positions in the artifact store go too. What cannot be removed stays.
     """
     if not is_delivered(folder):
         return 0
+    if any((folder / CHECKPOINTS / place).exists() for place in PLACES):
+        _remove_positions(store, str(Cursor.load(folder).run_id))
     before = size_of(folder)
     for name in (ARTIFACTS, MODEL, CHECKPOINTS):
         shutil.rmtree(folder / name, ignore_errors=True)
     return before - size_of(folder)
+
+
+def _remove_positions(store: Store, run_id: str) -> None:
+    with contextlib.suppress(Exception):  # whatever the artifact store's client raises
+        client = store.client()
+        artifacts = client._tracking_client._get_artifact_repo(run_id)
+        for position in positions_in(client, run_id):
+            artifacts.delete_artifacts(position)  # type: ignore[no-untyped-call]
 
 
 def size_of(path: Path) -> int:

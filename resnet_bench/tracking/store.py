@@ -107,6 +107,11 @@ class Store:
         return self.uri.startswith(("http:", "https:", "databricks"))
 
     @property
+    def is_shared(self) -> bool:
+        """Whether several hosts may write to it, which do not know each other's processes; a file is one host's."""
+        return self.path is None
+
+    @property
     def path(self) -> Path | None:
         """The SQLite file; None for a server or a database server."""
         return sqlite_path(self.uri)

@@ -16,7 +16,7 @@ from resnet_bench.tracking.delivery import Delivery, RunGone, UploadReport
 from resnet_bench.tracking.journal import Entry, read
 from resnet_bench.tracking.leases import TakenOver
 from resnet_bench.tracking.mlflow_client import patient
-from resnet_bench.tracking.run_files import TAKEN_OVER, remove_delivered
+from resnet_bench.tracking.run_files import TAKEN_OVER, is_out_of_date, remove_delivered
 from resnet_bench.tracking.store import Store, login_note
 
 BUSY_FRACTION = 0.25
@@ -188,21 +188,32 @@ def flush(store: Store, folder: Path) -> UploadReport:
         folder: The run's folder.
 
     Raises:
+        TakenOver: A machine that does not share the folder has resumed the run; the folder is left alone from now on.
         UserError: Another process is writing the run.
     """
     lock = lock_folder(folder)
     try:
         delivery = Delivery(store, folder)
         try:
+            _require_current(store, folder, delivery.cursor.run_id)
             while delivery.step(final=True):
                 pass
             delivery.retry_deferred()
+        except TakenOver:
+            raise
         except Exception as error:  # the store's client and its drivers raise what they like
             delivery.note(store.describe_error(error))
-        remove_delivered(folder)
+        remove_delivered(folder, store)
         return replace(delivery.report, left=delivery.remaining(), command=flush_command(store, folder))
     finally:
         lock.release()
+
+
+def _require_current(store: Store, folder: Path, run_id: str | None) -> None:
+    """Raise TakenOver, and mark the folder, where a process that does not share it has the run now."""
+    if run_id is not None and is_out_of_date(folder, store.client().get_run(run_id).data.tags):
+        (folder / TAKEN_OVER).touch()
+        raise TakenOver(f"{folder}: nothing is delivered, because another machine has resumed run {run_id}")
 
 
 def flush_all(named: Store | None, runs_folder: Path, *, say: Callable[[str], None]) -> bool:
@@ -231,6 +242,10 @@ def flush_all(named: Store | None, runs_folder: Path, *, say: Callable[[str], No
                 complete = False
                 continue
             report = flush(store, folder)
+        except TakenOver as error:
+            # What is in the folder has been measured again.
+            say(str(error))
+            continue
         except UserError as error:
             say(str(error))
             complete = False

@@ -101,7 +101,7 @@ def _posts(client: "MlflowClient") -> tuple[dict[str, str], str]:
 @contextlib.contextmanager
 def watching(store: Store) -> Iterator[None]:
     """Close lost runs of a server meanwhile, from a thread."""
-    if not store.is_server:
+    if not store.is_shared:
         # A file is written by one host, which knows its processes.
         yield
         return

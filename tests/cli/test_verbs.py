@@ -280,8 +280,8 @@ def test_a_watch_that_was_given_some_time_says_by_its_exit_code_that_it_is_used_
     refused = invoke("tracking watch --max-minutes 0.0001")
     assert (refused.code, refused.out) == (2, "")
     said = " ".join(refused.err.split())
-    assert "mlflow.db is not an MLflow server, and runs show signs of life to a server alone" in said
-    monkeypatch.setattr(Store, "is_server", True)
+    assert "mlflow.db is a file of one host, where runs show no sign of life" in said
+    monkeypatch.setattr(Store, "is_shared", True)
     assert invoke("tracking watch --max-minutes 0.0001").code == 124
 
 

@@ -157,7 +157,7 @@ def test_the_best_epochs_weights_are_kept_where_a_full_run_ends_with_others(
 def test_a_run_that_was_killed_before_it_tidied_up_is_tidied_by_the_next_command(
     seed, noted, store, job_for, context, monkeypatch
 ) -> None:
-    def killed(folder):
+    def killed(folder, store):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -491,7 +491,7 @@ def test_run_stopped_between_two_evaluations_resumes_there(
     store, job_for, context, tmp_path, monkeypatch, epoch
 ) -> None:
     recipe = {"evaluation": {"before_training": True}}
-    monkeypatch.setattr(running, "remove_delivered", lambda folder: 0)
+    monkeypatch.setattr(running, "remove_delivered", lambda folder, store: 0)
     undisturbed = list(started(job_for(recipe=recipe), replace(context, run_dir=tmp_path / "undisturbed")))
 
     generator = started(job_for(recipe=recipe), context)

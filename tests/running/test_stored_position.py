@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,10 @@ from mlflow import MlflowClient
 from resnet_bench.base.errors import UserError
 from resnet_bench.running.prepare import prepare
 from resnet_bench.running.run import run
+from resnet_bench.tracking.journal import Journal
 from resnet_bench.tracking.store import Store
+from resnet_bench.tracking.tracker import Tracker
+from resnet_bench.tracking.uploader import flush_all
 from resnet_bench.training.events import EpochEnded, Steps
 from tests.training.conftest import tiny_recipe
 from tests.weights import weights_at_the_end
@@ -55,6 +59,20 @@ def stopped_in_its_second_epoch(job, context):
             break
     generator.close()
     return opened.run_id
+
+
+def run_in(context, job):
+    return list(run(prepare(replace(job, resume=True), context), context))
+
+
+def append(path, record):
+    journal = Journal.open(path)
+    journal.append(record)
+    journal.close()
+
+
+def away(*_, **__):
+    raise ConnectionRefusedError("nobody is there")
 
 
 def stored_positions(store, run_id):
@@ -114,6 +132,48 @@ def test_a_run_that_goes_to_another_machine_and_back_has_every_value_once(store,
     assert store.client().get_run(run_id).data.tags["resnet_bench.resumed"] == "2"
 
 
+def test_what_is_left_of_a_run_that_another_machine_has_resumed_is_not_delivered(
+    store, job_for, context, tmp_path
+) -> None:
+    here, there = (replace(context, run_dir=tmp_path / name, upload_checkpoints=True) for name in ("here", "there"))
+    run_id = stopped_in_its_second_epoch(job_for(seed=79), here)
+    (journal,) = here.run_dir.glob("*/journal.jsonl")
+    append(journal, {"kind": "status", "status": "KILLED", "timestamp": 0})
+    assert run_in(there, job_for(seed=79))[0].run_id == run_id
+    said: list[str] = []
+    for _ in range(2):
+        assert flush_all(store, here.run_dir, say=said.append)
+    assert [text.partition(": ")[2] for text in said] == [
+        f"nothing is delivered, because another machine has resumed run {run_id}",
+        f"every run under {here.run_dir} is in the tracking store",
+    ]
+    assert store.client().get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_damaged_journal_is_delivered_whatever_the_store_says(store, job_for, context) -> None:
+    run_id = stopped_in_its_second_epoch(job_for(seed=80), context)
+    store.client().set_tag(run_id, "resnet_bench.resumed", "1")
+    (journal,) = context.run_dir.glob("*/journal.jsonl")
+    with journal.open("ab") as file:
+        file.write(b"00000000 00000002 {}\n")
+    append(journal, {"kind": "tags", "values": {"resnet_bench.reason": "delivered"}})
+    flush_all(store, context.run_dir, say=print)
+    assert store.client().get_run(run_id).data.tags["resnet_bench.reason"] == "delivered"
+
+
+def test_positions_of_a_run_go_when_it_is_delivered_later(store, job_for, context, monkeypatch) -> None:
+    sending = replace(context, upload_checkpoints=True)
+    run_id = stopped_in_its_second_epoch(job_for(seed=81), sending)
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "close", partialmethod(Tracker.close, timeout=0.0))
+        patch.setattr(MlflowClient, "set_terminated", away)
+        events = run_in(sending, job_for(seed=81))
+    assert not events[-1].upload.complete
+    assert stored_positions(store, run_id) == ["checkpoints/0"]
+    assert flush_all(store, sending.run_dir, say=print)
+    assert stored_positions(store, run_id) == []
+
+
 def test_an_upload_that_was_cut_off_leaves_the_position_before_it(
     store, job_for, context, tmp_path, monkeypatch
 ) -> None:
@@ -145,7 +205,8 @@ def test_of_two_machines_that_fetch_a_run_at_the_same_instant_one_gets_it(
     store, job_for, context, tmp_path, monkeypatch
 ) -> None:
     undisturbed = list(run(prepare(job_for(seed=78), context), context))
-    monkeypatch.setattr(Store, "is_server", True)
+    for kind in ("is_server", "is_shared"):
+        monkeypatch.setattr(Store, kind, True)
     lost, north, south = (
         replace(context, run_dir=tmp_path / name, upload_checkpoints=True) for name in ("lost", "north", "south")
     )

@@ -20,7 +20,7 @@ from mlflow.entities import ViewType
 from resnet_bench.running.events import JobFinished
 from resnet_bench.running.launchers.launcher import Place, find_launcher
 from resnet_bench.running.launchers.options import SlurmOptions
-from resnet_bench.tracking.leases import LeaseWatch, close_lost_runs
+from resnet_bench.tracking.leases import LOST_SECONDS, LeaseWatch, close_lost_runs
 from resnet_bench.tracking.store import Store
 from resnet_bench.tuning.elsewhere import run_study_elsewhere
 from resnet_bench.tuning.events import StudyFinished
@@ -130,6 +130,25 @@ def test_run_report_resume_and_push_on_mlflow_postgresql_and_s3(
     written = store.client().search_runs([left.experiment_id], run_view_type=ViewType.ALL)
     assert {run.data.metrics.get("rate/0", 0.5) for run in written} == {0.5}
     assert len(written) == 3
+
+
+def test_a_run_in_postgresql_without_a_server_shows_signs_of_life(servers: Servers, tmp_path: Path) -> None:
+    # The database may also hold runs of other tests.
+    words = f"{golden.LONG} --seed 5 --tracking {servers.mlflow_database}"
+    golden.interrupted(words, tmp_path)
+    found = json.loads(golden.command(f"runs list --tracking {servers.mlflow_database} --json", tmp_path))["runs"]
+    (run,) = (each for each in found if each["seed"] == 5)
+    store = Store.resolve(servers.mlflow_database)
+    assert int(store.client().get_run(run["run_id"]).data.tags["resnet_bench.beat"]) >= 1
+    store.client().update_run(run["run_id"], status="RUNNING")
+    now = 0.0
+    watch = LeaseWatch(lambda: now)
+    assert close_lost_runs(store, watch) == []
+    now = LOST_SECONDS + 1
+    assert [lost.run_id for lost in close_lost_runs(store, watch)] == [run["run_id"]]
+    golden.command(f"{words} --resume", tmp_path)
+    resumed = store.client().get_run(run["run_id"])
+    assert (resumed.info.status, resumed.data.tags["resnet_bench.attempt"]) == ("FINISHED", "2")
 
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))

@@ -93,8 +93,8 @@ class Tags:
         return self
 
     reader = client
-    is_server = True
-    redacted_uri = "http://server"
+    is_shared = True
+    uri = redacted_uri = "http://server"
 
     def describe_error(self, error: Exception) -> str:
         return str(error)
@@ -483,7 +483,7 @@ def test_what_a_lost_process_wrote_since_is_not_delivered(
 def test_a_process_that_lost_its_run_sends_nothing_more(
     store: Store, describe: Describe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Store, "is_server", True)
+    monkeypatch.setattr(Store, "is_shared", True)
     tracker = Tracker.open(store, describe(), tmp_path / "run")
     record_all(tracker, whole_run()[:4])
     assert tracker.close("killed").complete

@@ -349,7 +349,7 @@ def test_what_a_store_did_not_take_is_delivered_later(
     assert report.left > 0
     assert "nobody is there" in report.sentence
     assert "tracking flush" in report.sentence
-    assert remove_delivered(folder) == 0
+    assert remove_delivered(folder, store) == 0
     assert (folder / "artifacts" / "recipe.toml").is_file()
     assert [r for r in caplog.records if r.levelno >= logging.WARNING]
 
@@ -376,9 +376,9 @@ def test_only_of_a_finished_run_files_are_removed(store: Store, describe: Descri
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "last.pt").write_bytes(bytes(1000))
     assert tracker.close(end).complete
-    assert remove_delivered(folder) == (1006 if end == "finished" else 0)
+    assert remove_delivered(folder, store) == (1006 if end == "finished" else 0)
     assert (folder / "checkpoints").exists() == (end != "finished")
-    assert remove_delivered(folder) == 0
+    assert remove_delivered(folder, store) == 0
 
 
 def test_a_store_that_hangs_holds_neither_the_loop_nor_the_end_up(

@@ -143,7 +143,7 @@ def _close_left_behind(before: "Sequence[Sequence[Event]]", context: "Context") 
     for event in [event for told in before for event in told if isinstance(event, Opened)]:
         if event.run_id is None or event.folder is None or event.folder.exists():
             continue
-        while context.store.is_server and wait_for_decision(context.store, event.run_id) == "held":
+        while context.store.is_shared and wait_for_decision(context.store, event.run_id) == "held":
             # Its node is cut off, and it trains there; Ray ends it when it hears of the node again.
             if context.stop:
                 return
