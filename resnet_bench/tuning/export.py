@@ -23,7 +23,12 @@ from resnet_bench.tuning.stored_study import StoredStudy
 
 _DIGITS = 3
 _BUDGET = (
-    "data.",
+    "data.dataset",
+    "data.description",
+    "data.path",
+    "data.train_images",
+    "data.test_images",
+    "data.validation",
     "training.epochs",
     "training.train_accuracy",
     "evaluation.splits",
@@ -107,7 +112,9 @@ def _study_changes(stored: StoredStudy) -> dict[str, Any]:
     whole = {"training": {"epochs": full.training.epochs}, "evaluation": {"every": 1}}
     at_length = override_nested(base, whole, where=f"study {stored.name}: recipe").flat()
     changes = flatten(stored.definition.recipe)
-    return {key: at_length.get(key, value) for key, value in changes if not key.startswith(_BUDGET)}
+    # Other images have constants of their own.
+    left_out = _BUDGET if base.data.dataset == full.data.dataset else (*_BUDGET, "data.")
+    return {key: at_length.get(key, value) for key, value in changes if not key.startswith(left_out)}
 
 
 def _needed(recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:

@@ -81,6 +81,23 @@ def test_export_keeps_what_the_studys_recipe_changes_at_the_length_of_the_benchm
 
 
 @pytest.mark.usefixtures("scripted_training", "without_plots")
+@pytest.mark.parametrize(("dataset", "is_kept"), [("cifar10", True), ("cifar100", False)])
+def test_export_keeps_how_the_studys_recipe_normalizes_the_benchmarks_images(
+    tiny_plan: Callable[..., Plan], study_of: Callable[..., TinyStudy], tmp_path: Path, dataset: str, is_kept: bool
+) -> None:
+    data = f'data = {{ dataset = "{dataset}", train_images = 60, test_images = 20, mean = [0.5, 0.5, 0.5] }}'
+    study = study_of(tiny_plan(data=data, **OPTIMIZER_ALONE))
+    study.script({"optimizer.lr": 0.01})
+    study.events()
+    stored, result = _look(study)
+    path = tmp_path / "tuned.toml"
+    export(stored, result, path)
+    exported, benchmark = load_benchmark_file(path).recipe.data, stored.plan.benchmark.recipe.data
+    assert exported.mean == ((0.5, 0.5, 0.5) if is_kept else benchmark.mean)
+    assert (exported.dataset, exported.num_train) == (benchmark.dataset, benchmark.num_train)
+
+
+@pytest.mark.usefixtures("scripted_training", "without_plots")
 def test_export_refuses_a_recipe_that_the_benchmarks_images_do_not_bear(
     tiny_plan: Callable[..., Plan], study_of: Callable[..., TinyStudy], tmp_path: Path
 ) -> None:
