@@ -150,7 +150,7 @@ class Store:
         else:
             problem, deleted = servers.check(self.uri, self.client, to_write=to_write)
         if problem is None and deleted and to_write:
-            return self._restore_hint(*deleted[0])
+            return _restore_hint(self, *deleted[0])
         return self.hide(problem) if problem else None
 
     def client(self) -> "MlflowClient":
@@ -255,7 +255,7 @@ class Store:
                 # Another process was quicker.
             found = client.get_experiment_by_name(name)
         if found is None or found.lifecycle_stage != "active":
-            raise UserError(self._restore_hint(name, found.experiment_id if found else "ID"))
+            raise UserError(_restore_hint(self, name, found.experiment_id if found else "ID"))
         for key, value in outdated_tags(name, found.tags, searched).items():
             client.set_experiment_tag(found.experiment_id, key, value)
         return str(found.experiment_id)
@@ -264,10 +264,6 @@ class Store:
         """Return a command of MLflow's that works on this store when it is pasted into a shell."""
         python = shlex.quote(sys.executable)
         return f"MLFLOW_TRACKING_URI={shlex.quote(self.redacted_uri)} {python} -m mlflow {words}"
-
-    def _restore_hint(self, name: str, experiment_id: str) -> str:
-        command = self.command(f"experiments restore --experiment-id {experiment_id}")
-        return f"{self.redacted_uri}: the experiment {name!r} was deleted; restore it with: {command}"
 
 
 def option(store: Store) -> list[str]:
@@ -302,6 +298,11 @@ def _pages(store: Store) -> str:
         return store.uri
     scheme, _, rest = store.uri.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0].rstrip('/')}"
+
+
+def _restore_hint(store: Store, name: str, experiment_id: str) -> str:
+    command = store.command(f"experiments restore --experiment-id {experiment_id}")
+    return f"{store.redacted_uri}: the experiment {name!r} was deleted; restore it with: {command}"
 
 
 def _plain(path: Path) -> Path:

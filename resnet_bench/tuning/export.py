@@ -112,7 +112,7 @@ def _study_changes(stored: StoredStudy) -> dict[str, Any]:
     whole = {"training": {"epochs": full.training.epochs}, "evaluation": {"every": 1}}
     at_length = override_nested(base, whole, where=f"study {stored.name}: recipe").flat()
     changes = flatten(stored.definition.recipe)
-    # Other images have constants of their own.
+    # Other images have other constants.
     left_out = _BUDGET if base.data.dataset == full.data.dataset else (*_BUDGET, "data.")
     return {key: at_length.get(key, value) for key, value in changes if not key.startswith(left_out)}
 
