@@ -55,6 +55,43 @@ INLINE struct tile tile_at(const struct tiling *tiling, int64_t index) {
     return (struct tile){index / (rows * columns), index / columns % rows * OUT, index % columns * OUT};
 }
 
+/* The tile behind another. */
+INLINE struct tile tile_behind(const struct tiling *tiling, struct tile tile) {
+    tile.column += OUT;
+    if (tile.column < tiling->columns * OUT) return tile;
+    tile.column = 0, tile.row += OUT;
+    if (tile.row < tiling->rows * OUT) return tile;
+    tile.row = 0, tile.image++;
+    return tile;
+}
+
+/* Asks the memory for some channels of OUT pixels in each of some lines. */
+INLINE void ask_for(
+    const struct maps *maps, int64_t image, int64_t row, int64_t column, const int lines, int64_t begin, int64_t channels,
+    const int to_write
+) {
+    if (maps->places) return;
+    const int64_t of_pixel = maps->channels, of_line = maps->width * of_pixel;
+    const value *corner = maps->values + (image * maps->height + row) * of_line + column * of_pixel + begin;
+    for (int y = 0; y < lines; y++)
+        for (int x = 0; x < OUT; x++)
+            for (int64_t c = 0; c < channels; c += CACHE_LINE / (int64_t)sizeof(value))
+                __builtin_prefetch(corner + y * of_line + x * of_pixel + c, to_write);
+}
+
+/* Asks for a tile's pixels in `size` lines, but for the columns that the tile before it has too. The processor does not see
+ * them coming among so many lines. */
+INLINE void ask_for_pixels(const struct maps *maps, const struct tile *tile, int64_t padding, const int size) {
+    ask_for(
+        maps, tile->image, tile->row - padding, tile->column - padding + size - OUT, size, 0, maps->channels, 0
+    );
+}
+
+/* Asks for the place of some of a tile's outputs, such that writing them waits for no memory. */
+INLINE void ask_for_outputs(const struct maps *maps, const struct tile *tile, int64_t begin, int64_t channels) {
+    ask_for(maps, tile->image, tile->row, tile->column, OUT, begin, channels, 1);
+}
+
 /* --- filters ------------------------------------------------------------------------------------- */
 
 struct filters {

@@ -38,6 +38,8 @@ typedef pair factor;
 
 /* Tiles whose frequencies are at hand at once. */
 #define TILES 24
+/* A tile is asked for before so many others are done. */
+#define AHEAD 3
 /* Pairs of tiles that a gradient of filters is summed over before it is written. */
 #define PAIRS 128
 /* Pairs of channels whose products are summed as whole numbers. */
@@ -56,8 +58,6 @@ INLINE void frequencies_of_line(const __m512 *x, __m512 *y, const int from, cons
     y[2 * to] = A2 * even_a + (BACK_B * B2) * even_b;
     y[3 * to] = x5 + A3 * odd_a + (BACK_B * B3) * odd_b;
 }
-
-DEFINE_TRANSFORM(pixels_of_frequencies, frequencies_of_line, IN, OUT)
 
 #include "winograd_bf16.h"
 
@@ -84,8 +84,12 @@ INLINE __m512i whole_pairs(__m512 first, __m512 second, __m512 scale) {
 enum factors { WHOLE, BFLOAT16 };
 
 INLINE __m512i multiply_and_add(__m512i sums, __m512i left, __m512i right, const enum factors factors) {
-    if (factors == WHOLE) return _mm512_dpwssd_epi32(sums, left, right);
-    return _mm512_castps_si512(_mm512_dpbf16_ps(_mm512_castsi512_ps(sums), (__m512bh)left, (__m512bh)right));
+    /* Of the intrinsics GCC copies each sum twice. */
+    if (factors == WHOLE)
+        __asm__("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(left), "v"(right));
+    else
+        __asm__("vdpbf16ps %2, %1, %0" : "+v"(sums) : "v"(left), "v"(right));
+    return sums;
 }
 
 /* A part of it that the registers hold: some rows, and some vectors of columns. */
@@ -125,20 +129,6 @@ INLINE void multiply_bfloat16_block(const struct product *p, int64_t row, const 
 
 DEFINE_MULTIPLY(multiply_whole, multiply_whole_block)
 DEFINE_MULTIPLY(multiply_bfloat16, multiply_bfloat16_block)
-
-/* --- tiles --------------------------------------------------------------------------------------- */
-
-/* Asks for the pixels of the tile behind this one, which the processor does not see coming among so many lines. */
-INLINE void ask_ahead(
-    const struct maps *maps, int64_t image, int64_t row, int64_t column, const int rows, const int pooled
-) {
-    if (pooled) return;
-    const int64_t of_line = maps->width * maps->channels;
-    const value *corner = maps->values + (image * maps->height + row) * of_line + column * maps->channels;
-    for (int y = 0; y < rows; y++)
-        for (int64_t i = 0; i < OUT * maps->channels; i += CACHE_LINE / (int64_t)sizeof(value))
-            _mm_prefetch((const char *)(corner + y * of_line + i), _MM_HINT_T0);
-}
 
 /* --- filters ------------------------------------------------------------------------------------- */
 
@@ -275,37 +265,47 @@ INLINE void transform_tile(
     const int64_t channels = own->maps.channels, row = tile->row - own->padding, column = tile->column - own->padding;
     struct pixels pixels;
     find_pixels(&own->maps, tile->image, row, column, IN, pooled, own->nothing, &pixels);
-    ask_ahead(&own->maps, tile->image, row, column + IN, IN, pooled);
     const float largest = largest_pixel(&pixels, channels);
     /* Smaller ones are as good as zero, and have no inverse. */
     const __m512 scale = _mm512_set1_ps(largest < 1e-30f ? 0.0f : LARGEST_PIXEL / (GAIN * largest));
     at->back[i] = largest < 1e-30f ? 0.0f : largest < INFINITY ? largest * (GAIN / LARGEST_PIXEL) : NAN;
+    const int64_t of_frequency = own->of_frequency;
     for (int64_t c = 0; c < channels; c += 2 * LANES) {
-        __m512 x[2][FREQUENCIES], y[2][FREQUENCIES];
-        /* The compiler unrolls no loop as long as this by itself, and then takes a copy of all before the transform. */
-#pragma GCC unroll 36
-        for (int f = 0; f < FREQUENCIES; f++) {
-            const __m512i both = load_both(&pixels, f, c, pooled);
-            x[0][f] = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
-            x[1][f] = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(0xffff0000)));
+        /* What is written only to be read again is what takes the time: a line is all that is at hand. */
+        vector half[2][FREQUENCIES];
+#pragma GCC unroll 6
+        for (int x = 0; x < IN; x++) {
+            vector column[2][IN];
+            for (int y = 0; y < IN; y++) {
+                const __m512i both = load_both(&pixels, IN * y + x, c, pooled);
+                column[0][y] = (vector)_mm512_slli_epi32(both, 16);
+                column[1][y] = (vector)_mm512_and_si512(both, _mm512_set1_epi32(0xffff0000));
+            }
+            for (int i = 0; i < 2; i++) pixels_of_line(column[i], half[i] + x, 1, IN);
         }
-        for (int half = 0; half < 2; half++) frequencies_of_pixels(x[half], y[half]);
         pair *to = at->tiles + (i * channels + c) / 2;
-#pragma GCC unroll 36
-        for (int f = 0; f < FREQUENCIES; f++)
-            _mm512_storeu_si512(to + f * own->of_frequency, whole_pairs(y[0][f], y[1][f], scale));
+#pragma GCC unroll 6
+        for (int y = 0; y < IN; y++) {
+            vector row[2][IN];
+            for (int i = 0; i < 2; i++) pixels_of_line(half[i] + IN * y, row[i], 1, 1);
+            for (int x = 0; x < IN; x++)
+                _mm512_storeu_si512(
+                    to + (IN * y + x) * of_frequency, whole_pairs((__m512)row[0][x], (__m512)row[1][x], scale)
+                );
+        }
     }
 }
 
 /* Writes some outputs of a tile. */
 INLINE void write_tile(const struct maps *outputs, const struct tile *tile, const __m512 y[OUT * OUT], int64_t c) {
     const int64_t rows = smaller(OUT, outputs->height - tile->row), columns = smaller(OUT, outputs->width - tile->column);
+    const int64_t of_pixel = outputs->channels, of_line = outputs->width * of_pixel;
     value *corner = (value *)outputs->values +
-                    ((tile->image * outputs->height + tile->row) * outputs->width + tile->column) * outputs->channels;
+                    (tile->image * outputs->height + tile->row) * of_line + tile->column * of_pixel + c;
     for (int row = 0; row < OUT; row++)
         for (int column = 0; column < OUT; column++)
             if (row < rows && column < columns)
-                store(corner + (row * outputs->width + column) * outputs->channels + c, y[OUT * row + column], ALL_LANES);
+                store(corner + row * of_line + column * of_pixel, y[OUT * row + column], ALL_LANES);
 }
 
 /* Writes the largest of each window of the pool. */
@@ -326,13 +326,15 @@ INLINE void finish_tile(
     int64_t width
 ) {
     for (int64_t c = 0; c < width; c += LANES) {
-        __m512 x[FREQUENCIES], y[OUT * OUT];
-#pragma GCC unroll 36
-        for (int f = 0; f < FREQUENCIES; f++) {
-            const float *sums = at->sums + i * own->of_tile + f * width + c;
-            x[f] = _mm512_loadu_ps(sums);
+        const float *sums = at->sums + i * own->of_tile + c;
+        __m512 half[OUT * IN], y[OUT * OUT];
+#pragma GCC unroll 6
+        for (int x = 0; x < IN; x++) {
+            __m512 column[IN];
+            for (int line = 0; line < IN; line++) column[line] = _mm512_loadu_ps(sums + (IN * line + x) * width);
+            frequencies_of_line(column, half + x, 1, IN);
         }
-        pixels_of_frequencies(x, y);
+        for (int row = 0; row < OUT; row++) frequencies_of_line(half + IN * row, y + OUT * row, 1, 1);
         const __m512 back = at->back[i] * _mm512_loadu_ps(own->back + begin + c);
         const __m512 bias = own->bias ? _mm512_loadu_ps(own->bias + begin + c) : _mm512_setzero_ps();
         for (int j = 0; j < OUT * OUT; j++) y[j] = y[j] * back + bias;
@@ -345,13 +347,15 @@ INLINE void finish_tile(
 
 static void convolve_tiles(const struct convolution *own, int64_t first, int64_t count, const struct workplace *at) {
     const int64_t outputs = own->outputs.channels, pairs = own->maps.channels / 2;
-    for (int64_t i = 0; i < count; i++) {
-        const struct tile tile = tile_at(&own->tiling, first + i);
+    const struct tile begin_at = tile_at(&own->tiling, first);
+    struct tile tile = begin_at;
+    for (int64_t i = 0; i < count; i++, tile = tile_behind(&own->tiling, tile))
         if (own->maps.places)
             transform_tile(own, &tile, at, i, 1);
         else
             transform_tile(own, &tile, at, i, 0);
-    }
+    /* The first of those that come next. */
+    struct tile next = tile;
     for (int64_t strip = 0; strip < strips_of(outputs); strip++) {
         const int64_t begin = strip_begin(outputs, strip), width = strip_begin(outputs, strip + 1) - begin;
         const pair *filters = own->filters + strip_of_filters(outputs, pairs, strip);
@@ -364,8 +368,15 @@ static void convolve_tiles(const struct convolution *own, int64_t first, int64_t
                 };
                 multiply_whole(&product, count, width);
             }
-        for (int64_t i = 0; i < count; i++) {
-            const struct tile tile = tile_at(&own->tiling, first + i);
+        struct tile ahead = tile_at(&own->tiling, first + AHEAD);
+        tile = begin_at;
+        for (int64_t i = 0; i < count; i++, tile = tile_behind(&own->tiling, tile)) {
+            ask_for_outputs(&own->outputs, &ahead, begin, width);
+            ahead = tile_behind(&own->tiling, ahead);
+            if (strip == strips_of(outputs) - 1) {
+                ask_for_pixels(&own->maps, &next, own->padding, IN);
+                next = tile_behind(&own->tiling, next);
+            }
             finish_tile(own, &tile, at, i, begin, width);
         }
     }
@@ -446,32 +457,54 @@ INLINE void transform_pair(
     const struct gradient *own, int64_t index, int64_t place, const struct pairs *to, const int pooled
 ) {
     struct pixels pixels[2], corners[2];
-    for (int i = 0; i < 2; i++) {
-        const struct tile tile = tile_at(&own->tiling, index + i);
+    struct tile tile = tile_at(&own->tiling, index);
+    for (int i = 0; i < 2; i++, tile = tile_behind(&own->tiling, tile)) {
         /* Behind the last tile of an odd number comes one of an image that is not there: nothing is inside. */
         const int64_t row = tile.row + (tile.image < own->tiling.images ? 0 : own->maps.height + own->padding);
         const int64_t first_row = row - own->padding, first_column = tile.column - own->padding;
         find_pixels(&own->maps, tile.image, first_row, first_column, IN, 0, own->nothing, &pixels[i]);
         find_pixels(&own->gradients, tile.image, row, tile.column, OUT, pooled, own->nothing, &corners[i]);
-        ask_ahead(&own->maps, tile.image, first_row, first_column + OUT + IN, IN, 0);
-        ask_ahead(&own->gradients, tile.image, row, tile.column + 2 * OUT, OUT, pooled);
     }
-    __m512 x[FREQUENCIES], y[2][FREQUENCIES];
+    for (int i = 0; i < 2; i++, tile = tile_behind(&own->tiling, tile)) {
+        ask_for_pixels(&own->maps, &tile, own->padding, IN);
+        ask_for_pixels(&own->gradients, &tile, 0, OUT);
+    }
+    const int64_t of_frequency = own->of_frequency, of_gradients_frequency = own->of_gradients_frequency;
+    vector half[2][FREQUENCIES];
     for (int64_t c = 0; c < own->maps.channels; c += LANES) {
-        for (int i = 0; i < 2; i++) {
-            for (int f = 0; f < FREQUENCIES; f++) x[f] = load_pixel(&pixels[i], f, c, ALL_LANES, 0);
-            frequencies_of_pixels(x, y[i]);
-        }
+#pragma GCC unroll 6
+        for (int x = 0; x < IN; x++)
+            for (int i = 0; i < 2; i++) {
+                vector column[IN];
+                for (int y = 0; y < IN; y++) column[y] = (vector)load_pixel(&pixels[i], IN * y + x, c, ALL_LANES, 0);
+                pixels_of_line(column, half[i] + x, 1, IN);
+            }
         pair *at = to->of_maps + place * own->maps.channels + c;
-        for (int f = 0; f < FREQUENCIES; f++) store_pairs(at + f * own->of_frequency, y[0][f], y[1][f]);
+#pragma GCC unroll 6
+        for (int y = 0; y < IN; y++) {
+            vector row[2][IN];
+            for (int i = 0; i < 2; i++) pixels_of_line(half[i] + IN * y, row[i], 1, 1);
+            for (int x = 0; x < IN; x++)
+                store_pairs(at + (IN * y + x) * of_frequency, (__m512)row[0][x], (__m512)row[1][x]);
+        }
     }
     for (int64_t c = 0; c < own->gradients.channels; c += LANES) {
-        for (int i = 0; i < 2; i++) {
-            for (int j = 0; j < OUT * OUT; j++) x[j] = load_pixel(&corners[i], j, c, ALL_LANES, pooled);
-            frequencies_of_gradients(x, y[i]);
-        }
+#pragma GCC unroll 6
+        for (int x = 0; x < OUT; x++)
+            for (int i = 0; i < 2; i++) {
+                vector column[OUT];
+                for (int y = 0; y < OUT; y++)
+                    column[y] = (vector)load_pixel(&corners[i], OUT * y + x, c, ALL_LANES, pooled);
+                gradients_of_line(column, half[i] + x, 1, OUT);
+            }
         pair *at = to->of_gradients + place * own->gradients.channels + c;
-        for (int f = 0; f < FREQUENCIES; f++) store_pairs(at + f * own->of_gradients_frequency, y[0][f], y[1][f]);
+#pragma GCC unroll 6
+        for (int y = 0; y < IN; y++) {
+            vector row[2][IN];
+            for (int i = 0; i < 2; i++) gradients_of_line(half[i] + OUT * y, row[i], 1, 1);
+            for (int x = 0; x < IN; x++)
+                store_pairs(at + (IN * y + x) * of_gradients_frequency, (__m512)row[0][x], (__m512)row[1][x]);
+        }
     }
 }
 

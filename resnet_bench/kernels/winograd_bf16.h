@@ -21,10 +21,13 @@ INLINE void store(value *to, __m512 numbers, __mmask16 lanes) { _mm256_mask_stor
 
 /* --- pixels -------------------------------------------------------------------------------------- */
 
-/* A square's pixels. */
+/* Pointers that a vector has. */
+#define POINTERS 8
+
+/* A square's pixels; behind them is room for a vector that begins with the last line. */
 struct pixels {
-    const value *values[FREQUENCIES];
-    const uint8_t *places[FREQUENCIES];
+    const value *values[FREQUENCIES + POINTERS];
+    const uint8_t *places[FREQUENCIES + POINTERS];
     /* The place among four of each. */
     uint8_t own[FREQUENCIES];
 };
@@ -35,17 +38,24 @@ INLINE void find_pixels(
     const value *nothing, struct pixels *pixels
 ) {
     const int64_t height = maps->height >> pooled, width = maps->width >> pooled;
+    const __m512i columns = _mm512_add_epi64(_mm512_set1_epi64(column), _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
+    const __mmask8 columns_inside = _mm512_cmplt_epu64_mask(columns, _mm512_set1_epi64(maps->width));
+    /* Numbers from the line's first to those columns; a line has fewer than 2^31. */
+    const __m512i offsets = _mm512_mul_epi32(_mm512_srai_epi64(columns, pooled), _mm512_set1_epi64(maps->channels));
+    const __m512i none = _mm512_set1_epi64((int64_t)nothing);
     for (int y = 0; y < size; y++) {
-        const int row_inside = (uint64_t)(row + y) < (uint64_t)maps->height;
-        const int64_t line = (image * height + ((row + y) >> pooled)) * width;
-        for (int x = 0; x < size; x++) {
-            const int inside = row_inside & ((uint64_t)(column + x) < (uint64_t)maps->width), at = size * y + x;
-            const int64_t pixel = (line + ((column + x) >> pooled)) * maps->channels;
-            pixels->values[at] = inside ? maps->values + pixel : nothing;
-            if (!pooled) continue;
-            pixels->places[at] = inside ? maps->places + pixel : (const uint8_t *)nothing;
-            pixels->own[at] = 2 * ((row + y) & 1) + ((column + x) & 1);
-        }
+        const __mmask8 inside = (uint64_t)(row + y) < (uint64_t)maps->height ? columns_inside : 0;
+        const int64_t line = (image * height + ((row + y) >> pooled)) * width * maps->channels;
+        const __m512i numbers = _mm512_add_epi64(offsets, _mm512_set1_epi64(line));
+        const __m512i of_values = _mm512_set1_epi64((int64_t)maps->values);
+        _mm512_storeu_si512(
+            pixels->values + size * y,
+            _mm512_mask_add_epi64(none, inside, of_values, _mm512_slli_epi64(numbers, 1))
+        );
+        if (!pooled) continue;
+        const __m512i of_places = _mm512_set1_epi64((int64_t)maps->places);
+        _mm512_storeu_si512(pixels->places + size * y, _mm512_mask_add_epi64(none, inside, of_places, numbers));
+        for (int x = 0; x < size; x++) pixels->own[size * y + x] = 2 * ((row + y) & 1) + ((column + x) & 1);
     }
 }
 

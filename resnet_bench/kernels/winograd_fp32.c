@@ -33,12 +33,12 @@ typedef float value, factor;
 
 #include "winograd_4x4.h"
 
-/* Bytes of frequencies that a thread has at hand at once: as many tiles as these hold, but neither fewer nor more than so
- * many. The sums of the filters' gradient are read and written for each such block, which therefore is larger. */
-#define AT_HAND (1 << 20)
-#define LEAST_TILES 48
-#define LEAST_TILES_OF_SUMS 192
-#define MOST_TILES 192
+/* Tiles whose frequencies a thread has at hand at once. The sums of the filters' gradient are read and written for each such
+ * block, which therefore is larger. */
+#define TILES 48
+#define TILES_OF_SUMS 192
+/* A tile is asked for before so many others are done. */
+#define AHEAD 3
 /* Strips of outputs that are multiplied before they are transformed, 64 outputs. */
 #define STRIPS (64 / (COLUMNS * LANES))
 
@@ -61,8 +61,6 @@ INLINE void frequencies_of_line(const vector *x, vector *y, const int from, cons
     y[2 * to] = A2 * even_a + B2 * even_b;
     y[3 * to] = x5 + A2 * odd_a + B2 * odd_b;
 }
-
-DEFINE_TRANSFORM(pixels_of_frequencies, frequencies_of_line, IN, OUT)
 
 /* --- matrix products ----------------------------------------------------------------------------- */
 
@@ -125,14 +123,21 @@ INLINE void transform_tile(
     const float *pixels[FREQUENCIES];
     find_pixels(maps, tile->image, tile->row - padding, tile->column - padding, IN, nothing, pixels);
     float *at = to->values + place * to->of_tile;
+    const int64_t of_frequency = to->of_frequency;
     for (int64_t c = 0; c < maps->channels; c += LANES) {
-        vector x[FREQUENCIES], y[FREQUENCIES];
-        /* The compiler unrolls no loop as long as this by itself, and then takes a copy of all before the transform. */
-#pragma GCC unroll 36
-        for (int i = 0; i < FREQUENCIES; i++) x[i] = load(pixels[i] + c);
-        frequencies_of_pixels(x, y);
-#pragma GCC unroll 36
-        for (int f = 0; f < FREQUENCIES; f++) store(at + f * to->of_frequency + c, y[f]);
+        vector half[FREQUENCIES];
+#pragma GCC unroll 6
+        for (int x = 0; x < IN; x++) {
+            vector column[IN];
+            for (int y = 0; y < IN; y++) column[y] = load(pixels[IN * y + x] + c);
+            pixels_of_line(column, half + x, 1, IN);
+        }
+#pragma GCC unroll 6
+        for (int y = 0; y < IN; y++) {
+            vector row[IN];
+            pixels_of_line(half + IN * y, row, 1, 1);
+            for (int x = 0; x < IN; x++) store(at + (IN * y + x) * of_frequency + c, row[x]);
+        }
     }
 }
 
@@ -142,18 +147,26 @@ INLINE void transform_gradient(
     const float *pixels[OUT * OUT];
     find_pixels(gradients, tile->image, tile->row, tile->column, OUT, nothing, pixels);
     float *at = to->values + place * to->of_tile;
+    const int64_t of_frequency = to->of_frequency;
     for (int64_t c = 0; c < gradients->channels; c += LANES) {
-        vector x[OUT * OUT], y[FREQUENCIES];
-        for (int i = 0; i < OUT * OUT; i++) x[i] = load(pixels[i] + c);
-        frequencies_of_gradients(x, y);
-        for (int f = 0; f < FREQUENCIES; f++) store(at + f * to->of_frequency + c, y[f]);
+        vector half[IN * OUT];
+#pragma GCC unroll 6
+        for (int x = 0; x < OUT; x++) {
+            vector column[OUT];
+            for (int y = 0; y < OUT; y++) column[y] = load(pixels[OUT * y + x] + c);
+            gradients_of_line(column, half + x, 1, OUT);
+        }
+#pragma GCC unroll 6
+        for (int y = 0; y < IN; y++) {
+            vector row[IN];
+            gradients_of_line(half + OUT * y, row, 1, 1);
+            for (int x = 0; x < IN; x++) store(at + (IN * y + x) * of_frequency + c, row[x]);
+        }
     }
 }
 
 /* How many tiles are at hand at once, the same number for each thread. */
-INLINE int64_t tiles_at_hand(int64_t tiles, int64_t channels, int64_t least, int threads) {
-    const int64_t fitting = AT_HAND / (FREQUENCIES * channels * (int64_t)sizeof(float));
-    const int64_t most = smaller(larger(fitting, least), MOST_TILES);
+INLINE int64_t tiles_at_hand(int64_t tiles, int64_t most, int threads) {
     const int64_t turns = parts_of(tiles, most * threads);
     return parts_of(parts_of(tiles, turns * threads), ROWS) * ROWS;
 }
@@ -197,8 +210,7 @@ struct convolution {
     int64_t padding;
     const float *filters;
     const float *bias;
-    float *results;
-    int64_t height, width, outputs;
+    struct maps outputs;
     const float *nothing;
 };
 
@@ -207,18 +219,27 @@ INLINE void write_tile(
     const struct convolution *own, const struct tile *tile, const float *sums, int64_t of_frequency, int64_t begin,
     int64_t width
 ) {
-    const int64_t rows = smaller(OUT, own->height - tile->row), columns = smaller(OUT, own->width - tile->column);
-    float *corner = own->results + ((tile->image * own->height + tile->row) * own->width + tile->column) * own->outputs;
+    const struct maps *outputs = &own->outputs;
+    const int64_t rows = smaller(OUT, outputs->height - tile->row), columns = smaller(OUT, outputs->width - tile->column);
+    const int64_t of_pixel = outputs->channels, of_line = outputs->width * of_pixel;
+    float *corner = (float *)outputs->values + (tile->image * outputs->height + tile->row) * of_line +
+                    tile->column * of_pixel + begin;
     for (int64_t c = 0; c < width; c += LANES) {
-        vector x[FREQUENCIES], y[OUT * OUT];
-#pragma GCC unroll 36
-        for (int f = 0; f < FREQUENCIES; f++) x[f] = load(sums + f * of_frequency + c);
-        pixels_of_frequencies(x, y);
+        vector half[OUT * IN];
+#pragma GCC unroll 6
+        for (int x = 0; x < IN; x++) {
+            vector column[IN];
+            for (int y = 0; y < IN; y++) column[y] = load(sums + (IN * y + x) * of_frequency + c);
+            frequencies_of_line(column, half + x, 1, IN);
+        }
         const vector bias = own->bias ? load(own->bias + begin + c) : (vector){0};
-        for (int row = 0; row < OUT; row++)
-            for (int column = 0; column < OUT; column++)
-                if (row < rows && column < columns)
-                    store(corner + (row * own->width + column) * own->outputs + begin + c, y[OUT * row + column] + bias);
+#pragma GCC unroll 4
+        for (int y = 0; y < OUT; y++) {
+            vector row[OUT];
+            frequencies_of_line(half + IN * y, row, 1, 1);
+            for (int x = 0; x < OUT; x++)
+                if (y < rows && x < columns) store(corner + y * of_line + x * of_pixel + c, row[x] + bias);
+        }
     }
 }
 
@@ -227,27 +248,31 @@ static void convolve_tiles(
     const struct convolution *own, int64_t first, int64_t count, const struct frequencies *at_hand,
     const struct frequencies *sums
 ) {
-    const int64_t channels = own->maps.channels, outputs = own->outputs, strips = strips_of(outputs);
+    const int64_t channels = own->maps.channels, outputs = own->outputs.channels, strips = strips_of(outputs);
+    struct tile tile = tile_at(&own->tiling, first), ahead = tile_at(&own->tiling, first + AHEAD);
     for (int64_t i = 0; i < count; i++) {
-        const struct tile tile = tile_at(&own->tiling, first + i);
+        ask_for_pixels(&own->maps, &ahead, own->padding, IN);
         transform_tile(&own->maps, &tile, own->padding, own->nothing, at_hand, i);
+        tile = tile_behind(&own->tiling, tile), ahead = tile_behind(&own->tiling, ahead);
     }
     for (int64_t strip = 0; strip < strips; strip += STRIPS) {
         const int64_t last = smaller(strip + STRIPS, strips), begin = strip_begin(outputs, strip);
         for (int f = 0; f < FREQUENCIES; f++)
             for (int64_t s = strip; s < last; s++) {
-                const int64_t at = strip_begin(outputs, s), width = strip_begin(outputs, s + 1) - at;
+                const int64_t at = strip_begin(outputs, s), columns = strip_begin(outputs, s + 1) - at;
                 const struct product product = {
                     at_hand->values + f * at_hand->of_frequency, at_hand->of_tile, 1,
-                    strip_of_filters(own->filters, channels, outputs, s, f), width,
+                    strip_of_filters(own->filters, channels, outputs, s, f), columns,
                     channels, sums->values + f * sums->of_frequency + at - begin, sums->of_tile, 0,
                 };
-                multiply(&product, count, width);
+                multiply(&product, count, columns);
             }
+        const int64_t width = strip_begin(outputs, last) - begin;
+        tile = tile_at(&own->tiling, first), ahead = tile_at(&own->tiling, first + AHEAD);
         for (int64_t i = 0; i < count; i++) {
-            const struct tile tile = tile_at(&own->tiling, first + i);
-            const float *of_tile = sums->values + i * sums->of_tile;
-            write_tile(own, &tile, of_tile, sums->of_frequency, begin, strip_begin(outputs, last) - begin);
+            ask_for_outputs(&own->outputs, &ahead, begin, width);
+            write_tile(own, &tile, sums->values + i * sums->of_tile, sums->of_frequency, begin, width);
+            tile = tile_behind(&own->tiling, tile), ahead = tile_behind(&own->tiling, ahead);
         }
     }
 }
@@ -281,9 +306,9 @@ int convolve(
     float *transformed = allocate_filters(channels, outputs), *nothing = calloc(channels, sizeof(float));
     const struct convolution own = {
         {maps, height, width, channels}, tiling_of(images, out_height, out_width), padding,
-        transformed, bias, results, out_height, out_width, outputs, nothing,
+        transformed, bias, {results, out_height, out_width, outputs}, nothing,
     };
-    const int64_t tiles = tiles_of(&own.tiling), room = tiles_at_hand(tiles, channels, LEAST_TILES, threads);
+    const int64_t tiles = tiles_of(&own.tiling), room = tiles_at_hand(tiles, TILES, threads);
     int result = transformed && nothing ? DONE : OUT_OF_MEMORY;
     if (result == DONE) {
         transform_filters(&filters, transformed, threads);
@@ -340,7 +365,7 @@ int gradient_of_filters(
     const struct maps of_maps = {maps, height, width, channels};
     const struct maps of_gradients = {gradients, height + 2 * padding - 2, width + 2 * padding - 2, outputs};
     const struct tiling tiling = tiling_of(images, of_gradients.height, of_gradients.width);
-    const int64_t tiles = tiles_of(&tiling), room = tiles_at_hand(tiles, channels + outputs, LEAST_TILES_OF_SUMS, 1);
+    const int64_t tiles = tiles_of(&tiling), room = tiles_at_hand(tiles, TILES_OF_SUMS, 1);
     const int64_t strips = strips_of(channels), of_frequency = spread(outputs * channels);
     float *nothing = calloc(larger(outputs, channels), sizeof(float)), *sums = memory(FREQUENCIES * of_frequency * sizeof(float));
     const struct frequencies left = allocate_frequencies(room, outputs), right = allocate_frequencies(room, channels);
@@ -352,7 +377,9 @@ int gradient_of_filters(
                 const int64_t count = smaller(room, tiles - first);
 #pragma omp for schedule(static)
                 for (int64_t i = 0; i < count; i++) {
-                    const struct tile tile = tile_at(&tiling, first + i);
+                    const struct tile tile = tile_at(&tiling, first + i), ahead = tile_at(&tiling, first + i + AHEAD);
+                    ask_for_pixels(&of_maps, &ahead, padding, IN);
+                    ask_for_pixels(&of_gradients, &ahead, 0, OUT);
                     transform_tile(&of_maps, &tile, padding, nothing, &right, i);
                     transform_gradient(&of_gradients, &tile, nothing, &left, i);
                 }
