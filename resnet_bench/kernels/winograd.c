@@ -186,16 +186,6 @@ static void multiply(const struct product *p, int64_t rows, int64_t column, int6
 
 /* --- tiles --------------------------------------------------------------------------------------- */
 
-INLINE void advance(const struct tiling *tiling, struct tile *tile) {
-    tile->column += 2;
-    if (tile->column < 2 * tiling->columns) return;
-    tile->column = 0;
-    tile->row += 2;
-    if (tile->row < 2 * tiling->rows) return;
-    tile->row = 0;
-    tile->image++;
-}
-
 /* Asks for the pixels of the tiles behind this one, which the processor does not see coming among so many lines. */
 INLINE void ask_ahead(
     const struct maps *maps, int64_t image, int64_t row, int64_t column, const int rows, const int columns, const int pooled

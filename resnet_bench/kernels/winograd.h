@@ -55,28 +55,32 @@ INLINE struct tile tile_at(const struct tiling *tiling, int64_t index) {
     return (struct tile){index / (rows * columns), index / columns % rows * OUT, index % columns * OUT};
 }
 
-/* The tile behind another. */
-INLINE struct tile tile_behind(const struct tiling *tiling, struct tile tile) {
-    tile.column += OUT;
-    if (tile.column < tiling->columns * OUT) return tile;
-    tile.column = 0, tile.row += OUT;
-    if (tile.row < tiling->rows * OUT) return tile;
-    tile.row = 0, tile.image++;
-    return tile;
+INLINE void advance(const struct tiling *tiling, struct tile *tile) {
+    tile->column += OUT;
+    if (tile->column < OUT * tiling->columns) return;
+    tile->column = 0;
+    tile->row += OUT;
+    if (tile->row < OUT * tiling->rows) return;
+    tile->row = 0;
+    tile->image++;
 }
 
-/* Asks the memory for some channels of OUT pixels in each of some lines. */
+/* Asks the memory for some channels of OUT pixels in each of some lines; of pooled maps for what is there of them. */
 INLINE void ask_for(
     const struct maps *maps, int64_t image, int64_t row, int64_t column, const int lines, int64_t begin, int64_t channels,
     const int to_write
 ) {
-    if (maps->places) return;
-    const int64_t of_pixel = maps->channels, of_line = maps->width * of_pixel;
-    const value *corner = maps->values + (image * maps->height + row) * of_line + column * of_pixel + begin;
-    for (int y = 0; y < lines; y++)
-        for (int x = 0; x < OUT; x++)
+    const int pooled = maps->places != 0;
+    const int64_t of_pixel = maps->channels, of_line = (maps->width >> pooled) * of_pixel;
+    const int64_t corner = (image * (maps->height >> pooled) + (row >> pooled)) * of_line + (column >> pooled) * of_pixel + begin;
+    for (int y = 0; y < lines >> pooled; y++)
+        for (int x = 0; x < OUT >> pooled; x++) {
+            const int64_t pixel = corner + y * of_line + x * of_pixel;
             for (int64_t c = 0; c < channels; c += CACHE_LINE / (int64_t)sizeof(value))
-                __builtin_prefetch(corner + y * of_line + x * of_pixel + c, to_write);
+                __builtin_prefetch(maps->values + pixel + c, to_write);
+            if (pooled)
+                for (int64_t c = 0; c < channels; c += CACHE_LINE) __builtin_prefetch(maps->places + pixel + c, to_write);
+        }
 }
 
 /* Asks for a tile's pixels in `size` lines, but for the columns that the tile before it has too. The processor does not see

@@ -36,7 +36,6 @@ KERNEL = 3
 MAX_PADDING = 2
 CHANNELS: Mapping[torch.dtype, int] = {torch.bfloat16: 8, torch.float32: 16}
 """The numbers of channels that are convolved and that come out are multiples of this."""
-CHANNELS_OF_LARGE_TILES = 32
 
 
 def problem(dtype: torch.dtype) -> str | None:
@@ -62,9 +61,7 @@ def fits_large_tiles(channels: int, outputs: int, padding: int, dtype: torch.dty
     """Check whether such a convolution of bfloat16 can be computed in tiles of 4×4 pixels instead of 2×2."""
     return (
         dtype == torch.bfloat16
-        and channels % CHANNELS_OF_LARGE_TILES == 0
-        and outputs % CHANNELS_OF_LARGE_TILES == 0
-        and 0 <= padding <= MAX_PADDING
+        and fits(channels, outputs, padding, dtype)
         and native.problem(_SOURCE_OF_LARGE_TILES) is None
     )
 

@@ -12,7 +12,7 @@
  *
  * A tile's outputs are also four windows of a 2x2 max pool behind the convolution, which can be part of it as in
  * winograd.c. Maps are in channels-last order, [images, height, width, channels]; filters and their gradient are float,
- * [outputs, channels, 3, 3]. Channels and outputs are multiples of 32.
+ * [outputs, channels, 3, 3]. Channels and outputs are multiples of 8.
  */
 
 #if !defined(__AVX512BF16__) || !defined(__AVX512VNNI__)
@@ -230,18 +230,23 @@ struct workplace {
     float *sums;
 };
 
+/* Those of two vectors that have channels from one on. */
+INLINE __mmask32 lanes_from(int64_t c, int64_t channels) { return ((uint64_t)1 << smaller(channels - c, 2 * LANES)) - 1; }
+
 /* The largest pixel of a tile, or of the pool's windows that it meets; infinite where one is not a finite number, or so
  * large that a frequency may not be one. */
 INLINE float largest_pixel(const struct pixels *pixels, int64_t channels) {
     /* Several, such that none waits for another. */
     __m512i in_column[IN] = {0};
     const __m512i without_sign = _mm512_set1_epi16(0x7fff);
-    for (int64_t c = 0; c < channels; c += 2 * LANES)
+    for (int64_t c = 0; c < channels; c += 2 * LANES) {
+        const __mmask32 lanes = lanes_from(c, channels);
 #pragma GCC unroll 36
         for (int i = 0; i < FREQUENCIES; i++) {
-            const __m512i both = _mm512_loadu_si512(pixels->values[i] + c);
+            const __m512i both = _mm512_maskz_loadu_epi16(lanes, pixels->values[i] + c);
             in_column[i % IN] = _mm512_max_epu16(in_column[i % IN], _mm512_and_si512(both, without_sign));
         }
+    }
     __m512i largest = in_column[0];
     for (int i = 1; i < IN; i++) largest = _mm512_max_epu16(largest, in_column[i]);
     const __m512i even = _mm512_and_si512(largest, _mm512_set1_epi32(0xffff)), odd = _mm512_srli_epi32(largest, 16);
@@ -252,10 +257,10 @@ INLINE float largest_pixel(const struct pixels *pixels, int64_t channels) {
 }
 
 /* A pixel's channels, as many as two vectors have. */
-INLINE __m512i load_both(const struct pixels *pixels, int at, int64_t c, const int pooled) {
-    if (!pooled) return _mm512_loadu_si512(pixels->values[at] + c);
-    const __m256i places = _mm256_loadu_si256((const __m256i *)(pixels->places[at] + c));
-    const __mmask32 largest = _mm256_cmpeq_epi8_mask(places, _mm256_set1_epi8(pixels->own[at]));
+INLINE __m512i load_both(const struct pixels *pixels, int at, int64_t c, __mmask32 lanes, const int pooled) {
+    if (!pooled) return _mm512_maskz_loadu_epi16(lanes, pixels->values[at] + c);
+    const __m256i places = _mm256_maskz_loadu_epi8(lanes, pixels->places[at] + c);
+    const __mmask32 largest = _mm256_mask_cmpeq_epi8_mask(lanes, places, _mm256_set1_epi8(pixels->own[at]));
     return _mm512_maskz_loadu_epi16(largest, pixels->values[at] + c);
 }
 
@@ -271,18 +276,20 @@ INLINE void transform_tile(
     at->back[i] = largest < 1e-30f ? 0.0f : largest < INFINITY ? largest * (GAIN / LARGEST_PIXEL) : NAN;
     const int64_t of_frequency = own->of_frequency;
     for (int64_t c = 0; c < channels; c += 2 * LANES) {
+        const __mmask32 lanes = lanes_from(c, channels);
         /* What is written only to be read again is what takes the time: a line is all that is at hand. */
         vector half[2][FREQUENCIES];
 #pragma GCC unroll 6
         for (int x = 0; x < IN; x++) {
             vector column[2][IN];
             for (int y = 0; y < IN; y++) {
-                const __m512i both = load_both(&pixels, IN * y + x, c, pooled);
+                const __m512i both = load_both(&pixels, IN * y + x, c, lanes, pooled);
                 column[0][y] = (vector)_mm512_slli_epi32(both, 16);
                 column[1][y] = (vector)_mm512_and_si512(both, _mm512_set1_epi32(0xffff0000));
             }
             for (int i = 0; i < 2; i++) pixels_of_line(column[i], half[i] + x, 1, IN);
         }
+        /* What is behind a tile's last channels is written before what belongs there. */
         pair *to = at->tiles + (i * channels + c) / 2;
 #pragma GCC unroll 6
         for (int y = 0; y < IN; y++) {
@@ -297,7 +304,7 @@ INLINE void transform_tile(
 }
 
 /* Writes some outputs of a tile. */
-INLINE void write_tile(const struct maps *outputs, const struct tile *tile, const __m512 y[OUT * OUT], int64_t c) {
+INLINE void write_tile(const struct maps *outputs, const struct tile *tile, const __m512 y[OUT * OUT], int64_t c, __mmask16 lanes) {
     const int64_t rows = smaller(OUT, outputs->height - tile->row), columns = smaller(OUT, outputs->width - tile->column);
     const int64_t of_pixel = outputs->channels, of_line = outputs->width * of_pixel;
     value *corner = (value *)outputs->values +
@@ -305,18 +312,18 @@ INLINE void write_tile(const struct maps *outputs, const struct tile *tile, cons
     for (int row = 0; row < OUT; row++)
         for (int column = 0; column < OUT; column++)
             if (row < rows && column < columns)
-                store(corner + row * of_line + column * of_pixel, y[OUT * row + column], ALL_LANES);
+                store(corner + row * of_line + column * of_pixel, y[OUT * row + column], lanes);
 }
 
 /* Writes the largest of each window of the pool. */
-INLINE void write_windows(const struct maps *outputs, const struct tile *tile, const __m512 y[OUT * OUT], int64_t c) {
+INLINE void write_windows(const struct maps *outputs, const struct tile *tile, const __m512 y[OUT * OUT], int64_t c, __mmask16 lanes) {
     for (int row = 0; row < OUT; row += 2)
         for (int column = 0; column < OUT; column += 2) {
             const struct tile window = {tile->image, tile->row + row, tile->column + column};
             if (window.row >= outputs->height || window.column >= outputs->width) continue;
             const __m512 *corner = y + OUT * row + column;
             const __m512 four[4] = {corner[0], corner[1], corner[OUT], corner[OUT + 1]};
-            write_largest(outputs, &window, four, c, ALL_LANES);
+            write_largest(outputs, &window, four, c, lanes);
         }
 }
 
@@ -336,12 +343,13 @@ INLINE void finish_tile(
         }
         for (int row = 0; row < OUT; row++) frequencies_of_line(half + IN * row, y + OUT * row, 1, 1);
         const __m512 back = at->back[i] * _mm512_loadu_ps(own->back + begin + c);
-        const __m512 bias = own->bias ? _mm512_loadu_ps(own->bias + begin + c) : _mm512_setzero_ps();
+        const __mmask16 lanes = lanes_from(begin + c, own->outputs.channels);
+        const __m512 bias = own->bias ? _mm512_maskz_loadu_ps(lanes, own->bias + begin + c) : _mm512_setzero_ps();
         for (int j = 0; j < OUT * OUT; j++) y[j] = y[j] * back + bias;
         if (own->outputs.places)
-            write_windows(&own->outputs, tile, y, begin + c);
+            write_windows(&own->outputs, tile, y, begin + c, lanes);
         else
-            write_tile(&own->outputs, tile, y, begin + c);
+            write_tile(&own->outputs, tile, y, begin + c, lanes);
     }
 }
 
@@ -349,7 +357,7 @@ static void convolve_tiles(const struct convolution *own, int64_t first, int64_t
     const int64_t outputs = own->outputs.channels, pairs = own->maps.channels / 2;
     const struct tile begin_at = tile_at(&own->tiling, first);
     struct tile tile = begin_at;
-    for (int64_t i = 0; i < count; i++, tile = tile_behind(&own->tiling, tile))
+    for (int64_t i = 0; i < count; i++, advance(&own->tiling, &tile))
         if (own->maps.places)
             transform_tile(own, &tile, at, i, 1);
         else
@@ -370,12 +378,12 @@ static void convolve_tiles(const struct convolution *own, int64_t first, int64_t
             }
         struct tile ahead = tile_at(&own->tiling, first + AHEAD);
         tile = begin_at;
-        for (int64_t i = 0; i < count; i++, tile = tile_behind(&own->tiling, tile)) {
+        for (int64_t i = 0; i < count; i++, advance(&own->tiling, &tile)) {
             ask_for_outputs(&own->outputs, &ahead, begin, width);
-            ahead = tile_behind(&own->tiling, ahead);
+            advance(&own->tiling, &ahead);
             if (strip == strips_of(outputs) - 1) {
                 ask_for_pixels(&own->maps, &next, own->padding, IN);
-                next = tile_behind(&own->tiling, next);
+                advance(&own->tiling, &next);
             }
             finish_tile(own, &tile, at, i, begin, width);
         }
@@ -409,13 +417,13 @@ int convolve(
 ) {
     const struct filters filters = {weights, outputs, channels, turned};
     pair *transformed = memory(strip_of_filters(outputs, channels / 2, strips_of(outputs)) * sizeof(pair));
-    float *back = memory(outputs * sizeof(float));
+    float *back = memory(filled(outputs) * sizeof(float));
     value *nothing = calloc(channels, sizeof(value));
     const struct convolution own = {
         {maps, height, width, channels, places}, tiling_of(images, out_height, out_width), padding,
         transformed, back, bias, {results, out_height, out_width, outputs, out_places}, nothing,
         TILES * channels / 2 + CACHE_LINE / (int64_t)sizeof(pair),
-        FREQUENCIES * smaller(outputs, COLUMNS * LANES) + LANES,
+        FREQUENCIES * smaller(filled(outputs), COLUMNS * LANES) + LANES,
     };
     const int64_t tiles = tiles_of(&own.tiling);
     int result = transformed && back && nothing ? DONE : OUT_OF_MEMORY;
@@ -458,28 +466,29 @@ INLINE void transform_pair(
 ) {
     struct pixels pixels[2], corners[2];
     struct tile tile = tile_at(&own->tiling, index);
-    for (int i = 0; i < 2; i++, tile = tile_behind(&own->tiling, tile)) {
+    for (int i = 0; i < 2; i++, advance(&own->tiling, &tile)) {
         /* Behind the last tile of an odd number comes one of an image that is not there: nothing is inside. */
         const int64_t row = tile.row + (tile.image < own->tiling.images ? 0 : own->maps.height + own->padding);
         const int64_t first_row = row - own->padding, first_column = tile.column - own->padding;
         find_pixels(&own->maps, tile.image, first_row, first_column, IN, 0, own->nothing, &pixels[i]);
         find_pixels(&own->gradients, tile.image, row, tile.column, OUT, pooled, own->nothing, &corners[i]);
     }
-    for (int i = 0; i < 2; i++, tile = tile_behind(&own->tiling, tile)) {
+    for (int i = 0; i < 2; i++, advance(&own->tiling, &tile)) {
         ask_for_pixels(&own->maps, &tile, own->padding, IN);
         ask_for_pixels(&own->gradients, &tile, 0, OUT);
     }
     const int64_t of_frequency = own->of_frequency, of_gradients_frequency = own->of_gradients_frequency;
     vector half[2][FREQUENCIES];
     for (int64_t c = 0; c < own->maps.channels; c += LANES) {
+        const __mmask16 lanes = lanes_from(c, own->maps.channels);
 #pragma GCC unroll 6
         for (int x = 0; x < IN; x++)
             for (int i = 0; i < 2; i++) {
                 vector column[IN];
-                for (int y = 0; y < IN; y++) column[y] = (vector)load_pixel(&pixels[i], IN * y + x, c, ALL_LANES, 0);
+                for (int y = 0; y < IN; y++) column[y] = (vector)load_pixel(&pixels[i], IN * y + x, c, lanes, 0);
                 pixels_of_line(column, half[i] + x, 1, IN);
             }
-        pair *at = to->of_maps + place * own->maps.channels + c;
+        pair *at = to->of_maps + place * own->room + c;
 #pragma GCC unroll 6
         for (int y = 0; y < IN; y++) {
             vector row[2][IN];
@@ -489,15 +498,16 @@ INLINE void transform_pair(
         }
     }
     for (int64_t c = 0; c < own->gradients.channels; c += LANES) {
+        const __mmask16 lanes = lanes_from(c, own->gradients.channels);
 #pragma GCC unroll 6
         for (int x = 0; x < OUT; x++)
             for (int i = 0; i < 2; i++) {
                 vector column[OUT];
                 for (int y = 0; y < OUT; y++)
-                    column[y] = (vector)load_pixel(&corners[i], OUT * y + x, c, ALL_LANES, pooled);
+                    column[y] = (vector)load_pixel(&corners[i], OUT * y + x, c, lanes, pooled);
                 gradients_of_line(column, half[i] + x, 1, OUT);
             }
-        pair *at = to->of_gradients + place * own->gradients.channels + c;
+        pair *at = to->of_gradients + place * own->gradients_room + c;
 #pragma GCC unroll 6
         for (int y = 0; y < IN; y++) {
             vector row[2][IN];
@@ -524,21 +534,21 @@ static __attribute__((noinline)) void transform_pair_of_pooled(
 static void add_pairs(
     const struct gradient *own, int64_t first, int64_t count, const struct pairs *pairs, float *sums, int add
 ) {
-    const int64_t outputs = own->gradients.channels, channels = own->maps.channels;
+    const int64_t outputs = own->gradients.channels, room = own->room;
     for (int64_t i = 0; i < count; i++)
         if (own->gradients.places)
             transform_pair_of_pooled(own, 2 * (first + i), i, pairs);
         else
             transform_pair_of_whole(own, 2 * (first + i), i, pairs);
     for (int f = 0; f < FREQUENCIES; f++)
-        for (int64_t strip = 0; strip < strips_of(channels); strip++) {
-            const int64_t begin = strip_begin(channels, strip);
+        for (int64_t strip = 0; strip < strips_of(room); strip++) {
+            const int64_t begin = strip_begin(room, strip);
             const struct product product = {
-                pairs->of_gradients + f * own->of_gradients_frequency, 1, outputs,
-                pairs->of_maps + f * own->of_frequency + begin, channels,
-                count, sums + f * outputs * channels + begin, channels, add,
+                pairs->of_gradients + f * own->of_gradients_frequency, 1, own->gradients_room,
+                pairs->of_maps + f * own->of_frequency + begin, room,
+                count, sums + f * outputs * room + begin, room, add,
             };
-            multiply_bfloat16(&product, outputs, strip_begin(channels, strip + 1) - begin);
+            multiply_bfloat16(&product, outputs, strip_begin(room, strip + 1) - begin);
         }
 }
 

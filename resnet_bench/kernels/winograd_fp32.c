@@ -253,7 +253,7 @@ static void convolve_tiles(
     for (int64_t i = 0; i < count; i++) {
         ask_for_pixels(&own->maps, &ahead, own->padding, IN);
         transform_tile(&own->maps, &tile, own->padding, own->nothing, at_hand, i);
-        tile = tile_behind(&own->tiling, tile), ahead = tile_behind(&own->tiling, ahead);
+        advance(&own->tiling, &tile), advance(&own->tiling, &ahead);
     }
     for (int64_t strip = 0; strip < strips; strip += STRIPS) {
         const int64_t last = smaller(strip + STRIPS, strips), begin = strip_begin(outputs, strip);
@@ -272,7 +272,7 @@ static void convolve_tiles(
         for (int64_t i = 0; i < count; i++) {
             ask_for_outputs(&own->outputs, &ahead, begin, width);
             write_tile(own, &tile, sums->values + i * sums->of_tile, sums->of_frequency, begin, width);
-            tile = tile_behind(&own->tiling, tile), ahead = tile_behind(&own->tiling, ahead);
+            advance(&own->tiling, &tile), advance(&own->tiling, &ahead);
         }
     }
 }

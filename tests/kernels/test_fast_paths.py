@@ -216,11 +216,10 @@ def test_the_measurement_times_a_pool_apart_and_as_one(needed) -> None:
 @needs_winograd
 @pytest.mark.parametrize("name", PASSES)
 def test_the_measurement_times_each_pass_with_a_pool(name) -> None:
-    shape, narrow = (Shape(2, each, 5, 32, Geometry(3, 1, 1), torch.bfloat16, pool=True) for each in (32, 24))
+    shape = Shape(2, 24, 5, 32, Geometry(3, 1, 1), torch.bfloat16, pool=True)
     algorithms = fast_paths.candidates(shape)[name]
     assert algorithms[0] == "winograd"
     assert set(fast_paths.time_pass(name, algorithms, shape)) == set(algorithms)
-    assert list(fast_paths.candidates(narrow)[name]) == ["winograd"]
 
 
 def layers_with_a_pool(convolution: nn.Module) -> nn.Module:
