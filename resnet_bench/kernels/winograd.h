@@ -65,6 +65,14 @@ INLINE void advance(const struct tiling *tiling, struct tile *tile) {
     tile->image++;
 }
 
+/* Asks the memory for a cache line. Clang wants to know at once whether to write. */
+INLINE void ask(const void *line, const int to_write) {
+    if (to_write)
+        __builtin_prefetch(line, 1);
+    else
+        __builtin_prefetch(line, 0);
+}
+
 /* Asks the memory for some channels of OUT pixels in each of some lines; of pooled maps for what is there of them. */
 INLINE void ask_for(
     const struct maps *maps, int64_t image, int64_t row, int64_t column, const int lines, int64_t begin, int64_t channels,
@@ -72,23 +80,23 @@ INLINE void ask_for(
 ) {
     const int pooled = maps->places != 0;
     const int64_t of_pixel = maps->channels, of_line = (maps->width >> pooled) * of_pixel;
-    const int64_t corner = (image * (maps->height >> pooled) + (row >> pooled)) * of_line + (column >> pooled) * of_pixel + begin;
+    const int64_t line = image * (maps->height >> pooled) + (row >> pooled);
+    const int64_t corner = line * of_line + (column >> pooled) * of_pixel + begin;
     for (int y = 0; y < lines >> pooled; y++)
         for (int x = 0; x < OUT >> pooled; x++) {
             const int64_t pixel = corner + y * of_line + x * of_pixel;
             for (int64_t c = 0; c < channels; c += CACHE_LINE / (int64_t)sizeof(value))
-                __builtin_prefetch(maps->values + pixel + c, to_write);
+                ask(maps->values + pixel + c, to_write);
             if (pooled)
-                for (int64_t c = 0; c < channels; c += CACHE_LINE) __builtin_prefetch(maps->places + pixel + c, to_write);
+                for (int64_t c = 0; c < channels; c += CACHE_LINE) ask(maps->places + pixel + c, to_write);
         }
 }
 
 /* Asks for a tile's pixels in `size` lines, but for the columns that the tile before it has too. The processor does not see
  * them coming among so many lines. */
 INLINE void ask_for_pixels(const struct maps *maps, const struct tile *tile, int64_t padding, const int size) {
-    ask_for(
-        maps, tile->image, tile->row - padding, tile->column - padding + size - OUT, size, 0, maps->channels, 0
-    );
+    const int64_t row = tile->row - padding, column = tile->column - padding + size - OUT;
+    ask_for(maps, tile->image, row, column, size, 0, maps->channels, 0);
 }
 
 /* Asks for the place of some of a tile's outputs, such that writing them waits for no memory. */

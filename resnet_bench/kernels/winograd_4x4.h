@@ -72,8 +72,6 @@ INLINE void gradient_frequencies_of_line(const vector *x, vector *y, const int f
         for (int i = 0; i < (out); i++) of_line(half + (in) * i, y + (out) * i, 1, 1);                          \
     }
 
-DEFINE_TRANSFORM(frequencies_of_pixels, pixels_of_line, IN, IN)
-DEFINE_TRANSFORM(frequencies_of_gradients, gradients_of_line, OUT, IN)
 DEFINE_TRANSFORM(frequencies_of_taps, taps_of_line, 3, IN)
 DEFINE_TRANSFORM(taps_of_frequencies, gradient_frequencies_of_line, IN, 3)
 
