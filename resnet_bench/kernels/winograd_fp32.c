@@ -116,50 +116,35 @@ INLINE void find_pixels(
     }
 }
 
+/* Of a tile's pixels, of which a line has `size`, or of its gradients. */
+INLINE void transform_line(const int size, const vector *x, vector *y, const int from, const int to) {
+    if (size == IN)
+        pixels_of_line(x, y, from, to);
+    else
+        gradients_of_line(x, y, from, to);
+}
+
+/* A tile's pixels, in lines of IN, or its gradients, in lines of OUT. */
 INLINE void transform_tile(
-    const struct maps *maps, const struct tile *tile, int64_t padding, const float *nothing,
+    const struct maps *maps, const struct tile *tile, int64_t padding, const int size, const float *nothing,
     const struct frequencies *to, int64_t place
 ) {
     const float *pixels[FREQUENCIES];
-    find_pixels(maps, tile->image, tile->row - padding, tile->column - padding, IN, nothing, pixels);
+    find_pixels(maps, tile->image, tile->row - padding, tile->column - padding, size, nothing, pixels);
     float *at = to->values + place * to->of_tile;
     const int64_t of_frequency = to->of_frequency;
     for (int64_t c = 0; c < maps->channels; c += LANES) {
         vector half[FREQUENCIES];
 #pragma GCC unroll 6
-        for (int x = 0; x < IN; x++) {
+        for (int x = 0; x < size; x++) {
             vector column[IN];
-            for (int y = 0; y < IN; y++) column[y] = load(pixels[IN * y + x] + c);
-            pixels_of_line(column, half + x, 1, IN);
+            for (int y = 0; y < size; y++) column[y] = load(pixels[size * y + x] + c);
+            transform_line(size, column, half + x, 1, size);
         }
 #pragma GCC unroll 6
         for (int y = 0; y < IN; y++) {
             vector row[IN];
-            pixels_of_line(half + IN * y, row, 1, 1);
-            for (int x = 0; x < IN; x++) store(at + (IN * y + x) * of_frequency + c, row[x]);
-        }
-    }
-}
-
-INLINE void transform_gradient(
-    const struct maps *gradients, const struct tile *tile, const float *nothing, const struct frequencies *to, int64_t place
-) {
-    const float *pixels[OUT * OUT];
-    find_pixels(gradients, tile->image, tile->row, tile->column, OUT, nothing, pixels);
-    float *at = to->values + place * to->of_tile;
-    const int64_t of_frequency = to->of_frequency;
-    for (int64_t c = 0; c < gradients->channels; c += LANES) {
-        vector half[IN * OUT];
-#pragma GCC unroll 6
-        for (int x = 0; x < OUT; x++) {
-            vector column[OUT];
-            for (int y = 0; y < OUT; y++) column[y] = load(pixels[OUT * y + x] + c);
-            gradients_of_line(column, half + x, 1, OUT);
-        }
-#pragma GCC unroll 6
-        for (int y = 0; y < IN; y++) {
-            vector row[IN];
-            gradients_of_line(half + OUT * y, row, 1, 1);
+            transform_line(size, half + size * y, row, 1, 1);
             for (int x = 0; x < IN; x++) store(at + (IN * y + x) * of_frequency + c, row[x]);
         }
     }
@@ -252,7 +237,7 @@ static void convolve_tiles(
     struct tile tile = tile_at(&own->tiling, first), ahead = tile_at(&own->tiling, first + AHEAD);
     for (int64_t i = 0; i < count; i++) {
         ask_for_pixels(&own->maps, &ahead, own->padding, IN);
-        transform_tile(&own->maps, &tile, own->padding, own->nothing, at_hand, i);
+        transform_tile(&own->maps, &tile, own->padding, IN, own->nothing, at_hand, i);
         advance(&own->tiling, &tile), advance(&own->tiling, &ahead);
     }
     for (int64_t strip = 0; strip < strips; strip += STRIPS) {
@@ -380,8 +365,8 @@ int gradient_of_filters(
                     const struct tile tile = tile_at(&tiling, first + i), ahead = tile_at(&tiling, first + i + AHEAD);
                     ask_for_pixels(&of_maps, &ahead, padding, IN);
                     ask_for_pixels(&of_gradients, &ahead, 0, OUT);
-                    transform_tile(&of_maps, &tile, padding, nothing, &right, i);
-                    transform_gradient(&of_gradients, &tile, nothing, &left, i);
+                    transform_tile(&of_maps, &tile, padding, IN, nothing, &right, i);
+                    transform_tile(&of_gradients, &tile, 0, OUT, nothing, &left, i);
                 }
 #pragma omp for schedule(static)
                 for (int64_t i = 0; i < FREQUENCIES * strips; i++) {
