@@ -30,6 +30,9 @@ enum result { DONE, OUT_OF_MEMORY };
 /* And rows that are summed before they are added to those, which costs fewer digits; what belongs to a channel is read once
  * for them. */
 #define ROWS_TOGETHER 8
+#define CACHE_LINE 64
+/* From what is computed to what the memory is asked for; at least as many rows as are summed together. */
+#define BYTES_AHEAD 4096
 
 /* --- values -------------------------------------------------------------------------------------- */
 
@@ -175,6 +178,24 @@ INLINE void settle(struct sums *sums) {
 
 INLINE int64_t end_of_rows(int64_t row, int64_t last) { return row + ROWS_TOGETHER < last ? row + ROWS_TOGETHER : last; }
 
+INLINE int begins_line(int64_t c) { return c % (CACHE_LINE / (int64_t)sizeof(value)) == 0; }
+
+/* Asks the memory for channels of rows that come later. The processor sees them coming by itself where rows are narrow; a
+ * few wide ones fill a page, behind which it does not look. */
+INLINE void ask_ahead(const value *maps, int64_t row, int64_t c, int64_t channels) {
+    const int64_t away = BYTES_AHEAD / (int64_t)sizeof(value) / channels;
+    const int64_t first = row + (away < ROWS_TOGETHER ? ROWS_TOGETHER : away);
+    if (!begins_line(c)) return;
+    for (int64_t next = first; next < first + ROWS_TOGETHER; next++) __builtin_prefetch(maps + next * channels + c);
+}
+
+/* Asks for what the next band of overlapping windows has two rows below a square of 2x2 pixels. */
+INLINE void ask_below(const value *corner, int64_t below, int64_t c, int64_t channels) {
+    if (!begins_line(c)) return;
+    for (int y = 2; y < 4; y++)
+        for (int x = 0; x < 2; x++) __builtin_prefetch(corner + y * below + x * channels, 0, 2);
+}
+
 /* Blocks of some rows and of channels that are computed at once: from each one's first `row` and channel `c` on. */
 #define FOR_BLOCKS(row, c, first, last, channels)                           \
     for (int64_t row = first; row < last; row += ROWS_TOGETHER)             \
@@ -238,6 +259,7 @@ INLINE void add_moments(struct sums *sums, const value *rows, int64_t count, con
     FOR_BLOCKS(row, c, 0, count, channels) {
         floats first = {0}, second = {0};
         const floats center = numbers(reference + c);
+        ask_ahead(rows, row, c, channels);
         FOR_VALUES(at, row, c, count, channels) {
             floats distance = load(rows + at) - center;
             first += distance;
@@ -423,6 +445,7 @@ INLINE void pool_overlapping_band(
         struct pixels columns[3];
         columns[2] = pixels_at(middle, below, nowhere, &own, each);
         for (int64_t column = 0; column < width; column += 2, middle += 2 * channels) {
+            ask_below(middle, below, c, channels);
             columns[0] = columns[2];
             columns[1] = pixels_at(middle, below, inside, &own, each);
             columns[2] = pixels_at(middle + channels, below, column + 1 < width ? inside : nowhere, &own, each);
@@ -450,6 +473,8 @@ INLINE void activate_rows(
     const int64_t channels = layer->channels;
     FOR_BLOCKS(row, c, first, last, channels) {
         const struct constants own = constants_at(layer, c);
+        ask_ahead(maps, row, c, channels);
+        ask_ahead(outputs, row, c, channels);
         FOR_VALUES(at, row, c, last, channels) store(outputs + at, activated(scaled(&own, load(maps + at)), activation));
     }
 }
@@ -629,6 +654,8 @@ INLINE void add_gradients(
         for (int64_t c = 0; c < channels; c += LANES) {
             const struct constants own = constants_at(layer, c);
             floats plain = {0}, moment = {0};
+            ask_ahead(gradients, row, c, channels);
+            if (!of_largest) ask_ahead(maps, row, c, channels);
             FOR_VALUES(at, row, c, last, channels) {
                 floats x;
                 if (of_largest) {
@@ -715,6 +742,9 @@ INLINE void gradient_of_rows(
     const int64_t channels = layer->channels;
     FOR_BLOCKS(row, c, first, last, channels) {
         const struct constants own = constants_at(layer, c);
+        ask_ahead(maps, row, c, channels);
+        ask_ahead(gradients, row, c, channels);
+        ask_ahead(outputs, row, c, channels);
         FOR_VALUES(at, row, c, last, channels) {
             floats x = load(maps + at);
             floats gradient = pulled_back(load(gradients + at), scaled(&own, x), activation);
@@ -794,6 +824,8 @@ INLINE void gradient_of_overlapping_windows(
         struct windows here = windows_at(largest, gradients, places, at, 1, &own, activation);
         struct windows under = windows_at(largest, gradients, places, next, !band->is_last, &own, activation);
         for (int64_t column = 1; column <= columns; column++, pixel += 2 * channels) {
+            ask_below(maps + pixel, below, c, channels);
+            ask_below(outputs + pixel, below, c, channels);
             at += channels, next += channels;
             const int beside = column < columns;
             const struct windows right = windows_at(largest, gradients, places, at, beside, &own, activation);
@@ -968,6 +1000,9 @@ INLINE void add_as(
     const int64_t channels = layer->channels;
     FOR_BLOCKS(row, c, first, last, channels) {
         const struct constants own = constants_at(layer, c), of_shortcut = other_constants_at(shortcut, c, normalized);
+        ask_ahead(maps, row, c, channels);
+        ask_ahead(others, row, c, channels);
+        ask_ahead(outputs, row, c, channels);
         FOR_VALUES(at, row, c, last, channels) {
             floats sum = summed(&own, &of_shortcut, load(maps + at), load(others + at), normalized);
             store(outputs + at, activated(sum, activation));
@@ -1073,6 +1108,10 @@ INLINE void add_sum_gradients_as(
         for (int64_t c = 0; c < channels; c += LANES) {
             const struct constants own = constants_at(layer, c), of_shortcut = other_constants_at(shortcut, c, normalized);
             floats plain = {0}, moment = {0}, other_moment = {0};
+            ask_ahead(maps, row, c, channels);
+            ask_ahead(others, row, c, channels);
+            ask_ahead(gradients, row, c, channels);
+            ask_ahead(other_gradients, row, c, channels);
             FOR_VALUES(at, row, c, last, channels) {
                 floats x = load(maps + at), other = load(others + at);
                 floats sum = summed(&own, &of_shortcut, x, other, normalized);
@@ -1128,6 +1167,13 @@ INLINE void propagate_sum_as(
     const int64_t channels = layer->channels;
     FOR_BLOCKS(row, c, first, last, channels) {
         const struct constants own = constants_at(layer, c), of_shortcut = other_constants_at(shortcut, c, normalized);
+        ask_ahead(maps, row, c, channels);
+        ask_ahead(other_gradients, row, c, channels);
+        ask_ahead(map_gradients, row, c, channels);
+        if (normalized) {
+            ask_ahead(others, row, c, channels);
+            ask_ahead(gradients, row, c, channels);
+        }
         FOR_VALUES(at, row, c, last, channels) {
             floats x = load(maps + at), gradient;
             if (normalized) {

@@ -24,6 +24,30 @@ struct product {
     int add;
 };
 
+/* Asks the memory for a cache line. Clang wants to know at once whether to write. */
+INLINE void ask(const void *line, const int to_write) {
+    if (to_write)
+        __builtin_prefetch(line, 1);
+    else
+        __builtin_prefetch(line, 0);
+}
+
+/* Where to ask for the filters that are multiplied next while a block of rows is, a cache line at each step: of a wide layer
+ * they come from far away. They stand behind the columns. */
+INLINE const factor *filters_behind(const struct product *p, int64_t block) {
+    return p->columns + p->steps * (p->of_line + block * (CACHE_LINE / (int64_t)sizeof(factor)));
+}
+
+/* Channels from which on filters and their gradients leave no room in a core's second cache. */
+#define WIDE 256
+
+/* Asks for the place of sums that a block is added to. */
+INLINE void ask_for_sums(const struct product *p, int64_t row, const int rows, const int columns) {
+    for (int r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns * LANES; c += CACHE_LINE / (int64_t)sizeof(float))
+            ask(p->sums + (row + r) * p->of_sum + c, 1);
+}
+
 /* --- tiles --------------------------------------------------------------------------------------- */
 
 /* Where there are `places`, `values` are the largest of each 2x2 pixels of the maps, in [images, height / 2, width / 2,
@@ -63,14 +87,6 @@ INLINE void advance(const struct tiling *tiling, struct tile *tile) {
     if (tile->row < OUT * tiling->rows) return;
     tile->row = 0;
     tile->image++;
-}
-
-/* Asks the memory for a cache line. Clang wants to know at once whether to write. */
-INLINE void ask(const void *line, const int to_write) {
-    if (to_write)
-        __builtin_prefetch(line, 1);
-    else
-        __builtin_prefetch(line, 0);
 }
 
 /* Asks the memory for some channels of OUT pixels in each of some lines; of pooled maps for what is there of them. */

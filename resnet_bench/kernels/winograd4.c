@@ -101,7 +101,9 @@ INLINE void multiply_block(
     const pair *left = p->rows + row * of_row, *right = p->columns;
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns; c++) sums[r][c] = _mm512_setzero_si512();
+    const pair *behind = filters_behind(p, row / ROWS);
     for (int64_t k = 0; k < p->steps; k++, left += of_step, right += of_line) {
+        if (factors == WHOLE && rows == ROWS) ask(behind + k * LANES, 0);
         __m512i line[COLUMNS];
         for (int c = 0; c < columns; c++) line[c] = _mm512_loadu_si512(right + c * LANES);
         for (int r = 0; r < rows; r++) {
@@ -127,8 +129,15 @@ INLINE void multiply_bfloat16_block(const struct product *p, int64_t row, const 
     multiply_block(p, row, rows, columns, BFLOAT16);
 }
 
+/* What is added to sums that are far away. */
+INLINE void add_bfloat16_block(const struct product *p, int64_t row, const int rows, const int columns) {
+    ask_for_sums(p, row, rows, columns);
+    multiply_block(p, row, rows, columns, BFLOAT16);
+}
+
 DEFINE_MULTIPLY(multiply_whole, multiply_whole_block)
 DEFINE_MULTIPLY(multiply_bfloat16, multiply_bfloat16_block)
+DEFINE_MULTIPLY(add_bfloat16, add_bfloat16_block)
 
 /* --- filters ------------------------------------------------------------------------------------- */
 
@@ -548,7 +557,11 @@ static void add_pairs(
                 pairs->of_maps + f * own->of_frequency + begin, room,
                 count, sums + f * outputs * room + begin, room, add,
             };
-            multiply_bfloat16(&product, outputs, strip_begin(room, strip + 1) - begin);
+            const int64_t width = strip_begin(room, strip + 1) - begin;
+            if (add && room >= WIDE)
+                add_bfloat16(&product, outputs, width);
+            else
+                multiply_bfloat16(&product, outputs, width);
         }
 }
 

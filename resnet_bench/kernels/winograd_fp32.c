@@ -64,14 +64,21 @@ INLINE void frequencies_of_line(const vector *x, vector *y, const int from, cons
 
 /* --- matrix products ----------------------------------------------------------------------------- */
 
+/* Cache lines of a block's columns. */
+#define LINES (COLUMNS * LANES * (int64_t)sizeof(float) / CACHE_LINE)
+
 /* A part of it that the registers hold: some rows, and some vectors of columns. */
-INLINE void multiply_block(const struct product *p, int64_t row, const int rows, const int columns) {
+INLINE void multiply_block(
+    const struct product *p, int64_t row, const int rows, const int columns, const int asks
+) {
     vector sums[ROWS][COLUMNS];
     const int64_t of_row = p->of_row, of_step = p->of_step, of_line = p->of_line;
     const float *left = p->rows + row * of_row, *right = p->columns;
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns; c++) sums[r][c] = (vector){0};
+    const float *behind = filters_behind(p, row / ROWS);
     for (int64_t k = 0; k < p->steps; k++, left += of_step, right += of_line) {
+        if (asks) ask(behind + k * (CACHE_LINE / (int64_t)sizeof(float)), 0);
         vector factors[COLUMNS];
         for (int c = 0; c < columns; c++) factors[c] = load(right + c * LANES);
         for (int r = 0; r < rows; r++)
@@ -86,7 +93,26 @@ INLINE void multiply_block(const struct product *p, int64_t row, const int rows,
         }
 }
 
-DEFINE_MULTIPLY(multiply, multiply_block)
+INLINE void multiply_narrow_block(const struct product *p, int64_t row, const int rows, const int columns) {
+    multiply_block(p, row, rows, columns, 0);
+}
+
+INLINE void multiply_wide_block(const struct product *p, int64_t row, const int rows, const int columns) {
+    if (rows == ROWS && row / ROWS < LINES)
+        multiply_block(p, row, rows, columns, 1);
+    else
+        multiply_block(p, row, rows, columns, 0);
+}
+
+/* What is added to sums that are far away. */
+INLINE void add_wide_block(const struct product *p, int64_t row, const int rows, const int columns) {
+    ask_for_sums(p, row, rows, columns);
+    multiply_block(p, row, rows, columns, 0);
+}
+
+DEFINE_MULTIPLY(multiply, multiply_narrow_block)
+DEFINE_MULTIPLY(multiply_wide, multiply_wide_block)
+DEFINE_MULTIPLY(add_wide, add_wide_block)
 
 /* --- tiles --------------------------------------------------------------------------------------- */
 
@@ -250,7 +276,10 @@ static void convolve_tiles(
                     strip_of_filters(own->filters, channels, outputs, s, f), columns,
                     channels, sums->values + f * sums->of_frequency + at - begin, sums->of_tile, 0,
                 };
-                multiply(&product, count, columns);
+                if (channels >= WIDE)
+                    multiply_wide(&product, count, columns);
+                else
+                    multiply(&product, count, columns);
             }
         const int64_t width = strip_begin(outputs, last) - begin;
         tile = tile_at(&own->tiling, first), ahead = tile_at(&own->tiling, first + AHEAD);
@@ -377,7 +406,10 @@ int gradient_of_filters(
                         right.values + f * right.of_frequency + begin, right.of_tile,
                         count, sums + f * of_frequency + begin, channels, first > 0,
                     };
-                    multiply(&product, outputs, width_of_strip);
+                    if (product.add && channels >= WIDE)
+                        add_wide(&product, outputs, width_of_strip);
+                    else
+                        multiply(&product, outputs, width_of_strip);
                 }
             }
 #pragma omp for schedule(static)
