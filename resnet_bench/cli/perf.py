@@ -18,6 +18,7 @@ from resnet_bench.cli.options import (
     DataFolder,
     Device,
     Json,
+    Precision,
     Threads,
     TrackingURI,
     complete_benchmark,
@@ -26,7 +27,7 @@ from resnet_bench.cli.options import (
     new_app,
 )
 from resnet_bench.cli.screen import announce_generated, echo, print_json, print_table
-from resnet_bench.execution.choices import ExecutionMode
+from resnet_bench.execution.choices import ExecutionMode, PrecisionChoice
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.tracking.store import Store
 
@@ -53,6 +54,7 @@ def perf(
         list[ExecutionMode] | None,
         typer.Option("--execution", help="Only this mode; may be repeated. All by default."),
     ] = None,
+    precision: Precision = PrecisionChoice.AUTO,
     threads: Threads = None,
     repeats: Annotated[
         int, typer.Option("--repeats", metavar="N", min=1, help="How often each loop has its turn.")
@@ -102,11 +104,17 @@ def perf(
     found = []
     for benchmark in chosen:
         resolved = {
-            str(mode): Execution.resolve(device, threads=threads, mode=mode)
+            str(mode): Execution.resolve(device, precision, threads=threads, mode=mode)
             for mode in dict.fromkeys(modes or [ExecutionMode.PLAIN, ExecutionMode.FAST, ExecutionMode.AUTO])
         }
         executions: dict[str, Execution] = {
-            name: autotune(benchmark.recipe, execution, threads=threads is None, progress=echo)
+            name: autotune(
+                benchmark.recipe,
+                execution,
+                precision=precision == PrecisionChoice.AUTO,
+                threads=threads is None,
+                progress=echo,
+            )
             for name, execution in resolved.items()
         }
         dataset = load(benchmark.recipe.data.facts, ImageLocation(folder, allow_generated=True))

@@ -40,6 +40,20 @@ def test_perf_prints_writes_and_logs(tmp_path, monkeypatch) -> None:
     assert run.data.metrics["fast/ratio"] == pytest.approx(comparison["arms"][2]["ratio"]["median"])
 
 
+@pytest.mark.slow
+def test_perf_takes_a_precision(tmp_path, monkeypatch) -> None:
+    """Given one, each of our executions computes in it, also one that has another by default."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "small.toml").write_text(SMALL)
+    command = ["perf", "small", "--benchmark-dir", "benchmarks", "--repeats", "1", "--steps", "1", "--threads", "1"]
+    precision = ["--execution", "plain", "--precision", "bf16", "--device", "cpu"]
+    result = CliRunner().invoke(app, [*command, *precision, "--json"], catch_exceptions=False)
+    ((source, plain),) = (each["arms"] for each in json.loads(result.stdout)["comparisons"])
+    assert "fp32" in source["execution"]
+    assert "bf16" in plain["execution"]
+
+
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(invoke, tmp_path) -> None:
     (tmp_path / "a-file").touch()
     found = invoke("perf he-resnet20 --output a-file/speed/perf.json")
