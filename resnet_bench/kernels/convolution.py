@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from resnet_bench.kernels import direct, weights, winograd
+from resnet_bench.kernels.gemm import PRODUCTS, Product
 
 MAX_DENSE_PIXELS = 4
 """Above 2×2 pixels a small-map GEMM multiplies more than the convolution does."""
@@ -52,7 +53,9 @@ def is_dense(size: int, geometry: Geometry) -> bool:
     return geometry.kernel > 1 and size * size <= MAX_DENSE_PIXELS and geometry.output_size(size) >= 1
 
 
-def dense_convolution(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+def dense_convolution(
+    images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, product: str = "gemm"
+) -> Tensor:
     """Compute a convolution as one GEMM, from all pixels of a small input to all pixels of its output.
 
     Args:
@@ -61,6 +64,7 @@ def dense_convolution(images: Tensor, weight: Tensor, bias: Tensor | None, geome
             gradient of zero, as they do from a convolution.
         bias: Shape `[O]`.
         geometry: Kernel size, stride and padding.
+        product: One of the :data:`PRODUCTS`, by which all passes multiply.
 
     Returns:
         Shape `[N, O, T, T]`, in channels-last order.
@@ -68,7 +72,7 @@ def dense_convolution(images: Tensor, weight: Tensor, bias: Tensor | None, geome
     count, _, size, _ = images.shape
     out_size, out_channels = geometry.output_size(size), weight.shape[0]
     matrix = cast(Tensor, _DenseWeight.apply(weight, size, geometry, images.dtype))
-    flat = F.linear(images.permute(0, 2, 3, 1).reshape(count, -1), matrix)
+    flat = cast(Tensor, _Product.apply(images.permute(0, 2, 3, 1).reshape(count, -1), matrix, PRODUCTS[product]))
     if bias is not None:
         flat = flat + bias.to(flat.dtype).repeat(out_size * out_size)
     return flat.view(count, out_size, out_size, out_channels).permute(0, 3, 1, 2)
@@ -84,6 +88,27 @@ def _taps(size: int, geometry: Geometry) -> weights.Taps:
         taps = [(pixel // size - corner_row, pixel % size - corner_column) for pixel in range(size * size)]
         table.append([tap if min(tap) >= 0 and max(tap) < kernel else None for tap in taps])
     return table
+
+
+class _Product(torch.autograd.Function):
+    """What a product gives, and its gradients by the same."""
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor, product: Product) -> Tensor:
+        ctx.product = product
+        ctx.save_for_backward(left, right)
+        return product(left, right)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        left, right = ctx.saved_tensors
+        wants_left, wants_right, _ = ctx.needs_input_grad
+        return (
+            ctx.product(gradient, right.mT) if wants_left else None,
+            ctx.product(gradient.mT, left.mT) if wants_right else None,
+            None,
+        )
 
 
 class _DenseWeight(torch.autograd.Function):
@@ -132,7 +157,9 @@ def grad_weight_default(images: Tensor, gradient: Tensor, weight: Tensor, geomet
     return _convolution_backward(gradient, images, weight, geometry, (False, True))[1]
 
 
-def grad_weight_gemm(images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+def grad_weight_gemm(
+    images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry, *, product: Product = PRODUCTS["gemm"]
+) -> Tensor:
     """Compute the weight gradient as one GEMM of the output's gradient and the input's patches.
 
     Args:
@@ -140,6 +167,7 @@ def grad_weight_gemm(images: Tensor, gradient: Tensor, weight: Tensor, geometry:
         gradient: The loss's gradient by the output, shape `[N, O, T, T]`.
         weight: Shape `[O, C, K, K]`.
         geometry: Kernel size, stride and padding.
+        product: What multiplies.
 
     Returns:
         Shape `[O, C, K, K]`, in channels-last order.
@@ -154,7 +182,7 @@ def grad_weight_gemm(images: Tensor, gradient: Tensor, weight: Tensor, geometry:
         (of_image, of_row * stride, of_column * stride, of_row, of_column, of_channel),
     ).reshape(count * out_size * out_size, -1)
     by_pixel = gradient.permute(0, 2, 3, 1).reshape(-1, out_channels)
-    return (by_pixel.mT @ patches).view(out_channels, kernel, kernel, channels).permute(0, 3, 1, 2)
+    return product(by_pixel.mT, patches.mT).view(out_channels, kernel, kernel, channels).permute(0, 3, 1, 2)
 
 
 # --- algorithms per pass -------------------------------------------------------------------
@@ -165,9 +193,9 @@ class ConvAlgorithms(NamedTuple):
 
     Attributes:
         forward: ``default``, ``winograd`` or ``winograd4``, which is Winograd in tiles of 4×4 pixels; with a stride,
-            ``default`` or ``direct``; of one tap without padding, ``default`` or ``gemm``.
+            ``default`` or ``direct``; of one tap without padding, ``default`` or one of the :data:`PRODUCTS`.
         grad_input: The same.
-        grad_weight: The same, or ``gemm`` for any number of taps.
+        grad_weight: The same, or one of the :data:`PRODUCTS` for any number of taps.
     """
 
     forward: str = "default"
@@ -181,18 +209,18 @@ def forward_default(images: Tensor, weight: Tensor, bias: Tensor | None, geometr
     return torch.conv2d(images, weight.to(images.dtype), in_bias, geometry.stride, geometry.padding)
 
 
-def forward_gemm(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+def forward_gemm(
+    images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, *, product: Product = PRODUCTS["gemm"]
+) -> Tensor:
     """Compute a convolution of one tap without padding as one GEMM of the pixels that it touches."""
     touched = images.permute(0, 2, 3, 1)[:, :: geometry.stride, :: geometry.stride]
     (count, rows, columns, channels), outputs = touched.shape, len(weight)
-    # Not a view of a tensor in that order: autograd would refuse an in-place layer behind it.
-    shape = (count, outputs, rows, columns)
-    found = torch.empty(shape, dtype=images.dtype, memory_format=torch.channels_last)
-    flat = found.permute(0, 2, 3, 1).view(-1, outputs)
-    torch.mm(touched.reshape(-1, channels), weight.flatten(1).to(images.dtype).mT, out=flat)
+    flat = product(touched.reshape(-1, channels), weight.flatten(1).to(images.dtype))
     if bias is not None:
         flat += bias.to(flat.dtype)
-    return found
+    maps = flat.view(count, rows, columns, outputs).permute(0, 3, 1, 2)
+    # Not a view of a tensor in that order: autograd would refuse an in-place layer behind it.
+    return flat.new_empty(0).set_(flat.untyped_storage(), 0, maps.shape, maps.stride())
 
 
 def forward_winograd(
@@ -213,9 +241,13 @@ def grad_input_default(images: Tensor, gradient: Tensor, weight: Tensor, geometr
     return _convolution_backward(gradient, images, weight, geometry, (True, False))[0]
 
 
-def grad_input_gemm(images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+def grad_input_gemm(
+    images: Tensor, gradient: Tensor, weight: Tensor, geometry: Geometry, *, product: Product = PRODUCTS["gemm"]
+) -> Tensor:
     """Compute the input gradient of such a convolution; pixels that it does not touch get zero."""
-    found = gradient.permute(0, 2, 3, 1) @ weight.flatten(1).to(gradient.dtype)
+    by_pixel = gradient.permute(0, 2, 3, 1)
+    of_pixels = product(by_pixel.reshape(-1, len(weight)), weight.flatten(1).to(gradient.dtype).mT)
+    found = of_pixels.view(*by_pixel.shape[:-1], -1)
     if geometry.stride > 1:
         touched, found = found, gradient.new_zeros(len(images), *images.shape[2:], images.shape[1])
         found[:, :: geometry.stride, :: geometry.stride] = touched
@@ -259,21 +291,21 @@ def grad_weight_direct(
 
 FORWARD: Mapping[str, Callable[[Tensor, Tensor, Tensor | None, Geometry], Tensor]] = {
     "default": forward_default,
-    "gemm": forward_gemm,
+    **{name: partial(forward_gemm, product=product) for name, product in PRODUCTS.items()},
     "winograd": forward_winograd,
     "winograd4": partial(forward_winograd, large_tiles=True),
     "direct": forward_direct,
 }
 GRAD_INPUT: Mapping[str, Callable[[Tensor, Tensor, Tensor, Geometry], Tensor]] = {
     "default": grad_input_default,
-    "gemm": grad_input_gemm,
+    **{name: partial(grad_input_gemm, product=product) for name, product in PRODUCTS.items()},
     "winograd": grad_input_winograd,
     "winograd4": partial(grad_input_winograd, large_tiles=True),
     "direct": grad_input_direct,
 }
 GRAD_WEIGHT: Mapping[str, Callable[[Tensor, Tensor, Tensor, Geometry], Tensor]] = {
     "default": grad_weight_default,
-    "gemm": grad_weight_gemm,
+    **{name: partial(grad_weight_gemm, product=product) for name, product in PRODUCTS.items()},
     "winograd": grad_weight_winograd,
     "winograd4": partial(grad_weight_winograd, large_tiles=True),
     "direct": grad_weight_direct,

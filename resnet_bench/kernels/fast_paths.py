@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from resnet_bench.base.tuning_cache import TuningCache
-from resnet_bench.kernels import convolution, direct, winograd
+from resnet_bench.kernels import convolution, direct, gemm, winograd
 from resnet_bench.kernels.convolution import ConvAlgorithms, Geometry
 
 MAX_GEMM_PIXELS = 64
@@ -129,7 +129,8 @@ class FastPaths(TorchFunctionMode):
         if shape is None:
             return None
         if convolution.is_dense(shape.size, shape.geometry):
-            return convolution.dense_convolution(images.to(shape.dtype), weight, bias, shape.geometry)
+            product = "gemm" if self._memory is None else chosen_product(self._memory, shape)
+            return convolution.dense_convolution(images.to(shape.dtype), weight, bias, shape.geometry, product)
         if self._memory is None:
             return None
         algorithms = chosen_algorithms(self._memory, images, weight, shape)
@@ -209,6 +210,25 @@ def chosen_algorithms(memory: TuningCache, images: Tensor, weight: Tensor, shape
     )
 
 
+def chosen_product(memory: TuningCache, shape: Shape) -> str:
+    """Choose what multiplies in a convolution that is one GEMM, measured once per shape and machine."""
+    measured, products = shape.measured(), gemm.products(shape.dtype)
+    if len(products) == 1:
+        return products[0]
+
+    @torch.no_grad()
+    def measure() -> dict[str, float]:
+        pixels = torch.ones(measured.images, measured.channels * measured.size**2, dtype=measured.dtype)
+        matrix = torch.ones(measured.outputs * measured.out_size**2, pixels.shape[1], dtype=measured.dtype)
+
+        def multiply(product: str) -> None:
+            gemm.PRODUCTS[product](pixels, matrix)
+
+        return relative_times(products, multiply)
+
+    return _fastest(memory, f"product of a convolution {measured}", products, measure)
+
+
 def _needed(images: Tensor, weight: Tensor) -> tuple[str, ...]:
     """List the passes that a convolution needs."""
     trained = torch.is_grad_enabled()
@@ -231,10 +251,10 @@ def candidates(shape: Shape) -> Mapping[str, Sequence[str]]:
     if shape.geometry.kernel == 1:
         if shape.geometry.padding == 0:
             for of_pass in algorithms.values():
-                of_pass.append("gemm")
+                of_pass.extend(gemm.products(shape.dtype))
         return algorithms
     if 1 < shape.out_size**2 <= MAX_GEMM_PIXELS:
-        algorithms["grad_weight"].append("gemm")
+        algorithms["grad_weight"].extend(gemm.products(shape.dtype))
     if _is_of_winograds_kind(shape):
         for name, fits in (("winograd", winograd.fits), ("winograd4", winograd.fits_large_tiles)):
             if fits(shape.channels, shape.outputs, shape.geometry.padding, shape.dtype):

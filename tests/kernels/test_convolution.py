@@ -17,6 +17,7 @@ from resnet_bench.kernels.convolution import (
     grad_weight_gemm,
     is_dense,
 )
+from resnet_bench.kernels.gemm import PRODUCTS, products
 
 
 @st.composite
@@ -80,6 +81,35 @@ def test_a_convolution_of_one_tap_is_a_product_in_each_pass(case) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "geometry", [Geometry(3, 1, 1), Geometry(3, 2, 1), Geometry(1, 1, 0), Geometry(1, 2, 0)], ids=str
+)
+@pytest.mark.parametrize("product", list(PRODUCTS))
+def test_each_library_multiplies_to_the_same(product: str, geometry: Geometry) -> None:
+    """Each pass of a convolution that is a product, of float32, against torch's convolution of float64."""
+    if product not in products(torch.float32):
+        pytest.skip("this torch has no oneDNN")
+    generator = torch.Generator().manual_seed(0)
+    size = 2 if geometry.kernel == 3 else 5
+    images = torch.randn(6, 24, size, size, generator=generator).to(memory_format=torch.channels_last)
+    weight = torch.randn(40, 24, geometry.kernel, geometry.kernel, generator=generator)
+    bias = torch.randn(40, generator=generator)
+    of_all = ConvAlgorithms(product, product, product)
+    ways = [lambda *operands: dense_convolution(*operands, product)] if is_dense(size, geometry) else []
+    if geometry.kernel == 1:
+        ways.append(lambda *operands: convolution(*operands, of_all))
+    else:
+        ways.append(lambda *operands: convolution(*operands, ConvAlgorithms(grad_weight=product)))
+    exact = outputs_and_gradients(by_torch, images.double(), weight.double(), bias.double(), geometry)
+    for way in ways:
+        for ours, theirs in zip(outputs_and_gradients(way, images, weight, bias, geometry), exact, strict=True):
+            assert (ours - theirs).norm() < 1e-6 * theirs.norm()
+
+
+def test_only_products_of_float32_have_another_library() -> None:
+    assert [list(products(dtype)) for dtype in (torch.bfloat16, torch.float64)] == [["gemm"], ["gemm"]]
+
+
 def test_on_one_pixel_only_the_centre_tap_has_a_gradient() -> None:
     images, weight = torch.randn(2, 3, 1, 1), torch.randn(4, 3, 3, 3, requires_grad=True)
     dense_convolution(images, weight, None, Geometry(3, 1, 1)).sum().backward()
@@ -135,7 +165,10 @@ def test_which_convolutions_are_products_of_whole_maps(size, geometry, expected)
 @pytest.mark.parametrize("forward", list(FORWARD))
 def test_a_layer_behind_may_work_in_place(forward: str, dtype: torch.dtype) -> None:
     """As the ReLU of VGG-16 without BatchNorm does."""
-    geometry = {"gemm": Geometry(1, 1, 0), "direct": Geometry(3, 2, 1)}.get(forward, Geometry(3, 1, 1))
+    geometries = {**dict.fromkeys(PRODUCTS, Geometry(1, 1, 0)), "direct": Geometry(3, 2, 1)}
+    geometry = geometries.get(forward, Geometry(3, 1, 1))
+    if forward in PRODUCTS and forward not in products(dtype):
+        pytest.skip("no such library here")
     fits = winograd.fits_large_tiles if (forward, dtype) == ("winograd4", torch.bfloat16) else winograd.fits
     if forward in ("winograd", "winograd4") and not fits(32, 32, 1, dtype):
         pytest.skip("no such kernels here")

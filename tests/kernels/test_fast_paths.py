@@ -10,8 +10,9 @@ from resnet_bench.base.tuning_cache import TuningCache
 from resnet_bench.execution.execution import Execution
 from resnet_bench.kernels import fast_paths, winograd
 from resnet_bench.kernels.convolution import ConvAlgorithms, Geometry
-from resnet_bench.kernels.fast_paths import FastPaths, Shape
+from resnet_bench.kernels.fast_paths import FastPaths, Shape, chosen_product
 from resnet_bench.kernels.fusion import fuse
+from resnet_bench.kernels.gemm import products
 from resnet_bench.models.catalogue import build
 from resnet_bench.models.speedrun import PooledConvolution
 
@@ -321,3 +322,22 @@ def test_nothing_is_measured_for_evaluation_or_where_bits_must_repeat(tmp_path, 
     with Execution.resolve("cpu", "fp32", deterministic=True).autocast():
         layer(images)
     assert not asked
+
+
+def test_what_multiplies_a_whole_map_is_measured_and_remembered(tmp_path, monkeypatch) -> None:
+    """Of float32; bfloat16 has one library."""
+    if len(products(torch.float32)) == 1:
+        pytest.skip("this torch has no oneDNN")
+    timed = []
+
+    def relative_times(names, compute):
+        timed.append(tuple(names))
+        return {name: 0.5 if name == "gemm_onednn" else 1.0 for name in names}
+
+    monkeypatch.setattr(fast_paths, "relative_times", relative_times)
+    memory = TuningCache(tmp_path / "choices.json")
+    shape = Shape(4, 8, 2, 16, Geometry(3, 1, 1), torch.float32)
+    assert [chosen_product(memory, shape) for _ in range(2)] == ["gemm_onednn"] * 2
+    assert timed == [("gemm", "gemm_onednn")]
+    assert chosen_product(memory, Shape(*shape[:-2], torch.bfloat16)) == "gemm"
+    assert len(timed) == 1
