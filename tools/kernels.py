@@ -33,6 +33,7 @@ from resnet_bench.kernels.allocator import retain_heap
 from resnet_bench.kernels.convolution import FORWARD, GRAD_INPUT, GRAD_WEIGHT, Geometry
 from resnet_bench.kernels.fast_paths import FastPaths
 from resnet_bench.kernels.fusion import fuse
+from resnet_bench.kernels.gemm import PRODUCTS, products
 from resnet_bench.measure.workload import Workload
 from resnet_bench.models import cifar100_resnet, resnet34_biased, resnet_projected
 from resnet_bench.recipe.files import load_benchmark
@@ -136,11 +137,12 @@ def passes_of(
     }
     if not direct.fits(channels, outputs, geometry, dtype):
         unfit.add("direct")
+    unfit.update(PRODUCTS.keys() - products(dtype))
     # Forward and for the input gradient a GEMM is for one tap.
     passes = {
-        "forward": {n: partial(run, images, weight, None, geometry) for n, run in FORWARD.items() if n != "gemm"},
+        "forward": {n: partial(run, images, weight, None, geometry) for n, run in FORWARD.items() if n not in PRODUCTS},
         "grad_input": {
-            n: partial(run, images, gradient, weight, geometry) for n, run in GRAD_INPUT.items() if n != "gemm"
+            n: partial(run, images, gradient, weight, geometry) for n, run in GRAD_INPUT.items() if n not in PRODUCTS
         },
         "grad_weight": {name: partial(run, images, gradient, weight, geometry) for name, run in GRAD_WEIGHT.items()},
     }
@@ -186,8 +188,8 @@ def time_convolutions(
     repeats: int, dtype: torch.dtype = torch.bfloat16, clock: Callable[[], float] = time.perf_counter
 ) -> None:
     """Print a line per shape and pass."""
-    algorithms = ("default", "gemm", "winograd", "winograd4", "direct")
-    print("images channels outputs map stride pass        default     gemm winograd winograd4  direct (ms)")
+    algorithms = ("default", "gemm", "gemm_onednn", "winograd", "winograd4", "direct")
+    print("images channels outputs map stride pass        default     gemm   onednn winograd winograd4  direct (ms)")
     for shape in FP32_CONVOLUTIONS if dtype == torch.float32 else CONVOLUTIONS:
         for name, runs in passes_of(*shape, dtype).items():
             medians = interleaved(runs, repeats, clock)

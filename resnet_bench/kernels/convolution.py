@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from resnet_bench.kernels import direct, weights, winograd
-from resnet_bench.kernels.gemm import PRODUCTS, Product
+from resnet_bench.kernels.gemm import PRODUCTS, Product, multiply_by_onednn
 
 MAX_DENSE_PIXELS = 4
 """Above 2×2 pixels a small-map GEMM multiplies more than the convolution does."""
@@ -72,7 +72,10 @@ def dense_convolution(
     count, _, size, _ = images.shape
     out_size, out_channels = geometry.output_size(size), weight.shape[0]
     matrix = cast(Tensor, _DenseWeight.apply(weight, size, geometry, images.dtype))
-    flat = cast(Tensor, _Product.apply(images.permute(0, 2, 3, 1).reshape(count, -1), matrix, PRODUCTS[product]))
+    pixels = images.permute(0, 2, 3, 1).reshape(count, -1)
+    # torch differentiates its own.
+    multiply = PRODUCTS[product] if product == "gemm" else _OnednnProduct.apply
+    flat = cast(Tensor, multiply(pixels, matrix))
     if bias is not None:
         flat = flat + bias.to(flat.dtype).repeat(out_size * out_size)
     return flat.view(count, out_size, out_size, out_channels).permute(0, 3, 1, 2)
@@ -90,24 +93,22 @@ def _taps(size: int, geometry: Geometry) -> weights.Taps:
     return table
 
 
-class _Product(torch.autograd.Function):
-    """What a product gives, and its gradients by the same."""
+class _OnednnProduct(torch.autograd.Function):
+    """What oneDNN's product gives, and its gradients by the same."""
 
     @staticmethod
-    def forward(ctx: Any, left: Tensor, right: Tensor, product: Product) -> Tensor:
-        ctx.product = product
+    def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:
         ctx.save_for_backward(left, right)
-        return product(left, right)
+        return multiply_by_onednn(left, right)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         left, right = ctx.saved_tensors
-        wants_left, wants_right, _ = ctx.needs_input_grad
+        wants_left, wants_right = ctx.needs_input_grad
         return (
-            ctx.product(gradient, right.mT) if wants_left else None,
-            ctx.product(gradient.mT, left.mT) if wants_right else None,
-            None,
+            multiply_by_onednn(gradient, right.mT) if wants_left else None,
+            multiply_by_onednn(gradient.mT, left.mT) if wants_right else None,
         )
 
 

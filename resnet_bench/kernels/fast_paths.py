@@ -220,9 +220,12 @@ def chosen_product(memory: TuningCache, shape: Shape) -> str:
     def measure() -> dict[str, float]:
         pixels = torch.ones(measured.images, measured.channels * measured.size**2, dtype=measured.dtype)
         matrix = torch.ones(measured.outputs * measured.out_size**2, pixels.shape[1], dtype=measured.dtype)
+        gradient = torch.ones(len(pixels), len(matrix), dtype=measured.dtype)
 
         def multiply(product: str) -> None:
-            gemm.PRODUCTS[product](pixels, matrix)
+            # Those of all passes, whose operands lie differently.
+            for operands in ((pixels, matrix), (gradient, matrix.mT), (gradient.mT, pixels.mT)):
+                gemm.PRODUCTS[product](*operands)
 
         return relative_times(products, multiply)
 

@@ -5,6 +5,7 @@ processors that Intel did not make: 105 GFLOP/s on one core of a Zen 5. oneDNN, 
 bfloat16, looks at what a processor can: 240 GFLOP/s there. The right one is a question of measurement.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -24,6 +25,7 @@ def multiply_by_onednn(left: Tensor, right: Tensor) -> Tensor:
 PRODUCTS: Mapping[str, Product] = {"gemm": F.linear, "gemm_onednn": multiply_by_onednn}
 
 
+@functools.cache
 def products(dtype: torch.dtype) -> Sequence[str]:
     """List the names of those that there are for a type, torch's own first. It multiplies bfloat16 by oneDNN anyway."""
     has_another = (

@@ -1111,7 +1111,7 @@ INLINE void add_sum_gradients_as(
             ask_ahead(maps, row, c, channels);
             ask_ahead(others, row, c, channels);
             ask_ahead(gradients, row, c, channels);
-            ask_ahead(other_gradients, row, c, channels);
+            if (!normalized && activation != IDENTITY) ask_ahead(other_gradients, row, c, channels);
             FOR_VALUES(at, row, c, last, channels) {
                 floats x = load(maps + at), other = load(others + at);
                 floats sum = summed(&own, &of_shortcut, x, other, normalized);

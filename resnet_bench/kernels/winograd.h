@@ -33,7 +33,7 @@ INLINE void ask(const void *line, const int to_write) {
 }
 
 /* Where to ask for the filters that are multiplied next while a block of rows is, a cache line at each step: of a wide layer
- * they come from far away. They stand behind the columns. */
+ * they come from far away. They stand behind the columns, but for those of a narrow strip. */
 INLINE const factor *filters_behind(const struct product *p, int64_t block) {
     return p->columns + p->steps * (p->of_line + block * (CACHE_LINE / (int64_t)sizeof(factor)));
 }

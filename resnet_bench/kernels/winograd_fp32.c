@@ -78,7 +78,7 @@ INLINE void multiply_block(
         for (int c = 0; c < columns; c++) sums[r][c] = (vector){0};
     const float *behind = filters_behind(p, row / ROWS);
     for (int64_t k = 0; k < p->steps; k++, left += of_step, right += of_line) {
-        if (asks) ask(behind + k * (CACHE_LINE / (int64_t)sizeof(float)), 0);
+        if (asks && rows == ROWS && row / ROWS < LINES) ask(behind + k * (CACHE_LINE / (int64_t)sizeof(float)), 0);
         vector factors[COLUMNS];
         for (int c = 0; c < columns; c++) factors[c] = load(right + c * LANES);
         for (int r = 0; r < rows; r++)
@@ -98,10 +98,7 @@ INLINE void multiply_narrow_block(const struct product *p, int64_t row, const in
 }
 
 INLINE void multiply_wide_block(const struct product *p, int64_t row, const int rows, const int columns) {
-    if (rows == ROWS && row / ROWS < LINES)
-        multiply_block(p, row, rows, columns, 1);
-    else
-        multiply_block(p, row, rows, columns, 0);
+    multiply_block(p, row, rows, columns, 1);
 }
 
 /* What is added to sums that are far away. */

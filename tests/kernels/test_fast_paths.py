@@ -8,7 +8,7 @@ from torch import nn
 
 from resnet_bench.base.tuning_cache import TuningCache
 from resnet_bench.execution.execution import Execution
-from resnet_bench.kernels import fast_paths, winograd
+from resnet_bench.kernels import convolution, fast_paths, gemm, winograd
 from resnet_bench.kernels.convolution import ConvAlgorithms, Geometry
 from resnet_bench.kernels.fast_paths import FastPaths, Shape, chosen_product
 from resnet_bench.kernels.fusion import fuse
@@ -341,3 +341,22 @@ def test_what_multiplies_a_whole_map_is_measured_and_remembered(tmp_path, monkey
     assert timed == [("gemm", "gemm_onednn")]
     assert chosen_product(memory, Shape(*shape[:-2], torch.bfloat16)) == "gemm"
     assert len(timed) == 1
+
+    by_onednn = []
+    multiply = gemm.multiply_by_onednn
+    monkeypatch.setattr(convolution, "multiply_by_onednn", lambda *given: by_onednn.append(1) or multiply(*given))
+    layer, images = nn.Conv2d(8, 16, 3, padding=1), torch.randn(4, 8, 2, 2, requires_grad=True)
+    with FastPaths(None, memory):
+        layer(images).sum().backward()
+    assert len(by_onednn) == 3, "each pass multiplies by what was chosen"
+
+
+def test_products_of_float32_may_be_by_another_library() -> None:
+    """In each pass that is one: all of one tap, and weight gradients of small maps."""
+    if len(products(torch.float32)) == 1:
+        pytest.skip("this torch has no oneDNN")
+    one_tap = fast_paths.candidates(Shape(2, 4, 4, 4, Geometry(1, 1, 0), torch.float32))
+    assert all("gemm_onednn" in names for names in one_tap.values())
+    assert "gemm_onednn" in fast_paths.candidates(SHAPE)["grad_weight"]
+    of_bf16 = fast_paths.candidates(Shape(2, 4, 4, 4, Geometry(1, 1, 0), torch.bfloat16))
+    assert not any("gemm_onednn" in names for names in of_bf16.values())

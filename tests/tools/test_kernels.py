@@ -17,8 +17,8 @@ def test_every_kernel_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     passes = [row.split()[5] for row in rows[1:7]]
     assert passes == ["forward", "grad_input", "grad_weight"] * 2
     # Winograd is for stride 1, the direct kernel for others.
-    assert [row.split()[8:10] for row in rows[4:7]] == [["-", "-"]] * 3
-    assert [row.split()[10] for row in rows[1:4]] == ["-"] * 3
+    assert [row.split()[9:11] for row in rows[4:7]] == [["-", "-"]] * 3
+    assert [row.split()[11] for row in rows[1:4]] == ["-"] * 3
     assert [row.split()[5] for row in rows[-3:]] == passes[:3]
     rows = rows[:-4]
     assert [row.split()[3:-3] for row in rows[8:]] == [["pool", "norm", "silu"], ["resnet18"]]
