@@ -39,6 +39,8 @@ def log_comparison(comparison: SpeedComparison, store: Store) -> str:
     run_id = run.info.run_id
     for name in ("batch_size", "workers", "repeats", "steps"):
         client.log_param(run_id, name, getattr(comparison, name))
+    for arm in comparison.arms:
+        client.log_param(run_id, f"{arm.name}/execution", arm.execution)
     for key, value in metrics_of(comparison).items():
         client.log_metric(run_id, key, value)
     client.log_dict(run_id, comparison.asdict(), "comparison.json")
