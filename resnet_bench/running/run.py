@@ -37,7 +37,7 @@ CHECKPOINT_INTERVAL_FACTOR = 20.0
 """Minimum time between checkpoints, as a multiple of the last write's duration: at most about 5% of a run. A killed run
 loses this or one epoch, whichever is longer."""
 
-_TOLD = ("accuracy_by_epoch", "throughput_by_epoch", "setup_seconds")
+_TOLD = ("accuracy_by_epoch", "throughput_by_epoch", "setup_seconds", "sharing")
 """What of an outcome an earlier process has told."""
 
 _log = logging.getLogger(__name__)
@@ -226,6 +226,8 @@ class _Checkpoints:
         self._best: float = resume_from["best_accuracy"] if resume_from else -1.0
         told = resume_from.get("told", {}) if resume_from else {}
         self.outcome = Outcome(**{name: told[name] for name in _TOLD if name in told})
+        # Times of a run that shared its device once are not those of a run that had it alone.
+        self.outcome.sharing = max(self.outcome.sharing, prepared.request.sharing)
         self._best_weights: State | None = None
         self._position: Callable[[], State] | None = None
         self._due_at = 0.0

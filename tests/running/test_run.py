@@ -399,6 +399,18 @@ def test_a_resumed_run_knows_what_it_told_before(job_for, context, last_event, e
     assert len(resumed.throughput_by_epoch) == 3
 
 
+@pytest.mark.parametrize(("before", "now"), [(2, 2), (2, 1), (1, 2)])
+def test_a_resumed_run_knows_that_seeds_shared_its_device(job_for, context, before: int, now: int) -> None:
+    """Its times say nothing about the device alone, if either process shared it."""
+    generator = started(job_for(sharing=before), context)
+    until(generator, lambda event: isinstance(event, EpochEnded) and event.epoch == 1)
+    generator.close()
+    resumed = Outcome(sharing=now)
+    for event in started(job_for(sharing=now, resume=True), context):
+        update(resumed, event)
+    assert resumed.sharing == 2
+
+
 def test_resume_refuses_a_run_that_another_process_is_training(job_for, context) -> None:
     generator = started(job_for(), context)
     opened = until(generator, lambda event: isinstance(event, Steps))[0]
