@@ -41,7 +41,8 @@ def plan(
         raise UserError("write one of --effect PP, --seeds N and --hours H")
     if (effect is not None and not 0 < effect <= 100) or (hours is not None and not 0 < hours < 1e6):
         raise UserError("--effect is between 0 and 100 percentage points, --hours above 0")
-    load_benchmark(name)
+    # A path is as good as a name, and runs know the name.
+    name = load_benchmark(name).name
     with reading_aloud():
         floor = noise_floor(name, sources)
     low, high = floor.sd_interval

@@ -1,6 +1,7 @@
 """``resnet-bench plan``: seeds for an effect, and the effect that seeds can show."""
 
 import re
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -28,6 +29,13 @@ def test_seeds_and_effect_answer_each_other(tmp_path, monkeypatch) -> None:
         shown = rows(planned("speedrun-90", "--seeds", str(seeds)))[power][1]
         fewer = rows(planned("speedrun-90", "--seeds", str(seeds - 1)))[power][1]
         assert shown <= 0.3 <= fewer
+
+
+def test_a_benchmarks_file_is_as_good_as_its_name(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "speedrun-90.toml"
+    file.write_text((Path(__file__).parents[2] / "benchmarks" / "speedrun-90.toml").read_text())
+    assert rows(planned(str(file), "--seeds", "5")) == rows(planned("speedrun-90", "--seeds", "5"))
 
 
 def test_hours_are_both_sides_one_run_after_another(tmp_path, monkeypatch) -> None:
