@@ -99,7 +99,6 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def print_closing(
     results: Sequence[Result],
     references: Mapping[str, "ReferenceResult"],
-    changed: Sequence[str],
     echo: Callable[[str | Table], None],
     finished_before: Callable[[str], Collection[int]],
 ) -> None:
@@ -108,11 +107,10 @@ def print_closing(
     Args:
         results: Jobs and their outcomes.
         references: What the reference runs of each benchmark reached, by name.
-        changed: Recipe keys that were changed on the command line.
         echo: Prints.
         finished_before: Returns every seed that the tracking store has finished of the experiment of a run, by its id.
     """
-    verdicts = find_verdicts(results, changed, finished_before)
+    verdicts = find_verdicts(results, finished_before)
     echo(closing_table(results, [word for word, _ in verdicts]))
     remarks = [f"{job.label} failed: {outcome.failure}" for job, outcome in results if outcome.failure]
     for (job, _), (word, reason) in zip(results, verdicts, strict=True):
@@ -177,7 +175,7 @@ def beside_the_article(results: Sequence[Result]) -> list[str]:
 
 
 def find_verdicts(
-    results: Sequence[Result], changed: Sequence[str], finished_before: Callable[[str], Collection[int]]
+    results: Sequence[Result], finished_before: Callable[[str], Collection[int]]
 ) -> list[tuple[str, str]]:
     """Return a word and a reason for each result; seeds of one benchmark are judged together."""
     curves: dict[str, list[dict[int, float]]] = defaultdict(list)
@@ -198,7 +196,7 @@ def find_verdicts(
             claim,
             curves[job.benchmark.name],
             profile=job.profile,
-            changed=changed,
+            changed=_changed_keys(job),
             generated=outcome.generated,
             same_dataset=outcome.official,
             missing=missing,
@@ -206,6 +204,12 @@ def find_verdicts(
         )
         verdicts.append((judged.word, judged.reason))
     return verdicts
+
+
+def _changed_keys(job: Job) -> list[str]:
+    """List the recipe keys in which a job differs from its benchmark, whatever was written on the command line."""
+    own, original = job.recipe.flat(), job.benchmark.recipe_for(job.profile).flat()
+    return sorted(key for key in own.keys() | original.keys() if own.get(key) != original.get(key))
 
 
 def _absent_seeds(

@@ -128,7 +128,7 @@ def run_all(
             _detach(plan, plan.cluster, context, echo)
             return RunsSummary()
         references = known_reference(names).results
-        return _run_to_the_end(plan, {}, references, options, context, console)
+        return _run_to_the_end(plan, {}, references, context, console)
     try:
         with measuring_aloud(console):
             survey = _survey(plan, context)
@@ -153,7 +153,7 @@ def run_all(
 
     context.store.prepare()
     close_stale_runs(context.store)
-    return _run_to_the_end(plan, survey, references, options, context, console)
+    return _run_to_the_end(plan, survey, references, context, console)
 
 
 def _printer(console: Console) -> Callable[[str | Table], None]:
@@ -172,7 +172,6 @@ def _run_to_the_end(
     plan: RunPlan,
     survey: Mapping[str, Surveyed],
     references: Mapping[str, "ReferenceResult"],
-    options: RunOptions,
     context: Context,
     console: Console,
 ) -> RunsSummary:
@@ -184,7 +183,7 @@ def _run_to_the_end(
         summary = run_plan(plan, pending, survey, replace(context, stop=stop), console)
     echo("")
     finished_before = run_cache(context.store).finished_seeds
-    print_closing(summary.results, references, list(options.changes), echo, finished_before)
+    print_closing(summary.results, references, echo, finished_before)
     if summary.abandoned:
         echo(summary.abandoned)
     echo("")

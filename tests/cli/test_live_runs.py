@@ -14,6 +14,7 @@ from resnet_bench.cli.live_runs import RunDisplay, RunsDisplay, lasting
 from resnet_bench.cli.run_all import RunsSummary
 from resnet_bench.cli.screen import print_table
 from resnet_bench.recipe.benchmark import Benchmark, Source
+from resnet_bench.recipe.changes import override
 from resnet_bench.recipe.claims import Claim
 from resnet_bench.running.events import JobFinished, JobStarted, Opened, update
 from resnet_bench.running.job import Job
@@ -280,7 +281,7 @@ def test_seeds_that_were_planned_and_are_missing_hold_the_verdict_back(
         for seed in range(3)
     ]
     results += [(replace(job(seed), planned=now), Outcome(failure="it broke")) for seed in now[3:4]]
-    found = find_verdicts(results, (), lambda run_id: in_store if run_id == "run 2" else ())
+    found = find_verdicts(results, lambda run_id: in_store if run_id == "run 2" else ())
     assert found[0][0] == word
     assert reason in found[0][1]
 
@@ -293,5 +294,21 @@ def test_an_interrupted_run_is_no_seed_of_a_verdict() -> None:
         )
         for seed in range(3)
     ]
-    found = find_verdicts(results, (), lambda _: ())
+    found = find_verdicts(results, lambda _: ())
     assert [word for word, _ in found] == ["not judged", "not judged", "–"]
+
+
+@pytest.mark.parametrize(("lr", "changed"), [(None, False), (0.5, True)], ids=["a value written once more", "another"])
+def test_a_recipe_is_changed_where_it_differs(lr: float | None, changed: bool) -> None:
+    """`--set` of several benchmarks gives some of them the value that they have."""
+    benchmark = job().benchmark
+    recipe = override(benchmark.recipe, {"optimizer.lr": benchmark.recipe.optimizer.lr if lr is None else lr})
+    results = [
+        (
+            Job(benchmark=benchmark, recipe=recipe, profile="full", seed=seed),
+            Outcome(run_id=f"run {seed}", accuracy_by_epoch={1: 0.8287 + seed / 1000}),
+        )
+        for seed in range(3)
+    ]
+    words = {word for word, _ in find_verdicts(results, lambda _: ())}
+    assert words == ({"not judged"} if changed else {"reproduced"})
