@@ -136,8 +136,10 @@ class Run(RunRow):
         return _accuracy_by_cost(self, split, TRAIN_SECONDS)
 
     def joules_to_accuracy(self, split: str) -> list[tuple[float, float]]:
-        """Return training joules so far and accuracy likewise; empty where no counter could be read."""
-        return _accuracy_by_cost(self, split, TRAIN_JOULES)
+        """Return training joules so far and accuracy likewise; empty where no counter was read to the end."""
+        # A run that was resumed has those of its first part alone.
+        to_the_end = max(self.series(TRAIN_JOULES), default=-1) >= max(self.accuracy(split), default=0)
+        return _accuracy_by_cost(self, split, TRAIN_JOULES) if to_the_end else []
 
 
 def _accuracy_by_cost(run: Run, split: str, cost: str) -> list[tuple[float, float]]:

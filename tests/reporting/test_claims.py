@@ -206,6 +206,14 @@ def test_energy_to_accuracy_of_a_group() -> None:
     assert claim_rows.joules_to_accuracy(members, 95.0, "GPU") == math.inf
     (uncounted,) = group([run(2, seed=2, metrics={"test/accuracy": curve})])
     assert claim_rows.joules_to_accuracy(uncounted, 90.0, "GPU") is None, "without a counter there is no estimate"
+    counted_in_part = {**series, "energy/train_joules": {1: 100.0, 2: 200.0, 3: 300.0}}
+    (resumed,) = group([run(3, seed=3, metrics=counted_in_part)])
+    assert claim_rows.joules_to_accuracy(resumed, 95.0, "GPU") is None, (
+        "nor where a resumed run was not counted to its end"
+    )
+    before = {**series, "test/accuracy": {0: 0.1, **curve}}
+    (whole,) = group([run(4, seed=4, metrics=before)])
+    assert claim_rows.joules_to_accuracy(whole, 90.0, "GPU") == 400.0, "an evaluation before training costs nothing"
 
 
 def altered(members: RunGroup, **changes: object) -> RunGroup:
