@@ -160,6 +160,7 @@ def verdict(
     if reasons := (*found, *absent, *_too_few(claim, values)):
         return replace(described, reason="; ".join(reasons))
     word, reason = _judge(claim, values)
+    decided_apart = False
     if claim.selection == "unknown":
         best_word, best_reason = _judge(claim, _finite(best_evaluation(run) for run in runs))
         if best_word != word:
@@ -167,8 +168,10 @@ def verdict(
                 "the source does not say which epoch its number is from: "
                 f"the last would be {word} ({reason}), the best {best_word} ({best_reason})"
             )
+            decided_apart = "inconclusive" not in (word, best_word)
             word = "inconclusive"
-    if word != "inconclusive":
+    # More seeds make two words that differ no more alike.
+    if decided_apart or word != "inconclusive":
         return replace(described, word=word, reason=reason)
     detectable = _detectable(claim, values)
     seen = f"gaps below {detectable:.2f} pp are seen with less than 80% power"

@@ -111,13 +111,14 @@ class ClaimRow:
         if definition is None or definition.name != self.benchmark:
             # The name is a tag that anybody may have written, and this text is there to be pasted into a shell.
             return None
-        if self.claim is None or not (word == "inconclusive" or self.group.apart or too_few or missing):
+        undecided = word == "inconclusive" and self.verdict.detectable is not None
+        if self.claim is None or not (undecided or self.group.apart or too_few or missing):
             return None
         if self.group.changed and not self.group.apart:
             return None
         if missing and not self.group.apart:
             return resume_command(self.benchmark, self.group.planned, missing)
-        return run_command(self.benchmark, 2 * RECOMMENDED_SEEDS if word == "inconclusive" else None)
+        return run_command(self.benchmark, 2 * RECOMMENDED_SEEDS if undecided else None)
 
 
 @dataclass(frozen=True)

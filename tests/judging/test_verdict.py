@@ -124,6 +124,8 @@ def test_unknown_selection_is_inconclusive_where_last_and_best_disagree() -> Non
     assert found.word == "inconclusive"
     assert "the last would be not reproduced" in found.reason
     assert "the best reproduced" in found.reason
+    assert "add seeds" not in found.reason, "more seeds leave both words as they are"
+    assert found.detectable is None
     agreeing = [{1: 94.9 + noise, 2: 95.0 + noise} for noise in (-0.1, 0.0, 0.1)]
     assert verdict.verdict(claim, agreeing, profile="full", generated=False).word == "reproduced"
 

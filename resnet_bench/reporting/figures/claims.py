@@ -73,9 +73,10 @@ def forest(rows: Sequence[ClaimRow], tuned: Mapping[str, Sequence[float]]) -> Pl
         "forest",
         "Our accuracy minus the claim",
         "One dot per seed. The thick bar is the 90% CI of our mean: the claim is reproduced if the bar lies in the "
-        "shaded band (the claim, its rounding and the allowed margin). The thin bar is the 95% prediction interval "
-        "for as many further runs of ours as the claim rests on. The open bracket is the claim with its rounding; "
-        "a range is measured from its middle. Rows without bars have too few seeds.",
+        "shaded band (the claim, its rounding and the allowed margin), unless its source leaves open which epoch it is "
+        "from and the best would be judged otherwise. The thin bar is the 95% prediction interval for as many further "
+        "runs of ours as the claim rests on. The open bracket is the claim with its rounding; a range is measured from "
+        "its middle. Rows without bars are not judged; the table says why.",
         wide=True,
     )
 
