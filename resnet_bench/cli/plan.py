@@ -36,6 +36,7 @@ def plan(
     # Pandas is imported when the verb is called, so that help and completion are quick.
     from resnet_bench.reporting import wording
     from resnet_bench.reporting.noise_floor import POWERS, noise_floor
+    from resnet_bench.reporting.runs import devices_text
 
     if sum(given is not None for given in (effect, seeds, hours)) != 1:
         raise UserError("write one of --effect PP, --seeds N and --hours H")
@@ -69,7 +70,7 @@ def plan(
         return
     echo(
         f"{name}: SD across seeds {floor.sd:.2f} pp (95% CI {low:.2f} to {high:.2f}), "
-        f"{len(floor.accuracies)} seeds on {floor.device}"
+        f"{len(floor.accuracies)} seeds on {devices_text(floor.group)}"
     )
     table = new_table("power", "seeds per side", "smallest effect", "hours", "energy", right=["power"])
     for found in plans:
@@ -81,9 +82,10 @@ def plan(
             "not readable here" if found.joules is None else wording.energy(found.joules),
         )
     print_table(table)
+    here = f" on {floor.cost.device}" if len(floor.group.devices) > 1 and not floor.cost.extrapolated_from else ""
     echo(
         "Welch's t test, 5% two-sided, one comparison alone, both recipes with this spread; "
-        "hours are of one run after another."
+        f"hours are of one run after another{here}."
     )
     if floor.cost.extrapolated_from:
         echo(f"Hours are extrapolated from {floor.cost.extrapolated_from}.")

@@ -223,9 +223,7 @@ def _announce(
     for surveyed in survey.values():
         if surveyed.why_not:
             echo(f"{surveyed.job.label} is trained again: {surveyed.why_not}")
-    # Each process has its share of a CPU's threads, which the estimate is for; a GPU is shared as a whole.
-    in_parallel = plan.devices if usual.execution.device_type == "cuda" else len(plan.places)
-    seconds = sum(surveyed.seconds for surveyed in left) / in_parallel
+    seconds = plan.seconds(survey)
     jobs_of = Counter(plan.choices[job.benchmark.name] for job in plan.jobs)
     for choice, count in jobs_of.items():
         echo(f"{plural(count, 'run')} in the {choice.profile} profile: {choice.reason}.")
@@ -244,7 +242,9 @@ def _announce(
         else:
             echo(f"{images.name} from {images.source} at {images.location}")
     echo(f"tracked in {store.redacted_uri}")
-    echo(f"about {duration(seconds)} in all\n" if left else "")
+    # Where a run stopped is known only once it is opened.
+    done = ", less what is done already" if any(surveyed.job.resume for surveyed in left) else ""
+    echo(f"about {duration(seconds)} in all{done}\n" if left else "")
     return seconds
 
 

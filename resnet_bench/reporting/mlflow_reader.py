@@ -17,9 +17,9 @@ import pandas as pd
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.text import plural
 from resnet_bench.judging.networks import compare_networks
+from resnet_bench.judging.seeds import one_per_seed
 from resnet_bench.reporting.anonymize import public_name
 from resnet_bench.reporting.run_artifacts import RunArtifacts
-from resnet_bench.reporting.runs import one_per_seed
 from resnet_bench.reporting.tables import (
     CHURN_DTYPES,
     CONFUSION_DTYPES,

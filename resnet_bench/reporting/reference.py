@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.text import listed
 from resnet_bench.judging.intervals import Interval, prediction_interval
 from resnet_bench.recipe.files import scan_benchmarks
 from resnet_bench.recipe.toml_files import reference_folder
 from resnet_bench.reporting import claims, reading, runs, studies
 from resnet_bench.reporting.claims import ClaimRow
+from resnet_bench.reporting.runs import devices_text
 from resnet_bench.reporting.studies import StudyReport
 from resnet_bench.reporting.wording import mean_with_interval
 
@@ -116,9 +118,10 @@ def beside_the_reference(found: ReferenceResult, accuracies: Sequence[float], fi
         fingerprint: Of the recipe that they were trained by.
     """
     verdict, row = found.row.verdict, found.row
+    precisions = listed(sorted({run.precision for run in row.group.runs}))
     said = (
         f"{found.benchmark}: the reference reached {mean_with_interval(verdict)}% in full ({verdict.n} seeds, "
-        f"{row.device}, {found.precision}); its claim of {row.claim_text}: {verdict.word}"
+        f"{devices_text(row.group)}, {precisions}); its claim of {row.claim_text}: {verdict.word}"
     )
     expected = found.expected(len(accuracies)) if accuracies and fingerprint == found.fingerprint else None
     if expected is None:

@@ -4,19 +4,20 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import pandas as pd
 from pydantic import ValidationError
 
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.machine import kind_marks
+from resnet_bench.base.text import listed
 from resnet_bench.base.throughput import settled
 from resnet_bench.judging.planned import parse_seeds
+from resnet_bench.judging.seeds import by_place, one_per_seed
 from resnet_bench.judging.verdict import apart, best_evaluation, last_evaluation
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.datasets import DATASETS, is_published
@@ -222,7 +223,7 @@ class RunGroup:
         Machines whose processors share a name are told apart: their times have nothing to do with one another.
         """
         names = place_names(self.all_runs)
-        found = _by_place(self.all_runs, lambda run: names[run.place])
+        found = by_place(self.all_runs, lambda run: names[run.place])
 
         def timed_seeds(device: str) -> int:
             return len({run.seed for run in found[device] if run.train_seconds is not None})
@@ -330,6 +331,13 @@ def claimed_metric(definition: Benchmark | None) -> str:
     return claims[0].metric if claims else "accuracy"
 
 
+def devices_text(group: RunGroup) -> str:
+    """Name every device that a run which counts was trained on; times are of the first of them alone."""
+    chosen = {run.id for run in group.runs}
+    found = [device for device, runs in group.devices.items() if any(run.id in chosen for run in runs)]
+    return listed([device or "an unnamed device" for device in found])
+
+
 def group_labels(groups: Sequence[RunGroup]) -> dict[RunGroup, str]:
     """Return each group's name: its benchmark's, with what tells it from another group of the same name."""
     alike: dict[tuple[bool, str], list[RunGroup]] = defaultdict(list)
@@ -427,51 +435,6 @@ def place_names(runs: Sequence[Run]) -> dict[Place, str]:
         for device, found in kinds.items()
         for kind, mark in kind_marks(found).items()
     }
-
-
-class Seeded(Protocol):
-    """What decides which runs of an experiment count."""
-
-    @property
-    def id(self) -> str: ...
-
-    @property
-    def seed(self) -> int | None: ...
-
-    @property
-    def device(self) -> str: ...
-
-    @property
-    def started(self) -> datetime: ...
-
-
-_Seeded = TypeVar("_Seeded", bound=Seeded)
-
-
-def one_per_seed(runs: Sequence[_Seeded]) -> list[_Seeded]:
-    """Return the finished runs of an experiment that count.
-
-    Args:
-        runs: Oldest first.
-
-    Returns:
-        For each seed its latest run on the device with most seeds; other devices add only the seeds that it lacks.
-    """
-    counted: dict[object, _Seeded] = {}
-    for there in _by_place(runs, lambda run: run.device).values():
-        counted = {run.seed if run.seed is not None else run.id: run for run in there} | counted
-    return list(counted.values())
-
-
-def _by_place(runs: Sequence[_Seeded], place_of: Callable[[_Seeded], str]) -> dict[str, list[_Seeded]]:
-    places: dict[str, list[_Seeded]] = defaultdict(list)
-    for run in runs:
-        places[place_of(run)].append(run)
-
-    def seeds_and_age(place: str) -> tuple[int, float]:
-        return len({run.seed for run in places[place]}), places[place][-1].started.timestamp()
-
-    return {place: places[place] for place in sorted(places, key=seeds_and_age, reverse=True)}
 
 
 def _definition(text: str) -> Benchmark | None:

@@ -1,6 +1,7 @@
 """What a command runs: benchmarks × seeds as jobs, their profiles, and the places that they share."""
 
 import contextlib
+import heapq
 import itertools
 import logging
 import math
@@ -30,7 +31,7 @@ from resnet_bench.running.launchers.child import preload
 from resnet_bench.running.launchers.cluster import OnCluster
 from resnet_bench.running.launchers.launcher import Launcher, Place, find_launcher
 from resnet_bench.running.launchers.options import LauncherOptions
-from resnet_bench.running.launchers.places import find_places
+from resnet_bench.running.launchers.places import find_places, side_by_side
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.prepare import prepare
 
@@ -131,12 +132,19 @@ class RunPlan:
         sharing = _most_in_one(places)
         return replace(self, jobs=tuple(replace(job, sharing=sharing) for job in self.jobs), places=places)
 
+    def seconds(self, survey: Mapping[str, "Surveyed"]) -> float:
+        """Estimate how long the jobs take, each started where an earlier one has ended, in seconds.
+
+        Args:
+            survey: What each job means where it would run, by its label.
+        """
+        device_types = {surveyed.execution.device_type for surveyed in survey.values()}
+        lanes = max((side_by_side(self.places, device_type) for device_type in device_types), default=1)
+        return sum(_in_lanes([survey[job.label].seconds for job in jobs], lanes) for jobs in self._groups())
+
     def events(self, context: Context) -> Generator[tuple[Task, Event], None, None]:
         """Run the jobs; seeds that share a device are of one benchmark."""
-        groups = [list(self.jobs)]
-        if self.sharing > 1:
-            groups = [list(jobs) for _, jobs in itertools.groupby(self.jobs, key=lambda job: job.benchmark.name)]
-        for jobs in groups:
+        for jobs in self._groups():
             stopped = False
             with contextlib.closing(self.launcher.run(jobs, context)) as events:
                 for task, event in events:
@@ -145,6 +153,12 @@ class RunPlan:
                         stopped |= event.interrupted or event.device_problem is not None
             if stopped:
                 return
+
+    def _groups(self) -> list[list[Job]]:
+        """The jobs that may share a device; a group begins when the one before it has ended."""
+        if self.sharing == 1:
+            return [list(self.jobs)]
+        return [list(jobs) for _, jobs in itertools.groupby(self.jobs, key=lambda job: job.benchmark.name)]
 
     def ask(self, task: Task, context: Context) -> list[Event]:
         """Return the events of a task that trains nothing, run where the jobs would be.
@@ -163,6 +177,14 @@ class RunPlan:
                 elif not event.interrupted:
                     return found
         raise KeyboardInterrupt
+
+
+def _in_lanes(seconds: Sequence[float], lanes: int) -> float:
+    """When the last of some jobs ends, where each in turn takes the lane that is free first."""
+    ends = [0.0] * lanes
+    for each in seconds:
+        heapq.heapreplace(ends, ends[0] + each)
+    return max(ends)
 
 
 def load_benchmarks(options: RunOptions) -> list[Benchmark]:

@@ -12,8 +12,10 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple, Self
 
+from resnet_bench.judging.seeds import by_place, one_per_seed
 from resnet_bench.tracking import sqlite_files
 from resnet_bench.tracking.mlflow_client import pages
 from resnet_bench.tracking.store import Store
@@ -36,10 +38,10 @@ MIN_SEEDS = 2
 """One seed needs no summary."""
 SHARED = ("benchmark", "profile", "fingerprint", "data_fingerprint")
 """Tags that the seeds of one experiment share."""
-_SHOWN = ("benchmark", "profile", "claim", "dataset", "generated", "device")
-"""Tags of the seeds that the summary has too: columns of the runs page."""
-_SHARED_TIMES = ("seconds", "images_per_second", "joules")
-"""How metrics end that mean nothing where several runs shared the device."""
+_SHOWN = ("benchmark", "profile", "claim", "dataset", "generated")
+"""Tags of the seeds that the summary has too: columns of the runs page. Of devices it has all."""
+_TIMES = ("seconds", "images_per_second", "joules")
+"""How metrics end that mean nothing where several runs shared the device, and are never averaged over several."""
 _DIGITS = 6
 MAX_LOOKS = 5
 """So often a summary is written at most because others write it too."""
@@ -139,6 +141,7 @@ class _Summary:
         metrics = summary_metrics(seeds)
         tags = {tag("summary"): self._key, NOTE: _note(seeds, metrics)}
         tags |= {tag(name): text for name in _SHOWN if (text := latest.data.tags.get(tag(name)))}
+        tags[tag("device")] = " and ".join(filter(None, _devices(seeds)))
         if color := latest.data.tags.get("mlflow.runColor"):
             tags["mlflow.runColor"] = color
         # Without its seed: `he-resnet20 smoke seed 2 (--set)` says that its recipe was changed.
@@ -166,23 +169,53 @@ class _Summary:
         return run_id, written
 
 
+class _Finished(NamedTuple):
+    """A finished run, by what decides whether it counts."""
+
+    id: str
+    seed: int | None
+    device: str
+    started: datetime
+    run: "Run"
+
+    @classmethod
+    def of(cls, run: "Run") -> Self:
+        """Read what decides from MLflow's run."""
+        tags, seconds = run.data.tags, int(run.info.start_time) / 1000
+        seed = tags.get(tag("seed"), "")
+        return cls(
+            id=str(run.info.run_id),
+            seed=int(seed) if seed.removeprefix("-").isdecimal() else None,
+            device=tags.get(tag("device"), ""),
+            started=datetime.fromtimestamp(seconds, UTC),
+            run=run,
+        )
+
+
+def _in_order(runs: "Sequence[Run]") -> list[_Finished]:
+    """Finished runs, oldest first."""
+    return sorted(map(_Finished.of, runs), key=lambda run: (run.started, run.id))
+
+
 def counted(runs: "Sequence[Run]") -> "list[Run]":
-    """Return the runs that count, as in reports: the latest finished one per seed, on the device with most seeds."""
-    devices: dict[str, dict[str, Run]] = defaultdict(dict)
-    for run in sorted(runs, key=lambda run: int(run.info.start_time)):
-        if run.info.status == "FINISHED" and diverged_metric(run.data.metrics) is None:
-            devices[run.data.tags.get(tag("device"), "")][run.data.tags.get(tag("seed"), "")] = run
-    most = max(devices.values(), key=len, default={})
-    return [most[seed] for seed in sorted(most, key=lambda seed: (len(seed), seed))]
+    """Return the runs that count, as in reports: of the finished ones one per seed, in the order of seeds."""
+    ended = [run for run in runs if run.info.status == "FINISHED" and diverged_metric(run.data.metrics) is None]
+    chosen = sorted(one_per_seed(_in_order(ended)), key=lambda run: (run.seed is None, run.seed or 0))
+    return [each.run for each in chosen]
 
 
 def summary_metrics(seeds: "Sequence[Run]") -> dict[str, float]:
-    """Return what the summary shows: the mean of each final value, the SD of accuracies, and the number of seeds."""
+    """Return what the summary shows: the mean of each final value, the SD of accuracies, and the number of seeds.
+
+    Times are of the device that most seeds ran on.
+    """
     values: dict[str, list[float]] = defaultdict(list)
+    timed_on = next(iter(_devices(seeds)), "")
     for run in seeds:
+        is_timed = run.data.tags.get(tag("device"), "") == timed_on and tag("seeds_per_device") not in run.data.tags
         for key, value in current_metrics(run.data.metrics).items():
-            is_shared = key.endswith(_SHARED_TIMES) and tag("seeds_per_device") in run.data.tags
-            if key.startswith(FINAL_PREFIX) and math.isfinite(value) and not is_shared:
+            is_time = key.endswith(_TIMES)
+            if key.startswith(FINAL_PREFIX) and math.isfinite(value) and (is_timed or not is_time):
                 values[key].append(value)
     metrics = {key: round(statistics.fmean(several), _DIGITS) for key, several in values.items()}
     for key, several in values.items():
@@ -190,6 +223,11 @@ def summary_metrics(seeds: "Sequence[Run]") -> dict[str, float]:
             name = summary_metric(f"{key.removeprefix(FINAL_PREFIX)}_sd")
             metrics[name] = round(statistics.stdev(several), _DIGITS)
     return {**metrics, summary_metric("seeds"): float(len(seeds))}
+
+
+def _devices(seeds: "Sequence[Run]") -> list[str]:
+    """The devices that seeds ran on, that of most seeds first."""
+    return list(by_place(_in_order(seeds), lambda run: run.device))
 
 
 def _note(seeds: "Sequence[Run]", metrics: Mapping[str, float]) -> str:
@@ -201,6 +239,7 @@ def _note(seeds: "Sequence[Run]", metrics: Mapping[str, float]) -> str:
             rows.append(f"| {key.removeprefix(FINAL_PREFIX)} | {mean:.2%} | {100 * sd:.2f} pp | {len(seeds)} |")
     listed = ", ".join(run.data.tags.get(tag("seed"), "?") for run in seeds)
     return (
-        f"Made from the finished runs below it (seeds {listed}): the latest of each seed, on the device with most of "
-        "them. It is not a training run; reports and `resnet-bench runs list` leave it out.\n\n" + "\n".join(rows)
+        f"Made from the finished runs below it (seeds {listed}): the latest of each seed on the device with most of "
+        "them; others add the seeds that it lacks. It is not a training run; reports and `resnet-bench runs list` "
+        "leave it out.\n\n" + "\n".join(rows)
     )

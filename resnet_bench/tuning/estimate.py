@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from resnet_bench.measure.costs import measure_costs
 from resnet_bench.measure.estimate import estimate_seconds
 from resnet_bench.running.context import Context
-from resnet_bench.running.launchers.places import find_places
+from resnet_bench.running.launchers.places import find_places, side_by_side
 from resnet_bench.tuning.plan import Plan
 from resnet_bench.tuning.slots import count_points
 from resnet_bench.tuning.space import retraining_recipe, trial_recipe
@@ -13,7 +13,7 @@ from resnet_bench.tuning.space import retraining_recipe, trial_recipe
 
 @dataclass(frozen=True)
 class StudyEstimate:
-    """What the parts of a study take, in seconds, for one worker."""
+    """What the parts of a study take, in seconds, for one worker beside the others."""
 
     trial: float
     retraining: float
@@ -30,6 +30,11 @@ def estimate_study(plan: Plan, context: Context, workers: int) -> StudyEstimate:
     """Time some steps with the source hyperparameters, at a place like a worker's."""
     study, source = plan.study, plan.source_params
     trial, retraining = trial_recipe(study, plan.base, source), retraining_recipe(study, plan.base, source)
-    place = find_places(context.options, per_device=workers, jobs=workers)[0]
-    costs = measure_costs(trial, place.narrowed(context.options).resolve())
-    return StudyEstimate(estimate_seconds(trial, costs) * study.seeds, estimate_seconds(retraining, costs))
+    places = find_places(context.options, per_device=workers, jobs=workers)
+    execution = places[0].narrowed(context.options).resolve()
+    costs = measure_costs(trial, execution)
+    beside_others = len(places) / side_by_side(places, execution.device_type)
+    return StudyEstimate(
+        beside_others * estimate_seconds(trial, costs) * study.seeds,
+        beside_others * estimate_seconds(retraining, costs),
+    )

@@ -110,7 +110,13 @@ def test_an_interrupted_suite_trains_what_is_left_and_shows_the_rest_as_cached(
     assert "[1/2]" in text
     _, first = outcome.results[0]
 
+    with monkeypatch.context() as patch:
+        patch.chdir(project)
+        _, text = run_all(seeds=seeds, changes=one_epoch(), resume=True, dry_run=True)
+    assert re.search(r"about .* in all, less what is done already", text)
+
     outcome, text = run_all(seeds=seeds, changes=one_epoch())
+    assert re.search(r"about .* in all\n", text)
     assert [result.cached for _, result in outcome.results] == [True, False]
     assert "1 of them was finished before" in text
     assert "1 left to train" in text

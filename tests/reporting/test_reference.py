@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from resnet_bench.base.files import write_together
+from resnet_bench.cli.app import app
+from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.recipe.writing import to_toml
 from resnet_bench.reporting import reading, report
-from resnet_bench.reporting.reference import read_reference
+from resnet_bench.reporting.reference import beside_the_reference, read_reference
 from resnet_bench.reporting.report import ReportResult
 from tests.reporting import synthetic
 from tests.reporting.synthetic import FakeRun
@@ -44,6 +47,25 @@ def test_a_benchmark_has_one_result_that_of_todays_recipe(
     (result,) = read_reference(folder.parent).results.values()
     assert result.fingerprint == new.recipe.fingerprint
     assert report.build(tables, benchmarks_folder=benchmarks).verdict_counts == {"reproduced": 1}
+
+
+def test_seeds_from_several_devices_name_each_of_them(
+    fresh_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = ["EPYC, 1 thread"] * 3 + ["EPYC, 2 threads"] * 2
+    bench = load_benchmark("resnet9-onecycle-adam")
+    synthetic.log_all(
+        fresh_uri, *(FakeRun(bench, seed=seed, final=90.0 + seed, device=name) for seed, name in enumerate(devices))
+    )
+    monkeypatch.chdir(tmp_path)
+    write_together(tmp_path, report.table_files(reading.read([fresh_uri])))
+    (result,) = read_reference(tmp_path).results.values()
+    said = beside_the_reference(result, [], result.fingerprint)
+    assert "in full (5 seeds, EPYC, 1 thread and EPYC, 2 threads, " in said
+    planned = CliRunner().invoke(app, ["plan", "resnet9-onecycle-adam", "--seeds", "3", "--from", str(tmp_path)]).output
+    planned = " ".join(planned.split())
+    assert "5 seeds on EPYC, 1 thread and EPYC, 2 threads" in planned
+    assert "hours are of one run after another on EPYC, 1 thread." in planned
 
 
 @pytest.mark.parametrize("source", ["reports/reference/one", "reports/reference/two", "reports/reference"])

@@ -1,5 +1,6 @@
 """What a command runs: profiles, places, jobs, and what is refused before anything starts."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.execution.execution import Execution
 from resnet_bench.execution.options import ExecutionOptions
 from resnet_bench.measure.estimate import Costs
 from resnet_bench.recipe.writing import copy_benchmark
@@ -18,6 +20,7 @@ from resnet_bench.running.launchers.options import SlurmOptions
 from resnet_bench.running.launchers.places import find_places
 from resnet_bench.running.plan import (
     RunOptions,
+    Surveyed,
     choose_profiles,
     load_benchmarks,
     plan_elsewhere,
@@ -126,6 +129,45 @@ def test_jobs_share_what_there_is(device, gpus, per_device, jobs, expected, monk
     monkeypatch.setattr("resnet_bench.execution.options.find_device", lambda device: kind)
     found = find_places(ExecutionOptions(device, threads=8), per_device=per_device, jobs=jobs)
     assert list(found) == expected
+
+
+ON_A_CPU, ON_A_GPU = (Place(threads=2),) * 4, (Place("0", 2), Place("0", 2))
+EIGHT_GPUS = tuple(Place(str(number), 1) for number in range(8))
+
+
+@pytest.mark.parametrize(
+    ("names", "left", "found_places", "runs"),
+    [
+        (["he-resnet20"], [True], (Place(),), 1),
+        (["he-resnet20"], [True, True, True], (Place(),), 3),
+        # One run that is left takes its time, on however many GPUs.
+        (["he-resnet20"], [False] * 7 + [True], EIGHT_GPUS, 1),
+        (["he-resnet20"], [True] * 8, EIGHT_GPUS, 1),
+        (["he-resnet20"], [True] * 9, EIGHT_GPUS, 2),
+        (["he-resnet20"], [False, False, False, True], ON_A_CPU, 1),
+        (["he-resnet20"], [True] * 5, ON_A_CPU, 2),
+        # A GPU is shared as a whole.
+        (["he-resnet20"], [True] * 3, ON_A_GPU, 3),
+        # Seeds that share a device are of one benchmark, so that the second one begins when the first one has ended.
+        (["he-resnet20", "plain-20"], [True], ON_A_CPU, 2),
+        (["he-resnet20"], [False, False], ON_A_CPU, 0),
+    ],
+)
+def test_the_time_of_a_plan_is_when_the_last_run_ends(
+    names: Sequence[str], left: Sequence[bool], found_places: tuple[Place, ...], runs: int
+) -> None:
+    options = RunOptions(names, seeds=range(len(left)), profile="full")
+    found = plan_runs(options, load_benchmarks(options), CPU, real_data=True)
+    sharing = 2 if found_places in (ON_A_CPU, ON_A_GPU) else 1
+    jobs = tuple(replace(job, sharing=sharing) for job in found.jobs)
+    execution = replace(Execution.resolve("cpu", threads=2), device="cuda:0" if found_places[0].gpu else "cpu")
+    survey = {}
+    for job in jobs:
+        costs = Costs({32: 1e-3}, 0.0) if left[job.seed] else None
+        survey[job.label] = Surveyed(job, execution, "a device", costs, None, None)
+    each = max(surveyed.seconds for surveyed in survey.values())
+    found = replace(found, jobs=jobs, places=found_places)
+    assert found.seconds(survey) == pytest.approx(runs * each)
 
 
 def test_a_plan_has_a_job_per_benchmark_and_seed() -> None:

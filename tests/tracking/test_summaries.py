@@ -3,12 +3,14 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 from mlflow.entities import Run
 
 import resnet_bench as rb
+from resnet_bench.reporting import reading, runs
 from resnet_bench.running.kept_runs import delete_runs, find_run, read_runs
 from resnet_bench.tracking.facts import RunFacts
 from resnet_bench.tracking.finished_runs import finished_runs
@@ -25,7 +27,7 @@ Describe = Callable[..., RunFacts]
 ACCURACIES = {0: 0.91, 1: 0.92, 2: 0.96}
 
 
-def finished_run(store: Store, facts: RunFacts, accuracy: float, **tags: str) -> Run:
+def finished_run(store: Store, facts: RunFacts, accuracy: float, seconds: float = 8, **tags: str) -> Run:
     """A run as the tracker leaves it, without waiting for one."""
     client = store.client()
     experiment = store.experiment_id(client, EXPERIMENT)
@@ -34,7 +36,7 @@ def finished_run(store: Store, facts: RunFacts, accuracy: float, **tags: str) ->
     for key, value in {
         "test_accuracy": accuracy,
         "test_accuracy_standard": accuracy - 0.01,
-        "train_seconds": 8,
+        "train_seconds": seconds,
     }.items():
         client.log_metric(run_id, f"final/{key}", value, step=0)
     client.set_terminated(run_id, "FINISHED")
@@ -87,13 +89,37 @@ def test_one_seed_has_no_summary(store: Store, describe: Describe) -> None:
 
 def test_each_seed_counts_once_and_other_experiments_not(store: Store, describe: Describe, seeds: list[Run]) -> None:
     finished_run(store, describe(seed=2), 0.93)
-    finished_run(store, describe(seed=3), 0.1, device="another")
     finished_run(store, describe(seed=4, data_fingerprint="of other images"), 0.1)
     finished_run(store, describe(seed=5, profile="smoke"), 0.1)
     finished_run(store, describe(seed=6), float("nan"))
     (summary,) = summaries(store)
     assert summary.data.metrics["final/test_accuracy"] == pytest.approx(0.92)
     assert summary.data.metrics["summary/seeds"] == 3
+
+
+def test_seeds_from_several_devices_count_as_in_reports(store: Store, describe: Describe, seeds: list[Run]) -> None:
+    """Other devices add the seeds that the one with most of them lacks; times are of that one alone."""
+    finished_run(store, describe(seed=2), 0.5, 99.0, device="another")
+    finished_run(store, describe(seed=3), 0.81, 99.0, device="another")
+    (summary,) = summaries(store)
+    assert summary.info.run_name == "small, mean of 4 seeds"
+    assert summary.data.metrics["final/train_seconds"] == 8.0
+    (group,) = runs.group(runs.load(reading.read([store.uri]))[0])
+    reported = fmean(run.once["final/test_accuracy"] for run in group.runs)
+    assert summary.data.metrics["final/test_accuracy"] == pytest.approx(reported) == 0.9
+    assert summary.data.tags[tag("device")] == f"{seeds[0].data.tags[tag('device')]} and another"
+    assert runs.devices_text(group) == summary.data.tags[tag("device")]
+
+
+def test_of_two_devices_with_as_many_seeds_the_latest_counts(store: Store, describe: Describe) -> None:
+    for device, accuracy in (("first", 0.8), ("second", 0.9)):
+        for seed in range(2):
+            finished_run(store, describe(seed=seed), accuracy, device=device)
+    (summary,) = summaries(store)
+    (group,) = runs.group(runs.load(reading.read([store.uri]))[0])
+    assert [run.once["final/test_accuracy"] for run in group.runs] == [0.9, 0.9]
+    assert summary.data.metrics["final/test_accuracy"] == 0.9
+    assert summary.data.tags[tag("device")] == runs.devices_text(group) == "second"
 
 
 def test_times_of_runs_that_shared_a_device_are_left_out(store: Store, describe: Describe) -> None:

@@ -3,12 +3,18 @@
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from resnet_bench.cli.live_study import QUIET_SECONDS, LiveStudy, StudyProgress
+from resnet_bench.execution.execution import Execution
+from resnet_bench.execution.options import ExecutionOptions
+from resnet_bench.measure.estimate import Costs
 from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.running.launchers import places
+from resnet_bench.tuning import estimate
 from resnet_bench.tuning.events import (
     Retrained,
     RetrainingProgressed,
@@ -43,6 +49,24 @@ def acquire(queue: TrialQueue) -> AcquiredTrial:
     acquired = queue.acquire()
     assert acquired is not None
     return acquired
+
+
+@pytest.mark.parametrize(("gpus", "slower"), [([], 1), (["0"], 4), (["0", "1"], 2)])
+def test_workers_that_share_a_gpu_slow_one_another(
+    gpus: list[str], slower: int, study_of: MakeStudy, tiny_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A share of a CPU's threads is a worker's own, and what a step takes is measured with it."""
+    device = "cuda:0" if gpus else "cpu"
+    execution = replace(Execution.resolve("cpu", threads=1), device=device)
+    monkeypatch.setattr("resnet_bench.execution.options.find_device", lambda _: device)
+    monkeypatch.setattr(ExecutionOptions, "resolve", lambda _: execution)
+    monkeypatch.setattr(places, "visible_gpus", lambda: gpus)
+    monkeypatch.setattr(estimate, "measure_costs", lambda *_: Costs({32: 1e-3}, 1e-4))
+    plan = tiny_plan()
+    context = replace(study_of(plan).context, options=ExecutionOptions("auto", threads=4))
+    alone = estimate.estimate_study(plan, context, workers=1)
+    beside_three = estimate.estimate_study(plan, context, workers=4)
+    assert beside_three.total(plan) == pytest.approx(slower * alone.total(plan))
 
 
 def test_what_was_finished_before_is_told_once_as_earlier(queue: TrialQueue) -> None:

@@ -1,5 +1,7 @@
 """Where tasks run at a time on this machine: its GPUs, or shares of the CPU's threads."""
 
+from collections.abc import Sequence
+
 from resnet_bench.execution.devices import visible_gpus
 from resnet_bench.execution.options import ExecutionOptions
 from resnet_bench.running.launchers.launcher import Place
@@ -27,3 +29,11 @@ def find_places(execution: ExecutionOptions, *, per_device: int, jobs: int) -> t
     if len(shared) == 1:
         return (Place(),)
     return tuple(Place(gpu, max(1, execution.total_threads // len(shared))) for gpu in shared)
+
+
+def side_by_side(places: Sequence[Place], device_type: str) -> int:
+    """Return how many jobs advance at a time as fast as estimated at one of the places.
+
+    An estimate is for a place's share of a CPU's threads, but for a whole GPU: jobs that share one slow one another.
+    """
+    return len(places) if device_type == "cpu" else len({place.gpu for place in places})
