@@ -139,7 +139,7 @@ class RunPlan:
             survey: What each job means where it would run, by its label.
         """
         device_types = {surveyed.execution.device_type for surveyed in survey.values()}
-        lanes = max((side_by_side(self.places, device_type) for device_type in device_types), default=1)
+        lanes = max([1, *(side_by_side(self.places, device_type) for device_type in device_types)])
         return sum(_in_lanes([survey[job.label].seconds for job in jobs], lanes) for jobs in self._groups())
 
     def events(self, context: Context) -> Generator[tuple[Task, Event], None, None]:
