@@ -405,7 +405,7 @@ def _measure(run: Run) -> None:
     run.started.timestamp()
     json.dumps(run.environment, sort_keys=True)
     hash(tuple(run.trial_params.values()))
-    for value in run.recipe.values():
+    for value in (*run.recipe.values(), *run.trial_params.values()):
         comparable(value)
 
 

@@ -2,9 +2,10 @@
 
 import contextlib
 import json
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +16,7 @@ from resnet_bench.base.describe_error import describe_error
 from resnet_bench.judging.intervals import Difference, Interval, welch
 from resnet_bench.judging.verdict import apart
 from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.recipe.schema import NOT_GIVEN
 from resnet_bench.reporting.runs import LENGTH, Run, claimed_metric, comparable, differing_keys
 from resnet_bench.reporting.study_plots import PlottedStudy, PlottedTrial, importances, is_number, quiet
 
@@ -116,6 +118,9 @@ class StudyReport:
         source, tuned = accuracies(self.source), accuracies(self.tuned)
         if source and tuned:
             return welch(source, tuned)
+        if self.source or self.tuned:
+            # What was logged is of an earlier retraining.
+            return None
         logged, low, high = (
             _percent(self.parent.number(f"study/test_difference{end}")) for end in ("", "_low", "_high")
         )
@@ -158,18 +163,7 @@ def find(runs: Sequence[Run], known: Mapping[str, Benchmark] | None = None) -> l
     for run in runs:
         children[run.parent_run_id].append(run)
     return [
-        StudyReport(
-            parent,
-            tuple(
-                sorted(
-                    (run for run in children[parent.id] if run.role == "trial"),
-                    key=lambda run: (run.trial_number is None, run.trial_number or 0),
-                )
-            ),
-            _arm(children[parent.id], "source"),
-            _arm(children[parent.id], "tuned"),
-            (known or {}).get(parent.benchmark),
-        )
+        _report(parent, children[parent.id], (known or {}).get(parent.benchmark))
         for parent in runs
         if parent.role == "study"
     ]
@@ -217,16 +211,50 @@ def named(text: str) -> str:
         return text
 
 
-def _arm(children: Sequence[Run], arm: str) -> tuple[Run, ...]:
-    """Return the runs of one arm: of the hyperparameters that were retrained last, each seed once.
+def _report(parent: Run, children: Sequence[Run], definition: Benchmark | None) -> StudyReport:
+    """Return one study, with the runs of both arms that its last retraining compares.
 
-    A study that was given a longer budget may have found better hyperparameters since it was first compared, and a
-    run that failed may have been made again.
+    A study that was resumed, with more trials or longer retraining runs, has runs of earlier hyperparameters and
+    recipes beside those of the last retraining, which may have been stopped before both arms were trained.
     """
-    retrained = (run for run in children if run.role == "retrain" and run.arm == arm)
+    trials = (run for run in children if run.role == "trial")
+    ordered = sorted(trials, key=lambda run: (run.trial_number is None, run.trial_number or 0))
+    study = StudyReport(parent, tuple(ordered), (), (), definition)
+    retrained = (run for run in children if run.role == "retrain")
     runs = sorted(retrained, key=lambda run: (run.finished, run.started))
+    searched = {*parent.search_space, *(key for trial in study.trials for key in trial.trial_params)}
+    fixed = [_fixed(run, searched) for run in runs]
+    last = [run for run, own in zip(runs, fixed, strict=True) if own == fixed[-1]]
+    return replace(
+        study, source=_arm(last, "source", study.source_params), tuned=_arm(last, "tuned", study.best_params)
+    )
+
+
+def _fixed(run: Run, searched: Collection[str]) -> dict[str, Any]:
+    """Return what a retraining run's recipe has in common with the other arm's.
+
+    Another optimizer, for one, has other options.
+    """
+    tables = tuple(key.removesuffix("name") for key in searched if key.endswith(".name"))
+    free = {*searched, *WATCHED}
+    fixed = {key: value for key, value in run.recipe.items() if key not in free}
+    return {key: comparable(value) for key, value in fixed.items() if not key.startswith(tables)}
+
+
+def _arm(last: Sequence[Run], arm: str, params: Mapping[str, Any]) -> tuple[Run, ...]:
+    """Return the runs of one arm of the last retraining, each seed once: a run that failed may have been made again."""
+    runs = [run for run in last if run.arm == arm and _has(run, params)]
     latest = {run.seed: run for run in runs if run.fingerprint == runs[-1].fingerprint}
     return tuple(latest[seed] for seed in sorted(latest, key=lambda seed: -1 if seed is None else seed))
+
+
+def _has(run: Run, params: Mapping[str, Any]) -> bool:
+    """Whether a run has these hyperparameters; a database may round their last digits."""
+    pairs = [(comparable(run.recipe.get(key, NOT_GIVEN)), comparable(value)) for key, value in params.items()]
+    return all(
+        math.isclose(ours, theirs, rel_tol=1e-11) if is_number(ours) and is_number(theirs) else ours == theirs
+        for ours, theirs in pairs
+    )
 
 
 def _percent(fraction: float | None) -> float | None:

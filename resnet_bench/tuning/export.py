@@ -58,7 +58,7 @@ def export(stored: StoredStudy, result: StudyResult, path: Path, benchmarks: Pat
 
     Raises:
         UserError: No hyperparameters are better than the source's, no benchmark may have the file's name, the file
-            exists, or it cannot be written.
+            exists, it cannot be written, or the benchmark that it extends is not as it was when the study was begun.
     """
     if not result.changed:
         raise UserError(
@@ -76,7 +76,9 @@ def export(stored: StoredStudy, result: StudyResult, path: Path, benchmarks: Pat
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
     try:
-        check_benchmark(load_benchmark_file(path, benchmarks))
+        loaded = load_benchmark_file(path, benchmarks)
+        check_benchmark(loaded)
+        _check_extends_what_was_tuned(stored, result, loaded, path)
     except UserError:
         path.unlink()
         raise
@@ -88,10 +90,7 @@ def tuned_benchmark_text(stored: StoredStudy, result: StudyResult) -> str:
     The recipe is the one that was tuned, with the study's changes in it, on the images and for the epochs of the
     original.
     """
-    original = stored.plan.benchmark
-    renamed = _renamed_tables(stored.plan.base, result.best_settings)
-    kept = {key: value for key, value in _study_changes(stored).items() if not key.startswith(renamed)}
-    changed = _needed(original.recipe, {**kept, **result.best_settings})
+    original, changed = stored.plan.benchmark, _changed(stored, result)
     table: dict[str, Any] = {
         "extends": original.name,
         "source": {"title": f"{original.source.title}, tuned", "kind": "tuned", "notes": _notes(stored, result)},
@@ -101,6 +100,26 @@ def tuned_benchmark_text(stored: StoredStudy, result: StudyResult) -> str:
         table["profiles"] = {"smoke": _nested(smoke)}
     table["tuned"] = tuned_table(stored, result).model_dump(exclude_none=True, mode="json")
     return tomli_w.dumps(table)
+
+
+def _changed(stored: StoredStudy, result: StudyResult) -> Params:
+    """Return what the exported recipe changes of the benchmark's."""
+    renamed = _renamed_tables(stored.plan.base, result.best_settings)
+    kept = {key: value for key, value in _study_changes(stored).items() if not key.startswith(renamed)}
+    return _needed(stored.plan.benchmark.recipe, {**kept, **result.best_settings})
+
+
+def _check_extends_what_was_tuned(stored: StoredStudy, result: StudyResult, loaded: Benchmark, path: Path) -> None:
+    """The benchmark's file may have been edited since, or another folder may have another one of its name."""
+    original = stored.plan.benchmark
+    ours = loaded.recipe.flat()
+    theirs = override(original.recipe, _changed(stored, result)).flat()
+    differing = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    if differing:
+        raise UserError(
+            f"{path}: is not written, because the benchmark {original.name} is not the one that was tuned (it differs "
+            f"in {', '.join(differing)}); put that back, or name the folder of the other one with --benchmark-dir"
+        )
 
 
 def _study_changes(stored: StoredStudy) -> dict[str, Any]:

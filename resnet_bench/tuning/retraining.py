@@ -21,7 +21,7 @@ from resnet_bench.tuning.mlflow_sync import MlflowSync
 from resnet_bench.tuning.results import arms, retraining_key, retraining_seeds
 from resnet_bench.tuning.space import retraining_recipe
 from resnet_bench.tuning.stored_study import Arm, StoredStudy
-from resnet_bench.tuning.trial import HYPERPARAMETER_FAILURES, ProgressClock
+from resnet_bench.tuning.trial import HYPERPARAMETER_FAILURES, ProgressClock, free_device
 from resnet_bench.tuning.turns import Turn
 
 
@@ -57,7 +57,7 @@ def retrain(
 
     Raises:
         Stopped: ``context.stop`` was set; the run is resumed next time.
-        UserError: This place cannot train, such as for lack of images or of disk space; likewise.
+        UserError: This place cannot train, such as for lack of images or disk space, or with a broken GPU; likewise.
     """
     arm, seed = retraining.arm, retraining.seed
     outcome = Outcome()
@@ -76,6 +76,8 @@ def retrain(
         # Its process finishes it, or it is tried again.
         return
     except HYPERPARAMETER_FAILURES as error:
+        # A run that a broken GPU ended is left to do.
+        free_device(context)
         reason = describe_error(error)
     accuracy = None if reason else outcome.accuracy
     if accuracy is None and reason is None:

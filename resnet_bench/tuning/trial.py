@@ -14,6 +14,7 @@ import optuna
 
 from resnet_bench.base.describe_error import describe_error
 from resnet_bench.base.errors import UserError
+from resnet_bench.execution.devices import device_problem
 from resnet_bench.models.of_recipe import check_model
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.context import Context
@@ -74,7 +75,7 @@ def run_trial(
 
     Raises:
         Stopped: ``context.stop`` was set; the trial is queued to be run again.
-        UserError: This place cannot train, such as for lack of images or of disk space; likewise.
+        UserError: This place cannot train, such as for lack of images or disk space, or with a broken GPU; likewise.
     """
     trial, number = acquired.trial, acquired.trial.number
     yield TrialStarted(number, acquired.params, acquired.is_source)
@@ -136,6 +137,8 @@ def _result(
         acquired.trial.report(math.nan, diverged.epoch)
         return _Result("PRUNED", reason=str(diverged))
     except HYPERPARAMETER_FAILURES as error:
+        # A GPU that breaks raises the same errors, and says nothing of the hyperparameters.
+        free_device(context)
         return _Result("FAIL", reason=describe_error(error))
     return _Result("COMPLETE", values=values)
 
@@ -250,6 +253,16 @@ def poll_seconds(storage: StudyStorage) -> float:
     if storage.file is not None:
         return POLL_SECONDS
     return SERVER_POLL_SECONDS * random.uniform(0.5, 1.5)  # a delay, not a secret  # nosec B311
+
+
+def free_device(context: Context) -> None:
+    """Give the device's memory back, so that the next run has all of it.
+
+    Raises:
+        UserError: The device takes no more work from this process.
+    """
+    if problem := device_problem(context.options.resolve()):
+        raise UserError(f"{problem}; run the same command again to resume the study")
 
 
 def stop_if_asked(context: Context) -> None:

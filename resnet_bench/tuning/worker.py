@@ -4,15 +4,13 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 
-from resnet_bench.base.errors import UserError
-from resnet_bench.execution.devices import device_problem
 from resnet_bench.running.context import Context
 from resnet_bench.tuning.events import Retrained, RetrainingProgressed, RetrainingStarted, WorkEvent
 from resnet_bench.tuning.mlflow_sync import MlflowSync
 from resnet_bench.tuning.retraining import retrain, retrainings
 from resnet_bench.tuning.storage import StudyStorage
 from resnet_bench.tuning.stored_study import StoredStudy
-from resnet_bench.tuning.trial import TrialEvent, poll_seconds, run_trial, stop_if_asked
+from resnet_bench.tuning.trial import TrialEvent, free_device, poll_seconds, run_trial, stop_if_asked
 from resnet_bench.tuning.trial_queue import TrialQueue
 from resnet_bench.tuning.turns import take_turn
 
@@ -67,7 +65,7 @@ class StudyWorker:
             acquired = queue.acquire() if in_time else None
             if acquired is not None:
                 yield from run_trial(acquired, queue, sync, context)
-                _free_device(context)
+                free_device(context)
                 continue
             queue.recover()
             counts = queue.stored.counts()
@@ -91,19 +89,9 @@ def _run_retrainings(
             with take_turn(f"{retraining.recipe.fingerprint}-{retraining.seed}", stored, context.run_dir) as turn:
                 if turn is not None and stored.get_attr(retraining.key) is None:
                     yield from retrain(retraining, stored, sync, context, turn)
-                    _free_device(context)
+                    free_device(context)
                     trained = trained or stored.get_attr(retraining.key) is not None
         left = retrainings(stored)
         if left and not trained:
             # Another process has what is left; should it die, its turn is free.
             time.sleep(poll_seconds(stored.storage.address))
-
-
-def _free_device(context: Context) -> None:
-    """Give the device's memory back, so that the next run has all of it.
-
-    Raises:
-        UserError: The device takes no more work from this process.
-    """
-    if problem := device_problem(context.options.resolve()):
-        raise UserError(f"{problem}; run the same command again to resume the study")

@@ -216,6 +216,9 @@ def study_runs(bench: Benchmark, name: str, trials: int = 10) -> tuple[FakeRun, 
                 metrics=metrics,
             )
         )
+    complete = [child for child in children if child.metrics.keys() & {"study/value"}]
+    best = max(complete, key=lambda child: child.metrics["study/value"])
+    best_params = json.loads(best.tags["resnet_bench.trial_params"])
     for arm, final in (("source", 88.0), ("tuned", 89.4)):
         children += [
             FakeRun(
@@ -225,6 +228,7 @@ def study_runs(bench: Benchmark, name: str, trials: int = 10) -> tuple[FakeRun, 
                 role="retrain",
                 name=f"{name} {arm} seed {seed}",
                 test_by_epoch=False,
+                overrides={key: json.dumps(value) for key, value in best_params.items()} if arm == "tuned" else {},
                 tags={"resnet_bench.study": name, "resnet_bench.arm": arm},
             )
             for seed in range(3)

@@ -1,6 +1,7 @@
 """Studies, rebuilt from their runs."""
 
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,50 @@ def test_of_settings_that_were_retrained_twice_the_latest_count_and_each_seed_on
     (found,) = studies.find([parent, *earlier, *study.source, *study.tuned, doubled])
     assert [run.id for run in found.tuned] == [run.id for run in study.tuned]
     assert found.difference == study.difference
+
+
+def test_a_better_trial_that_is_not_retrained_yet_has_no_earlier_ones_test_accuracy(study: StudyReport) -> None:
+    best = max(study.trials, key=lambda trial: trial.number("study/value") or 0.0)
+    better = replace(
+        best,
+        trial_number=10,
+        trial_params={**best.trial_params, "optimizer.lr": 0.0123},
+        once={**best.once, "study/value": 0.99},
+    )
+    (found,) = studies.find([study.parent, *study.trials, better, *study.source, *study.tuned])
+    assert found.validation_best == pytest.approx(99.0)
+    assert accuracies(found.source) == accuracies(study.source)
+    assert found.tuned == ()
+    assert found.difference is None, "what the study logged is the earlier trial's"
+
+
+@pytest.mark.parametrize("arm", ["source", "tuned"])
+def test_runs_of_two_retrainings_are_not_compared(study: StudyReport, arm: str) -> None:
+    (last, *_) = {"source": study.source, "tuned": study.tuned}[arm]
+    longer = replace(
+        last,
+        id="longer",
+        recipe={**last.recipe, "training.epochs": "30"},
+        fingerprint="0" * 16,
+        started=study.tuned[-1].started + timedelta(hours=1),
+    )
+    (found,) = studies.find([study.parent, *study.trials, *study.source, *study.tuned, longer])
+    assert [run.id for run in (*found.source, *found.tuned)] == ["longer"]
+    assert found.difference is None
+
+
+def test_arms_of_two_optimizers_are_compared(study: StudyReport) -> None:
+    trials = tuple(
+        replace(trial, trial_params={"optimizer.name": "sgd" if trial.trial_number else "adam"})
+        for trial in study.trials
+        if trial.trial_number in {0, 1}
+    )
+    tuned = [
+        replace(run, recipe={**run.recipe, "optimizer.name": "sgd", "optimizer.momentum": "0.9"}) for run in study.tuned
+    ]
+    best = replace(trials[1], once={**trials[1].once, "study/value": 0.99})
+    (found,) = studies.find([study.parent, trials[0], best, *study.source, *tuned])
+    assert (len(found.source), len(found.tuned)) == (3, 3)
 
 
 def test_a_study_that_the_source_has_won_says_so(study: StudyReport) -> None:

@@ -12,6 +12,7 @@ from resnet_bench.base.errors import UserError
 from resnet_bench.recipe.changes import override
 from resnet_bench.recipe.files import load_benchmark, load_benchmark_file
 from resnet_bench.recipe.settings import AdamW, MultiStep
+from resnet_bench.recipe.toml_files import find_file, search_folders
 from resnet_bench.tuning.artifacts import write_artifacts, write_plots
 from resnet_bench.tuning.export import export, smoke_repairs
 from resnet_bench.tuning.plan import Plan
@@ -121,6 +122,23 @@ def test_export_leaves_no_file_that_cannot_be_loaded(done: TinyStudy, tmp_path: 
     with pytest.raises(UserError, match=r"resnet18-step-decay\.toml: is not valid TOML"):
         export(stored, result, path)
     assert not path.exists()
+
+
+def test_export_extends_only_the_recipe_that_was_tuned(done: TinyStudy, tmp_path: Path) -> None:
+    stored, result = _look(done)
+    original = find_file("resnet18-step-decay", search_folders("benchmarks", None))
+    assert original is not None
+    text = original.read_text()
+    edited = tmp_path / original.name
+    edited.write_text(text.replace("weight_decay = 5e-4", "weight_decay = 1e-3"))
+    assert edited.read_text() != text
+    path = tmp_path / "tuned.toml"
+    with pytest.raises(UserError, match=r"tuned\.toml: .* not the one that was tuned .*in optimizer\.weight_decay"):
+        export(stored, result, path, tmp_path)
+    assert not path.exists()
+    edited.write_text(f"# a remark\n{text}")
+    export(stored, result, path, tmp_path)
+    assert path.exists()
 
 
 @pytest.mark.parametrize("name", ["Not A Name.toml", f"{'a' * 81}.toml", "a--b.toml", "tuned.txt", ".toml"])

@@ -2,17 +2,20 @@
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.dataset import ImageLocation
 from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.running import run as run_module
 from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.tracking.experiments import VIEW_KEY
 from resnet_bench.tracking.vocabulary import PREFIX, TAGS, tag
+from resnet_bench.training.events import Steps
 from resnet_bench.tuning.events import (
     Retrained,
     SpaceExhausted,
@@ -220,6 +223,49 @@ def test_a_retraining_run_that_has_no_folder_is_done_again(
     comparison = study.events(StudyFinished)[0].result.comparison
     assert comparison.failures == ()
     assert len(comparison.source) == len(comparison.tuned) == 2
+
+
+@pytest.mark.parametrize("runs_before", [0, 1, 4], ids=["source", "trial", "retraining"])
+def test_a_gpu_that_breaks_is_not_the_hyperparameters_failure(
+    runs_before: int,
+    tiny_plan: MakePlan,
+    study_of: MakeStudy,
+    scripted_training: list[Recipe],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = study_of(tiny_plan(pruner=UNPRUNED))
+    study.script(sgd(0.01), sgd(0.03))
+    with monkeypatch.context() as broken:
+        break_gpu(broken, after=runs_before)
+        with pytest.raises(UserError, match="the GPU takes no more work"):
+            study.events()
+    trials_before = min(runs_before, 3)
+    counts = study.stored.counts()
+    assert (counts.finished, counts.failed, counts.waiting) == (trials_before, 0, 3 - trials_before)
+    study.assert_stores_agree()
+
+    comparison = study.events(StudyFinished)[0].result.comparison
+    assert comparison.failures == ()
+    assert len(comparison.source) == len(comparison.tuned) == 2
+    assert study.stored.counts().finished == 3
+    study.assert_stores_agree()
+
+
+def break_gpu(monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
+    """Let the device of this process break in the run that follows so many others."""
+    train: Any = run_module.train
+    begun: list[Recipe] = []
+
+    def train_until_it_breaks(recipe: Recipe, *arguments: Any, **options: Any) -> Iterator[Any]:
+        begun.append(recipe)
+        for event in train(recipe, *arguments, **options):
+            yield event
+            if len(begun) > after and isinstance(event, Steps):
+                raise RuntimeError("CUDA error: unspecified launch failure")
+
+    problem = "the GPU takes no more work"
+    monkeypatch.setattr(run_module, "train", train_until_it_breaks)
+    monkeypatch.setattr("resnet_bench.tuning.trial.device_problem", lambda _: problem if len(begun) > after else None)
 
 
 def test_a_network_that_hyperparameters_make_impossible_fails_its_trial(

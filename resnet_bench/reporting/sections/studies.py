@@ -116,7 +116,7 @@ def _sentence(study: StudyReport) -> str:
     if study.source_won:
         return "No hyperparameters were better than the source's on the validation images, so the tuning gain is 0."
     if study.difference is None:
-        return "The source's and the best hyperparameters have not been retrained, so the tuning gain is unknown."
+        return "The source's and the best hyperparameters have not both been retrained, so the tuning gain is unknown."
     ends = study.difference.interval
     certainty = f" (95% CI {signed_interval(ends)})" if ends is not None else "; too few seeds for an interval"
     return f"Tuning gain on the test set: {signed(study.difference.value)} pp{certainty}.{_detectable(study)}"
