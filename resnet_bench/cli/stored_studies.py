@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.text import plural
+from resnet_bench.cli.screen import echo
 from resnet_bench.recipe.benchmark import PROFILES, ProfileName
 
 if TYPE_CHECKING:
+    from resnet_bench.tuning.plan import Plan
     from resnet_bench.tuning.results import StudyResult
     from resnet_bench.tuning.storage import StudyStorage
     from resnet_bench.tuning.stored_study import StoredStudy
@@ -50,6 +53,27 @@ def find_study(name: str, profile: ProfileName | None, address: "StudyStorage") 
     names = study_names(storage)
     found = next((candidate for candidate in candidates(name, profile) if candidate in names), name)
     return StoredStudy.read(found, storage)
+
+
+def with_stored_budget(plan: "Plan", name: str, address: "StudyStorage") -> "Plan":
+    """Return a plan with as many trials as the study of a name has, if it was begun: only ``--trials`` changes that."""
+    from resnet_bench.tuning.stored_study import StoredStudy, study_names
+
+    if not address.exists:
+        return plan
+    # A server's database may have no tables yet.
+    storage = address.open()
+    with address.errors_in_words():
+        if name not in study_names(storage):
+            return plan
+        budget = StoredStudy.read(name, storage).definition.budget
+    if budget.trials == plan.study.budget.trials:
+        return plan
+    echo(
+        f"study {name} has {plural(budget.trials, 'trial')}, as it was last run; its file says "
+        f"{plan.study.budget.trials}: study run --trials N runs more"
+    )
+    return plan.with_trials(budget.trials)
 
 
 def result_of(stored: "StoredStudy") -> "StudyResult":

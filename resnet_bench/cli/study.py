@@ -61,6 +61,7 @@ from resnet_bench.cli.stored_studies import (
     storage_name,
     storage_of,
     stored_document,
+    with_stored_budget,
 )
 from resnet_bench.cli.study_screen import print_best, print_exhausted, print_result, watch_study
 from resnet_bench.cli.study_work import work
@@ -322,6 +323,8 @@ def run(
     )
     plan, why = _plan(study, profile, context, benchmark_dir, trials, elsewhere=chosen is not None)
     stored_name = study_name or storage_name(study.name, plan.profile)
+    if trials is None:
+        plan = with_stored_budget(plan, stored_name, address)
     estimate = None
     if chosen is None:
         estimate = estimate_study(plan, context, workers)

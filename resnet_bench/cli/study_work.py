@@ -25,7 +25,7 @@ from resnet_bench.cli.options import (
     deadline,
 )
 from resnet_bench.cli.screen import INTERRUPTED, OUT_OF_TIME, echo, print_resume_command
-from resnet_bench.cli.stored_studies import storage_name, storage_of
+from resnet_bench.cli.stored_studies import storage_name, storage_of, with_stored_budget
 from resnet_bench.execution import choices
 from resnet_bench.recipe.benchmark import ProfileName
 
@@ -69,6 +69,7 @@ def work(
     from resnet_bench.tuning.run import work_on_study
 
     stored_name = study_name or storage_name(plan.study.name, profile)
+    plan = with_stored_budget(plan, stored_name, address)
     with stop_on_signals(announce="stopping; the trial in progress is queued again", deadline=until) as stop:
         context = Context(
             store,

@@ -1,7 +1,7 @@
 """Find and load the files of ``studies/``, and plan a study in one of its profiles."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,11 @@ class Plan:
     def epochs(self) -> int:
         """Epochs of a trial per seed."""
         return self.study.budget.epochs or self.base.training.epochs
+
+    def with_trials(self, trials: int) -> "Plan":
+        """Return the same plan with another number of trials."""
+        budget = self.study.budget.model_copy(update={"trials": trials})
+        return replace(self, study=self.study.model_copy(update={"budget": budget}))
 
 
 def load_study(name: str, folder: Path | None = None) -> Study:
@@ -112,13 +117,12 @@ def plan_study(
     from resnet_bench.tuning import samplers
 
     chosen = study.for_profile(profile)
-    if trials is not None:
-        chosen = chosen.model_copy(update={"budget": chosen.budget.model_copy(update={"trials": trials})})
     benchmark = benchmark_of(chosen, benchmarks)
     base = space.base_recipe(chosen, benchmark, profile)
     space.check(chosen, base)
     samplers.check(chosen)
-    return Plan(chosen, profile, benchmark, base)
+    plan = Plan(chosen, profile, benchmark, base)
+    return plan if trials is None else plan.with_trials(trials)
 
 
 def _with_dotted_space(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -136,6 +136,22 @@ def test_run_says_what_it_does_and_does_nothing_twice(run_offline: Invoke, write
     assert "3 of 3 trials are finished" in again, "the options of 0.1.0 mean the same"
 
 
+@pytest.mark.parametrize("trials", [2, 4], ids=["fewer than its file says", "more"])
+def test_a_study_keeps_its_trials_until_another_number_is_typed(
+    run_offline: Invoke, invoke: Invoke, write_study: Write, trials: int
+) -> None:
+    write_study()
+    where = ("tiny", "--study-dir", ".", "--profile", "smoke", "--study-name", f"kept-{trials}")
+    run_offline(*where, "--trials", str(trials))
+    again = run_offline(*where)
+    assert f"{trials} of {trials} trials are finished" in again
+    assert f"kept-{trials} has {trials} trials, as it was last run; its file says 3" in again
+    worked = invoke("work", *where, "--device", "cpu", "--offline")
+    assert f"{trials} of {trials} trials are finished" in worked
+    assert "trials are finished" in run_offline(*where, "--trials", "5")
+    assert "5 of 5 trials are finished" in run_offline(*where)
+
+
 def test_run_says_that_the_space_is_exhausted(run_offline: Invoke, write_study: Write, tmp_path: Path) -> None:
     two_points = 'training.batch_size = { type = "categorical", choices = [10, 20] }'
     write_study(
