@@ -69,9 +69,11 @@ def parse_since(since: str | datetime | None) -> datetime | None:
         return datetime.now(UTC) - timedelta(**{unit: int(age[1])})
     try:
         moment = datetime.fromisoformat(since.strip())
-    except ValueError:
+        # The first and the last day have no such moment in every time zone.
+        moment = moment if moment.tzinfo else moment.astimezone()
+    except (ValueError, OverflowError):
         raise UserError(f"since: {since!r} is not a date; write 2026-11-01, 2026-11-01T09:30 or 7d") from None
-    return moment if moment.tzinfo else moment.astimezone()
+    return moment
 
 
 def default_store() -> Store:

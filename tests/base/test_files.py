@@ -80,6 +80,13 @@ def test_write_new_leaves_what_is_there_and_makes_the_folder(tmp_path: Path) -> 
     assert path.read_bytes() == b"first"
 
 
+def test_write_new_says_that_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(NotADirectoryError, match="Not a directory"):
+        files.write_new(tmp_path / "file" / "new.toml", b"new")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
 def test_write_new_leaves_nothing_where_the_disk_is_full(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     program = (

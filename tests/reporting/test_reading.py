@@ -7,6 +7,7 @@ import json
 import math
 import re
 import sqlite3
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -128,6 +129,18 @@ def test_a_filter_that_leaves_nothing_says_what_was_asked(store_uri: str) -> Non
         reading.read([store_uri], benchmarks=["nine-onecicle"])
     with pytest.raises(UserError, match="does not exist; name a tracking URI"):
         reading.read(["no/such/mlflow.db"])
+
+
+@pytest.mark.parametrize(("zone", "since"), [("Asia/Tokyo", "0001-01-01"), ("America/New_York", "9999-12-31T23:00")])
+def test_since_before_or_after_all_moments_is_refused(monkeypatch, zone: str, since: str) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        with pytest.raises(UserError, match="is not a date"):
+            reading.parse_since(since)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_since_reads_dates_and_ages() -> None:
