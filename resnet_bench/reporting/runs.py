@@ -332,10 +332,8 @@ def claimed_metric(definition: Benchmark | None) -> str:
 
 
 def devices_text(group: RunGroup) -> str:
-    """Name every device that a run which counts was trained on; times are of the first of them alone."""
-    chosen = {run.id for run in group.runs}
-    found = [device for device, runs in group.devices.items() if any(run.id in chosen for run in runs)]
-    return listed([device or "an unnamed device" for device in found])
+    """Name every device that a run which counts was trained on, without the marks that only times need."""
+    return listed(list(dict.fromkeys(run.device or "an unnamed device" for run in group.runs)))
 
 
 def group_labels(groups: Sequence[RunGroup]) -> dict[RunGroup, str]:
