@@ -12,6 +12,7 @@ from resnet_bench.base.text import duration, percent
 from resnet_bench.cli.screen import new_table
 from resnet_bench.judging.verdict import may_judge, selected, verdict
 from resnet_bench.recipe.files import load_benchmark
+from resnet_bench.recipe.recipe import unequal_keys
 from resnet_bench.running.job import Job
 from resnet_bench.running.outcome import Outcome
 
@@ -208,8 +209,7 @@ def find_verdicts(
 
 def _changed_keys(job: Job) -> list[str]:
     """List the recipe keys in which a job differs from its benchmark, whatever was written on the command line."""
-    own, original = job.recipe.flat(), job.benchmark.recipe_for(job.profile).flat()
-    return sorted(key for key in own.keys() | original.keys() if own.get(key) != original.get(key))
+    return unequal_keys(job.recipe.flat(), job.benchmark.recipe_for(job.profile).flat())
 
 
 def _absent_seeds(

@@ -235,6 +235,11 @@ def _canonical(value: Any) -> Any:
     return value
 
 
+def unequal_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """List the keys in which two flat tables differ, in the alphabet's order."""
+    return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+
+
 def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     """Yield the values of a nested table with their dotted keys."""
     for key, value in table.items():

@@ -19,6 +19,7 @@ from resnet_bench.judging.intervals import Difference, Interval, Ratio
 from resnet_bench.judging.power import smallest_difference, smallest_ratio
 from resnet_bench.judging.verdict import best_evaluation, last_evaluation
 from resnet_bench.recipe.claims import REPRODUCTION_MARGIN
+from resnet_bench.recipe.recipe import unequal_keys
 from resnet_bench.reporting import reading
 from resnet_bench.reporting.anonymize import machine_name
 from resnet_bench.reporting.reading import Source
@@ -260,7 +261,7 @@ def matched(left: Sequence[RunGroup], right: Sequence[RunGroup]) -> list[tuple[R
     if a.latest.fingerprint == b.latest.fingerprint:
         return [(a, b, "different images")]
     one, other = a.latest.recipe, b.latest.recipe
-    changed = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+    changed = unequal_keys(one, other)
     return [(a, b, f"different recipes: {listed(changed, 3) or 'unknown keys'}")]
 
 

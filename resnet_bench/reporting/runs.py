@@ -21,7 +21,7 @@ from resnet_bench.judging.seeds import by_place, one_per_seed
 from resnet_bench.judging.verdict import apart, best_evaluation, last_evaluation
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.datasets import DATASETS, is_published
-from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.recipe.recipe import Recipe, unequal_keys
 from resnet_bench.recipe.settings import relative_pixels
 from resnet_bench.reporting.tables import GROUP_COLUMNS, Place, RunRow, Tables
 from resnet_bench.tracking.vocabulary import (
@@ -453,7 +453,7 @@ def differing_keys(run: Run, recipe: Recipe) -> tuple[str, ...]:
     """Return the recipe keys in which a run differs from a recipe."""
     ours = {key: comparable(value) for key, value in run.recipe.items()}
     theirs = {key: comparable(value) for key, value in recipe.flat().items()}
-    return tuple(sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)))
+    return tuple(unequal_keys(ours, theirs))
 
 
 def comparable(value: Any) -> Any:

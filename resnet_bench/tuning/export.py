@@ -15,7 +15,7 @@ from resnet_bench.models.of_recipe import check_benchmark
 from resnet_bench.recipe.benchmark import Benchmark, Tuned
 from resnet_bench.recipe.changes import override, override_nested
 from resnet_bench.recipe.files import load_benchmark_file
-from resnet_bench.recipe.recipe import Recipe, flatten
+from resnet_bench.recipe.recipe import Recipe, flatten, unequal_keys
 from resnet_bench.recipe.schema import NOT_GIVEN
 from resnet_bench.tuning.results import StudyComparison, StudyResult
 from resnet_bench.tuning.space import Params, differences, tuned_recipe
@@ -112,10 +112,8 @@ def _changed(stored: StoredStudy, result: StudyResult) -> Params:
 def _check_extends_what_was_tuned(stored: StoredStudy, result: StudyResult, loaded: Benchmark, path: Path) -> None:
     """The benchmark's file may have been edited since, or another folder may have another one of its name."""
     original = stored.plan.benchmark
-    ours = loaded.recipe.flat()
-    theirs = override(original.recipe, _changed(stored, result)).flat()
-    differing = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-    if differing:
+    tuned = override(original.recipe, _changed(stored, result))
+    if differing := unequal_keys(loaded.recipe.flat(), tuned.flat()):
         raise UserError(
             f"{path}: is not written, because the benchmark {original.name} is not the one that was tuned (it differs "
             f"in {', '.join(differing)}); put that back, or name the folder of the other one with --benchmark-dir"

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from resnet_bench.base.errors import UserError
 from resnet_bench.base.machine import this_process
 from resnet_bench.data.dataset import Dataset
-from resnet_bench.recipe.recipe import Recipe
+from resnet_bench.recipe.recipe import Recipe, unequal_keys
 from resnet_bench.tracking.sharing_rule import require_server
 from resnet_bench.tuning import space
 from resnet_bench.tuning.plan import Plan
@@ -278,7 +278,7 @@ def _check_same(stored: StoredStudy, known: Study, plan: Plan, images: Dataset) 
             f"study {name} was begun with {known.budget.trials} trials, which may become more, not fewer; {_REMEDY}"
         )
     before, now = (_comparable(study) for study in (known, plan.study))
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    changed = unequal_keys(before, now)
     base = stored.get_attr("base")
     if base is None or restored(Recipe, base, name) != plan.base:
         changed.append("the benchmark's recipe")

@@ -18,13 +18,19 @@ batch_size = 8
 """
 
 
-@pytest.mark.slow
-def test_perf_prints_writes_and_logs(tmp_path, monkeypatch) -> None:
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """Measures a small benchmark in an empty folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "small.toml").write_text(SMALL)
-    command = ["perf", "small", "--benchmark-dir", "benchmarks", "--repeats", "2", "--steps", "1", "--threads", "1"]
-    result = CliRunner().invoke(app, [*command, "--output", "out/perf.json", "--json"], catch_exceptions=False)
+    command = ["perf", "small", "--benchmark-dir", "benchmarks", "--steps", "1", "--threads", "1", "--json"]
+    return lambda *words: CliRunner().invoke(app, [*command, *words], catch_exceptions=False)
+
+
+@pytest.mark.slow
+def test_perf_prints_writes_and_logs(tmp_path, measured) -> None:
+    result = measured("--repeats", "2", "--output", "out/perf.json")
     assert result.exit_code == 0
     assert "GENERATED IMAGES" in result.output
     assert "each stage separately" in result.output
@@ -41,14 +47,9 @@ def test_perf_prints_writes_and_logs(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_perf_takes_a_precision(tmp_path, monkeypatch) -> None:
+def test_perf_takes_a_precision(measured) -> None:
     """Given one, each of our executions computes in it, also one that has another by default."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks" / "small.toml").write_text(SMALL)
-    command = ["perf", "small", "--benchmark-dir", "benchmarks", "--repeats", "1", "--steps", "1", "--threads", "1"]
-    precision = ["--execution", "plain", "--precision", "bf16", "--device", "cpu"]
-    result = CliRunner().invoke(app, [*command, *precision, "--json"], catch_exceptions=False)
+    result = measured("--repeats", "1", "--execution", "plain", "--precision", "bf16", "--device", "cpu")
     ((source, plain),) = (each["arms"] for each in json.loads(result.stdout)["comparisons"])
     assert "fp32" in source["execution"]
     assert "bf16" in plain["execution"]
