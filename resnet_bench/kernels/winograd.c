@@ -250,7 +250,8 @@ INLINE void transform_tiles(
     for (int64_t i = 0; i < count; i++, advance(&own->tiling, &tile)) {
         const int64_t row = tile.row - own->padding, column = tile.column - own->padding;
         struct pixels pixels;
-        find_pixels(&own->maps, tile.image, row, column, 4, pooled, own->nothing, &pixels);
+        const int64_t height = own->maps.height, width = own->maps.width;
+        find_pixels(&own->maps, tile.image, row, column, height, width, 4, pooled, own->nothing, &pixels);
         ask_ahead(&own->maps, tile.image, row, column + 2, 4, 2, pooled);
         FOR_CHANNELS(channels, transform_tile, &pixels, pooled, transformed + i * channels, own->of_frequency);
     }
@@ -420,16 +421,22 @@ INLINE void transform_pair(
     const struct gradient *own, int64_t index, int64_t place, const struct pairs *to, const int pooled
 ) {
     const int64_t padding = own->padding;
+    const struct maps *maps = &own->maps, *gradients = &own->gradients;
     struct pixels pixels[2], corners[2];
     struct tile tile = tile_at(&own->tiling, index);
     for (int i = 0; i < 2; i++, advance(&own->tiling, &tile)) {
         /* Behind the last tile of an odd number comes one of an image that is not there: nothing is inside. */
-        const int64_t missing = tile.image < own->tiling.images ? 0 : own->maps.height + padding;
-        const int64_t row = tile.row + missing;
-        find_pixels(&own->maps, tile.image, row - padding, tile.column - padding, 4, 0, own->nothing, &pixels[i]);
-        find_pixels(&own->gradients, tile.image, row, tile.column, 2, pooled, own->nothing, &corners[i]);
-        ask_ahead(&own->maps, tile.image, row - padding, tile.column - padding + 2, 4, 2, 0);
-        ask_ahead(&own->gradients, tile.image, row, tile.column, 2, 2, pooled);
+        const int64_t missing = tile.image < own->tiling.images ? 0 : maps->height + padding;
+        const int64_t row = tile.row + missing, first_row = row - padding, first_column = tile.column - padding;
+        find_pixels(
+            maps, tile.image, first_row, first_column, maps->height, maps->width, 4, 0, own->nothing, &pixels[i]
+        );
+        find_pixels(
+            gradients, tile.image, row, tile.column, gradients->height, gradients->width, 2, pooled, own->nothing,
+            &corners[i]
+        );
+        ask_ahead(maps, tile.image, first_row, first_column + 2, 4, 2, 0);
+        ask_ahead(gradients, tile.image, row, tile.column, 2, 2, pooled);
     }
     pair *of_maps = to->of_maps + place * own->room, *of_gradients = to->of_gradients + place * own->gradients_room;
     FOR_CHANNELS(own->maps.channels, transform_pixels, pixels, of_maps, own->of_frequency);
@@ -485,5 +492,6 @@ int gradient_of_filters(
 ) {
     const struct maps of_maps = {maps, height, width, channels};
     const struct maps of_gradients = {gradients, out_height, out_width, outputs, places};
-    return sum_up(&of_maps, &of_gradients, images, padding, results, threads);
+    const struct tiling tiling = tiling_of(images, out_height, out_width);
+    return sum_up(&of_maps, &of_gradients, tiling, padding, results, threads);
 }

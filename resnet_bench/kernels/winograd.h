@@ -58,35 +58,61 @@ struct maps {
     const uint8_t *places;
 };
 
-/* Tiles of a map's output, counted row by row, image by image. */
-struct tiling {
-    int64_t images, rows, columns;
+/* Tiles along a side of a map's output: first some that are whole, of OUT pixels, then short ones, of a pixel less. */
+struct side {
+    int64_t whole, tiles;
 };
 
-INLINE struct tiling tiling_of(int64_t images, int64_t height, int64_t width) {
-    return (struct tiling){images, parts_of(height, OUT), parts_of(width, OUT)};
+/* As few tiles as it takes, of which as many are short as can be, up to `most`. */
+INLINE struct side side_of(int64_t pixels, int64_t most) {
+    const int64_t tiles = parts_of(pixels, OUT), missing = OUT * tiles - pixels;
+    return (struct side){tiles - smaller(smaller(missing, tiles), most), tiles};
 }
 
-INLINE int64_t tiles_of(const struct tiling *tiling) { return tiling->images * tiling->rows * tiling->columns; }
+INLINE int64_t begin_of(const struct side *side, int64_t tile) { return OUT * tile - larger(tile - side->whole, 0); }
+INLINE int outputs_at(const struct side *side, int64_t pixel) { return pixel < OUT * side->whole ? OUT : OUT - 1; }
 
-/* Where a tile's output begins. */
+/* Tiles of a map's output, counted row by row, image by image. */
+struct tiling {
+    int64_t images;
+    struct side rows, columns;
+};
+
+/* Whole ones. */
+INLINE struct tiling tiling_of(int64_t images, int64_t height, int64_t width) {
+    return (struct tiling){images, side_of(height, 0), side_of(width, 0)};
+}
+
+INLINE int64_t tiles_of(const struct tiling *tiling) {
+    return tiling->images * tiling->rows.tiles * tiling->columns.tiles;
+}
+
+/* Where a tile's output begins, and how many rows and columns it has. */
 struct tile {
     int64_t image, row, column;
+    int rows, columns;
 };
 
 INLINE struct tile tile_at(const struct tiling *tiling, int64_t index) {
-    const int64_t columns = tiling->columns, rows = tiling->rows;
-    return (struct tile){index / (rows * columns), index / columns % rows * OUT, index % columns * OUT};
+    const struct side *rows = &tiling->rows, *columns = &tiling->columns;
+    const int64_t row = begin_of(rows, index / columns->tiles % rows->tiles);
+    const int64_t column = begin_of(columns, index % columns->tiles), image = index / (rows->tiles * columns->tiles);
+    return (struct tile){image, row, column, outputs_at(rows, row), outputs_at(columns, column)};
 }
 
 INLINE void advance(const struct tiling *tiling, struct tile *tile) {
-    tile->column += OUT;
-    if (tile->column < OUT * tiling->columns) return;
-    tile->column = 0;
-    tile->row += OUT;
-    if (tile->row < OUT * tiling->rows) return;
-    tile->row = 0;
-    tile->image++;
+    const struct side *rows = &tiling->rows, *columns = &tiling->columns;
+    tile->column += tile->columns;
+    if (tile->column >= begin_of(columns, columns->tiles)) {
+        tile->column = 0;
+        tile->row += tile->rows;
+        if (tile->row >= begin_of(rows, rows->tiles)) {
+            tile->row = 0;
+            tile->image++;
+        }
+        tile->rows = outputs_at(rows, tile->row);
+    }
+    tile->columns = outputs_at(columns, tile->column);
 }
 
 /* Asks the memory for some channels of OUT pixels in each of some lines; of pooled maps for what is there of them. */

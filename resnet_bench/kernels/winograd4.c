@@ -1,11 +1,12 @@
 /* 3x3 convolutions of bfloat16 maps with stride 1, and their gradients, with 36 products where the plain way needs 144.
  *
- * An output of 4x4 pixels and the 6x6 pixels that it comes from are a tile, as in winograd_fp32.c, whose polynomials these
- * are. What is multiplied are sums of so many pixels that factors of bfloat16, with 8 digits, are too coarse for a
- * convolution: the error of its output is four times that of torch's. So they are whole numbers here, with up to 15
- * digits, of 16 bits: the processor multiplies and adds as many of them at once as of bfloat16. All frequencies of a tile,
- * and all of the filters to an output, have one scale, as large as their sum of products bears in 32 bits. Such outputs
- * are closer to exact ones than those of winograd.c, unless a few pixels of a tile are many times as large as the others.
+ * An output of 4x4 pixels and the 6x6 pixels that it comes from are a tile, or of 3 in a row where that saves products, as
+ * in winograd_fp32.c, whose polynomials these are. What is multiplied are sums of so many pixels that factors of bfloat16,
+ * with 8 digits, are too coarse for a convolution: the error of its output is four times that of torch's. So they are
+ * whole numbers here, with up to 15 digits, of 16 bits: the processor multiplies and adds as many of them at once as of
+ * bfloat16. All frequencies of a tile, and all of the filters to an output, have one scale, as large as their sum of
+ * products bears in 32 bits. Such outputs are closer to exact ones than those of winograd.c, unless a few pixels of a tile
+ * are many times as large as the others.
  *
  * The gradient of the filters is summed over tiles, whose scales differ, and no other gradient comes from it: there the
  * factors are bfloat16.
@@ -34,14 +35,14 @@ typedef pair factor;
 /* What makes the filters' frequencies all about as large. */
 #define OF_B (1.0f / 3)
 
-#include "winograd_4x4.h"
-
 /* Tiles whose frequencies are at hand at once. */
 #define TILES 24
-/* A tile is asked for before so many others are done. */
-#define AHEAD 3
 /* Pairs of tiles that a gradient of filters is summed over before it is written. */
 #define PAIRS 128
+#define MOST_TILES (2 * PAIRS)
+
+#include "winograd_4x4.h"
+
 /* Pairs of channels whose products are summed as whole numbers. */
 #define WHOLE_PAIRS 64
 /* Bytes that such sums may take, of all threads. */
@@ -244,7 +245,7 @@ INLINE __mmask32 lanes_from(int64_t c, int64_t channels) { return ((uint64_t)1 <
 
 /* The largest pixel of a tile, or of the pool's windows that it meets; infinite where one is not a finite number, or so
  * large that a frequency may not be one. */
-INLINE float largest_pixel(const struct pixels *pixels, int64_t channels) {
+INLINE float largest_pixel(const struct pixels *pixels, const int needed, int64_t channels) {
     /* Several, such that none waits for another. */
     __m512i in_column[IN] = {0};
     const __m512i without_sign = _mm512_set1_epi16(0x7fff);
@@ -252,6 +253,7 @@ INLINE float largest_pixel(const struct pixels *pixels, int64_t channels) {
         const __mmask32 lanes = lanes_from(c, channels);
 #pragma GCC unroll 36
         for (int i = 0; i < FREQUENCIES; i++) {
+            if (i / IN >= needed || i % IN >= needed) continue;
             const __m512i both = _mm512_maskz_loadu_epi16(lanes, pixels->values[i] + c);
             in_column[i % IN] = _mm512_max_epu16(in_column[i % IN], _mm512_and_si512(both, without_sign));
         }
@@ -274,12 +276,14 @@ INLINE __m512i load_both(const struct pixels *pixels, int at, int64_t c, __mmask
 }
 
 INLINE void transform_tile(
-    const struct convolution *own, const struct tile *tile, const struct workplace *at, int64_t i, const int pooled
+    const struct convolution *own, const struct tile *tile, const struct workplace *at, int64_t i, const int pooled,
+    const int needed
 ) {
     const int64_t channels = own->maps.channels, row = tile->row - own->padding, column = tile->column - own->padding;
     struct pixels pixels;
-    find_pixels(&own->maps, tile->image, row, column, IN, pooled, own->nothing, &pixels);
-    const float largest = largest_pixel(&pixels, channels);
+    const int64_t height = own->maps.height, width = own->maps.width;
+    find_pixels(&own->maps, tile->image, row, column, height, width, IN, pooled, own->nothing, &pixels);
+    const float largest = largest_pixel(&pixels, needed, channels);
     /* Smaller ones are as good as zero, and have no inverse. */
     const __m512 scale = _mm512_set1_ps(largest < 1e-30f ? 0.0f : LARGEST_PIXEL / (GAIN * largest));
     at->back[i] = largest < 1e-30f ? 0.0f : largest < INFINITY ? largest * (GAIN / LARGEST_PIXEL) : NAN;
@@ -287,11 +291,11 @@ INLINE void transform_tile(
     for (int64_t c = 0; c < channels; c += 2 * LANES) {
         const __mmask32 lanes = lanes_from(c, channels);
         /* What is written only to be read again is what takes the time: a line is all that is at hand. */
-        vector half[2][FREQUENCIES];
+        vector half[2][FREQUENCIES] = {0};
 #pragma GCC unroll 6
-        for (int x = 0; x < IN; x++) {
-            vector column[2][IN];
-            for (int y = 0; y < IN; y++) {
+        for (int x = 0; x < needed; x++) {
+            vector column[2][IN] = {0};
+            for (int y = 0; y < needed; y++) {
                 const __m512i both = load_both(&pixels, IN * y + x, c, lanes, pooled);
                 column[0][y] = (vector)_mm512_slli_epi32(both, 16);
                 column[1][y] = (vector)_mm512_and_si512(both, _mm512_set1_epi32(0xffff0000));
@@ -301,10 +305,10 @@ INLINE void transform_tile(
         /* What is behind a tile's last channels is written before what belongs there. */
         pair *to = at->tiles + (i * channels + c) / 2;
 #pragma GCC unroll 6
-        for (int y = 0; y < IN; y++) {
+        for (int y = 0; y < needed; y++) {
             vector row[2][IN];
             for (int i = 0; i < 2; i++) pixels_of_line(half[i] + IN * y, row[i], 1, 1);
-            for (int x = 0; x < IN; x++)
+            for (int x = 0; x < needed; x++)
                 _mm512_storeu_si512(
                     to + (IN * y + x) * of_frequency, whole_pairs((__m512)row[0][x], (__m512)row[1][x], scale)
                 );
@@ -314,7 +318,8 @@ INLINE void transform_tile(
 
 /* Writes some outputs of a tile. */
 INLINE void write_tile(const struct maps *outputs, const struct tile *tile, const __m512 y[OUT * OUT], int64_t c, __mmask16 lanes) {
-    const int64_t rows = smaller(OUT, outputs->height - tile->row), columns = smaller(OUT, outputs->width - tile->column);
+    const int64_t rows = smaller(tile->rows, outputs->height - tile->row);
+    const int64_t columns = smaller(tile->columns, outputs->width - tile->column);
     const int64_t of_pixel = outputs->channels, of_line = outputs->width * of_pixel;
     value *corner = (value *)outputs->values +
                     (tile->image * outputs->height + tile->row) * of_line + tile->column * of_pixel + c;
@@ -339,18 +344,18 @@ INLINE void write_windows(const struct maps *outputs, const struct tile *tile, c
 /* Transforms what some outputs of a tile are from, and writes them. */
 INLINE void finish_tile(
     const struct convolution *own, const struct tile *tile, const struct workplace *at, int64_t i, int64_t begin,
-    int64_t width
+    int64_t width, const int needed
 ) {
     for (int64_t c = 0; c < width; c += LANES) {
         const float *sums = at->sums + i * own->of_tile + c;
-        __m512 half[OUT * IN], y[OUT * OUT];
+        __m512 half[OUT * IN] = {0}, y[OUT * OUT] = {0};
 #pragma GCC unroll 6
-        for (int x = 0; x < IN; x++) {
-            __m512 column[IN];
-            for (int line = 0; line < IN; line++) column[line] = _mm512_loadu_ps(sums + (IN * line + x) * width);
+        for (int x = 0; x < needed; x++) {
+            __m512 column[IN] = {0};
+            for (int line = 0; line < needed; line++) column[line] = _mm512_loadu_ps(sums + (IN * line + x) * width);
             frequencies_of_line(column, half + x, 1, IN);
         }
-        for (int row = 0; row < OUT; row++) frequencies_of_line(half + IN * row, y + OUT * row, 1, 1);
+        for (int row = 0; row < needed - 2; row++) frequencies_of_line(half + IN * row, y + OUT * row, 1, 1);
         const __m512 back = at->back[i] * _mm512_loadu_ps(own->back + begin + c);
         const __mmask16 lanes = lanes_from(begin + c, own->outputs.channels);
         const __m512 bias = own->bias ? _mm512_maskz_loadu_ps(lanes, own->bias + begin + c) : _mm512_setzero_ps();
@@ -364,37 +369,37 @@ INLINE void finish_tile(
 
 static void convolve_tiles(const struct convolution *own, int64_t first, int64_t count, const struct workplace *at) {
     const int64_t outputs = own->outputs.channels, pairs = own->maps.channels / 2;
-    const struct tile begin_at = tile_at(&own->tiling, first);
-    struct tile tile = begin_at;
-    for (int64_t i = 0; i < count; i++, advance(&own->tiling, &tile))
+    struct order order;
+    put_in_order(&own->tiling, first, count, &order);
+    const struct tile *tiles = order.tiles;
+    for (int64_t i = 0; i < count; i++)
         if (own->maps.places)
-            transform_tile(own, &tile, at, i, 1);
+            BY_SIZE(is_small(tiles + i), transform_tile, own, tiles + i, at, i, 1);
         else
-            transform_tile(own, &tile, at, i, 0);
-    /* The first of those that come next. */
-    struct tile next = tile;
+            BY_SIZE(is_small(tiles + i), transform_tile, own, tiles + i, at, i, 0);
+    struct tile next = tiles[count];
     for (int64_t strip = 0; strip < strips_of(outputs); strip++) {
         const int64_t begin = strip_begin(outputs, strip), width = strip_begin(outputs, strip + 1) - begin;
         const pair *filters = own->filters + strip_of_filters(outputs, pairs, strip);
-        for (int f = 0; f < FREQUENCIES; f++)
+        for (int f = 0; f < FREQUENCIES; f++) {
+            const struct span span = tiles_with(&order, f);
             for (int64_t k = 0; k < pairs; k += WHOLE_PAIRS) {
                 const struct product product = {
-                    at->tiles + f * own->of_frequency + k, pairs, 1,
+                    at->tiles + f * own->of_frequency + span.begin * pairs + k, pairs, 1,
                     filters + f * of_filters_frequency(pairs, width) + k * width, width,
-                    smaller(WHOLE_PAIRS, pairs - k), at->sums + f * width, own->of_tile, k > 0,
+                    smaller(WHOLE_PAIRS, pairs - k),
+                    at->sums + span.begin * own->of_tile + f * width, own->of_tile, k > 0,
                 };
-                multiply_whole(&product, count, width);
+                multiply_whole(&product, span.end - span.begin, width);
             }
-        struct tile ahead = tile_at(&own->tiling, first + AHEAD);
-        tile = begin_at;
-        for (int64_t i = 0; i < count; i++, advance(&own->tiling, &tile)) {
-            ask_for_outputs(&own->outputs, &ahead, begin, width);
-            advance(&own->tiling, &ahead);
+        }
+        for (int64_t i = 0; i < count; i++) {
+            ask_for_outputs(&own->outputs, tiles + i + AHEAD, begin, width);
             if (strip == strips_of(outputs) - 1) {
                 ask_for_pixels(&own->maps, &next, own->padding, IN);
                 advance(&own->tiling, &next);
             }
-            finish_tile(own, &tile, at, i, begin, width);
+            BY_SIZE(is_small(tiles + i), finish_tile, own, tiles + i, at, i, begin, width);
         }
     }
 }
@@ -428,13 +433,14 @@ int convolve(
     pair *transformed = memory(strip_of_filters(outputs, channels / 2, strips_of(outputs)) * sizeof(pair));
     float *back = memory(filled(outputs) * sizeof(float));
     value *nothing = calloc(channels, sizeof(value));
+    const struct tiling tiling = tiling_with_short(images, out_height, out_width, out_places != 0);
     const struct convolution own = {
-        {maps, height, width, channels, places}, tiling_of(images, out_height, out_width), padding,
+        {maps, height, width, channels, places}, tiling, padding,
         transformed, back, bias, {results, out_height, out_width, outputs, out_places}, nothing,
         TILES * channels / 2 + CACHE_LINE / (int64_t)sizeof(pair),
         FREQUENCIES * smaller(filled(outputs), COLUMNS * LANES) + LANES,
     };
-    const int64_t tiles = tiles_of(&own.tiling);
+    const int64_t tiles = tiles_of(&tiling), room = tiles_at_hand(tiles, TILES, threads);
     int result = transformed && back && nothing ? DONE : OUT_OF_MEMORY;
     if (result == DONE) result = transform_filters(&filters, transformed, back, threads);
     if (result == DONE) {
@@ -447,8 +453,8 @@ int convolve(
             };
             if (!at.tiles || !at.back || !at.sums) result = OUT_OF_MEMORY;
 #pragma omp for schedule(static)
-            for (int64_t first = 0; first < tiles; first += TILES)
-                if (result == DONE) convolve_tiles(&own, first, smaller(TILES, tiles - first), &at);
+            for (int64_t first = 0; first < tiles; first += room)
+                if (result == DONE) convolve_tiles(&own, first, smaller(room, tiles - first), &at);
             free(at.tiles);
             free(at.back);
             free(at.sums);
@@ -471,43 +477,51 @@ INLINE void store_pairs(pair *to, __m512 first, __m512 second) {
 }
 
 INLINE void transform_pair(
-    const struct gradient *own, int64_t index, int64_t place, const struct pairs *to, const int pooled
+    const struct gradient *own, const struct tile *tile, int64_t place, const struct pairs *to, const int pooled,
+    const int needed
 ) {
+    const struct maps *maps = &own->maps, *gradients = &own->gradients;
     struct pixels pixels[2], corners[2];
-    struct tile tile = tile_at(&own->tiling, index);
-    for (int i = 0; i < 2; i++, advance(&own->tiling, &tile)) {
+    for (int i = 0; i < 2; i++) {
+        const int64_t image = tile[i].image, row = tile[i].row, column = tile[i].column;
         /* Behind the last tile of an odd number comes one of an image that is not there: nothing is inside. */
-        const int64_t row = tile.row + (tile.image < own->tiling.images ? 0 : own->maps.height + own->padding);
-        const int64_t first_row = row - own->padding, first_column = tile.column - own->padding;
-        find_pixels(&own->maps, tile.image, first_row, first_column, IN, 0, own->nothing, &pixels[i]);
-        find_pixels(&own->gradients, tile.image, row, tile.column, OUT, pooled, own->nothing, &corners[i]);
+        const int64_t missing = image < own->tiling.images ? 0 : maps->height + own->padding;
+        const int64_t end_row = smaller(gradients->height, row + tile[i].rows);
+        const int64_t end_column = smaller(gradients->width, column + tile[i].columns);
+        find_pixels(
+            maps, image, row + missing - own->padding, column - own->padding, maps->height, maps->width, IN, 0,
+            own->nothing, &pixels[i]
+        );
+        find_pixels(
+            gradients, image, row + missing, column, end_row, end_column, OUT, pooled, own->nothing, &corners[i]
+        );
     }
-    for (int i = 0; i < 2; i++, advance(&own->tiling, &tile)) {
-        ask_for_pixels(&own->maps, &tile, own->padding, IN);
-        ask_for_pixels(&own->gradients, &tile, 0, OUT);
+    for (int i = 2; i < 4; i++) {
+        ask_for_pixels(maps, tile + i, own->padding, IN);
+        ask_for_pixels(gradients, tile + i, 0, OUT);
     }
     const int64_t of_frequency = own->of_frequency, of_gradients_frequency = own->of_gradients_frequency;
-    vector half[2][FREQUENCIES];
-    for (int64_t c = 0; c < own->maps.channels; c += LANES) {
-        const __mmask16 lanes = lanes_from(c, own->maps.channels);
+    vector half[2][FREQUENCIES] = {0};
+    for (int64_t c = 0; c < maps->channels; c += LANES) {
+        const __mmask16 lanes = lanes_from(c, maps->channels);
 #pragma GCC unroll 6
-        for (int x = 0; x < IN; x++)
+        for (int x = 0; x < needed; x++)
             for (int i = 0; i < 2; i++) {
-                vector column[IN];
-                for (int y = 0; y < IN; y++) column[y] = (vector)load_pixel(&pixels[i], IN * y + x, c, lanes, 0);
+                vector column[IN] = {0};
+                for (int y = 0; y < needed; y++) column[y] = (vector)load_pixel(&pixels[i], IN * y + x, c, lanes, 0);
                 pixels_of_line(column, half[i] + x, 1, IN);
             }
         pair *at = to->of_maps + place * own->room + c;
 #pragma GCC unroll 6
-        for (int y = 0; y < IN; y++) {
+        for (int y = 0; y < needed; y++) {
             vector row[2][IN];
             for (int i = 0; i < 2; i++) pixels_of_line(half[i] + IN * y, row[i], 1, 1);
-            for (int x = 0; x < IN; x++)
+            for (int x = 0; x < needed; x++)
                 store_pairs(at + (IN * y + x) * of_frequency, (__m512)row[0][x], (__m512)row[1][x]);
         }
     }
-    for (int64_t c = 0; c < own->gradients.channels; c += LANES) {
-        const __mmask16 lanes = lanes_from(c, own->gradients.channels);
+    for (int64_t c = 0; c < gradients->channels; c += LANES) {
+        const __mmask16 lanes = lanes_from(c, gradients->channels);
 #pragma GCC unroll 6
         for (int x = 0; x < OUT; x++)
             for (int i = 0; i < 2; i++) {
@@ -518,10 +532,10 @@ INLINE void transform_pair(
             }
         pair *at = to->of_gradients + place * own->gradients_room + c;
 #pragma GCC unroll 6
-        for (int y = 0; y < IN; y++) {
+        for (int y = 0; y < needed; y++) {
             vector row[2][IN];
             for (int i = 0; i < 2; i++) gradients_of_line(half[i] + OUT * y, row[i], 1, 1);
-            for (int x = 0; x < IN; x++)
+            for (int x = 0; x < needed; x++)
                 store_pairs(at + (IN * y + x) * of_gradients_frequency, (__m512)row[0][x], (__m512)row[1][x]);
         }
     }
@@ -529,33 +543,37 @@ INLINE void transform_pair(
 
 /* Not inline, or the compiler is short of registers. */
 static __attribute__((noinline)) void transform_pair_of_whole(
-    const struct gradient *own, int64_t index, int64_t place, const struct pairs *to
+    const struct gradient *own, const struct tile *tile, int64_t place, const struct pairs *to
 ) {
-    transform_pair(own, index, place, to, 0);
+    BY_SIZE(is_small(tile) && is_small(tile + 1), transform_pair, own, tile, place, to, 0);
 }
 
 static __attribute__((noinline)) void transform_pair_of_pooled(
-    const struct gradient *own, int64_t index, int64_t place, const struct pairs *to
+    const struct gradient *own, const struct tile *tile, int64_t place, const struct pairs *to
 ) {
-    transform_pair(own, index, place, to, 1);
+    BY_SIZE(is_small(tile) && is_small(tile + 1), transform_pair, own, tile, place, to, 1);
 }
 
 static void add_pairs(
     const struct gradient *own, int64_t first, int64_t count, const struct pairs *pairs, float *sums, int add
 ) {
     const int64_t outputs = own->gradients.channels, room = own->room;
+    struct order order;
+    put_in_order(&own->tiling, 2 * first, 2 * count, &order);
     for (int64_t i = 0; i < count; i++)
         if (own->gradients.places)
-            transform_pair_of_pooled(own, 2 * (first + i), i, pairs);
+            transform_pair_of_pooled(own, order.tiles + 2 * i, i, pairs);
         else
-            transform_pair_of_whole(own, 2 * (first + i), i, pairs);
-    for (int f = 0; f < FREQUENCIES; f++)
+            transform_pair_of_whole(own, order.tiles + 2 * i, i, pairs);
+    for (int f = 0; f < FREQUENCIES; f++) {
+        const struct span span = tiles_with(&order, f);
+        const int64_t from = span.begin / 2, steps = parts_of(span.end, 2) - from;
         for (int64_t strip = 0; strip < strips_of(room); strip++) {
             const int64_t begin = strip_begin(room, strip);
             const struct product product = {
-                pairs->of_gradients + f * own->of_gradients_frequency, 1, own->gradients_room,
-                pairs->of_maps + f * own->of_frequency + begin, room,
-                count, sums + f * outputs * room + begin, room, add,
+                pairs->of_gradients + f * own->of_gradients_frequency + from * own->gradients_room, 1,
+                own->gradients_room, pairs->of_maps + f * own->of_frequency + from * room + begin, room,
+                steps, sums + f * outputs * room + begin, room, add,
             };
             const int64_t width = strip_begin(room, strip + 1) - begin;
             if (add && room >= WIDE)
@@ -563,6 +581,7 @@ static void add_pairs(
             else
                 multiply_bfloat16(&product, outputs, width);
         }
+    }
 }
 
 /* The gradient of a convolution's filters. It is summed up in as many parts as there are threads.
@@ -586,5 +605,6 @@ int gradient_of_filters(
 ) {
     const struct maps of_maps = {maps, height, width, channels};
     const struct maps of_gradients = {gradients, out_height, out_width, outputs, places};
-    return sum_up(&of_maps, &of_gradients, images, padding, results, threads);
+    const struct tiling tiling = tiling_with_short(images, out_height, out_width, 0);
+    return sum_up(&of_maps, &of_gradients, tiling, padding, results, threads);
 }

@@ -3,7 +3,8 @@
  * The polynomials behind the transforms are evaluated at 0, at plus and minus the roots of 1/2 and of 2, and at infinity.
  * Lavin's own 0, 1, 2 and infinity round worse: the roots' powers differ less.
  *
- * A file that includes this says before: what winograd.h asks for, but OUT; and OF_B, see below.
+ * A file that includes this says before: what winograd.h asks for, but OUT; MOST_TILES, which are put in order at once; and
+ * OF_B, see below.
  */
 
 #define OUT 4
@@ -12,6 +13,8 @@
 
 /* Rows of a block of a matrix product, which fills the registers. */
 #define ROWS 6
+/* A tile is asked for before so many others are done. */
+#define AHEAD 3
 
 /* --- transforms ---------------------------------------------------------------------------------- */
 
@@ -75,6 +78,79 @@ INLINE void gradient_frequencies_of_line(const vector *x, vector *y, const int f
 DEFINE_TRANSFORM(frequencies_of_taps, taps_of_line, 3, IN)
 DEFINE_TRANSFORM(taps_of_frequencies, gradient_frequencies_of_line, IN, 3)
 
+/* --- tiles --------------------------------------------------------------------------------------- */
+
+/* Only the last output of a line needs its last frequency, and so do gradients: a short tile is spared the products of
+ * that, and a side of 7 pixels is one tile of 4 and one of 3. With fewer short ones than a third there are so few products
+ * less that their order costs more. Where windows of a pool are written, which begin at even pixels, only the last tile can
+ * be short. */
+INLINE struct side side_with_short(int64_t pixels, const int pools) {
+    const struct side side = side_of(pixels, pools ? 1 : INT64_MAX);
+    return 3 * (side.tiles - side.whole) < side.tiles ? side_of(pixels, 0) : side;
+}
+
+INLINE struct tiling tiling_with_short(int64_t images, int64_t height, int64_t width, const int pools) {
+    return (struct tiling){images, side_with_short(height, pools), side_with_short(width, pools)};
+}
+
+/* How many tiles are at hand at once, the same number for each thread. */
+INLINE int64_t tiles_at_hand(int64_t tiles, int64_t most, int threads) {
+    const int64_t turns = parts_of(tiles, most * threads);
+    return parts_of(parts_of(tiles, turns * threads), ROWS) * ROWS;
+}
+
+/* Whether a tile needs none of the last frequencies. */
+INLINE int is_small(const struct tile *tile) { return tile->rows < OUT && tile->columns < OUT; }
+
+/* Calls a function with the frequencies in a row that are needed, which the compiler knows then, behind its arguments. */
+#define BY_SIZE(small, function, ...)                                                                              \
+    do {                                                                                                        \
+        if (small)                                                                                              \
+            function(__VA_ARGS__, IN - 1);                                                                      \
+        else                                                                                                    \
+            function(__VA_ARGS__, IN);                                                                          \
+    } while (0)
+
+/* Tiles in an order in which those that need a frequency stand together, and some that come next. */
+struct order {
+    struct tile tiles[MOST_TILES + AHEAD];
+    /* Where each kind begins: tiles with short columns and whole rows, whole ones, those with short rows, and others. */
+    int64_t begins[5];
+};
+
+INLINE int kind_of(const struct tile *tile) {
+    if (tile->rows == OUT) return tile->columns == OUT ? 1 : 0;
+    return tile->columns == OUT ? 2 : 3;
+}
+
+static void put_in_order(const struct tiling *tiling, int64_t first, int64_t count, struct order *order) {
+    const struct side *rows = &tiling->rows, *columns = &tiling->columns;
+    struct tile tile = tile_at(tiling, first);
+    if (rows->whole == rows->tiles && columns->whole == columns->tiles) {
+        for (int64_t i = 0; i < count + AHEAD; i++, advance(tiling, &tile)) order->tiles[i] = tile;
+        order->begins[0] = order->begins[1] = 0;
+        order->begins[2] = order->begins[3] = order->begins[4] = count;
+        return;
+    }
+    int64_t counts[4] = {0}, places[4];
+    for (int64_t i = 0; i < count; i++, advance(tiling, &tile)) counts[kind_of(&tile)]++;
+    for (int64_t i = 0; i < AHEAD; i++, advance(tiling, &tile)) order->tiles[count + i] = tile;
+    order->begins[0] = 0;
+    for (int i = 0; i < 4; i++) places[i] = order->begins[i], order->begins[i + 1] = order->begins[i] + counts[i];
+    tile = tile_at(tiling, first);
+    for (int64_t i = 0; i < count; i++, advance(tiling, &tile)) order->tiles[places[kind_of(&tile)]++] = tile;
+}
+
+/* The tiles that need a frequency. */
+struct span {
+    int64_t begin, end;
+};
+
+INLINE struct span tiles_with(const struct order *order, int f) {
+    const int last_row = f / IN == IN - 1, last_column = f % IN == IN - 1;
+    return (struct span){order->begins[last_column], order->begins[last_row ? 2 : last_column ? 3 : 4]};
+}
+
 /* --- matrix products ----------------------------------------------------------------------------- */
 
 /* Defines a product of all rows and of up to as many columns as a block has. `block(product, row, rows, columns)` is one of
@@ -83,6 +159,7 @@ DEFINE_TRANSFORM(taps_of_frequencies, gradient_frequencies_of_line, IN, 3)
     INLINE void name##_rows(const struct product *p, int64_t rows, const int columns) {                         \
         int64_t row = 0;                                                                                        \
         for (; row + ROWS <= rows; row += ROWS) block(p, row, ROWS, columns);                                   \
+        for (; row + 4 <= rows; row += 4) block(p, row, 4, columns);                                            \
         for (; row + 2 <= rows; row += 2) block(p, row, 2, columns);                                            \
         if (row < rows) block(p, row, 1, columns);                                                              \
     }                                                                                                           \

@@ -32,19 +32,19 @@ struct pixels {
     uint8_t own[FREQUENCIES];
 };
 
-/* Where they are; `nothing`, which is zeros, is where the map has none. */
+/* Where they are; `nothing`, which is zeros, is where the map has none, and from `end_row` and `end_column` on. */
 INLINE void find_pixels(
-    const struct maps *maps, int64_t image, int64_t row, int64_t column, const int size, const int pooled,
-    const value *nothing, struct pixels *pixels
+    const struct maps *maps, int64_t image, int64_t row, int64_t column, int64_t end_row, int64_t end_column,
+    const int size, const int pooled, const value *nothing, struct pixels *pixels
 ) {
     const int64_t height = maps->height >> pooled, width = maps->width >> pooled;
     const __m512i columns = _mm512_add_epi64(_mm512_set1_epi64(column), _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
-    const __mmask8 columns_inside = _mm512_cmplt_epu64_mask(columns, _mm512_set1_epi64(maps->width));
+    const __mmask8 columns_inside = _mm512_cmplt_epu64_mask(columns, _mm512_set1_epi64(end_column));
     /* Numbers from the line's first to those columns; a line has fewer than 2^31. */
     const __m512i offsets = _mm512_mul_epi32(_mm512_srai_epi64(columns, pooled), _mm512_set1_epi64(maps->channels));
     const __m512i none = _mm512_set1_epi64((int64_t)nothing);
     for (int y = 0; y < size; y++) {
-        const __mmask8 inside = (uint64_t)(row + y) < (uint64_t)maps->height ? columns_inside : 0;
+        const __mmask8 inside = (uint64_t)(row + y) < (uint64_t)end_row ? columns_inside : 0;
         const int64_t line = (image * height + ((row + y) >> pooled)) * width * maps->channels;
         const __m512i numbers = _mm512_add_epi64(offsets, _mm512_set1_epi64(line));
         const __m512i of_values = _mm512_set1_epi64((int64_t)maps->values);
@@ -145,7 +145,7 @@ INLINE void write_taps(const struct gradient *own, int64_t output, float *to) {
 
 /* Computes the gradient, of filters from the maps' channels to those of the gradients: [outputs, channels, 3, 3]. */
 static int sum_up(
-    const struct maps *maps, const struct maps *gradients, int64_t images, int64_t padding, float *results, int threads
+    const struct maps *maps, const struct maps *gradients, struct tiling tiling, int64_t padding, float *results, int threads
 ) {
     const int64_t channels = maps->channels, outputs = gradients->channels;
     const int64_t room = filled(channels), gradients_room = filled(outputs), of_part = FREQUENCIES * outputs * room;
@@ -153,7 +153,7 @@ static int sum_up(
     const int64_t apart = CACHE_LINE / (int64_t)sizeof(pair);
     value *nothing = calloc(larger(outputs, channels), sizeof(value));
     const struct gradient own = {
-        *maps, *gradients, tiling_of(images, gradients->height, gradients->width), padding, room, gradients_room,
+        *maps, *gradients, tiling, padding, room, gradients_room,
         PAIRS * room + apart, PAIRS * gradients_room + apart,
         nothing, parts, of_part, memory(parts * of_part * sizeof(float)),
     };

@@ -3,7 +3,8 @@
  * An output of 4x4 pixels and the 6x6 pixels that it comes from are a tile. A tile's 36 pixels are transformed to 36
  * frequencies, and so is each filter; at each frequency the convolution is a matrix product, from channels to output
  * channels. The gradient of the filters is a matrix product at each frequency too, over tiles. After A. Lavin and
- * S. Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308), F(4x4, 3x3).
+ * S. Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308), F(4x4, 3x3). Tiles of 3 pixels in a row
+ * save products where maps are no multiple of 4 (winograd_4x4.h).
  *
  * Maps are in channels-last order, [images, height, width, channels]; filters and their gradient are [outputs, channels,
  * 3, 3]. Channels and outputs are multiples of 16. Every thread count gives the same bits.
@@ -31,16 +32,15 @@ typedef float value, factor;
 /* What makes the filters' frequencies as large as exact ones. */
 #define OF_B (1.0f / 6)
 
-#include "winograd_4x4.h"
-
 /* Tiles whose frequencies a thread has at hand at once. The sums of the filters' gradient are read and written for each such
  * block, which therefore is larger. */
 #define TILES 48
 #define TILES_OF_SUMS 192
-/* A tile is asked for before so many others are done. */
-#define AHEAD 3
+#define MOST_TILES TILES_OF_SUMS
 /* Strips of outputs that are multiplied before they are transformed, 64 outputs. */
 #define STRIPS (64 / (COLUMNS * LANES))
+
+#include "winograd_4x4.h"
 
 typedef float unaligned __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
 
@@ -124,16 +124,16 @@ INLINE struct frequencies allocate_frequencies(int64_t tiles, int64_t channels) 
     return (struct frequencies){memory(FREQUENCIES * of_frequency * sizeof(float)), of_frequency, of_tile};
 }
 
-/* Where a square's pixels are; `nothing`, which is zeros, is where the map has none. */
+/* Where a square's pixels are; `nothing`, which is zeros, is where the map has none, and from `end_row` and `end_column` on. */
 INLINE void find_pixels(
-    const struct maps *maps, int64_t image, int64_t row, int64_t column, const int size, const value *nothing,
-    const value **pixels
+    const struct maps *maps, int64_t image, int64_t row, int64_t column, int64_t end_row, int64_t end_column,
+    const int size, const value *nothing, const value **pixels
 ) {
     for (int y = 0; y < size; y++) {
-        const int row_inside = (uint64_t)(row + y) < (uint64_t)maps->height;
+        const int row_inside = (uint64_t)(row + y) < (uint64_t)end_row;
         const value *line = maps->values + ((image * maps->height + row + y) * maps->width + column) * maps->channels;
         for (int x = 0; x < size; x++) {
-            const int inside = row_inside & ((uint64_t)(column + x) < (uint64_t)maps->width);
+            const int inside = row_inside & ((uint64_t)(column + x) < (uint64_t)end_column);
             pixels[size * y + x] = inside ? line + x * maps->channels : nothing;
         }
     }
@@ -147,36 +147,35 @@ INLINE void transform_line(const int size, const vector *x, vector *y, const int
         gradients_of_line(x, y, from, to);
 }
 
-/* A tile's pixels, in lines of IN, or its gradients, in lines of OUT. */
+/* A tile's pixels, in lines of IN, or its gradients, in lines of OUT; `needed` are the frequencies in a row. */
 INLINE void transform_tile(
     const struct maps *maps, const struct tile *tile, int64_t padding, const int size, const float *nothing,
-    const struct frequencies *to, int64_t place
+    const struct frequencies *to, int64_t place, const int needed
 ) {
     const float *pixels[FREQUENCIES];
-    find_pixels(maps, tile->image, tile->row - padding, tile->column - padding, size, nothing, pixels);
+    const int64_t row = tile->row - padding, column = tile->column - padding;
+    const int64_t end_row = size == IN ? maps->height : smaller(maps->height, row + tile->rows);
+    const int64_t end_column = size == IN ? maps->width : smaller(maps->width, column + tile->columns);
+    find_pixels(maps, tile->image, row, column, end_row, end_column, size, nothing, pixels);
+    /* Lines of pixels, of which a small tile needs as many as frequencies, or of gradients. */
+    const int lines = smaller(size, needed);
     float *at = to->values + place * to->of_tile;
     const int64_t of_frequency = to->of_frequency;
     for (int64_t c = 0; c < maps->channels; c += LANES) {
-        vector half[FREQUENCIES];
+        vector half[FREQUENCIES] = {0};
 #pragma GCC unroll 6
-        for (int x = 0; x < size; x++) {
-            vector column[IN];
-            for (int y = 0; y < size; y++) column[y] = load(pixels[size * y + x] + c);
+        for (int x = 0; x < lines; x++) {
+            vector column[IN] = {0};
+            for (int y = 0; y < lines; y++) column[y] = load(pixels[size * y + x] + c);
             transform_line(size, column, half + x, 1, size);
         }
 #pragma GCC unroll 6
-        for (int y = 0; y < IN; y++) {
+        for (int y = 0; y < needed; y++) {
             vector row[IN];
             transform_line(size, half + size * y, row, 1, 1);
-            for (int x = 0; x < IN; x++) store(at + (IN * y + x) * of_frequency + c, row[x]);
+            for (int x = 0; x < needed; x++) store(at + (IN * y + x) * of_frequency + c, row[x]);
         }
     }
-}
-
-/* How many tiles are at hand at once, the same number for each thread. */
-INLINE int64_t tiles_at_hand(int64_t tiles, int64_t most, int threads) {
-    const int64_t turns = parts_of(tiles, most * threads);
-    return parts_of(parts_of(tiles, turns * threads), ROWS) * ROWS;
 }
 
 /* --- filters ------------------------------------------------------------------------------------- */
@@ -225,24 +224,25 @@ struct convolution {
 /* Transforms what some outputs of a tile are from, and writes them. */
 INLINE void write_tile(
     const struct convolution *own, const struct tile *tile, const float *sums, int64_t of_frequency, int64_t begin,
-    int64_t width
+    int64_t width, const int needed
 ) {
     const struct maps *outputs = &own->outputs;
-    const int64_t rows = smaller(OUT, outputs->height - tile->row), columns = smaller(OUT, outputs->width - tile->column);
+    const int64_t rows = smaller(tile->rows, outputs->height - tile->row);
+    const int64_t columns = smaller(tile->columns, outputs->width - tile->column);
     const int64_t of_pixel = outputs->channels, of_line = outputs->width * of_pixel;
     float *corner = (float *)outputs->values + (tile->image * outputs->height + tile->row) * of_line +
                     tile->column * of_pixel + begin;
     for (int64_t c = 0; c < width; c += LANES) {
-        vector half[OUT * IN];
+        vector half[OUT * IN] = {0};
 #pragma GCC unroll 6
-        for (int x = 0; x < IN; x++) {
-            vector column[IN];
-            for (int y = 0; y < IN; y++) column[y] = load(sums + (IN * y + x) * of_frequency + c);
+        for (int x = 0; x < needed; x++) {
+            vector column[IN] = {0};
+            for (int y = 0; y < needed; y++) column[y] = load(sums + (IN * y + x) * of_frequency + c);
             frequencies_of_line(column, half + x, 1, IN);
         }
         const vector bias = own->bias ? load(own->bias + begin + c) : (vector){0};
 #pragma GCC unroll 4
-        for (int y = 0; y < OUT; y++) {
+        for (int y = 0; y < needed - 2; y++) {
             vector row[OUT];
             frequencies_of_line(half + IN * y, row, 1, 1);
             for (int x = 0; x < OUT; x++)
@@ -257,33 +257,36 @@ static void convolve_tiles(
     const struct frequencies *sums
 ) {
     const int64_t channels = own->maps.channels, outputs = own->outputs.channels, strips = strips_of(outputs);
-    struct tile tile = tile_at(&own->tiling, first), ahead = tile_at(&own->tiling, first + AHEAD);
+    struct order order;
+    put_in_order(&own->tiling, first, count, &order);
+    const struct tile *tiles = order.tiles;
     for (int64_t i = 0; i < count; i++) {
-        ask_for_pixels(&own->maps, &ahead, own->padding, IN);
-        transform_tile(&own->maps, &tile, own->padding, IN, own->nothing, at_hand, i);
-        advance(&own->tiling, &tile), advance(&own->tiling, &ahead);
+        ask_for_pixels(&own->maps, tiles + i + AHEAD, own->padding, IN);
+        BY_SIZE(is_small(tiles + i), transform_tile, &own->maps, tiles + i, own->padding, IN, own->nothing, at_hand, i);
     }
     for (int64_t strip = 0; strip < strips; strip += STRIPS) {
         const int64_t last = smaller(strip + STRIPS, strips), begin = strip_begin(outputs, strip);
-        for (int f = 0; f < FREQUENCIES; f++)
+        for (int f = 0; f < FREQUENCIES; f++) {
+            const struct span span = tiles_with(&order, f);
+            const float *from = at_hand->values + f * at_hand->of_frequency + span.begin * at_hand->of_tile;
+            float *to = sums->values + f * sums->of_frequency + span.begin * sums->of_tile;
             for (int64_t s = strip; s < last; s++) {
                 const int64_t at = strip_begin(outputs, s), columns = strip_begin(outputs, s + 1) - at;
                 const struct product product = {
-                    at_hand->values + f * at_hand->of_frequency, at_hand->of_tile, 1,
-                    strip_of_filters(own->filters, channels, outputs, s, f), columns,
-                    channels, sums->values + f * sums->of_frequency + at - begin, sums->of_tile, 0,
+                    from, at_hand->of_tile, 1, strip_of_filters(own->filters, channels, outputs, s, f), columns,
+                    channels, to + at - begin, sums->of_tile, 0,
                 };
                 if (channels >= WIDE)
-                    multiply_wide(&product, count, columns);
+                    multiply_wide(&product, span.end - span.begin, columns);
                 else
-                    multiply(&product, count, columns);
+                    multiply(&product, span.end - span.begin, columns);
             }
+        }
         const int64_t width = strip_begin(outputs, last) - begin;
-        tile = tile_at(&own->tiling, first), ahead = tile_at(&own->tiling, first + AHEAD);
         for (int64_t i = 0; i < count; i++) {
-            ask_for_outputs(&own->outputs, &ahead, begin, width);
-            write_tile(own, &tile, sums->values + i * sums->of_tile, sums->of_frequency, begin, width);
-            advance(&own->tiling, &tile), advance(&own->tiling, &ahead);
+            ask_for_outputs(&own->outputs, tiles + i + AHEAD, begin, width);
+            const float *from = sums->values + i * sums->of_tile;
+            BY_SIZE(is_small(tiles + i), write_tile, own, tiles + i, from, sums->of_frequency, begin, width);
         }
     }
 }
@@ -316,7 +319,7 @@ int convolve(
     const int64_t out_height = height + 2 * padding - 2, out_width = width + 2 * padding - 2;
     float *transformed = allocate_filters(channels, outputs), *nothing = calloc(channels, sizeof(float));
     const struct convolution own = {
-        {maps, height, width, channels}, tiling_of(images, out_height, out_width), padding,
+        {maps, height, width, channels}, tiling_with_short(images, out_height, out_width, 0), padding,
         transformed, bias, {results, out_height, out_width, outputs}, nothing,
     };
     const int64_t tiles = tiles_of(&own.tiling), room = tiles_at_hand(tiles, TILES, threads);
@@ -375,7 +378,7 @@ int gradient_of_filters(
 ) {
     const struct maps of_maps = {maps, height, width, channels};
     const struct maps of_gradients = {gradients, height + 2 * padding - 2, width + 2 * padding - 2, outputs};
-    const struct tiling tiling = tiling_of(images, of_gradients.height, of_gradients.width);
+    const struct tiling tiling = tiling_with_short(images, of_gradients.height, of_gradients.width, 0);
     const int64_t tiles = tiles_of(&tiling), room = tiles_at_hand(tiles, TILES_OF_SUMS, 1);
     const int64_t strips = strips_of(channels), of_frequency = spread(outputs * channels);
     float *nothing = calloc(larger(outputs, channels), sizeof(float)), *sums = memory(FREQUENCIES * of_frequency * sizeof(float));
@@ -386,22 +389,25 @@ int gradient_of_filters(
         {
             for (int64_t first = 0; first < tiles; first += room) {
                 const int64_t count = smaller(room, tiles - first);
+                struct order order;
+                put_in_order(&tiling, first, count, &order);
 #pragma omp for schedule(static)
                 for (int64_t i = 0; i < count; i++) {
-                    const struct tile tile = tile_at(&tiling, first + i), ahead = tile_at(&tiling, first + i + AHEAD);
-                    ask_for_pixels(&of_maps, &ahead, padding, IN);
-                    ask_for_pixels(&of_gradients, &ahead, 0, OUT);
-                    transform_tile(&of_maps, &tile, padding, IN, nothing, &right, i);
-                    transform_tile(&of_gradients, &tile, 0, OUT, nothing, &left, i);
+                    const struct tile *tile = order.tiles + i;
+                    ask_for_pixels(&of_maps, tile + AHEAD, padding, IN);
+                    ask_for_pixels(&of_gradients, tile + AHEAD, 0, OUT);
+                    BY_SIZE(is_small(tile), transform_tile, &of_maps, tile, padding, IN, nothing, &right, i);
+                    BY_SIZE(is_small(tile), transform_tile, &of_gradients, tile, 0, OUT, nothing, &left, i);
                 }
 #pragma omp for schedule(static)
                 for (int64_t i = 0; i < FREQUENCIES * strips; i++) {
                     const int64_t f = i / strips, begin = strip_begin(channels, i % strips);
                     const int64_t width_of_strip = strip_begin(channels, i % strips + 1) - begin;
+                    const struct span span = tiles_with(&order, f);
                     const struct product product = {
-                        left.values + f * left.of_frequency, 1, left.of_tile,
-                        right.values + f * right.of_frequency + begin, right.of_tile,
-                        count, sums + f * of_frequency + begin, channels, first > 0,
+                        left.values + f * left.of_frequency + span.begin * left.of_tile, 1, left.of_tile,
+                        right.values + f * right.of_frequency + span.begin * right.of_tile + begin, right.of_tile,
+                        span.end - span.begin, sums + f * of_frequency + begin, channels, first > 0,
                     };
                     if (product.add && channels >= WIDE)
                         add_wide(&product, outputs, width_of_strip);

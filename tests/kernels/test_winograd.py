@@ -155,6 +155,19 @@ def test_large_tiles_are_near_to_float64(case, threads) -> None:
 
 
 @needs_large_tiles
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("size", [5, 7, 10, 14])
+def test_more_large_tiles_than_are_at_hand_at_once_are_near_to_float64(size, pooled) -> None:
+    # Of so many images are more tiles than one sum of a weight gradient takes, some of them with a side of 3 pixels.
+    images, weight = random_maps(150, 16, size, size, seed=size), random_maps(24, 16, 3, 3, seed=1).float()
+    out_size = size // 2 if pooled else size
+    case = Case(images, weight, None, 1, pooled, random_maps(150, 24, out_size, out_size, seed=2))
+    exact = through_places(case) if pooled else by_torch(case, torch.float64)
+    for result, expected in zip(ours(case, large_tiles=True), exact, strict=True):
+        assert (result.double() - expected).norm() < 0.02 * expected.norm()
+
+
+@needs_large_tiles
 @pytest.mark.parametrize("channels", [64, 512])
 def test_large_tiles_round_convolutions_less_than_small_ones(channels) -> None:
     weight = torch.randn(64, channels, 3, 3, generator=torch.Generator().manual_seed(3)) / 24
