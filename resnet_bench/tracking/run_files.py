@@ -43,7 +43,7 @@ def is_out_of_date(folder: Path, tags: Mapping[str, str]) -> bool:
         folder: The run's folder; of one whose journal is damaged, nothing can be said against it.
         tags: What the store has of the run.
     """
-    resumed, known = tags.get(tag("resumed"), ""), 0
+    resumed, begun, noted = tags.get(tag("resumed"), ""), 0, 0
     if not resumed.isdigit():
         return False
     for found in read(folder / JOURNAL, final=True):
@@ -51,11 +51,12 @@ def is_out_of_date(folder: Path, tags: Mapping[str, str]) -> bool:
             return False
         record = found.record
         if record["kind"] == "status":
-            known += record["status"] == "RUNNING"
-        elif record["kind"] == "tags" and (noted := record["values"].get(tag("resumed"))):
+            begun += record["status"] == "RUNNING"
+        elif record["kind"] == "tags":
             # A process that was killed at once has noted no more.
-            known = max(known, int(noted))
-    return int(resumed) > known
+            noted = max(noted, int(record["values"].get(tag("resumed")) or 0))
+    # Both count the same resumptions; of those before it was fetched from the store, a journal has no tags.
+    return int(resumed) > max(begun, noted)
 
 
 def positions_in(client: "MlflowClient", run_id: str) -> list[str]:

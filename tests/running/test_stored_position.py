@@ -61,6 +61,13 @@ def stopped_in_its_second_epoch(job, context):
     return opened.run_id
 
 
+def resumed_and_stopped(job, context):
+    """Resume a run, and stop it before its next step."""
+    generator = run(prepare(replace(job, resume=True), context), context)
+    next(generator)
+    generator.close()
+
+
 def run_in(context, job):
     return list(run(prepare(replace(job, resume=True), context), context))
 
@@ -115,21 +122,26 @@ def test_a_run_whose_folder_is_lost_resumes_from_the_artifact_store(
     assert stored_positions(store, run_id) == [], "a finished run has its model there"
 
 
-def test_a_run_that_goes_to_another_machine_and_back_has_every_value_once(store, job_for, context, tmp_path) -> None:
-    undisturbed = list(run(prepare(job_for(seed=77), context), context))
+@pytest.mark.parametrize(("seed", "resumed_here"), [(77, 0), (85, 1)])
+def test_a_run_that_goes_to_another_machine_and_back_has_every_value_once(
+    seed, resumed_here, store, job_for, context, tmp_path
+) -> None:
+    undisturbed = list(run(prepare(job_for(seed=seed), context), context))
     here, there = (replace(context, run_dir=tmp_path / name, upload_checkpoints=True) for name in ("here", "there"))
-    run_id = stopped_in_its_second_epoch(job_for(seed=77), here)
-    generator = run(prepare(job_for(seed=77, resume=True), there), there)
+    run_id = stopped_in_its_second_epoch(job_for(seed=seed), here)
+    for _ in range(resumed_here):
+        resumed_and_stopped(job_for(seed=seed), here)
+    generator = run(prepare(job_for(seed=seed, resume=True), there), there)
     assert next(generator).step == EPOCH + 1
     while not isinstance(event := next(generator), Steps):
         pass
     generator.close()
     assert event.last_step > EPOCH + 1
     # The folder here knows nothing of what the other machine has sent.
-    events = list(run(prepare(job_for(seed=77, resume=True), here), here))
+    events = list(run(prepare(job_for(seed=seed, resume=True), here), here))
     assert (events[0].run_id, events[0].step) == (run_id, event.last_step)
     assert_same_run(store, events, undisturbed)
-    assert store.client().get_run(run_id).data.tags["resnet_bench.resumed"] == "2"
+    assert store.client().get_run(run_id).data.tags["resnet_bench.resumed"] == str(resumed_here + 2)
 
 
 def test_what_is_left_of_a_run_that_another_machine_has_resumed_is_not_delivered(
