@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from resnet_bench.base.errors import UserError
 from resnet_bench.running.prepare import prepare
 from resnet_bench.running.run import run
+from resnet_bench.tracking.delivery import Delivery
 from resnet_bench.tracking.journal import Journal
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
@@ -171,6 +172,42 @@ def test_a_damaged_journal_is_delivered_whatever_the_store_says(store, job_for, 
     append(journal, {"kind": "tags", "values": {"resnet_bench.reason": "delivered"}})
     flush_all(store, context.run_dir, say=print)
     assert store.client().get_run(run_id).data.tags["resnet_bench.reason"] == "delivered"
+
+
+@pytest.mark.parametrize(("seed", "uploads"), [(82, False), (83, True)])
+def test_a_run_that_lost_its_journal_alone_resumes_at_its_checkpoint_and_is_tracked_to_its_end(
+    seed, uploads, store, job_for, context
+) -> None:
+    here = replace(context, upload_checkpoints=uploads)
+    run_id = stopped_in_its_second_epoch(job_for(seed=seed), here)
+    (journal,) = here.run_dir.glob("*/journal.jsonl")
+    journal.unlink()
+    events = run_in(here, job_for(seed=seed))
+    assert (events[0].run_id, events[0].step) == (run_id, EPOCH + 1)
+    assert events[-1].upload.complete
+    client = store.client()
+    assert client.get_run(run_id).info.status == "FINISHED"
+    losses = client.get_metric_history(run_id, "step/loss")
+    assert [point.step for point in losses] == list(range(1, 2 * EPOCH + 1))
+
+
+def test_a_run_that_lost_its_journal_is_not_taken_for_one_that_another_machine_has_resumed(
+    store, job_for, context, monkeypatch
+) -> None:
+    run_id = stopped_in_its_second_epoch(job_for(seed=84), context)
+    for _ in range(2):
+        resumed_and_stopped(job_for(seed=84), context)
+    (journal,) = context.run_dir.glob("*/journal.jsonl")
+    journal.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Delivery, "deliver", away)
+        patch.setattr(Tracker, "close", partialmethod(Tracker.close, timeout=0.0))
+        resumed_and_stopped(job_for(seed=84), context)
+    said: list[str] = []
+    assert flush_all(store, context.run_dir, say=said.append)
+    assert [text.partition(": ")[2] for text in said] == ["everything is in the tracking store"]
+    events = run_in(context, job_for(seed=84))
+    assert (events[0].run_id, events[0].step) == (run_id, EPOCH + 1)
 
 
 def test_positions_of_a_run_go_when_it_is_delivered_later(store, job_for, context, monkeypatch) -> None:
