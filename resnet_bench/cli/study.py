@@ -228,7 +228,7 @@ def _with_options(named: "Sampler | Pruner") -> str:
 
 
 def _print_trials(stored: "StoredStudy") -> None:
-    from resnet_bench.tuning.stored_study import is_interrupted, is_source
+    from resnet_bench.tuning.stored_study import is_interrupted, is_source, trained_epochs
 
     counts, best = stored.counts(), stored.best_trial()
     keys = list(stored.definition.space)
@@ -242,7 +242,7 @@ def _print_trials(stored: "StoredStudy") -> None:
         table.add_row(
             f"{mark}{trial.number}",
             *(setting(trial.params.get(key)) for key in keys),
-            str(trial.last_step or "–"),
+            str(trained_epochs(trial) or "–"),
             percent(trial.values[0] if trial.values else None),
             state + (" (source)" if is_source(trial) else ""),
             str(trial.user_attrs.get("reason", "")),

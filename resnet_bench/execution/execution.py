@@ -36,6 +36,19 @@ SWITCHES = {
 }
 """Fields of an execution that are on or off, with their names in text; each may change how numbers are rounded."""
 
+LIBRARY_LIMITS = (
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_CPU_ISA_HINTS",
+    "DNNL_CPU_ISA_HINTS",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_CBWR",
+)
+"""Environment variables that decide which kernels torch, oneDNN and MKL have to choose from, by all their names."""
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -172,11 +185,12 @@ class Execution:
             yield
 
     def memory(self) -> TuningCache:
-        """Return what was measured on this machine, with as many threads."""
+        """Return what was measured on this machine, with as many threads and the same limits of torch's libraries."""
         machine = kind_text(machine_kind(processor()))
-        return machine_tuning_cache(
-            f"{machine}, {self.threads} threads, torch {torch.__version__}, {native.compiler()}"
-        )
+        # Where nothing is set, the name stays as it was.
+        limits = [f"{name}={value}" for name in LIBRARY_LIMITS if (value := os.environ.get(name))]
+        parts = [machine, f"{self.threads} threads", f"torch {torch.__version__}", native.compiler(), *limits]
+        return machine_tuning_cache(", ".join(parts))
 
     def synchronize(self) -> None:
         """Wait until the device has finished all its work."""

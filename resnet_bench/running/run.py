@@ -96,7 +96,8 @@ def _folder(prepared: Prepared, context: Context) -> RunFolder:
 
 def _resume_from_store(prepared: Prepared, context: Context, folder: RunFolder) -> RunFolder:
     """Return the folder to train in: where it is new, or another machine has trained on, filled from the store."""
-    if (folder.path / JOURNAL).exists():
+    # Where the journal alone was lost, there is a position to resume from.
+    if (folder.path / JOURNAL).exists() or folder.last_checkpoint.is_file():
         if not was_resumed_elsewhere(folder, context.store):
             return folder
         (folder.path / TAKEN_OVER).touch()

@@ -132,7 +132,7 @@ class Delivery:
         self._folder = folder
         self._client: MlflowClient | None = None
         self._refusal: str | None = None
-        saved = Cursor.load(folder)
+        saved = _of_this_journal(Cursor.load(folder), folder)
         self.cursor = replace(saved, run_id=saved.run_id or run_id)
         # A file is written by one host, which knows its processes.
         self._lease = (lease or Lease(saved.attempt)) if store.is_shared else None
@@ -309,6 +309,18 @@ class Delivery:
                 summarize(self._store, client, run.data.tags, run.info.experiment_id)
         else:
             raise ValueError(f"{self.journal} holds a record of a kind this version does not know: {kind}")
+
+
+def _of_this_journal(cursor: Cursor, folder: Path) -> Cursor:
+    """Return a cursor at the beginning, and save it, where it speaks of a journal that was lost."""
+    journal = folder / JOURNAL
+    if cursor.underway <= (journal.stat().st_size if journal.exists() else 0):
+        return cursor
+    # The journal that is written now would not be sent before it was longer than the other.
+    _log.warning("%s was lost; what is measured from here on is sent from its beginning", journal)
+    cursor = replace(cursor, arrived=0, underway=0, deferred=(), refused=())
+    cursor.save(folder)
+    return cursor
 
 
 def create_run(store: Store, client: "MlflowClient", record: Record) -> tuple[str, str]:

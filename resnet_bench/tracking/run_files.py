@@ -40,22 +40,26 @@ def is_out_of_date(folder: Path, tags: Mapping[str, str]) -> bool:
     """Whether a process that does not share a run's folder has resumed the run, and has it now.
 
     Args:
-        folder: The run's folder; of one whose journal is damaged, nothing can be said against it.
+        folder: The run's folder; of one whose journal is damaged or was lost, nothing can be said against it.
         tags: What the store has of the run.
     """
-    resumed, known = tags.get(tag("resumed"), ""), 0
+    resumed, begun, noted = tags.get(tag("resumed"), ""), 0, 0
     if not resumed.isdigit():
         return False
+    is_whole = False
     for found in read(folder / JOURNAL, final=True):
         if isinstance(found, Damage):
             return False
         record = found.record
+        # One that was begun after another was lost makes no run, and has not counted what came before.
+        is_whole = is_whole or record["kind"] == "run"
         if record["kind"] == "status":
-            known += record["status"] == "RUNNING"
-        elif record["kind"] == "tags" and (noted := record["values"].get(tag("resumed"))):
+            begun += record["status"] == "RUNNING"
+        elif record["kind"] == "tags":
             # A process that was killed at once has noted no more.
-            known = max(known, int(noted))
-    return int(resumed) > known
+            noted = max(noted, int(record["values"].get(tag("resumed")) or 0))
+    # Both count the same resumptions; of those before it was fetched from the store, a journal has no tags.
+    return is_whole and int(resumed) > max(begun, noted)
 
 
 def positions_in(client: "MlflowClient", run_id: str) -> list[str]:

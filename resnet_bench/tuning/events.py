@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 from resnet_bench.running.events import TaskEvent
 from resnet_bench.tuning.results import StudyResult
 from resnet_bench.tuning.space import Params
-from resnet_bench.tuning.stored_study import Arm, is_interrupted, is_source
+from resnet_bench.tuning.stored_study import Arm, is_interrupted, is_source, trained_epochs
 from resnet_bench.tuning.trial_queue import TrialEnd
 
 
@@ -53,6 +53,7 @@ class TrialEnded(TaskEvent):
     state: TrialEnd | Literal["INTERRUPTED"]
     values: tuple[float, ...] = ()
     epoch: int = 0
+    """Epochs trained."""
     reason: str | None = None
     seconds: float = 0.0
 
@@ -67,7 +68,7 @@ class TrialEnded(TaskEvent):
             is_source=is_source(trial),
             state="INTERRUPTED" if interrupted else trial.state.name,  # type: ignore[arg-type]  # one of TrialEnd
             values=tuple(trial.values or ()),
-            epoch=trial.last_step or 0,
+            epoch=trained_epochs(trial),
             reason="it is run again" if interrupted else trial.user_attrs.get("reason"),
             seconds=duration.total_seconds() if duration else 0.0,
         )

@@ -37,7 +37,7 @@ from resnet_bench.tuning.results import StudyResult, comparison, study_result
 from resnet_bench.tuning.retraining import retrainings
 from resnet_bench.tuning.space import is_drawn
 from resnet_bench.tuning.storage import StudyStorage
-from resnet_bench.tuning.stored_study import StoredStudy, is_counted, is_source
+from resnet_bench.tuning.stored_study import StoredStudy, is_counted, is_source, scores, trained_epochs
 from resnet_bench.tuning.trial_queue import TrialQueue
 from resnet_bench.tuning.turns import take_turn
 from resnet_bench.tuning.worker import StudyWorker
@@ -258,7 +258,7 @@ class Watch:
         self.earlier = tuple(TrialEnded.of(trial) for trial in ended if is_counted(trial))
         """The trials of the budget that were finished before."""
         self._stored = stored
-        self._epochs = {trial.number: trial.last_step or 0 for trial in ended}
+        self._epochs = {trial.number: trained_epochs(trial) for trial in ended}
         """The last epoch that was told of each trial that was told to begin."""
         self._ended = {trial.number for trial in ended}
         self._retraining = False
@@ -323,7 +323,7 @@ class Watch:
         finished = trial.state.is_finished()
         if finished or (trial.state == TrialState.RUNNING and is_drawn(self._stored.definition, trial.params)):
             yield TrialStarted(trial.number, trial.params, is_source(trial))
-            for epoch, accuracy in sorted(trial.intermediate_values.items()):
+            for epoch, accuracy in sorted(scores(trial).items()):
                 yield TrialReported(trial.number, epoch, accuracy)
         if finished:
             yield TrialEnded.of(trial)

@@ -23,6 +23,9 @@ Arm = Literal["source", "tuned"]
 
 EXHAUSTED = "the search space has no further point"
 """Why a slot of the budget was closed without a trial; the value of the trial's attribute ``surplus``."""
+LATEST_SCORE = "latest_score"
+"""The trial's attribute with the epoch, counted over all seeds, and the accuracy of the last score that its pruner does
+not see."""
 
 
 @dataclass(frozen=True)
@@ -186,9 +189,15 @@ def is_counted(trial: FrozenTrial) -> bool:
     return trial.state.is_finished() and not is_interrupted(trial) and "surplus" not in trial.user_attrs
 
 
+def scores(trial: FrozenTrial) -> dict[int, float]:
+    """Map epochs, counted over all seeds of a trial, to validation accuracies: what its pruner saw, and the latest."""
+    latest = trial.user_attrs.get(LATEST_SCORE)
+    return trial.intermediate_values if latest is None else {**trial.intermediate_values, latest[0]: latest[1]}
+
+
 def trained_epochs(trial: FrozenTrial) -> int:
-    """Return the epochs that a pruned trial was trained for."""
-    return trial.last_step or 0
+    """Return the epochs that a trial has trained in all its seeds; 0 for one that repeats another's result."""
+    return max(scores(trial), default=0)
 
 
 def restored(schema: type[Restored], text: str, study: str) -> Restored:

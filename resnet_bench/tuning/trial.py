@@ -30,6 +30,7 @@ from resnet_bench.tuning.events import TrialEnded, TrialProgressed, TrialReporte
 from resnet_bench.tuning.mlflow_sync import MlflowSync, trial_name
 from resnet_bench.tuning.space import trial_recipe
 from resnet_bench.tuning.storage import StudyStorage
+from resnet_bench.tuning.stored_study import LATEST_SCORE
 from resnet_bench.tuning.study import Study
 from resnet_bench.tuning.trial_queue import AcquiredTrial, TrialEnd, TrialQueue
 
@@ -182,6 +183,8 @@ def _train_once(
                         reported = _is_reported(study, request.seed, event.epoch, epochs)
                         if reported:
                             trial.report(accuracy, epoch)
+                        else:
+                            trial.set_user_attr(LATEST_SCORE, [epoch, accuracy])
                         yield TrialReported(trial.number, epoch, accuracy)
                         may_stop = reported and epoch < epochs * study.seeds and not acquired.is_source
                         if may_stop and trial.should_prune():

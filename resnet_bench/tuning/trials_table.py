@@ -3,7 +3,7 @@
 import csv
 from typing import Any, TextIO
 
-from resnet_bench.tuning.stored_study import StoredStudy, is_interrupted, is_source
+from resnet_bench.tuning.stored_study import StoredStudy, is_interrupted, is_source, trained_epochs
 
 
 def write_trials(stored: StoredStudy, file: TextIO) -> None:
@@ -36,7 +36,7 @@ def trial_rows(stored: StoredStudy) -> list[dict[str, Any]]:
             "trial": trial.number,
             "state": "INTERRUPTED" if is_interrupted(trial) else trial.state.name,
             "values": dict(zip(stored.definition.objectives, trial.values or (), strict=False)),
-            "epochs": trial.last_step or None,
+            "epochs": trained_epochs(trial) or None,
             "params": dict(trial.params),
             "source": is_source(trial),
             "reason": trial.user_attrs.get("reason"),

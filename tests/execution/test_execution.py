@@ -126,3 +126,24 @@ def test_what_was_measured_is_of_the_compiler_that_made_the_kernels(
     for command in (str(compiler), "none-such"):
         monkeypatch.setenv("CC", command)
         assert execution.memory().get("forward") is None
+
+
+def test_what_was_measured_under_limits_of_torchs_libraries_is_kept_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    machine_tuning_cache.cache_clear()
+    execution = Execution.resolve("cpu", threads=1)
+    execution.memory().put("forward", "winograd")
+    for name in names:
+        for value in ("AVX2", "SSE41"):
+            monkeypatch.setenv(name, value)
+            assert execution.memory().get("forward") is None
+            execution.memory().put("forward", f"by {name}={value}")
+            assert execution.memory().get("forward") == f"by {name}={value}"
+        # Set to nothing, it limits nothing.
+        monkeypatch.setenv(name, "")
+        assert execution.memory().get("forward") == "winograd"

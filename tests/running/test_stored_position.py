@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from resnet_bench.base.errors import UserError
 from resnet_bench.running.prepare import prepare
 from resnet_bench.running.run import run
+from resnet_bench.tracking.delivery import Delivery
 from resnet_bench.tracking.journal import Journal
 from resnet_bench.tracking.store import Store
 from resnet_bench.tracking.tracker import Tracker
@@ -59,6 +60,13 @@ def stopped_in_its_second_epoch(job, context):
             break
     generator.close()
     return opened.run_id
+
+
+def resumed_and_stopped(job, context):
+    """Resume a run, and stop it before its next step."""
+    generator = run(prepare(replace(job, resume=True), context), context)
+    next(generator)
+    generator.close()
 
 
 def run_in(context, job):
@@ -115,21 +123,26 @@ def test_a_run_whose_folder_is_lost_resumes_from_the_artifact_store(
     assert stored_positions(store, run_id) == [], "a finished run has its model there"
 
 
-def test_a_run_that_goes_to_another_machine_and_back_has_every_value_once(store, job_for, context, tmp_path) -> None:
-    undisturbed = list(run(prepare(job_for(seed=77), context), context))
+@pytest.mark.parametrize(("seed", "resumed_here"), [(77, 0), (85, 1)])
+def test_a_run_that_goes_to_another_machine_and_back_has_every_value_once(
+    seed, resumed_here, store, job_for, context, tmp_path
+) -> None:
+    undisturbed = list(run(prepare(job_for(seed=seed), context), context))
     here, there = (replace(context, run_dir=tmp_path / name, upload_checkpoints=True) for name in ("here", "there"))
-    run_id = stopped_in_its_second_epoch(job_for(seed=77), here)
-    generator = run(prepare(job_for(seed=77, resume=True), there), there)
+    run_id = stopped_in_its_second_epoch(job_for(seed=seed), here)
+    for _ in range(resumed_here):
+        resumed_and_stopped(job_for(seed=seed), here)
+    generator = run(prepare(job_for(seed=seed, resume=True), there), there)
     assert next(generator).step == EPOCH + 1
     while not isinstance(event := next(generator), Steps):
         pass
     generator.close()
     assert event.last_step > EPOCH + 1
     # The folder here knows nothing of what the other machine has sent.
-    events = list(run(prepare(job_for(seed=77, resume=True), here), here))
+    events = list(run(prepare(job_for(seed=seed, resume=True), here), here))
     assert (events[0].run_id, events[0].step) == (run_id, event.last_step)
     assert_same_run(store, events, undisturbed)
-    assert store.client().get_run(run_id).data.tags["resnet_bench.resumed"] == "2"
+    assert store.client().get_run(run_id).data.tags["resnet_bench.resumed"] == str(resumed_here + 2)
 
 
 def test_what_is_left_of_a_run_that_another_machine_has_resumed_is_not_delivered(
@@ -159,6 +172,42 @@ def test_a_damaged_journal_is_delivered_whatever_the_store_says(store, job_for, 
     append(journal, {"kind": "tags", "values": {"resnet_bench.reason": "delivered"}})
     flush_all(store, context.run_dir, say=print)
     assert store.client().get_run(run_id).data.tags["resnet_bench.reason"] == "delivered"
+
+
+@pytest.mark.parametrize(("seed", "uploads"), [(82, False), (83, True)])
+def test_a_run_that_lost_its_journal_alone_resumes_at_its_checkpoint_and_is_tracked_to_its_end(
+    seed, uploads, store, job_for, context
+) -> None:
+    here = replace(context, upload_checkpoints=uploads)
+    run_id = stopped_in_its_second_epoch(job_for(seed=seed), here)
+    (journal,) = here.run_dir.glob("*/journal.jsonl")
+    journal.unlink()
+    events = run_in(here, job_for(seed=seed))
+    assert (events[0].run_id, events[0].step) == (run_id, EPOCH + 1)
+    assert events[-1].upload.complete
+    client = store.client()
+    assert client.get_run(run_id).info.status == "FINISHED"
+    losses = client.get_metric_history(run_id, "step/loss")
+    assert [point.step for point in losses] == list(range(1, 2 * EPOCH + 1))
+
+
+def test_a_run_that_lost_its_journal_is_not_taken_for_one_that_another_machine_has_resumed(
+    store, job_for, context, monkeypatch
+) -> None:
+    run_id = stopped_in_its_second_epoch(job_for(seed=84), context)
+    for _ in range(2):
+        resumed_and_stopped(job_for(seed=84), context)
+    (journal,) = context.run_dir.glob("*/journal.jsonl")
+    journal.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Delivery, "deliver", away)
+        patch.setattr(Tracker, "close", partialmethod(Tracker.close, timeout=0.0))
+        resumed_and_stopped(job_for(seed=84), context)
+    said: list[str] = []
+    assert flush_all(store, context.run_dir, say=said.append)
+    assert [text.partition(": ")[2] for text in said] == ["everything is in the tracking store"]
+    events = run_in(context, job_for(seed=84))
+    assert (events[0].run_id, events[0].step) == (run_id, EPOCH + 1)
 
 
 def test_positions_of_a_run_go_when_it_is_delivered_later(store, job_for, context, monkeypatch) -> None:

@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.cli.live_study import StudyProgress
 from resnet_bench.data.dataset import ImageLocation
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running import run as run_module
 from resnet_bench.running.stopping import Stop, Stopped
 from resnet_bench.tracking.experiments import VIEW_KEY
 from resnet_bench.tracking.vocabulary import PREFIX, TAGS, tag
-from resnet_bench.training.events import Steps
+from resnet_bench.training.errors import OutOfMemory
+from resnet_bench.training.events import EpochEnded, Steps
 from resnet_bench.tuning.events import (
     Retrained,
     SpaceExhausted,
+    StudyEvent,
     StudyFinished,
     StudyOpened,
     TrialEnded,
@@ -27,7 +30,9 @@ from resnet_bench.tuning.events import (
 )
 from resnet_bench.tuning.plan import Plan
 from resnet_bench.tuning.results import FIRST_RETRAINING_SEED
+from resnet_bench.tuning.run import Watch
 from resnet_bench.tuning.trial_queue import TrialQueue
+from resnet_bench.tuning.trials_table import trial_rows
 from tests.tuning.conftest import (
     DIVERGING_LR,
     IMAGES,
@@ -518,3 +523,42 @@ def test_wilcoxon_prunes_between_seeds(
     assert worse.epoch == 3
     study.assert_stores_agree()
     assert len(study.children("trial")) == 2, "further seeds are nested under their trial's run"
+
+
+@pytest.mark.parametrize("objectives", ['["validation_accuracy"]', '["validation_accuracy", "training_seconds"]'])
+def test_the_epochs_of_a_trial_are_those_of_all_its_seeds(
+    objectives: str,
+    tiny_plan: MakePlan,
+    study_of: MakeStudy,
+    scripted_training: list[Recipe],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train = run_module.train
+
+    def out_of_memory_in_the_second_seed(recipe: Recipe, *arguments: Any, **options: Any) -> Iterator[Any]:
+        for event in train(recipe, *arguments, **options):
+            yield event
+            if recipe.optimizer.lr == 0.03 and arguments[1] == 1 and isinstance(event, EpochEnded):
+                raise OutOfMemory("a small device", "resnet18", recipe.training.batch_size, None)
+
+    monkeypatch.setattr(run_module, "train", out_of_memory_in_the_second_seed)
+    more = f"seeds = 3\nobjectives = {objectives}\n{UNPRUNED}"
+    study = study_of(tiny_plan(pruner=more, budget="budget = { trials = 5 }"))
+    study.script(sgd(0.02), sgd(0.02), sgd(0.03), sgd(0.01))
+    events = study.run()
+    told: list[StudyEvent] = []
+    for event in events:
+        told.append(event)
+        if isinstance(event, TrialReported) and (event.number, event.epoch) == (4, 7):
+            break
+    ended = [event for event in told if isinstance(event, TrialEnded)]
+    assert [event.state for event in ended] == ["COMPLETE", "COMPLETE", "COMPLETE", "FAIL"]
+    assert [event.epoch for event in ended] == [9, 9, 0, 4], "the third repeats the second, and is not trained"
+    *_, seen_elsewhere = Watch(study.stored).look()
+    assert seen_elsewhere == told[-1]
+    events.close()
+    assert [row["epochs"] for row in trial_rows(study.stored)][:5] == [9, 9, None, 4, 7]
+
+    progress = StudyProgress(trial_epochs=9, retraining_runs=0, retraining_epochs=3, trials_per_retraining=1.0)
+    progress.take(StudyOpened(study.name, "url", 5, Watch(study.stored).earlier))
+    assert progress.seconds_left == pytest.approx((ended[0].seconds + ended[1].seconds) / 2)
