@@ -87,7 +87,9 @@ def large_case(size: int, channels: int, outputs: int, images: int) -> Case:
     return Case(maps(channels), weight, torch.linspace(-1, 1, outputs), 1, maps(outputs))
 
 
-@pytest.mark.parametrize(("size", "channels", "outputs", "images"), [(4, 512, 256, 8), (7, 32, 48, 60), (16, 48, 80, 30)])
+@pytest.mark.parametrize(
+    ("size", "channels", "outputs", "images"), [(4, 512, 256, 8), (7, 32, 48, 60), (16, 48, 80, 30)]
+)
 def test_many_channels_and_many_tiles_are_near_too(size, channels, outputs, images) -> None:
     case = large_case(size, channels, outputs, images)
     exact, of_torch = results(case, torch.float64), results(case, torch.float32)
