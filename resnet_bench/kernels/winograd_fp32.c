@@ -4,7 +4,7 @@
  * frequencies, and so is each filter; at each frequency the convolution is a matrix product, from channels to output
  * channels. The gradient of the filters is a matrix product at each frequency too, over tiles. After A. Lavin and
  * S. Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308), F(4x4, 3x3). Tiles of 3 pixels in a row
- * save products where maps are no multiple of 4 (winograd_4x4.h).
+ * save products where the side of a map is not a multiple of 4 (winograd_4x4.h).
  *
  * Maps are in channels-last order, [images, height, width, channels]; filters and their gradient are [outputs, channels,
  * 3, 3]. Channels and outputs are multiples of 16. Every thread count gives the same bits.
