@@ -134,7 +134,7 @@ INLINE void ask_for(
         }
 }
 
-/* Asks for a tile's pixels in `size` lines, but for the columns that the tile before it has too. The processor does not see
+/* Asks for a tile's pixels in `size` lines, but for the columns that the tile beside it has too. The processor does not see
  * them coming among so many lines. */
 INLINE void ask_for_pixels(const struct maps *maps, const struct tile *tile, int64_t padding, const int size) {
     const int64_t row = tile->row - padding, column = tile->column - padding + size - OUT;

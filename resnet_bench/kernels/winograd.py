@@ -79,8 +79,8 @@ def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int, 
         weight: Shape `[O, C, 3, 3]`, float32.
         bias: Shape `[O]`, float32.
         padding: Rows and columns of zeros around the images.
-        large_tiles: Compute a convolution that :func:`fits_large_tiles` by them. Where one of the pixels that 4×4
-            outputs come from is not a finite number, none of these is one.
+        large_tiles: Compute a convolution that :func:`fits_large_tiles` by them. Where one of the pixels that
+            a tile's outputs, up to 4×4, come from is not a finite number, none of these is one.
 
     Returns:
         Shape `[N, O, H + 2 * padding - 2, W + 2 * padding - 2]`, of the images' type, in channels-last order.

@@ -11,7 +11,7 @@
  * The gradient of the filters is summed over tiles, whose scales differ, and no other gradient comes from it: there the
  * factors are bfloat16.
  *
- * A tile's outputs are also four windows of a 2x2 max pool behind the convolution, which can be part of it as in
+ * A tile's outputs are also up to four windows of a 2x2 max pool behind the convolution, which can be part of it as in
  * winograd.c. Maps are in channels-last order, [images, height, width, channels]; filters and their gradient are float,
  * [outputs, channels, 3, 3]. Channels and outputs are multiples of 8.
  */
@@ -35,7 +35,7 @@ typedef pair factor;
 /* What makes the filters' frequencies all about as large. */
 #define OF_B (1.0f / 3)
 
-/* Tiles whose frequencies are at hand at once. */
+/* Tiles whose frequencies are at hand at once, at most. */
 #define TILES 24
 /* Pairs of tiles that a gradient of filters is summed over before it is written. */
 #define PAIRS 128
@@ -243,8 +243,8 @@ struct workplace {
 /* Those of two vectors that have channels from one on. */
 INLINE __mmask32 lanes_from(int64_t c, int64_t channels) { return ((uint64_t)1 << smaller(channels - c, 2 * LANES)) - 1; }
 
-/* The largest pixel of a tile, or of the pool's windows that it meets; infinite where one is not a finite number, or so
- * large that a frequency may not be one. */
+/* The largest pixel of a tile, of which `needed` in a row count, or of the pool's windows that it meets; infinite where one
+ * is not a finite number, or so large that a frequency may not be one. */
 INLINE float largest_pixel(const struct pixels *pixels, const int needed, int64_t channels) {
     /* Several, such that none waits for another. */
     __m512i in_column[IN] = {0};
@@ -281,8 +281,10 @@ INLINE void transform_tile(
 ) {
     const int64_t channels = own->maps.channels, row = tile->row - own->padding, column = tile->column - own->padding;
     struct pixels pixels;
-    const int64_t height = own->maps.height, width = own->maps.width;
-    find_pixels(&own->maps, tile->image, row, column, height, width, IN, pooled, own->nothing, &pixels);
+    /* Those that none of its outputs comes from are left out: they would coarsen its scale. */
+    const int64_t end_row = smaller(own->maps.height, row + tile->rows + 2);
+    const int64_t end_column = smaller(own->maps.width, column + tile->columns + 2);
+    find_pixels(&own->maps, tile->image, row, column, end_row, end_column, IN, pooled, own->nothing, &pixels);
     const float largest = largest_pixel(&pixels, needed, channels);
     /* Smaller ones are as good as zero, and have no inverse. */
     const __m512 scale = _mm512_set1_ps(largest < 1e-30f ? 0.0f : LARGEST_PIXEL / (GAIN * largest));
@@ -486,14 +488,14 @@ INLINE void transform_pair(
         const int64_t image = tile[i].image, row = tile[i].row, column = tile[i].column;
         /* Behind the last tile of an odd number comes one of an image that is not there: nothing is inside. */
         const int64_t missing = image < own->tiling.images ? 0 : maps->height + own->padding;
-        const int64_t end_row = smaller(gradients->height, row + tile[i].rows);
-        const int64_t end_column = smaller(gradients->width, column + tile[i].columns);
+        const int64_t end_row = row + tile[i].rows, end_column = column + tile[i].columns, padding = own->padding;
         find_pixels(
-            maps, image, row + missing - own->padding, column - own->padding, maps->height, maps->width, IN, 0,
-            own->nothing, &pixels[i]
+            maps, image, row + missing - padding, column - padding, smaller(maps->height, end_row - padding + 2),
+            smaller(maps->width, end_column - padding + 2), IN, 0, own->nothing, &pixels[i]
         );
         find_pixels(
-            gradients, image, row + missing, column, end_row, end_column, OUT, pooled, own->nothing, &corners[i]
+            gradients, image, row + missing, column, smaller(gradients->height, end_row),
+            smaller(gradients->width, end_column), OUT, pooled, own->nothing, &corners[i]
         );
     }
     for (int i = 2; i < 4; i++) {

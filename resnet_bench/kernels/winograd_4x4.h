@@ -1,4 +1,4 @@
-/* What the Winograd kernels with tiles of 4x4 pixels share: transforms and products of blocks.
+/* What the Winograd kernels with tiles of 4x4 pixels share: transforms, tiles in order, and products of blocks.
  *
  * The polynomials behind the transforms are evaluated at 0, at plus and minus the roots of 1/2 and of 2, and at infinity.
  * Lavin's own 0, 1, 2 and infinity round worse: the roots' powers differ less.
@@ -95,8 +95,8 @@ INLINE struct tiling tiling_with_short(int64_t images, int64_t height, int64_t w
 
 /* How many tiles are at hand at once, the same number for each thread. */
 INLINE int64_t tiles_at_hand(int64_t tiles, int64_t most, int threads) {
-    const int64_t turns = parts_of(tiles, most * threads);
-    return parts_of(parts_of(tiles, turns * threads), ROWS) * ROWS;
+    const int64_t some = larger(tiles, 1), turns = parts_of(some, most * threads);
+    return parts_of(parts_of(some, turns * threads), ROWS) * ROWS;
 }
 
 /* Whether a tile needs none of the last frequencies. */
@@ -159,8 +159,8 @@ INLINE struct span tiles_with(const struct order *order, int f) {
     INLINE void name##_rows(const struct product *p, int64_t rows, const int columns) {                         \
         int64_t row = 0;                                                                                        \
         for (; row + ROWS <= rows; row += ROWS) block(p, row, ROWS, columns);                                   \
-        for (; row + 4 <= rows; row += 4) block(p, row, 4, columns);                                            \
-        for (; row + 2 <= rows; row += 2) block(p, row, 2, columns);                                            \
+        if (row + 4 <= rows) block(p, row, 4, columns), row += 4;                                               \
+        if (row + 2 <= rows) block(p, row, 2, columns), row += 2;                                               \
         if (row < rows) block(p, row, 1, columns);                                                              \
     }                                                                                                           \
     static __attribute__((noinline)) void name(const struct product *p, int64_t rows, int64_t columns) {        \

@@ -385,6 +385,7 @@ int gradient_of_filters(
     const struct frequencies left = allocate_frequencies(room, outputs), right = allocate_frequencies(room, channels);
     const int result = nothing && sums && left.values && right.values ? DONE : OUT_OF_MEMORY;
     if (result == DONE) {
+        if (!tiles) memset(sums, 0, FREQUENCIES * of_frequency * sizeof(float));
 #pragma omp parallel num_threads(threads)
         {
             for (int64_t first = 0; first < tiles; first += room) {

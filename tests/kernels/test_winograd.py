@@ -215,6 +215,26 @@ def test_large_tiles_pass_on_what_is_not_a_number(bad) -> None:
 
 
 @needs_large_tiles
+def test_what_is_not_a_number_spares_large_tiles_that_do_not_come_from_it() -> None:
+    # A side of 10 pixels is tiles of 4, 3 and 3: the outputs 4 to 6 come from the pixels 3 to 7.
+    images, weight = random_maps(1, 16, 10, 10, seed=1), torch.randn(16, 16, 3, 3)
+    images[0, 3, 1, 8] = torch.nan
+    outputs = winograd.convolve(images, weight, None, 1, large_tiles=True)
+    assert outputs[..., :7].isfinite().all()
+    assert outputs[0, :, :4, 7:].isnan().all()
+    assert outputs[0, :, 4:].isfinite().all()
+
+
+@pytest.mark.parametrize("large", [False, pytest.param(True, marks=needs_large_tiles)])
+def test_no_images_give_no_outputs(large) -> None:
+    images, weight = torch.empty(0, 16, 8, 8, dtype=torch.bfloat16), torch.randn(24, 16, 3, 3)
+    outputs = winograd.convolve(images, weight, None, 1, large_tiles=large)
+    assert outputs.shape == (0, 24, 8, 8)
+    assert winograd.grad_input(outputs, weight, 1, (8, 8), large_tiles=large).shape == images.shape
+    assert not winograd.grad_weight(images, outputs, 1, large_tiles=large).any()
+
+
+@needs_large_tiles
 def test_what_large_tiles_bear_at_most_is_exact_in_sign_and_size() -> None:
     """Every product has one sign, so that a sum is as large as it can be: it does not overflow."""
     for channels in (32, 128, 160):

@@ -117,6 +117,14 @@ def test_what_is_no_number_stays_within_its_tile_and_channel() -> None:
     assert of_weight[:, :3].isfinite().all()
 
 
+def test_no_images_give_no_outputs() -> None:
+    images, weight = torch.empty(0, 16, 8, 8), torch.randn(32, 16, 3, 3)
+    outputs = winograd.convolve(images, weight, None, 1)
+    assert outputs.shape == (0, 32, 8, 8)
+    assert winograd.grad_input(outputs, weight, 1, (8, 8)).shape == images.shape
+    assert not winograd.grad_weight(images, outputs, 1).any()
+
+
 def test_which_convolutions_fit(monkeypatch) -> None:
     fp32 = torch.float32
     assert winograd.fits(32, 48, 1, fp32)
