@@ -144,7 +144,8 @@ def compare_with_references(results: Sequence[Result], references: Mapping[str, 
                 chosen = selected(claim, {epoch: 100 * value for epoch, value in accuracies.items()})
                 compared += [] if chosen is None else [chosen]
         if mine:
-            sentences.append(beside_the_reference(reference, compared, mine[0][0].recipe.fingerprint))
+            said = beside_the_reference(reference, compared, mine[0][0].recipe.fingerprint)
+            sentences.append(f"{name}: {said}")
     return sentences
 
 

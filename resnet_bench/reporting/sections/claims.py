@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from resnet_bench.base.text import DASH, plural
+from resnet_bench.base.text import DASH
 from resnet_bench.reporting.claims import ClaimRow, Missing
 from resnet_bench.reporting.executions import ExecutionCheck, execution_name, read_executions
 from resnet_bench.reporting.figures.claims import forest, selection_effect
@@ -36,7 +36,7 @@ def build(results: Results) -> View:
             "open": not claims.headlines,
             "missing": _missing(claims.missing, references) if claims.missing else None,
             "numbers": _numbers,
-            "reference": lambda row: _reference(references.get(row.benchmark)),
+            "reference": results.reference.beside,
             "notes": lambda row: (*row.notes, *_of_executions(row.group, checks)),
             "facts": _facts,
             "runs": lambda group: runs_grid(group.all_runs, with_store=results.several_stores),
@@ -50,12 +50,12 @@ def build(results: Results) -> View:
 SECTION = Section("claims", "Claims", build)
 
 
-def _reference(found: ReferenceResult | None) -> str:
-    """Return what the reference runs of a benchmark reached, such as ``90.20 ± 0.13 (10 seeds), reproduced``."""
+def _reference(found: ReferenceResult | None) -> Cell:
+    """Return what the reference runs of a benchmark reached, such as ``90.20 ± 0.13%, reproduced``, and how."""
     if found is None:
-        return DASH
+        return Cell(DASH)
     verdict = found.row.verdict
-    return f"{mean_with_interval(verdict)} ({plural(verdict.n, 'seed')}), {verdict.word}"
+    return Cell(f"{mean_with_interval(verdict)}%, {verdict.word}", found.trained)
 
 
 def _of_executions(group: RunGroup, checks: Sequence[ExecutionCheck]) -> list[str]:
