@@ -39,3 +39,10 @@ def test_every_shipped_benchmark_trains(name: str) -> None:
     assert {event.split for event in evaluated} >= set(recipe.evaluation.splits)
     if recipe.evaluation.before_training:
         assert evaluated[0].epoch == 0
+
+
+def test_times_of_our_own_claims_are_of_the_record_clock() -> None:
+    ours = [each.test_claim for each in scan_benchmarks()[0].values() if each.source.kind == "ours"]
+    timed = [claim for claim in ours if claim is not None and claim.wall_seconds is not None]
+    assert timed
+    assert all(claim.wall_includes == (("setup", "tta") if claim.is_tta else ("setup",)) for claim in timed)

@@ -11,6 +11,8 @@ from rich.table import Table
 from resnet_bench.base.text import duration, percent
 from resnet_bench.cli.screen import new_table
 from resnet_bench.judging.verdict import may_judge, selected, verdict
+from resnet_bench.judging.wall_time import included
+from resnet_bench.recipe.claims import WallPart
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.recipe.recipe import unequal_keys
 from resnet_bench.running.job import Job
@@ -144,17 +146,22 @@ def compare_with_references(results: Sequence[Result], references: Mapping[str, 
                 chosen = selected(claim, {epoch: 100 * value for epoch, value in accuracies.items()})
                 compared += [] if chosen is None else [chosen]
         if mine:
-            sentences.append(beside_the_reference(reference, compared, mine[0][0].recipe.fingerprint))
+            said = beside_the_reference(reference, compared, mine[0][0].recipe.fingerprint)
+            sentences.append(f"{name}: {said}")
     return sentences
 
 
 def beside_the_article(results: Sequence[Result]) -> list[str]:
-    """Return what our own recipe reached in full, beside the article that reaches for the same."""
+    """Return what our own recipe reached in full, beside the article that reaches for the same.
+
+    Both times include the same, where that is known; else each is named with what it includes.
+    """
     sentences = []
+    parts: tuple[WallPart, ...]
     for job, outcome in results:
         claim, compared = job.benchmark.test_claim, job.benchmark.source.compares_with
         judged = may_judge(job.profile, generated=outcome.generated)
-        if compared is None or claim is None or not judged or outcome.train_seconds is None:
+        if compared is None or claim is None or not judged or outcome.times is None:
             continue
         if outcome.sharing > 1:
             # Its time says nothing about a run that has the machine to itself.
@@ -164,13 +171,18 @@ def beside_the_article(results: Sequence[Result]) -> list[str]:
             continue
         article = load_benchmark(compared)
         theirs = article.test_claim
-        said = ""
+        ours, parts, said = outcome.times.train, (), ""
         if theirs is not None:
-            time = f" in {duration(theirs.wall_seconds)}" if theirs.wall_seconds else ""
-            said = f"; “{article.source.title}” says {theirs.text}{time}, on a GPU"
+            said = f"; “{article.source.title}” says {theirs.text}"
+            if theirs.wall_seconds is not None:
+                said += f" in {duration(theirs.wall_seconds)} ({included(theirs.wall_includes)})"
+                same = None if theirs.wall_includes is None else outcome.times.including(theirs.wall_includes)
+                if same is not None and theirs.wall_includes is not None:
+                    ours, parts = same, theirs.wall_includes
+            said += ", on a GPU"
         sentences.append(
-            f"{job.label}: {percent(accuracies[max(accuracies)])} after {duration(outcome.train_seconds)} of "
-            f"training on {outcome.device}{said}."
+            f"{job.label}: {percent(accuracies[max(accuracies)])} after {duration(ours)} ({included(parts)}) "
+            f"on {outcome.device}{said}."
         )
     return sentences
 

@@ -144,7 +144,7 @@ def run_all(
     seconds = _announce(plan, survey, datasets, context.store, console)
     references = known_reference(names).results
     for found in references.values():
-        echo(beside_the_reference(found, [], found.fingerprint))
+        echo(f"{found.benchmark}: {beside_the_reference(found, [], found.fingerprint)}")
     if dry_run:
         print_dry_run(plan, context, echo)
         return RunsSummary()

@@ -7,6 +7,7 @@ from rich.text import Text
 from resnet_bench.base.text import duration
 from resnet_bench.cli.options import BenchmarkDir, BenchmarkName, Json, help_text, new_app
 from resnet_bench.cli.screen import echo, new_table, paragraph, print_json, print_table
+from resnet_bench.judging.wall_time import included
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.files import load_benchmark
 
@@ -57,7 +58,8 @@ def _print_claims(benchmark: Benchmark) -> None:
         at = f"epoch {claim.epoch}" if claim.epoch is not None else f"{claim.selection} epoch"
         curve = f", with a curve of {len(claim.curve.epochs)} points" if claim.curve else ""
         runs = f", mean of {claim.runs} runs" if claim.runs > 1 else ""
-        wall = f", in {duration(claim.wall_seconds)}" if claim.wall_seconds else ""
+        includes = included(claim.wall_includes)
+        wall = f", in {duration(claim.wall_seconds)}, {includes}" if claim.wall_seconds else ""
         paragraph(f"{claim.split} {claim.metric} {claim.text} ({at}{runs}{curve}{wall})")
         if claim.quote:
             paragraph(f"“{claim.quote}”")

@@ -12,6 +12,8 @@ from resnet_bench.recipe.settings import SplitName
 REPRODUCTION_MARGIN = 1.0
 """Percentage points by which our mean may miss a claimed number and still reproduce it (see docs/statistics.md)."""
 
+WallPart = Literal["setup", "evaluation", "tta"]
+
 
 class Curve(Schema):
     """A learning curve that the source prints."""
@@ -71,6 +73,9 @@ class Claim(Schema):
     """The learning curve that the source prints."""
     wall_seconds: Annotated[float, Field(gt=0)] | None = None
     """The training time that the source states, in seconds."""
+    wall_includes: Annotated[tuple[WallPart, ...], Field(strict=False)] | None = None
+    """What that time includes beside the training steps: ``evaluation`` after epochs, ``setup`` before the first step,
+    ``tta`` alone; ``[]`` for nothing. Without it nobody knows, and no time of ours is compared with it."""
     quote: str | None = None
     """The claim word for word, so that readers find it in the source."""
 
@@ -85,6 +90,8 @@ class Claim(Schema):
             raise ValueError(f"value is a percentage, got {self.value!r}")
         if self.range is not None and self.range[0] > self.range[1]:
             raise ValueError(f"range runs from low to high, got {list(self.range)}")
+        if self.wall_includes is not None and self.wall_seconds is None:
+            raise ValueError("wall_includes says what wall_seconds includes; give that, too")
         if (self.selection == "epoch") != (self.epoch is not None):
             raise ValueError('epoch = … and selection = "epoch" are given together')
         return self

@@ -63,12 +63,16 @@ class ClaimRow:
         """Accuracy by the claim's own statistic, by seed."""
         found = {}
         for run in self.group.runs:
-            value = run.last_accuracy(self.split)
-            if self.claim is not None:
-                value = selected(self.claim, run.accuracy(self.split, self.claim.metric))
+            value = self.accuracy(run)
             if value is not None:
                 found[str(run.seed if run.seed is not None else run.id[:8])] = value
         return found
+
+    def accuracy(self, run: Run) -> float | None:
+        """Return a run's accuracy in percent by the claim's own statistic; None where it has none."""
+        if self.claim is None:
+            return run.last_accuracy(self.split)
+        return selected(self.claim, run.accuracy(self.split, self.claim.metric))
 
     @property
     def metric(self) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from resnet_bench.base.errors import UserError
-from resnet_bench.base.text import listed
+from resnet_bench.base.text import listed, plural
 from resnet_bench.judging.intervals import Interval, prediction_interval
 from resnet_bench.recipe.files import scan_benchmarks
 from resnet_bench.recipe.toml_files import reference_folder
@@ -19,7 +19,7 @@ from resnet_bench.reporting.wording import mean_with_interval
 
 @dataclass(frozen=True)
 class ReferenceResult:
-    """What the reference runs of a benchmark reached, for its first claim.
+    """What the reference runs of a benchmark reached, for one claim.
 
     Attributes:
         row: The runs, the claim and the verdict, as a report shows them.
@@ -36,6 +36,18 @@ class ReferenceResult:
     def fingerprint(self) -> str:
         """Of the recipe that was trained."""
         return self.row.group.latest.fingerprint
+
+    @property
+    def trained(self) -> str:
+        """How many seeds were trained, on what and in which precision, for a sentence."""
+        group = self.row.group
+        return ", ".join(
+            (
+                plural(self.row.verdict.n, "seed"),
+                devices_text(group),
+                listed(sorted({run.precision for run in group.runs})),
+            )
+        )
 
     @property
     def precision(self) -> str:
@@ -74,12 +86,34 @@ class Reference:
 
     Attributes:
         results: By benchmark, in the order of ``list``: those that were trained in full. Of several recipes, that of
-            today's file counts, else the latest.
+            today's file counts, else the latest. Each is about the first claim.
         studies: Studies at the budget that their file gives.
+        further: What the same runs reached for the other claims.
     """
 
     results: Mapping[str, ReferenceResult] = field(default_factory=dict)
     studies: tuple[StudyReport, ...] = ()
+    further: tuple[ReferenceResult, ...] = ()
+
+    def beside(self, row: ClaimRow) -> str:
+        """Say what the reference reached for the claim of a row, and whether the runs of the row agree.
+
+        Returns:
+            A sentence; empty where there is no such reference, or where the row is of the reference runs themselves.
+        """
+        found = self.results.get(row.benchmark)
+        if not row.headline:
+            same = (row.benchmark, row.claim_text)
+            found = next((each for each in self.further if (each.benchmark, each.row.claim_text) == same), None)
+        if found is None:
+            return ""
+        theirs = {run.id for run in found.row.group.all_runs}
+        own = [run for run in row.group.runs if run.id not in theirs]
+        if not own:
+            return ""
+        may_agree = not row.group.apart and row.group.published_images
+        accuracies = [value for run in own if may_agree and (value := found.row.accuracy(run)) is not None]
+        return beside_the_reference(found, accuracies, row.group.latest.fingerprint)
 
 
 def read_reference(folder: Path | None = None, benchmarks: Sequence[str] | None = None) -> Reference:
@@ -94,10 +128,17 @@ def read_reference(folder: Path | None = None, benchmarks: Sequence[str] | None 
     """
     registry, _ = scan_benchmarks()
     loaded, _ = runs.load(reading.read([folder or reference_folder()], benchmarks=benchmarks))
-    rows = claims.build(runs.group(loaded), registry, benchmarks).headlines
+    built = claims.build(runs.group(loaded), registry, benchmarks)
+    first = {row.benchmark: ReferenceResult(row) for row in built.headlines}
     found = studies.find(loaded, registry)
     return Reference(
-        {row.benchmark: ReferenceResult(row) for row in rows}, tuple(study for study in found if not study.apart)
+        first,
+        tuple(study for study in found if not study.apart),
+        tuple(
+            ReferenceResult(row)
+            for row in built.rows
+            if not row.headline and row.group is first[row.benchmark].row.group
+        ),
     )
 
 
@@ -110,19 +151,17 @@ def known_reference(benchmarks: Sequence[str]) -> Reference:
 
 
 def beside_the_reference(found: ReferenceResult, accuracies: Sequence[float], fingerprint: str) -> str:
-    """Say whether one's own runs agree with the reference runs of the same benchmark.
+    """Say what the reference reached, and whether one's own runs of the same recipe agree with it.
 
     Args:
         found: The reference.
         accuracies: One's own, in percent, by the statistic of the claim; may be empty.
         fingerprint: Of the recipe that they were trained by.
     """
-    verdict, row = found.row.verdict, found.row
-    precisions = listed(sorted({run.precision for run in row.group.runs}))
-    said = (
-        f"{found.benchmark}: the reference reached {mean_with_interval(verdict)}% in full ({verdict.n} seeds, "
-        f"{devices_text(row.group)}, {precisions}); its claim of {row.claim_text}: {verdict.word}"
-    )
+    row = found.row
+    said = f"the reference reached {mean_with_interval(row.verdict)}% in full ({found.trained})"
+    if row.claim is not None:
+        said += f"; its claim of {row.claim_text}: {row.verdict.word}"
     expected = found.expected(len(accuracies)) if accuracies and fingerprint == found.fingerprint else None
     if expected is None:
         return f"{said}."

@@ -93,7 +93,11 @@ def update(outcome: Outcome, event: Event) -> None:
             outcome.device, outcome.generated, outcome.official = event.device, event.generated, event.official
         case Started() if event.step == 0:
             outcome.setup_seconds = event.setup_seconds
-        case Evaluated(split="test"):
+        case Evaluated():
+            seconds = outcome.evaluation_seconds_by_epoch
+            seconds[event.epoch] = seconds.get(event.epoch, 0.0) + event.seconds
+            if event.split != "test":
+                return
             outcome.accuracy_by_epoch[event.epoch] = event.accuracy
             outcome.accuracy_standard = event.accuracy_standard
             outcome.accuracy_tta = event.accuracy_tta

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Self
 
 from resnet_bench.base.throughput import settled
 from resnet_bench.judging.planned import parse_seeds
-from resnet_bench.tracking.vocabulary import ENERGY, current_metrics, tag
+from resnet_bench.judging.wall_time import RunTimes
+from resnet_bench.tracking.vocabulary import ENERGY, EVALUATION_SECONDS, current_metrics, tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,6 +39,8 @@ class Outcome:
     """From images in host memory to the first step."""
     train_seconds: float | None = None
     tta_seconds: float = 0.0
+    evaluation_seconds_by_epoch: dict[int, float] = field(default_factory=dict)
+    """Of all evaluations after an epoch, without test-time augmentation."""
     warm_up_seconds: float = 0.0
     """Spent on steps that no clock of the run covers."""
     joules: float | None = None
@@ -65,6 +68,20 @@ class Outcome:
     def is_finished(self) -> bool:
         """Whether the run was trained to its end."""
         return self.failure is None and not self.interrupted
+
+    @property
+    def times(self) -> RunTimes | None:
+        """What its parts took; None before the first epoch has ended."""
+        if self.train_seconds is None:
+            return None
+        evaluated = {epoch: seconds for epoch, seconds in self.evaluation_seconds_by_epoch.items() if epoch > 0}
+        is_known = bool(evaluated) and {epoch for epoch in self.accuracy_by_epoch if epoch > 0} <= evaluated.keys()
+        return RunTimes(
+            self.train_seconds,
+            setup=self.setup_seconds or None,
+            evaluation=sum(evaluated.values()) if is_known else None,
+            tta=self.tta_seconds,
+        )
 
     @property
     def images_per_second(self) -> float | None:
@@ -103,6 +120,7 @@ class Outcome:
             setup_seconds=metrics.get("time/setup_seconds", 0.0),
             train_seconds=metrics.get("final/train_seconds"),
             tta_seconds=metrics.get("final/tta_seconds", 0.0),
+            evaluation_seconds_by_epoch=history(EVALUATION_SECONDS),
             joules=metrics.get(ENERGY),
             throughput_by_epoch=[throughput[epoch] for epoch in sorted(throughput)],
             planned=parse_seeds(run.data.tags.get(tag("planned_seeds"), "")),

@@ -37,7 +37,7 @@ CHECKPOINT_INTERVAL_FACTOR = 20.0
 """Minimum time between checkpoints, as a multiple of the last write's duration: at most about 5% of a run. A killed run
 loses this or one epoch, whichever is longer."""
 
-_TOLD = ("accuracy_by_epoch", "throughput_by_epoch", "setup_seconds", "sharing")
+_TOLD = ("accuracy_by_epoch", "evaluation_seconds_by_epoch", "throughput_by_epoch", "setup_seconds", "sharing")
 """What of an outcome an earlier process has told."""
 
 _log = logging.getLogger(__name__)

@@ -312,6 +312,10 @@ def test_one_cycle_is_refused_exactly_where_torch_cannot_start_at_the_bottom(
         ({"claims": [{"range": [63, 62]}]}, "claims[0]: range runs from low to high, got [63.0, 62.0]"),
         ({"claims": [{"value": "87", "epoch": 3}]}, "claims[0]: epoch = … and selection"),
         (
+            {"claims": [{"value": "87", "wall_includes": ["evaluation"]}]},
+            "claims[0]: wall_includes says what wall_seconds includes; give that, too",
+        ),
+        (
             {"claims": [{"value": "87", "selection": "epoch", "epoch": 11}]},
             "claims: epoch 11 lies beyond training.epochs = 10",
         ),

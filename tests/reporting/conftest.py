@@ -33,6 +33,7 @@ def benchmarks() -> dict[str, Benchmark]:
                     "runs": 1,
                     "curve": {"epochs": [1, 2, 4, 8], "values": [48.4, 61.0, 82.0, 90.5]},
                     "wall_seconds": 240.0,
+                    "wall_includes": [],
                 },
                 {"value": "96.0", "split": "train", "selection": "unknown"},
             ],

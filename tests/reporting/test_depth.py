@@ -87,4 +87,31 @@ def test_shorter_runs_have_a_figure_of_their_length(groups: dict[str, RunGroup],
         "Error against depth, cifar10: a shorter schedule of ours, training.epochs = 16",
     ]
     assert len({plot.id for plot in view.plots}) == 2
-    assert {name for name, _, _ in lines(view.plots[1].spec)} == {"plain, test", "plain, train"}
+    full, short = ({name: (x, y) for name, x, y in lines(plot.spec)} for plot in view.plots)
+    papers = ([20, 32, 44, 56, 110], [8.75, 7.51, 7.17, 6.97, 6.43])
+    assert full["published, test"] == papers
+    assert {name for name in short if name.startswith("plain")} == {"plain, test", "plain, train"}
+    assert short.keys() - {"plain, test", "plain, train"} == {"published, full schedule, test"}
+    assert short["published, full schedule, test"] == papers
+    assert "for their full schedule" in view.plots[1].caption
+    assert "full schedule" not in view.plots[0].caption
+
+
+def test_stated_errors_stand_beside_short_runs_of_other_networks(
+    groups: dict[str, RunGroup], known: dict[str, Benchmark]
+) -> None:
+    shorter = [changed(groups[name], **{"training.epochs": 16}) for name in ("plain-20", "plain-56")]
+    rows = claims.build(shorter, known)
+    view = section.build(Results(tables=None, runs=(), claims=rows, studies=()))  # type: ignore[arg-type]
+    assert view is not None
+    [plot] = view.plots
+    assert {name: x for name, x, _ in lines(plot.spec)}["published, full schedule, test"] == [20, 32, 44, 56, 110]
+
+
+def test_smoke_runs_are_not_taken_for_the_papers_schedule(groups: dict[str, RunGroup]) -> None:
+    smoke = [
+        replace(group, runs=tuple(replace(run, profile="smoke") for run in group.runs)) for group in groups.values()
+    ]
+    plot = error_against_depth(smoke, "cifar10")
+    assert plot is not None
+    assert "published, full schedule, test" in {name for name, _, _ in lines(plot.spec)}

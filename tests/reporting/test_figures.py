@@ -155,6 +155,68 @@ def test_each_of_the_curves_is_there(nine: RunGroup) -> None:
     assert len(rate.spec["data"][0]["x"]) == 400
 
 
+def timed_runs(wall: dict[str, object], *, evaluation: bool = True) -> RunGroup:
+    """Two seeds whose epochs take 100 s of training and 20 s of evaluation, after 5 s of set-up."""
+    bench = synthetic.benchmark("timed", [{"value": "90", "wall_seconds": 240.0, **wall}], epochs=2)
+    clock = {"time/train_seconds": {1: 100.0, 2: 200.0}}
+    evaluations = {"time/evaluation_seconds": {0: 50.0, 1: 20.0, 2: 40.0}} if evaluation else {}
+    members = [
+        run(
+            seed,
+            seed=seed,
+            benchmark="timed",
+            recipe={"training.epochs": "2"},
+            fingerprint=bench.recipe.fingerprint,
+            benchmark_json=bench.model_dump_json(),
+            metrics={"test/accuracy": {0: 0.1, 1: 0.8, 2: 0.9}, **clock, **evaluations},
+            once={"time/setup_seconds": 5.0, "final/tta_seconds": 7.0},
+        )
+        for seed in (0, 1)
+    ]
+    (group,) = runs.group(members)
+    return group
+
+
+CLAIM = "claim 90% on the source's machine"
+
+
+@pytest.mark.parametrize(
+    ("includes", "seconds", "name"),
+    [
+        ([], [100.0, 200.0], "training time"),
+        (["evaluation"], [120.0, 267.0], "training time, evaluation included"),
+        (["setup", "tta"], [105.0, 212.0], "training time, set-up and test-time augmentation included"),
+    ],
+)
+def test_times_on_one_axis_include_what_the_sources_time_includes(
+    includes: list[str], seconds: list[float], name: str
+) -> None:
+    plot = next(plot for plot in curves(timed_runs({"wall_includes": includes})) if plot.title == f"Accuracy by {name}")
+    drawn = {trace.get("name"): list(trace["x"]) for trace in plot.spec["data"]}
+    assert drawn["mean"] == seconds
+    assert drawn[CLAIM] == [240.0]
+    assert plot.spec["layout"]["xaxis"]["title"]["text"] == f"{name}, seconds"
+    assert "not drawn" not in plot.caption
+
+
+@pytest.mark.parametrize(
+    ("wall", "evaluation", "why"),
+    [
+        ({}, True, "what it includes is not known."),
+        ({"wall_includes": ["evaluation"]}, False, "evaluation included, which these runs do not tell."),
+    ],
+)
+def test_a_time_that_includes_something_else_is_named_and_not_drawn(
+    wall: dict[str, object], evaluation: bool, why: str
+) -> None:
+    group = timed_runs(wall, evaluation=evaluation)
+    plot = next(plot for plot in curves(group) if plot.title == "Accuracy by training time")
+    assert CLAIM not in names(plot)
+    assert plot.caption.endswith(
+        f"without evaluation, set-up and compilation. The source's 4 min 0 s for 90% is not drawn: {why}"
+    )
+
+
 def test_the_band_runs_from_the_lowest_to_the_highest_seed(nine: RunGroup) -> None:
     plot = curves(nine)[0]
     band = next(trace for trace in plot.spec["data"] if trace.get("name") == "test, lowest to highest seed")

@@ -28,7 +28,11 @@ from resnet_bench.tracking.delivery import UploadReport
 from resnet_bench.training.events import EpochEnded, Evaluated, Finished, Started, Steps
 
 EARLIER = Outcome(
-    planned=frozenset({0, 1}), run_id="r1", accuracy_by_epoch={0: 0.1, 2: 0.5}, throughput_by_epoch=[10.0, 12.5]
+    planned=frozenset({0, 1}),
+    run_id="r1",
+    accuracy_by_epoch={0: 0.1, 2: 0.5},
+    evaluation_seconds_by_epoch={0: 1.5, 2: 2.5},
+    throughput_by_epoch=[10.0, 12.5],
 )
 TOLD: list[Event] = [
     JobStarted(),

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from resnet_bench.base.text import plural
+from resnet_bench.base.text import duration, listed, plural
+from resnet_bench.judging.wall_time import included
+from resnet_bench.recipe.claims import Claim, WallPart
 from resnet_bench.reporting.figures.claims import reference
 from resnet_bench.reporting.figures.style import (
     INK,
@@ -25,6 +27,7 @@ from resnet_bench.reporting.figures.style import (
     present,
 )
 from resnet_bench.reporting.runs import Run, RunGroup
+from resnet_bench.reporting.wall_times import clock, comparable_parts
 
 HEIGHT = 320
 
@@ -205,7 +208,15 @@ def _accuracy_by_time(group: RunGroup) -> Plot | None:
     device, runs = next(iter(group.devices.items()))
     split = group.curve_split
     style = STYLES[0]
-    timed = [points for run in runs if (points := run.timed_accuracy(split))]
+    stated = group.definition.claims if group.definition is not None and not group.changed else ()
+    stated = tuple(claim for claim in stated if claim.wall_seconds is not None)
+    parts = comparable_parts([run for run in runs if run.timed_accuracy(split)], stated)
+    clocks = [clock(run, parts) or {} for run in runs]
+    timed = [
+        points
+        for run, seconds in zip(runs, clocks, strict=True)
+        if (points := [(seconds[epoch], value) for epoch, value in run.accuracy(split).items() if epoch in seconds])
+    ]
     if not timed:
         return None
     figure = new_figure()
@@ -229,10 +240,10 @@ def _accuracy_by_time(group: RunGroup) -> Plot | None:
             showlegend=mode == "lines" or not drawn,
         )
     if several:
-        times = [_clock(run, unit) for run in runs]
+        times = [{epoch: each / unit for epoch, each in seconds.items()} for seconds in clocks]
         _mean_line(figure, [run.accuracy(split) for run in runs], "mean", style, width=2, times=times)
-    for claim in group.definition.claims if group.definition and not group.changed else ():
-        if claim.wall_seconds is not None:
+    for claim in stated:
+        if claim.wall_seconds is not None and claim.wall_includes == parts:
             add_marks(
                 figure,
                 [claim.wall_seconds / unit],
@@ -240,12 +251,29 @@ def _accuracy_by_time(group: RunGroup) -> Plot | None:
                 mark("diamond-open", 11, INK, 1.6),
                 name=f"claim {escaped(claim.text)} on the source's machine",
             )
-    finish(figure, HEIGHT, x=f"training time, {unit_name}", y=f"{split} accuracy, %")
+    name = f"training time, {included(parts)}" if parts else "training time"
+    finish(figure, HEIGHT, x=f"{name}, {unit_name}", y=f"{split} accuracy, %")
     return Plot.of(
         figure,
         f"accuracy-time-{group.key}",
-        "Accuracy by training time",
-        f"On {device or 'an unnamed device'}; without evaluation, set-up and compilation.",
+        f"Accuracy by {name}",
+        f"On {device or 'an unnamed device'}; {_what_counts(parts)}.{_not_drawn(stated, parts)}",
+    )
+
+
+def _what_counts(parts: Sequence[WallPart]) -> str:
+    left_out = [name for part, name in (("evaluation", "evaluation"), ("setup", "set-up")) if part not in parts]
+    without = f"without {listed([*left_out, 'compilation'])}"
+    return f"{included(parts)}, as in the time that the source states; {without}" if parts else without
+
+
+def _not_drawn(stated: Sequence[Claim], parts: Sequence[WallPart]) -> str:
+    """Name the times that sources state and that include something else than the times of the runs."""
+    return "".join(
+        f" The source's {duration(claim.wall_seconds)} for {claim.text} is not drawn: "
+        f"{included(claim.wall_includes)}{', which these runs do not tell' if claim.wall_includes else ''}."
+        for claim in stated
+        if claim.wall_seconds is not None and claim.wall_includes != parts
     )
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
-from resnet_bench.base.text import DASH, plural
+from resnet_bench.base.text import DASH, duration
+from resnet_bench.judging.wall_time import included
 from resnet_bench.reporting.claims import ClaimRow, Missing
 from resnet_bench.reporting.executions import ExecutionCheck, execution_name, read_executions
 from resnet_bench.reporting.figures.claims import forest, selection_effect
 from resnet_bench.reporting.figures.style import present
 from resnet_bench.reporting.reference import ReferenceResult
+from resnet_bench.reporting.run_cost import median
 from resnet_bench.reporting.runs import RunGroup
 from resnet_bench.reporting.sections.section import (
     Cell,
@@ -19,6 +21,7 @@ from resnet_bench.reporting.sections.section import (
     grid,
     runs_grid,
 )
+from resnet_bench.reporting.wall_times import wall_seconds
 from resnet_bench.reporting.wording import interval, mean_with_interval, number, signed
 
 
@@ -36,7 +39,7 @@ def build(results: Results) -> View:
             "open": not claims.headlines,
             "missing": _missing(claims.missing, references) if claims.missing else None,
             "numbers": _numbers,
-            "reference": lambda row: _reference(references.get(row.benchmark)),
+            "reference": results.reference.beside,
             "notes": lambda row: (*row.notes, *_of_executions(row.group, checks)),
             "facts": _facts,
             "runs": lambda group: runs_grid(group.all_runs, with_store=results.several_stores),
@@ -50,12 +53,12 @@ def build(results: Results) -> View:
 SECTION = Section("claims", "Claims", build)
 
 
-def _reference(found: ReferenceResult | None) -> str:
-    """Return what the reference runs of a benchmark reached, such as ``90.20 ± 0.13 (10 seeds), reproduced``."""
+def _reference(found: ReferenceResult | None) -> Cell:
+    """Return what the reference runs of a benchmark reached, such as ``90.20 ± 0.13%, reproduced``, and how."""
     if found is None:
-        return DASH
+        return Cell(DASH)
     verdict = found.row.verdict
-    return f"{mean_with_interval(verdict)} ({plural(verdict.n, 'seed')}), {verdict.word}"
+    return Cell(f"{mean_with_interval(verdict)}%, {verdict.word}", found.trained)
 
 
 def _of_executions(group: RunGroup, checks: Sequence[ExecutionCheck]) -> list[str]:
@@ -94,6 +97,19 @@ def _numbers(row: ClaimRow) -> list[tuple[str, str]]:
         ("95% CI of the mean (t)", interval(verdict.interval) or DASH),
         ("90% CI of the mean, compared with the claim", interval(verdict.decision_interval) or DASH),
         ("95% prediction interval", interval(verdict.prediction) or DASH),
+        *_times(row),
+    ]
+
+
+def _times(row: ClaimRow) -> list[tuple[str, str]]:
+    """Return the time that the source states and ours with the same, where that is known; else our training time."""
+    claim = row.claim
+    if claim is None or claim.wall_seconds is None:
+        return []
+    ours = median(wall_seconds(run, claim) for run in row.group.devices[row.device])
+    return [
+        ("time that the source states", f"{duration(claim.wall_seconds)}, {included(claim.wall_includes)}"),
+        ("our time with the same", duration(ours)) if ours is not None else ("our training time alone", row.cost.time),
     ]
 
 

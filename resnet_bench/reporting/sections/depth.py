@@ -14,15 +14,18 @@ FOLLOWING = ("schedule.", "evaluation.")
 def build(results: Results) -> View | None:
     """Build the section; None without runs of two depths of one family.
 
-    Runs that are shorter than the papers' have a figure for each length: no error of theirs is compared with a longer
-    run's.
+    Runs that are shorter than the papers' have a figure for each length. Every figure has the errors that the papers
+    state, marked as those of the full schedule where the runs are shorter.
     """
     members: dict[tuple[str, str], list[RunGroup]] = {}
     for group in results.compared:
         length = _shorter_by(group)
         if group.definition is not None and SUITE in group.definition.suites and length is not None:
             members.setdefault((group.latest.dataset, length), []).append(group)
-    drawn = present(*(error_against_depth(members[each], *each) for each in sorted(members)))
+    known = [each.benchmark for each in results.claims.missing]
+    known += [group.definition for group in results.labels if group.definition is not None]
+    stated = [benchmark for benchmark in known if SUITE in benchmark.suites]
+    drawn = present(*(error_against_depth(members[each], *each, stated) for each in sorted(members)))
     return View({"plots": drawn, "apart": not results.full}, drawn) if drawn else None
 
 
