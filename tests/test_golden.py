@@ -177,7 +177,7 @@ DOCUMENTS = (
     "validate {golden}/benchmarks/golden-adam.toml",
     "plan speedrun-90 --effect 0.3 --from {reference}",
     "compare {reference} {reference}",
-    "history resnet9-onecycle-adam --from {reference}",
+    "history speedrun-94 --from {reference}",
     "results",
     "study list",
     "study show golden-study --studies {golden}/studies --benchmarks {golden}/benchmarks",

@@ -55,6 +55,7 @@ def results(
         for each in found:
             cost = each.row.cost
             where = f"extrapolated from {cost.extrapolated_from}" if cost.extrapolated_from else f"on {cost.device}"
-            echo(f"{each.benchmark}: {each.row.verdict.reason} ({cost.time} {where}, {each.precision})")
+            timed = where if cost.seconds is None else f"{cost.time} {where}"
+            echo(f"{each.benchmark}: {each.row.verdict.reason} ({timed}, {each.precision})")
         for check in checks:
             echo(f"{check.benchmark}: {check.sentence}")

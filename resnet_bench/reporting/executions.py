@@ -47,8 +47,8 @@ class ExecutionCheck:
     def schedule(self) -> str:
         """What was made shorter, such as ``training.epochs = 4``; empty where the recipe was trained in full."""
         recipe, changed = self.stock.latest.recipe, self.stock.changed
-        # A schedule is scaled to the epochs, which say it in fewer words.
-        keys = [key for key in changed if not key.startswith("schedule.")] or changed
+        # A schedule is scaled to the epochs, which say it in fewer words; another kind of schedule is a change.
+        keys = [key for key in changed if not key.startswith("schedule.") or key == "schedule.name"] or changed
         return assignments({key: recipe.get(key) for key in keys})
 
     @cached_property

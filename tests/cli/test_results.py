@@ -37,6 +37,14 @@ def test_every_format_says_the_same(speedrun: ReferenceResult) -> None:
     assert max(map(len, table.splitlines()[:3])) <= 80
 
 
+def test_a_benchmark_without_times_names_its_device_alone() -> None:
+    [found] = read_reference(benchmarks=["resnet9-onecycle-adam"]).results.values()
+    assert found.row.cost.seconds is None
+    printed = results("--benchmark", found.benchmark)
+    assert "(on AMD EPYC" in printed
+    assert "– on" not in printed
+
+
 def test_two_formats_are_refused() -> None:
     result = CliRunner().invoke(app, ["results", "--json", "--format", "csv"])
     assert "--json and --format csv: give one of them" in str(result.exception)

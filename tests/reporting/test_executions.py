@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -30,12 +31,15 @@ def execution(precision: str, *, ours: bool) -> dict[str, str]:
 @pytest.fixture
 def tables(
     benchmarks: dict[str, Benchmark], empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Sequence[float], Sequence[float]], Path]:
-    """Writes a folder of reference results with the tables of two executions, given the accuracies of each."""
+) -> Callable[..., Path]:
+    """Writes a folder of reference results with the tables of two executions, given the accuracies of each.
 
-    def write(stock: Sequence[float], fast: Sequence[float]) -> Path:
+    Further recipe keys that were changed are given by name.
+    """
+
+    def write(stock: Sequence[float], fast: Sequence[float], **changes: str) -> Path:
         monkeypatch.chdir(tmp_path)
-        short = FakeRun(benchmarks["nine-onecycle"], overrides={"training.epochs": "3"})
+        short = FakeRun(benchmarks["nine-onecycle"], overrides={"training.epochs": "3", **changes})
         sides = {
             "plain-fp32": (stock, execution("fp32", ours=False)),
             "fast-bf16": (fast, execution("bf16", ours=True)),
@@ -63,7 +67,7 @@ def around(mean: float) -> list[float]:
     ],
 )
 def test_the_word_follows_the_interval_of_the_difference(
-    fast: list[float], word: str, tables: Callable[[Sequence[float], Sequence[float]], Path]
+    fast: list[float], word: str, tables: Callable[..., Path]
 ) -> None:
     [check] = read_executions(tables(around(80.0), fast))
     assert (check.benchmark, check.execution, check.word) == ("nine-onecycle", "fast, bf16", word)
@@ -73,7 +77,7 @@ def test_the_word_follows_the_interval_of_the_difference(
     assert (said["seeds"], said["stock_seeds"], said["word"]) == (len(fast), 5, word)
 
 
-def test_results_print_what_the_executions_show(tables: Callable[[Sequence[float], Sequence[float]], Path]) -> None:
+def test_results_print_what_the_executions_show(tables: Callable[..., Path]) -> None:
     folder = tables(around(80.0), around(80.1))
     # The reference itself: the same runs, which no claim is judged by.
     arguments = ["results", "--from", str(folder)]
@@ -85,13 +89,30 @@ def test_results_print_what_the_executions_show(tables: Callable[[Sequence[float
 
 
 def test_a_report_says_it_beside_runs_of_that_execution(
-    tables: Callable[[Sequence[float], Sequence[float]], Path], monkeypatch: pytest.MonkeyPatch
+    tables: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tables(around(80.0), around(80.1))
     monkeypatch.setattr("resnet_bench.reporting.executions.reference_folder", lambda: folder)
     written = report.write(str(folder / "executions" / "fast-bf16"), folder / "report")
     for made in (written.page, written.markdown):
         assert made.read_text("utf-8").count("ends within 0.5 pp of stock PyTorch in fp32") == 1
+
+
+def test_another_kind_of_schedule_is_named_and_a_scaled_one_is_not(tables: Callable[..., Path]) -> None:
+    sides = around(80.0), around(80.1)
+    [check] = read_executions(tables(*sides, **{"schedule.name": "linear", "schedule.final_factor": "0.0"}))
+    assert check.schedule == "schedule.name = linear, training.epochs = 3"
+
+
+def test_a_mark_of_sharing_in_published_tables_stays(tables: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tables(around(80.0), around(80.1)) / "executions"
+    file = folder / "fast-bf16" / "runs.parquet"
+    runs = pd.read_parquet(file)
+    runs["tags"] = [json.dumps({**json.loads(tags), "resnet_bench.seeds_per_device": "2"}) for tags in runs["tags"]]
+    runs.to_parquet(file)
+    publish(tmp_path / "store", "fast-bf16", folder)
+    [check] = read_executions(folder.parent)
+    assert all(run.shared_device for run in check.other.runs)
 
 
 def test_without_tables_nothing_is_said(tmp_path: Path) -> None:

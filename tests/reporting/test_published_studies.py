@@ -9,6 +9,8 @@ from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.reporting.reference import read_reference
 from resnet_bench.reporting.studies import StudyReport, accuracies
 from resnet_bench.reporting.wording import mean_of, signed, signed_interval
+from resnet_bench.tuning.plan import plan_study, scan_studies
+from resnet_bench.tuning.space import retraining_recipe, trial_recipe
 
 ROOT = Path(__file__).parents[2]
 TUNED = sorted(path.stem for path in (ROOT / "benchmarks").glob("*-tuned.toml"))
@@ -58,3 +60,13 @@ def test_a_tuned_benchmark_has_the_best_hyperparameters_of_its_study_and_states_
         pytest.approx(study.difference.value, abs=0.001),
         pytest.approx(study.difference.interval, abs=0.001),
     )
+
+
+@pytest.mark.parametrize("name", [name for name, study in scan_studies()[0].items() if study.made_for == "cpu"])
+def test_a_study_and_its_tuned_benchmark_state_the_images_that_are_trained_on(name: str) -> None:
+    plan = plan_study(scan_studies()[0][name], "full")
+    trial = trial_recipe(plan.study, plan.base, plan.source_params)
+    final = retraining_recipe(plan.study, plan.base, plan.source_params)
+    counts = [f"{recipe.data.num_train:,}" for recipe in (trial, final)]
+    texts = [plan.study.notes, *(load_benchmark(each).source.notes for each in TUNED if each == f"{name}-tuned")]
+    assert [count for text in texts for count in counts if count not in str(text)] == []

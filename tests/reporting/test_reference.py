@@ -11,8 +11,9 @@ from resnet_bench.base.files import write_together
 from resnet_bench.cli.app import app
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.files import load_benchmark
+from resnet_bench.recipe.toml_files import reference_folder
 from resnet_bench.recipe.writing import to_toml
-from resnet_bench.reporting import reading, report
+from resnet_bench.reporting import reading, report, runs
 from resnet_bench.reporting.reference import beside_the_reference, read_reference
 from resnet_bench.reporting.report import ReportResult
 from tests.reporting import synthetic
@@ -169,3 +170,34 @@ def test_a_benchmark_without_runs_names_how_its_reference_was_trained(shipped: P
     assert "| 90.20 ± 0.50%, reproduced (3 seeds, AMD EPYC, 2 threads, bf16) |" in markdown
     assert "90.20 ± 0.50%, reproduced" in page
     assert "3 seeds, AMD EPYC, 2 threads, bf16" in page
+
+
+def test_shipped_runs_that_overlap_are_marked_as_sharing_their_machine() -> None:
+    folder = reference_folder()
+    timed = [run for run in runs.load(reading.read([folder]))[0] if run.role == "run"]
+    beside = runs.load(reading.read([folder / "executions"]))[0]
+    unmarked = [
+        f"{run.benchmark} seed {run.seed}"
+        for run in timed
+        if not run.shared_device and any(_overlap(run, other) for other in (*timed, *beside) if other.id != run.id)
+    ]
+    assert unmarked == []
+
+
+def _overlap(run: runs.Run, other: runs.Run) -> bool:
+    return (
+        run.host == other.host
+        and run.ended is not None
+        and other.ended is not None
+        and run.started < other.ended
+        and other.started < run.ended
+    )
+
+
+def test_shipped_peaks_of_memory_are_of_one_run_each() -> None:
+    """A peak of the whole process, carried from run to run, is the same number in each."""
+    by_peak: dict[float, list[str]] = {}
+    for run in runs.load(reading.read([reference_folder()]))[0]:
+        if run.peak_memory is not None:
+            by_peak.setdefault(run.peak_memory, []).append(f"{run.benchmark} seed {run.seed}")
+    assert [names for names in by_peak.values() if len(names) > 1] == []
