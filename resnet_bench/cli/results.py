@@ -26,7 +26,10 @@ def results(
         Path | None,
         typer.Option("--from", metavar="DIR", help="Report tables to read; by default those that come along."),
     ] = None,
-    style: Annotated[Literal["table", "csv", "json"], typer.Option("--format", help="How to print it.")] = "table",
+    style: Annotated[
+        Literal["table", "csv", "json"],
+        typer.Option("--format", help="How to print it; CSV has the claims alone, without the executions."),
+    ] = "table",
     as_json: Json = False,
 ) -> None:
     # Pandas is imported when the verb is called, so that help and completion are quick.

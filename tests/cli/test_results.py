@@ -37,6 +37,14 @@ def test_every_format_says_the_same(speedrun: ReferenceResult) -> None:
     assert max(map(len, table.splitlines()[:3])) <= 80
 
 
+def test_csv_is_one_table_of_claims_and_the_help_says_so() -> None:
+    document = json.loads(results("--json"))
+    assert document["executions"]
+    lines = [*csv.DictReader(io.StringIO(results("--format", "csv")))]
+    assert [[*line] for line in lines] == [[*row] for row in document["results"]]
+    assert "without the executions" in " ".join(results("--help").replace("│", " ").split())
+
+
 def test_a_benchmark_without_times_names_its_device_alone() -> None:
     [found] = read_reference(benchmarks=["resnet9-onecycle-adam"]).results.values()
     assert found.row.cost.seconds is None
