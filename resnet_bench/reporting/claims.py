@@ -20,7 +20,7 @@ from resnet_bench.reporting import reading
 from resnet_bench.reporting import runs as report_runs
 from resnet_bench.reporting.run_cost import RunCost, run_cost
 from resnet_bench.reporting.runs import Run, RunGroup
-from resnet_bench.tracking.vocabulary import PREFIX, current_metric
+from resnet_bench.tracking.vocabulary import current_metric, tag
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,9 @@ class ClaimRow:
             # The name is a tag that anybody may have written, and this text is there to be pasted into a shell.
             return None
         undecided = word == "inconclusive" and self.verdict.detectable is not None
+        if undecided and self.claim is not None and _other_images(self.group, self.claim.split) is not None:
+            # Their chance is as large with any number of seeds; the reason says what would help.
+            return None
         if self.claim is None or not (undecided or self.group.apart or too_few or missing):
             return None
         if self.group.changed and not self.group.apart:
@@ -310,7 +313,27 @@ def _judge_runs(group: RunGroup, claim: Claim, runs: Sequence[Run]) -> Verdict:
         same_dataset=group.apart or group.published_images,
         changed=group.changed,
         missing=group.missing_seeds,
+        other_images=_other_images(group, claim.split),
     )
+
+
+def _other_images(group: RunGroup, split: str) -> int | None:
+    """Count the images of a split where they are others than the source's: the order that chose them is not published.
+
+    Returns:
+        None where they are the source's, and where no claim is judged anyway.
+    """
+    if group.definition is None or group.apart or group.changed or not group.published_images:
+        return None
+    data = group.definition.recipe.data
+    if split == "test" or data.validation is None or _orders(group, "validation_order") == ["published"]:
+        return None
+    return data.validation.images if split == "validation" else data.num_train
+
+
+def _orders(group: RunGroup, name: str) -> list[str]:
+    """Return in which orders of the published images runs took some, by a tag; older ones took theirs unsaid."""
+    return sorted({run.tags.get(tag(name), "") or "unknown" for run in group.runs})
 
 
 def _notes(group: RunGroup, current: Benchmark | None, cost: RunCost) -> tuple[str, ...]:
@@ -328,7 +351,7 @@ def _notes(group: RunGroup, current: Benchmark | None, cost: RunCost) -> tuple[s
     precisions = sorted({run.precision for run in group.runs})
     if len(precisions) > 1:
         notes.append(f"several precisions: {', '.join(precisions)}")
-    orders = sorted({run.tags.get(f"{PREFIX}validation_order", "") or "unknown" for run in group.runs})
+    orders = _orders(group, "validation_order")
     if len(orders) > 1:
         notes.append(f"validation images are taken in several orders: {listed(orders)}")
     if any(run.shared_device for run in group.runs):
