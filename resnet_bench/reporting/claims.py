@@ -354,6 +354,9 @@ def _notes(group: RunGroup, current: Benchmark | None, cost: RunCost) -> tuple[s
     orders = _orders(group, "validation_order")
     if len(orders) > 1:
         notes.append(f"validation images are taken in several orders: {listed(orders)}")
+    elif (images := _other_images(group, "validation")) is not None:
+        chosen_in = "chosen in canonical order, not in the published one"
+        notes.append(f"the {images:,} validation images are not the source's: they were {chosen_in}")
     if any(run.shared_device for run in group.runs):
         notes.append("some seeds shared a device, and their times are left out")
     if cost.extrapolated_from:

@@ -286,12 +286,15 @@ def test_a_claim_about_other_validation_images_is_judged_with_their_chance(order
     assert validation.command is None, "more seeds would not help"
     assert test.verdict.word == "reproduced", "everybody has the same test images"
     assert OTHER not in test.verdict.reason
+    chosen = "they were chosen in canonical order, not in the published one"
+    assert f"the 5,000 validation images are not the source's: {chosen}" in validation.notes
 
 
 def test_a_claim_about_the_sources_validation_images_is_judged_as_any_other() -> None:
     for row in validation_and_test("published"):
         assert row.verdict.word == "reproduced"
         assert OTHER not in row.verdict.reason
+        assert not any("validation" in note for note in row.notes)
 
 
 def test_one_seed_on_other_validation_images_is_enough_to_allow_for_them() -> None:
