@@ -16,11 +16,15 @@ from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.claims import Claim
 from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.recipe.files import scan_benchmarks
+from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.reporting import reading
 from resnet_bench.reporting import runs as report_runs
 from resnet_bench.reporting.run_cost import RunCost, run_cost
 from resnet_bench.reporting.runs import Run, RunGroup
 from resnet_bench.tracking.vocabulary import current_metric, tag
+
+_PUBLISHED = ["published"]
+"""The orders of runs that all took images in the source's order."""
 
 
 @dataclass(frozen=True)
@@ -323,12 +327,19 @@ def _other_images(group: RunGroup, split: str) -> int | None:
     Returns:
         None where they are the source's, and where no claim is judged anyway.
     """
+    recipe = _judged_recipe(group)
+    if recipe is None or split == "test" or recipe.data.validation is None:
+        return None
+    if _orders(group, "validation_order") == _PUBLISHED:
+        return None
+    return recipe.data.validation.images if split == "validation" else recipe.data.num_train
+
+
+def _judged_recipe(group: RunGroup) -> Recipe | None:
+    """Return the source's recipe, where the runs may be judged by what it claims."""
     if group.definition is None or group.apart or group.changed or not group.published_images:
         return None
-    data = group.definition.recipe.data
-    if split == "test" or data.validation is None or _orders(group, "validation_order") == ["published"]:
-        return None
-    return data.validation.images if split == "validation" else data.num_train
+    return group.definition.recipe
 
 
 def _orders(group: RunGroup, name: str) -> list[str]:
@@ -351,12 +362,7 @@ def _notes(group: RunGroup, current: Benchmark | None, cost: RunCost) -> tuple[s
     precisions = sorted({run.precision for run in group.runs})
     if len(precisions) > 1:
         notes.append(f"several precisions: {', '.join(precisions)}")
-    orders = _orders(group, "validation_order")
-    if len(orders) > 1:
-        notes.append(f"validation images are taken in several orders: {listed(orders)}")
-    elif (images := _other_images(group, "validation")) is not None:
-        chosen_in = "chosen in canonical order, not in the published one"
-        notes.append(f"the {images:,} validation images are not the source's: they were {chosen_in}")
+    notes += _order_notes(group)
     if any(run.shared_device for run in group.runs):
         notes.append("some seeds shared a device, and their times are left out")
     if cost.extrapolated_from:
@@ -376,6 +382,24 @@ def _notes(group: RunGroup, current: Benchmark | None, cost: RunCost) -> tuple[s
         notes.append("no file of this name in benchmarks/")
     notes += _left_out(group)
     return tuple(notes)
+
+
+def _order_notes(group: RunGroup) -> list[str]:
+    """Say which images are not the source's, because runs took them in another order than the published one."""
+    notes = []
+    orders = _orders(group, "validation_order")
+    if len(orders) > 1:
+        notes.append(f"validation images are taken in several orders: {listed(orders)}")
+    elif (images := _other_images(group, "validation")) is not None:
+        chosen = "chosen in canonical order, not in the published one"
+        notes.append(f"the {images:,} validation images are not the source's: they were {chosen}")
+    orders = _orders(group, "test_order")
+    if len(orders) > 1:
+        notes.append(f"test batches are filled in several orders: {listed(orders)}")
+    elif (recipe := _judged_recipe(group)) is not None and recipe.evaluation.depends_on_order and orders != _PUBLISHED:
+        filled = "filled in canonical order, not in the published one"
+        notes.append(f"the test batches are not the source's: they were {filled}")
+    return notes
 
 
 def _is_current(group: RunGroup, current: Benchmark | None) -> bool | None:

@@ -297,6 +297,30 @@ def test_a_claim_about_the_sources_validation_images_is_judged_as_any_other() ->
         assert not any("validation" in note for note in row.notes)
 
 
+@pytest.mark.parametrize(
+    ("orders", "note"),
+    [
+        (["published"] * 5, None),
+        (["canonical"] * 5, "the test batches are not the source's: they were filled in canonical order"),
+        ([None] * 5, "the test batches are not the source's: they were filled in canonical order"),
+        (
+            ["published", None] * 2 + ["canonical"],
+            "test batches are filled in several orders: canonical, published and",
+        ),
+    ],
+)
+def test_test_batches_that_are_not_the_sources_are_noted(orders: list[str | None], note: str | None) -> None:
+    runs = [
+        replace(run, tags={} if order is None else {"resnet_bench.test_order": order})
+        for run, order in zip(of_article("cifar100-resnet", {"test/accuracy": 0.62}, {}), orders, strict=True)
+    ]
+    notes = [found for found in headline(runs).notes if "batches" in found]
+    assert len(notes) == (note is not None)
+    assert note is None or notes[0].startswith(note)
+    shuffled = of_article("resnet34-sgd-224", {"test/accuracy": 0.8287}, {})
+    assert not any("batches" in found for found in headline(shuffled).notes)
+
+
 def test_one_seed_on_other_validation_images_is_enough_to_allow_for_them() -> None:
     runs = of_article(
         "resnet34-sgd-224", {"validation/accuracy": 0.8348}, {"resnet_bench.validation_order": "published"}
