@@ -103,7 +103,7 @@ class Dataset:
     @property
     def official_order(self) -> bool:
         """Whether the `rows` of the splits are the images' indices in the published dataset."""
-        return self.source == ARCHIVE and self.train.rows is not None
+        return self.source == ARCHIVE and self.train.rows is not None and self.test.rows is not None
 
     def place(self, split_name: Literal["train", "test"], index: int) -> str:
         """Name an image in its source, such as ``image 17 of the test set`` or its file.

@@ -1,5 +1,7 @@
 """The images that a recipe asks for: its splits, and a loader for each use of one."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -46,6 +48,30 @@ def uses_official_split(recipe: Recipe, dataset: Dataset) -> bool:
     """Check whether the validation split counts images in the order of the published dataset."""
     takes_all = recipe.data.available_images == len(dataset.train)
     return recipe.data.validation is not None and dataset.official_order and takes_all
+
+
+def as_batched(recipe: Recipe, dataset: Dataset, splits: Mapping[SplitName, Split]) -> dict[SplitName, Split]:
+    """Return the splits in the order in which the source's protocol batches them.
+
+    Only the test set's differs, and only where :func:`uses_official_batches` says so: predictions and everything else
+    that names an image count in the order of the splits.
+
+    Args:
+        recipe: What is evaluated.
+        dataset: Where the splits are from.
+        splits: What :func:`splits_of` returned.
+    """
+    batched = dict(splits)
+    rows = splits["test"].rows
+    if rows is not None and uses_official_batches(recipe, dataset):
+        batched["test"] = splits["test"].take(np.argsort(rows.numpy()))
+    return batched
+
+
+def uses_official_batches(recipe: Recipe, dataset: Dataset) -> bool:
+    """Check whether the batches of the test set, whose statistics decide the accuracy, are the source's own."""
+    takes_all = recipe.data.num_test == len(dataset.test)
+    return recipe.evaluation.depends_on_order and dataset.official_order and takes_all
 
 
 def split_train_validation(

@@ -60,24 +60,47 @@ def standard_deviation_interval(values: Sequence[float]) -> Interval:
     return Interval(math.sqrt(scatter / low), math.sqrt(scatter / high))
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
-    """Return Student's t interval of the mean; None for fewer than two values."""
-    return _t_interval(values, confidence, 1 / len(values)) if len(values) > 1 else None
+def image_variance(accuracy: float, images: int) -> float:
+    """Return the binomial variance of the difference between an accuracy on some images and on as many others.
+
+    Args:
+        accuracy: In percent.
+        images: How many images there are on each side.
+
+    Returns:
+        In squared percentage points.
+    """
+    return 2 * accuracy * (100 - accuracy) / images
 
 
-def prediction_interval(values: Sequence[float], future_runs: int = 1) -> Interval | None:
+def mean_interval(values: Sequence[float], confidence: float = 0.95, *, known_variance: float = 0.0) -> Interval | None:
+    """Return Student's t interval of the mean; None for fewer than two values.
+
+    Args:
+        values: One number per run.
+        confidence: How often the interval is right.
+        known_variance: Added to the squared standard error, as :func:`image_variance`.
+    """
+    return _t_interval(values, confidence, 1 / len(values), known_variance) if len(values) > 1 else None
+
+
+def prediction_interval(
+    values: Sequence[float], future_runs: int = 1, *, known_variance: float = 0.0
+) -> Interval | None:
     """Return the 95% interval in which the mean of further runs of the same experiment would fall.
 
     Args:
         values: One number per run.
         future_runs: How many further runs are averaged.
+        known_variance: Added to the squared standard error, as :func:`image_variance` where these runs would be
+            measured on other images.
 
     Returns:
         The interval; None for fewer than two values.
     """
     if len(values) < 2:
         return None
-    return _t_interval(values, 0.95, 1 / future_runs + 1 / len(values))
+    return _t_interval(values, 0.95, 1 / future_runs + 1 / len(values), known_variance)
 
 
 def proportion_interval(hits: int, total: int) -> tuple[float, float]:
@@ -121,10 +144,11 @@ def bootstrap_interval(values: Sequence[float]) -> Interval | None:
     return Interval(float(found.low), float(found.high))
 
 
-def _t_interval(values: Sequence[float], confidence: float, variance_factor: float) -> Interval:
+def _t_interval(values: Sequence[float], confidence: float, factor: float, known_variance: float) -> Interval:
     mean = statistics.fmean(values)
     quantile = _t_quantile((1 + confidence) / 2, len(values) - 1)
-    half_width = quantile * standard_deviation(values) * math.sqrt(variance_factor)
+    of_seeds = quantile * standard_deviation(values) * math.sqrt(factor)
+    half_width = math.hypot(of_seeds, quantile * math.sqrt(known_variance))
     return Interval(mean - half_width, mean + half_width)
 
 

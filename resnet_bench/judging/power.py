@@ -240,7 +240,9 @@ def standard_times(runs: int, other_runs: int, bound: int) -> Simulated:
     return np.concatenate(needed), np.concatenate(medians)
 
 
-def smallest_gap(sd: float, seeds: int, claim_runs: int = 1, *, wanted: float = 0.8) -> float:
+def smallest_gap(
+    sd: float, seeds: int, claim_runs: int = 1, *, wanted: float = 0.8, image_variance: float = 0.0
+) -> float:
     """Return the smallest gap to a claim that some seeds call "not reproduced" or "exceeded" with some power.
 
     Args:
@@ -248,16 +250,22 @@ def smallest_gap(sd: float, seeds: int, claim_runs: int = 1, *, wanted: float = 
         seeds: Our runs, at least 2.
         claim_runs: Runs behind the claim.
         wanted: The power.
+        image_variance: What the prediction interval allows for other images than the claim's, in the unit of ``sd``
+            squared (see :func:`~resnet_bench.judging.intervals.image_variance`).
 
     Returns:
-        From the end of the claim's interval to our true mean, in the unit of ``sd``.
+        From the end of the claim's interval to our true mean on our images, in the unit of ``sd``.
     """
-    return sd * _standard_gap(seeds, claim_runs, wanted)
+    from scipy import special
+
+    if sd == 0:
+        return float(special.stdtrit(seeds - 1, 0.975)) * math.sqrt(image_variance)
+    return sd * _standard_gap(seeds, claim_runs, wanted, image_variance / sd**2)
 
 
 @functools.lru_cache(maxsize=4096)
-def _standard_gap(seeds: int, claim_runs: int, wanted: float) -> float:
-    """The smallest gap in standard deviations."""
+def _standard_gap(seeds: int, claim_runs: int, wanted: float, image_variance: float) -> float:
+    """The smallest gap in standard deviations; the variance is in their square."""
     from scipy import special
     from scipy.optimize import brentq
 
@@ -265,7 +273,8 @@ def _standard_gap(seeds: int, claim_runs: int, wanted: float) -> float:
     # The claim lies outside of the 95% prediction interval, whose width follows the sample's variance.
     quantiles = (np.arange(_GAP_NODES) + 0.5) / _GAP_NODES
     spread = np.sqrt(special.chdtri(freedom, 1 - quantiles) / freedom)
-    half_width = special.stdtrit(freedom, 0.975) * spread * math.sqrt(1 / claim_runs + 1 / seeds)
+    variance = spread**2 * (1 / claim_runs + 1 / seeds) + image_variance
+    half_width = special.stdtrit(freedom, 0.975) * np.sqrt(variance)
 
     def missed(gap: float) -> float:
         return float(special.ndtr((gap - half_width) * math.sqrt(seeds)).mean()) - wanted

@@ -10,7 +10,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from resnet_bench.judging.intervals import Interval, mean_interval, prediction_interval, standard_deviation
+from resnet_bench.judging.intervals import (
+    Interval,
+    image_variance,
+    mean_interval,
+    prediction_interval,
+    standard_deviation,
+)
 from resnet_bench.judging.planned import left_out_sentence, missing_sentence
 from resnet_bench.recipe.claims import Claim
 
@@ -112,9 +118,10 @@ class Verdict:
     interval: Interval | None = None
     """95% t interval of our mean: what a table prints."""
     decision_interval: Interval | None = None
-    """90% t interval of our mean, two one-sided tests at 5%: what is compared with the claim."""
+    """90% t interval of our mean, two one-sided tests at 5%: what is compared with the claim. Where our images are
+    others than the source's, it allows for that."""
     prediction: Interval | None = None
-    """95% prediction interval for as many further runs of ours as the claim rests on."""
+    """95% prediction interval for as many further runs of ours as the claim rests on, on the source's images."""
     gap: float | None = None
     """Our mean minus the claim; 0 inside a claimed range. None where the two cannot be compared."""
     reached: int | None = None
@@ -133,6 +140,7 @@ def verdict(
     changed: Sequence[str] = (),
     missing: Collection[int] = (),
     left_out: Collection[int] = (),
+    other_images: int | None = None,
 ) -> Verdict:
     """Judge our runs by a claim, using the statistic that the claim states.
 
@@ -148,21 +156,23 @@ def verdict(
         changed: Recipe keys in which the runs differ from the benchmark.
         missing: Seeds that were planned with these runs and did not finish; the runs alone may be a selection.
         left_out: Seeds that were planned with them, finished, and are not among them: likewise.
+        other_images: How many images ours were measured on, where they are others than the source's, of which there
+            are as many; None where they are the same.
 
     Returns:
         The verdict, with the numbers that it rests on.
     """
     values = _finite(selected(claim, run) for run in runs)
     found = obstacles(profile, generated=generated, same_dataset=same_dataset, changed=changed)
-    described = _describe(claim, values, with_gap=not found)
+    described = _describe(claim, values, other_images, with_gap=not found)
     absent = [missing_sentence(missing)] if missing else []
     absent += [left_out_sentence(left_out)] if left_out else []
     if reasons := (*found, *absent, *_too_few(claim, values)):
         return replace(described, reason="; ".join(reasons))
-    word, reason = _judge(claim, values)
+    word, reason = _judge(claim, values, other_images)
     decided_apart = False
     if claim.selection == "unknown":
-        best_word, best_reason = _judge(claim, _finite(best_evaluation(run) for run in runs))
+        best_word, best_reason = _judge(claim, _finite(best_evaluation(run) for run in runs), other_images)
         if best_word != word:
             reason = (
                 "the source does not say which epoch its number is from: "
@@ -170,12 +180,17 @@ def verdict(
             )
             decided_apart = "inconclusive" not in (word, best_word)
             word = "inconclusive"
+    advice = "add seeds"
+    if other_images is not None:
+        reason += f"; the {other_images:,} {claim.split} images are not the source's, and the intervals allow for that"
+        # The chance of the images is as large with any number of seeds.
+        advice = "take the images from the published archive, which has the source's"
     # More seeds make two words that differ no more alike.
     if decided_apart or word != "inconclusive":
         return replace(described, word=word, reason=reason)
-    detectable = _detectable(claim, values)
+    detectable = _detectable(claim, values, other_images)
     seen = f"gaps below {detectable:.2f} pp are seen with less than 80% power"
-    return replace(described, word=word, reason=f"{reason}; {seen}; add seeds", detectable=detectable)
+    return replace(described, word=word, reason=f"{reason}; {seen}; {advice}", detectable=detectable)
 
 
 def describe(values: Sequence[float]) -> Verdict:
@@ -196,8 +211,9 @@ def _finite(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None and math.isfinite(value)]
 
 
-def _describe(claim: Claim, values: Sequence[float], *, with_gap: bool) -> Verdict:
-    described = replace(describe(values), prediction=prediction_interval(values, claim.runs))
+def _describe(claim: Claim, values: Sequence[float], other_images: int | None, *, with_gap: bool) -> Verdict:
+    decision, prediction = _compared(claim, values, other_images)
+    described = replace(describe(values), decision_interval=decision, prediction=prediction)
     if described.mean is None:
         return described
     return replace(
@@ -207,11 +223,26 @@ def _describe(claim: Claim, values: Sequence[float], *, with_gap: bool) -> Verdi
     )
 
 
-def _detectable(claim: Claim, values: Sequence[float]) -> float:
+def _compared(
+    claim: Claim, values: Sequence[float], other_images: int | None
+) -> tuple[Interval | None, Interval | None]:
+    """Return the two intervals that are compared with a claim: of our mean, and of further runs of ours."""
+    chance = _chance(values, other_images)
+    decision = mean_interval(values, confidence=0.90, known_variance=chance)
+    return decision, prediction_interval(values, claim.runs, known_variance=chance)
+
+
+def _chance(values: Sequence[float], other_images: int | None) -> float:
+    """Return the variance that other images than the claim's add to a comparison with it, in squared points."""
+    return image_variance(statistics.fmean(values), other_images) if other_images and values else 0.0
+
+
+def _detectable(claim: Claim, values: Sequence[float], other_images: int | None) -> float:
     # Numpy and scipy.optimize, which most verdicts do without.
     from resnet_bench.judging.power import smallest_gap
 
-    return smallest_gap(standard_deviation(values), len(values), claim.runs)
+    chance = _chance(values, other_images)
+    return smallest_gap(standard_deviation(values), len(values), claim.runs, image_variance=chance)
 
 
 def _reached(claim: Claim, values: Sequence[float]) -> int | None:
@@ -228,17 +259,17 @@ def _too_few(claim: Claim, values: Sequence[float]) -> tuple[str, ...]:
     return ()
 
 
-def _judge(claim: Claim, values: Sequence[float]) -> tuple[Word, str]:
+def _judge(claim: Claim, values: Sequence[float], other_images: int | None) -> tuple[Word, str]:
     claimed = Interval(*claim.interval)
     allowed = Interval(claimed.low - claim.margin, claimed.high + claim.margin)
-    ours = mean_interval(values, confidence=0.90)
-    further = prediction_interval(values, claim.runs)
+    ours, further = _compared(claim, values, other_images)
     if ours is None or further is None:
         return "not judged", f"{len(values)} of the runs have a number, and one has no interval"
     reached = _reached(claim, values)
     seeds = "" if reached is None else f"; {reached} of {len(values)} seeds reached {claim.at_least:g}%"
     runs = "one more run of ours" if claim.runs == 1 else f"the mean of {claim.runs} more runs of ours"
-    would_fall = f"{runs} would fall in {_shown(further)}"
+    where = "" if other_images is None else " on the source's images"
+    would_fall = f"{runs}{where} would fall in {_shown(further)}"
     if ours.within(allowed):
         return "reproduced", f"the 90% CI of our mean, {_shown(ours)}, lies in {_shown(allowed)}{seeds}"
     if further.high < claimed.low:

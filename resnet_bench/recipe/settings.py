@@ -497,3 +497,8 @@ class Evaluation(Schema):
     """Whether the test images are evaluated after the last epoch, whatever ``splits`` says."""
     test_time_augmentation: Annotated[TestTimeAugmentation | None, MaybeNotGiven] = None
     """Also measure the TTA accuracy, and report it beside the standard one."""
+
+    @property
+    def depends_on_order(self) -> bool:
+        """Whether the accuracy depends on which images share a batch, and their order says which do."""
+        return self.mode == "batch_statistics" and not self.shuffle

@@ -16,11 +16,15 @@ from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.claims import Claim
 from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.recipe.files import scan_benchmarks
+from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.reporting import reading
 from resnet_bench.reporting import runs as report_runs
 from resnet_bench.reporting.run_cost import RunCost, run_cost
 from resnet_bench.reporting.runs import Run, RunGroup
-from resnet_bench.tracking.vocabulary import PREFIX, current_metric
+from resnet_bench.tracking.vocabulary import current_metric, tag
+
+_PUBLISHED = ["published"]
+"""The orders of runs that all took images in the source's order."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,9 @@ class ClaimRow:
             # The name is a tag that anybody may have written, and this text is there to be pasted into a shell.
             return None
         undecided = word == "inconclusive" and self.verdict.detectable is not None
+        if undecided and self.claim is not None and _other_images(self.group, self.claim.split) is not None:
+            # Their chance is as large with any number of seeds; the reason says what would help.
+            return None
         if self.claim is None or not (undecided or self.group.apart or too_few or missing):
             return None
         if self.group.changed and not self.group.apart:
@@ -314,7 +321,34 @@ def _judge_runs(group: RunGroup, claim: Claim, runs: Sequence[Run]) -> Verdict:
         same_dataset=group.apart or group.published_images,
         changed=group.changed,
         missing=group.missing_seeds,
+        other_images=_other_images(group, claim.split),
     )
+
+
+def _other_images(group: RunGroup, split: str) -> int | None:
+    """Count the images of a split where they are others than the source's: the order that chose them is not published.
+
+    Returns:
+        None where they are the source's, and where no claim is judged anyway.
+    """
+    recipe = _judged_recipe(group)
+    if recipe is None or split == "test" or recipe.data.validation is None:
+        return None
+    if _orders(group, "validation_order") == _PUBLISHED:
+        return None
+    return recipe.data.validation.images if split == "validation" else recipe.data.num_train
+
+
+def _judged_recipe(group: RunGroup) -> Recipe | None:
+    """Return the source's recipe, where the runs may be judged by what it claims."""
+    if group.definition is None or group.apart or group.changed or not group.published_images:
+        return None
+    return group.definition.recipe
+
+
+def _orders(group: RunGroup, name: str) -> list[str]:
+    """Return in which orders of the published images runs took some, by a tag; older ones took theirs unsaid."""
+    return sorted({run.tags.get(tag(name), "") or "unknown" for run in group.runs})
 
 
 def _notes(group: RunGroup, current: Benchmark | None, cost: RunCost) -> tuple[str, ...]:
@@ -332,9 +366,7 @@ def _notes(group: RunGroup, current: Benchmark | None, cost: RunCost) -> tuple[s
     precisions = sorted({run.precision for run in group.runs})
     if len(precisions) > 1:
         notes.append(f"several precisions: {', '.join(precisions)}")
-    orders = sorted({run.tags.get(f"{PREFIX}validation_order", "") or "unknown" for run in group.runs})
-    if len(orders) > 1:
-        notes.append(f"validation images are taken in several orders: {listed(orders)}")
+    notes += _order_notes(group)
     if any(run.shared_device for run in group.runs):
         notes.append("some seeds shared a device, and their times are left out")
     if cost.extrapolated_from:
@@ -354,6 +386,24 @@ def _notes(group: RunGroup, current: Benchmark | None, cost: RunCost) -> tuple[s
         notes.append("no file of this name in benchmarks/")
     notes += _left_out(group)
     return tuple(notes)
+
+
+def _order_notes(group: RunGroup) -> list[str]:
+    """Say which images are not the source's, because runs took them in another order than the published one."""
+    notes = []
+    orders = _orders(group, "validation_order")
+    if len(orders) > 1:
+        notes.append(f"validation images are taken in several orders: {listed(orders)}")
+    elif (images := _other_images(group, "validation")) is not None:
+        chosen = "chosen in canonical order, not in the published one"
+        notes.append(f"the {images:,} validation images are not the source's: they were {chosen}")
+    orders = _orders(group, "test_order")
+    if len(orders) > 1:
+        notes.append(f"test batches are filled in several orders: {listed(orders)}")
+    elif (recipe := _judged_recipe(group)) is not None and recipe.evaluation.depends_on_order and orders != _PUBLISHED:
+        filled = "filled in canonical order, not in the published one"
+        notes.append(f"the test batches are not the source's: they were {filled}")
+    return notes
 
 
 def _is_current(group: RunGroup, current: Benchmark | None) -> bool | None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from resnet_bench.data.dataset import Dataset
-from resnet_bench.data.of_recipe import uses_official_split
+from resnet_bench.data.of_recipe import uses_official_batches, uses_official_split
 from resnet_bench.execution.execution import Execution
 from resnet_bench.execution.options import ExecutionOptions
 from resnet_bench.judging.planned import seeds_text
@@ -89,7 +89,7 @@ def facts_of(request: RunRequest, execution: Execution, dataset: Dataset) -> Run
         experiment=request.experiment,
         parent_run_id=request.parent,
         seeds_per_device=request.sharing,
-        more_tags={**request.tags, **_plan_tags(request), **_validation_tags(request.recipe, dataset)},
+        more_tags={**request.tags, **_plan_tags(request), **_order_tags(request.recipe, dataset)},
     )
 
 
@@ -98,8 +98,11 @@ def _plan_tags(request: RunRequest) -> dict[str, str]:
     return {"planned_seeds": seeds_text(request.planned)} if request.planned else {}
 
 
-def _validation_tags(recipe: Recipe, dataset: Dataset) -> dict[str, str]:
-    """Say in which order of the training images the validation split was taken: it decides which images validate."""
-    if recipe.data.validation is None:
-        return {}
-    return {"validation_order": "published" if uses_official_split(recipe, dataset) else "canonical"}
+def _order_tags(recipe: Recipe, dataset: Dataset) -> dict[str, str]:
+    """Say in which order images were taken, where that decides which images validate or share a test batch."""
+    official = {}
+    if recipe.data.validation is not None:
+        official["validation_order"] = uses_official_split(recipe, dataset)
+    if recipe.evaluation.depends_on_order:
+        official["test_order"] = uses_official_batches(recipe, dataset)
+    return {name: "published" if kept else "canonical" for name, kept in official.items()}

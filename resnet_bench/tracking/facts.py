@@ -112,8 +112,9 @@ class RunFacts:
             # Which kernels there are follows from it.
             found.pop("kernels", None)
         if "recipe" in found:
-            # Which images validate follows from it.
+            # Which images validate, and which share a batch, follows from it.
             found.pop("validation order", None)
+            found.pop("test order", None)
         return [self._phrase(name, before, today, params or {}) for name, (before, today) in found.items()]
 
     def _phrase(self, name: str, then: str, now: str, params: Mapping[str, str]) -> str:
@@ -214,6 +215,7 @@ def _deciding(tags: Mapping[str, str]) -> dict[str, str]:
         "images": tags.get(f"{PREFIX}data_fingerprint", "")[:12],
         "generated": tags.get(f"{PREFIX}generated", ""),
         "validation order": tags.get(f"{PREFIX}validation_order", ""),
+        "test order": tags.get(f"{PREFIX}test_order", ""),
         "code": tags.get(f"{PREFIX}code_fingerprint", ""),
         "torch": str(environment.get("torch", "")),
     }

@@ -49,6 +49,8 @@ TAGS: Mapping[str, str] = {
     "data_fingerprint": "of the images and labels",
     "generated": "true where the images are generated",
     "validation_order": "published where the validation split counts images in the published order, else canonical",
+    "test_order": "published where batches of the test set, by whose statistics it is evaluated, are in the published "
+    "order, else canonical; missing where batches decide nothing or are shuffled",
     # Its code.
     "code_commit": "the commit of the checkout, the version of an installed package, or unknown",
     "code_dirty": "true where code that decides results differs from the commit, else false or unknown",

@@ -185,7 +185,7 @@ class Evaluator:
         session, evaluation = self._session, self._session.recipe.evaluation
         return evaluation_loader(
             session.recipe,
-            session.splits[split],
+            session.batched_splits[split],
             session.execution,
             batch_size=evaluation.batch_size,
             shuffled_by=(session.seed, f"evaluation/{split}") if evaluation.shuffle else None,

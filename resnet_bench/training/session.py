@@ -17,7 +17,7 @@ from torch import nn
 from resnet_bench.base.errors import UserError
 from resnet_bench.data.augmentation import FIRST_EPOCH
 from resnet_bench.data.dataset import Dataset, Split
-from resnet_bench.data.of_recipe import splits_of, train_loader, whitening_images
+from resnet_bench.data.of_recipe import as_batched, splits_of, train_loader, whitening_images
 from resnet_bench.execution.devices import peak_memory, reset_peak_memory
 from resnet_bench.execution.execution import Execution
 from resnet_bench.models.of_recipe import build_network, frozen_parameters, recipe_macs
@@ -116,6 +116,7 @@ class Session:
 
     Attributes:
         splits: The images of each split.
+        batched_splits: The same, in the order in which the source's protocol batches them.
         network: The network; never compiled.
         forward: Computes the network's outputs; compiled where the execution says so.
         optimizer: Updates the network.
@@ -141,6 +142,7 @@ class Session:
         self._setup_clock = Clock(execution)
         self._knows_peak_memory = reset_peak_memory(self.device)
         self.splits = splits_of(recipe, dataset)
+        self.batched_splits = as_batched(recipe, dataset, self.splits)
         self.network = _build_initial_network(recipe, execution, seed, self.splits["train"])
         self.freezes = _find_freezes(recipe, self.network)
         self.frozen = 0

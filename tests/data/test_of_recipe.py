@@ -11,7 +11,13 @@ import torch
 
 from resnet_bench.data.content import Content
 from resnet_bench.data.dataset import Dataset, Split
-from resnet_bench.data.of_recipe import split_train_validation, splits_of, uses_official_split
+from resnet_bench.data.of_recipe import (
+    as_batched,
+    split_train_validation,
+    splits_of,
+    uses_official_batches,
+    uses_official_split,
+)
 from resnet_bench.recipe.datasets import DATASETS, DatasetFacts
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.recipe.settings import ValidationSplit
@@ -44,9 +50,9 @@ def recipe(info: DatasetFacts, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     """Recipes on the small dataset: its 60 training images, 12 of them to validate."""
     monkeypatch.setattr("resnet_bench.recipe.settings.DATASETS", {**DATASETS, info.name: info})
 
-    def build(**data: object) -> Recipe:
+    def build(evaluation: dict[str, object] | None = None, **data: object) -> Recipe:
         data = {"train_images": 60, "test_images": 20, "validation": {"images": 12, "seed": 42}, **data}
-        return tiny_recipe(data=data, evaluation={"splits": ["validation", "test"]})
+        return tiny_recipe(data=data, evaluation={"splits": ["validation", "test"], **(evaluation or {})})
 
     return build
 
@@ -88,6 +94,53 @@ def test_validation_split_counts_in_canonical_order_otherwise(
     np.random.RandomState(42).shuffle(indices)
     canonical = pairs(dataset.train)
     assert pairs(splits_of(recipe(), dataset)["validation"]) == [canonical[index] for index in indices[:12]]
+
+
+IN_BATCHES = {"mode": "batch_statistics"}
+"""An evaluation that depends on which images share a batch."""
+
+
+def test_test_images_are_batched_in_the_published_order_if_the_source_kept_it(
+    info: DatasetFacts, content: Content, tmp_path: Path, load_small: Load, recipe: Callable[..., Recipe]
+) -> None:
+    archive = builders.write_extracted_archive(tmp_path, info, content)
+    dataset = load_small(info, tmp_path, archive=archive)
+    splits = splits_of(recipe(IN_BATCHES), dataset)
+    batched = as_batched(recipe(IN_BATCHES), dataset, splits)
+    assert uses_official_batches(recipe(IN_BATCHES), dataset)
+    assert pairs(batched["test"]) == of(content.test.images, content.test.labels)
+    assert pairs(splits["test"]) == pairs(dataset.test), "what names an image stays in canonical order"
+    assert batched["validation"] is splits["validation"], "its indices count in the published order already"
+
+
+@pytest.mark.parametrize(
+    ("source", "evaluation", "test_images"),
+    [
+        ("parquet", IN_BATCHES, 20),
+        ("archive", {}, 20),
+        ("archive", {**IN_BATCHES, "shuffle": True}, 20),
+        ("archive", IN_BATCHES, 10),
+    ],
+    ids=["unknown order", "per image", "shuffled", "part of the test set"],
+)
+def test_test_images_are_batched_in_canonical_order_otherwise(
+    source: str,
+    evaluation: dict[str, object],
+    test_images: int,
+    info: DatasetFacts,
+    content: Content,
+    tmp_path: Path,
+    load_small: Load,
+    recipe: Callable[..., Recipe],
+) -> None:
+    archive = builders.write_extracted_archive(tmp_path, info, content) if source == "archive" else None
+    if source == "parquet":
+        builders.write_parquet(tmp_path / "cifar10", info, content)
+    dataset = load_small(info, tmp_path, archive=archive)
+    asked = recipe(evaluation, test_images=test_images)
+    splits = splits_of(asked, dataset)
+    assert not uses_official_batches(asked, dataset)
+    assert as_batched(asked, dataset, splits)["test"] is splits["test"]
 
 
 def test_part_of_the_training_images_is_the_same_from_every_source(

@@ -32,6 +32,18 @@ def test_prediction_interval_follows_its_formula(runs: int) -> None:
     assert intervals.prediction_interval(VALUES, runs) == pytest.approx((mean - half, mean + half))
 
 
+def test_intervals_widen_by_a_variance_that_is_known() -> None:
+    mean, sd = statistics.fmean(VALUES), statistics.stdev(VALUES)
+    chance = intervals.image_variance(mean, 5_000)
+    assert chance == pytest.approx(100**2 * 2 * (mean / 100) * (1 - mean / 100) / 5_000)
+    for found, quantile, factor in (
+        (intervals.mean_interval(VALUES, 0.90, known_variance=chance), 0.95, 1 / 5),
+        (intervals.prediction_interval(VALUES, known_variance=chance), 0.975, 1 + 1 / 5),
+    ):
+        half = stats.t.ppf(quantile, 4) * math.sqrt(sd**2 * factor + chance)
+        assert found == pytest.approx((mean - half, mean + half))
+
+
 def test_intervals_of_one_or_of_equal_values() -> None:
     assert intervals.mean_interval([90.0]) is None
     assert intervals.prediction_interval([90.0]) is None

@@ -145,10 +145,19 @@ def test_smallest_ratio_is_seen_with_the_stated_power(seeds: int, other_seeds: i
     assert (rejected & (np.abs(medians) > math.log(1.05))).mean() == pytest.approx(0.8, abs=0.02)
 
 
+@pytest.mark.parametrize("image_variance", [0.0, 0.55])
 @pytest.mark.parametrize("claim_runs", [1, 5])
 @pytest.mark.parametrize("seeds", [3, 5, 10, 30])
-def test_smallest_gap_is_called_not_reproduced_with_the_stated_power(seeds: int, claim_runs: int) -> None:
-    gap = smallest_gap(0.5, seeds, claim_runs)
+def test_smallest_gap_is_called_not_reproduced_with_the_stated_power(
+    seeds: int, claim_runs: int, image_variance: float
+) -> None:
+    gap = smallest_gap(0.5, seeds, claim_runs, image_variance=image_variance)
     ours = np.random.default_rng(2).normal(-gap, 0.5, (20_000, seeds))
-    reach = stats.t.ppf(0.975, seeds - 1) * ours.std(axis=1, ddof=1) * math.sqrt(1 / claim_runs + 1 / seeds)
+    variance = ours.var(axis=1, ddof=1) * (1 / claim_runs + 1 / seeds) + image_variance
+    reach = stats.t.ppf(0.975, seeds - 1) * np.sqrt(variance)
     assert (ours.mean(axis=1) + reach < 0).mean() == pytest.approx(0.8, abs=0.02)
+
+
+def test_smallest_gap_of_seeds_without_spread_is_the_reach_of_the_images() -> None:
+    assert smallest_gap(0.0, 5) == 0.0
+    assert smallest_gap(0.0, 5, image_variance=0.55) == pytest.approx(stats.t.ppf(0.975, 4) * math.sqrt(0.55))

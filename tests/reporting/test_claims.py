@@ -1,12 +1,15 @@
 """The rows that the terminal, the Markdown and the page share."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from resnet_bench.recipe.benchmark import Benchmark
+from resnet_bench.recipe.datasets import DATASETS
+from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.reporting import claims as claim_rows
 from resnet_bench.reporting.claims import ClaimRow, Claims
 from resnet_bench.reporting.runs import Run, RunGroup, group
@@ -240,6 +243,91 @@ def test_runs_that_validate_on_different_images_are_noted() -> None:
     assert "validation images are taken in several orders: canonical, published and unknown" in found.notes
     (found,) = claim_rows.build(group([run(0, seed=0), run(1, seed=1)]), {}).rows
     assert not any("validation" in note for note in found.notes)
+
+
+def of_article(name: str, metrics: Mapping[str, float], tags: Mapping[str, str]) -> list[Run]:
+    """Five finished seeds of a shipped benchmark on the published images, 0.2 pp apart around the given accuracies."""
+    definition = load_benchmark(name)
+    epochs = definition.recipe.training.epochs
+    return [
+        run(
+            seed,
+            seed=seed,
+            benchmark=name,
+            benchmark_json=definition.model_dump_json(),
+            fingerprint=definition.recipe.fingerprint,
+            recipe=definition.recipe.flat(),
+            dataset=definition.recipe.data.dataset,
+            data_fingerprint=DATASETS[definition.recipe.data.dataset].fingerprint,
+            tags=tags,
+            metrics={metric: {epochs: value + 0.002 * (seed - 2)} for metric, value in metrics.items()},
+        )
+        for seed in range(5)
+    ]
+
+
+def validation_and_test(order: str | None) -> tuple[ClaimRow, ClaimRow]:
+    tags = {} if order is None else {"resnet_bench.validation_order": order}
+    runs = of_article("resnet34-sgd-224", {"test/accuracy": 0.8287, "validation/accuracy": 0.8348}, tags)
+    rows = {row.split: row for row in claim_rows.build(group(runs), {}).rows}
+    return rows["validation"], rows["test"]
+
+
+OTHER = "the 5,000 validation images are not the source's, and the intervals allow for that"
+
+
+@pytest.mark.parametrize("order", ["canonical", None])
+def test_a_claim_about_other_validation_images_is_judged_with_their_chance(order: str | None) -> None:
+    validation, test = validation_and_test(order)
+    assert validation.verdict.word == "inconclusive"
+    assert OTHER in validation.verdict.reason
+    low, high = validation.verdict.decision_interval or (0.0, 0.0)
+    assert high - low > 2 * 1.6449 * 0.74
+    assert validation.command is None, "more seeds would not help"
+    assert test.verdict.word == "reproduced", "everybody has the same test images"
+    assert OTHER not in test.verdict.reason
+    chosen = "they were chosen in canonical order, not in the published one"
+    assert f"the 5,000 validation images are not the source's: {chosen}" in validation.notes
+
+
+def test_a_claim_about_the_sources_validation_images_is_judged_as_any_other() -> None:
+    for row in validation_and_test("published"):
+        assert row.verdict.word == "reproduced"
+        assert OTHER not in row.verdict.reason
+        assert not any("validation" in note for note in row.notes)
+
+
+@pytest.mark.parametrize(
+    ("orders", "note"),
+    [
+        (["published"] * 5, None),
+        (["canonical"] * 5, "the test batches are not the source's: they were filled in canonical order"),
+        ([None] * 5, "the test batches are not the source's: they were filled in canonical order"),
+        (
+            ["published", None] * 2 + ["canonical"],
+            "test batches are filled in several orders: canonical, published and",
+        ),
+    ],
+)
+def test_test_batches_that_are_not_the_sources_are_noted(orders: list[str | None], note: str | None) -> None:
+    runs = [
+        replace(run, tags={} if order is None else {"resnet_bench.test_order": order})
+        for run, order in zip(of_article("cifar100-resnet", {"test/accuracy": 0.62}, {}), orders, strict=True)
+    ]
+    notes = [found for found in headline(runs).notes if "batches" in found]
+    assert len(notes) == (note is not None)
+    assert note is None or notes[0].startswith(note)
+    shuffled = of_article("resnet34-sgd-224", {"test/accuracy": 0.8287}, {})
+    assert not any("batches" in found for found in headline(shuffled).notes)
+
+
+def test_one_seed_on_other_validation_images_is_enough_to_allow_for_them() -> None:
+    runs = of_article(
+        "resnet34-sgd-224", {"validation/accuracy": 0.8348}, {"resnet_bench.validation_order": "published"}
+    )
+    runs[0] = replace(runs[0], tags={})
+    (row,) = [row for row in claim_rows.build(group(runs), {}).rows if row.split == "validation"]
+    assert OTHER in row.verdict.reason
 
 
 @pytest.fixture

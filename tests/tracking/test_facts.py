@@ -40,24 +40,25 @@ def test_every_tag_is_a_string_that_mlflow_takes(describe: Describe) -> None:
     assert "mlflow.runColor" not in tags
 
 
+@pytest.mark.parametrize("split", ["validation", "test"])
 @pytest.mark.parametrize(
     ("before", "now", "differences"),
     [
-        ("canonical", "published", ["validation order differs (canonical then, published now)"]),
+        ("canonical", "published", ["order differs (canonical then, published now)"]),
         ("published", "published", []),
-        (None, "canonical", ["validation order differs (unknown then, canonical now)"]),
+        (None, "canonical", ["order differs (unknown then, canonical now)"]),
     ],
 )
-def test_runs_whose_validation_images_differ_are_no_repeats(
-    describe: Describe, before: str | None, now: str, differences: list[str]
+def test_runs_that_take_images_in_another_order_are_no_repeats(
+    describe: Describe, split: str, before: str | None, now: str, differences: list[str]
 ) -> None:
-    then, today = (describe(more_tags={} if order is None else {"validation_order": order}) for order in (before, now))
-    assert today.differences(then.tags()) == differences
+    then, today = (describe(more_tags={} if order is None else {f"{split}_order": order}) for order in (before, now))
+    assert today.differences(then.tags()) == [f"{split} {difference}" for difference in differences]
     assert (today.identity == then.identity) == (not differences)
 
 
-def test_another_recipe_is_one_difference_whatever_its_validation_order(describe: Describe) -> None:
-    other = describe(more_tags={"validation_order": "canonical"})
+def test_another_recipe_is_one_difference_whatever_its_orders(describe: Describe) -> None:
+    other = describe(more_tags={"validation_order": "canonical", "test_order": "canonical"})
     changed = other.recipe.model_copy(update={"training": other.recipe.training.model_copy(update={"batch_size": 7})})
     (difference,) = describe(recipe=changed).differences(other.tags(), other.params())
     assert difference == "recipe differs (training.batch_size)"

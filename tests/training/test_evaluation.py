@@ -1,5 +1,8 @@
 """Evaluation by the source's protocol and the standard one, compared with the same thing written out."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +14,9 @@ from resnet_bench.data.loader import ResidentLoader
 from resnet_bench.models.catalogue import build
 from resnet_bench.recipe.settings import TestTimeAugmentation as Augmented
 from resnet_bench.training.evaluation import evaluate_tta, measure, tta_views
-from tests.training.conftest import PLAIN
+from resnet_bench.training.events import Evaluated, Finished
+from resnet_bench.training.loop import train
+from tests.training.conftest import PLAIN, tiny_recipe
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
@@ -156,3 +161,31 @@ def test_the_weights_of_the_views_add_up_to_one() -> None:
         views = list(tta_views(image, Augmented(mirror=mirror, shift=shift)))
         assert sum(weight for _, weight in views) == 1
         assert all(view.shape == image.shape for view, _ in views)
+
+
+def test_batches_of_the_archives_test_set_are_the_published_ones_and_predictions_keep_their_place(
+    images: Dataset,
+) -> None:
+    recipe = tiny_recipe(
+        data={"test_images": 32},
+        training={"epochs": 1},
+        evaluation={"mode": "batch_statistics", "batch_size": 8},
+    )
+    assert images.test.rows is not None
+    published = images.test.take(np.argsort(images.test.rows.numpy()))
+
+    def trained(dataset: Dataset) -> tuple[Evaluated, Finished]:
+        events = list(train(recipe, PLAIN, 0, dataset))
+        (evaluated,) = [event for event in events if isinstance(event, Evaluated)]
+        assert isinstance(events[-1], Finished)
+        return evaluated, events[-1]
+
+    canonical, in_place = trained(images)
+    archive, kept = trained(dataclasses.replace(images, source="torchvision archive"))
+    by_hand, _ = trained(dataclasses.replace(images, test=published))
+    assert archive.loss == by_hand.loss != canonical.loss
+    assert archive.loss_standard == canonical.loss_standard
+    assert kept.predictions is not None
+    assert in_place.predictions is not None
+    assert np.array_equal(kept.predictions.labels, images.test.labels.numpy())
+    assert np.array_equal(kept.predictions.probabilities, in_place.predictions.probabilities)

@@ -76,7 +76,8 @@ def forest(rows: Sequence[ClaimRow], tuned: Mapping[str, Sequence[float]]) -> Pl
         "shaded band (the claim, its rounding and the allowed margin), unless its source leaves open which epoch it is "
         "from and the best would be judged otherwise. The thin bar is the 95% prediction interval for as many further "
         "runs of ours as the claim rests on. The open bracket is the claim with its rounding; a range is measured from "
-        "its middle. Rows without bars are not judged; the table says why.",
+        "its middle. Both bars allow for images that are not the source's. Rows without bars are not judged; the table "
+        "says why.",
         wide=True,
     )
 
