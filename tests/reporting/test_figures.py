@@ -19,6 +19,7 @@ from resnet_bench.reporting.figures.style import INK, LIGHT, THEME, Plot, light,
 from resnet_bench.reporting.page import TEMPLATES
 from resnet_bench.reporting.runs import RunGroup, group_labels
 from resnet_bench.reporting.tables import Tables
+from resnet_bench.reporting.wall_times import with_known_parts
 from tests.reporting import synthetic
 from tests.reporting.test_runs import run
 
@@ -197,6 +198,17 @@ def test_times_on_one_axis_include_what_the_sources_time_includes(
     assert drawn[CLAIM] == [240.0]
     assert plot.spec["layout"]["xaxis"]["title"]["text"] == f"{name}, seconds"
     assert "not drawn" not in plot.caption
+
+
+def test_todays_file_tells_what_the_time_of_an_earlier_record_includes() -> None:
+    earlier, today = timed_runs({}), timed_runs({"wall_includes": ["evaluation"]}).definition
+    other = timed_runs({"wall_includes": [], "wall_seconds": 300.0}).definition
+    assert today is not None
+    assert other is not None
+    titles = {plot.title for plot in curves(with_known_parts(earlier, {"timed": today}))}
+    assert "Accuracy by training time, evaluation included" in titles
+    timed = next(plot for plot in curves(with_known_parts(earlier, {"timed": other})) if "time" in plot.title)
+    assert CLAIM not in names(timed)
 
 
 @pytest.mark.parametrize(
