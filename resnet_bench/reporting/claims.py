@@ -12,7 +12,7 @@ from resnet_bench.judging.intervals import Interval, bootstrap_interval
 from resnet_bench.judging.planned import seeds_text
 from resnet_bench.judging.target import TimesToAccuracy, held_levels, time_to_accuracy
 from resnet_bench.judging.verdict import MIN_SEEDS, RECOMMENDED_SEEDS, Verdict, describe, selected, verdict
-from resnet_bench.recipe.benchmark import Benchmark, Fact
+from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.claims import Claim
 from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.recipe.files import scan_benchmarks
@@ -40,8 +40,6 @@ class ClaimRow:
     cost: RunCost
     """What one run takes."""
     notes: tuple[str, ...] = ()
-    facts: tuple[Fact, ...] = ()
-    """What the recipe rests on, as the benchmark's file says today if it still has that recipe."""
 
     @property
     def benchmark(self) -> str:
@@ -289,17 +287,17 @@ def evaluation_interval(runs: Sequence[Run], split: str) -> int | None:
 
 def _rows(group: RunGroup, current: Benchmark | None, cost: RunCost) -> list[ClaimRow]:
     definition = group.definition
-    notes, facts = _notes(group, current, cost), _facts(group, current)
+    notes = _notes(group, current, cost)
     if definition is None or not definition.claims:
         unknown = "the benchmark's record cannot be read, so its claims are unknown"
         described = describe(group.values(group.split))
         if definition is None:
             described = Verdict(**{**vars(described), "reason": unknown})
-        return [ClaimRow(group, None, described, headline=True, cost=cost, notes=notes, facts=facts)]
+        return [ClaimRow(group, None, described, headline=True, cost=cost, notes=notes)]
     # A changed recipe says nothing about the other claims.
     claims = definition.claims[:1] if group.changed else definition.claims
     return [
-        ClaimRow(group, claim, _verdict(group, claim), headline=place == 0, cost=cost, notes=notes, facts=facts)
+        ClaimRow(group, claim, _verdict(group, claim), headline=place == 0, cost=cost, notes=notes)
         for place, claim in enumerate(claims)
     ]
 
@@ -406,12 +404,6 @@ def _order_notes(group: RunGroup) -> list[str]:
         filled = "filled in canonical order, not in the published one"
         notes.append(f"the test batches are not the source's: they were {filled}")
     return notes
-
-
-def _facts(group: RunGroup, current: Benchmark | None) -> tuple[Fact, ...]:
-    if current is not None and not group.changed and _is_current(group, current):
-        return current.source.facts
-    return group.definition.source.facts if group.definition is not None else ()
 
 
 def _is_current(group: RunGroup, current: Benchmark | None) -> bool | None:

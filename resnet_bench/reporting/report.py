@@ -22,8 +22,8 @@ from resnet_bench.reporting.sections import churn, claims, classes, comparison, 
 from resnet_bench.reporting.sections import runs as run_section
 from resnet_bench.reporting.sections import studies as study_section
 from resnet_bench.reporting.sections.section import Results
+from resnet_bench.reporting.sources import as_known_today
 from resnet_bench.reporting.tables import TABLES, Tables
-from resnet_bench.reporting.wall_times import with_known_parts
 
 PAGE = "index.html"
 MARKDOWN = "report.md"
@@ -107,7 +107,7 @@ def build(read: Tables, *, benchmarks: Sequence[str] | None = None, benchmarks_f
     """
     known, broken = scan_benchmarks(benchmarks_folder)
     loaded, left_out = runs.load(read)
-    groups = [with_known_parts(group, known) for group in runs.group(loaded)]
+    groups = [as_known_today(group, known) for group in runs.group(loaded)]
     found, untold = studies.usable(studies.find(loaded, known))
     problems = [*read.problems, *broken.values(), *left_out, *untold]
     if not groups:

@@ -1,32 +1,12 @@
 """Times of runs that include what the time that a source states includes."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from itertools import accumulate
 
 from resnet_bench.judging.wall_time import RunTimes
-from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.claims import Claim, WallPart
-from resnet_bench.reporting.runs import Run, RunGroup
+from resnet_bench.reporting.runs import Run
 from resnet_bench.tracking.vocabulary import EVALUATION_SECONDS, FINAL_TTA_SECONDS, SETUP_SECONDS, TRAIN_SECONDS
-
-
-def with_known_parts(group: RunGroup, registry: Mapping[str, Benchmark]) -> RunGroup:
-    """Return a group whose claims say what their times include, where today's file tells it of the same times.
-
-    Records of runs that were made before files told it lack it; it is a fact of the source and not of the runs.
-    """
-    today = registry.get(group.name)
-    if today is None or group.definition is None:
-        return group
-    known = {(claim.text, claim.split, claim.wall_seconds): claim.wall_includes for claim in today.claims}
-    claims = tuple(
-        claim
-        if claim.wall_seconds is None or claim.wall_includes is not None
-        else claim.model_copy(update={"wall_includes": known.get((claim.text, claim.split, claim.wall_seconds))})
-        for claim in group.definition.claims
-    )
-    return replace(group, definition=group.definition.model_copy(update={"claims": claims}))
 
 
 def clock(run: Run, parts: Sequence[WallPart]) -> dict[int, float] | None:

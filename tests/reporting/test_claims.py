@@ -7,8 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from resnet_bench.recipe.benchmark import Benchmark, Fact
-from resnet_bench.recipe.changes import override
+from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.datasets import DATASETS
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.reporting import claims as claim_rows
@@ -135,17 +134,6 @@ def test_a_run_without_its_benchmark_is_shown_and_not_judged(groups: list[RunGro
 def test_a_benchmark_file_that_changed_since_is_noted(groups: list[RunGroup], benchmarks: dict[str, Benchmark]) -> None:
     changed = benchmarks | {"ranged": benchmarks["at-least"]}
     assert "the benchmark's file has changed since these runs" in row(claim_rows.build(groups, changed), "ranged").notes
-
-
-def test_facts_are_those_of_todays_file_where_it_has_the_recipe(
-    groups: list[RunGroup], benchmarks: dict[str, Benchmark]
-) -> None:
-    fact = Fact(fact="What the source's log says.", status="recovered")
-    ranged = benchmarks["ranged"]
-    today = ranged.model_copy(update={"source": ranged.source.model_copy(update={"facts": (fact,)})})
-    assert row(claim_rows.build(groups, {**benchmarks, "ranged": today}), "ranged").facts == (fact,)
-    other = today.model_copy(update={"recipe": override(ranged.recipe, {"optimizer.lr": 0.5})})
-    assert row(claim_rows.build(groups, {**benchmarks, "ranged": other}), "ranged").facts == ranged.source.facts
 
 
 def test_of_two_recipes_of_a_benchmark_todays_stands_for_it() -> None:

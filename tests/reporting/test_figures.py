@@ -18,8 +18,8 @@ from resnet_bench.reporting.figures.curves import curves
 from resnet_bench.reporting.figures.style import INK, LIGHT, THEME, Plot, light, pareto_front
 from resnet_bench.reporting.page import TEMPLATES
 from resnet_bench.reporting.runs import RunGroup, group_labels
+from resnet_bench.reporting.sources import as_known_today
 from resnet_bench.reporting.tables import Tables
-from resnet_bench.reporting.wall_times import with_known_parts
 from tests.reporting import synthetic
 from tests.reporting.test_runs import run
 
@@ -205,9 +205,9 @@ def test_todays_file_tells_what_the_time_of_an_earlier_record_includes() -> None
     other = timed_runs({"wall_includes": [], "wall_seconds": 300.0}).definition
     assert today is not None
     assert other is not None
-    titles = {plot.title for plot in curves(with_known_parts(earlier, {"timed": today}))}
+    titles = {plot.title for plot in curves(as_known_today(earlier, {"timed": today}))}
     assert "Accuracy by training time, evaluation included" in titles
-    timed = next(plot for plot in curves(with_known_parts(earlier, {"timed": other})) if "time" in plot.title)
+    timed = next(plot for plot in curves(as_known_today(earlier, {"timed": other})) if "time" in plot.title)
     assert CLAIM not in names(timed)
 
 

@@ -113,13 +113,14 @@ def _times(row: ClaimRow) -> list[tuple[str, str]]:
     ]
 
 
-def _facts(row: ClaimRow) -> Grid | None:
-    """Return what the recipe of a row rests on; None where its benchmark states no facts."""
-    if not row.facts:
+def _facts(group: RunGroup) -> Grid | None:
+    """Return what the recipe of a group rests on; None where its benchmark states no facts."""
+    facts = group.definition.source.facts if group.definition is not None else ()
+    if not facts:
         return None
     return grid(
         "Facts",
         "Fact|Status|Other reading",
-        [[fact.fact, fact.status, fact.alternative or ""] for fact in row.facts],
+        [[fact.fact, fact.status, fact.alternative or ""] for fact in facts],
         "facts",
     )
