@@ -10,8 +10,8 @@ from rich.table import Table
 
 from resnet_bench.base.text import duration, percent
 from resnet_bench.cli.screen import new_table
+from resnet_bench.judging.run_times import included
 from resnet_bench.judging.verdict import may_judge, selected, verdict
-from resnet_bench.judging.wall_time import included
 from resnet_bench.recipe.claims import WallPart
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.recipe.recipe import unequal_keys
@@ -157,7 +157,7 @@ def beside_the_article(results: Sequence[Result]) -> list[str]:
     Both times include the same, where that is known; else each is named with what it includes.
     """
     sentences = []
-    parts: tuple[WallPart, ...]
+    parts: tuple[WallPart, ...] | None
     for job, outcome in results:
         claim, compared = job.benchmark.test_claim, job.benchmark.source.compares_with
         judged = may_judge(job.profile, generated=outcome.generated)
@@ -176,8 +176,7 @@ def beside_the_article(results: Sequence[Result]) -> list[str]:
             said = f"; “{article.source.title}” says {theirs.text}"
             if theirs.wall_seconds is not None:
                 said += f" in {duration(theirs.wall_seconds)} ({included(theirs.wall_includes)})"
-                same = None if theirs.wall_includes is None else outcome.times.including(theirs.wall_includes)
-                if same is not None and theirs.wall_includes is not None:
+                if (same := outcome.times.including(theirs.wall_includes)) is not None:
                     ours, parts = same, theirs.wall_includes
             said += ", on a GPU"
         sentences.append(

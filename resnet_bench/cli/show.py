@@ -7,7 +7,7 @@ from rich.text import Text
 from resnet_bench.base.text import duration
 from resnet_bench.cli.options import BenchmarkDir, BenchmarkName, Json, help_text, new_app
 from resnet_bench.cli.screen import echo, new_table, paragraph, print_json, print_table
-from resnet_bench.judging.wall_time import included
+from resnet_bench.judging.run_times import included
 from resnet_bench.recipe.benchmark import Benchmark
 from resnet_bench.recipe.files import load_benchmark
 

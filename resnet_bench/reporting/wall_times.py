@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import accumulate
 
-from resnet_bench.judging.wall_time import RunTimes
+from resnet_bench.judging.run_times import RunTimes
 from resnet_bench.recipe.claims import Claim, WallPart
 from resnet_bench.reporting.runs import Run
 from resnet_bench.tracking.vocabulary import EVALUATION_SECONDS, FINAL_TTA_SECONDS, SETUP_SECONDS, TRAIN_SECONDS

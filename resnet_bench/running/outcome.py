@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from resnet_bench.base.throughput import settled
 from resnet_bench.judging.planned import parse_seeds
-from resnet_bench.judging.wall_time import RunTimes
+from resnet_bench.judging.run_times import RunTimes
 from resnet_bench.tracking.vocabulary import ENERGY, EVALUATION_SECONDS, current_metrics, tag
 
 if TYPE_CHECKING:

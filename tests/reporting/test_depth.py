@@ -11,7 +11,7 @@ from resnet_bench.reporting import claims, runs
 from resnet_bench.reporting.figures.depth import depth_of, error_against_depth
 from resnet_bench.reporting.runs import RunGroup
 from resnet_bench.reporting.sections import depth as section
-from resnet_bench.reporting.sections.section import Results
+from resnet_bench.reporting.sections.section import Results, View
 from tests.reporting.test_runs import run
 
 ACCURACY = {"he-resnet20": 91.0, "he-resnet56": 93.0, "plain-20": 90.0, "plain-56": 86.0}
@@ -75,13 +75,19 @@ def changed(group: RunGroup, **changes: object) -> RunGroup:
     return replace(found, definition=group.definition)
 
 
+def view_of(groups: list[RunGroup], known: dict[str, Benchmark]) -> View:
+    rows = claims.build(groups, known)
+    # The section reads claims alone.
+    view = section.build(Results(tables=None, runs=(), claims=rows, studies=()))  # type: ignore[arg-type]
+    assert view is not None
+    return view
+
+
 def test_shorter_runs_have_a_figure_of_their_length(groups: dict[str, RunGroup], known: dict[str, Benchmark]) -> None:
     length = {"training.epochs": 16, "schedule.milestones": (8, 12)}
     shorter = [changed(groups[name], **length) for name in ("plain-20", "plain-56")]
     others = [changed(groups[name], **length, **{"optimizer.lr": 0.01}) for name in ("he-resnet20", "he-resnet56")]
-    rows = claims.build([*groups.values(), *shorter, *others], known)
-    view = section.build(Results(tables=None, runs=(), claims=rows, studies=()))  # type: ignore[arg-type]
-    assert view is not None
+    view = view_of([*groups.values(), *shorter, *others], known)
     assert [plot.title for plot in view.plots] == [
         "Error against depth, cifar10",
         "Error against depth, cifar10: a shorter schedule of ours, training.epochs = 16",
@@ -101,9 +107,7 @@ def test_stated_errors_stand_beside_short_runs_of_other_networks(
     groups: dict[str, RunGroup], known: dict[str, Benchmark]
 ) -> None:
     shorter = [changed(groups[name], **{"training.epochs": 16}) for name in ("plain-20", "plain-56")]
-    rows = claims.build(shorter, known)
-    view = section.build(Results(tables=None, runs=(), claims=rows, studies=()))  # type: ignore[arg-type]
-    assert view is not None
+    view = view_of(shorter, known)
     [plot] = view.plots
     assert {name: x for name, x, _ in lines(plot.spec)}["published, full schedule, test"] == [20, 32, 44, 56, 110]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import plotly.graph_objects as go
 
 from resnet_bench.base.text import duration, listed, plural
-from resnet_bench.judging.wall_time import included
+from resnet_bench.judging.run_times import included
 from resnet_bench.recipe.claims import Claim, WallPart
 from resnet_bench.reporting.figures.claims import reference
 from resnet_bench.reporting.figures.style import (

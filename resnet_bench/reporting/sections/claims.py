@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from resnet_bench.base.text import DASH, duration
-from resnet_bench.judging.wall_time import included
+from resnet_bench.judging.run_times import included
 from resnet_bench.reporting.claims import ClaimRow, Missing
 from resnet_bench.reporting.executions import ExecutionCheck, execution_name, read_executions
 from resnet_bench.reporting.figures.claims import forest, selection_effect

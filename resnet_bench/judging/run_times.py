@@ -25,8 +25,10 @@ class RunTimes:
     evaluation: float | None = None
     tta: float = 0.0
 
-    def including(self, parts: Sequence[WallPart]) -> float | None:
-        """Return the time of the training steps and of further parts, in seconds; None where one is not known."""
+    def including(self, parts: Sequence[WallPart] | None) -> float | None:
+        """Return the seconds of training and of further parts; None where one, or which they are, is not known."""
+        if parts is None:
+            return None
         seconds: float | None = self.train
         if "setup" in parts:
             seconds = _sum(seconds, self.setup)
