@@ -36,9 +36,15 @@ enum result { DONE, OUT_OF_MEMORY };
 
 /* --- values -------------------------------------------------------------------------------------- */
 
-/* Channels are computed this many at a time; their number is a multiple of it. A compiler for a processor with shorter
- * vectors takes several. */
+/* Channels are computed this many at a time, as many as a vector of the processor holds: of longer ones GCC compares and
+ * chooses number by number. The number of channels is a multiple of 16. */
+#if defined(__AVX512F__)
 #define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
