@@ -4,7 +4,7 @@
  * product has.
  */
 
-#ifdef __AVX512F__
+#ifdef __AVX__
 #include <immintrin.h>
 #endif
 #include <stdint.h>

@@ -32,10 +32,10 @@ INLINE void ask(const void *line, const int to_write) {
         __builtin_prefetch(line, 0);
 }
 
-/* Where to ask for the filters that are multiplied next while a block of rows is, a cache line at each step: of a wide layer
- * they come from far away. They stand behind the columns, but for those of a narrow strip. */
-INLINE const factor *filters_behind(const struct product *p, int64_t block) {
-    return p->columns + p->steps * (p->of_line + block * (CACHE_LINE / (int64_t)sizeof(factor)));
+/* Where to ask for the filters that are multiplied next while a block of rows is, some numbers further at each step: of a wide
+ * layer they come from far away. They stand behind the columns, but for those of a narrow strip. */
+INLINE const factor *filters_behind(const struct product *p, int64_t block, int64_t of_step) {
+    return p->columns + p->steps * (p->of_line + block * of_step);
 }
 
 /* Channels from which on filters and their gradients leave no room in a core's second cache. */
@@ -179,6 +179,23 @@ INLINE void transpose(const __m512 *row, const int rows, __m512 *column, const i
     for (int i = 0; i < columns; i++)
         column[i] = quarters(fours[i % 4], fours[4 + i % 4], fours[8 + i % 4], fours[12 + i % 4], i / 4);
 }
+#elif defined(__AVX__)
+/* Makes columns of eight rows. */
+INLINE void transpose(const __m256 row[8], __m256 column[8]) {
+    __m256 twos[8], fours[8];
+    for (int i = 0; i < 8; i += 2)
+        twos[i] = _mm256_unpacklo_ps(row[i], row[i + 1]), twos[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
+    for (int i = 0; i < 8; i += 4)
+        for (int half = 0; half < 2; half++) {
+            const __m256d a = _mm256_castps_pd(twos[i + half]), b = _mm256_castps_pd(twos[i + half + 2]);
+            fours[i + 2 * half] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+            fours[i + 2 * half + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+        }
+    for (int i = 0; i < 4; i++) {
+        column[i] = _mm256_permute2f128_ps(fours[i], fours[4 + i], 0x20);
+        column[4 + i] = _mm256_permute2f128_ps(fours[i], fours[4 + i], 0x31);
+    }
+}
 #endif
 
 /* Nine taps of each of some lanes: the lanes' are `of_lane` numbers apart, a lane's own stand in a row. */
@@ -189,6 +206,16 @@ INLINE void load_taps(const float *from, int64_t of_lane, int64_t lanes, vector 
     for (int lane = 0; lane < LANES; lane++)
         rows[lane] = _mm512_maskz_loadu_ps(lane < lanes ? 0x1ff : 0, from + lane * of_lane);
     transpose(rows, LANES, columns, 9);
+    memcpy(taps, columns, sizeof columns);
+#elif defined(__AVX__)
+    __m256 rows[LANES], columns[9];
+    float last[LANES] = {0};
+    for (int lane = 0; lane < LANES; lane++) {
+        rows[lane] = lane < lanes ? _mm256_loadu_ps(from + lane * of_lane) : _mm256_setzero_ps();
+        if (lane < lanes) last[lane] = from[lane * of_lane + 8];
+    }
+    transpose(rows, columns);
+    columns[8] = _mm256_loadu_ps(last);
     memcpy(taps, columns, sizeof columns);
 #else
     float numbers[9][LANES] = {0};
@@ -205,6 +232,15 @@ INLINE void store_taps(const vector taps[9], float *to, int64_t of_lane, int64_t
     transpose(columns, 9, rows, LANES);
     for (int lane = 0; lane < LANES; lane++)
         if (lane < lanes) _mm512_mask_storeu_ps(to + lane * of_lane, 0x1ff, rows[lane]);
+#elif defined(__AVX__)
+    __m256 columns[8], rows[LANES];
+    memcpy(columns, taps, sizeof columns);
+    transpose(columns, rows);
+    for (int lane = 0; lane < LANES; lane++)
+        if (lane < lanes) {
+            _mm256_storeu_ps(to + lane * of_lane, rows[lane]);
+            to[lane * of_lane + 8] = taps[8][lane];
+        }
 #else
     for (int lane = 0; lane < lanes; lane++)
         for (int tap = 0; tap < 9; tap++) to[lane * of_lane + tap] = taps[tap][lane];

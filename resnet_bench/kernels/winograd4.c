@@ -102,7 +102,7 @@ INLINE void multiply_block(
     const pair *left = p->rows + row * of_row, *right = p->columns;
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns; c++) sums[r][c] = _mm512_setzero_si512();
-    const pair *behind = filters_behind(p, row / ROWS);
+    const pair *behind = filters_behind(p, row / ROWS, LANES);
     for (int64_t k = 0; k < p->steps; k++, left += of_step, right += of_line) {
         if (factors == WHOLE && rows == ROWS) ask(behind + k * LANES, 0);
         __m512i line[COLUMNS];

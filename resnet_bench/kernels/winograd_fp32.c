@@ -64,8 +64,8 @@ INLINE void frequencies_of_line(const vector *x, vector *y, const int from, cons
 
 /* --- matrix products ----------------------------------------------------------------------------- */
 
-/* Cache lines of a block's columns. */
-#define LINES (COLUMNS * LANES * (int64_t)sizeof(float) / CACHE_LINE)
+/* Blocks of rows that ask for the next filters, each for its part: one alone would ask faster than the memory gives. */
+#define ASKING 4
 
 /* A part of it that the registers hold: some rows, and some vectors of columns. */
 INLINE void multiply_block(
@@ -76,9 +76,10 @@ INLINE void multiply_block(
     const float *left = p->rows + row * of_row, *right = p->columns;
     for (int r = 0; r < rows; r++)
         for (int c = 0; c < columns; c++) sums[r][c] = (vector){0};
-    const float *behind = filters_behind(p, row / ROWS);
+    const int64_t asked = COLUMNS * LANES / ASKING;
+    const float *behind = filters_behind(p, row / ROWS, asked);
     for (int64_t k = 0; k < p->steps; k++, left += of_step, right += of_line) {
-        if (asks && rows == ROWS && row / ROWS < LINES) ask(behind + k * (CACHE_LINE / (int64_t)sizeof(float)), 0);
+        if (asks && rows == ROWS && row / ROWS < ASKING) ask(behind + k * asked, 0);
         vector factors[COLUMNS];
         for (int c = 0; c < columns; c++) factors[c] = load(right + c * LANES);
         for (int r = 0; r < rows; r++)
