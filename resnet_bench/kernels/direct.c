@@ -1,4 +1,4 @@
-/* Convolutions of bfloat16 maps with a stride, and their gradients, as matrix products of pixels where they lie.
+/* Convolutions with a stride, and their gradients, as matrix products of pixels where they lie.
  *
  * In channels-last order the pixels under a row of a filter's taps lie in a row, too. So an output is a sum over the
  * filter's rows of runs of `kernel * channels` products, and a block of some outputs by some vectors of channels stays in
@@ -6,36 +6,116 @@
  * a pixel can have in a stride, with the taps that meet it there. The gradient of the filters is a product over pixels.
  *
  * Maps are in channels-last order, [images, height, width, channels]; filters are float, [outputs, channels, kernel,
- * kernel], and their gradient [outputs, kernel, kernel, channels]. Values are read in pairs: outputs and `stride *
- * channels` are even. Products are summed in float, as the processor's own instruction does. If `kernel * channels` is
- * odd, a run reads one value more and multiplies it by zero: where it is not a finite number, neither is the output.
+ * kernel], and their gradient [outputs, kernel, kernel, channels]. Compiled once for each type of the maps' values, which
+ * -DBF16 chooses; products are summed in float. Values of bfloat16 are read in pairs, as the processor's instruction
+ * multiplies them: outputs and `stride * channels` are even, and if `kernel * channels` is odd, a run reads one value more
+ * and multiplies it by zero: where it is not a finite number, neither is the output.
  */
 
-#ifndef __AVX512BF16__
+#if defined(BF16) && !defined(__AVX512BF16__)
 #error this processor does not multiply bfloat16 by AVX-512
 #endif
 
-#define LANES 16
-#define COLUMNS 4
 /* Rows of a block at most. */
 #define ROWS 8
 
 #include "products.h"
 
+/* A factor is what is multiplied at once: VALUES of a map's values by as many others, whose products are added. */
+#ifdef BF16
+#define VALUES 2
 typedef uint16_t value;
-/* Two values, whose products with two others are added at once. */
-typedef uint32_t pair;
+typedef uint32_t factor;
+typedef __m512bh factors;
+#else
+#define VALUES 1
+typedef float value, factor;
+typedef vector factors;
+#endif
 
-/* Pixels, or pairs of them, that make images worth a matrix product: small maps are multiplied some at once. */
+/* Factors of pixels that make images worth a matrix product: small maps are multiplied some at once. */
 #define PIXELS 96
 /* Bytes that sums of a gradient of filters may take, of all threads. */
 #define SUMS (256 << 20)
 
+/* --- vectors ------------------------------------------------------------------------------------- */
+
+typedef float unaligned __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
+
+/* The first `count` numbers, or a whole vector, and zeros behind them. */
+INLINE vector load(const float *from, int64_t count) {
+    vector numbers = {0};
+    if (count >= LANES) return *(const unaligned *)from;
+    memcpy(&numbers, from, count * sizeof(float));
+    return numbers;
+}
+
+INLINE void store_sums(float *to, vector sums) { *(unaligned *)to = sums; }
+
+#ifdef BF16
 INLINE __mmask16 lanes_of(int64_t count) { return count < LANES ? (1 << count) - 1 : 0xffff; }
+
+INLINE factors load_factors(const factor *from) { return (factors)_mm512_loadu_si512(from); }
+
+INLINE vector multiply_and_add(vector sums, factor one, factors others) {
+    return (vector)_mm512_dpbf16_ps((__m512)sums, (factors)_mm512_set1_epi32(one), others);
+}
+
+INLINE void store(value *to, vector numbers, int64_t count) {
+    _mm256_mask_storeu_epi16(to, lanes_of(count), (__m256i)_mm512_cvtneps_pbh((__m512)numbers));
+}
+
+/* Some numbers that are `distance` apart. */
+INLINE vector gather(const float *from, int64_t distance, int64_t count) {
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i places = _mm512_mullo_epi32(lane, _mm512_set1_epi32(distance));
+    return (vector)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), lanes_of(count), places, from, sizeof(float));
+}
+
+/* Factors of numbers that follow each other. */
+INLINE void pack(const vector numbers[VALUES], factor *to) {
+    __m512i halves[VALUES];
+    for (int i = 0; i < VALUES; i++)
+        halves[i] = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)numbers[i]));
+    _mm512_storeu_si512(to, _mm512_or_si512(halves[0], _mm512_slli_epi32(halves[1], 16)));
+}
+
+/* Factors of the values that lie at VALUES places `distance` apart, of which the last may be none. */
+INLINE void interleave(const value *from, int64_t distance, int has_last, factor *to, int64_t count) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        const __mmask16 lanes = lanes_of(count - i), others = has_last ? lanes : 0;
+        const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, from + i));
+        const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(others, from + distance + i));
+        _mm512_storeu_si512(to + i, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    }
+}
+#else
+INLINE factors load_factors(const factor *from) { return *(const unaligned *)from; }
+INLINE vector multiply_and_add(vector sums, factor one, factors others) { return sums + one * others; }
+
+INLINE void store(value *to, vector numbers, int64_t count) {
+    if (count >= LANES)
+        store_sums(to, numbers);
+    else
+        memcpy(to, &numbers, count * sizeof(value));
+}
+
+INLINE vector gather(const float *from, int64_t distance, int64_t count) {
+    vector numbers = {0};
+    for (int lane = 0; lane < smaller(count, LANES); lane++) numbers[lane] = from[lane * distance];
+    return numbers;
+}
+
+INLINE void pack(const vector numbers[VALUES], factor *to) { store_sums(to, numbers[0]); }
+
+INLINE void interleave(const value *from, int64_t distance, int has_last, factor *to, int64_t count) {
+    memcpy(to, from, count * sizeof(value));
+}
+#endif
 
 /* --- matrix products ----------------------------------------------------------------------------- */
 
-/* What a block of sums runs over: lines of steps; and the pairs from one to the next, of rows and of columns. */
+/* What a block of sums runs over: lines of steps; and the factors from one to the next, of rows and of columns. */
 struct steps {
     int64_t lines, steps;
     int64_t of_line, of_step;
@@ -44,24 +124,23 @@ struct steps {
 
 /* Sums of products of some rows and some vectors of columns. */
 INLINE void multiply(
-    const struct steps *own, const pair *const *rows, const pair *columns, __m512 sums[ROWS][COLUMNS], const int count,
+    const struct steps *own, const factor *const *rows, const factor *columns, vector sums[ROWS][COLUMNS], const int count,
     const int vectors
 ) {
-    const pair *row[ROWS];
+    const factor *row[ROWS];
+    const int64_t steps = own->steps, of_step = own->of_step, columns_of_step = own->columns_of_step;
     for (int r = 0; r < count; r++) {
         row[r] = rows[r];
-        for (int c = 0; c < vectors; c++) sums[r][c] = _mm512_setzero_ps();
+        for (int c = 0; c < vectors; c++) sums[r][c] = (vector){0};
     }
     for (int64_t line = 0; line < own->lines; line++) {
-        const pair *column = columns + line * own->columns_of_line;
+        const factor *column = columns + line * own->columns_of_line;
         int64_t at = line * own->of_line;
-        for (int64_t step = 0; step < own->steps; step++, at += own->of_step, column += own->columns_of_step) {
-            __m512bh factors[COLUMNS];
-            for (int c = 0; c < vectors; c++) factors[c] = (__m512bh)_mm512_loadu_si512(column + c * LANES);
-            for (int r = 0; r < count; r++) {
-                const __m512bh factor = (__m512bh)_mm512_set1_epi32(row[r][at]);
-                for (int c = 0; c < vectors; c++) sums[r][c] = _mm512_dpbf16_ps(sums[r][c], factor, factors[c]);
-            }
+        for (int64_t step = 0; step < steps; step++, at += of_step, column += columns_of_step) {
+            factors others[COLUMNS];
+            for (int c = 0; c < vectors; c++) others[c] = load_factors(column + c * LANES);
+            for (int r = 0; r < count; r++)
+                for (int c = 0; c < vectors; c++) sums[r][c] = multiply_and_add(sums[r][c], row[r][at], others[c]);
         }
     }
 }
@@ -79,8 +158,8 @@ INLINE void multiply(
     static __attribute__((noinline)) void name(const type *own, int64_t rows, int64_t vectors) {                   \
         if (vectors == 1) name##_rows(own, rows, 1);                                                               \
         if (vectors == 2) name##_rows(own, rows, 2);                                                               \
-        if (vectors == 3) name##_rows(own, rows, 3);                                                               \
-        if (vectors == 4) name##_rows(own, rows, 4);                                                               \
+        if (COLUMNS == 4 && vectors == 3) name##_rows(own, rows, 3);                                               \
+        if (COLUMNS == 4 && vectors == 4) name##_rows(own, rows, 4);                                               \
     }
 
 /* --- maps with a margin -------------------------------------------------------------------------- */
@@ -91,7 +170,7 @@ struct maps {
     const value *values;
     int64_t images, height, width, channels;
     int64_t above, left;
-    /* Values of a row of a copy, an even number, and of a copy. */
+    /* Values of a row of a copy, whole factors of them, and of a copy. */
     int64_t of_row, of_image;
 };
 
@@ -99,7 +178,7 @@ static struct maps maps_of(
     const value *values, int64_t images, int64_t height, int64_t width, int64_t channels, int64_t above, int64_t below,
     int64_t left, int64_t right
 ) {
-    const int64_t of_row = parts_of((left + width + right) * channels, 2) * 2, of_image = (above + height + below) * of_row;
+    const int64_t of_row = parts_of((left + width + right) * channels, VALUES) * VALUES, of_image = (above + height + below) * of_row;
     return (struct maps){values, images, height, width, channels, above, left, of_row, of_image};
 }
 
@@ -135,7 +214,7 @@ struct taps {
     int64_t first, step, count;
 };
 
-/* Where a pixel's first pair lies in the copies of some images, and its result. */
+/* Where a pixel's first factor lies in the copies of some images, and its result. */
 struct place {
     int64_t from, to;
 };
@@ -161,7 +240,7 @@ struct convolution {
 
 struct block {
     struct steps steps;
-    const pair *maps, *filters;
+    const factor *maps, *filters;
     const struct place *places;
     const float *bias;
     value *results;
@@ -170,49 +249,41 @@ struct block {
 };
 
 INLINE void convolve_block(const struct block *own, int64_t first, const int count, const int vectors) {
-    const pair *rows[ROWS];
-    __m512 sums[ROWS][COLUMNS];
+    const factor *rows[ROWS];
+    vector sums[ROWS][COLUMNS];
     for (int r = 0; r < count; r++) rows[r] = own->maps + own->places[first + r].from;
     multiply(&own->steps, rows, own->filters, sums, count, vectors);
     for (int c = 0; c < vectors; c++) {
-        const __mmask16 lanes = lanes_of(own->outputs - c * LANES);
-        const __m512 bias = own->bias ? _mm512_maskz_loadu_ps(lanes, own->bias + c * LANES) : _mm512_setzero_ps();
-        for (int r = 0; r < count; r++) {
-            value *to = own->results + own->places[first + r].to + c * LANES;
-            _mm256_mask_storeu_epi16(to, lanes, (__m256i)_mm512_cvtneps_pbh(sums[r][c] + bias));
-        }
+        const int64_t there = own->outputs - c * LANES;
+        const vector bias = own->bias ? load(own->bias + c * LANES, there) : (vector){0};
+        for (int r = 0; r < count; r++)
+            store(own->results + own->places[first + r].to + c * LANES, sums[r][c] + bias, there);
     }
 }
 
 DEFINE_BLOCKS(convolve_pixels, convolve_block, struct block)
 
-/* Filters of a phase, strip by strip of the outputs: [strip][row of taps][pair of taps and inputs][output of the strip]. */
-static void pack_filters(const struct convolution *own, const struct phase *phase, const struct steps *steps, pair *to) {
-    const int64_t channels = own->maps.channels, vectors = parts_of(own->outputs, LANES);
-    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512i places = _mm512_mullo_epi32(lane, _mm512_set1_epi32(own->of_output));
+/* Filters of a phase, strip by strip of the outputs: [strip][row of taps][factor of taps and inputs][output of the strip]. */
+static void pack_filters(const struct convolution *own, const struct phase *phase, const struct steps *steps, factor *to) {
+    const int64_t channels = own->maps.channels;
 #pragma omp parallel for collapse(2) num_threads(own->threads) schedule(static)
-    for (int64_t vector = 0; vector < vectors; vector++)
+    for (int64_t output = 0; output < own->outputs; output += LANES)
         for (int64_t line = 0; line < steps->lines; line++) {
-            const int64_t output = vector * LANES, strip = strip_with(own->outputs, output);
+            const int64_t strip = strip_with(own->outputs, output);
             const int64_t begin = strip_begin(own->outputs, strip), width = strip_begin(own->outputs, strip + 1) - begin;
-            const __mmask16 lanes = lanes_of(own->outputs - output);
             const float *weights = own->weights + output * own->of_output;
             const int64_t tap_row = phase->rows.first + line * phase->rows.step;
-            pair *packed = to + begin * steps->lines * steps->steps + line * steps->steps * width + output - begin;
+            factor *packed = to + begin * steps->lines * steps->steps + line * steps->steps * width + output - begin;
             int64_t column = 0, input = 0;
             for (int64_t step = 0; step < steps->steps; step++, packed += width) {
-                __m512i halves[2];
-                for (int half = 0; half < 2; half++) {
+                vector found[VALUES] = {0};
+                for (int i = 0; i < VALUES; i++) {
                     const int64_t tap = own->kernel * tap_row + phase->columns.first + column * phase->columns.step;
                     const float *from = weights + input * own->of_input + tap;
-                    const __mmask16 there = column < phase->columns.count ? lanes : 0;
-                    const __m512 zero = _mm512_setzero_ps();
-                    const __m512 found = _mm512_mask_i32gather_ps(zero, there, places, from, sizeof(float));
-                    halves[half] = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(found));
+                    if (column < phase->columns.count) found[i] = gather(from, own->of_output, own->outputs - output);
                     if (++input == channels) input = 0, column++;
                 }
-                _mm512_storeu_si512(packed, _mm512_or_si512(halves[0], _mm512_slli_epi32(halves[1], 16)));
+                pack(found, packed);
             }
         }
 }
@@ -222,7 +293,7 @@ static void convolve_images(
     const struct convolution *own, const struct block *phase, int64_t pixels, int64_t image, value *copies
 ) {
     struct block block = *phase;
-    block.maps = (const pair *)copies;
+    block.maps = (const factor *)copies;
     value *results = own->results + image * own->height * own->width * own->outputs;
     for (int64_t strip = 0; strip < strips_of(own->outputs); strip++) {
         const int64_t begin = strip_begin(own->outputs, strip), end = strip_begin(own->outputs, strip + 1);
@@ -246,7 +317,7 @@ static void find_places(const struct convolution *own, const struct phase *phase
                 const int64_t column = maps->left + phase->first_column + x * phase->step;
                 const int64_t out_row = phase->out_row + y * phase->out_step;
                 const int64_t out_column = phase->out_column + x * phase->out_step;
-                places->from = (image * maps->of_image + row * maps->of_row + column * maps->channels) / 2;
+                places->from = (image * maps->of_image + row * maps->of_row + column * maps->channels) / VALUES;
                 places->to = ((image * own->height + out_row) * own->width + out_column) * own->outputs;
             }
 }
@@ -260,9 +331,9 @@ static int convolve_phases(const struct convolution *own, const struct phase *ph
     for (int i = 0; i < count; i++) {
         const struct phase *phase = phases + i;
         struct block *block = blocks + i;
-        *block = (struct block){{phase->rows.count, parts_of(phase->columns.count * channels, 2), own->maps.of_row / 2, 1}};
+        *block = (struct block){{phase->rows.count, parts_of(phase->columns.count * channels, VALUES), own->maps.of_row / VALUES, 1}};
         const int64_t taps = block->steps.lines * block->steps.steps;
-        pair *filters = memory(larger(taps, 1) * filled(own->outputs) * sizeof(pair));
+        factor *filters = memory(larger(taps, 1) * filled(own->outputs) * sizeof(factor));
         struct place *places = memory(larger(at_once * phase->height * phase->width, 1) * sizeof(struct place));
         block->filters = filters, block->places = places;
         if (!filters || !places) {
@@ -355,70 +426,59 @@ int gradient_of_maps(
 
 /* --- the gradient of the filters ----------------------------------------------------------------- */
 
-/* Pixels two by two, of some images: those of the gradients, [image][pair][output]; and of the maps, for each the channels
- * under a row of taps, [image][row within the stride][row][pair in the row][tap and channel]. */
+/* Factors of the pixels of some images: those of the gradients, [image][factor][output]; and of the maps, for each the
+ * channels under a row of taps, [image][row within the stride][row][factor in the row][tap and channel]. */
 struct gradient {
     struct maps maps;
     const value *gradients;
     int64_t out_height, out_width, outputs;
     int64_t kernel, stride;
-    /* Pairs of a row; taps and channels of a row of filters; both and outputs filled up. */
-    int64_t pairs_of_row, columns, room, gradients_room;
-    /* Rows of the maps that have one place in a stride, and pairs of an image's, and of its gradients'. */
+    /* Factors of a row; taps and channels of a row of filters; both and outputs filled up. */
+    int64_t factors_of_row, columns, room, gradients_room;
+    /* Rows of the maps that have one place in a stride, and factors of an image's, and of its gradients'. */
     int64_t rows, of_image, of_gradients;
     int64_t at_once, parts, of_part;
     float *sums;
 };
 
-/* Pairs of the numbers that lie at two places; the second may be none. */
-static void interleave(const value *first, const value *second, pair *to, int64_t count) {
-    for (int64_t i = 0; i < count; i += LANES) {
-        const __mmask16 lanes = lanes_of(count - i);
-        const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, first + i));
-        const __m256i other = second ? _mm256_maskz_loadu_epi16(lanes, second + i) : _mm256_setzero_si256();
-        _mm512_storeu_si512(to + i, _mm512_or_si512(low, _mm512_slli_epi32(_mm512_cvtepu16_epi32(other), 16)));
-    }
-}
-
-static void pair_maps(const struct gradient *own, const value *copy, pair *to) {
+static void arrange_maps(const struct gradient *own, const value *copy, factor *to) {
     const struct maps *maps = &own->maps;
     const int64_t of_pixel = own->stride * maps->channels;
     for (int64_t row = 0; row < (own->out_height - 1) * own->stride + own->kernel; row++) {
         const value *from = copy + row * maps->of_row;
-        pair *pairs = to + (row % own->stride * own->rows + row / own->stride) * own->pairs_of_row * own->room;
-        for (int64_t x = 0; x < own->out_width; x += 2, from += 2 * of_pixel, pairs += own->room)
-            interleave(from, x + 1 < own->out_width ? from + of_pixel : NULL, pairs, own->columns);
+        factor *factors = to + (row % own->stride * own->rows + row / own->stride) * own->factors_of_row * own->room;
+        for (int64_t x = 0; x < own->out_width; x += VALUES, from += VALUES * of_pixel, factors += own->room)
+            interleave(from, of_pixel, x + 1 < own->out_width, factors, own->columns);
     }
 }
 
-static void pair_gradients(const struct gradient *own, int64_t image, pair *to) {
+static void arrange_gradients(const struct gradient *own, int64_t image, factor *to) {
     const value *from = own->gradients + image * own->out_height * own->out_width * own->outputs;
     for (int64_t y = 0; y < own->out_height; y++)
-        for (int64_t x = 0; x < own->out_width; x += 2, to += own->gradients_room) {
+        for (int64_t x = 0; x < own->out_width; x += VALUES, to += own->gradients_room) {
             const value *pixel = from + (y * own->out_width + x) * own->outputs;
-            interleave(pixel, x + 1 < own->out_width ? pixel + own->outputs : NULL, to, own->outputs);
+            interleave(pixel, own->outputs, x + 1 < own->out_width, to, own->outputs);
         }
 }
 
 struct sum_block {
     struct steps steps;
-    const pair *gradients, *maps;
+    const factor *gradients, *maps;
     float *sums;
     int64_t of_sum;
     int add;
 };
 
 INLINE void sum_up_block(const struct sum_block *own, int64_t first, const int count, const int vectors) {
-    const pair *rows[ROWS];
-    __m512 sums[ROWS][COLUMNS];
+    const factor *rows[ROWS];
+    vector sums[ROWS][COLUMNS];
     for (int r = 0; r < count; r++) rows[r] = own->gradients + first + r;
     multiply(&own->steps, rows, own->maps, sums, count, vectors);
     for (int r = 0; r < count; r++)
         for (int c = 0; c < vectors; c++) {
             float *to = own->sums + (first + r) * own->of_sum + c * LANES;
-            __m512 found = sums[r][c];
-            if (own->add) found += _mm512_loadu_ps(to);
-            _mm512_storeu_ps(to, found);
+            if (own->add) sums[r][c] += load(to, LANES);
+            store_sums(to, sums[r][c]);
         }
 }
 
@@ -426,16 +486,16 @@ DEFINE_BLOCKS(sum_up, sum_up_block, struct sum_block)
 
 /* Adds what some images give to sums, [row of taps][output][tap and channel]. */
 static void add_images(
-    const struct gradient *own, int64_t images, const pair *maps, const pair *gradients, float *sums, int add
+    const struct gradient *own, int64_t images, const factor *maps, const factor *gradients, float *sums, int add
 ) {
     for (int64_t line = 0; line < own->kernel; line++)
         for (int64_t strip = 0; strip < strips_of(own->columns); strip++) {
             const int64_t begin = strip_begin(own->columns, strip), end = strip_begin(own->columns, strip + 1);
             const int64_t row = line % own->stride * own->rows + line / own->stride;
             const struct sum_block block = {
-                {images, own->out_height * own->pairs_of_row,
+                {images, own->out_height * own->factors_of_row,
                  own->of_gradients, own->gradients_room, own->of_image, own->room},
-                gradients, maps + row * own->pairs_of_row * own->room + begin,
+                gradients, maps + row * own->factors_of_row * own->room + begin,
                 sums + line * own->outputs * own->room + begin, own->room, add,
             };
             sum_up(&block, own->outputs, (end - begin) / LANES);
@@ -447,8 +507,8 @@ static int add_part(const struct gradient *own, int64_t part) {
     const int64_t begin = groups * part / own->parts * own->at_once;
     const int64_t end = smaller(groups * (part + 1) / own->parts * own->at_once, own->maps.images);
     value *copy = copies_of(&own->maps, 1);
-    pair *maps = memory(own->at_once * own->of_image * sizeof(pair));
-    pair *gradients = memory(own->at_once * own->of_gradients * sizeof(pair));
+    factor *maps = memory(own->at_once * own->of_image * sizeof(factor));
+    factor *gradients = memory(own->at_once * own->of_gradients * sizeof(factor));
     const int result = copy && maps && gradients ? DONE : OUT_OF_MEMORY;
     if (result == DONE) {
         float *sums = own->sums + part * own->of_part;
@@ -457,8 +517,8 @@ static int add_part(const struct gradient *own, int64_t part) {
             const int64_t images = smaller(own->at_once, end - first);
             for (int64_t image = 0; image < images; image++) {
                 copy_image(&own->maps, first + image, copy);
-                pair_maps(own, copy, maps + image * own->of_image);
-                pair_gradients(own, first + image, gradients + image * own->of_gradients);
+                arrange_maps(own, copy, maps + image * own->of_image);
+                arrange_gradients(own, first + image, gradients + image * own->of_gradients);
             }
             add_images(own, images, maps, gradients, sums, first > begin);
         }
@@ -478,15 +538,15 @@ int gradient_of_filters(
     int64_t padding, const value *gradients, int64_t out_height, int64_t out_width, int64_t outputs, float *results,
     int threads
 ) {
-    const int64_t pairs_of_row = parts_of(out_width, 2), columns = kernel * channels;
+    const int64_t factors_of_row = parts_of(out_width, VALUES), columns = kernel * channels;
     const int64_t rows = out_height + (kernel - 1) / stride;
     const int64_t room = filled(columns), gradients_room = filled(outputs), of_part = kernel * outputs * room;
     const int64_t affordable = SUMS / (of_part * (int64_t)sizeof(float)), parts = smaller(threads, affordable + 1);
     const struct gradient own = {
         padded(maps, images, height, width, channels, kernel, stride, padding, out_height, out_width),
-        gradients, out_height, out_width, outputs, kernel, stride, pairs_of_row, columns, room, gradients_room,
-        rows, stride * rows * pairs_of_row * room, out_height * pairs_of_row * gradients_room,
-        smaller(images, parts_of(PIXELS, out_height * pairs_of_row)), parts, of_part,
+        gradients, out_height, out_width, outputs, kernel, stride, factors_of_row, columns, room, gradients_room,
+        rows, stride * rows * factors_of_row * room, out_height * factors_of_row * gradients_room,
+        smaller(images, parts_of(PIXELS, out_height * factors_of_row)), parts, of_part,
         memory(parts * of_part * sizeof(float)),
     };
     int result = own.sums ? DONE : OUT_OF_MEMORY;

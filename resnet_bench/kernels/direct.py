@@ -1,10 +1,12 @@
 """3×3 convolutions with a stride and others like them, by matrix products of pixels where they lie.
 
-Winograd has no use for a stride, and of bfloat16 oneDNN's kernels reach about half of what the processor multiplies,
-these nine tenths. Results are those of torch's bfloat16 convolution but for the order of sums. The processor must
-multiply bfloat16 by AVX-512, and the machine have a C compiler.
+Winograd has no use for a stride, and oneDNN's kernels reach about half of what the processor multiplies, these nine
+tenths. Results are those of torch's convolution but for the order of sums. The machine must have a C compiler; for
+bfloat16 the processor multiplies it by AVX-512.
 """
 
+import ctypes
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from resnet_bench.kernels import native
 
 _SOURCE = Path(__file__).with_name("direct.c")
+_DEFINES: Mapping[torch.dtype, tuple[str, ...]] = {torch.bfloat16: ("BF16",), torch.float32: ()}
 
 Geometry = tuple[int, int, int]
 """Kernel size, stride and padding."""
@@ -21,13 +24,13 @@ Geometry = tuple[int, int, int]
 def fits(channels: int, outputs: int, geometry: Geometry, dtype: torch.dtype) -> bool:
     """Check whether such convolutions can be computed here, and their gradients."""
     kernel, stride, padding = geometry
+    in_pairs = stride * channels % 2 == 0 and outputs % 2 == 0
     return (
-        dtype == torch.bfloat16
+        dtype in _DEFINES
         and 1 < stride <= kernel
         and 0 <= padding < kernel
-        and stride * channels % 2 == 0
-        and outputs % 2 == 0
-        and native.problem(_SOURCE) is None
+        and (in_pairs or dtype == torch.float32)
+        and native.problem(_SOURCE, _DEFINES[dtype]) is None
     )
 
 
@@ -35,21 +38,21 @@ def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geom
     """Compute the convolution.
 
     Args:
-        images: Shape `[N, C, H, W]`, bfloat16.
+        images: Shape `[N, C, H, W]`, bfloat16 or float32.
         weight: Shape `[O, C, K, K]`, float32.
         bias: Shape `[O]`, float32.
         geometry: Kernel size K, stride and padding.
 
     Returns:
-        Shape `[N, O, (H + 2 * padding - K) // stride + 1, (W + 2 * padding - K) // stride + 1]`, bfloat16, in
-        channels-last order. Where K * C is odd, a pixel that is not a finite number may spoil an output left of those
+        Shape `[N, O, (H + 2 * padding - K) // stride + 1, (W + 2 * padding - K) // stride + 1]`, of the images'
+        type, in channels-last order. Where K * C is odd, in bfloat16 a pixel that is not a finite number may spoil an output left of those
         that it belongs to.
     """
     kernel, stride, padding = geometry
     size = ((pixels + 2 * padding - kernel) // stride + 1 for pixels in images.shape[-2:])
     results = _channels_last(images, len(weight), *size)
     arguments = (*_of_maps(images), *geometry, weight.contiguous(), bias, *_of_results(results))
-    native.call(native.library(_SOURCE), "convolve", *arguments)
+    native.call(_library(images), "convolve", *arguments)
     return results
 
 
@@ -63,11 +66,11 @@ def grad_input(gradient: Tensor, weight: Tensor, geometry: Geometry, size: tuple
         size: Height and width of the images.
 
     Returns:
-        Shape `[N, C, H, W]`, bfloat16, in channels-last order.
+        Shape `[N, C, H, W]`, of the gradient's type, in channels-last order.
     """
     results = _channels_last(gradient, weight.shape[1], *size)
     arguments = (*_of_maps(gradient), *geometry, weight.contiguous(), *_of_results(results))
-    native.call(native.library(_SOURCE), "gradient_of_maps", *arguments)
+    native.call(_library(gradient), "gradient_of_maps", *arguments)
     return results
 
 
@@ -75,7 +78,7 @@ def grad_weight(images: Tensor, gradient: Tensor, geometry: Geometry) -> Tensor:
     """Compute the weight gradient.
 
     Args:
-        images: Shape `[N, C, H, W]`, bfloat16.
+        images: Shape `[N, C, H, W]`, bfloat16 or float32.
         gradient: Shape and type as :func:`convolve` gave it.
         geometry: As it was given.
 
@@ -86,8 +89,13 @@ def grad_weight(images: Tensor, gradient: Tensor, geometry: Geometry) -> Tensor:
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     found = torch.empty(gradient.shape[1], kernel, kernel, images.shape[1])
     arguments = (*_of_maps(images), *geometry, *_of_results(gradient), found)
-    native.call(native.library(_SOURCE), "gradient_of_filters", *arguments)
+    native.call(_library(images), "gradient_of_filters", *arguments)
     return found.permute(0, 3, 1, 2)
+
+
+def _library(maps: Tensor) -> ctypes.CDLL:
+    """Load the kernels for a type of maps."""
+    return native.library(_SOURCE, _DEFINES[maps.dtype])
 
 
 def _channels_last(like: Tensor, channels: int, height: int, width: int) -> Tensor:

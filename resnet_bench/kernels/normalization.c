@@ -7,20 +7,13 @@
  * parts that do not depend on the number of threads, and their sums are added in one order: so the bits do not either.
  */
 
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
 #include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+
+#include "vectors.h"
 
 /* Windows of 2x2, or OVERLAPPING ones: of 3x3 around every second pixel of every second row. */
 enum pool { NO_POOL, POOL_BEFORE, POOL_BEHIND, OVERLAPPING_BEHIND };
 enum activation { IDENTITY, RELU, SILU };
-enum result { DONE, OUT_OF_MEMORY };
-
-#define INLINE static inline __attribute__((always_inline))
 
 /* Parts of the work: more than any processor here has threads, of enough rows that their sums are nothing. */
 #define MOST_PARTS 64
@@ -30,22 +23,12 @@ enum result { DONE, OUT_OF_MEMORY };
 /* And rows that are summed before they are added to those, which costs fewer digits; what belongs to a channel is read once
  * for them. */
 #define ROWS_TOGETHER 8
-#define CACHE_LINE 64
 /* From what is computed to what the memory is asked for; at least as many rows as are summed together. */
 #define BYTES_AHEAD 4096
 
 /* --- values -------------------------------------------------------------------------------------- */
 
-/* Channels are computed this many at a time, as many as a vector of the processor holds: of longer ones GCC compares and
- * chooses number by number. The number of channels is a multiple of 16. */
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
-
+/* Channels are computed LANES at a time; their number is a multiple of 16. */
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));

@@ -1,20 +1,13 @@
-/* What kernels of matrix products share: memory, and the strips that columns are multiplied in.
- *
- * A file that includes this says before: LANES of a vector; and COLUMNS, the vectors of columns that a block of a matrix
- * product has.
- */
+/* What kernels of matrix products share: memory, and the strips that columns are multiplied in. */
 
-#ifdef __AVX__
-#include <immintrin.h>
+#include "vectors.h"
+
+/* Vectors of columns of a block of a matrix product, as the registers hold them. */
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define COLUMNS 4
+#else
+#define COLUMNS 2
 #endif
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-enum result { DONE, OUT_OF_MEMORY };
-
-#define INLINE static inline __attribute__((always_inline))
-#define CACHE_LINE 64
 
 typedef float vector __attribute__((vector_size(LANES * sizeof(float)), may_alias));
 

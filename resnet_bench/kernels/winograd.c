@@ -17,11 +17,8 @@
 #error this processor does not multiply bfloat16 by AVX-512
 #endif
 
-#include <immintrin.h>
-#include <stdint.h>
+#include "vectors.h"
 
-#define LANES 16
-#define COLUMNS 4
 #define OUT 2
 
 typedef uint16_t value;

@@ -1,6 +1,6 @@
 /* What the Winograd kernels share: tiles of maps, and filters.
  *
- * A file that includes this says before what products.h wants, and: OUT, the pixels of a tile's output in a row; `value`,
+ * A file that includes this says before: OUT, the pixels of a tile's output in a row; `value`,
  * the type of a map's numbers; and `factor`, that of what is multiplied.
  */
 

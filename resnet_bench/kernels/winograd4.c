@@ -20,12 +20,9 @@
 #error this processor does not multiply bfloat16 and whole numbers by AVX-512
 #endif
 
-#include <immintrin.h>
 #include <math.h>
-#include <stdint.h>
 
-#define LANES 16
-#define COLUMNS 4
+#include "vectors.h"
 
 typedef uint16_t value;
 /* Two factors, whose products with two others are added at once. */

@@ -12,21 +12,6 @@
  * Vectors are those of the compiler, as wide as the processor's, so that this is one source for all of them.
  */
 
-/* Lanes of a vector, and the columns of a block of a matrix product that fills the registers, in vectors. */
-#if defined(__AVX512F__)
-#define LANES 16
-#define COLUMNS 4
-#elif defined(__AVX__)
-#define LANES 8
-#define COLUMNS 2
-#elif defined(__aarch64__)
-#define LANES 4
-#define COLUMNS 4
-#else
-#define LANES 4
-#define COLUMNS 2
-#endif
-
 typedef float value, factor;
 
 /* What makes the filters' frequencies as large as exact ones. */
