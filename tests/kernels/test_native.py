@@ -56,6 +56,15 @@ def test_a_file_is_compiled_once_for_all_processes(source, compiled, empty_cache
 
 
 @needs_compiler
+def test_libraries_are_compiled_at_the_same_time_and_once(source, compiled) -> None:
+    libraries = [(source, (f"EXTRA={extra}",)) for extra in range(3)]
+    native.load_ahead(libraries)
+    native.load_ahead(libraries)
+    assert [native.library(*library).seven() for library in libraries] == [7, 8, 9]
+    assert compiled() == 3
+
+
+@needs_compiler
 def test_other_text_and_other_names_are_compiled_for_themselves(source, compiled) -> None:
     assert [seven(source), seven(source, 1)] == [7, 8]
     source.write_text("int seven(void) { return 17 + EXTRA; }\n")
