@@ -31,10 +31,13 @@ MEASURED_MACS = 4_000_000_000
 """Multiply-accumulates of a pass that is timed. Larger batches are measured, and remembered, by as many images as that
 takes: a tenth of a second in fp32."""
 ALIKE_MACS = 1_000_000_000
-"""Passes of more than these are measured, and remembered, by a power of two of images: the choice hardly depends on
-their number then, and batches of training and of evaluation share it."""
+"""Passes of more than these are measured, and remembered, by a power of two of images, so that batches of training and
+of evaluation share a choice."""
 LONG_SECONDS = 0.05
 """A pass that takes longer, as on slow machines, is timed with fewer images, a quarter of them at least."""
+LEAST_PIXELS = 4096
+"""Of the outputs of all images, where a pass is measured with fewer: what an algorithm does once per batch, as
+Winograd's transforms of filters, has to stay a small part of it."""
 
 _active: ContextVar["FastPaths | None"] = ContextVar("fast_paths", default=None)
 
@@ -187,8 +190,9 @@ class Shape(NamedTuple):
         """Return the shape by which this one is measured: with fewer images where so many take long."""
         macs_per_image = self.channels * self.outputs * (self.geometry.kernel * self.out_size) ** 2
         images = max(1, min(self.images, MEASURED_MACS // max(macs_per_image, 1)))
-        if images * macs_per_image > ALIKE_MACS:
-            images = 2 ** (images.bit_length() - 1)
+        fewer = 2 ** (images.bit_length() - 1)
+        if images * macs_per_image > ALIKE_MACS and fewer * self.out_size**2 >= LEAST_PIXELS:
+            images = fewer
         return self._replace(images=images)
 
     def __str__(self) -> str:
@@ -302,8 +306,9 @@ def time_pass(name: str, algorithms: Sequence[str], shape: Shape) -> dict[str, f
     started = time.perf_counter()
     compute(algorithms[0])
     if (seconds := time.perf_counter() - started) > LONG_SECONDS:
-        fewer = max(shape.images * LONG_SECONDS / seconds, shape.images / 4)
-        compute = _pass(name, shape._replace(images=math.ceil(fewer)))
+        fewer = max(shape.images * LONG_SECONDS / seconds, shape.images / 4, LEAST_PIXELS / shape.out_size**2)
+        if fewer < shape.images:
+            compute = _pass(name, shape._replace(images=math.ceil(fewer)))
     return relative_times(algorithms, compute)
 
 

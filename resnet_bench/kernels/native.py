@@ -85,25 +85,31 @@ def _as_c(argument: Tensor | float | None) -> Any:
     return ctypes.c_int64(argument) if isinstance(argument, int) else ctypes.c_float(argument)
 
 
-@functools.cache
+_loads: dict[Library, "Future[ctypes.CDLL | CompileError]"] = {}
+"""What this process has loaded, failed to load, or begun to."""
+
+
 def load_once(source: Path, defines: tuple[str, ...]) -> ctypes.CDLL | CompileError:
     """Compile and load a library, or find out why that fails, once per process."""
-    begun = _begun.pop((source, defines), None)
-    return begun.result() if begun else _attempt(source, defines)
-
-
-_begun: dict[Library, Future[ctypes.CDLL | CompileError]] = {}
-"""What :func:`load_ahead` has begun and nobody has asked for yet."""
+    found = _loads.get((source, defines))
+    if found is None:
+        found = Future()
+        found.set_result(_attempt(source, defines))
+        _loads[source, defines] = found
+    return found.result()
 
 
 def load_ahead(libraries: Iterable[Library]) -> None:
     """Begin to compile and load libraries, all at the same time, and return at once; who needs one waits for it."""
-    new = [library for library in libraries if library not in _begun]
-    if not new:
-        return
-    compilers = ThreadPoolExecutor(len(new), thread_name_prefix="compile")
-    _begun.update({library: compilers.submit(_attempt, *library) for library in new})
-    compilers.shutdown(wait=False)
+    if new := [library for library in libraries if library not in _loads]:
+        compilers = ThreadPoolExecutor(len(new), thread_name_prefix="compile")
+        _loads.update({library: compilers.submit(_attempt, *library) for library in new})
+        compilers.shutdown(wait=False)
+
+
+def forget() -> None:
+    """Have libraries loaded again, as by a new process."""
+    _loads.clear()
 
 
 def _attempt(source: Path, defines: tuple[str, ...]) -> ctypes.CDLL | CompileError:

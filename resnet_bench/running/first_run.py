@@ -10,8 +10,8 @@ from resnet_bench.recipe.recipe import Recipe
 
 FIRST_RUN_SECONDS = 300.0
 """What the first seed of a command takes on a CPU, where no profile is asked for and the machine can."""
-AROUND_SECONDS = 45.0
-"""Part of these for what comes before and after the plan: imports, the tracking store, the report."""
+AROUND_SECONDS = 60.0
+"""Part of these for what is not estimated: imports, the tracking store, measuring at the shapes of runs, the report."""
 LEAST_TRAINING_SECONDS = 120.0
 """What is left for training however long images were decoded and kernels compiled: the plan is remembered, and runs of
 a machine that was busy this once would be too short to learn anything."""
@@ -19,6 +19,8 @@ a machine that was busy this once would be too short to learn anything."""
 LEAST_STEPS = 2
 """Of a run, however little time there is."""
 LEAST_TEST_IMAGES = 16
+TEST_SHARE = 0.5
+"""Test images are halved rather than training images where testing takes more than this part of the training time."""
 
 
 def choose_profiles(
@@ -76,7 +78,7 @@ def shorten(
 
 
 def _halved(recipe: Recipe, costs: Costs, fixed: Collection[str]) -> dict[str, int] | None:
-    """The keys that halve what takes longer, training or testing; None where neither can be halved."""
+    """The keys that halve training, or testing where that weighs more; None where neither can be halved."""
     data, epochs, batch = recipe.data, recipe.training.epochs, recipe.training.batch_size
     held = data.validation.images if data.validation else 0
     train = data.num_train // 2 // batch * batch
@@ -92,9 +94,9 @@ def _halved(recipe: Recipe, costs: Costs, fixed: Collection[str]) -> dict[str, i
     if train // batch * epochs >= LEAST_STEPS:
         possible.append((train_seconds, training))
     if min(data.num_test, held or data.num_test) // 2 >= LEAST_TEST_IMAGES:
-        possible.append((test_seconds, testing))
+        possible.append((test_seconds / TEST_SHARE, testing))
     for _, keys in sorted(possible, key=lambda part: part[0], reverse=True):
-        if not fixed & keys.keys() and _is_valid(recipe, keys):
+        if keys.keys().isdisjoint(fixed) and _is_valid(recipe, keys):
             return keys
     return None
 

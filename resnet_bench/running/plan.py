@@ -135,10 +135,10 @@ class RunPlan:
         """
         told = {}
         for job in self.jobs:
-            if self.choices[job.benchmark.name].shortened:
+            if keys := self.choices[job.benchmark.name].shortened:
                 ours, whole = job.recipe.data, job.benchmark.recipe_for(job.profile).data
                 parts = [f"{ours.num_train:,} of {whole.num_train:,} images"]
-                if ours.num_test != whole.num_test:
+                if "data.test_images" in keys:
                     parts.append(f"tested on {ours.num_test:,} of {whole.num_test:,}")
                 told[job.benchmark.name] = ", ".join(parts)
         return told
@@ -339,9 +339,8 @@ def _jobs(
         Job(
             benchmark=benchmark,
             recipe=override(
-                benchmark.recipe_for(choices[benchmark.name].profile),
-                {**options.changes, **choices[benchmark.name].shortened},
-                where="--set",
+                override(benchmark.recipe_for(choices[benchmark.name].profile), options.changes, where="--set"),
+                choices[benchmark.name].shortened,
             ),
             profile=choices[benchmark.name].profile,
             seed=seed,
@@ -381,11 +380,16 @@ def _choices(
     smoke = {each.name: override(each.recipe_for("smoke"), options.changes, where="--set") for each in benchmarks}
     whole = {each.name: _full_recipe(each, options.changes) for each in benchmarks}
     prints = [f"{name} {smoke[name].fingerprint} {recipe and recipe.fingerprint}" for name, recipe in whole.items()]
-    fixed = " ".join(sorted(options.changes))
-    memory, key = (
-        resolved.memory(),
-        (f"first run of {FIRST_RUN_SECONDS:g} s, {len(places)} × {resolved.describe()}, {fixed}: {', '.join(prints)}"),
+    # Also where the machine is busy and runs have fewer threads: finished runs of any number count.
+    usual = replace(resolved, threads=execution.total_threads)
+    key = " ".join(
+        [
+            f"first run of {FIRST_RUN_SECONDS:g} s, {len(places)} × {usual.describe()}:",
+            *prints,
+            *sorted(options.changes),
+        ]
     )
+    memory = usual.memory()
     # Chosen once, so that what was finished or interrupted is what the next command plans, however long it measures.
     found = memory.get(key)
     if found is None:
@@ -422,7 +426,8 @@ def _first_run(
             seconds = estimate_seconds(recipe, costs[name])
         if seconds < HOPELESS * left:
             seconds = estimate_seconds(recipe, measure_costs(recipe, execution))
-        needed[name] = seconds
+        if seconds:
+            needed[name] = seconds
         return seconds
 
     left = FIRST_RUN_SECONDS - AROUND_SECONDS - (time.monotonic() - began)
@@ -430,6 +435,10 @@ def _first_run(
     smoke_seconds = {name: estimate_seconds(recipe, costs[name]) for name, recipe in smoke.items()}
     chosen = choose_profiles(smoke_seconds, full_seconds, seconds=allowed)
     shortened = {} if chosen else shorten(smoke, costs, seconds=allowed, fixed=fixed)
+    if not needed:
+        # Nothing fits: by what was measured for the smoke profiles.
+        for name in smoke:
+            full_seconds(name, 0.0)
     rest = sum(seconds for name, seconds in needed.items() if name not in chosen)
     return {"full": sorted(chosen), "shortened": shortened, "rest": rest}
 

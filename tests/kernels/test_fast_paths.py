@@ -198,12 +198,14 @@ def test_a_pass_that_takes_long_is_timed_with_fewer_images(monkeypatch) -> None:
         time.sleep(0.01 * len(images))
 
     monkeypatch.setitem(convolution.FORWARD, "default", slow)
-    fast_paths.time_pass("forward", ["default"], SHAPE._replace(images=10))
+    fast_paths.time_pass("forward", ["default"], SHAPE._replace(images=10, size=64))
     assert timed[0] == 10
     assert set(timed[1:]) <= {3, 4, 5}
-    timed.clear()
-    fast_paths.time_pass("forward", ["default"], SHAPE._replace(images=2))
-    assert set(timed) == {2}
+    # Small maps keep their images, and what takes no time does.
+    for shape in (SHAPE._replace(images=10), SHAPE._replace(images=2, size=64)):
+        timed.clear()
+        fast_paths.time_pass("forward", ["default"], shape)
+        assert set(timed) == {shape.images}
 
 
 def test_a_clock_that_stands_still_shows_no_gain() -> None:
@@ -227,6 +229,8 @@ def test_large_passes_of_nearly_as_many_images_share_a_measurement() -> None:
     shape = Shape(40, 64, 32, 128, Geometry(3, 1, 1), torch.float32)
     assert {shape._replace(images=count).measured().images for count in (32, 40, 53, 100, 400)} == {32}
     assert shape._replace(images=13).measured().images == 13
+    # Filters weigh more where maps are small.
+    assert shape._replace(images=100, channels=512, outputs=512, size=4).measured().images == 100
 
 
 @needs_winograd

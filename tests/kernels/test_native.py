@@ -19,9 +19,9 @@ needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CC", raising=False)
-    native.load_once.cache_clear()
+    native.forget()
     yield tmp_path / "cache" / "resnet-bench" / "kernels"
-    native.load_once.cache_clear()
+    native.forget()
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], in
 
 
 def seven(source: Path, extra: int = 0) -> int:
-    native.load_once.cache_clear()
+    native.forget()
     return native.library(source, (f"EXTRA={extra}",)).seven()
 
 

@@ -1,5 +1,6 @@
 """What a command runs: profiles, places, jobs, and what is refused before anything starts."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -208,6 +209,24 @@ def test_time_that_has_passed_is_not_left(monkeypatch) -> None:
     assert found.shortened() == {"resnet18-step-decay": "3,125 of 12,500 images"}
 
 
+def test_a_busy_machine_plans_what_it_did_when_it_was_idle(monkeypatch) -> None:
+    slow_machine(monkeypatch)
+    options, execution = RunOptions(["resnet18-step-decay"]), ExecutionOptions("cpu")
+    benchmarks, found = load_benchmarks(options), []
+    for busy, passed in ((False, 100.0), (True, 0.0)):
+        monkeypatch.setattr("resnet_bench.execution.threads.is_busy", lambda threads, busy=busy: busy)
+        began = time.monotonic() - passed
+        found.append(plan_runs(options, benchmarks, execution, real_data=True, began=began).shortened())
+    assert found == [{"resnet18-step-decay": "3,125 of 12,500 images"}] * 2
+
+
+def test_a_slow_start_leaves_time_to_learn_something(monkeypatch) -> None:
+    slow_machine(monkeypatch, per_image=2e-4)
+    options = RunOptions(["resnet18-step-decay"])
+    found = plan_runs(options, load_benchmarks(options), CPU, real_data=True, began=time.monotonic() - 1000)
+    assert found.shortened() == {}
+
+
 def test_a_whole_smoke_profile_that_is_asked_for_is_not_shortened(monkeypatch) -> None:
     measured = slow_machine(monkeypatch, per_image=1.0)
     options = RunOptions(["resnet18-step-decay"], profile="smoke")
@@ -228,6 +247,7 @@ def test_the_same_command_plans_the_same_again_and_measures_nothing(monkeypatch)
     again = plan_runs(options, benchmarks, CPU, real_data=True, progress=told.append, began=1090.0)
     assert again.jobs == before.jobs
     assert (len(measured), told) == (count, [])
+    assert "--profile full trains as published, which takes about" in again.choices["resnet18-step-decay"].reason
     # Other changes are another plan.
     other = replace(options, changes={"data.train_images": 5000})
     assert plan_runs(other, benchmarks, CPU, real_data=True).jobs[0].recipe.data.num_train == 5000
