@@ -216,7 +216,8 @@ class RunDisplay:
         share = 0.0
         if self._time_left is not None:
             share = self._time_left.share_done()
-            facts += f", {duration(self._time_left.seconds())} left"
+            if (seconds := self._time_left.seconds()) is not None:
+                facts += f", {duration(seconds)} left"
         if self._progress is not None and self._bar is not None:
             self._progress.update(self._bar, total=1.0, completed=share, facts=facts)
         elif not force and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:

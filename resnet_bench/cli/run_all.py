@@ -227,6 +227,9 @@ def _announce(
     jobs_of = Counter(plan.choices[job.benchmark.name] for job in plan.jobs)
     for choice, count in jobs_of.items():
         echo(f"{plural(count, 'run')} in the {choice.profile} profile: {choice.reason}.")
+    if shortened := plan.shortened():
+        what = listed([f"{name} ({images})" for name, images in shortened.items()])
+        echo(f"shortened to fit into the time: {what}; --profile smoke trains the whole smoke profile.")
     if cached := len(plan.jobs) - len(left):
         what = "All of them were" if not left else f"{cached} of them {'were' if cached > 1 else 'was'}"
         echo(

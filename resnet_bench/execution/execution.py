@@ -19,6 +19,7 @@ from resnet_bench.base.tuning_cache import TuningCache, machine_tuning_cache
 from resnet_bench.execution.choices import ExecutionMode, Precision, PrecisionChoice
 from resnet_bench.execution.threads import choose_threads
 from resnet_bench.kernels import native, normalization
+from resnet_bench.kernels.ahead import begin_compiling
 from resnet_bench.kernels.allocator import retain_heap
 from resnet_bench.kernels.fast_paths import FastPaths
 from resnet_bench.kernels.fusion import fuse
@@ -228,8 +229,21 @@ class Execution:
             torch.set_num_threads(before[5])
 
 
+def compile_ahead(precision: PrecisionChoice | str = PrecisionChoice.AUTO) -> None:
+    """Begin to compile the kernels of a run on this CPU, and return at once.
+
+    Args:
+        precision: As in :meth:`Execution.resolve`.
+    """
+    begin_compiling(_type_of(_resolve_precision("cpu", PrecisionChoice(precision))))
+
+
 def _can_fuse(precision: Precision) -> bool:
-    return normalization.problem(torch.bfloat16 if precision == Precision.BF16 else torch.float32) is None
+    return normalization.problem(_type_of(precision)) is None
+
+
+def _type_of(precision: Precision) -> torch.dtype:
+    return torch.bfloat16 if precision == Precision.BF16 else torch.float32
 
 
 def find_device(device: str) -> str:

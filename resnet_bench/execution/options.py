@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from resnet_bench.base.machine import default_threads
 from resnet_bench.execution.choices import ExecutionMode, PrecisionChoice
-from resnet_bench.execution.execution import DeviceType, Execution, device_type_of, find_device
+from resnet_bench.execution.execution import DeviceType, Execution, compile_ahead, device_type_of, find_device
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,16 @@ class ExecutionOptions:
             threads=self.threads,
             mode=self.mode,
         )
+
+    def compile_ahead(self) -> None:
+        """Begin to compile the kernels that runs here will use, and return at once.
+
+        Raises:
+            UserError: The device does not exist here.
+        """
+        unused = self.mode == ExecutionMode.PLAIN or self.compile or self.deterministic
+        if self.device_type == "cpu" and not unused:
+            compile_ahead(self.precision)
 
     @property
     def device_type(self) -> DeviceType:

@@ -34,6 +34,11 @@ def fits(channels: int, outputs: int, geometry: Geometry, dtype: torch.dtype) ->
     )
 
 
+def libraries(dtype: torch.dtype) -> list[native.Library]:
+    """List what is compiled for maps of a type."""
+    return [(_SOURCE, ())] if dtype == torch.bfloat16 else []
+
+
 def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Compute the convolution.
 

@@ -4,6 +4,7 @@ It changes no network: parameters, buffers and state dicts are the same with and
 """
 
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,6 +30,14 @@ WORTHWHILE = 0.9
 MEASURED_MACS = 4_000_000_000
 """Multiply-accumulates of a pass that is timed. Larger batches are measured, and remembered, by as many images as that
 takes: a tenth of a second in fp32."""
+ALIKE_MACS = 1_000_000_000
+"""Passes of more than these are measured, and remembered, by a power of two of images, so that batches of training and
+of evaluation share a choice."""
+LONG_SECONDS = 0.05
+"""A pass that takes longer, as on slow machines, is timed with fewer images, a quarter of them at least."""
+LEAST_PIXELS = 4096
+"""Of the outputs of all images, where a pass is measured with fewer: what an algorithm does once per batch, as
+Winograd's transforms of filters, has to stay a small part of it."""
 
 _active: ContextVar["FastPaths | None"] = ContextVar("fast_paths", default=None)
 
@@ -180,7 +189,11 @@ class Shape(NamedTuple):
     def measured(self) -> Self:
         """Return the shape by which this one is measured: with fewer images where so many take long."""
         macs_per_image = self.channels * self.outputs * (self.geometry.kernel * self.out_size) ** 2
-        return self._replace(images=max(1, min(self.images, MEASURED_MACS // max(macs_per_image, 1))))
+        images = max(1, min(self.images, MEASURED_MACS // max(macs_per_image, 1)))
+        fewer = 2 ** (images.bit_length() - 1)
+        if images * macs_per_image > ALIKE_MACS and fewer * self.out_size**2 >= LEAST_PIXELS:
+            images = fewer
+        return self._replace(images=images)
 
     def __str__(self) -> str:
         return (
@@ -289,9 +302,21 @@ def _fastest(
 @torch.no_grad()
 def time_pass(name: str, algorithms: Sequence[str], shape: Shape) -> dict[str, float]:
     """Time a pass by each algorithm, as :func:`relative_times` does."""
+    compute = _pass(name, shape)
+    started = time.perf_counter()
+    compute(algorithms[0])
+    if (seconds := time.perf_counter() - started) > LONG_SECONDS:
+        fewer = max(shape.images * LONG_SECONDS / seconds, shape.images / 4, LEAST_PIXELS / shape.out_size**2)
+        if fewer < shape.images:
+            compute = _pass(name, shape._replace(images=math.ceil(fewer)))
+    return relative_times(algorithms, compute)
+
+
+def _pass(name: str, shape: Shape) -> Callable[[str], None]:
+    """What computes a pass of a convolution by an algorithm."""
     images, weight = _operands(shape)
     if shape.pool:
-        return relative_times(algorithms, _pooled_pass(name, images, weight, shape))
+        return _pooled_pass(name, images, weight, shape)
     gradient = _ones(shape.images, shape.outputs, shape.out_size, shape.dtype)
 
     def compute(algorithm: str) -> None:
@@ -304,7 +329,7 @@ def time_pass(name: str, algorithms: Sequence[str], shape: Shape) -> dict[str, f
             # As in training, the gradient ends up in the weights' dtype and memory order.
             torch.empty_like(weight).copy_(found)
 
-    return relative_times(algorithms, compute)
+    return compute
 
 
 def _pooled_pass(name: str, images: Tensor, weight: Tensor, shape: Shape) -> Callable[[str], None]:
@@ -352,7 +377,8 @@ def relative_times(
 ) -> dict[str, float]:
     """Time each algorithm in turns, and return its time in units of the first one's: the median of the turns' ratios.
 
-    What disturbs up to two turns of five, or slows all of a turn, decides nothing.
+    What disturbs up to two turns of five, or slows all of a turn, decides nothing. Turns end early where the medians of
+    all five would choose the same, whatever the turns left out took.
 
     Args:
         algorithms: The default first.
@@ -372,8 +398,30 @@ def relative_times(
         if turn and seconds[algorithms[0]] > 0:
             for algorithm, taken in seconds.items():
                 ratios[algorithm].append(taken / seconds[algorithms[0]])
+            if _is_decided(ratios, algorithms[0]):
+                break
     # A clock too coarse to see the default shows no gain either.
     return {algorithm: statistics.median(found) if found else 1.0 for algorithm, found in ratios.items()}
+
+
+def _is_decided(ratios: Mapping[str, Sequence[float]], default: str) -> bool:
+    """Check whether the turns left cannot change which algorithm is chosen."""
+    others = [_median_bounds(found) for algorithm, found in ratios.items() if algorithm != default]
+    if all(lowest >= WORTHWHILE for lowest, _ in others):
+        return True
+    best = min(others, key=lambda bounds: bounds[1])
+    rest = [lowest for lowest, _ in others]
+    rest.remove(best[0])
+    return best[1] < WORTHWHILE and all(best[1] < lowest for lowest in rest)
+
+
+def _median_bounds(ratios: Sequence[float]) -> tuple[float, float]:
+    """Return the least and the greatest median that all turns can have, given the first ones."""
+    left = TURNS - len(ratios)
+    return (
+        statistics.median([*ratios, *[0.0] * left]),
+        statistics.median([*ratios, *[math.inf] * left]),
+    )
 
 
 def _operands(shape: Shape) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,8 @@ import shutil
 import stat
 import subprocess  # the user's own compiler  # nosec B404
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,13 @@ from torch import Tensor
 
 from resnet_bench.base.files import cache_folder
 
-COMPILE_SECONDS = 60
+COMPILE_SECONDS = 300
+"""Only a compiler that hangs takes longer: the largest file takes 20 s of a slow core, which other work may share."""
 FLAGS = ("-O3", "-march=native", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-w")
 _log = logging.getLogger(__name__)
+
+Library = tuple[Path, tuple[str, ...]]
+"""A C file, and names that the preprocessor is to know."""
 
 
 class CompileError(Exception):
@@ -80,9 +85,34 @@ def _as_c(argument: Tensor | float | None) -> Any:
     return ctypes.c_int64(argument) if isinstance(argument, int) else ctypes.c_float(argument)
 
 
-@functools.cache
+_loads: dict[Library, "Future[ctypes.CDLL | CompileError]"] = {}
+"""What this process has loaded, failed to load, or begun to."""
+
+
 def load_once(source: Path, defines: tuple[str, ...]) -> ctypes.CDLL | CompileError:
     """Compile and load a library, or find out why that fails, once per process."""
+    found = _loads.get((source, defines))
+    if found is None:
+        found = Future()
+        found.set_result(_attempt(source, defines))
+        _loads[source, defines] = found
+    return found.result()
+
+
+def load_ahead(libraries: Iterable[Library]) -> None:
+    """Begin to compile and load libraries, all at the same time, and return at once; who needs one waits for it."""
+    if new := [library for library in libraries if library not in _loads]:
+        compilers = ThreadPoolExecutor(len(new), thread_name_prefix="compile")
+        _loads.update({library: compilers.submit(_attempt, *library) for library in new})
+        compilers.shutdown(wait=False)
+
+
+def forget() -> None:
+    """Have libraries loaded again, as by a new process."""
+    _loads.clear()
+
+
+def _attempt(source: Path, defines: tuple[str, ...]) -> ctypes.CDLL | CompileError:
     try:
         return _made(source, defines)
     except CompileError as error:

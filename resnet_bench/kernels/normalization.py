@@ -60,6 +60,11 @@ def problem(dtype: torch.dtype) -> str | None:
     return native.problem(_SOURCE, _DEFINES[dtype])
 
 
+def libraries(dtype: torch.dtype) -> list[native.Library]:
+    """List what is compiled for maps of a type."""
+    return [(_SOURCE, _DEFINES[dtype])] if dtype in _DEFINES else []
+
+
 def fits(maps: Tensor, norm: nn.BatchNorm2d, pool: Pool) -> bool:
     """Whether :func:`normalize` takes these maps; if not, they are for torch's own operations."""
     if not norm.training or maps.device.type != "cpu" or maps.dim() != 4 or maps.dtype not in _DEFINES:

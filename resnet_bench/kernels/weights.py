@@ -29,6 +29,11 @@ def fits(weight: Tensor, dtype: torch.dtype) -> bool:
     )
 
 
+def libraries(dtype: torch.dtype) -> list[native.Library]:
+    """List what is compiled for maps of a type."""
+    return [(_SOURCE, _DEFINES[dtype])] if dtype in _DEFINES else []
+
+
 def dense_matrix(weight: Tensor, taps: Taps, dtype: torch.dtype) -> Tensor:
     """Build the matrix of a convolution of a small map.
 

@@ -46,6 +46,14 @@ def problem(dtype: torch.dtype) -> str | None:
     return native.problem(_SOURCES[dtype])
 
 
+def libraries(dtype: torch.dtype) -> list[native.Library]:
+    """List what is compiled for maps of a type."""
+    sources = [_SOURCES[dtype]] if dtype in _SOURCES else []
+    if dtype == torch.bfloat16:
+        sources.append(_SOURCE_OF_LARGE_TILES)
+    return [(source, ()) for source in sources]
+
+
 def fits(channels: int, outputs: int, padding: int, dtype: torch.dtype) -> bool:
     """Check whether 3×3 convolutions, stride 1, with these channels can be computed here, and their gradients."""
     return (

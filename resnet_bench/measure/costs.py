@@ -17,8 +17,10 @@ from resnet_bench.training.loop import train
 STEPS = 2
 """Steps that are timed, after as many that are not."""
 
-MAX_STEP_FLOPS = 30e9
-"""Upper limit of a step on a CPU, so that measuring takes seconds; batches are cut to fit."""
+LONG_STEP_FLOPS = 10e9
+"""Of longer steps on a CPU one is timed, so that measuring takes seconds."""
+MAX_STEP_FLOPS = 100e9
+"""Upper limit of a step on a CPU; batches are cut to fit. Whole ones share with the run what is measured of layers."""
 GUESSED_MACS_PER_SECOND = 20e9
 """Speed of what cannot be measured."""
 
@@ -68,13 +70,16 @@ def _measured_at(recipe: Recipe, execution: Execution, size: int) -> tuple[float
 
 def _short(recipe: Recipe, execution: Execution, size: int) -> Recipe:
     """The recipe for two short epochs at one size of images."""
-    batch_size, test_images = recipe.training.batch_size, recipe.evaluation.batch_size
+    batch_size, test_images, steps = recipe.training.batch_size, recipe.evaluation.batch_size, STEPS
     if execution.device_type == "cpu":
-        affordable = max(2, int(MAX_STEP_FLOPS / (6 * recipe_macs(recipe) * (size / recipe.image_size) ** 2)))
-        batch_size, test_images = min(batch_size, affordable), min(test_images, affordable)
-    short = cut_short(recipe, STEPS, epochs=2, image_size=size)
+        flops = 6 * recipe_macs(recipe) * (size / recipe.image_size) ** 2
+        batch_size = min(batch_size, max(2, int(MAX_STEP_FLOPS / flops)))
+        # Layers of as many images as in training have been measured.
+        test_images = min(test_images, batch_size)
+        steps = 1 if batch_size * flops > LONG_STEP_FLOPS else STEPS
+    short = cut_short(recipe, steps, epochs=2, image_size=size)
     changes: dict[str, Any] = {
-        "data": {"train_images": STEPS * batch_size, "test_images": min(test_images, recipe.data.num_test)},
+        "data": {"train_images": steps * batch_size, "test_images": min(test_images, recipe.data.num_test)},
         # A step takes as long at any rate, and at this one nothing diverges.
         "optimizer": {"lr": 1e-9},
         "training": {"batch_size": batch_size, "freeze": NOT_GIVEN},

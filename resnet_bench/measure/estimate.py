@@ -132,8 +132,8 @@ class TimeLeft:
                 pass
 
     def seconds(self) -> float | None:
-        """The seconds left; None before the first step."""
-        if not self._steps:
+        """The seconds left; None before the second steps, because the first ones of a run measure what is fastest."""
+        if len(self._steps) < 2:
             return None
         outliers = min(OUTLIERS, math.ceil(len(self._steps) / 4), len(self._steps) - 1)
         kept = sorted(self._steps, key=lambda step: step[0] / step[1])[: len(self._steps) - outliers]

@@ -5,8 +5,9 @@ import heapq
 import itertools
 import logging
 import math
+import time
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,13 @@ from resnet_bench.recipe.files import expand_suites, load_benchmark
 from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.running.context import Context
 from resnet_bench.running.events import Event, JobFinished, TaskEvent
+from resnet_bench.running.first_run import (
+    AROUND_SECONDS,
+    FIRST_RUN_SECONDS,
+    LEAST_TRAINING_SECONDS,
+    choose_profiles,
+    shorten,
+)
 from resnet_bench.running.job import Job, Task
 from resnet_bench.running.launchers.child import preload
 from resnet_bench.running.launchers.cluster import OnCluster
@@ -35,10 +43,7 @@ from resnet_bench.running.launchers.places import find_places, side_by_side
 from resnet_bench.running.outcome import Outcome
 from resnet_bench.running.prepare import prepare
 
-FIRST_RUN_SECONDS = 300.0
-"""What the first seed of a command takes on a CPU, where no profile is asked for and the machine can."""
-AROUND_SECONDS = 45.0
-"""Part of these for what is not training: imports, images, measuring, the report."""
+_MINUTES = f"{FIRST_RUN_SECONDS / 60:.0f} minutes"
 HOPELESS = 3.0
 """A recipe that takes this many times what is left, going by the batches of its smoke profile, is not timed itself."""
 SEED_LIMIT = 2**63
@@ -81,10 +86,17 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class ProfileChoice:
-    """Which profile is run, and why."""
+    """Which profile is run, and why.
+
+    Attributes:
+        profile: ``full`` or ``smoke``.
+        reason: Part of a sentence.
+        shortened: Recipe keys that were given less than the profile has, so that it fits, and their values.
+    """
 
     profile: ProfileName
     reason: str
+    shortened: Mapping[str, int] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -115,6 +127,21 @@ class RunPlan:
             return OnCluster(self.cluster)
         name = self.launched_by if isinstance(self.launched_by, str) else None
         return find_launcher(name or ("inline" if len(self.places) == 1 else "processes"), self.places)
+
+    def shortened(self) -> dict[str, str]:
+        """Return by benchmark, in words, of how many images of its profile those that were shortened train on how many.
+
+        The profiles are taken as they are in the files.
+        """
+        told = {}
+        for job in self.jobs:
+            if keys := self.choices[job.benchmark.name].shortened:
+                ours, whole = job.recipe.data, job.benchmark.recipe_for(job.profile).data
+                parts = [f"{ours.num_train:,} of {whole.num_train:,} images"]
+                if "data.test_images" in keys:
+                    parts.append(f"tested on {ours.num_test:,} of {whole.num_test:,}")
+                told[job.benchmark.name] = ", ".join(parts)
+        return told
 
     @property
     def devices(self) -> int:
@@ -228,20 +255,25 @@ def open_plan(
     Raises:
         UserError: Something asked for does not exist or does not fit.
     """
+    began = time.monotonic()
     benchmarks = load_benchmarks(options)
     if options.launcher is not None and not isinstance(options.launcher, str):
         return plan_elsewhere(options, benchmarks), {}
     names = sorted({benchmark.recipe.data.dataset for benchmark in benchmarks})
     images = context.images
     is_here = all(status.sources for status in dataset_status(images.folder) if status.name in names)
-    # Planned before anything is downloaded or decoded, so that a mistyped key costs nothing.
-    plan = plan_runs(
-        options, benchmarks, context.options, real_data=is_here or images.download, progress=progress or _log.info
-    )
+    real_data = is_here or images.download
+    # Planned before anything is downloaded or decoded, so that a mistyped key costs nothing; without a GPU only for the
+    # smoke profiles, because what else fits is measured when it is known how much time is left.
+    has_gpu = context.options.device_type != "cpu"
+    plan = plan_runs(options, benchmarks, context.options, real_data=real_data and has_gpu)
     if len(plan.places) > 1:
         preload()
-    if any(context.open_images(job.recipe.data.facts, progress).generated for job in plan.jobs):
-        plan = plan_runs(options, benchmarks, context.options, real_data=False)
+    context.options.compile_ahead()
+    real_data = not any(context.open_images(job.recipe.data.facts, progress).generated for job in plan.jobs)
+    plan = plan_runs(
+        options, benchmarks, context.options, real_data=real_data, progress=progress or _log.info, began=began
+    )
     wanted = sorted({job.recipe.data.facts for job in plan.jobs}, key=lambda facts: facts.name)
     return plan, {facts: context.open_images(facts, progress) for facts in wanted}
 
@@ -253,6 +285,7 @@ def plan_runs(
     *,
     real_data: bool,
     progress: Callable[[str], None] = _log.info,
+    began: float | None = None,
 ) -> RunPlan:
     """Plan one job per benchmark and seed.
 
@@ -262,6 +295,7 @@ def plan_runs(
         execution: How to run it.
         real_data: Whether there are images, or will be, that a claim can be judged on.
         progress: Called with a line of text before something is measured.
+        began: When the command began, by ``time.monotonic``: what has passed is not left for runs. Now by default.
 
     Raises:
         UserError: The device does not exist here, a profile does not exist, or a change does not fit the recipe.
@@ -272,7 +306,8 @@ def plan_runs(
     if options.launcher == "inline":
         places = places if len(places) == 1 else (Place(),)
     sharing = _most_in_one(places)
-    choices = _choices(options, benchmarks, execution, places, progress, real_data=real_data)
+    began = time.monotonic() if began is None else began
+    choices = _choices(options, benchmarks, execution, places, progress, real_data=real_data, began=began)
     return RunPlan(_jobs(options, benchmarks, choices, sharing), choices, places, options.launcher)
 
 
@@ -303,7 +338,10 @@ def _jobs(
     jobs = [
         Job(
             benchmark=benchmark,
-            recipe=override(benchmark.recipe_for(choices[benchmark.name].profile), options.changes, where="--set"),
+            recipe=override(
+                override(benchmark.recipe_for(choices[benchmark.name].profile), options.changes, where="--set"),
+                choices[benchmark.name].shortened,
+            ),
             profile=choices[benchmark.name].profile,
             seed=seed,
             resume=options.resume,
@@ -317,29 +355,6 @@ def _jobs(
     return tuple(shard(jobs, options.shard))
 
 
-def choose_profiles(
-    smoke_seconds: Mapping[str, float], full_seconds: Callable[[str, float], float], *, seconds: float
-) -> frozenset[str]:
-    """Choose the benchmarks that are trained in full, so that one seed of each takes so many seconds together.
-
-    Args:
-        smoke_seconds: How long the smoke profile of each benchmark takes, by name.
-        full_seconds: Returns how long the whole recipe of a benchmark takes, given its name and how much time is left
-            for it.
-        seconds: How long all of them may take.
-    """
-    left = seconds - sum(smoke_seconds.values())
-    needed = (
-        {name: full_seconds(name, left + smoke) - smoke for name, smoke in smoke_seconds.items()} if left > 0 else {}
-    )
-    chosen = set()
-    for name, more in sorted(needed.items(), key=lambda item: item[1]):
-        if more <= left:
-            left -= more
-            chosen.add(name)
-    return frozenset(chosen)
-
-
 def _choices(
     options: RunOptions,
     benchmarks: Sequence[Benchmark],
@@ -348,9 +363,9 @@ def _choices(
     progress: Callable[[str], None],
     *,
     real_data: bool,
+    began: float,
 ) -> dict[str, ProfileChoice]:
     """The profile of each benchmark, and why."""
-    minutes = f"{FIRST_RUN_SECONDS / 60:.0f} minutes"
 
     def all_are(profile: ProfileName, reason: str) -> dict[str, ProfileChoice]:
         return {benchmark.name: ProfileChoice(profile, reason) for benchmark in benchmarks}
@@ -362,13 +377,45 @@ def _choices(
     if execution.device_type != "cpu":
         return all_are("full", "there are a GPU and real images")
     resolved = places[0].narrowed(execution).resolve()
-    progress(f"timing some steps of {plural(len(benchmarks), 'benchmark')}, to see what fits into {minutes}")
-    smoke = {benchmark.name: _changed(benchmark, "smoke", options.changes) for benchmark in benchmarks}
-    whole = {benchmark.name: _changed(benchmark, "full", options.changes) for benchmark in benchmarks}
-    costs = {name: measure_costs(recipe, resolved) for name, recipe in smoke.items() if recipe is not None}
-    smoke_seconds = {
-        name: estimate_seconds(recipe, costs[name]) for name, recipe in smoke.items() if recipe is not None
+    smoke = {each.name: override(each.recipe_for("smoke"), options.changes, where="--set") for each in benchmarks}
+    whole = {each.name: _full_recipe(each, options.changes) for each in benchmarks}
+    prints = [f"{name} {smoke[name].fingerprint} {recipe and recipe.fingerprint}" for name, recipe in whole.items()]
+    # Also where the machine is busy and runs have fewer threads: finished runs of any number count.
+    usual = replace(resolved, threads=execution.total_threads)
+    key = " ".join(
+        [
+            f"first run of {FIRST_RUN_SECONDS:g} s, {len(places)} × {usual.describe()}:",
+            *prints,
+            *sorted(options.changes),
+        ]
+    )
+    memory = usual.memory()
+    # Chosen once, so that what was finished or interrupted is what the next command plans, however long it measures.
+    found = memory.get(key)
+    if found is None:
+        progress(f"timing some steps of {plural(len(benchmarks), 'benchmark')}, to see what fits into {_MINUTES}")
+        found = memory.put(key, _first_run(smoke, whole, resolved, options.changes, len(places), began))
+    why_smoke = "there is no GPU here; --profile full trains as published" + (
+        f", which takes about {duration(found['rest'])} per seed" if found["rest"] else ""
+    )
+    return {
+        name: ProfileChoice("full", f"it fits into {_MINUTES}, even without a GPU")
+        if name in found["full"]
+        else ProfileChoice("smoke", why_smoke, found["shortened"].get(name, {}))
+        for name in smoke
     }
+
+
+def _first_run(
+    smoke: Mapping[str, Recipe],
+    whole: Mapping[str, Recipe | None],
+    execution: Execution,
+    fixed: Collection[str],
+    lanes: int,
+    began: float,
+) -> dict[str, Any]:
+    """What is trained in full, what is shortened to what, and what the rest would take in full, in seconds."""
+    costs = {name: measure_costs(recipe, execution) for name, recipe in smoke.items()}
     needed: dict[str, float] = {}
 
     def full_seconds(name: str, left: float) -> float:
@@ -378,28 +425,28 @@ def _choices(
         if set(recipe.image_sizes) <= set(costs[name].training):
             seconds = estimate_seconds(recipe, costs[name])
         if seconds < HOPELESS * left:
-            seconds = estimate_seconds(recipe, measure_costs(recipe, resolved))
-        needed[name] = seconds
+            seconds = estimate_seconds(recipe, measure_costs(recipe, execution))
+        if seconds:
+            needed[name] = seconds
         return seconds
 
-    allowed = (FIRST_RUN_SECONDS - AROUND_SECONDS) * len(places)
+    left = FIRST_RUN_SECONDS - AROUND_SECONDS - (time.monotonic() - began)
+    allowed = max(left, LEAST_TRAINING_SECONDS) * lanes
+    smoke_seconds = {name: estimate_seconds(recipe, costs[name]) for name, recipe in smoke.items()}
     chosen = choose_profiles(smoke_seconds, full_seconds, seconds=allowed)
+    shortened = {} if chosen else shorten(smoke, costs, seconds=allowed, fixed=fixed)
+    if not needed:
+        # Nothing fits: by what was measured for the smoke profiles.
+        for name in smoke:
+            full_seconds(name, 0.0)
     rest = sum(seconds for name, seconds in needed.items() if name not in chosen)
-    why_smoke = "there is no GPU here; --profile full trains as published" + (
-        f", which takes about {duration(rest)} per seed" if rest else ""
-    )
-    return {
-        name: ProfileChoice("full", f"it fits into {minutes}, even without a GPU")
-        if name in chosen
-        else ProfileChoice("smoke", why_smoke)
-        for name in smoke
-    }
+    return {"full": sorted(chosen), "shortened": shortened, "rest": rest}
 
 
-def _changed(benchmark: Benchmark, profile: ProfileName, changes: Mapping[str, Any]) -> Recipe | None:
-    """The recipe of a profile with the changes; None where there is none, or they do not fit."""
+def _full_recipe(benchmark: Benchmark, changes: Mapping[str, Any]) -> Recipe | None:
+    """The full recipe with the changes; None where they do not fit."""
     try:
-        return override(benchmark.recipe_for(profile), changes, where="--set")
+        return override(benchmark.recipe_for("full"), changes, where="--set")
     except UserError:
         return None
 

@@ -24,6 +24,7 @@ from resnet_bench.cli import run_all as running
 from resnet_bench.cli.app import app
 from resnet_bench.cli.closing import beside_the_article
 from resnet_bench.cli.run_all import RunsSummary
+from resnet_bench.measure.estimate import Costs, estimate_seconds
 from resnet_bench.recipe.benchmark import ProfileName
 from resnet_bench.recipe.files import load_benchmark
 from resnet_bench.running.context import Context
@@ -548,6 +549,22 @@ def test_max_minutes_is_a_positive_number(minutes: str) -> None:
     result = CliRunner().invoke(app, ["run", tiny.BENCHMARK, f"--max-minutes={minutes}"])
     assert isinstance(result.exception, UserError)
     assert "--max-minutes: must be above 0" in str(result.exception)
+
+
+def test_a_smoke_run_that_is_shortened_is_announced_and_counts_the_next_time(
+    run_all: RunAll, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resnet_bench.running.plan.estimate_seconds", estimate_seconds)
+    slow = Costs({32: 100.0}, 1e-9)
+    monkeypatch.setattr("resnet_bench.running.plan.measure_costs", lambda recipe, execution: slow)
+    changes = {key: value for key, value in tiny.CHANGES.items() if key != "data.train_images"}
+    summary, text = run_all(profile=None, changes=changes)
+    assert "shortened to fit into the time: he-resnet20 (8 of 2,000 images); --profile smoke" in text
+    assert [(job.profile, job.recipe.data.num_train) for job, _ in summary.results] == [("smoke", 8)]
+    # As if the machine had become faster, or less time had passed.
+    monkeypatch.setattr("resnet_bench.running.plan.measure_costs", lambda recipe, execution: Costs({32: 1.0}, 1e-9))
+    again, _ = run_all(profile=None, changes=changes)
+    assert again.cached == 1
 
 
 # --- dry runs --------------------------------------------------------------------------------------

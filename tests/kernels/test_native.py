@@ -19,9 +19,9 @@ needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CC", raising=False)
-    native.load_once.cache_clear()
+    native.forget()
     yield tmp_path / "cache" / "resnet-bench" / "kernels"
-    native.load_once.cache_clear()
+    native.forget()
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], in
 
 
 def seven(source: Path, extra: int = 0) -> int:
-    native.load_once.cache_clear()
+    native.forget()
     return native.library(source, (f"EXTRA={extra}",)).seven()
 
 
@@ -53,6 +53,15 @@ def test_a_file_is_compiled_once_for_all_processes(source, compiled, empty_cache
     assert [seven(source), seven(source)] == [7, 7]
     assert compiled() == 1
     assert [path.suffix for path in empty_cache.iterdir()] == [".so"]
+
+
+@needs_compiler
+def test_libraries_are_compiled_at_the_same_time_and_once(source, compiled) -> None:
+    libraries = [(source, (f"EXTRA={extra}",)) for extra in range(3)]
+    native.load_ahead(libraries)
+    native.load_ahead(libraries)
+    assert [native.library(*library).seven() for library in libraries] == [7, 8, 9]
+    assert compiled() == 3
 
 
 @needs_compiler

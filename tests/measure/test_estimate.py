@@ -118,6 +118,18 @@ def test_nothing_is_said_before_the_first_step() -> None:
     assert left.share_done() == 0
 
 
+def test_the_first_step_alone_says_nothing_of_the_time_left() -> None:
+    """It measures what is fastest, and may take a hundred times as long as others."""
+    script = Script(growing_recipe(), {16: 1.0, 24: 2.0, 32: 4.0}, 3.0)
+    left, said = TimeLeft(script.recipe, Costs.by_pixels(script.recipe), clock=lambda: script.now), []
+    for event in script.events():
+        left.take(event)
+        if isinstance(event, Steps) and event.last_step <= 2:
+            said.append(left.seconds())
+    assert said[0] is None
+    assert said[1] is not None
+
+
 def test_steps_are_counted_at_the_size_that_the_loader_gives_them() -> None:
     assert step_stages(growing_recipe()) == [(16, 34), (24, 16), (32, 50)]
     assert step_stages(tiny_recipe()) == [(32, 6)]
@@ -184,7 +196,10 @@ def test_a_measured_step_is_cut_to_what_can_be_afforded(monkeypatch) -> None:
     measure_costs(recipe, PLAIN)
     monkeypatch.setattr(measuring, "generate_dataset", lambda *_, **__: None)
     measure_costs(recipe, Execution("cuda:0", "fp32", True, False, False, 1))
-    assert [short.training.batch_size for short in trained] == [2, 64]
+    assert [short.training.batch_size for short in trained] == [4, 64]
+    # A long step is timed once, after one that is not; and no layer has other numbers of images.
+    assert [short.data.train_images for short in trained] == [4, 128]
+    assert trained[0].evaluation.batch_size == 4
 
 
 def test_costs_are_measured_by_real_steps() -> None:

@@ -1,5 +1,6 @@
 """What a command runs: profiles, places, jobs, and what is refused before anything starts."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resnet_bench.base.errors import UserError
+from resnet_bench.base.tuning_cache import TuningCache
 from resnet_bench.execution.execution import Execution
 from resnet_bench.execution.options import ExecutionOptions
-from resnet_bench.measure.estimate import Costs
+from resnet_bench.measure.estimate import Costs, estimate_seconds
+from resnet_bench.recipe.changes import override
+from resnet_bench.recipe.recipe import Recipe
 from resnet_bench.recipe.writing import copy_benchmark
 from resnet_bench.running import plan
+from resnet_bench.running.first_run import choose_profiles, shorten
 from resnet_bench.running.launchers import places
 from resnet_bench.running.launchers.launcher import Place
 from resnet_bench.running.launchers.options import SlurmOptions
@@ -21,7 +26,6 @@ from resnet_bench.running.launchers.places import find_places
 from resnet_bench.running.plan import (
     RunOptions,
     Surveyed,
-    choose_profiles,
     load_benchmarks,
     plan_elsewhere,
     plan_runs,
@@ -29,6 +33,19 @@ from resnet_bench.running.plan import (
 )
 
 CPU = ExecutionOptions("cpu", threads=8)
+
+
+@pytest.fixture(autouse=True)
+def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TuningCache:
+    """What a machine remembers that no other test has measured."""
+    kept = TuningCache(tmp_path / "choices.json")
+    monkeypatch.setattr(Execution, "memory", lambda self: kept)
+    return kept
+
+
+def costs_by_pixels(per_image: float) -> Costs:
+    """A training step of 32 pixels takes three times as long as a forward pass."""
+    return Costs({32: 3 * per_image, 224: 150 * per_image}, per_image)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +122,135 @@ def test_changes_count_where_the_profile_is_chosen(monkeypatch) -> None:
         choice = plan_runs(options, load_benchmarks(options), CPU, real_data=True).choices["resnet18-3x3-stem"]
         assert choice.profile == profile
         assert ("which takes about 1 h" in choice.reason) == (profile == "smoke")
+
+
+SUITE = ("resnet9-onecycle-adam", "resnet34-sgd-224", "resnet18-step-decay", "cifar100-resnet")
+
+
+def smoke_recipes(*names: str) -> dict[str, Recipe]:
+    return {each.name: each.profiles["smoke"] for each in load_benchmarks(RunOptions(names))}
+
+
+def seconds_of(recipes: dict[str, Recipe], costs: dict[str, Costs], changes: dict[str, dict[str, int]]) -> list[float]:
+    return [estimate_seconds(override(recipe, changes.get(name, {})), costs[name]) for name, recipe in recipes.items()]
+
+
+@given(scale=st.floats(1, 1000), seconds=st.floats(10, 600))
+def test_runs_are_halved_until_they_fit_and_the_longest_first(scale: float, seconds: float) -> None:
+    recipes = smoke_recipes(*SUITE)
+    costs = {name: costs_by_pixels(scale * 1e-5) for name in recipes}
+    changes = shorten(recipes, costs, seconds=seconds)
+    taken = seconds_of(recipes, costs, changes)
+    whole = seconds_of(recipes, costs, {})
+    assert (not changes) == (sum(whole) <= seconds)
+    for name, keys in changes.items():
+        shorter = override(recipes[name], keys)
+        assert shorter.steps_per_epoch * shorter.training.batch_size == shorter.data.num_train
+        assert shorter.training.epochs == recipes[name].training.epochs
+        # What was halved was once the longest: it is at most a half and an overhead shorter than all others.
+        assert 2 * taken[list(recipes).index(name)] >= min(taken)
+    # Where they do not fit, nothing is left to halve.
+    assert sum(taken) <= seconds or changes == shorten(recipes, costs, seconds=0)
+
+
+def test_where_tests_take_longer_they_are_halved() -> None:
+    recipes = smoke_recipes("resnet18-step-decay")
+    (name,) = recipes
+    costs = {name: Costs({32: 1e-6}, 1e-2)}
+    assert shorten(recipes, costs, seconds=70) == {name: {"data.test_images": 1000}}
+    recipes = smoke_recipes("resnet34-sgd-224")
+    (name,) = recipes
+    found = shorten(recipes, {name: Costs({224: 1e-6}, 1e-1)}, seconds=30)
+    # As many images as before are left to train on.
+    assert found == {name: {"data.test_images": 32, "data.validation.images": 32, "data.train_images": 160}}
+
+
+@pytest.mark.parametrize("fixed", ["data.train_images", "data.test_images"])
+def test_what_the_user_gave_is_not_shortened(fixed: str) -> None:
+    recipes = smoke_recipes(*SUITE)
+    costs = {name: costs_by_pixels(1.0) for name in recipes}
+    changes = shorten(recipes, costs, seconds=0, fixed={fixed})
+    assert changes
+    assert all(fixed not in keys for keys in changes.values())
+
+
+def slow_machine(monkeypatch: pytest.MonkeyPatch, per_image: float = 2e-3) -> list[Recipe]:
+    measured = []
+
+    def costs(recipe: Recipe, execution: Execution) -> Costs:
+        measured.append(recipe)
+        return costs_by_pixels(per_image)
+
+    monkeypatch.setattr(plan, "measure_costs", costs)
+    return measured
+
+
+def test_smoke_runs_are_shortened_to_what_time_is_left(monkeypatch) -> None:
+    slow_machine(monkeypatch)
+    options = RunOptions(["resnet18-step-decay", "resnet9-onecycle-adam"], seeds=[0, 1])
+    found = plan_runs(options, load_benchmarks(options), CPU, real_data=True)
+    images = {job.label: job.recipe.data.num_train for job in found.jobs}
+    assert images == {
+        "resnet18-step-decay seed 0": 3125,
+        "resnet18-step-decay seed 1": 3125,
+        "resnet9-onecycle-adam seed 0": 6000,
+        "resnet9-onecycle-adam seed 1": 6000,
+    }
+    assert {job.profile for job in found.jobs} == {"smoke"}
+    assert found.shortened() == {"resnet18-step-decay": "3,125 of 12,500 images"}
+
+
+def test_time_that_has_passed_is_not_left(monkeypatch) -> None:
+    slow_machine(monkeypatch)
+    options = RunOptions(["resnet18-step-decay"])
+    benchmarks = load_benchmarks(options)
+    monkeypatch.setattr("time.monotonic", lambda: 1100.0)
+    found = plan_runs(options, benchmarks, CPU, real_data=True, began=1000.0)
+    assert found.shortened() == {"resnet18-step-decay": "3,125 of 12,500 images"}
+
+
+def test_a_busy_machine_plans_what_it_did_when_it_was_idle(monkeypatch) -> None:
+    slow_machine(monkeypatch)
+    options, execution = RunOptions(["resnet18-step-decay"]), ExecutionOptions("cpu")
+    benchmarks, found = load_benchmarks(options), []
+    for busy, passed in ((False, 100.0), (True, 0.0)):
+        monkeypatch.setattr("resnet_bench.execution.threads.is_busy", lambda threads, busy=busy: busy)
+        began = time.monotonic() - passed
+        found.append(plan_runs(options, benchmarks, execution, real_data=True, began=began).shortened())
+    assert found == [{"resnet18-step-decay": "3,125 of 12,500 images"}] * 2
+
+
+def test_a_slow_start_leaves_time_to_learn_something(monkeypatch) -> None:
+    slow_machine(monkeypatch, per_image=2e-4)
+    options = RunOptions(["resnet18-step-decay"])
+    found = plan_runs(options, load_benchmarks(options), CPU, real_data=True, began=time.monotonic() - 1000)
+    assert found.shortened() == {}
+
+
+def test_a_whole_smoke_profile_that_is_asked_for_is_not_shortened(monkeypatch) -> None:
+    measured = slow_machine(monkeypatch, per_image=1.0)
+    options = RunOptions(["resnet18-step-decay"], profile="smoke")
+    (benchmark,) = load_benchmarks(options)
+    found = plan_runs(options, [benchmark], CPU, real_data=True)
+    assert (found.jobs[0].recipe, found.shortened()) == (benchmark.profiles["smoke"], {})
+    assert not measured
+
+
+def test_the_same_command_plans_the_same_again_and_measures_nothing(monkeypatch) -> None:
+    """Otherwise what is finished would be trained again where less time has passed than the first time."""
+    measured = slow_machine(monkeypatch)
+    options = RunOptions(["resnet18-step-decay"])
+    benchmarks = load_benchmarks(options)
+    monkeypatch.setattr("time.monotonic", lambda: 1100.0)
+    before = plan_runs(options, benchmarks, CPU, real_data=True, began=1000.0)
+    count, told = len(measured), []
+    again = plan_runs(options, benchmarks, CPU, real_data=True, progress=told.append, began=1090.0)
+    assert again.jobs == before.jobs
+    assert (len(measured), told) == (count, [])
+    assert "--profile full trains as published, which takes about" in again.choices["resnet18-step-decay"].reason
+    # Other changes are another plan.
+    other = replace(options, changes={"data.train_images": 5000})
+    assert plan_runs(other, benchmarks, CPU, real_data=True).jobs[0].recipe.data.num_train == 5000
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,14 @@
+"""Compile all kernels that a run will ask for at the same time, before it asks for the first."""
+
+import torch
+
+from resnet_bench.kernels import direct, native, normalization, weights, winograd
+
+
+def begin_compiling(dtype: torch.dtype) -> None:
+    """Begin to compile the kernels for a type, unless that was done before, and return at once.
+
+    The largest takes 20 s on slow machines; meanwhile images can be decoded.
+    """
+    rooms = (normalization, winograd, direct, weights)
+    native.load_ahead([library for room in rooms for library in room.libraries(dtype)])
