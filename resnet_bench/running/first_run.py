@@ -13,8 +13,7 @@ FIRST_RUN_SECONDS = 300.0
 AROUND_SECONDS = 60.0
 """Part of these for what is not estimated: imports, the tracking store, measuring at the shapes of runs, the report."""
 LEAST_TRAINING_SECONDS = 120.0
-"""What is left for training however long images were decoded and kernels compiled: the plan is remembered, and runs of
-a machine that was busy this once would be too short to learn anything."""
+"""What is left for training however long images were decoded and kernels compiled: shorter runs would learn nothing."""
 
 LEAST_STEPS = 2
 """Of a run, however little time there is."""

@@ -394,7 +394,10 @@ def _choices(
     found = memory.get(key)
     if found is None:
         progress(f"timing some steps of {plural(len(benchmarks), 'benchmark')}, to see what fits into {_MINUTES}")
-        found = memory.put(key, _first_run(smoke, whole, resolved, options.changes, len(places), began))
+        found = _first_run(smoke, whole, resolved, options.changes, len(places), began)
+        # What fits beside other work is for this command alone.
+        if resolved.threads == usual.threads:
+            found = memory.put(key, found)
     why_smoke = "there is no GPU here; --profile full trains as published" + (
         f", which takes about {duration(found['rest'])} per seed" if found["rest"] else ""
     )
