@@ -49,9 +49,9 @@ def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geom
         geometry: Kernel size K, stride and padding.
 
     Returns:
-        Shape `[N, O, (H + 2 * padding - K) // stride + 1, (W + 2 * padding - K) // stride + 1]`, of the images' type, in
-        channels-last order. Where K * C is odd, a bfloat16 pixel that is not a finite number may spoil an output left of
-        those that it belongs to.
+        Shape `[N, O, (H + 2 * padding - K) // stride + 1, (W + 2 * padding - K) // stride + 1]`, of the type of the
+        images, in channels-last order. Where K * C is odd, a bfloat16 pixel that is not a finite number may spoil an
+        output left of those that it belongs to.
     """
     kernel, stride, padding = geometry
     size = ((pixels + 2 * padding - kernel) // stride + 1 for pixels in images.shape[-2:])
