@@ -80,7 +80,8 @@ def whole_numbers(draw):
 
 
 def of_type(case: Case, dtype: torch.dtype) -> Case:
-    return case._replace(images=case.images.to(dtype), gradient=case.gradient.to(dtype))
+    images, weight, bias, geometry, gradient = case
+    return Case(images.to(dtype), weight, bias, geometry, gradient.to(dtype))
 
 
 @each_type

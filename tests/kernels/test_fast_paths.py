@@ -21,7 +21,12 @@ from resnet_bench.kernels.gemm import products
 from resnet_bench.models.catalogue import build
 from resnet_bench.models.speedrun import PooledConvolution
 
-SHAPE = Shape(2, 4, 4, 4, Geometry(3, 1, 1), torch.float32)
+
+def shape_of(images: int, size: int) -> Shape:
+    return Shape(images, 4, size, 4, Geometry(3, 1, 1), torch.float32)
+
+
+SHAPE = shape_of(images=2, size=4)
 
 needs_winograd = pytest.mark.skipif(
     winograd.problem(torch.bfloat16) is not None, reason=f"{winograd.problem(torch.bfloat16)}"
@@ -198,11 +203,11 @@ def test_a_pass_that_takes_long_is_timed_with_fewer_images(monkeypatch) -> None:
         time.sleep(0.01 * len(images))
 
     monkeypatch.setitem(convolution.FORWARD, "default", slow)
-    fast_paths.time_pass("forward", ["default"], SHAPE._replace(images=10, size=64))
+    fast_paths.time_pass("forward", ["default"], shape_of(images=10, size=64))
     assert timed[0] == 10
     assert set(timed[1:]) <= {3, 4, 5}
     # Small maps keep their images, and what takes no time does.
-    for shape in (SHAPE._replace(images=10), SHAPE._replace(images=2, size=64)):
+    for shape in (shape_of(images=10, size=SHAPE.size), shape_of(images=2, size=64)):
         timed.clear()
         fast_paths.time_pass("forward", ["default"], shape)
         assert set(timed) == {shape.images}
@@ -226,11 +231,14 @@ def test_large_batches_share_a_measurement(tmp_path, monkeypatch) -> None:
 
 def test_large_passes_of_nearly_as_many_images_share_a_measurement() -> None:
     """Those of a batch of 40 that is trained on and of 100 that are evaluated at a time, up to what is timed."""
-    shape = Shape(40, 64, 32, 128, Geometry(3, 1, 1), torch.float32)
-    assert {shape._replace(images=count).measured().images for count in (32, 40, 53, 100, 400)} == {32}
-    assert shape._replace(images=13).measured().images == 13
+
+    def measured(images: int, channels: int = 64, size: int = 32, outputs: int = 128) -> int:
+        return Shape(images, channels, size, outputs, Geometry(3, 1, 1), torch.float32).measured().images
+
+    assert {measured(count) for count in (32, 40, 53, 100, 400)} == {32}
+    assert measured(13) == 13
     # Filters weigh more where maps are small.
-    assert shape._replace(images=100, channels=512, outputs=512, size=4).measured().images == 100
+    assert measured(100, channels=512, size=4, outputs=512) == 100
 
 
 @needs_winograd
