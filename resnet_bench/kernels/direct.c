@@ -42,18 +42,15 @@ typedef vector factors;
 
 typedef float unaligned __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
 
-/* The first `count` numbers, or a whole vector, and zeros behind them. */
-INLINE vector load(const float *from, int64_t count) {
-    vector numbers = {0};
-    if (count >= LANES) return *(const unaligned *)from;
-    memcpy(&numbers, from, count * sizeof(float));
-    return numbers;
-}
-
 INLINE void store_sums(float *to, vector sums) { *(unaligned *)to = sums; }
 
+/* Where a `count` is given, only so many lanes of a vector are read or written, if it has more. */
 #ifdef BF16
 INLINE __mmask16 lanes_of(int64_t count) { return count < LANES ? (1 << count) - 1 : 0xffff; }
+
+INLINE vector load(const float *from, int64_t count) {
+    return (vector)_mm512_maskz_loadu_ps(lanes_of(count), from);
+}
 
 INLINE factors load_factors(const factor *from) { return (factors)_mm512_loadu_si512(from); }
 
@@ -90,6 +87,13 @@ INLINE void interleave(const value *from, int64_t distance, int has_last, factor
     }
 }
 #else
+INLINE vector load(const float *from, int64_t count) {
+    vector numbers = {0};
+    if (count >= LANES) return *(const unaligned *)from;
+    memcpy(&numbers, from, count * sizeof(float));
+    return numbers;
+}
+
 INLINE factors load_factors(const factor *from) { return *(const unaligned *)from; }
 INLINE vector multiply_and_add(vector sums, factor one, factors others) { return sums + one * others; }
 
