@@ -1,8 +1,8 @@
 """3×3 convolutions with a stride and others like them, by matrix products of pixels where they lie.
 
-Winograd has no use for a stride, and oneDNN's kernels reach about half of what the processor multiplies, these nine
-tenths. Results are those of torch's convolution but for the order of sums. The machine must have a C compiler; for
-bfloat16 the processor multiplies it by AVX-512.
+Winograd has no use for a stride, and oneDNN's kernels reach a third to two thirds of what the processor multiplies,
+these up to nine tenths. Results are those of torch's convolution but for the order of sums. The machine must have a C
+compiler; for bfloat16 the processor multiplies it by AVX-512.
 """
 
 import ctypes
