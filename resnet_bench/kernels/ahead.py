@@ -8,7 +8,7 @@ from resnet_bench.kernels import direct, native, normalization, weights, winogra
 def begin_compiling(dtype: torch.dtype) -> None:
     """Begin to compile the kernels for a type, unless that was done before, and return at once.
 
-    The largest takes 20 s on slow machines; meanwhile images can be decoded.
+    The largest takes 6 s of a slow core; meanwhile images can be decoded.
     """
     rooms = (normalization, winograd, direct, weights)
     native.load_ahead([library for room in rooms for library in room.libraries(dtype)])

@@ -40,8 +40,6 @@ typedef vector factors;
 
 /* --- vectors ------------------------------------------------------------------------------------- */
 
-typedef float unaligned __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
-
 INLINE void store_sums(float *to, vector sums) { *(unaligned *)to = sums; }
 
 /* Where a `count` is given, only so many lanes of a vector are read or written, if it has more. */
@@ -335,8 +333,9 @@ static int convolve_phases(const struct convolution *own, const struct phase *ph
     for (int i = 0; i < count; i++) {
         const struct phase *phase = phases + i;
         struct block *block = blocks + i;
-        *block = (struct block){{phase->rows.count, parts_of(phase->columns.count * channels, VALUES), own->maps.of_row / VALUES, 1}};
-        const int64_t taps = block->steps.lines * block->steps.steps;
+        const int64_t steps = parts_of(phase->columns.count * channels, VALUES);
+        *block = (struct block){{phase->rows.count, steps, own->maps.of_row / VALUES, 1}};
+        const int64_t taps = phase->rows.count * steps;
         factor *filters = memory(larger(taps, 1) * filled(own->outputs) * sizeof(factor));
         struct place *places = memory(larger(at_once * phase->height * phase->width, 1) * sizeof(struct place));
         block->filters = filters, block->places = places;

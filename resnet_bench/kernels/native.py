@@ -23,7 +23,7 @@ from torch import Tensor
 from resnet_bench.base.files import cache_folder
 
 COMPILE_SECONDS = 300
-"""Only a compiler that hangs takes longer: the largest file takes 20 s of a slow core, which other work may share."""
+"""Only a compiler that hangs takes longer: the largest file takes 6 s of a slow core, which other work may share."""
 FLAGS = ("-O3", "-march=native", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-w")
 _log = logging.getLogger(__name__)
 

@@ -10,6 +10,8 @@
 #endif
 
 typedef float vector __attribute__((vector_size(LANES * sizeof(float)), may_alias));
+/* The same at any address of a float. */
+typedef float unaligned __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }

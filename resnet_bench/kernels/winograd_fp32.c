@@ -27,8 +27,6 @@ typedef float value, factor;
 
 #include "winograd_4x4.h"
 
-typedef float unaligned __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
-
 INLINE vector load(const float *from) { return *(const unaligned *)from; }
 INLINE void store(float *to, vector numbers) { *(unaligned *)to = numbers; }
 

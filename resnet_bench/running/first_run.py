@@ -86,8 +86,7 @@ def _halved(recipe: Recipe, costs: Costs, fixed: Collection[str]) -> dict[str, i
     if held:
         testing |= {"data.validation.images": held // 2, "data.train_images": held // 2 + data.num_train}
     tested = [evaluated_images(recipe, epoch) for epoch in range(epochs + 1)]
-    test_seconds = costs.evaluation * sum(images["test"] for images in tested if "test" in images)
-    test_seconds += costs.evaluation * sum(images["validation"] for images in tested if "validation" in images)
+    test_seconds = costs.evaluation * sum(images.get("test", 0) + images.get("validation", 0) for images in tested)
     train_seconds = estimate_seconds(recipe, costs) - OVERHEAD_SECONDS - test_seconds
     possible: list[tuple[float, dict[str, int]]] = []
     if train // batch * epochs >= LEAST_STEPS:
