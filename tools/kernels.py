@@ -1,11 +1,14 @@
 """Time the CPU kernels against torch's: the passes of 3x3 convolutions, and in bf16 fused layers and residual blocks.
 
+Also Muon's matrices, multiplied in bf16 and in fp32.
+
     python tools/kernels.py convolutions
     python tools/kernels.py convolutions --precision fp32 --clock cpu
     python tools/kernels.py layers --threads 2
     python tools/kernels.py steps --repeats 3
+    python tools/kernels.py muon
 
-Convolutions are timed by the clock, on an idle machine, unless by `--clock cpu`; layers and steps in CPU time, which
+Convolutions are timed by the clock, on an idle machine, unless by `--clock cpu`; the others in CPU time, which
 other work disturbs less. Steps are whole ones in fp32, on noise: stock, by our kernels without Winograd, and with it.
 ONEDNN_MAX_CPU_ISA=AVX2, ATEN_CPU_CAPABILITY=avx2 and CC="cc -mno-avx512f" imitate a processor without AVX-512.
 """
@@ -37,6 +40,7 @@ from resnet_bench.kernels.gemm import PRODUCTS, products
 from resnet_bench.measure.workload import Workload
 from resnet_bench.models import cifar100_resnet, resnet34_biased, resnet_projected
 from resnet_bench.recipe.files import load_benchmark
+from resnet_bench.training.muon import orthogonalized
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -88,6 +92,10 @@ LAYERS = (
     (16, 64, 112, "norm relu"),
     (16, 256, 14, "norm relu"),
 )
+
+# Rows and columns: of filters of speedrun-90 (the first two), speedrun-94 and speedrun-cifar100-75.
+MUON_MATRICES = ((48, 432), (160, 1440), (256, 2304), (768, 4608))
+MUON_STEPS = 3
 
 
 def bare(block: nn.Module) -> nn.Module:
@@ -229,6 +237,20 @@ def time_steps(repeats: int, threads: int) -> None:
         print(row, "{:13.2f} {:11.2f}".format(*ratios), flush=True)
 
 
+def time_muon(repeats: int) -> None:
+    """Print a line per filter of the speedruns, each a matrix to orthogonalize."""
+    print("rows columns   bf16 ms  widened ms  ratio")
+    for rows, columns in MUON_MATRICES:
+        matrix = torch.randn(rows, columns)
+        runs = {
+            "bf16": partial(orthogonalized, matrix, MUON_STEPS),
+            "widened": partial(orthogonalized, matrix, MUON_STEPS, widened=True),
+        }
+        ms = interleaved(runs, repeats, clock=time.process_time)
+        ratio = ms["bf16"] / ms["widened"]
+        print(f"{rows:4} {columns:7} {ms['bf16']:9.2f} {ms['widened']:11.2f} {ratio:6.2f}", flush=True)
+
+
 def one_step(workload: Workload, execution: Execution, memory: TuningCache, has_winograd: bool) -> None:
     """Run one step; choices of algorithms are kept in the cache."""
     with contextlib.ExitStack() as contexts:
@@ -242,7 +264,7 @@ def one_step(workload: Workload, execution: Execution, memory: TuningCache, has_
 def main() -> None:
     """Print the tables that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["convolutions", "layers", "steps"], nargs="?", help="all by default")
+    parser.add_argument("kind", choices=["convolutions", "layers", "steps", "muon"], nargs="?", help="all by default")
     parser.add_argument("--repeats", type=int, default=9, help="turns of each")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=list(PRECISIONS), default="bf16", help="of convolutions")
@@ -256,6 +278,8 @@ def main() -> None:
             time_layers(arguments.repeats)
     if arguments.kind in (None, "steps"):
         time_steps(arguments.repeats, arguments.threads)
+    if arguments.kind in (None, "muon"):
+        time_muon(arguments.repeats)
 
 
 if __name__ == "__main__":

@@ -292,11 +292,12 @@ def _resolve_precision(device: str, precision: PrecisionChoice) -> Precision:
         raise UserError(f"--precision tf32 is a mode of NVIDIA GPUs, not of {device}; write fp32 or bf16")
     if precision != PrecisionChoice.AUTO:
         return Precision(precision)
-    if kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return Precision.BF16
-    return Precision.BF16 if kind == "cpu" and has_bf16() else Precision.FP32
+    return Precision.BF16 if has_bf16(device_type_of(device)) else Precision.FP32
 
 
-def has_bf16() -> bool:
-    """Check whether the CPU multiplies bf16 in hardware; otherwise bf16 is slower than fp32."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+def has_bf16(device_type: DeviceType) -> bool:
+    """Check whether devices of a kind multiply bf16 in hardware; otherwise bf16 is slower than fp32."""
+    if device_type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    on_cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device_type == "cpu" and on_cpu

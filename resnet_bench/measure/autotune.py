@@ -95,7 +95,7 @@ def _key(recipe: Recipe, execution: Execution, *, precision: bool, threads: bool
 def _candidates(execution: Execution, *, precision: bool) -> list[Execution]:
     precisions = [execution.precision]
     if precision:
-        precisions = [Precision.BF16, Precision.FP32] if has_bf16() else [Precision.FP32]
+        precisions = [Precision.BF16, Precision.FP32] if has_bf16(execution.device_type) else [Precision.FP32]
     paths = [(True, True), (True, False), (False, False)] if execution.fused_layers else [(True, False), (False, False)]
     return [
         dataclasses.replace(execution, precision=chosen, fast_paths=fast_paths, fused_layers=fused_layers)

@@ -11,12 +11,14 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 @torch.no_grad()
-def orthogonalized(matrices: Tensor, steps: int) -> Tensor:
+def orthogonalized(matrices: Tensor, steps: int, *, widened: bool = False) -> Tensor:
     """Approximate U·Vᵀ of a matrix U·S·Vᵀ in bfloat16; its singular values are between 0.7 and 1.2.
 
     Args:
         matrices: One matrix [rows, columns] of any scale, or several [count, rows, columns].
         steps: Number of Newton–Schulz iterations; small singular values need more.
+        widened: Multiply in float32 and round each product to bfloat16, which sums in float32 itself: equal up to the
+            order of sums, and more than ten times as fast where nothing multiplies bfloat16 in hardware.
     """
     a, b, c = COEFFICIENTS
     x = matrices.bfloat16()
@@ -24,14 +26,18 @@ def orthogonalized(matrices: Tensor, steps: int) -> Tensor:
     if is_tall:
         x = x.mT
     norm = x.norm() if x.ndim == 2 else x.norm(dim=(-2, -1), keepdim=True)
-    x = x / (norm + 1e-7)
+    multiplied = torch.float32 if widened else torch.bfloat16
+    x = (x / (norm + 1e-7)).to(multiplied)
+
+    def rounded(product: Tensor) -> Tensor:
+        return product.bfloat16().to(multiplied)
+
+    multiply_add = torch.addmm if x.ndim == 2 else torch.baddbmm
     for _ in range(steps):
-        gram = x @ x.mT
-        if x.ndim == 2:
-            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-        else:
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if is_tall else x
+        gram = rounded(x @ x.mT)
+        polynomial = rounded(multiply_add(gram, gram, gram, beta=b, alpha=c))
+        x = rounded(multiply_add(x, polynomial, x, beta=a))
+    return (x.mT if is_tall else x).bfloat16()
 
 
 class Muon(torch.optim.SGD):
@@ -47,11 +53,15 @@ class Muon(torch.optim.SGD):
         fused: Use torch's fused kernel for the groups of SGD.
         together: Update the filters of a group in few operations, with batched matrix multiplications for filters of
             the same size; for devices bound by launches. Equal up to rounding. Allows a tensor as learning rate.
+        widened: Multiply in float32, for devices that do not multiply bfloat16; see :func:`orthogonalized`.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], *, fused: bool, together: bool = False) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], *, fused: bool, together: bool = False, widened: bool = False
+    ) -> None:
         super().__init__(groups, lr=groups[0]["lr"], fused=fused)
         self._together = together
+        self._widened = widened
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -79,7 +89,7 @@ class Muon(torch.optim.SGD):
         momentum = self._momentum(parameter).mul_(group["momentum"]).add_(gradient)
         direction = gradient.add(momentum, alpha=group["momentum"]) if group["nesterov"] else momentum
         out = len(parameter)
-        update = orthogonalized(direction.reshape(out, -1), group["newton_schulz_steps"]).view(parameter.shape)
+        update = self._orthogonalized(direction.reshape(out, -1), group).view(parameter.shape)
         if group["normalize"]:
             parameter.mul_(out**0.5 / parameter.norm())
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
@@ -103,9 +113,12 @@ class Muon(torch.optim.SGD):
             torch._foreach_mul_(filters, 1 - group["lr"] * group["weight_decay"])
         for same_size in _by_size(filters):
             matrices = torch.stack([directions[i].reshape(len(filters[i]), -1) for i in same_size])
-            updates = orthogonalized(matrices, group["newton_schulz_steps"]).float() * group["lr"]
+            updates = self._orthogonalized(matrices, group).float() * group["lr"]
             for i, update in zip(same_size, updates, strict=True):
                 filters[i].sub_(update.reshape(filters[i].shape))
+
+    def _orthogonalized(self, matrices: Tensor, group: dict[str, Any]) -> Tensor:
+        return orthogonalized(matrices, group["newton_schulz_steps"], widened=self._widened)
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resnet_bench.execution.execution import device_type_of, has_bf16
 from resnet_bench.recipe.settings import SGD, Adam, AdamW, MuonConfig, Optimizer, SGDSettings, Training
 from resnet_bench.training.muon import Muon
 
@@ -22,8 +23,9 @@ def build_optimizer(recipe: Optimizer, network: nn.Module, *, fused: bool) -> to
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     match recipe:
         case MuonConfig():
-            on_gpu = any(parameter.is_cuda for parameter in parameters)
-            return Muon(_muon_groups(recipe, network), fused=fused, together=on_gpu)
+            device_type = device_type_of(str(parameters[0].device))
+            groups = _muon_groups(recipe, network)
+            return Muon(groups, fused=fused, together=device_type == "cuda", widened=not has_bf16(device_type))
         case SGD():
             return torch.optim.SGD(parameters, **_sgd_arguments(recipe), fused=fused)
         case Adam() | AdamW():

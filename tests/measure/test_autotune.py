@@ -39,7 +39,7 @@ def timed_by(monkeypatch, seconds):
 
 
 def test_the_fastest_is_taken_and_remembered(long_recipe, memory, monkeypatch) -> None:
-    monkeypatch.setattr(autotuning, "has_bf16", lambda: True)
+    monkeypatch.setattr(autotuning, "has_bf16", lambda _: True)
     asked = Execution.resolve("cpu", threads=2)
     timed = timed_by(
         monkeypatch, lambda e: 1.0 - 0.2 * (e.precision == "fp32") - 0.2 * (not e.fast_paths) - 0.2 * (e.threads == 1)
@@ -53,7 +53,7 @@ def test_the_fastest_is_taken_and_remembered(long_recipe, memory, monkeypatch) -
 
 
 def test_what_the_user_gave_stays(long_recipe, memory, monkeypatch) -> None:
-    monkeypatch.setattr(autotuning, "has_bf16", lambda: True)
+    monkeypatch.setattr(autotuning, "has_bf16", lambda _: True)
     asked = Execution.resolve("cpu", "fp32", threads=2)
     timed = timed_by(monkeypatch, lambda e: 1.0 - 0.5 * (e.precision == "bf16") - 0.2 * (e.threads == 1))
     chosen = autotune(long_recipe, asked, precision=False, threads=False)
@@ -62,7 +62,7 @@ def test_what_the_user_gave_stays(long_recipe, memory, monkeypatch) -> None:
 
 
 def test_a_hopeless_way_is_timed_no_further(long_recipe, memory, monkeypatch) -> None:
-    monkeypatch.setattr(autotuning, "has_bf16", lambda: True)
+    monkeypatch.setattr(autotuning, "has_bf16", lambda _: True)
     timed = timed_by(monkeypatch, lambda e: 9.0 if e.precision == "fp32" else 1.0)
     assert autotune(long_recipe, Execution.resolve("cpu", threads=1)).precision == "bf16"
     slow, quick = ([e for e in timed if e.precision == precision] for precision in ("fp32", "bf16"))

@@ -30,7 +30,7 @@ def four_idle_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(Execution, "memory", lambda _: TuningCache(tmp_path / "choices.json"))
     monkeypatch.setattr("resnet_bench.execution.options.default_threads", lambda: 4)
     monkeypatch.setattr("resnet_bench.execution.execution.choose_threads", lambda typed, *, fixed: typed or 4)
-    monkeypatch.setattr("resnet_bench.execution.execution.has_bf16", lambda: False)
+    monkeypatch.setattr("resnet_bench.execution.execution.has_bf16", lambda _: False)
 
 
 def survey_of(seeds: int, costs: Costs | None = ALONE, profile: Any = "full") -> dict[str, Surveyed]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from resnet_bench.recipe.schema import parse
 from resnet_bench.recipe.settings import MuonConfig
-from resnet_bench.training.muon import Muon, orthogonalized
+from resnet_bench.training.muon import COEFFICIENTS, Muon, orthogonalized
 from resnet_bench.training.optimizers import build_optimizer
 from tests.stub_cuda import needs_computing_gpu
 
@@ -44,6 +44,49 @@ def test_singular_values_come_near_one(shape: tuple[int, int], scale: float) -> 
     assert (
         torch.nn.functional.cosine_similarity(orthogonalized(matrix, 5).float().flatten(), (u @ v).flatten(), 0) > 0.95
     )
+
+
+@pytest.mark.parametrize("shape", [(48, 27), (64, 576), (2, 96, 864)])
+def test_widened_products_are_rounded_as_those_of_bfloat16(shape: tuple[int, ...]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    plain, widened = (orthogonalized(matrices, 1, widened=widened) for widened in (False, True))
+    assert widened.dtype == plain.dtype == torch.bfloat16
+    # Sums in another order are rounded otherwise only where they lie halfway between two numbers.
+    assert (plain != widened).float().mean() < 0.1
+    torch.testing.assert_close(widened, plain, rtol=2**-7, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(48, 27), (64, 576), (2, 96, 864)])
+def test_widened_products_are_as_far_from_exact_ones_as_those_of_bfloat16(shape: tuple[int, ...]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    a, b, c = COEFFICIENTS
+    exact = matrices.double() / matrices.double().norm(dim=(-2, -1), keepdim=True)
+    for _ in range(5):
+        gram = exact @ exact.mT
+        exact = a * exact + (b * gram + c * gram @ gram) @ exact
+    plain, widened = (
+        float((orthogonalized(matrices, 5, widened=widened) - exact).norm() / exact.norm()) for widened in (False, True)
+    )
+    assert widened == pytest.approx(plain, rel=0.1)
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_products_are_widened_where_the_processor_has_no_bfloat16(
+    has_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    multiplied = []
+
+    def multiply_add(*matrices: torch.Tensor, beta: float, alpha: float = 1.0) -> torch.Tensor:
+        multiplied.append(matrices[1].dtype)
+        return beta * matrices[0] + alpha * (matrices[1] @ matrices[2])
+
+    monkeypatch.setattr("resnet_bench.training.optimizers.has_bf16", lambda _: has_bf16)
+    monkeypatch.setattr(torch, "addmm", multiply_add)
+    net = network()
+    optimizer = build_optimizer(muon_recipe(), net, fused=True)
+    net(torch.randn(6, 3, 8, 8)).square().sum().backward()
+    optimizer.step()
+    assert set(multiplied) == {torch.bfloat16 if has_bf16 else torch.float32}
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
