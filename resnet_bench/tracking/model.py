@@ -1,7 +1,9 @@
 """Trained networks as MLflow models."""
 
+import contextlib
 import copy
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +48,7 @@ def save_model(network: "nn.Module", example: "npt.NDArray[np.uint8]", folder: P
     if folder.exists():
         shutil.rmtree(folder)
     # What libraries warn about must not end a run that was trained, whatever warnings the user made errors.
-    with mlflow_client.quiet():
+    with mlflow_client.quiet(), _packages_unchecked():
         mlflow.pytorch.save_model(
             exported,
             str(folder),
@@ -55,6 +57,26 @@ def save_model(network: "nn.Module", example: "npt.NDArray[np.uint8]", folder: P
             # Without a list MLflow runs the model in another process to find out, which takes 15 s.
             pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={numpy.__version__}"],
         )
+
+
+@contextlib.contextmanager
+def _packages_unchecked() -> Iterator[None]:
+    """Spare MLflow's look at whether the listed packages are installed, which were just asked for their versions.
+
+    It would read the lists of files of all packages, for one to three seconds at the end of each run.
+    """
+    from mlflow.utils import environment
+
+    name = "warn_dependency_requirement_mismatches"
+    check = getattr(environment, name, None)
+    if check is None:
+        yield
+        return
+    setattr(environment, name, lambda _: None)
+    try:
+        yield
+    finally:
+        setattr(environment, name, check)
 
 
 def load_weights(model: Path) -> "State":

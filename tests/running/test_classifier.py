@@ -66,6 +66,20 @@ def test_served_model_takes_raw_images(images: Dataset, tmp_path: Path, resize: 
 
 
 @pytest.mark.slow
+def test_a_model_is_saved_without_a_look_at_all_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes seconds at the end of each run."""
+    from mlflow.utils import environment
+
+    looked: list[object] = []
+    monkeypatch.setattr(environment, "warn_dependency_requirement_mismatches", looked.append)
+    network = built(tiny_recipe()).network
+    save_model(network, np.zeros((2, 3, 32, 32), dtype=np.float32), tmp_path / "model")
+    assert not looked
+    environment.warn_dependency_requirement_mismatches(["numpy"])
+    assert looked == [["numpy"]]
+
+
+@pytest.mark.slow
 def test_weights_of_served_models_are_read_by_the_names_of_the_network(tmp_path: Path) -> None:
     """Models of 0.1.0 are the network alone, which takes normalized images."""
     recipe = tiny_recipe(model={"name": "speedrun", "whitening": {"kernel_size": 2}})
