@@ -17,17 +17,17 @@ from resnet_bench.training.loop import train
 def test_every_shipped_benchmark_trains(name: str) -> None:
     """Its smoke profile, cut to a few batches of generated images."""
     recipe = load_benchmark(name).recipe_for("smoke")
-    held_out = {"data.validation.images": 16} if recipe.data.validation else {}
+    held_out = {"data.validation.images": 4} if recipe.data.validation else {}
     cut = {
-        "data.train_images": 96 + sum(held_out.values()),
-        "data.test_images": 16,
+        "data.train_images": 24 + sum(held_out.values()),
+        "data.test_images": 4,
         "training.epochs": 1,
-        "training.batch_size": 16,
-        "evaluation.batch_size": 8,
+        "training.batch_size": 4,
+        "evaluation.batch_size": 2,
         **held_out,
     }
     recipe = override(recipe, cut)
-    images = generate_dataset(recipe.data.dataset, train_size=112, test_size=16)
+    images = generate_dataset(recipe.data.dataset, train_size=28, test_size=4)
     events = list(train(recipe, Execution.resolve("cpu"), 0, images))
     losses = [loss for event in events if isinstance(event, Steps) for loss in event.losses]
     assert len(losses) == 6
