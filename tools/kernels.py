@@ -68,7 +68,7 @@ CONVOLUTIONS = (
     (128, 256, 512, 2, 2),
 )
 
-# In fp32 fewer images are enough: of ResNet-9, ResNet-34, ResNet-18 and the CIFAR-100 model.
+# In fp32 fewer images are enough: of ResNet-9, ResNet-34, ResNet-18, the CIFAR-100 model and speedrun-90.
 FP32_CONVOLUTIONS = (
     (100, 128, 128, 16, 1),
     (100, 256, 512, 8, 1),
@@ -76,6 +76,7 @@ FP32_CONVOLUTIONS = (
     (8, 128, 128, 28, 1),
     (128, 64, 64, 8, 1),
     (64, 256, 256, 4, 1),
+    (100, 24, 48, 30, 1),
 )
 
 # Images, channels, size of the map, layers: of speedrun-94 and speedrun-90 at 32 px, ResNet-9, the small models and

@@ -7,7 +7,7 @@
  * save products where the side of a map is not a multiple of 4 (winograd_4x4.h).
  *
  * Maps are in channels-last order, [images, height, width, channels]; filters and their gradient are [outputs, channels,
- * 3, 3]. Channels and outputs are multiples of 16. Every thread count gives the same bits.
+ * 3, 3]. Channels and outputs are multiples of LANES. Every thread count gives the same bits.
  *
  * Vectors are those of the compiler, as wide as the processor's, so that this is one source for all of them.
  */
@@ -26,6 +26,9 @@ typedef float value, factor;
 #define STRIPS (64 / (COLUMNS * LANES))
 
 #include "winograd_4x4.h"
+
+/* What channels and outputs must be multiples of. */
+int lanes(void) { return LANES; }
 
 INLINE vector load(const float *from) { return *(const unaligned *)from; }
 INLINE void store(float *to, vector numbers) { *(unaligned *)to = numbers; }

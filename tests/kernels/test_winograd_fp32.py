@@ -50,7 +50,8 @@ def cases(draw):
     """Maps of all sizes around whole tiles, in either memory order."""
     height, width = draw(st.integers(1, 13)), draw(st.integers(1, 13))
     padding = draw(st.integers(0 if min(height, width) >= 3 else 1, 2))
-    channels, outputs = (16 * draw(st.sampled_from([1, 2, 3, 5])) for _ in range(2))
+    least = winograd.channel_multiple(torch.float32)
+    channels, outputs = (least * draw(st.sampled_from([1, 2, 3, 5, 10])) for _ in range(2))
     count = draw(st.integers(1, 4))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
 
@@ -127,10 +128,13 @@ def test_no_images_give_no_outputs() -> None:
 
 def test_which_convolutions_fit(monkeypatch) -> None:
     fp32 = torch.float32
+    least = winograd.channel_multiple(fp32)
+    assert 16 % least == 0, "networks of 16, 32 and more channels fit on every processor"
     assert winograd.fits(32, 48, 1, fp32)
+    assert winograd.fits(least, 3 * least, 1, fp32)
     assert not winograd.fits_pool(32, 48, 1, fp32)
-    assert not winograd.fits(24, 48, 1, fp32)
-    assert not winograd.fits(32, 40, 1, fp32)
+    assert not winograd.fits(32 + least // 2, 48, 1, fp32)
+    assert not winograd.fits(32, 48 + least // 2, 1, fp32)
     assert not winograd.fits(32, 48, 3, fp32)
     assert not winograd.fits(32, 48, 1, torch.float64)
     monkeypatch.setattr(native, "problem", lambda *_: "there is no compiler")
