@@ -11,4 +11,5 @@ def begin_compiling(dtype: torch.dtype) -> None:
     The largest takes 6 s of a slow core; meanwhile images can be decoded.
     """
     rooms = (normalization, winograd, direct, weights)
-    native.load_ahead([library for room in rooms for library in room.libraries(dtype)])
+    large_tiles = [winograd.LARGE_TILES] if dtype == torch.bfloat16 else []
+    native.load_ahead([*(room.LIBRARIES[dtype] for room in rooms), *large_tiles])

@@ -6,7 +6,6 @@ compiler; for bfloat16 the processor multiplies it by AVX-512.
 """
 
 import ctypes
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,8 +13,7 @@ from torch import Tensor
 
 from resnet_bench.kernels import native
 
-_SOURCE = Path(__file__).with_name("direct.c")
-_DEFINES: Mapping[torch.dtype, tuple[str, ...]] = {torch.bfloat16: ("BF16",), torch.float32: ()}
+LIBRARIES = native.by_type(Path(__file__).with_name("direct.c"))
 
 Geometry = tuple[int, int, int]
 """Kernel size, stride and padding."""
@@ -26,17 +24,12 @@ def fits(channels: int, outputs: int, geometry: Geometry, dtype: torch.dtype) ->
     kernel, stride, padding = geometry
     in_pairs = stride * channels % 2 == 0 and outputs % 2 == 0
     return (
-        dtype in _DEFINES
+        dtype in LIBRARIES
         and 1 < stride <= kernel
         and 0 <= padding < kernel
         and (in_pairs or dtype == torch.float32)
-        and native.problem(_SOURCE, _DEFINES[dtype]) is None
+        and native.problem(*LIBRARIES[dtype]) is None
     )
-
-
-def libraries(dtype: torch.dtype) -> list[native.Library]:
-    """List what is compiled for maps of a type."""
-    return [(_SOURCE, _DEFINES[dtype])] if dtype in _DEFINES else []
 
 
 def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -100,7 +93,7 @@ def grad_weight(images: Tensor, gradient: Tensor, geometry: Geometry) -> Tensor:
 
 def _library(maps: Tensor) -> ctypes.CDLL:
     """Load the kernels for a type of maps."""
-    return native.library(_SOURCE, _DEFINES[maps.dtype])
+    return native.library(*LIBRARIES[maps.dtype])
 
 
 def _channels_last(like: Tensor, channels: int, height: int, width: int) -> Tensor:

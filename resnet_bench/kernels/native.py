@@ -12,7 +12,7 @@ import shutil
 import stat
 import subprocess  # the user's own compiler  # nosec B404
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,11 @@ _log = logging.getLogger(__name__)
 
 Library = tuple[Path, tuple[str, ...]]
 """A C file, and names that the preprocessor is to know."""
+
+
+def by_type(source: Path) -> Mapping[torch.dtype, Library]:
+    """Return what a C file is compiled to for maps of float32, and, with ``BF16`` defined, of bfloat16."""
+    return {torch.bfloat16: (source, ("BF16",)), torch.float32: (source, ())}
 
 
 class CompileError(Exception):

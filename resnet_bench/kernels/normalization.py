@@ -9,7 +9,6 @@ kernels are in ``normalization.c``.
 """
 
 import enum
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from resnet_bench.kernels import native
 
-_SOURCE = Path(__file__).with_name("normalization.c")
-_DEFINES: Mapping[torch.dtype, tuple[str, ...]] = {torch.bfloat16: ("BF16",), torch.float32: ()}
+LIBRARIES = native.by_type(Path(__file__).with_name("normalization.c"))
 
 LANES = 16
 """The number of channels is a multiple of this."""
@@ -57,17 +55,12 @@ def problem(dtype: torch.dtype) -> str | None:
 
     They are compiled for the answer, which takes a second the first time.
     """
-    return native.problem(_SOURCE, _DEFINES[dtype])
-
-
-def libraries(dtype: torch.dtype) -> list[native.Library]:
-    """List what is compiled for maps of a type."""
-    return [(_SOURCE, _DEFINES[dtype])] if dtype in _DEFINES else []
+    return native.problem(*LIBRARIES[dtype])
 
 
 def fits(maps: Tensor, norm: nn.BatchNorm2d, pool: Pool) -> bool:
     """Whether :func:`normalize` takes these maps; if not, they are for torch's own operations."""
-    if not norm.training or maps.device.type != "cpu" or maps.dim() != 4 or maps.dtype not in _DEFINES:
+    if not norm.training or maps.device.type != "cpu" or maps.dim() != 4 or maps.dtype not in LIBRARIES:
         return False
     count, channels, height, width = maps.shape
     rows, columns = pool.size(height), pool.size(width)
@@ -183,7 +176,7 @@ class _Normalize(torch.autograd.Function):
         pooled = torch.empty_like(outputs) if pool in (Pool.BEFORE, Pool.OVERLAPPING_BEHIND) else None
         places = torch.empty((count, rows, columns, channels), dtype=torch.uint8) if pool is not Pool.NONE else None
         native.call(
-            native.library(_SOURCE, _DEFINES[maps.dtype]),
+            native.library(*LIBRARIES[maps.dtype]),
             "forward",
             maps,
             *(count, height, width, channels),
@@ -205,7 +198,7 @@ class _Normalize(torch.autograd.Function):
         of_maps = maps.new_empty((count, height, width, channels)).permute(0, 3, 1, 2)
         of_weight, of_bias = torch.empty(channels), torch.empty(channels)
         native.call(
-            native.library(_SOURCE, _DEFINES[maps.dtype]),
+            native.library(*LIBRARIES[maps.dtype]),
             "backward",
             maps,
             *(count, height, width, channels),
@@ -245,7 +238,7 @@ class _NormalizedSum(torch.autograd.Function):
         other_mean, other_variance = moments[2:] or (None, None)
         outputs = torch.empty_like(maps)
         native.call(
-            native.library(_SOURCE, _DEFINES[maps.dtype]),
+            native.library(*LIBRARIES[maps.dtype]),
             "forward_sum",
             *(maps, shortcut),
             *(count, height, width, channels),
@@ -270,7 +263,7 @@ class _NormalizedSum(torch.autograd.Function):
         of_maps, of_shortcut = torch.empty_like(maps), gradients if passed_on else torch.empty_like(shortcut)
         of_weight, of_bias, of_other_weight, of_other_bias = (torch.empty(channels) for _ in range(4))
         native.call(
-            native.library(_SOURCE, _DEFINES[maps.dtype]),
+            native.library(*LIBRARIES[maps.dtype]),
             "backward_sum",
             *(maps, shortcut),
             *(count, height, width, channels),

@@ -3,7 +3,7 @@
 As torch's operations these are a copy per tap and pair of pixels, and a float copy of whole maps.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,8 +11,7 @@ from torch import Tensor
 
 from resnet_bench.kernels import native
 
-_SOURCE = Path(__file__).with_name("weights.c")
-_DEFINES: Mapping[torch.dtype, tuple[str, ...]] = {torch.bfloat16: ("BF16",), torch.float32: ()}
+LIBRARIES = native.by_type(Path(__file__).with_name("weights.c"))
 
 Taps = Sequence[Sequence[tuple[int, int] | None]]
 """The kernel's tap between each pixel of a small output and each of its input, if there is one."""
@@ -21,17 +20,12 @@ Taps = Sequence[Sequence[tuple[int, int] | None]]
 def fits(weight: Tensor, dtype: torch.dtype) -> bool:
     """Check whether the kernels take a parameter for maps of a type."""
     return (
-        dtype in _DEFINES
+        dtype in LIBRARIES
         and weight.dtype == torch.float32
         and weight.device.type == "cpu"
         and weight.is_contiguous()
-        and native.problem(_SOURCE, _DEFINES[dtype]) is None
+        and native.problem(*LIBRARIES[dtype]) is None
     )
-
-
-def libraries(dtype: torch.dtype) -> list[native.Library]:
-    """List what is compiled for maps of a type."""
-    return [(_SOURCE, _DEFINES[dtype])] if dtype in _DEFINES else []
 
 
 def dense_matrix(weight: Tensor, taps: Taps, dtype: torch.dtype) -> Tensor:
@@ -76,7 +70,7 @@ def grad_bias(gradient: Tensor, bias_type: torch.dtype) -> Tensor:
     found = torch.empty(gradient.shape[1], dtype=bias_type)
     if not fits(found, gradient.dtype) or not gradient.is_contiguous(memory_format=torch.channels_last):
         return gradient.sum((0, 2, 3), dtype=bias_type)
-    library = native.library(_SOURCE, _DEFINES[gradient.dtype])
+    library = native.library(*LIBRARIES[gradient.dtype])
     native.call(library, "sum_pixels", gradient, gradient[:, 0].numel(), len(found), found)
     return found
 
@@ -84,5 +78,5 @@ def grad_bias(gradient: Tensor, bias_type: torch.dtype) -> Tensor:
 def _call(name: str, dtype: torch.dtype, source: Tensor, taps: Taps, shape: Sequence[int], result: Tensor) -> None:
     outputs, channels, rows, columns = shape
     numbers = torch.tensor([[-1 if tap is None else tap[0] * columns + tap[1] for tap in row] for row in taps])
-    library = native.library(_SOURCE, _DEFINES[dtype])
+    library = native.library(*LIBRARIES[dtype])
     native.call(library, name, source, numbers, *numbers.shape, outputs, channels, rows * columns, result)

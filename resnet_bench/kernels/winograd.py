@@ -25,12 +25,12 @@ from torch import Tensor
 
 from resnet_bench.kernels import native
 
-_SOURCES: Mapping[torch.dtype, Path] = {
-    torch.bfloat16: Path(__file__).with_name("winograd.c"),
-    torch.float32: Path(__file__).with_name("winograd_fp32.c"),
+LIBRARIES: Mapping[torch.dtype, native.Library] = {
+    torch.bfloat16: (Path(__file__).with_name("winograd.c"), ()),
+    torch.float32: (Path(__file__).with_name("winograd_fp32.c"), ()),
 }
-
-_SOURCE_OF_LARGE_TILES = Path(__file__).with_name("winograd4.c")
+LARGE_TILES: native.Library = (Path(__file__).with_name("winograd4.c"), ())
+"""Of bfloat16; float32 has no other tiles than large ones."""
 
 KERNEL = 3
 MAX_PADDING = 2
@@ -41,15 +41,7 @@ def problem(dtype: torch.dtype) -> str | None:
 
     They are compiled for the answer, which takes two seconds the first time.
     """
-    return native.problem(_SOURCES[dtype])
-
-
-def libraries(dtype: torch.dtype) -> list[native.Library]:
-    """List what is compiled for maps of a type."""
-    sources = [_SOURCES[dtype]] if dtype in _SOURCES else []
-    if dtype == torch.bfloat16:
-        sources.append(_SOURCE_OF_LARGE_TILES)
-    return [(source, ()) for source in sources]
+    return native.problem(*LIBRARIES[dtype])
 
 
 def channel_multiple(dtype: torch.dtype) -> int:
@@ -57,13 +49,13 @@ def channel_multiple(dtype: torch.dtype) -> int:
 
     In float32 it is what the processor's vectors hold: 16 by AVX-512, 8 by AVX.
     """
-    return 8 if dtype == torch.bfloat16 else int(native.library(_SOURCES[dtype]).lanes())
+    return 8 if dtype == torch.bfloat16 else int(native.library(*LIBRARIES[dtype]).lanes())
 
 
 def fits(channels: int, outputs: int, padding: int, dtype: torch.dtype) -> bool:
     """Check whether 3×3 convolutions, stride 1, with these channels can be computed here, and their gradients."""
     return (
-        dtype in _SOURCES
+        dtype in LIBRARIES
         and 0 <= padding <= MAX_PADDING
         and problem(dtype) is None
         and channels % channel_multiple(dtype) == 0
@@ -73,11 +65,7 @@ def fits(channels: int, outputs: int, padding: int, dtype: torch.dtype) -> bool:
 
 def fits_large_tiles(channels: int, outputs: int, padding: int, dtype: torch.dtype) -> bool:
     """Check whether such a convolution of bfloat16 can be computed in tiles of 4×4 pixels instead of 2×2."""
-    return (
-        dtype == torch.bfloat16
-        and fits(channels, outputs, padding, dtype)
-        and native.problem(_SOURCE_OF_LARGE_TILES) is None
-    )
+    return dtype == torch.bfloat16 and fits(channels, outputs, padding, dtype) and native.problem(*LARGE_TILES) is None
 
 
 def fits_pool(channels: int, outputs: int, padding: int, dtype: torch.dtype) -> bool:
@@ -189,8 +177,7 @@ def grad_weight(
 
 
 def _library(dtype: torch.dtype, *, large_tiles: bool) -> ctypes.CDLL:
-    """Compile and load a C file; the one for float32 has no other than large tiles."""
-    return native.library(_SOURCE_OF_LARGE_TILES if large_tiles and dtype == torch.bfloat16 else _SOURCES[dtype])
+    return native.library(*(LARGE_TILES if large_tiles and dtype == torch.bfloat16 else LIBRARIES[dtype]))
 
 
 def _convolve(
