@@ -125,8 +125,8 @@ class Tapes(Calls):
 def tapes(monkeypatch) -> None:
     """Have steps captured as on a GPU; Muon, with and without captures, updates as it does there."""
 
-    def muon(groups, *, fused, together):
-        return Muon(groups, fused=fused, together=True)
+    def muon(groups, *, fused, together, widened):
+        return Muon(groups, fused=fused, together=True, widened=widened)
 
     monkeypatch.setattr(cuda_graphs, "recorder_for", lambda device: Tapes())
     monkeypatch.setattr(optimizers, "Muon", muon)
