@@ -287,12 +287,12 @@ def device_type_of(device: str) -> DeviceType:
 
 
 def _resolve_precision(device: str, precision: PrecisionChoice) -> Precision:
-    kind = device.partition(":")[0]
+    kind = device_type_of(device)
     if precision == PrecisionChoice.TF32 and kind != "cuda":
         raise UserError(f"--precision tf32 is a mode of NVIDIA GPUs, not of {device}; write fp32 or bf16")
     if precision != PrecisionChoice.AUTO:
         return Precision(precision)
-    return Precision.BF16 if has_bf16(device_type_of(device)) else Precision.FP32
+    return Precision.BF16 if has_bf16(kind) else Precision.FP32
 
 
 def has_bf16(device_type: DeviceType) -> bool:

@@ -63,7 +63,7 @@ def save_model(network: "nn.Module", example: "npt.NDArray[np.uint8]", folder: P
 def _packages_unchecked() -> Iterator[None]:
     """Spare MLflow's look at whether the listed packages are installed, which were just asked for their versions.
 
-    It would read the lists of files of all packages, for one to three seconds at the end of each run.
+    It would read the lists of files of all packages, which is a seventh of a short run's processor time.
     """
     from mlflow.utils import environment
 

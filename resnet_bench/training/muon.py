@@ -18,7 +18,7 @@ def orthogonalized(matrices: Tensor, steps: int, *, widened: bool = False) -> Te
         matrices: One matrix [rows, columns] of any scale, or several [count, rows, columns].
         steps: Number of Newton–Schulz iterations; small singular values need more.
         widened: Multiply in float32 and round each product to bfloat16, which sums in float32 itself: equal up to the
-            order of sums, and more than ten times as fast where nothing multiplies bfloat16 in hardware.
+            order of sums, and many times as fast where nothing multiplies bfloat16 in hardware.
     """
     a, b, c = COEFFICIENTS
     x = matrices.bfloat16()
