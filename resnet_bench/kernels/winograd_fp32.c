@@ -17,11 +17,12 @@ typedef float value, factor;
 /* What makes the filters' frequencies as large as exact ones. */
 #define OF_B (1.0f / 6)
 
-/* Tiles whose frequencies a thread has at hand at once. The sums of the filters' gradient are read and written for each such
- * block, which therefore is larger. */
+/* Tiles whose frequencies are at hand at once, near a core. */
 #define TILES 48
-#define TILES_OF_SUMS 192
-#define MOST_TILES TILES_OF_SUMS
+/* The same for the gradient of filters that are too many to be summed up near a core: sums are read and written for each such
+ * block. */
+#define TILES_OF_FAR_SUMS 192
+#define MOST_TILES TILES_OF_FAR_SUMS
 /* Strips of outputs that are multiplied before they are transformed, 64 outputs. */
 #define STRIPS (64 / (COLUMNS * LANES))
 
@@ -366,7 +367,8 @@ int gradient_of_filters(
     const struct maps of_maps = {maps, height, width, channels};
     const struct maps of_gradients = {gradients, height + 2 * padding - 2, width + 2 * padding - 2, outputs};
     const struct tiling tiling = tiling_with_short(images, of_gradients.height, of_gradients.width, 0);
-    const int64_t tiles = tiles_of(&tiling), room = tiles_at_hand(tiles, TILES_OF_SUMS, 1);
+    const int64_t tiles = tiles_of(&tiling), at_once = outputs * channels > WIDE * WIDE ? TILES_OF_FAR_SUMS : TILES;
+    const int64_t room = tiles_at_hand(tiles, at_once, 1);
     const int64_t strips = strips_of(channels), of_frequency = spread(outputs * channels);
     float *nothing = calloc(larger(outputs, channels), sizeof(float)), *sums = memory(FREQUENCIES * of_frequency * sizeof(float));
     const struct frequencies left = allocate_frequencies(room, outputs), right = allocate_frequencies(room, channels);
