@@ -12,6 +12,7 @@ import torch
 from resnet_bench.base.errors import UserError
 from resnet_bench.cli import app, machine, options
 from resnet_bench.data import dataset
+from resnet_bench.kernels import native
 from resnet_bench.tracking.store import Store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -239,6 +240,25 @@ def test_doctor_shows_a_store_that_cannot_be_named_beside_everything_else(
     assert found["disk"].good
     assert not found["tracking"].good
     assert "path has ?, # or % in it" in found["tracking"].text
+
+
+def test_doctor_says_how_to_name_a_compiler_where_the_machines_own_has_no_openmp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = tmp_path / "cc"
+    theirs.write_text("#!/bin/sh\necho \"clang: error: unsupported option '-fopenmp'\" >&2\nexit 1\n")
+    theirs.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CC", str(theirs))
+    native.forget()
+    try:
+        found = {finding.subject: finding for finding in machine.check_machine(tmp_path, None)}
+    finally:
+        native.forget()
+    assert not found["C compiler"].good
+    assert not found["C compiler"].required
+    assert "unsupported option '-fopenmp'" in found["C compiler"].text
+    assert "CC=" in str(found["C compiler"].remedy)
 
 
 def test_doctor_misses_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
