@@ -95,7 +95,7 @@ def _execution() -> Finding:
 
 def _compiler() -> Finding:
     if problem := normalization.problem(torch.float32):
-        remedy = "for faster training on the CPU install gcc, and name it where cc is another (CC=gcc-15)"
+        remedy = "for faster training on the CPU install gcc, named by CC=gcc-15 if cc is another; all works without"
         return Finding("C compiler", False, problem, remedy, required=False)
     return Finding("C compiler", True, "makes the kernels that training on the CPU uses")
 
