@@ -89,7 +89,8 @@ def large_case(size: int, channels: int, outputs: int, images: int) -> Case:
 
 
 @pytest.mark.parametrize(
-    ("size", "channels", "outputs", "images"), [(4, 512, 256, 8), (7, 32, 48, 60), (16, 48, 80, 30)]
+    ("size", "channels", "outputs", "images"),
+    [(4, 512, 256, 8), (4, 272, 256, 200), (4, 256, 16, 60), (7, 32, 48, 60), (16, 48, 80, 30)],
 )
 def test_many_channels_and_many_tiles_are_near_too(size, channels, outputs, images) -> None:
     case = large_case(size, channels, outputs, images)
